@@ -1,0 +1,128 @@
+"""Which elements share a scale: a tiling of the tensor by equal blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .formats import check_int
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """A tiling: along each named axis blocks of the given size, along the rest `rest`.
+
+    sizes   ((axis, size), ...); negative axes count from the end; the last block may be shorter
+    rest    "whole": unnamed axes are not cut;  "each": every index has its own block
+    """
+
+    sizes: tuple[tuple[int, int | None], ...] = ()
+    rest: Literal["whole", "each"] = "whole"
+
+    def __post_init__(self) -> None:
+        axes = [axis for axis, _ in self.sizes]
+        if len(set(axes)) != len(axes):
+            raise ValueError(f"granularity: axis named twice in {axes}")
+        for axis, size in self.sizes:
+            check_int("axis", axis, -8, 7)
+            if size is not None:
+                check_int("block size", size, 1, 2**31)
+        if self.rest not in ("whole", "each"):
+            raise ValueError(f"rest: got {self.rest!r}, need 'whole' or 'each'")
+
+    def block_shape(self, shape: Sequence[int | None]) -> tuple[int, ...]:
+        """Block size along each axis of a tensor of `shape`, at most the axis itself, at least 1.
+
+        An axis of unknown size (None) may be left whole (its block size is then 1) and must not
+        be cut: ValueError.
+        """
+        blocks: list[int | None] = [None if self.rest == "whole" else 1] * len(shape)
+        seen = set()
+        for axis, size in self.sizes:
+            if not -len(shape) <= axis < len(shape):
+                raise ValueError(
+                    f"granularity names axis {axis}, but the tensor has {len(shape)} axes "
+                    f"(shape {tuple(shape)}); name an axis from {-len(shape)} to {len(shape) - 1}"
+                )
+            if axis % len(shape) in seen:
+                raise ValueError(f"granularity names axis {axis % len(shape)} twice: {self.sizes}")
+            seen.add(axis % len(shape))
+            blocks[axis] = size
+        for axis, (size, block) in enumerate(zip(shape, blocks, strict=True)):
+            if size is None and block is not None:
+                raise ValueError(
+                    f"granularity {self} cuts axis {axis}, whose size changes from batch to batch: "
+                    f"a range with memory needs granules that stay; leave that axis whole"
+                )
+        return tuple(
+            1 if size is None else max(size, 1) if block is None else max(min(block, size), 1)
+            for size, block in zip(shape, blocks, strict=True)
+        )
+
+    def __str__(self) -> str:
+        if not self.sizes:
+            return "per tensor" if self.rest == "whole" else "per element"
+        if self.rest == "whole" and all(size == 1 for _, size in self.sizes):
+            return "per axis " + ",".join(str(axis) for axis, _ in self.sizes)
+        return "blocks " + ",".join(f"{axis}:{size or 'all'}" for axis, size in self.sizes)
+
+
+per_tensor = Granularity()
+per_sample = Granularity(((0, 1),))
+per_token = Granularity(((-1, None),), rest="each")
+
+
+def per_axis(*axes: int) -> Granularity:
+    """A scale for each index along `axes`."""
+    return Granularity(tuple((axis, 1) for axis in axes))
+
+
+def per_block(sizes: Mapping[int, int]) -> Granularity:
+    """Blocks of the given sizes, other axes cut into single indices: {-1: 32} is MX's 1x32."""
+    return Granularity(tuple(sizes.items()), rest="each")
+
+
+def compact_shape(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
+    """Number of blocks along each axis; an empty axis counts one block, so that it has a scale."""
+    return tuple(max(-(-size // b), 1) for size, b in zip(shape, block, strict=True))
+
+
+def is_plain(shape: Sequence[int], block: Sequence[int]) -> bool:
+    """Whether every axis is either whole or cut into single indices, so that scales broadcast."""
+    return all(b == 1 or b >= size for size, b in zip(shape, block, strict=True))
+
+
+def expand(compact: Tensor, shape: Sequence[int], block: Sequence[int]) -> Tensor:
+    """Per-block values repeated over their elements.  compact_shape -> broadcastable to `shape`."""
+    for axis, (size, b) in enumerate(zip(shape, block, strict=True)):
+        if 1 < b < size:
+            index = torch.arange(size, device=compact.device) // b
+            compact = compact.index_select(axis, index)
+    return compact
+
+
+def blocked(x: Tensor, block: Sequence[int], fill: float | None = None) -> tuple[Tensor, list[int]]:
+    """x viewed so that some axes run within the blocks: (view, those axes).
+
+    Ragged tails are padded with the axis' last element, which changes no minimum or maximum, or
+    with `fill`.  Reducing the returned axes with keepdim=False after moving gives compact_shape.
+    """
+    shape, inner = [], []
+    for axis, (size, b) in enumerate(zip(tuple(x.shape), block, strict=True)):
+        count = -(-size // b)
+        if count * b != size:
+            if fill is None:
+                index = torch.arange(count * b, device=x.device).clamp(max=size - 1)
+                x = x.index_select(axis, index)
+            else:
+                tail = list(x.shape)
+                tail[axis] = count * b - size
+                x = torch.cat([x, x.new_full(tail, fill)], dim=axis)
+        shape.append(count)
+        inner.append(len(shape))
+        shape.append(b)
+    return x.reshape(shape), inner

@@ -1,0 +1,87 @@
+"""Counter-based random bits: a pure function of (key, logical element index).
+
+Nothing is drawn from a generator, so a repeated, resumed or recomputed step sees the same noise,
+and the noise of one tensor never depends on what else was rounded.
+
+    lo, hi  = the low and the high 32 bits of the element's index in C order of the logical shape
+    k0, k1  = the low and the high 32 bits of the key
+    bits    = mix32(mix32(lo + k0) ^ (k1 + hi * 0x9E3779B1))        all modulo 2^32
+
+mix32 is the two-multiplication xor-shift permutation "lowbias32" (C. Wellons, "Prospecting for
+hash functions", 2018); keys are mixed with the finalizer of SplitMix64 (Steele et al., OOPSLA
+2014).  Integer arithmetic wraps identically on every device, eager or compiled.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def _shifted(x: Tensor, places: int, bits: int) -> Tensor:
+    """Logical right shift of a signed integer tensor (torch's own shift is arithmetic)."""
+    return (x >> places).bitwise_and_((1 << (bits - places)) - 1)
+
+
+def _mix64(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30, 64)) * _signed(0xBF58476D1CE4E5B9, 64)
+    x = (x ^ _shifted(x, 27, 64)) * _signed(0x94D049BB133111EB, 64)
+    return x ^ _shifted(x, 31, 64)
+
+
+def _mix32_(x: Tensor) -> Tensor:
+    """In place, int32."""
+    x.bitwise_xor_(_shifted(x, 16, 32)).mul_(0x7FEB352D)
+    x.bitwise_xor_(_shifted(x, 15, 32)).mul_(_signed(0x846CA68B, 32))
+    return x.bitwise_xor_(_shifted(x, 16, 32))
+
+
+def fold(key: Tensor, value: int | Tensor) -> Tensor:
+    """A new key from a key and an integer: fold(fold(k, a), b) differs for every (a, b).
+
+    key: int64, any shape; value: an int or an int64 tensor -> int64, key's shape.
+    """
+    if isinstance(value, int):
+        value = torch.full_like(key, _signed(value, 64))
+    return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))
+
+
+def root_key(*parts: int) -> Tensor:
+    """A key, 0-d int64 on the CPU, from integers such as (seed, stream)."""
+    key = torch.zeros((), dtype=torch.int64)
+    for part in parts:
+        key = fold(key, part)
+    return key
+
+
+def random_bits(key: Tensor, shape: tuple[int, ...] | torch.Size, *, start: int = 0) -> Tensor:
+    """32 random bits an element.  key: 0-d int64 -> int32 of `shape`, on the key's device.
+
+    start: the index of the first element (tests reach 2^31 and 2^32 without the memory).
+    """
+    count = math.prod(shape)
+    low_key, high_key = key.to(torch.int32), (key >> 32).to(torch.int32)
+    if start + count <= 2**31:
+        low = torch.arange(start, start + count, dtype=torch.int32, device=key.device)
+        high: Tensor | int = 0
+    else:
+        index = torch.arange(start, start + count, dtype=torch.int64, device=key.device)
+        low, high = index.to(torch.int32), (index >> 32).to(torch.int32)
+    bits = _mix32_(low.add_(low_key))
+    bits = _mix32_(bits.bitwise_xor_(high_key + high * _signed(0x9E3779B1, 32)))
+    return bits.view(shape)
+
+
+def uniform_integers(bits: Tensor, count: int) -> Tensor:
+    """The top `count` (1..31) of 32 random bits as an integer 0 .. 2^count - 1.  int32 -> int32."""
+    return _shifted(bits, 32 - count, 32)

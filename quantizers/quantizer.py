@@ -1,0 +1,297 @@
+"""Quantizer (what to do to a tensor) and QTensor (what came out)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .formats import FloatFormat, Format, IntFormat, fp32
+from .granularity import Granularity, compact_shape, expand, per_tensor
+from .noise import random_bits
+from .ranges import Ema, RangeRule, State, absmax
+from .rounding import Rounding, nearest_even, round_to_float
+
+
+class QTensor(NamedTuple):
+    """A quantized tensor: value = (elements - zero_point) * scale.
+
+    elements     unscaled numbers on the format's grid, x's shape: the smallest integer dtype for
+                 an IntFormat; fp32 for a FloatFormat; x itself where nothing was quantized
+    scale        fp32, one entry per block, or None for 1
+    zero_point   int32, scale's shape, or None for 0
+    format       the elements' format, or None where nothing was quantized
+    block        block size along each axis of elements
+    """
+
+    elements: Tensor
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    format: Format | None = None
+    block: tuple[int, ...] = ()
+
+    @property
+    def values_dtype(self) -> torch.dtype:
+        """The dtype of `dequantize()`."""
+        return self.elements.dtype if self.elements.is_floating_point() else torch.float32
+
+    def spread(self, compact: Tensor) -> Tensor:
+        """A per-block tensor, broadcastable to the elements."""
+        shape = tuple(self.elements.shape)
+        return expand(compact, shape, self.block)
+
+    def unshifted(self) -> Tensor:
+        """elements - zero_point as exact floating-point numbers, the elements' shape."""
+        values = self.elements.to(self.values_dtype)
+        return values if self.zero_point is None else values - self.spread(self.zero_point)
+
+    def dequantize(self) -> Tensor:
+        """The real values: one rounding, of the product with the scale.  fp32, or x's dtype where
+        x was not quantized; fp64 where x was fp64 and its elements are floating point."""
+        values = self.unshifted()
+        return values if self.scale is None else values * self.spread(self.scale)
+
+
+class QuantizerLike(Protocol):
+    """What every slot of a recipe accepts.  A class of yours needs only `__call__`; it may offer
+
+    init_state(shape) -> dict of tensors, registered as buffers by the layer (shape entries that
+    change from batch to batch are None), passed to every call as `state` and updated in place
+    when `training`;  backward(grad, x, state) -> grad, x's shape and dtype: its own backward
+    (default: straight-through, the gradient passes unchanged).
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        state: State | None = None,
+        key: Tensor | None = None,
+        training: bool = True,
+    ) -> QTensor: ...
+
+
+class Off:
+    """The quantizer that does nothing: the elements are x itself, in its own dtype."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        state: State | None = None,
+        key: Tensor | None = None,
+        training: bool = True,
+    ) -> QTensor:
+        return QTensor(x, block=tuple(max(size, 1) for size in x.shape))
+
+    def __repr__(self) -> str:
+        return "OFF"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Off)
+
+    def __hash__(self) -> int:
+        return hash(Off)
+
+
+OFF = Off()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """Range, scale, rounding, format: `quantizer(x) -> QTensor`.
+
+    format            IntFormat or FloatFormat of the elements
+    granularity       which elements share a scale
+    range             a range rule, or None: no scale, the elements are x rounded (FloatFormat only)
+    scale_format      format of the scale: fp32, e8m0 (power of two), e4m3, ...
+    scale_rounding    how the scale is rounded to it (ceil: up, floor: down, nearest_even)
+    rounding          how elements are rounded
+    straight_through  the gradient: "identity" passes everywhere; "inclusive" is zero where x lies
+                      outside the representable interval; "strict" also at its ends
+
+    symmetric:  scale = max(|low|, |high|) / format.largest;   elements = clamp(round(x / scale))
+    affine:     low, high widened to include 0;  scale = (high - low) / (format.high - format.low);
+                zero_point = format.low - round(low / scale), clamped to the format;
+                elements = clamp(round(x / scale) + zero_point);  0 is exact
+
+    All by division, in fp32 (fp64 elements for fp64 x).  A zero range gives scale 0 and elements
+    that stand for 0; a non-finite element makes its granule's scale non-finite.
+    """
+
+    format: Format
+    granularity: Granularity = per_tensor
+    range: RangeRule | None = absmax
+    scale_format: FloatFormat = fp32
+    scale_rounding: Rounding = nearest_even
+    rounding: Rounding = nearest_even
+    straight_through: Literal["identity", "inclusive", "strict"] = "identity"
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("format", IntFormat | FloatFormat),
+            ("granularity", Granularity),
+            ("scale_format", FloatFormat),
+            ("rounding", Rounding),
+            ("scale_rounding", Rounding),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, need {kind}")
+        if self.range is None and isinstance(self.format, IntFormat):
+            raise ValueError(
+                f"range: got None, but {self.format} needs a range rule such as absmax"
+            )
+        if self.range is not None and not callable(self.range):
+            raise TypeError(f"range: got {self.range!r}, need a range rule such as absmax or None")
+        if self.range is None and self.granularity != per_tensor:
+            raise ValueError(
+                "granularity: without a range there are no scales; leave it per_tensor"
+            )
+        if self.scale_rounding.random_bits:
+            raise ValueError("scale_rounding: scales are not rounded stochastically")
+        if self.straight_through not in ("identity", "inclusive", "strict"):
+            raise ValueError(
+                f"straight_through: got {self.straight_through!r}, need 'identity', 'inclusive' "
+                f"or 'strict'"
+            )
+        batch_range = isinstance(self.range, Ema) and self.range.train_on == "batch"
+        if self.straight_through != "identity" and batch_range:
+            raise ValueError(
+                f"straight_through: {self.straight_through!r} needs one range for training and "
+                f"evaluation; give the range train_on='running'"
+            )
+
+    def init_state(self, shape: Sequence[int | None]) -> State:
+        """State for tensors of `shape` (None: a size that changes); {} without memory."""
+        if not isinstance(self.range, Ema):
+            return {} if self.range is None else self.range.init_state(())
+        block = self.granularity.block_shape(shape)
+        return self.range.init_state(compact_shape([s or 1 for s in shape], block))
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        state: State | None = None,
+        key: Tensor | None = None,
+        training: bool = True,
+    ) -> QTensor:
+        """x: fp16, bf16, fp32 or fp64, any shape and layout; key: 0-d int64, for a stochastic
+        rounding.  With memory, `state` is updated in place when `training`.
+
+        Raises TypeError for other dtypes, ValueError for a missing key or state.
+        """
+        x = as_real(x)
+        bits = None
+        if self.rounding.random_bits:
+            if key is None:
+                raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
+            bits = random_bits(key, x.shape)
+        block = self.granularity.block_shape(x.shape)
+        if self.range is None:
+            assert isinstance(self.format, FloatFormat)
+            elements = round_to_float(x, self.format, self.rounding, bits)
+            return QTensor(elements, None, None, self.format, block)
+        scale, zero_point = self._scale(x, block, state, training)
+        # x / inf = 0: where the scale is zero, so is every element, without a branch
+        divisor = torch.where(scale == 0, float("inf"), scale)
+        scaled = x / expand(divisor, x.shape, block)
+        if isinstance(self.format, FloatFormat):
+            elements = round_to_float(scaled, self.format, self.rounding, bits)
+        else:
+            elements = self.rounding(scaled, bits)
+            if zero_point is not None:
+                elements = elements + expand(zero_point, x.shape, block)
+            elements = elements.clamp(self.format.low, self.format.high).to(self.format.dtype)
+        return QTensor(elements, scale, zero_point, self.format, block)
+
+    def _scale(
+        self, x: Tensor, block: tuple[int, ...], state: State | None, training: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        assert self.range is not None
+        low, high = self.range(x, block, state=state, training=training)
+        affine = isinstance(self.format, IntFormat) and not self.format.symmetric
+        if affine:
+            assert isinstance(self.format, IntFormat)
+            low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+            width = high - low
+            scale = width / (self.format.high - self.format.low)
+        else:
+            unsigned = not self.format.signed
+            width = high.clamp(min=0.0) if unsigned else torch.maximum(low.abs(), high.abs())
+            scale = width / self.format.largest
+        if self.scale_format != fp32:
+            rounded = round_to_float(scale, self.scale_format, self.scale_rounding)
+            scale = torch.where(scale == 0, scale, rounded)
+        if not affine:
+            return scale, None
+        assert isinstance(self.format, IntFormat)
+        divisor = torch.where(scale == 0, float("inf"), scale)
+        zero_point = self.format.low - torch.round(low / divisor)
+        zero_point = zero_point.clamp(self.format.low, self.format.high)
+        return scale, torch.nan_to_num(zero_point).to(torch.int32)
+
+    def backward(self, grad: Tensor, x: Tensor, state: State | None) -> Tensor:
+        """The straight-through gradient.  grad, x: the same shape -> grad's dtype."""
+        if self.straight_through == "identity":
+            return grad
+        x = as_real(x)
+        if self.range is None:
+            low: Tensor | float = -self.format.largest if self.format.signed else 0.0
+            high: Tensor | float = self.format.largest
+        else:
+            block = self.granularity.block_shape(x.shape)
+            scale, zero_point = self._scale(x, block, state, training=False)
+            lowest = self.format.low if isinstance(self.format, IntFormat) else None
+            bottom = lowest if lowest is not None else -self.format.largest * self.format.signed
+            shift = 0 if zero_point is None else zero_point
+            low = expand((bottom - shift) * scale, x.shape, block)
+            high = expand((self.format.largest - shift) * scale, x.shape, block)
+        strict = self.straight_through == "strict"
+        inside = (x > low) & (x < high) if strict else (x >= low) & (x <= high)
+        return grad * inside
+
+    def __str__(self) -> str:
+        parts = [str(self.format)]
+        if self.range is not None:
+            parts.append(str(self.granularity))
+        if self.rounding != nearest_even:
+            parts.append(str(self.rounding))
+        return ", ".join(parts)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """x in the dtype it is quantized from: fp32 for half precision (exact), fp64 stays fp64.
+
+    Raises TypeError for integer and complex tensors.
+    """
+    if x.dtype in (torch.float32, torch.float64):
+        return x
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return x.float()
+    raise TypeError(
+        f"cannot quantize a tensor of {x.dtype}; need float16, bfloat16, float32 or float64"
+    )
+
+
+def straight_through(quantizer: QuantizerLike) -> bool:
+    """Whether the quantizer's backward is the identity, so that x need not be kept for it."""
+    if isinstance(quantizer, Quantizer):
+        return quantizer.straight_through == "identity"
+    return not callable(getattr(quantizer, "backward", None))
+
+
+def init_state(quantizer: QuantizerLike, shape: Sequence[int | None]) -> State:
+    """The quantizer's state for tensors of `shape`; {} where it keeps none."""
+    make = getattr(quantizer, "init_state", None)
+    return dict(make(tuple(shape))) if callable(make) else {}
+
+
+def needs_key(quantizer: QuantizerLike) -> bool:
+    """Whether calls need a noise key (unknown quantizers are given one)."""
+    if isinstance(quantizer, Quantizer):
+        return quantizer.rounding.random_bits > 0
+    return not isinstance(quantizer, Off)

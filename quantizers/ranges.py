@@ -1,0 +1,237 @@
+"""Range rules: which interval of values a granule's codes are spread over.
+
+A rule maps (x, block shape) to (low, high), both fp32 of the compact shape: one entry per
+granule.  A granule with a non-finite element gets a non-finite range, without a branch.  An empty
+tensor gets the range (0, 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .formats import check_int
+from .granularity import blocked, compact_shape, is_plain
+
+State = dict[str, Tensor]
+Range = tuple[Tensor, Tensor]
+
+
+class RangeRule(Protocol):
+    """What a Quantizer asks of its range: a callable, and the state it keeps (if any)."""
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range: ...
+
+    def init_state(self, compact: tuple[int, ...]) -> State: ...
+
+
+def _reduce(x: Tensor, block: Sequence[int], largest: bool) -> Tensor:
+    """Maximum (or minimum) of each block.  -> fp32, compact shape."""
+    if x.numel() == 0:
+        return x.new_zeros(compact_shape(x.shape, block), dtype=torch.float32)
+    compact = compact_shape(x.shape, block)
+    if is_plain(x.shape, block):
+        axes = [a for a, b in enumerate(block) if b > 1]
+    else:
+        x, axes = blocked(x, block)
+    if axes:
+        x = x.amax(axes) if largest else x.amin(axes)
+    return x.reshape(compact).float()
+
+
+class _Stateless:
+    def init_state(self, compact: tuple[int, ...]) -> State:
+        return {}
+
+
+@dataclass(frozen=True)
+class AbsMax(_Stateless):
+    """(-a, a) with a = max |x|."""
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range:
+        bound = _reduce(x.abs(), block, largest=True)
+        return -bound, bound
+
+
+@dataclass(frozen=True)
+class MinMax(_Stateless):
+    """(min x, max x)."""
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range:
+        return _reduce(x, block, largest=False), _reduce(x, block, largest=True)
+
+
+def _rows(x: Tensor, block: Sequence[int], fill: float | None) -> Tensor:
+    """x as (granules, elements of a granule), in C order; ragged blocks padded with `fill`."""
+    view, inner = blocked(x, block, fill)
+    outer = [axis for axis in range(view.dim()) if axis not in inner]
+    granules = 1
+    for axis in outer:
+        granules *= view.shape[axis]
+    return view.permute(*outer, *inner).reshape(granules, -1)
+
+
+@dataclass(frozen=True)
+class ChunkedMinMax(_Stateless):
+    """(mean of the chunks' minima, mean of their maxima): it clips by design.
+
+    chunks   how many equal parts of a granule, in C order; None: one chunk per index of axis 0
+             (a sample), the rule of Banner et al. 2018 for activations.
+    """
+
+    chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunks is not None:
+            check_int("chunks", self.chunks, 1, 2**31)
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range:
+        compact = compact_shape(x.shape, block)
+        if x.numel() == 0:
+            zero = x.new_zeros(compact, dtype=torch.float32)
+            return zero, zero
+        chunks = self.chunks
+        if chunks is None:
+            chunks = block[0] if block else 1
+        rows = _rows(x, block, None)
+        size = -(-rows.shape[1] // chunks)
+        parts = torch.split(rows, size, dim=1)
+        if all(part.shape[1] == size for part in parts):
+            cut = rows.reshape(rows.shape[0], -1, size)
+            low, high = cut.amin(2), cut.amax(2)
+        else:
+            low = torch.stack([part.amin(1) for part in parts], 1)
+            high = torch.stack([part.amax(1) for part in parts], 1)
+        return (
+            low.float().mean(1).reshape(compact),
+            high.float().mean(1).reshape(compact),
+        )
+
+
+@dataclass(frozen=True)
+class Percentile(_Stateless):
+    """(quantile 1 - fraction, quantile fraction) of x, linearly interpolated: it clips outliers.
+
+    fraction   in (0.5, 1]; 0.999 leaves 0.1 % of the elements outside at either end.
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fraction, float | int) or not 0.5 < self.fraction <= 1:
+            raise ValueError(f"percentile: got {self.fraction!r}, need a fraction in (0.5, 1]")
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range:
+        compact = compact_shape(x.shape, block)
+        if x.numel() == 0:
+            zero = x.new_zeros(compact, dtype=torch.float32)
+            return zero, zero
+        # padding sorts to the end as NaN does, so each row's own elements come first
+        ordered = _rows(x.float(), block, float("nan")).sort(dim=1).values
+        count = _rows(torch.ones_like(x, dtype=torch.float32), block, 0.0).sum(1, keepdim=True)
+        finite = _rows(torch.isfinite(x).float(), block, 1.0).amin(1) > 0
+
+        def quantile(fraction: float) -> Tensor:
+            position = (count - 1) * fraction
+            below = position.floor()
+            left = ordered.gather(1, below.long())
+            right = ordered.gather(1, torch.minimum(below + 1, count - 1).long())
+            value = (left + (right - left) * (position - below)).squeeze(1)
+            return torch.where(finite, value, float("nan")).reshape(compact)
+
+        return quantile(1 - self.fraction), quantile(self.fraction)
+
+
+@dataclass(frozen=True)
+class Ema(_Stateless):
+    """An exponential moving average of another rule's range, kept in the state.
+
+    rule       the rule that is averaged
+    momentum   torch's convention: running <- (1 - momentum) * running + momentum * new
+    train_on   "running": training uses the average (the newest batch counted in);
+               "batch": training uses the batch's own range; the average serves evaluation
+
+    The first range initialises the average; until then evaluation uses the batch's own range.  A
+    non-finite range is not averaged in, and still makes this tensor's scale non-finite.
+    """
+
+    rule: RangeRule = field(default_factory=MinMax)
+    momentum: float = 0.1
+    train_on: Literal["running", "batch"] = "running"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.momentum, float | int) or not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum: got {self.momentum!r}, need a number in (0, 1]")
+        if self.train_on not in ("running", "batch"):
+            raise ValueError(f"train_on: got {self.train_on!r}, need 'running' or 'batch'")
+
+    def init_state(self, compact: tuple[int, ...]) -> State:
+        return {
+            "low": torch.zeros(compact),
+            "high": torch.zeros(compact),
+            "steps": torch.zeros((), dtype=torch.int64),
+        }
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range:
+        if state is None:
+            raise ValueError(
+                "a range with memory needs state: pass state=quantizer.init_state(shape)"
+            )
+        low, high = self.rule(x, block)
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        if training:
+            if x.numel() == 0:
+                return low, high
+            weight = torch.where(state["steps"] == 0, 1.0, self.momentum)
+            for name, new in (("low", low), ("high", high)):
+                old = state[name]
+                moved = old + (new.view(old.shape) - old) * weight
+                old.copy_(torch.where(finite.view(old.shape), moved, old))
+            state["steps"].add_(finite.all())
+            if self.train_on == "batch":
+                return low, high
+        seen = state["steps"] > 0
+        running_low = torch.where(seen, state["low"].view(low.shape), low)
+        running_high = torch.where(seen, state["high"].view(high.shape), high)
+        # the average has not seen these elements: a non-finite one must still be seen
+        bad = float("nan")
+        return torch.where(finite, running_low, bad), torch.where(finite, running_high, bad)
+
+
+absmax = AbsMax()
+minmax = MinMax()
+
+
+def chunked_minmax(chunks: int | None = None) -> ChunkedMinMax:
+    """Minima and maxima averaged over chunks (None: over samples)."""
+    return ChunkedMinMax(chunks)
+
+
+def percentile(fraction: float) -> Percentile:
+    """Quantiles 1 - fraction and fraction."""
+    return Percentile(fraction)
+
+
+def ema(
+    rule: RangeRule = minmax,
+    momentum: float = 0.1,
+    train_on: Literal["running", "batch"] = "running",
+) -> Ema:
+    """The moving average of `rule`'s range."""
+    return Ema(rule, momentum, train_on)

@@ -1,0 +1,137 @@
+"""Rounding of real numbers to integers, and, with it, to the grid of a floating-point format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .formats import FloatFormat, bf16, check_int, fp16
+from .noise import uniform_integers
+
+Mode = Literal["nearest_even", "half_away", "toward_zero", "floor", "ceil", "stochastic"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A rounding to integers: `rounding(x, bits) -> x's dtype, integer valued`.
+
+    mode          nearest_even, half_away, toward_zero, floor, ceil or stochastic
+    random_bits   how many random bits a stochastic rounding uses per element; 0 for the others
+
+    Stochastic: the magnitude is rounded up when (u + 1/2) / 2^random_bits < fraction, where u is
+    uniform on 0 .. 2^random_bits - 1: a comparison, so integers are fixed points and the error is
+    unbiased within 2^-(random_bits + 1).  NaN and +-inf stay what they are; -0 keeps its sign.
+    """
+
+    mode: Mode
+    random_bits: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in Mode.__args__:  # type: ignore[attr-defined]
+            raise ValueError(f"rounding: got {self.mode!r}, need one of {Mode.__args__}")  # type: ignore[attr-defined]
+        if self.mode == "stochastic":
+            # fp32 holds u + 1/2 exactly up to 23 bits
+            check_int("random_bits", self.random_bits, 1, 23)
+        elif self.random_bits != 0:
+            raise ValueError(f"random_bits: got {self.random_bits}, {self.mode} rounding uses none")
+
+    def __call__(self, x: Tensor, bits: Tensor | None = None) -> Tensor:
+        """x: fp32 or fp64; bits: int32 random bits of x's shape, for a stochastic rounding."""
+        if self.mode == "nearest_even":
+            return torch.round(x)
+        if self.mode == "toward_zero":
+            return torch.trunc(x)
+        if self.mode == "floor":
+            return torch.floor(x)
+        if self.mode == "ceil":
+            return torch.ceil(x)
+        magnitude = x.abs()
+        whole = magnitude.floor()
+        fraction = magnitude - whole  # exact
+        if self.mode == "half_away":
+            up = fraction >= 0.5
+        else:
+            if bits is None:
+                raise ValueError(
+                    "stochastic rounding needs random bits; pass key= to the quantizer"
+                )
+            draw = uniform_integers(bits, self.random_bits).to(x.dtype)
+            up = draw.add_(0.5) < fraction.mul_(2.0**self.random_bits)
+        return torch.copysign(whole.add_(up), x)
+
+    def __str__(self) -> str:
+        if self.mode == "stochastic" and self.random_bits != 23:
+            return f"stochastic({self.random_bits})"
+        return self.mode
+
+
+nearest_even = Rounding("nearest_even")
+half_away = Rounding("half_away")
+toward_zero = Rounding("toward_zero")
+floor = Rounding("floor")
+ceil = Rounding("ceil")
+
+
+def stochastic(random_bits: int = 23) -> Rounding:
+    """Stochastic rounding that spends `random_bits` (1..23) random bits an element."""
+    return Rounding("stochastic", random_bits)
+
+
+def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^exponent, exact, for integer exponents of normal numbers (no pow, no ldexp)."""
+    if dtype == torch.float64:
+        return ((exponent + 1023) << 52).view(torch.float64)
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+def round_to_float(
+    x: Tensor, fmt: FloatFormat, rounding: Rounding = nearest_even, bits: Tensor | None = None
+) -> Tensor:
+    """x rounded once to the values of `fmt`.  fp32 or fp64, any shape -> same dtype and shape.
+
+    A finite value whose rounded magnitude (with an unbounded exponent) exceeds `fmt.largest`
+    follows `fmt.on_overflow`; inf and NaN are kept as FloatFormat states.
+    """
+    if rounding == nearest_even and x.dtype == torch.float32 and fmt in _NATIVE:
+        # The same bits in two passes.  Not when compiling: the compiler drops such cast pairs.
+        if not torch.compiler.is_compiling():
+            return x.to(_NATIVE[fmt]).to(torch.float32)
+    if x.dtype == torch.float64:
+        exponent = ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
+    else:
+        exponent = ((x.view(torch.int32) >> 23) & 0xFF) - 127
+    # the step of x's binade is 2^(exponent - mantissa): scale it to 1, round, scale back.  Each
+    # scaling is exact and made in two halves, so that no factor leaves the normal range.
+    top = 1023 if x.dtype == torch.float64 else 127
+    exponent = exponent.clamp(min=fmt.min_exponent, max=top) - fmt.mantissa
+    half = exponent >> 1
+    rest = exponent - half
+    scaled = x * _power_of_two(-half, x.dtype) * _power_of_two(-rest, x.dtype)
+    y = rounding(scaled, bits) * _power_of_two(half, x.dtype) * _power_of_two(rest, x.dtype)
+    finite = torch.isfinite(x)
+    over = {"inf": float("inf"), "nan": float("nan"), "saturate": fmt.largest}[fmt.on_overflow]
+    y = torch.where(
+        finite & (y.abs() > fmt.largest), torch.copysign(torch.full_like(y, over), y), y
+    )
+    if not fmt.signed:
+        y = torch.where(y < 0, torch.full_like(y, 0.0), y)
+    if not fmt.zero:
+        y = torch.where(finite & (y < fmt.smallest), torch.full_like(y, fmt.smallest), y)
+    if not fmt.has_inf:
+        y = torch.where(torch.isinf(x), torch.full_like(y, float("nan")), y)
+    return y
+
+
+def round_to(x: Tensor, fmt: FloatFormat) -> Tensor:
+    """x rounded to the nearest value of `fmt`, ties to even.  Any float dtype -> the same dtype.
+
+    The format in which a layer's output is stored; overflow gives what `fmt` states.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    return round_to_float(wide, fmt).to(x.dtype)
+
+
+_NATIVE = {fp16: torch.float16, bf16: torch.bfloat16}
