@@ -1,0 +1,223 @@
+"""Deviations: estimates of a channel's standard deviation, and their gradients.
+
+    l2()       sqrt(mean (x - mean)^2), torch's own
+    l1()       c * mean |x - mean|                           c = sqrt(pi / 2)
+    linf()     c(n) * max |x - mean|
+    topk(k)    c(n) * mean of the k largest |x - mean|
+    range_(K)  mean over K chunks of c(n) * (max - min)      n: elements of the chunk
+
+`constant` names c.  "exact" is 1 / E[statistic of n unit Gaussians], so that the estimate is 1 on
+average at every n (for l2, its square is).  "paper" is the constant as published (Banner et al.
+2018, arXiv:1805.11046, for range; Hoffer et al. 2018, arXiv:1803.01814, eq. 5, for l1), "code"
+that of the papers' public code; a deviation that has no such constant refuses it.  The
+expectation is about the Gaussians' own mean; about the mean of the n elements themselves, the
+estimates other than range are low by about 1 / (2 n), relatively, as torch's biased variance is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import choice, integer
+from .deviation_constants import Constant as Constant
+from .deviation_constants import largest_factor, range_factor
+
+
+class Estimate(NamedTuple):
+    """sigma (C,), and, where it is a weighted sum of few elements, their indices and weights."""
+
+    sigma: Tensor
+    where: Tensor | None = None  # (C, J) int64, into the channel's M elements
+    slope: Tensor | None = None  # (C, J), d sigma / d element
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation(ABC):
+    """An estimate of the standard deviation, proportional to its argument's scale."""
+
+    name: ClassVar[str]
+    constants: ClassVar[tuple[Constant, ...]] = ("exact",)
+    constant: Constant = "exact"
+
+    def __post_init__(self) -> None:
+        choice(f"{self.name}.constant", self.constant, self.constants)
+
+    @abstractmethod
+    def estimate(self, rows: Tensor) -> Estimate:
+        """rows: (C, M), each row's mean already subtracted, fp32 or fp64, M >= 2."""
+
+    def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
+        """What the norm divides by: sigma + eps."""
+        return sigma + eps
+
+    def dense_slope(self, centered: Tensor, divisor: Tensor) -> Tensor | None:
+        """d divisor / d element, the mean held fixed; None where few elements count.
+
+        centered: (N, C, *S); divisor: stabilized sigma, broadcastable to it.
+        """
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.constant})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _L2(Deviation):
+    name = "l2"
+
+    def estimate(self, rows: Tensor) -> Estimate:
+        return Estimate(rows.square().mean(1).sqrt())
+
+    def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
+        """sqrt(sigma^2 + eps), torch's."""
+        return (sigma.square() + eps).sqrt()
+
+    def dense_slope(self, centered: Tensor, divisor: Tensor) -> Tensor:
+        return centered / (divisor * (centered.numel() // centered.shape[1]))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _L1(Deviation):
+    name = "l1"
+    constants = ("exact", "paper")
+
+    def estimate(self, rows: Tensor) -> Estimate:
+        # E|N(0, sigma^2)| = sigma sqrt(2 / pi): the paper's constant is exact at every n
+        return Estimate(math.sqrt(math.pi / 2) * rows.abs().mean(1))
+
+    def dense_slope(self, centered: Tensor, divisor: Tensor) -> Tensor:
+        count = centered.numel() // centered.shape[1]
+        return centered.sign() * (math.sqrt(math.pi / 2) / count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Linf(Deviation):
+    """Of equal magnitudes the first element, in (N, *S) order, carries the gradient."""
+
+    name = "linf"
+    constants = ("exact", "code")
+
+    def estimate(self, rows: Tensor) -> Estimate:
+        index = rows.abs().argmax(1, keepdim=True)
+        return _largest(rows, index, largest_factor(self.constant, rows.shape[1], 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TopK(Deviation):
+    """Of magnitudes equal to the k-th, those that torch.topk picks carry the gradient; where a
+    channel has fewer than k elements, k is their number."""
+
+    name = "topk"
+    constants = ("exact", "code")
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("topk.k", self.k, low=1)
+
+    def estimate(self, rows: Tensor) -> Estimate:
+        k = min(self.k, rows.shape[1])
+        index = rows.abs().topk(k, dim=1).indices
+        return _largest(rows, index, largest_factor(self.constant, rows.shape[1], k))
+
+    def __str__(self) -> str:
+        return f"topk({self.k}, {self.constant})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Range(Deviation):
+    """Chunks are runs of consecutive elements in (N, *S) order, of sizes that differ by one at
+    most; each has two elements or more, so small batches have fewer chunks than asked for.  Of
+    equal extremes in a chunk, the first carries the gradient."""
+
+    name = "range"
+    constants = ("exact", "paper", "code")
+    chunks: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("range.chunks", self.chunks, low=1)
+
+    def estimate(self, rows: Tensor) -> Estimate:
+        channels, count = rows.shape
+        chunks = min(self.chunks, count // 2)
+        size, longer = divmod(count, chunks)
+        sigmas, indices, slopes = [], [], []
+        for start, number, length in (
+            (0, longer, size + 1),
+            (longer * (size + 1), chunks - longer, size),
+        ):
+            if number == 0:
+                continue
+            block = rows[:, start : start + number * length].reshape(channels, number, length)
+            high, low = block.max(2), block.min(2)
+            factor = range_factor(self.constant, length) / chunks
+            sigmas.append(factor * (high.values - low.values).sum(1))
+            first = start + length * torch.arange(number, device=rows.device)
+            indices += [high.indices + first, low.indices + first]
+            slope = torch.full_like(high.values, factor)
+            slopes += [slope, -slope]
+        sigma = sigmas[0] if len(sigmas) == 1 else sigmas[0] + sigmas[1]
+        return Estimate(sigma, torch.cat(indices, 1), torch.cat(slopes, 1))
+
+    def __str__(self) -> str:
+        return f"range(chunks={self.chunks}, {self.constant})"
+
+
+def _largest(rows: Tensor, index: Tensor, factor: float) -> Estimate:
+    chosen = rows.gather(1, index)
+    return Estimate(factor * chosen.abs().mean(1), index, chosen.sign() * (factor / index.shape[1]))
+
+
+def l2() -> Deviation:
+    """The root mean square, torch's own."""
+    return _L2()
+
+
+def l1(constant: Constant = "exact") -> Deviation:
+    """The mean magnitude."""
+    return _L1(constant=constant)
+
+
+def linf(constant: Constant = "exact") -> Deviation:
+    """The largest magnitude."""
+    return _Linf(constant=constant)
+
+
+def topk(k: int = 10, constant: Constant = "exact") -> Deviation:
+    """The mean of the k largest magnitudes."""
+    return _TopK(k=k, constant=constant)
+
+
+def range_(chunks: int = 1, constant: Constant = "exact") -> Deviation:
+    """The range, max - min, averaged over chunks.  (The papers' code: 16 chunks.)"""
+    return _Range(chunks=chunks, constant=constant)
+
+
+_NAMED: dict[str, Callable[[], Deviation]] = {
+    "l2": l2,
+    "l1": l1,
+    "linf": linf,
+    "topk": topk,
+    "range": range_,
+}
+
+
+def names() -> list[str]:
+    """The names `get` knows."""
+    return list(_NAMED)
+
+
+def get(name: str) -> Deviation:
+    """A deviation with its default settings by name; ValueError names the nearest."""
+    return _NAMED[choice("deviation", name, _NAMED)]()

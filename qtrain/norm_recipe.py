@@ -1,0 +1,80 @@
+"""How a batch-norm is simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quantizers import OFF, FloatFormat, Off, QuantizerLike
+
+from . import deviations
+from .checks import choice
+from .deviations import Deviation
+
+_L2 = deviations.l2()
+
+StatisticsGradient = Literal["exact", "l2", "detached"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormRecipe:
+    """The deviation of a batch-norm, its gradient, and one quantizer per operand.
+
+    deviation             what estimates the standard deviation: deviations.range_() ...
+    statistics_gradient   what the deviation passes back:  "exact", its own gradient, for range a
+                          spike on two elements a chunk;  "l2", that of a root mean square of the
+                          same value, which leaves the input's gradient orthogonal to the centered
+                          input;  "detached", nothing.  The mean always passes its own back.
+    input, weight, bias   quantizers of x, the scale and the shift (straight-through)
+    grad_output           quantizer of the gradient that enters the norm's backward
+    activation            the float format in which the output is rounded, or None: not at all
+    """
+
+    deviation: Deviation = _L2
+    statistics_gradient: StatisticsGradient = "exact"
+    input: QuantizerLike = OFF
+    weight: QuantizerLike = OFF
+    bias: QuantizerLike = OFF
+    grad_output: QuantizerLike = OFF
+    activation: FloatFormat | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.deviation, Deviation):
+            raise TypeError(
+                f"deviation: got {self.deviation!r}, need a Deviation; "
+                f"deviations.get(name) gives one of {', '.join(deviations.names())}"
+            )
+        choice("statistics_gradient", self.statistics_gradient, ("exact", "l2", "detached"))
+        for name, quantizer in self._quantizers:
+            if not callable(quantizer):
+                raise TypeError(f"norm.{name}: got {quantizer!r}, need a quantizer (or OFF)")
+        if not isinstance(self.activation, FloatFormat | None):
+            raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
+
+    @property
+    def _quantizers(self) -> tuple[tuple[str, QuantizerLike], ...]:
+        return (
+            ("input", self.input),
+            ("weight", self.weight),
+            ("bias", self.bias),
+            ("grad_output", self.grad_output),
+        )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the norm is exactly torch's, so that it is left alone."""
+        return (
+            self.deviation == _L2
+            and self.statistics_gradient == "exact"
+            and all(isinstance(quantizer, Off) for _, quantizer in self._quantizers)
+            and self.activation is None
+        )
+
+    def __str__(self) -> str:
+        parts = [str(self.deviation)]
+        if self.statistics_gradient != "exact":
+            parts.append(f"statistics_gradient {self.statistics_gradient}")
+        parts += [f"{name} {q}" for name, q in self._quantizers if not isinstance(q, Off)]
+        if self.activation is not None:
+            parts.append(f"output {self.activation}")
+        return "; ".join(parts)
