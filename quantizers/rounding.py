@@ -93,12 +93,15 @@ def round_to_float(
     """x rounded once to the values of `fmt`.  fp32 or fp64, any shape -> same dtype and shape.
 
     A finite value whose rounded magnitude (with an unbounded exponent) exceeds `fmt.largest`
-    follows `fmt.on_overflow`; inf and NaN are kept as FloatFormat states.
+    follows `fmt.on_overflow`; inf and NaN are kept as FloatFormat states.  Negative numbers become
+    +0 in an unsigned format; without a zero, what is too small becomes +-`fmt.smallest`.
     """
     if rounding == nearest_even and x.dtype == torch.float32 and fmt in _NATIVE:
         # The same bits in two passes.  Not when compiling: the compiler drops such cast pairs.
         if not torch.compiler.is_compiling():
             return x.to(_NATIVE[fmt]).to(torch.float32)
+    if not fmt.signed:
+        x = torch.where(x <= 0, (x * 0).abs(), x)  # negative numbers: +0; -inf: NaN
     if x.dtype == torch.float64:
         exponent = ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
     else:
@@ -116,10 +119,9 @@ def round_to_float(
     y = torch.where(
         finite & (y.abs() > fmt.largest), torch.copysign(torch.full_like(y, over), y), y
     )
-    if not fmt.signed:
-        y = torch.where(y < 0, torch.full_like(y, 0.0), y)
     if not fmt.zero:
-        y = torch.where(finite & (y < fmt.smallest), torch.full_like(y, fmt.smallest), y)
+        lifted = torch.copysign(torch.full_like(y, fmt.smallest), y)
+        y = torch.where(finite & (y.abs() < fmt.smallest), lifted, y)
     if not fmt.has_inf:
         y = torch.where(torch.isinf(x), torch.full_like(y, float("nan")), y)
     return y

@@ -1,0 +1,93 @@
+"""Decoding a whole split once, into memory or a memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import DataError
+from .splits import FileSplit
+
+_CHUNK = 256  # images a worker decodes at a time
+
+
+class _Chunks(Dataset["Tensor | DataError"]):
+    def __init__(self, split: FileSplit) -> None:
+        self._split = split
+
+    def __getitem__(self, chunk: int) -> Tensor | DataError:
+        """Images (<= 256, 3, size, size); an error travels as a value, see batches."""
+        indices = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self._split)))
+        try:
+            pixels = np.stack([self._split.decode(i) for i in indices])
+        except DataError as error:
+            return error
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _decode_into(split: FileSplit, out: NDArray[np.uint8]) -> None:
+    loader: DataLoader[Tensor | DataError] = DataLoader(
+        _Chunks(split),
+        batch_size=None,
+        sampler=range(-(-len(split) // _CHUNK)),
+        num_workers=split.workers,
+        generator=torch.Generator().manual_seed(0),  # leaves torch's global one alone
+    )
+    for chunk, images in enumerate(loader):
+        if isinstance(images, DataError):
+            raise images
+        out[chunk * _CHUNK : chunk * _CHUNK + len(images)] = images.numpy()
+
+
+def _fingerprint(split: FileSplit) -> str:
+    """Changes with the size, and with any file's path, length or time of change."""
+    digest = hashlib.sha256(f"1 {split.size}\n".encode())  # 1: the version of the decoding rule
+    for path in split.paths:
+        stat = path.stat()
+        digest.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def decode_all(split: FileSplit, cache_dir: Path | None) -> Tensor:
+    """All images of a split, (N, 3, size, size) uint8, decoded by its workers.
+
+    With a `cache_dir` they are decoded only where that folder does not hold them yet, and stay in
+    a file that is mapped into memory.  ValueError for a `cache_dir` that cannot be written.
+    """
+    shape = (len(split), 3, split.size, split.size)
+    if cache_dir is None:
+        images = np.empty(shape, dtype=np.uint8)
+        _decode_into(split, images)
+        return torch.from_numpy(images)
+    path = cache_dir / f"images-{_fingerprint(split)}.npy"
+    if not _is_whole(path, shape):
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            mapped = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            _decode_into(split, mapped)
+            mapped.flush()
+            del mapped
+            os.replace(partial, path)  # so that a file of this name is always complete
+        except OSError as error:
+            raise ValueError(f"cache_dir: cannot write {path} ({error})") from None
+        finally:
+            partial.unlink(missing_ok=True)
+    # Copy on write: torch warns about read-only arrays, and the file must stay as it is.
+    return torch.from_numpy(np.lib.format.open_memmap(path, "c"))
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the file is there with the right type and size; a damaged one is made anew."""
+    try:
+        mapped = np.lib.format.open_memmap(path, "r")
+    except (OSError, ValueError):
+        return False
+    return mapped.shape == shape and mapped.dtype == np.uint8

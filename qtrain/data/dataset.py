@@ -1,0 +1,78 @@
+"""A data set: a training and a test split of the same classes and image shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+from .splits import FileSplit, TensorSplit
+from .transforms import Augmentation, normalisation_of
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataSet:
+    """Two splits of (in_channels, image_size, image_size); `classes` names labels 0, 1, ..."""
+
+    name: str
+    train: TensorSplit | FileSplit
+    test: TensorSplit | FileSplit
+    classes: tuple[str, ...]
+    in_channels: int
+    image_size: int
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    def to(self, device: torch.device | str) -> DataSet:
+        """The same set with what is held in memory on a device."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def tensor_data_set(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    classes: Sequence[str],
+    augmentation: Augmentation,
+) -> DataSet:
+    """A set held in memory, normalised by its training images.
+
+    train, test: images (N, C, S, S) uint8 and labels (N,) int64.  DataError for other shapes and
+    for labels out of range.
+    """
+    images = train[0]
+    shapes = [tuple(x.shape[1:]) for x in (images, test[0])]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3 or shapes[0][1] != shapes[0][2]:
+        raise DataError(
+            f"{name}: training images are {shapes[0]} and test images {shapes[1]}; need the same "
+            "(channels, size, size)"
+        )
+    if len(images) == 0:
+        raise DataError(f"{name}: the training set holds no images")
+    normalisation = normalisation_of(images)
+    splits = [
+        TensorSplit(
+            images=x,
+            labels=y,
+            num_classes=len(classes),
+            normalisation=normalisation,
+            augmentation=augmentation,
+            source=f"{name} ({part})",
+        )
+        for part, (x, y) in (("train", train), ("test", test))
+    ]
+    return DataSet(
+        name=name,
+        train=splits[0],
+        test=splits[1],
+        classes=tuple(classes),
+        in_channels=shapes[0][0],
+        image_size=shapes[0][1],
+    )

@@ -1,0 +1,80 @@
+"""MNIST in its official idx files, compressed or not (Y. LeCun, C. Cortes, C. Burges)."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .dataset import DataSet, tensor_data_set
+from .errors import DataError
+from .transforms import Augmentation
+
+ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # mirrors yann.lecun.com/exdb/mnist
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """The uint8 array in an idx file: four bytes (0, 0, 8, dimensions), big-endian sizes, data.
+
+    DataError for another magic number and for a file that is too short or too long.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); get it again from {ADDRESS}") from None
+    magic = bytes((0, 0, 8, dimensions))
+    header = 4 + 4 * dimensions
+    if data[:4] != magic:
+        got = data[:4].hex() or "an empty file"
+        raise DataError(f"{path}: not such an idx file: magic number {got}, need {magic.hex()}")
+    shape = tuple(int(n) for n in np.frombuffer(data[4 : len(data[:header]) // 4 * 4], ">u4"))
+    if len(shape) < dimensions or len(data) - header != int(np.prod(shape, dtype=object)):
+        raise DataError(
+            f"{path}: damaged: {len(data)} bytes do not hold the sizes {shape} that its header "
+            f"states; get it again from {ADDRESS}"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _find(folders: list[Path], name: str) -> Path:
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    places = " and ".join(str(folder) for folder in folders)
+    raise DataError(
+        f"mnist: {name} or {name}.gz is missing; looked in {places}; the four official files are "
+        f"at {ADDRESS}"
+    )
+
+
+def _read_split(folders: list[Path], prefix: str) -> tuple[Tensor, Tensor]:
+    image_path = _find(folders, f"{prefix}-images-idx3-ubyte")
+    label_path = _find(folders, f"{prefix}-labels-idx1-ubyte")
+    images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
+    if len(images) != len(labels):
+        raise DataError(
+            f"mnist: {image_path} holds {len(images)} images but {label_path} holds "
+            f"{len(labels)} labels; they do not belong together"
+        )
+    if labels.size and labels.max() > 9:
+        raise DataError(f"{label_path}: label {labels.max()} is out of range, need 0..9")
+    wide = torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(images[:, None].copy()), wide
+
+
+def load_mnist(data_dir: Path) -> DataSet:
+    """(1, 28, 28) images from the idx files in `data_dir` or its MNIST/raw; no augmentation."""
+    folders = [data_dir, data_dir / "MNIST" / "raw"]
+    return tensor_data_set(
+        "mnist",
+        _read_split(folders, "train"),
+        _read_split(folders, "t10k"),
+        classes=[str(i) for i in range(10)],
+        augmentation=Augmentation(),
+    )
