@@ -1,0 +1,56 @@
+"""Checks of user input: every error says the field, what was given, what is allowed, what next."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def choice(field: str, got: object, allowed: Iterable[str]) -> str:
+    """`got` where it is one of `allowed`; else ValueError with the nearest suggestion."""
+    names = list(allowed)
+    if isinstance(got, str) and got in names:
+        return got
+    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{field}: got {got!r}, need one of {', '.join(names)}{hint}")
+
+
+def integer(field: str, got: object, *, low: int, high: int | None = None, hint: str = "") -> int:
+    """`got` where it is an int (no bool) in [low, high]; else TypeError or ValueError."""
+    need = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    tail = f"; {hint}" if hint else ""
+    if isinstance(got, bool) or not isinstance(got, int):
+        raise TypeError(f"{field}: got {got!r}, need {need}{tail}")
+    if got < low or (high is not None and got > high):
+        raise ValueError(f"{field}: got {got!r}, need {need}{tail}")
+    return got
+
+
+def number(
+    field: str,
+    got: object,
+    *,
+    low: float,
+    high: float = math.inf,
+    positive: bool = False,
+    hint: str = "",
+) -> float:
+    """`got` where it is a finite number in [low, high) (and > 0 if `positive`); else an error."""
+    need = "a finite number above 0" if positive else f"a finite number of at least {low:g}"
+    if high < math.inf:
+        need += f" and below {high:g}"
+    tail = f"; {hint}" if hint else ""
+    if isinstance(got, bool) or not isinstance(got, int | float):
+        raise TypeError(f"{field}: got {got!r}, need {need}{tail}")
+    if not math.isfinite(got) or not low <= got < high or (positive and got <= 0):
+        raise ValueError(f"{field}: got {got!r}, need {need}{tail}")
+    return float(got)
+
+
+def boolean(field: str, got: object) -> bool:
+    """`got` where it is a bool; else TypeError."""
+    if not isinstance(got, bool):
+        raise TypeError(f"{field}: got {got!r}, need True or False")
+    return got
