@@ -1,0 +1,76 @@
+"""Finds the first non-finite value of a training step: in which layer, in which role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient became NaN or infinite.
+
+    layer, role   where the first such value stood: role is input, output, grad_output, or the
+                  name of a parameter (weight, bias) or of its gradient (grad_weight, grad_bias)
+    step          steps done before it
+    """
+
+    def __init__(self, message: str, *, layer: str, role: str, step: int) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.role = role
+        self.step = step
+
+
+def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, str] | None:
+    """Layer and role of the first non-finite value while `loss()` and its backward run.
+
+    The order is that of execution: a module's inputs, its parameters, its children, its outputs;
+    then, backward, gradients as they arrive. None where every value seen was finite.
+    """
+    found: list[tuple[str, str]] = []
+    handles: list[Any] = []
+
+    def check(tensor: object, layer: str, role: str) -> None:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            if not found and not bool(torch.isfinite(tensor).all()):
+                found.append((layer, role))
+
+    def before(layer: str, module: nn.Module, inputs: tuple[object, ...]) -> None:
+        for value in inputs:
+            check(value, layer, "input")
+        for name, parameter in module.named_parameters(recurse=False):
+            check(parameter, layer, name)
+
+    def after(layer: str, module: nn.Module, inputs: object, output: object) -> None:
+        for value in output if isinstance(output, tuple | list) else (output,):
+            check(value, layer, "output")
+            if isinstance(value, Tensor) and value.requires_grad:
+                handles.append(value.register_hook(partial(_hook, check, layer, "grad_output")))
+
+    for name, module in model.named_modules():
+        # a converted layer's product is a module of its own; its values are the layer's
+        layer = name.removesuffix(".product") or "model"
+        handles.append(module.register_forward_pre_hook(partial(before, layer)))
+        handles.append(module.register_forward_hook(partial(after, layer)))
+        for kind, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                handles.append(
+                    parameter.register_hook(partial(_hook, check, layer, f"grad_{kind}"))
+                )
+    try:
+        value = loss()
+        check(value.detach(), "loss", "output")
+        if not found:
+            value.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _hook(check: Callable[[object, str, str], None], layer: str, role: str, grad: Tensor) -> None:
+    check(grad, layer, role)
