@@ -1,0 +1,70 @@
+"""Intervals for paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from torch import Tensor
+
+#: 97.5 % quantile of the standard normal distribution.
+_Z = 1.959963984540054
+#: 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
+_T = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its 95 % interval, and from how many pairs by which method."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def accuracy_gap(first: Tensor, second: Tensor) -> Interval:
+    """Accuracy of `second` minus that of `first` on the same samples; both (N,) bool.
+
+    The interval is Agresti and Min's (2005): half a sample is added to each of the four cells,
+    so it does not shrink to nothing where the two agree on every sample. ValueError for other
+    shapes.
+    """
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"got {tuple(first.shape)} and {tuple(second.shape)}, need both (N,)")
+    n = len(first)
+    gained = int((second & ~first).sum())
+    lost = int((first & ~second).sum())
+    pairs, up, down = n + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / pairs
+    deviation = math.sqrt(up + down - (up - down) ** 2 / pairs) / pairs
+    return Interval(
+        value=(gained - lost) / n,
+        low=max(centre - _Z * deviation, -1.0),
+        high=min(centre + _Z * deviation, 1.0),
+        n=n,
+        method="paired over test samples, Agresti-Min",
+    )
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Mean of second - first over pairs (one per seed), with Student's t; ValueError below two."""
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"got {len(first)} and {len(second)} values, need two pairs or more")
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    mean = fmean(differences)
+    half = (_T[n - 2] if n - 2 < len(_T) else _Z) * stdev(differences) / math.sqrt(n)
+    return Interval(
+        value=mean, low=mean - half, high=mean + half, n=n, method="paired over seeds, Student t"
+    )

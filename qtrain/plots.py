@@ -1,0 +1,84 @@
+"""Plots of a run: its curves and its layers' errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .inspection import Report
+
+#: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+DASHES = ("-", "--")
+MARKERS = "osD^v<>x"
+
+
+def plot_curves(epochs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], path: Path) -> None:
+    """Loss (training and test) and accuracy of each model against the epoch, to a PNG or SVG."""
+    figure = _figure(10, 4)
+    loss, accuracy = figure.subplots(1, 2)
+    for i, (key, label) in enumerate(labels.items()):
+        lines = [line for line in epochs if line["branch"] == key]
+        x = [line["epoch"] for line in lines]
+        style: dict[str, Any] = {"color": COLOURS[i], "linestyle": DASHES[i % 2]}
+        loss.plot(x, _column(lines, "test_loss"), marker="o", label=f"{label}, test", **style)
+        loss.plot(x, _column(lines, "train_loss"), alpha=0.5, label=f"{label}, training", **style)
+        accuracy.plot(x, _column(lines, "test_accuracy"), marker="o", label=label, **style)
+    loss.set_ylabel("cross-entropy")
+    accuracy.set_ylabel("test accuracy")
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        _finish(axes)
+    figure.savefig(path, metadata=_metadata(path))
+
+
+def plot_errors(report: Report, path: Path) -> None:
+    """SQNR of every layer in network order, one line per role, to a PNG or SVG."""
+    layers = list(dict.fromkeys(row.layer for row in report.rows))
+    roles = list(dict.fromkeys(row.role for row in report.rows))
+    figure = _figure(max(8.0, 0.35 * len(layers)), 6)
+    axes = figure.subplots()
+    for i, role in enumerate(roles):
+        # an error of zero has an infinite SQNR, which no axis shows
+        rows = [r for r in report.rows if r.role == role and math.isfinite(r.sqnr_db)]
+        axes.plot(
+            [layers.index(row.layer) for row in rows],
+            [row.sqnr_db for row in rows],
+            marker=MARKERS[i % len(MARKERS)],
+            linestyle=DASHES[i % 2],
+            linewidth=1,
+            color=COLOURS[i % len(COLOURS)],
+            label=role,
+        )
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    axes.set_ylabel("SQNR in dB (higher is better)")
+    if roles:
+        _finish(axes)
+    figure.savefig(path, metadata=_metadata(path))
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # no display, no pyplot state
+    return figure
+
+
+def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [math.nan if line[name] is None else line[name] for line in lines]
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The same run gives the same file: no date in an SVG."""
+    return {"Date": None} if path.suffix == ".svg" else {}

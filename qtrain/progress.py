@@ -1,0 +1,55 @@
+"""Progress on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+#: Seconds between lines where stderr is not a terminal.
+LINE_SECONDS = 30.0
+
+
+class Progress:
+    """Counts the steps of a whole run, of which `done` were done before."""
+
+    def __init__(self, total: int, *, done: int, text: str) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._total, self._first, self._done = total, done, done
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=text,
+            unit="step",
+            disable=not self._terminal,
+            dynamic_ncols=True,
+        )
+
+    def step(self) -> None:
+        """Count one step."""
+        self._done += 1
+        self._bar.update()
+        if not self._terminal and time.monotonic() - self._last_line >= LINE_SECONDS:
+            self.line(f"step {self._done}/{self._total}")
+
+    def line(self, text: str) -> None:
+        """Print a line that stays, with the time left where no bar shows it."""
+        if self._terminal:
+            self._bar.write(text, file=sys.stderr)
+            return
+        self._last_line = time.monotonic()
+        steps = max(self._done - self._first, 1)
+        left = (self._last_line - self._start) / steps * (self._total - self._done)
+        print(f"{text}  (about {_clock(left)} left)", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

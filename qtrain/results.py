@@ -1,0 +1,97 @@
+"""What a finished run found: the curves, the gap, the errors, as tables and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import nn
+
+from .config import TrainConfig
+from .inspection import Report
+from .intervals import Interval
+from .run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run; print it for the tables.
+
+    epochs    lines of the metrics file of kind "epoch", in order: epoch (from 1), branch,
+              train_loss, test_loss, test_accuracy, seconds
+    labels    branch key ("baseline", "quantized") to the name in tables, in order
+    models    branch key to the trained model
+    gap       accuracy of the quantized model minus the baseline's; None without a baseline
+    report    the per-layer numeric error on one training batch
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    epochs: list[dict[str, Any]]
+    labels: dict[str, str]
+    models: dict[str, nn.Module]
+    gap: Interval | None
+    report: Report
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Branch key to the test accuracy after the last epoch."""
+        return {line["branch"]: line["test_accuracy"] for line in self.epochs}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Branch key to the seconds of all training steps, without evaluation."""
+        return {key: sum(e["seconds"] for e in self._of(key)) for key in self.labels}
+
+    def _of(self, key: str) -> list[dict[str, Any]]:
+        return [line for line in self.epochs if line["branch"] == key]
+
+    def curves_table(self) -> str:
+        """One row per epoch: training loss, test loss and test accuracy of each model."""
+        headers = ["epoch"]
+        for label in self.labels.values():
+            headers += [f"{label}\ntrain loss", f"{label}\ntest loss", f"{label}\naccuracy"]
+        rows = []
+        for lines in zip(*(self._of(key) for key in self.labels), strict=True):
+            row: list[Any] = [lines[0]["epoch"]]
+            for line in lines:
+                row += [line["train_loss"], line["test_loss"], line["test_accuracy"]]
+            rows.append(row)
+        return tabulate(rows, headers=headers, floatfmt=".4f", missingval="nan")
+
+    def gap_line(self) -> str:
+        """The accuracy gap in words, or the accuracy alone."""
+        if self.gap is None:
+            return f"test accuracy of {self.labels['quantized']}: {self.accuracy['quantized']:.4f}"
+        names = f"{self.labels['quantized']} - {self.labels['baseline']}"
+        return (
+            f"accuracy gap, {names}: {self.gap}\n"
+            f"(95 % interval, {self.gap.method}, n = {self.gap.n})"
+        )
+
+    def __str__(self) -> str:
+        errors = f"numeric error of each layer, on one training batch:\n{self.report}"
+        return "\n\n".join((self.curves_table(), self.gap_line(), errors))
+
+    def summary(self) -> Mapping[str, Any]:
+        """The end of the run as plain data."""
+        return {
+            "name": self.config.run_name,
+            "recipe": str(self.config.quantization()),
+            "accuracy": self.accuracy,
+            "gap": None if self.gap is None else asdict(self.gap),
+            "train_seconds": {key: round(value, 2) for key, value in self.seconds.items()},
+        }
+
+    def save(self) -> None:
+        """Write summary.json, report.txt, errors.json, errors.csv and the plots."""
+        from .plots import plot_curves, plot_errors  # matplotlib takes a second to import
+
+        self.folder.write_json("summary.json", self.summary())
+        self.folder.write_text("report.txt", f"{self}\n")
+        self.report.save(self.folder / "errors.json")
+        self.report.save(self.folder / "errors.csv")
+        plot_curves(self.epochs, self.labels, self.folder / "curves.png")
+        plot_errors(self.report, self.folder / "errors.png")

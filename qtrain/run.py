@@ -1,0 +1,184 @@
+"""A run in progress: steps, evaluation, checkpoints, and the result."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import data
+from .branch import Branch
+from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from .config import TrainConfig
+from .environment import changed
+from .inspection import inspect
+from .interrupt import Interrupted, StopRequest
+from .intervals import Interval, accuracy_gap
+from .metrics import MetricsLog, read_metrics
+from .progress import Progress
+from .results import Result
+from .run_folder import RunFolder, describe
+from .schedules import learning_rate
+
+#: Seconds after which a checkpoint is due, however long the run.
+CHECKPOINT_SECONDS = 600.0
+#: Steps between the metrics lines of single steps.
+LOG_STEPS = 10
+
+
+def training_batch(
+    config: TrainConfig, dataset: data.DataSet, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The run's first training batch, on which errors are reported."""
+    inputs, targets = next(iter(epoch_batches(config, dataset, epoch=0, start=0)))
+    return inputs.to(device), targets.to(device)
+
+
+def epoch_batches(
+    config: TrainConfig, dataset: data.DataSet, *, epoch: int, start: int
+) -> data.Batches:
+    return data.batches(
+        dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        start=start,
+        # a last batch of one sample has no batch statistics
+        drop_last=len(dataset.train) >= config.batch_size,
+    )
+
+
+class Run:
+    """The state of a run in progress; `done` counts steps, each of which trains every branch."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        dataset: data.DataSet,
+        branches: list[Branch],
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.dataset = config, folder, dataset
+        self.branches, self.device = branches, device
+        self.per_epoch = epoch_batches(config, dataset, epoch=0, start=0).total
+        self.total = config.epochs * self.per_epoch
+        self.done = 0
+        self.saved_at = time.monotonic()
+
+    def restore(self, stored: Checkpoint) -> None:
+        """Continue from a checkpoint; CheckpointError where it does not fit."""
+        where = str(self.folder.checkpoint)
+        if stored.step > self.total or set(stored.branches) != {b.key for b in self.branches}:
+            raise CheckpointError(f"{where}: of another run (step {stored.step} of {self.total})")
+        for branch in self.branches:
+            branch.load_state_dict(stored.branches[branch.key], where=where)
+        self.done = stored.step
+
+    def start_log(self, stored: Checkpoint | None) -> None:
+        """Open the metrics where the checkpoint left them; say what the run is and runs on."""
+        self.environment = describe(self.folder, self.config, self.device)
+        for difference in changed(stored.environment, self.environment) if stored else ():
+            warnings.warn(f"resuming elsewhere may change bits: {difference}", stacklevel=3)
+        self.log = MetricsLog(self.folder.metrics, keep=stored.metrics_bytes if stored else 0)
+
+    def train(self) -> None:
+        """The steps that are left."""
+        progress = Progress(self.total, done=self.done, text=self.config.run_name)
+        try:
+            with StopRequest() as stop:
+                while self.done < self.total:
+                    epoch, start = divmod(self.done, self.per_epoch)
+                    for batch in epoch_batches(self.config, self.dataset, epoch=epoch, start=start):
+                        self._step(*batch)
+                        progress.step()
+                        if self.done % self.per_epoch == 0:
+                            progress.line(self._end_epoch())
+                        if stop.requested or self._checkpoint_due():
+                            self.save()
+                        if stop.requested:
+                            raise Interrupted(
+                                f"stopped at step {self.done} of {self.total}; the same command "
+                                f"with --resume continues from {self.folder.checkpoint}"
+                            )
+        finally:
+            progress.close()
+            self.log.close()
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        rate = learning_rate(self.config, self.done, self.per_epoch)
+        for branch in self.branches:
+            values = branch.step(inputs, targets, step=self.done, rate=rate)
+            if self.done % LOG_STEPS == 0:
+                self.log.write(kind="step", step=self.done, branch=branch.key, lr=rate, **values)
+        self.done += 1
+
+    def _end_epoch(self) -> str:
+        """Evaluate, log, and say how the epoch went."""
+        epoch = self.done // self.per_epoch
+        text = f"epoch {epoch}/{self.config.epochs}"
+        for branch in self.branches:
+            test_loss, correct = branch.evaluate(self._test_batches())
+            train_loss, accuracy = branch.loss_sum / branch.samples, correct.double().mean().item()
+            self.log.write(
+                kind="epoch",
+                epoch=epoch,
+                step=self.done,
+                branch=branch.key,
+                train_loss=train_loss,
+                test_loss=test_loss,
+                test_accuracy=accuracy,
+                seconds=branch.seconds,
+            )
+            text += f" | {branch.label}: loss {train_loss:.3f}, accuracy {accuracy:.4f}"
+            branch.reset_sums()
+        return text
+
+    def _test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = max(self.config.batch_size, 256)  # no statistics are taken: larger is only faster
+        for inputs, targets in data.batches(self.dataset.test, batch_size=size, train=False):
+            yield inputs.to(self.device), targets.to(self.device)
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every or max(self.total // 4, 1)
+        late = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        return self.done % every == 0 or self.done == self.total or late
+
+    def save(self) -> None:
+        """Write the checkpoint, after the metrics that belong to it."""
+        save_checkpoint(
+            self.folder.checkpoint,
+            Checkpoint(
+                config=self.config.to_dict(),
+                environment=self.environment,
+                step=self.done,
+                metrics_bytes=self.log.position(),
+                branches={branch.key: branch.state_dict() for branch in self.branches},
+            ),
+        )
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> Result:
+        """Compare, inspect, save."""
+        by_key = {branch.key: branch for branch in self.branches}
+        inputs, targets = training_batch(self.config, self.dataset, self.device)
+        result = Result(
+            config=self.config,
+            folder=self.folder,
+            epochs=read_metrics(self.folder.metrics, kind="epoch"),
+            labels={branch.key: branch.label for branch in self.branches},
+            models={branch.key: branch.model for branch in self.branches},
+            gap=self._gap(by_key) if self.config.baseline else None,
+            report=inspect(by_key["quantized"].model.train(), inputs, targets),
+        )
+        result.save()
+        return result
+
+    def _gap(self, by_key: dict[str, Branch]) -> Interval:
+        first = by_key["baseline"].evaluate(self._test_batches())[1]
+        second = by_key["quantized"].evaluate(self._test_batches())[1]
+        return accuracy_gap(first, second)

@@ -1,0 +1,118 @@
+"""The training run: a quantized model beside its full-precision twin, resumable bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from . import data, models
+from .branch import Branch
+from .checkpoint import Checkpoint, CheckpointError
+from .config import TrainConfig
+from .convert import quantize
+from .inspection import Report, inspect
+from .results import Result
+from .run import Run, training_batch
+from .run_folder import open_run
+
+
+def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> Result:
+    """Train as `config` says and write runs/<name>/; `say` takes remarks (default: stderr).
+
+    Raises ValueError for what cannot run (CheckpointError, DataError among them), NonFiniteError
+    for a NaN, Interrupted after Ctrl-C; warns where a resumed run's machine differs.
+    torch's random state and settings are left as they were.
+    """
+    report = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    device = _device(config.device)
+    with _settings(config, device):
+        dataset = load_data(config).to(device)
+        branches = build_branches(config, dataset, device)
+        folder, stored = open_run(config, say=report)
+        run = Run(config, folder, dataset, branches, device)
+        if stored is not None:
+            run.restore(stored)
+            report(f"{folder.path}: resuming at step {run.done} of {run.total}")
+        run.start_log(stored)
+        run.train()
+        return run.finish()
+
+
+def build_branches(
+    config: TrainConfig, dataset: data.DataSet, device: torch.device
+) -> list[Branch]:
+    """The models to train, from one seeded initialisation: the baseline first, if wanted."""
+    torch.manual_seed(config.seed)
+    network = models.get(
+        config.model,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.in_channels,
+        image_size=dataset.image_size,
+    )
+    quantized = quantize(network, recipe=config.quantization(), norm=config.norm, seed=config.seed)
+    pairs = [("quantized", config.label, quantized)]
+    if config.baseline:
+        pairs.insert(0, ("baseline", "full precision", copy.deepcopy(network)))
+    return [Branch(key, label, model.to(device), config) for key, label, model in pairs]
+
+
+def load_data(config: TrainConfig) -> data.DataSet:
+    """The configuration's data set; DataError where it is missing or damaged."""
+    return data.load(
+        config.data,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        workers=config.workers,
+        cache_dir=config.cache_dir,
+    )
+
+
+def inspect_checkpoint(
+    checkpoint: Checkpoint, *, where: str, data_dir: str | None = None, device: str = "auto"
+) -> Report:
+    """The numeric error of a checkpoint's quantized model on its run's first training batch.
+
+    CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration.
+    """
+    try:
+        config = TrainConfig.from_dict({**checkpoint.config, "device": device})
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{where}: its configuration is refused: {error}") from error
+    if data_dir is not None:
+        config = replace(config, data_dir=data_dir)
+    on = _device(config.device)
+    with _settings(config, on):
+        dataset = load_data(config).to(on)
+        branch = build_branches(config, dataset, on)[-1]
+        branch.load_state_dict(checkpoint.branches.get("quantized"), where=where)
+        return inspect(branch.model.train(), *training_batch(config, dataset, on))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {name!r}, but torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+@contextmanager
+def _settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """The run's threads and repeatable, true fp32 kernels; restores them and the random state."""
+    threads = torch.get_num_threads()
+    cudnn = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), cudnn:
+        try:
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            yield
+        finally:
+            torch.set_num_threads(threads)
