@@ -1,0 +1,121 @@
+"""The shell's arguments; those of `qtrain train` are made from TrainConfig's fields."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from .config import TrainConfig, default_of
+from .environment import package_version
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest flag where one is unknown."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse, but an unknown flag is answered with the nearest known one."""
+        parsed, unknown = self.parse_known_args(*args, **options)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags(), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
+        return parsed
+
+
+def flags() -> list[str]:
+    """The flags of `qtrain train`."""
+    names = [_flag(option) for option in fields(TrainConfig) if option.name != "recipe"]
+    return [*names, *(f"--no-{name[2:]}" for name in names)]
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="qtrain", description="Simulates low-precision training.")
+    version = f"qtrain {package_version('qtrain')}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    train = commands.add_parser(
+        "train", help="train a quantized model beside full precision", description=_TRAIN
+    )
+    train.add_argument("recipe", help="a named run or quantization recipe; see qtrain recipes")
+    for option, kind in _options():
+        _add(train, option, kind)
+    look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")
+    look.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
+    look.add_argument("--data-dir", help="folder of the data set, if it moved")
+    look.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
+    look.add_argument("--save", metavar="FILE", help="write the report to a .json or .csv too")
+    commands.add_parser("recipes", help="list recipes")
+    commands.add_parser("formats", help="list number formats")
+    return parser
+
+
+def train_settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields that were given on the command line, recipe apart."""
+    names = [option.name for option in fields(TrainConfig) if option.name != "recipe"]
+    return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+
+
+_TRAIN = "Trains a quantized model side by side with full precision; writes runs/<name>/."
+
+
+def _options() -> list[tuple[Field[Any], Any]]:
+    kinds = get_type_hints(TrainConfig)
+    return [(o, kinds[o.name]) for o in fields(TrainConfig) if o.name != "recipe"]
+
+
+def _flag(option: Field[Any]) -> str:
+    return "--" + option.name.replace("_", "-")
+
+
+def _add(parser: argparse.ArgumentParser, option: Field[Any], kind: Any) -> None:
+    # SUPPRESS: a flag that is not given leaves the named run's own setting
+    default = default_of(option)
+    text = option.metadata["help"]
+    shown = "" if default in (None, ()) else f" (default {default})"
+    common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": option.name}
+    if kind is bool:
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(_flag(option), action=action, help=text + shown, **common)
+    elif kind == tuple[int, ...]:
+        parser.add_argument(
+            _flag(option), nargs="+", type=_reader(int), action=_Tuple, help=text, **common
+        )
+    else:
+        parser.add_argument(
+            _flag(option), type=_reader(kind), metavar="X", help=text + shown, **common
+        )
+
+
+class _Tuple(argparse.Action):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _reader(kind: Any) -> Callable[[str], object]:
+    """Reads a number where the field takes one; other text is left for TrainConfig to refuse."""
+    accepted = get_args(kind) or (kind,)
+
+    def read(text: str) -> object:
+        for number in (int, float):
+            if int in accepted or float in accepted:
+                try:
+                    return number(text)
+                except ValueError:
+                    continue
+        return text
+
+    return read

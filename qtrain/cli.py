@@ -1,0 +1,85 @@
+"""The command `qtrain`: train, inspect, recipes, formats."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .arguments import build_parser, train_settings
+from .interrupt import Interrupted
+from .nonfinite import NonFiniteError
+from .tables import formats_table, recipes_table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 failed run, 2 bad input, 130 interrupted."""
+    warnings.showwarning = _show_warning
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return _COMMANDS[parsed.command](parsed)
+    except NonFiniteError as error:
+        return _fail(error, 1)
+    except (ValueError, TypeError, OSError) as error:
+        return _fail(error, 2)
+    except Interrupted as error:
+        return _fail(error, 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume continues from the last checkpoint, if any", 130)
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from .training import train
+    from .training_recipes import training_recipe
+
+    config = training_recipe(parsed.recipe, **train_settings(parsed))
+    result = train(config, say=_say)
+    print(f"\n{result}\n\neverything is in {result.folder.path}/")
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from .checkpoint import load_checkpoint
+    from .training import inspect_checkpoint
+
+    path = Path(parsed.checkpoint)
+    report = inspect_checkpoint(
+        load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
+    )
+    print(report if parsed.worst is None else replace(report, rows=report.worst(parsed.worst)))
+    if parsed.save is not None:
+        report.save(parsed.save)
+    return 0
+
+
+def _recipes(parsed: argparse.Namespace) -> int:
+    print(recipes_table())
+    return 0
+
+
+def _formats(parsed: argparse.Namespace) -> int:
+    print(formats_table())
+    return 0
+
+
+_COMMANDS = {"train": _train, "inspect": _inspect, "recipes": _recipes, "formats": _formats}
+
+
+def _say(text: object) -> None:
+    print(f"qtrain: {text}", file=sys.stderr, flush=True)
+
+
+def _fail(error: object, status: int) -> int:
+    _say("error: " + " ".join(str(error).split()) if status != 130 else error)
+    return status
+
+
+def _show_warning(message: Warning | str, *rest: object) -> None:
+    _say(f"warning: {message}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
