@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[parsed.command](parsed)
     except NonFiniteError as error:
         return _fail(error, 1)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         return _fail(error, 2)
     except Interrupted as error:
         return _fail(error, 130)
@@ -35,7 +35,10 @@ def _train(parsed: argparse.Namespace) -> int:
     from .training import train
     from .training_recipes import training_recipe
 
-    config = training_recipe(parsed.recipe, **train_settings(parsed))
+    try:
+        config = training_recipe(parsed.recipe, **train_settings(parsed))
+    except TypeError as error:  # a setting of the wrong kind; elsewhere it would be a bug of ours
+        return _fail(error, 2)
     result = train(config, say=_say)
     print(f"\n{result}\n\neverything is in {result.folder.path}/")
     return 0

@@ -18,7 +18,7 @@ def environment(device: torch.device) -> dict[str, str]:
     cuda = device.type == "cuda"
     return {
         **{name: package_version(name) for name in ("qtrain", "torch", "numpy")},
-        "python": platform.pythonpackage_version(),
+        "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
         "processor": _processor(),

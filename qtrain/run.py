@@ -40,8 +40,8 @@ def training_batch(
 def epoch_batches(
     config: TrainConfig, dataset: data.DataSet, *, epoch: int, start: int
 ) -> data.Batches:
-    return data.batches(
-        dataset.train,
+    return data.Batches(
+        split=dataset.train,
         batch_size=config.batch_size,
         seed=config.seed,
         epoch=epoch,
@@ -140,7 +140,7 @@ class Run:
 
     def _test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         size = max(self.config.batch_size, 256)  # no statistics are taken: larger is only faster
-        for inputs, targets in data.batches(self.dataset.test, batch_size=size, train=False):
+        for inputs, targets in data.Batches(split=self.dataset.test, batch_size=size, train=False):
             yield inputs.to(self.device), targets.to(self.device)
 
     def _checkpoint_due(self) -> bool:

@@ -66,7 +66,7 @@ def open_run(
     elif config.resume:
         if stored is None:
             say(f"{folder.path}: no checkpoint to resume from; starting afresh")
-    elif present:
+    elif folder.metrics.exists() or folder.checkpoint.exists():
         raise ValueError(
             f"{folder.path}: holds an earlier run; --resume continues it, --name starts "
             "another beside it, --overwrite deletes it"
