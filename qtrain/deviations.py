@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index as as_constant  # of a size: torch.compile compiles anew for another
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ class _Linf(Deviation):
 
     def estimate(self, rows: Tensor) -> Estimate:
         index = rows.abs().argmax(1, keepdim=True)
-        return _largest(rows, index, largest_factor(self.constant, rows.shape[1], 1))
+        return _largest(rows, index, largest_factor(self.constant, as_constant(rows.shape[1]), 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,9 @@ class _TopK(Deviation):
     def estimate(self, rows: Tensor) -> Estimate:
         k = min(self.k, rows.shape[1])
         index = rows.abs().topk(k, dim=1).indices
-        return _largest(rows, index, largest_factor(self.constant, rows.shape[1], k))
+        return _largest(
+            rows, index, largest_factor(self.constant, as_constant(rows.shape[1]), as_constant(k))
+        )
 
     def __str__(self) -> str:
         return f"topk({self.k}, {self.constant})"
@@ -151,7 +154,7 @@ class _Range(Deviation):
     def estimate(self, rows: Tensor) -> Estimate:
         channels, count = rows.shape
         chunks = min(self.chunks, count // 2)
-        size, longer = divmod(count, chunks)
+        size, longer = count // chunks, count % chunks  # torch.compile traces no divmod of sizes
         sigmas, indices, slopes = [], [], []
         for start, number, length in (
             (0, longer, size + 1),
@@ -161,7 +164,7 @@ class _Range(Deviation):
                 continue
             block = rows[:, start : start + number * length].reshape(channels, number, length)
             high, low = block.max(2), block.min(2)
-            factor = range_factor(self.constant, length) / chunks
+            factor = range_factor(self.constant, as_constant(length)) / chunks
             sigmas.append(factor * (high.values - low.values).sum(1))
             first = start + length * torch.arange(number, device=rows.device)
             indices += [high.indices + first, low.indices + first]
