@@ -72,12 +72,12 @@ def decode_all(split: FileSplit, cache_dir: Path | None) -> Tensor:
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             mapped = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-            _decode_into(split, mapped)
-            mapped.flush()
-            del mapped
-            os.replace(partial, path)  # so that a file of this name is always complete
         except OSError as error:
             raise ValueError(f"cache_dir: cannot write {path} ({error})") from None
+        try:
+            _decode_into(split, mapped)
+            mapped.flush()
+            os.replace(partial, path)  # so that a file of this name is always complete
         finally:
             partial.unlink(missing_ok=True)
     # Copy on write: torch warns about read-only arrays, and the file must stay as it is.
