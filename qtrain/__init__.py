@@ -1,0 +1,21 @@
+"""qtrain: would this network still train in low precision, and where does it break?"""
+
+from . import recipes as recipes
+from .attention import Matmul as Matmul
+from .attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .convert import calibrate as calibrate
+from .convert import plain_state_dict as plain_state_dict
+from .convert import quantize as quantize
+from .convert import quantize_ as quantize_
+from .convert import reseed as reseed
+from .inspection import inspect as inspect
+from .norm_recipe import NormRecipe as NormRecipe
+from .recipe import Forward as Forward
+from .recipe import GradInput as GradInput
+from .recipe import GradWeight as GradWeight
+from .recipe import Recipe as Recipe
+from .report import Report as Report
+from .report import Row as Row
+from .summary import summary as summary
+
+__version__ = "0.1.0"

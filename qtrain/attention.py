@@ -1,0 +1,262 @@
+"""Matrix products and attention as modules, so that they can be converted, and their conversions.
+
+torch.matmul, torch.bmm and F.scaled_dot_product_attention are functions: a model that calls them
+keeps them in full precision.  `Matmul` and `ScaledDotProductAttention` are the same operations as
+modules.  `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` read their children's weights
+directly and have an inference fast path; their conversions do neither.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import QProduct, Shape
+from .operations import BatchedMatmul, Linear
+
+#: input, canonical weight and output of a matrix product of activations: every size may change
+MATMUL_SHAPES: tuple[Shape, Shape, Shape] = ((None,) * 3, (None,) * 3, (None,) * 3)
+
+
+class Matmul(nn.Module):
+    """torch.matmul(input, other) (or torch.bmm) as a module, for operands of at least two axes.
+
+    input: (*, rows, in), other: (*, in, out), batch axes broadcast -> (*, rows, out).  Converted,
+    `input` takes the recipe's input quantizer and `other`, seen as (batch, out, in), the weight's.
+    """
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        return torch.matmul(input, other)
+
+
+class QMatmul(Matmul):
+    """Matmul whose three products follow a recipe."""
+
+    product: QProduct
+
+    def forward(self, input: Tensor, other: Tensor) -> Tensor:
+        if self.product.recipe.products_off:
+            return super().forward(input, other)
+        if input.dim() < 2 or other.dim() < 2:
+            raise ValueError(
+                f"layer {self.product.name!r}: a quantized matmul needs operands of at least two "
+                f"axes, got shapes {tuple(input.shape)} and {tuple(other.shape)}; unsqueeze vectors"
+            )
+        return matmul(self.product, input, other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.product.recipe})"
+
+
+def matmul(product: QProduct, input: Tensor, other: Tensor) -> Tensor:
+    """torch.matmul through a QProduct; shapes as `Matmul`."""
+    batch = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
+    left = input.expand(*batch, *input.shape[-2:]).reshape(-1, *input.shape[-2:])
+    right = other.expand(*batch, *other.shape[-2:]).reshape(-1, *other.shape[-2:])
+    output: Tensor = product(BatchedMatmul(), left, right.transpose(1, 2))
+    return output.view(*batch, *output.shape[-2:])
+
+
+class ScaledDotProductAttention(nn.Module):
+    """F.scaled_dot_product_attention as a module.
+
+    query: (*, L, E), key: (*, S, E), value: (*, S, Ev) -> (*, L, Ev).
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+
+class QScaledDotProductAttention(ScaledDotProductAttention):
+    """Attention whose two products, scores and context, follow a recipe; softmax does not."""
+
+    scores: QProduct
+    context: QProduct
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if self.scores.recipe.products_off:
+            return super().forward(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+            )
+        if enable_gqa:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        if is_causal:
+            if attn_mask is not None:
+                raise ValueError("is_causal and attn_mask were both given; give one of them")
+            size = query.shape[-2], key.shape[-2]
+            attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).tril()
+        output, _ = attend(
+            self.scores, self.context, query, key, value, attn_mask, dropout_p, scale
+        )
+        return output
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.scores.recipe})"
+
+
+def attend(
+    scores: QProduct,
+    context: QProduct,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """(softmax(query key^T scale + mask) value, the weights after dropout).
+
+    mask: added, or, boolean, True where attention is allowed.
+    """
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    logits = matmul(scores, query * factor, key.transpose(-2, -1))
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        logits = logits + mask
+    weights = F.dropout(logits.softmax(-1), dropout_p, dropout_p > 0)
+    return matmul(context, weights, value), weights
+
+
+class QMultiheadAttention(nn.MultiheadAttention):
+    """torch.nn.MultiheadAttention whose six products (three projections, scores, context, output
+    projection) follow a recipe, in training and evaluation alike."""
+
+    q_proj: QProduct
+    k_proj: QProduct
+    v_proj: QProduct
+    scores: QProduct
+    context: QProduct
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.scores.recipe.products_off:
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask,
+                average_attn_weights, is_causal,
+            )  # fmt: skip
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal is a hint about attn_mask: pass attn_mask too")
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
+            if key_padding_mask is not None:
+                key_padding_mask = key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = self._project(query, key, value)
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
+            v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], 1)
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if self.add_zero_attn:
+            k = torch.cat([k, k.new_zeros(*k.shape[:2], 1, k.shape[3])], 2)
+            v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[3])], 2)
+        mask = self._mask(attn_mask, key_padding_mask, k.shape[2], q)
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(self.scores, self.context, q, k, v, mask, dropout, None)
+        output = self.out_proj(output.transpose(1, 2).flatten(2))
+        if average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            return output.squeeze(0), weights.squeeze(0) if need_weights else None
+        output = output if self.batch_first else output.transpose(0, 1)
+        return output, weights if need_weights else None
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        if self._qkv_same_embed_dim:
+            weights = self.in_proj_weight.chunk(3)
+        else:
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        products = (self.q_proj, self.k_proj, self.v_proj)
+        return tuple(
+            product(Linear(), x, weight, bias)
+            for product, x, weight, bias in zip(
+                products, (query, key, value), weights, biases, strict=True
+            )
+        )
+
+    def _mask(
+        self, attn_mask: Tensor | None, padding: Tensor | None, keys: int, q: Tensor
+    ) -> Tensor | None:
+        """One additive mask, broadcastable to (batch, heads, queries, keys)."""
+        total: Tensor | None = None
+        for mask, is_padding in ((attn_mask, False), (padding, True)):
+            if mask is None:
+                continue
+            if mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
+            # learned and zero keys are appended and always visible
+            mask = F.pad(mask, (0, keys - mask.shape[-1]))
+            if is_padding:
+                mask = mask[:, None, None, :]
+            elif mask.dim() == 3:
+                mask = mask.unflatten(0, (-1, self.num_heads))
+            total = mask if total is None else total + mask
+        return total
+
+    def __repr__(self) -> str:
+        text = f"{self.embed_dim}, heads={self.num_heads}"
+        return f"{type(self).__name__}({text}; {self.scores.recipe})"
+
+
+class QTransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """torch.nn.TransformerEncoderLayer without the inference fast path."""
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        mask = F._canonical_mask(
+            src_mask, "src_mask", None, "", src.dtype, check_other=False
+        )  # fmt: skip
+        padding = F._canonical_mask(
+            src_key_padding_mask, "src_key_padding_mask", F._none_or_dtype(mask), "src_mask",
+            src.dtype,
+        )  # fmt: skip
+        x = src
+        if self.norm_first:
+            x = x + self._sa_block(self.norm1(x), mask, padding, is_causal=is_causal)
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(x + self._sa_block(x, mask, padding, is_causal=is_causal))
+        return self.norm2(x + self._ff_block(x))  # type: ignore[no-any-return]

@@ -1,0 +1,194 @@
+"""Quantized layers: torch's own modules with another forward.
+
+A converted layer keeps its parameters, buffers, hooks and parametrizations; it gains one child,
+`product`, that holds its recipe and state.  Its class is a subclass of the layer's own class.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layer_state import LayerState, autocast_dtype, rank
+from .operations import Convolution, Linear, Operation, pair
+from .products import Call, Probe, apply
+from .recipe import SLOTS, Recipe
+
+Shape = tuple[int | None, ...]
+
+
+class QProduct(LayerState):
+    """One product under a recipe: `product(operation, input, weight, bias)`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        input_shape: Shape,
+        weight_shape: Shape,
+        output_shape: Shape,
+        name: str,
+        seed: int,
+        stream: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """Shapes: of input, canonical weight and output, None for a size that changes."""
+        shapes = {"input": input_shape, "weight": weight_shape, "grad_output": output_shape}
+        quantizers = {slot: (recipe.slot(*slot), shapes[slot[1]]) for slot in SLOTS}
+        super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
+        self.recipe = recipe
+        self.probe: Probe | None = None
+
+    def forward(
+        self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        for operand, x in (("input", input), ("weight", weight)):
+            if not x.is_floating_point():
+                raise TypeError(
+                    f"layer {self.name!r}: {operand} is {x.dtype}, need a floating-point tensor "
+                    f"(float16, bfloat16, float32 or float64)"
+                )
+        autocast = autocast_dtype(input)
+        with torch.autocast(input.device.type, enabled=False):
+            key, states = self.begin()
+            call = Call(
+                operation, self.recipe, states, self.training, rank(), autocast, probe=self.probe
+            )
+            try:
+                return apply(call, input, weight, bias, key)
+            except ValueError as error:
+                raise ValueError(f"layer {self.name!r}: {error}") from error
+
+    def extra_repr(self) -> str:
+        return str(self.recipe)
+
+
+class QuantizedLayer(Protocol):
+    """A module whose product runs under a recipe."""
+
+    product: QProduct
+
+    def extra_repr(self) -> str: ...
+
+
+class _OneLine:
+    """Shows a converted layer and its recipe in one line."""
+
+    def __repr__(self: QuantizedLayer) -> str:
+        return f"{type(self).__name__}({self.extra_repr()}; {self.product.recipe})"
+
+
+class QLinear(_OneLine, nn.Linear):
+    """torch.nn.Linear whose three products follow a recipe."""
+
+    product: QProduct
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.product.recipe.products_off:
+            return super().forward(input)
+        batched = input if input.dim() > 1 else input.unsqueeze(0)
+        output: Tensor = self.product(Linear(), batched, self.weight, self.bias)
+        return output.view(output.shape[-1:]) if input.dim() == 1 else output
+
+    def shapes(self) -> tuple[Shape, Shape, Shape]:
+        """Of input, canonical weight and output."""
+        weight = (1, self.out_features, self.in_features)
+        return (None, self.in_features), weight, (None, self.out_features)
+
+
+class _QConv(_OneLine, nn.modules.conv._ConvNd):
+    product: QProduct
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.product.recipe.products_off:
+            plain: Tensor = super().forward(input)
+            return plain
+        space = len(self.kernel_size)
+        if input.dim() not in (space + 1, space + 2):
+            raise ValueError(
+                f"layer {self.product.name!r}: expected {space + 1} or {space + 2} axes "
+                f"(batch, channels, {space} spatial), got shape {tuple(input.shape)}"
+            )
+        batched = input if input.dim() == space + 2 else input.unsqueeze(0)
+        batched, padding = self._padded(batched)
+        operation = Convolution(
+            pair(self.stride, space), padding, pair(self.dilation, space), self.groups
+        )
+        output: Tensor = self.product(operation, batched, self.weight, self.bias)
+        return output if input.dim() == space + 2 else output.squeeze(0)
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """The input with any padding that a convolution cannot do itself, and what remains."""
+        space = len(self.kernel_size)
+        if self.padding == "valid":
+            return input, (0,) * space
+        if self.padding == "same":
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            sides = [(t // 2, t - t // 2) for t in total]
+        else:
+            sides = [(p, p) for p in pair(self.padding, space)]  # type: ignore[arg-type]
+        if self.padding_mode == "zeros" and all(left == right for left, right in sides):
+            return input, tuple(left for left, _ in sides)
+        flat = [side for left, right in reversed(sides) for side in (left, right)]
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(input, flat, mode=mode), (0,) * space
+
+    def shapes(self) -> tuple[Shape, Shape, Shape]:
+        """Of input, canonical weight and output."""
+        groups, space = self.groups, (None,) * len(self.kernel_size)
+        weight = (groups, self.out_channels // groups, self.in_channels // groups)
+        return (
+            (None, self.in_channels, *space),
+            (*weight, *self.kernel_size),
+            (None, self.out_channels, *space),
+        )
+
+
+class QConv1d(_QConv, nn.Conv1d):
+    """torch.nn.Conv1d whose three products follow a recipe."""
+
+
+class QConv2d(_QConv, nn.Conv2d):
+    """torch.nn.Conv2d whose three products follow a recipe."""
+
+
+class QConv3d(_QConv, nn.Conv3d):
+    """torch.nn.Conv3d whose three products follow a recipe."""
+
+
+class _QConvTranspose(_QConv):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.product.recipe.products_off:
+            plain: Tensor = super(_QConv, self).forward(input, output_size)
+            return plain
+        space = len(self.kernel_size)
+        batched = input if input.dim() == space + 2 else input.unsqueeze(0)
+        output_padding = self._output_padding(  # type: ignore[operator]
+            batched, output_size, list(self.stride), list(self.padding), list(self.kernel_size),
+            space, list(self.dilation),
+        )  # fmt: skip
+        operation = Convolution(
+            pair(self.stride, space),
+            pair(self.padding, space),  # type: ignore[arg-type]
+            pair(self.dilation, space),
+            self.groups,
+            True,
+            tuple(output_padding),
+        )
+        output: Tensor = self.product(operation, batched, self.weight, self.bias)
+        return output if input.dim() == space + 2 else output.squeeze(0)
+
+
+class QConvTranspose1d(_QConvTranspose, nn.ConvTranspose1d):
+    """torch.nn.ConvTranspose1d whose three products follow a recipe."""
+
+
+class QConvTranspose2d(_QConvTranspose, nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d whose three products follow a recipe."""
+
+
+class QConvTranspose3d(_QConvTranspose, nn.ConvTranspose3d):
+    """torch.nn.ConvTranspose3d whose three products follow a recipe."""

@@ -1,0 +1,133 @@
+"""A recipe: one quantizer for each of the six operands of a layer's three products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quantizers import OFF, FloatFormat, Off, QuantizerLike
+
+from .norm_recipe import NormRecipe
+
+#: The six operand slots, (product, operand), in the order that numbers their noise.
+SLOTS: tuple[tuple[str, str], ...] = (
+    ("forward", "input"),
+    ("forward", "weight"),
+    ("grad_input", "grad_output"),
+    ("grad_input", "weight"),
+    ("grad_weight", "grad_output"),
+    ("grad_weight", "input"),
+)
+
+
+def _check(owner: str, **quantizers: object) -> None:
+    for name, quantizer in quantizers.items():
+        if not callable(quantizer):
+            raise TypeError(f"{owner}.{name}: got {quantizer!r}, need a quantizer (or OFF)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forward:
+    """output = input (x) weight."""
+
+    input: QuantizerLike = OFF
+    weight: QuantizerLike = OFF
+
+    def __post_init__(self) -> None:
+        _check("forward", input=self.input, weight=self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradInput:
+    """grad_input = grad_output (x) weight.  weight None: the forward's quantized weight."""
+
+    grad_output: QuantizerLike = OFF
+    weight: QuantizerLike | None = None
+
+    def __post_init__(self) -> None:
+        _check("grad_input", grad_output=self.grad_output, weight=self.weight or OFF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradWeight:
+    """grad_weight = grad_output (x) input.  input None: the forward's quantized input."""
+
+    grad_output: QuantizerLike = OFF
+    input: QuantizerLike | None = None
+
+    def __post_init__(self) -> None:
+        _check("grad_weight", grad_output=self.grad_output, input=self.input or OFF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a layer's products, its output and the norms are simulated.
+
+    forward, grad_input, grad_weight   the three products' operand quantizers
+    activation   the float format in which outputs are rounded (nearest even), or None: not at all
+    norm         how batch-norms are computed, or None: left alone
+    with_bits    the same recipe at another width (None: it has none)
+
+    Sums are exact for integer operands and accumulated in fp32 otherwise; the weight update and
+    the optimizer's state stay in full precision.
+    """
+
+    name: str
+    forward: Forward = Forward()
+    grad_input: GradInput = GradInput()
+    grad_weight: GradWeight = GradWeight()
+    activation: FloatFormat | None = None
+    norm: NormRecipe | None = None
+    with_bits: Callable[[int], Recipe] | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("forward", Forward),
+            ("grad_input", GradInput),
+            ("grad_weight", GradWeight),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, need {kind.__name__}(...)")
+        if not isinstance(self.activation, FloatFormat | None):
+            raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
+        if not isinstance(self.norm, NormRecipe | None):
+            raise TypeError(f"norm: got {self.norm!r}, need a NormRecipe or None")
+
+    def slot(self, product: str, operand: str) -> QuantizerLike:
+        """The quantizer in force for an operand: the forward's where a product names none."""
+        own: QuantizerLike | None = getattr(getattr(self, product), operand)
+        if own is None:
+            own = getattr(self.forward, operand)
+        return own
+
+    def reuses(self, product: str, operand: str) -> bool:
+        """Whether a backward product takes the operand as the forward quantized it."""
+        own = getattr(getattr(self, product), operand)
+        return own is None or own == getattr(self.forward, operand)
+
+    @property
+    def products_off(self) -> bool:
+        """Whether a layer under this recipe is exactly the torch layer."""
+        return self.activation is None and all(isinstance(self.slot(*s), Off) for s in SLOTS)
+
+    def at(self, bits: int) -> Recipe:
+        """This recipe at `bits` bits, its activation kept; ValueError where it takes none."""
+        if self.with_bits is None:
+            raise ValueError(
+                f"bits: got {bits!r}, but recipe {self.name!r} has no bits to set; leave bits out"
+            )
+        return replace(self.with_bits(bits), activation=self.activation)
+
+    def __str__(self) -> str:
+        if self.products_off:
+            return f"{self.name}: off"
+        grad_input = self.slot("grad_input", "grad_output")
+        grad_weight = self.slot("grad_weight", "grad_output")
+        text = (
+            f"{self.name}: input {self.forward.input}; weight {self.forward.weight}; "
+            f"grad_output for grad_input {grad_input}; for grad_weight {grad_weight}"
+        )
+        for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
+            if not self.reuses(product, operand):
+                text += f"; {operand} for {product} {self.slot(product, operand)}"
+        return text if self.activation is None else f"{text}; output {self.activation}"

@@ -1,0 +1,172 @@
+"""The named recipes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from quantizers import (
+    OFF,
+    FloatFormat,
+    IntFormat,
+    Quantizer,
+    absmax,
+    chunked_minmax,
+    ema,
+    minmax,
+    per_axis,
+    stochastic,
+)
+from quantizers import bf16 as bf16_format
+from quantizers import fp16 as fp16_format
+
+from . import deviations
+from .norm_recipe import NormRecipe
+from .recipe import Forward, GradInput, GradWeight, Recipe
+
+#: one scale per output channel of a weight seen as (groups, out, in, *kernel)
+PER_OUTPUT_CHANNEL = per_axis(0, 1)
+
+
+def _unscaled(fmt: FloatFormat) -> Quantizer:
+    return Quantizer(format=fmt, range=None)
+
+
+def int8(bits: int = 8) -> Recipe:
+    """The house default: affine input, weight per output channel, stochastic layer gradient.
+
+    In evaluation the input's range is frozen to its running value.  grad_weight takes a bf16 copy
+    of the gradient (the bifurcation of Banner et al. 2018), at every width.
+    """
+    return Recipe(
+        name="int8" if bits == 8 else f"int8 at {bits} bits",
+        forward=Forward(
+            input=Quantizer(
+                format=IntFormat(bits, signed=False, symmetric=False),
+                range=ema(minmax, momentum=0.1, train_on="batch"),
+            ),
+            weight=Quantizer(format=IntFormat(bits), granularity=PER_OUTPUT_CHANNEL),
+        ),
+        grad_input=GradInput(
+            grad_output=Quantizer(format=IntFormat(bits), range=absmax, rounding=stochastic())
+        ),
+        grad_weight=GradWeight(grad_output=_unscaled(bf16_format)),
+        with_bits=int8,
+    )
+
+
+def banner2018(bits: int = 8, *, variant: Literal["paper", "code"] = "paper") -> Recipe:
+    """Banner, Hubara, Hoffer, Soudry, "Scalable methods for 8-bit training", NeurIPS 2018.
+
+    Inputs: affine, each sample's minimum and maximum averaged over the batch (clips by design).
+    Weights: affine, per tensor.  Layer gradient: affine with an exact zero, stochastic, from the
+    extreme minimum and maximum.  Range batch-norm with 8-bit input, scale and shift, the paper's
+    constant.  "paper": grad_weight takes a 16-bit copy of the gradient, activations are rounded to
+    nearest.  "code" deviates as the authors' code does: that copy is not quantized, inputs are
+    rounded stochastically (an argument lands one slot off), the constant is the code's, with
+    extrema averaged over 16 chunks.
+    """
+    if variant not in ("paper", "code"):
+        raise ValueError(f"variant: got {variant!r}, need 'paper' or 'code'")
+    affine = IntFormat(bits, signed=False, symmetric=False)
+    code = variant == "code"
+    weight = Quantizer(format=affine, range=minmax)
+    inputs = Quantizer(
+        format=affine,
+        range=ema(chunked_minmax(), momentum=0.1, train_on="batch"),
+        rounding=stochastic() if code else weight.rounding,
+    )
+    wide = Quantizer(format=IntFormat(16), range=absmax, rounding=stochastic())
+
+    def with_bits(bits: int) -> Recipe:
+        return banner2018(bits, variant=variant)
+
+    return Recipe(
+        name="banner2018" if bits == 8 else f"banner2018 at {bits} bits",
+        forward=Forward(input=inputs, weight=weight),
+        grad_input=GradInput(
+            grad_output=Quantizer(format=affine, range=minmax, rounding=stochastic())
+        ),
+        grad_weight=GradWeight(grad_output=OFF if code else wide),
+        norm=NormRecipe(
+            deviation=deviations.range_(
+                chunks=16 if code else 1, constant="code" if code else "paper"
+            ),
+            input=inputs,
+            weight=weight,
+            bias=weight,
+        ),
+        with_bits=with_bits,
+    )
+
+
+def fp32() -> Recipe:
+    """Everything off: the model computes exactly what it did before."""
+    return Recipe(name="fp32")
+
+
+def _half(name: str, fmt: FloatFormat) -> Recipe:
+    operand = _unscaled(fmt)
+    return Recipe(
+        name=name,
+        forward=Forward(input=operand, weight=operand),
+        grad_input=GradInput(grad_output=operand),
+        grad_weight=GradWeight(grad_output=operand),
+        activation=fmt,
+    )
+
+
+def bf16() -> Recipe:
+    """bf16 operands in all three products, fp32 accumulation, bf16 outputs."""
+    return _half("bf16", bf16_format)
+
+
+def fp16() -> Recipe:
+    """fp16 operands in all three products, fp32 accumulation, fp16 outputs; overflow gives inf
+    (train it with a GradScaler, as real fp16)."""
+    return _half("fp16", fp16_format)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    make: Callable[..., Recipe]
+    takes_bits: bool
+
+
+_NAMED = {
+    "int8": _Entry(int8, True),
+    "banner2018": _Entry(banner2018, True),
+    "fp32": _Entry(fp32, False),
+    "bf16": _Entry(bf16, False),
+    "fp16": _Entry(fp16, False),
+}
+
+
+def names() -> list[str]:
+    """The registered recipes' names."""
+    return list(_NAMED)
+
+
+def takes_bits(name: str) -> bool:
+    """Whether the named recipe takes bits=."""
+    return _entry(name).takes_bits
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _NAMED:
+        near = difflib.get_close_matches(str(name), _NAMED, 1, 0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown recipe {name!r}{hint} Known: {', '.join(_NAMED)}")
+    return _NAMED[name]
+
+
+def get(name: str, bits: int | None = None) -> Recipe:
+    """The named recipe, at `bits` bits where it takes them.
+
+    Raises ValueError for an unknown name (the nearest is suggested), for bits it does not take or
+    that are not from 2 to 16; TypeError for bits that are no integer.
+    """
+    recipe = _entry(name).make()
+    return recipe if bits is None else recipe.at(bits)

@@ -1,0 +1,73 @@
+"""Which training forward a forward that runs inside a backward pass repeats.
+
+Activation checkpointing runs a segment's forward a second time during backward.  The noise of that
+second run must be the first one's, also when other forwards happened in between or a layer ran
+several times.  torch keeps one object per checkpointed segment; the counts a layer used in it are
+written on that object, which lives exactly as long as the segment's graph.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as checkpointing
+from torch import Tensor
+
+_ATTRIBUTE = "_qtrain_counts"
+_REENTRANT = checkpointing.CheckpointFunction
+_FORWARD = _REENTRANT.forward.__code__
+_BACKWARD = _REENTRANT.backward.__code__
+_FILE = checkpointing.__file__
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _segments() -> tuple[list[Any], Any | None]:
+    """(segments being recorded, innermost first; the segment being recomputed, or None)."""
+    recording: list[Any] = []
+    frame = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _FILE:
+            if code is _FORWARD:
+                recording.append(frame.f_locals["ctx"])
+            elif code is _BACKWARD:
+                return recording, frame.f_locals["ctx"]
+            elif code.co_name == "unpack_hook" and "frame" in frame.f_locals:
+                return recording, frame.f_locals["frame"]
+            elif code.co_name == "checkpoint" and "gen" in frame.f_locals:
+                running = getattr(frame.f_locals["gen"], "gi_frame", None)
+                segment = None if running is None else running.f_locals.get("new_frame")
+                if segment is not None:
+                    recording.append(segment)
+        frame = frame.f_back  # type: ignore[assignment]
+    return recording, None
+
+
+def recall(layer: object, count: Tensor) -> tuple[Tensor, bool]:
+    """(the noise count of this training forward, whether it repeats an earlier one).
+
+    count: the layer's counter, 0-d int64: advanced in place unless the forward is a repetition.
+    A repetition outside torch.utils.checkpoint reuses the last count.
+    """
+    if torch.compiler.is_compiling():
+        return count.add_(1).clone(), False
+    recording, repeated = _segments()
+    counts = [] if repeated is None else getattr(repeated, _ATTRIBUTE, {}).get(id(layer), [])
+    if counts:
+        used = counts.pop(0)
+        counts.append(used)  # in turn, so that a second backward finds them again
+    elif in_backward():
+        used = count.clone()
+    else:
+        used = count.add_(1).clone()
+    for segment in recording:
+        if not hasattr(segment, _ATTRIBUTE):
+            setattr(segment, _ATTRIBUTE, {})
+        getattr(segment, _ATTRIBUTE).setdefault(id(layer), []).append(used)
+    return used, bool(counts) or in_backward()

@@ -1,0 +1,122 @@
+"""The numeric error of every layer and role, as a table that prints and saves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Row:
+    """The error of one tensor of one layer, against the same tensor in full precision.
+
+    layer       module path;  role: input, weight, output, grad_output (of either backward
+                product), grad_input, grad_weight
+    sqnr_db     10 log10(sum x^2 / sum (q - x)^2), dB; inf without error
+    cosine      of x and q
+    bias        mean signed error, mean(q - x), in the tensor's own unit
+    clipped     fraction of elements outside the representable interval
+    zeroed      fraction of elements that are not 0 but became 0
+    nonfinite   how many elements of q are NaN or infinite
+    low, high   the range of x
+    elements    how many elements
+    note        what else to know, such as a scale folded in
+    """
+
+    layer: str
+    role: str
+    sqnr_db: float
+    cosine: float
+    bias: float
+    clipped: float
+    zeroed: float
+    nonfinite: int
+    low: float
+    high: float
+    elements: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows in network order.  `print(report)`, `report.worst(5)`, `report.save("errors.json")`."""
+
+    rows: tuple[Row, ...]
+
+    def worst(self, count: int = 5) -> list[Row]:
+        """The rows of lowest SQNR, a NaN first."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"worst: got {count!r}, need a positive integer")
+        key = lambda row: -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db  # noqa: E731
+        return sorted(self.rows, key=key)[:count]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows to a .json or .csv file, atomically.  ValueError for other endings."""
+        path = Path(path)
+        if path.suffix == ".json":
+            # strict JSON has no NaN or infinity: they are written as strings
+            rows = [
+                {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+                 for k, v in asdict(row).items()}
+                for row in self.rows
+            ]  # fmt: skip
+            text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
+        elif path.suffix == ".csv":
+            buffer = io.StringIO(newline="")
+            writer = csv.writer(buffer)
+            writer.writerow(field.name for field in fields(Row))
+            writer.writerows(asdict(row).values() for row in self.rows)
+            text = buffer.getvalue()
+        else:
+            raise ValueError(f"save: got {str(path)!r}, need a path that ends in .json or .csv")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", newline="") as file:
+                file.write(text)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return path
+
+    def __str__(self) -> str:
+        table = []
+        last = None
+        for row in self.rows:
+            table.append(
+                [
+                    row.layer if row.layer != last else "",
+                    row.role + ("*" if row.note else ""),
+                    f"{row.sqnr_db:.1f}",
+                    f"{row.cosine:.5f}",
+                    f"{row.bias:+.1e}",
+                    f"{100 * row.clipped:.2f}",
+                    f"{100 * row.zeroed:.1f}",
+                    row.nonfinite,
+                    f"{max(abs(row.low), abs(row.high)):.2g}",
+                ]
+            )
+            last = row.layer
+        headers = [
+            "layer",
+            "role",
+            "SQNR dB",
+            "cosine",
+            "bias",
+            "clip%",
+            "zero%",
+            "nonfin",
+            "|max|",
+        ]
+        align = ("left", "left", *["right"] * 7)
+        text = tabulate(table, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+        notes = sorted({row.note for row in self.rows if row.note})
+        return text + "".join(f"\n* {note}" for note in notes)
