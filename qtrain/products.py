@@ -20,7 +20,7 @@ from quantizers import IntFormat, Off, QTensor, fold, round_to
 from quantizers.quantizer import as_real, needs_key, straight_through
 from quantizers.ranges import State
 
-from .engines.exact import ENGINES, Engine, Work, choose, holds
+from .engines.exact import Engine, Work, choose, holds
 from .operations import Kind, Operation
 from .recipe import SLOTS, Recipe
 
@@ -43,7 +43,7 @@ def _exact(
     a: QTensor,
     b: QTensor,
     like: Tensor,
-    engines: tuple[Engine, ...],
+    engines: tuple[Engine, ...] | None,
 ) -> Tensor:
     """The exact integer sums of one block, zero points taken out, in a dtype that holds them."""
     assert isinstance(a.format, IntFormat)
@@ -61,7 +61,7 @@ def _exact(
     # knows the padding, costs a batch of one, and lets the codes stay within b bits.
     centre = (a.format.high + a.format.low + 1) // 2
     half = max(a.format.high - centre, centre - a.format.low)
-    total = multiply(a.elements.to(torch.int32) - centre, half)
+    total = multiply(a.elements.float() - centre, half)
     ones = multiply(operation.ones(a.elements), 1)
     dtype = holds(count * per_index * (a.format.high - a.format.low) * right_bound)
     zero_point = operation.lift(kind, "a", a.zero_point, total.dim())
@@ -74,7 +74,7 @@ def _inner(
     a: QTensor,
     b: QTensor,
     like: Tensor,
-    engines: tuple[Engine, ...],
+    engines: tuple[Engine, ...] | None,
     blocks: int,
 ) -> Tensor:
     """The sum of one block, before scales: fp32 or fp64."""
@@ -145,7 +145,7 @@ def product(
     a: QTensor,
     b: QTensor,
     like: Tensor,
-    engines: tuple[Engine, ...] = ENGINES,
+    engines: tuple[Engine, ...] | None = None,
 ) -> Tensor:
     """One of the three products of two quantized operands; see the module's definition.
 
@@ -247,7 +247,7 @@ class Call:
     training: bool
     rank: int = 0
     autocast: torch.dtype | None = None
-    engines: tuple[Engine, ...] = ENGINES
+    engines: tuple[Engine, ...] | None = None
     probe: Probe | None = None
 
     def quantize(
@@ -289,7 +289,8 @@ class Products(torch.autograd.Function):
 
     forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
     elements, scale and zero point of: input and weight as the forward takes them, weight as
-    grad_input takes it, input as grad_weight takes it).  Saved: the operands the two backward
+    grad_input takes it, input as grad_weight takes it; None for the latter two where they are
+    the forward's).  Saved: the operands the two backward
     products need; the float input or weight only for a quantizer with its own backward.
     """
 
@@ -302,14 +303,17 @@ class Products(torch.autograd.Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        meta: tuple[tuple[Any, tuple[int, ...]], ...],
+        meta: tuple[tuple[Any, ...] | None, ...],
         *tensors: Tensor | None,
     ) -> Tensor:
-        quantized = [
-            QTensor(*tensors[3 * i : 3 * i + 3], *meta[i])  # type: ignore[arg-type,call-arg]
-            for i in range(4)
-        ]
-        xq, wq = quantized[:2]
+        xq, wq, backward_w, backward_x = (
+            None if kept is None else QTensor(*tensors[3 * i : 3 * i + 3], *kept)
+            for i, kept in enumerate(meta)
+        )
+        assert xq is not None and wq is not None
+        if xq.elements is None:
+            xq = xq._replace(elements=input)
+        backward_w, backward_x = backward_w or wq, backward_x or xq
         if _off(xq, wq):
             output = call.operation.native(xq.elements, wq.elements, bias)
         else:
@@ -331,10 +335,10 @@ class Products(torch.autograd.Function):
             key if wants_input or wants_weight else None,
             input if keep_input or probing else None,
             weight if keep_weight or probing else None,
-            *(tensors[6:9] if wants_input else none),
-            *(tensors[9:12] if wants_weight else none),
+            *(backward_w[:3] if wants_input else none),
+            *(backward_x[:3] if wants_weight else none),
         )
-        ctx.call, ctx.meta = call, meta[2:]
+        ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
         ctx.keep = keep_input, keep_weight
         ctx.input, ctx.weight = _alike(input), _alike(weight)
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -427,9 +431,15 @@ def apply(
                 backward_w = call.quantize("grad_input", "weight", canonical, key)
             if not recipe.reuses("grad_weight", "input"):
                 backward_x = call.quantize("grad_weight", "input", input, key)
-    operands = (xq, wq, backward_w, backward_x)
-    tensors = [t for q in operands for t in (q.elements, q.scale, q.zero_point)]
-    meta = tuple((q.format, q.block) for q in operands)
+    # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
+    operands = (
+        xq._replace(elements=None) if xq.elements is input else xq,  # type: ignore[arg-type]
+        wq,
+        None if backward_w is wq else backward_w,
+        None if backward_x is xq else backward_x,
+    )
+    tensors = [t for q in operands for t in ((None,) * 3 if q is None else q[:3])]
+    meta = tuple(None if q is None else q[3:] for q in operands)
     dtype = input.dtype if call.autocast is None else call.autocast
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
         call, dtype, key, input, weight, bias, meta, *tensors

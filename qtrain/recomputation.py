@@ -49,6 +49,18 @@ def _segments() -> tuple[list[Any], Any | None]:
     return recording, None
 
 
+@torch.library.custom_op("qtrain::next_count", mutates_args=())
+def _next_count(count: Tensor) -> Tensor:
+    """count + 1, opaque to the compiler: it would otherwise compute the noise key a second time in
+    the backward graph, from the counter that the forward has advanced by then."""
+    return count + 1
+
+
+@_next_count.register_fake
+def _(count: Tensor) -> Tensor:
+    return torch.empty_like(count)
+
+
 def recall(layer: object, count: Tensor) -> tuple[Tensor, bool]:
     """(the noise count of this training forward, whether it repeats an earlier one).
 
@@ -56,7 +68,9 @@ def recall(layer: object, count: Tensor) -> tuple[Tensor, bool]:
     A repetition outside torch.utils.checkpoint reuses the last count.
     """
     if torch.compiler.is_compiling():
-        return count.add_(1).clone(), False
+        used = _next_count(count)
+        count.copy_(used)
+        return used, False
     recording, repeated = _segments()
     counts = [] if repeated is None else getattr(repeated, _ATTRIBUTE, {}).get(id(layer), [])
     if counts:

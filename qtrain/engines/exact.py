@@ -161,18 +161,20 @@ def _agrees(
     return torch.equal(got.cpu().long(), expected)
 
 
-def choose(work: Work, device_type: str, engines: tuple[Engine, ...] = ENGINES) -> Engine:
+def choose(work: Work, device_type: str, engines: tuple[Engine, ...] | None = None) -> Engine:
     """The first engine that supports the product and is exact on this device.
+
+    engines: to choose from, in order of preference; None: all.
 
     Raises ValueError when the sum can pass 2^53, which none holds.
     """
-    for engine in engines:
+    for engine in engines or ENGINES:
         if engine.supports(work) and bool(_admitted_constant(engine, device_type)):
             return engine
     raise ValueError(
         f"an integer sum of {work.count * work.per_index} products of elements up to {work.a} and "
         f"{work.b} can reach {work.bound:.3g}; engines "
-        f"({', '.join(engine.name for engine in engines)}) are exact below 2^53; use fewer bits"
+        f"({', '.join(engine.name for engine in engines or ENGINES)}) are exact below 2^53; use fewer bits"
     )
 
 
