@@ -24,7 +24,7 @@ from .attention import (
 from .deviations import Deviation
 from .layer_state import LayerState
 from .layers import QProduct, Shape
-from .norm import can_convert, convert_norm_
+from .norm import can_convert, convert_norm_, norm_slots
 from .norm_recipe import NormRecipe
 from .recipe import Recipe
 from .summary import Conversion, watch_first_forward
@@ -129,8 +129,8 @@ def quantize_(
     streams = iter(range(2**31))
     built = [(m, _children(name, m, own, seed, streams)) for name, m, own in work]
     for (name, module, own), (_, children) in zip(work, built, strict=True):
+        record.converted[name or "(model)"] = (_plain_type(module) or type(module)).__name__
         _swap_(module, own, children)
-        record.converted[name or "(model)"] = type(module).__name__
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # its inference fast path skips the layers
@@ -306,10 +306,7 @@ def _children(
 
     if isinstance(module, _BATCH_NORMS):
         assert recipe.norm is not None
-        slots = {
-            ("norm", role): (getattr(recipe.norm, role), (None, module.num_features))
-            for role in ("input", "weight", "bias", "grad_output")
-        }
+        slots = norm_slots(module, recipe.norm)
         return {
             "state": LayerState(slots, name=name, seed=seed, stream=next(streams), device=device)
         }
@@ -338,16 +335,16 @@ def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -
     """Change a layer's class and give it its children, in place."""
     if isinstance(module, _BATCH_NORMS):
         assert recipe.norm is not None
-        convert_norm_(module, recipe.norm)
-    else:
-        plain = _plain_type(module)
-        assert plain is not None
-        quantized = _PRODUCTS[plain]
-        if type(module) is plain:
-            module.__class__ = quantized
-        else:  # a subclass or a parametrized layer keeps its own class in the line
-            name = f"Q{type(module).__name__}"
-            module.__class__ = type(name, (quantized, type(module)), {})
+        convert_norm_(module, recipe.norm, children["state"])
+        return
+    plain = _plain_type(module)
+    assert plain is not None
+    quantized = _PRODUCTS[plain]
+    if type(module) is plain:
+        module.__class__ = quantized
+    else:  # a subclass or a parametrized layer keeps its own class in the line
+        name = f"Q{type(module).__name__}"
+        module.__class__ = type(name, (quantized, type(module)), {})
     for key, child in children.items():
         child.train(module.training)
         module.add_module(key, child)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantizers import Off, QuantizerLike, round_to
-from quantizers.quantizer import init_state, needs_key
+from quantizers import OFF, Off, QuantizerLike, fold, round_to
+from quantizers.ranges import State
 
+from .layer_state import LayerState, Slot, rank
 from .norm_functions import Normalize, QuantizeGradient, StraightThrough, lift, wide
 from .norm_recipe import NormRecipe
+
+ROLES = ("input", "weight", "bias", "grad_output")
+
+
+def _role_key(key: Tensor | None, role: str) -> Tensor | None:
+    """A role's noise key: data differ between ranks, parameters do not."""
+    if key is None:
+        return None
+    data = role in ("input", "grad_output")
+    return fold(key, ROLES.index(role) + (len(ROLES) * (rank() + 1) if data else 0))
 
 
 class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -27,20 +39,20 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
     an input that is not floating point.
     """
 
-    recipe: NormRecipe = NormRecipe()
+    recipe: NormRecipe
+    state: LayerState
 
-    def _key(self, role: str) -> Tensor | None:
-        """The noise key of a role's stochastic rounding."""
-        return None
-
-    def _quantized(self, role: str, x: Tensor) -> Tensor:
+    def _quantized(
+        self, role: str, x: Tensor, key: Tensor | None, states: Mapping[Slot, State]
+    ) -> Tensor:
         quantizer: QuantizerLike = getattr(self.recipe, role)
         if isinstance(quantizer, Off):
             return x
-        key = self._key(role) if needs_key(quantizer) else None
+        state = states["norm", role]
         with torch.no_grad():
-            value = quantizer(x, key=key, training=self.training).dequantize()
-        straight: Tensor = StraightThrough.apply(x, value, quantizer)  # type: ignore[no-untyped-call]
+            q = quantizer(x, key=_role_key(key, role), state=state, training=self.training)
+            value = q.dequantize()
+        straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
         return straight
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,9 +67,12 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
         if input.numel() == 0:
             return super().forward(input)
         recipe = self.recipe
-        x = self._quantized("input", input)
-        weight = None if self.weight is None else self._quantized("weight", self.weight)
-        bias = None if self.bias is None else self._quantized("bias", self.bias)
+        key, states = self.state.begin()
+        x = self._quantized("input", input, key, states)
+        weight, bias = (
+            None if x is None else self._quantized(role, x, key, states)
+            for role, x in (("weight", self.weight), ("bias", self.bias))
+        )
         if self.training or self.running_mean is None or self.running_var is None:
             if input.numel() == input.shape[1]:
                 raise ValueError(
@@ -76,12 +91,17 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             output = output if weight is None else output * lift(weight, x)
             output = output if bias is None else output + lift(bias, x)
         if not isinstance(recipe.grad_output, Off):
-            key = self._key("grad_output") if needs_key(recipe.grad_output) else None
-            output = QuantizeGradient.apply(output, recipe.grad_output, key)  # type: ignore[no-untyped-call]
+            output = QuantizeGradient.apply(  # type: ignore[no-untyped-call]
+                output,
+                recipe.grad_output,
+                _role_key(key, "grad_output"),
+                states["norm", "grad_output"],
+                self.training,
+            )
         if recipe.activation is not None:
             with torch.no_grad():
                 rounded = round_to(output, recipe.activation)
-            output = StraightThrough.apply(output, rounded, None)  # type: ignore[no-untyped-call]
+            output = StraightThrough.apply(output, rounded, OFF, None)  # type: ignore[no-untyped-call]
         result: Tensor = output.to(input.dtype)
         return result
 
@@ -100,6 +120,9 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 assert self.num_batches_tracked is not None
                 factor = self.num_batches_tracked.to(running.dtype).reciprocal()
             running.lerp_(new.to(running.dtype), factor)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         torch_part: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -123,6 +146,7 @@ _CONVERTED: dict[type[nn.Module], type[_QBatchNorm]] = {
     nn.BatchNorm2d: QBatchNorm2d,
     nn.BatchNorm3d: QBatchNorm3d,
 }
+_SPACE = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
 def can_convert(module: nn.Module) -> bool:
@@ -130,16 +154,27 @@ def can_convert(module: nn.Module) -> bool:
     return type(module) in _CONVERTED
 
 
-def convert_norm_(module: nn.Module, recipe: NormRecipe) -> None:
+def norm_slots(
+    module: nn.Module, recipe: NormRecipe
+) -> dict[Slot, tuple[QuantizerLike, Sequence[int | None]]]:
+    """The quantizers of a norm and the shapes they meet, for its LayerState."""
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    space = (None,) * _SPACE[type(module)]
+    data, parameter = (None, module.num_features, *space), (module.num_features,)
+    shapes = {"input": data, "weight": parameter, "bias": parameter, "grad_output": data}
+    return {("norm", role): (getattr(recipe, role), shapes[role]) for role in ROLES}
+
+
+def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
     """Make a torch batch-norm follow `recipe`, in place; parameters and buffers stay the objects
-    they were.  Raises TypeError for another module, ValueError for a quantizer with state."""
+    they were; `state` (default: a fresh one) becomes its child.  TypeError for another module."""
     if not can_convert(module):
         raise TypeError(
             f"convert_norm_: got {type(module).__name__}, need exactly BatchNorm1d, 2d or 3d"
         )
-    for role in ("input", "weight", "bias", "grad_output"):
-        if init_state(getattr(recipe, role), (None,)):
-            raise ValueError(f"norm.{role}: a norm's quantizer cannot keep state yet")
+    if state is None:
+        state = LayerState(norm_slots(module, recipe), name="", seed=0, stream=0)
     module.__class__ = _CONVERTED[type(module)]
     assert isinstance(module, _QBatchNorm)
     module.recipe = recipe
+    module.state = state.train(module.training)

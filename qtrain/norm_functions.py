@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from quantizers import QuantizerLike
+from quantizers.quantizer import straight_through
+from quantizers.ranges import State
 
 from .deviations import Deviation
 from .norm_recipe import StatisticsGradient
@@ -100,36 +102,38 @@ class StraightThrough(torch.autograd.Function):
     """`value`, the quantized x, with the gradient that the quantizer passes to x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, quantizer: QuantizerLike | None) -> Tensor:
-        ctx.quantizer, ctx.dtype = quantizer, x.dtype
-        ctx.save_for_backward(*(() if _backward(quantizer) is None else (x,)))
+    def forward(
+        ctx: Any, x: Tensor, value: Tensor, quantizer: QuantizerLike, state: State | None
+    ) -> Tensor:
+        ctx.quantizer, ctx.state, ctx.dtype = quantizer, state, x.dtype
+        ctx.save_for_backward(*(() if straight_through(quantizer) else (x,)))
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        own = _backward(ctx.quantizer)
-        if own is not None:
-            grad_output = own(grad_output, ctx.saved_tensors[0], None)
-        return grad_output.to(ctx.dtype), None, None
-
-
-def _backward(quantizer: QuantizerLike | None) -> Any:
-    if getattr(quantizer, "straight_through", None) == "identity":
-        return None
-    return getattr(quantizer, "backward", None)
+        if not straight_through(ctx.quantizer):
+            grad_output = ctx.quantizer.backward(grad_output, ctx.saved_tensors[0], ctx.state)
+        return grad_output.to(ctx.dtype), None, None, None
 
 
 class QuantizeGradient(torch.autograd.Function):
     """x, and the gradient quantized on its way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantizer: QuantizerLike, key: Tensor | None) -> Tensor:
-        ctx.quantizer, ctx.key = quantizer, key
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        quantizer: QuantizerLike,
+        key: Tensor | None,
+        state: State | None,
+        training: bool,
+    ) -> Tensor:
+        ctx.quantizer, ctx.key, ctx.state, ctx.training = quantizer, key, state, training
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        quantized = ctx.quantizer(grad_output, key=ctx.key)
-        return quantized.dequantize().to(grad_output.dtype), None, None
+        quantized = ctx.quantizer(grad_output, key=ctx.key, state=ctx.state, training=ctx.training)
+        return quantized.dequantize().to(grad_output.dtype), None, None, None, None

@@ -307,7 +307,7 @@ class Products(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         xq, wq, backward_w, backward_x = (
-            None if kept is None else QTensor(*tensors[3 * i : 3 * i + 3], *kept)
+            None if kept is None else QTensor(*tensors[3 * i : 3 * i + 3], *kept)  # type: ignore[arg-type]
             for i, kept in enumerate(meta)
         )
         assert xq is not None and wq is not None

@@ -10,8 +10,8 @@ from tabulate import tabulate
 from torch import nn
 
 from .config import TrainConfig
-from .inspection import Report
 from .intervals import Interval
+from .report import Report
 from .run_folder import RunFolder
 
 

@@ -15,7 +15,8 @@ from .branch import Branch
 from .checkpoint import Checkpoint, CheckpointError
 from .config import TrainConfig
 from .convert import quantize
-from .inspection import Report, inspect
+from .inspection import inspect
+from .report import Report
 from .results import Result
 from .run import Run, training_batch
 from .run_folder import open_run

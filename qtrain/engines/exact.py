@@ -174,7 +174,7 @@ def choose(work: Work, device_type: str, engines: tuple[Engine, ...] | None = No
     raise ValueError(
         f"an integer sum of {work.count * work.per_index} products of elements up to {work.a} and "
         f"{work.b} can reach {work.bound:.3g}; engines "
-        f"({', '.join(engine.name for engine in engines or ENGINES)}) are exact below 2^53; use fewer bits"
+        f"({', '.join(e.name for e in engines or ENGINES)}) are exact below 2^53; use fewer bits"
     )
 
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import deviations
+from qtrain import deviations, plain_state_dict
 from qtrain.deviation_constants import expected_range
 from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
 from qtrain.norm import (
+    ROLES,
     QBatchNorm1d,
     QBatchNorm2d,
     QBatchNorm3d,
@@ -19,7 +21,18 @@ from qtrain.norm import (
     convert_norm_,
 )
 from qtrain.norm_recipe import NormRecipe
-from quantizers import IntFormat, QTensor, Quantizer, e4m3, fp16, int8, percentile, stochastic
+from quantizers import (
+    FloatFormat,
+    IntFormat,
+    QTensor,
+    Quantizer,
+    e4m3,
+    fold,
+    fp16,
+    int8,
+    percentile,
+    stochastic,
+)
 
 ALL = [
     l2(),
@@ -41,9 +54,9 @@ NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 SHAPES = {"1d": (11, 2), "1d-length": (3, 2, 5), "2d": (3, 2, 3, 2), "3d": (2, 2, 2, 3, 2)}
 
 
-def norm_for(x: Tensor, recipe: NormRecipe | None = None, **settings: object) -> nn.Module:
+def norm_for(x: Tensor, recipe: NormRecipe | None = None, **settings: Any) -> Any:
     """A converted torch norm for x, its scale and shift away from 1 and 0."""
-    norm: nn.Module = NORMS[max(1, x.dim() - 2)](x.shape[1], **settings).to(x.dtype)
+    norm: Any = NORMS[max(1, x.dim() - 2)](x.shape[1], **settings).to(x.dtype)
     if norm.affine:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -61,7 +74,7 @@ def gaussian(
     return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
 
 
-def gradients(norm: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
+def gradients(norm: Any, x: Tensor, grad: Tensor) -> list[Tensor]:
     """Output, gradient of the input, and of the parameters there are."""
     x = x.detach().requires_grad_()
     output = norm(x)
@@ -110,7 +123,7 @@ def test_l2_agrees_with_torch(shape: tuple[int, ...], dtype: torch.dtype) -> Non
     for _ in range(2):
         # assert_close's defaults, some 10 ulp: two orders of the same few additions
         torch.testing.assert_close(gradients(ours, x, grad), gradients(theirs, x, grad))
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(plain_state_dict(ours), dict(theirs.state_dict()))
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
@@ -121,7 +134,7 @@ def test_running_statistics_follow_torch(momentum: float | None) -> None:
     for seed in range(4):
         x = gaussian(16, 4, seed=seed, scale=3)
         ours(x), theirs(x)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(plain_state_dict(ours), dict(theirs.state_dict()))
 
 
 @pytest.mark.parametrize("deviation", ONE_EACH[1:], ids=str)
@@ -252,7 +265,7 @@ def test_plain_state_loads_strictly_both_ways() -> None:
     ours, theirs = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     convert_norm_(ours, NormRecipe(deviation=range_()))
     ours(gaussian(4, 3, 2, 2))
-    theirs.load_state_dict(ours.state_dict(), strict=True)
+    theirs.load_state_dict(plain_state_dict(ours), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
 
 
@@ -292,7 +305,7 @@ def test_empty_batch_is_torchs() -> None:
     ours, theirs = norm_for(x, NormRecipe(deviation=range_())), norm_for(x)
     results = zip(gradients(ours, x, x), gradients(theirs, x, x), strict=True)
     assert all(torch.equal(a, b) for a, b in results)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(plain_state_dict(ours), dict(theirs.state_dict()))
 
 
 def test_wrong_inputs_are_named() -> None:
@@ -388,26 +401,22 @@ def test_a_plain_function_is_a_quantizer() -> None:
     assert torch.equal(norm(x), norm_for(x, NormRecipe())((x * 2).round() / 2))
 
 
-def test_stochastic_gradient_asks_for_its_key() -> None:
+def test_stochastic_gradient_takes_the_layers_own_noise() -> None:
     q = Quantizer(format=IntFormat(bits=8), rounding=stochastic())
     x = gaussian(16, 3)
     norm = norm_for(x, NormRecipe(deviation=range_(), grad_output=q))
-    asked: list[str] = []
-
-    def key(role: str) -> Tensor:
-        asked.append(role)
-        return torch.tensor(7)
-
-    norm._key = key
     grad = gaussian(16, 3, seed=1)
-    values = q(grad, key=torch.tensor(7)).dequantize()
+    # the layer's own key, its first training forward, the role (rank 0)
+    key = fold(fold(norm.state.noise_key, 1), ROLES.index("grad_output") + len(ROLES))
+    values = q(grad, key=key).dequantize()
     expected = gradients(norm_for(x, NormRecipe(deviation=range_())), x, values)
     assert torch.equal(gradients(norm, x, grad)[1], expected[1])
-    assert asked == ["grad_output"]
+    # the next forward draws other noise
+    assert not torch.equal(gradients(norm, x, grad)[1], expected[1])
 
 
 @pytest.mark.parametrize("fmt", [fp16, e4m3], ids=str)
-def test_activation_rounds_the_output_and_passes_the_gradient(fmt: object) -> None:
+def test_activation_rounds_the_output_and_passes_the_gradient(fmt: FloatFormat) -> None:
     x, grad = gaussian(16, 3), gaussian(16, 3, seed=1)
     plain = gradients(norm_for(x, NormRecipe(deviation=range_())), x, grad)
     rounded = gradients(norm_for(x, NormRecipe(deviation=range_(), activation=fmt)), x, grad)
