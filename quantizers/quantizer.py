@@ -12,7 +12,7 @@ from torch import Tensor
 from .formats import FloatFormat, Format, IntFormat, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
 from .noise import random_bits
-from .ranges import Ema, RangeRule, State, absmax
+from .ranges import Ema, RangeRule, State, Stateless, absmax
 from .rounding import Rounding, nearest_even, round_to_float
 
 
@@ -118,8 +118,9 @@ class Quantizer:
                 zero_point = format.low - round(low / scale), clamped to the format;
                 elements = clamp(round(x / scale) + zero_point);  0 is exact
 
-    All by division, in fp32 (fp64 elements for fp64 x).  A zero range gives scale 0 and elements
-    that stand for 0; a non-finite element makes its granule's scale non-finite.
+    A FloatFormat whose overflow is stated follows it instead of the clamp, and so does one without
+    a range.  All by division, in fp32 (fp64 elements for fp64 x).  A zero range gives scale 0 and
+    elements that stand for 0; a non-finite element makes its granule's scale non-finite.
     """
 
     format: Format
@@ -166,8 +167,8 @@ class Quantizer:
 
     def init_state(self, shape: Sequence[int | None]) -> State:
         """State for tensors of `shape` (None: a size that changes); {} without memory."""
-        if not isinstance(self.range, Ema):
-            return {} if self.range is None else self.range.init_state(())
+        if self.range is None or isinstance(self.range, Stateless):
+            return {}
         block = self.granularity.block_shape(shape)
         return self.range.init_state(compact_shape([s or 1 for s in shape], block))
 
@@ -184,7 +185,7 @@ class Quantizer:
 
         Raises TypeError for other dtypes, ValueError for a missing key or state.
         """
-        x = as_real(x)
+        x = as_real(x).detach()  # no graph grows through elements, scales or the state
         bits = None
         if self.rounding.random_bits:
             if key is None:
@@ -200,7 +201,9 @@ class Quantizer:
         divisor = torch.where(scale == 0, float("inf"), scale)
         scaled = x / expand(divisor, x.shape, block)
         if isinstance(self.format, FloatFormat):
-            elements = round_to_float(scaled, self.format, self.rounding, bits)
+            # a range may clip, and a scale rounded down does: that must not make infinities
+            overflow = self.format.overflow or "saturate"
+            elements = round_to_float(scaled, self.format, self.rounding, bits, overflow=overflow)
         else:
             elements = self.rounding(scaled, bits)
             if zero_point is not None:
@@ -220,8 +223,10 @@ class Quantizer:
             width = high - low
             scale = width / (self.format.high - self.format.low)
         else:
-            unsigned = not self.format.signed
-            width = high.clamp(min=0.0) if unsigned else torch.maximum(low.abs(), high.abs())
+            if self.format.signed:
+                width = torch.maximum(low.abs(), high.abs())
+            else:  # low is clipped, but a non-finite one must still be seen
+                width = torch.where(torch.isfinite(low), high.clamp(min=0.0), float("nan"))
             scale = width / self.format.largest
         if self.scale_format != fp32:
             rounded = round_to_float(scale, self.scale_format, self.scale_rounding)

@@ -45,13 +45,15 @@ def _reduce(x: Tensor, block: Sequence[int], largest: bool) -> Tensor:
     return x.reshape(compact).float()
 
 
-class _Stateless:
+class Stateless:
+    """A rule without memory."""
+
     def init_state(self, compact: tuple[int, ...]) -> State:
         return {}
 
 
 @dataclass(frozen=True)
-class AbsMax(_Stateless):
+class AbsMax(Stateless):
     """(-a, a) with a = max |x|."""
 
     def __call__(
@@ -62,7 +64,7 @@ class AbsMax(_Stateless):
 
 
 @dataclass(frozen=True)
-class MinMax(_Stateless):
+class MinMax(Stateless):
     """(min x, max x)."""
 
     def __call__(
@@ -78,11 +80,11 @@ def _rows(x: Tensor, block: Sequence[int], fill: float | None) -> Tensor:
     granules = 1
     for axis in outer:
         granules *= view.shape[axis]
-    return view.permute(*outer, *inner).reshape(granules, -1)
+    return view.permute((*outer, *inner)).reshape(granules, -1)
 
 
 @dataclass(frozen=True)
-class ChunkedMinMax(_Stateless):
+class ChunkedMinMax(Stateless):
     """(mean of the chunks' minima, mean of their maxima): it clips by design.
 
     chunks   how many equal parts of a granule, in C order; None: one chunk per index of axis 0
@@ -121,7 +123,7 @@ class ChunkedMinMax(_Stateless):
 
 
 @dataclass(frozen=True)
-class Percentile(_Stateless):
+class Percentile(Stateless):
     """(quantile 1 - fraction, quantile fraction) of x, linearly interpolated: it clips outliers.
 
     fraction   in (0.5, 1]; 0.999 leaves 0.1 % of the elements outside at either end.
@@ -142,7 +144,9 @@ class Percentile(_Stateless):
             return zero, zero
         # padding sorts to the end as NaN does, so each row's own elements come first
         ordered = _rows(x.float(), block, float("nan")).sort(dim=1).values
-        count = _rows(torch.ones_like(x, dtype=torch.float32), block, 0.0).sum(1, keepdim=True)
+        # fp64: fp32 positions are off by 1e-7 of the count, and wrong beyond 2^24 elements
+        own = _rows(torch.ones_like(x, dtype=torch.float32), block, 0.0)
+        count = own.sum(1, keepdim=True, dtype=torch.float64)
         finite = _rows(torch.isfinite(x).float(), block, 1.0).amin(1) > 0
 
         def quantile(fraction: float) -> Tensor:
@@ -150,14 +154,14 @@ class Percentile(_Stateless):
             below = position.floor()
             left = ordered.gather(1, below.long())
             right = ordered.gather(1, torch.minimum(below + 1, count - 1).long())
-            value = (left + (right - left) * (position - below)).squeeze(1)
+            value = (left + (right - left) * (position - below)).float().squeeze(1)
             return torch.where(finite, value, float("nan")).reshape(compact)
 
         return quantile(1 - self.fraction), quantile(self.fraction)
 
 
 @dataclass(frozen=True)
-class Ema(_Stateless):
+class Ema:
     """An exponential moving average of another rule's range, kept in the state.
 
     rule       the rule that is averaged

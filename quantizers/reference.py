@@ -293,6 +293,8 @@ def quantize(
                 element = round_integer(scaled, mode, draw / 2**random) + zero
                 element = min(max(element, qmin), qmax)
             else:
+                if fmt.overflow is None:
+                    scaled = min(max(scaled, -grid(fmt)[-1]), grid(fmt)[-1])
                 element = round_float(scaled, fmt, mode, draw / 2**random)
             value = (element - zero) * scale
             single = narrow or isinstance(fmt, IntFormat)

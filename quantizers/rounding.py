@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .formats import FloatFormat, bf16, check_int, fp16
+from .formats import FloatFormat, Overflow, bf16, check_int, fp16
 from .noise import uniform_integers
 
 Mode = Literal["nearest_even", "half_away", "toward_zero", "floor", "ceil", "stochastic"]
@@ -88,20 +88,28 @@ def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def round_to_float(
-    x: Tensor, fmt: FloatFormat, rounding: Rounding = nearest_even, bits: Tensor | None = None
+    x: Tensor,
+    fmt: FloatFormat,
+    rounding: Rounding = nearest_even,
+    bits: Tensor | None = None,
+    *,
+    overflow: Overflow | None = None,
 ) -> Tensor:
     """x rounded once to the values of `fmt`.  fp32 or fp64, any shape -> same dtype and shape.
 
     A finite value whose rounded magnitude (with an unbounded exponent) exceeds `fmt.largest`
-    follows `fmt.on_overflow`; inf and NaN are kept as FloatFormat states.  Negative numbers become
-    +0 in an unsigned format; without a zero, what is too small becomes +-`fmt.smallest`.
+    follows `overflow` (None: `fmt.on_overflow`); inf and NaN are kept as FloatFormat states.
+    Negative numbers become +0 in an unsigned format; without a zero, what is too small becomes
+    +-`fmt.smallest`.
     """
-    if rounding == nearest_even and x.dtype == torch.float32 and fmt in _NATIVE:
+    overflow = fmt.on_overflow if overflow is None else overflow
+    native = fmt in _NATIVE and overflow == "inf"
+    if native and rounding == nearest_even and x.dtype == torch.float32:
         # The same bits in two passes.  Not when compiling: the compiler drops such cast pairs.
         if not torch.compiler.is_compiling():
             return x.to(_NATIVE[fmt]).to(torch.float32)
     if not fmt.signed:
-        x = torch.where(x <= 0, (x * 0).abs(), x)  # negative numbers: +0; -inf: NaN
+        x = torch.where(x <= 0, torch.where(torch.isinf(x), float("nan"), 0.0), x)
     if x.dtype == torch.float64:
         exponent = ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
     else:
@@ -115,7 +123,7 @@ def round_to_float(
     scaled = x * _power_of_two(-half, x.dtype) * _power_of_two(-rest, x.dtype)
     y = rounding(scaled, bits) * _power_of_two(half, x.dtype) * _power_of_two(rest, x.dtype)
     finite = torch.isfinite(x)
-    over = {"inf": float("inf"), "nan": float("nan"), "saturate": fmt.largest}[fmt.on_overflow]
+    over = {"inf": float("inf"), "nan": float("nan"), "saturate": fmt.largest}[overflow]
     y = torch.where(
         finite & (y.abs() > fmt.largest), torch.copysign(torch.full_like(y, over), y), y
     )

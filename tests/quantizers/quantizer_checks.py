@@ -1,6 +1,7 @@
 """What the tests of quantizers share: bitwise equality, compiling, and awkward numbers."""
 
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as one graph, through C++ where there is a compiler."""
     has_cpp = any(shutil.which(name) for name in ("g++", "clang++"))
     torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, backend="inductor" if has_cpp else "aot_eager")
+    fast = torch.compile(function, fullgraph=True, backend="inductor" if has_cpp else "aot_eager")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own deprecations, raised while it compiles
+            return fast(*args, **kwargs)
+
+    return call
 
 
 def awkward(fmt: FloatFormat, dtype: torch.dtype = torch.float32) -> Tensor:

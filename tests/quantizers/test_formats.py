@@ -141,7 +141,7 @@ def test_int_identities(fmt: IntFormat) -> None:
 
 @pytest.mark.parametrize("bits", [0, 1, 17, -8, 7.5, True, "eight", None])
 def test_bad_bits_are_refused_by_name(bits: object) -> None:
-    with pytest.raises((TypeError, ValueError), match="bits: got .*need an integer from 2 to 16"):
+    with pytest.raises((TypeError, ValueError), match=r"bits: got .*need an integer from 2 to 16"):
         IntFormat(bits)  # type: ignore[arg-type]
 
 

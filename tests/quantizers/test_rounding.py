@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from quantizer_checks import MODES, SMALL, VARIANTS, awkward, compiled, needs_cuda, same_bits
 from torch import Tensor
 
-from quantizers import FloatFormat, IntFormat, Rounding, formats, random_bits, reference, root_key
+from quantizers import FloatFormat, Rounding, formats, random_bits, reference, root_key
 from quantizers.rounding import ceil, floor, nearest_even, round_to, round_to_float, stochastic
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-39, float("inf"), -float("inf"), float("nan")]
@@ -139,10 +139,10 @@ def test_rounding_through_bf16_rounds_twice() -> None:
 
 
 def test_compiled_rounding_equals_eager() -> None:
+    # subnormals included: torch 2.13 with g++ does not flush them; a compiler that does fails here
     x = torch.cat([random_fp32(2**14), awkward(formats.e4m3), awkward(formats.e5m2)])
-    # CPU code from inductor may flush subnormal inputs and outputs, so the claim stops at normals
-    x = torch.where(x.abs() < 2.0**-126, 0.0, x)
-    wanted = [formats.fp16, formats.bf16, formats.tf32, formats.e4m3, formats.e5m2, formats.e8m0]
+    # fp16 and bf16: eager casts, but the compiler would drop a cast there and back
+    wanted = [formats.fp16, formats.bf16, formats.e4m3, formats.e8m0]
     bits = draws(x)
 
     def rounded(x: Tensor, bits: Tensor) -> list[Tensor]:
@@ -155,20 +155,21 @@ def test_compiled_rounding_equals_eager() -> None:
         assert same_bits(fast, eager)
 
 
-@pytest.mark.parametrize("random", [1, 8, 23])
+@pytest.mark.parametrize("random", [1, 23])
 def test_every_element_of_every_format_is_a_fixed_point_of_stochastic_rounding(
     random: int,
 ) -> None:
     mode = stochastic(random)
-    ints = [IntFormat(bits, signed) for bits in range(2, 17) for signed in (True, False)]
-    floats = [f for f in [*formats.NAMED.values(), *VARIANTS] if isinstance(f, FloatFormat)]
-    for fmt in [*ints, *(f for f in floats if f.bits <= 16)]:
-        values = fmt.codes().float() if isinstance(fmt, IntFormat) else fmt.decode(fmt.codes())
-        for word in (0, -1, 2**31 - 1, -(2**31)):
-            bits = torch.full(values.shape, word, dtype=torch.int32)
-            if isinstance(fmt, IntFormat):
-                assert torch.equal(mode(values, bits), values)
-            else:
+    words = (0, -1, 2**31 - 1, -(2**31))
+    integers = torch.arange(-(2**15), 2**16).float()  # every IntFormat's elements
+    for word in words:
+        bits = torch.full(integers.shape, word, dtype=torch.int32)
+        assert torch.equal(mode(integers, bits), integers)
+    for fmt in [*formats.NAMED.values(), *VARIANTS]:
+        if isinstance(fmt, FloatFormat) and fmt.bits <= 19:
+            values = fmt.decode(fmt.codes())
+            for word in words:
+                bits = torch.full(values.shape, word, dtype=torch.int32)
                 assert same_bits(round_to_float(values, fmt, mode, bits), values)
 
 
