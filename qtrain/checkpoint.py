@@ -86,7 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: got entries {sorted(map(str, content))}, need {[*kinds]}")
     for name, kind in kinds.items():
         value = content[name]
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise CheckpointError(f"{path}: {name} is {value!r:.60}, need a valid {kind.__name__}")
     return Checkpoint(**content)
 

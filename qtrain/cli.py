@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from .arguments import build_parser, train_settings
 from .interrupt import Interrupted
@@ -17,10 +18,11 @@ from .tables import formats_table, recipes_table
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1 failed run, 2 bad input, 130 interrupted."""
-    warnings.showwarning = _show_warning
     parsed = build_parser().parse_args(arguments)
     try:
-        return _COMMANDS[parsed.command](parsed)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _COMMANDS[parsed.command](parsed)
     except NonFiniteError as error:
         return _fail(error, 1)
     except (ValueError, OSError) as error:
@@ -52,7 +54,9 @@ def _inspect(parsed: argparse.Namespace) -> int:
     report = inspect_checkpoint(
         load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
     )
-    print(report if parsed.worst is None else replace(report, rows=report.worst(parsed.worst)))
+    print(
+        report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
+    )
     if parsed.save is not None:
         report.save(parsed.save)
     return 0
@@ -80,7 +84,14 @@ def _fail(error: object, status: int) -> int:
     return status
 
 
-def _show_warning(message: Warning | str, *rest: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     _say(f"warning: {message}")
 
 

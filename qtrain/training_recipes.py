@@ -24,7 +24,7 @@ def names() -> list[str]:
     return [*TRAINING_RECIPES, *recipes.names()]
 
 
-def training_recipe(name: str, **changes: Any) -> TrainConfig:
+def training_recipe(name: str, /, **changes: Any) -> TrainConfig:
     """The configuration of a named run with `changes`; a quantization recipe's name does too.
 
     Full precision alone (fp32) has no baseline beside it unless one is asked for.

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from torch import nn
+
+from qtrain.config import TrainConfig
+from qtrain.optimizers import build_optimizer, parameter_groups
+from qtrain.schedules import learning_rate
+from qtrain.training_recipes import training_recipe
+
+BAD = [
+    ("recipe", "int9", "int8"),
+    ("recipe", None, "None"),
+    ("bits", 0, "2 to 16"),
+    ("bits", 1, "2 to 16"),
+    ("bits", 17, "2 to 16"),
+    ("bits", 7.5, "7.5"),
+    ("bits", True, "True"),
+    ("bits", "eight", "eight"),
+    ("norm", "rang", "'range'"),
+    ("activation", "fp17", "'fp16'"),
+    ("model", "resnet19", "'resnet18'"),
+    ("data", "digit", "'digits'"),
+    ("data_dir", 3, "3"),
+    ("epochs", -1, "at least 1"),
+    ("epochs", 0, "at least 1"),
+    ("batch_size", 0, "at least 1"),
+    ("batch_size", 2.5, "2.5"),
+    ("optimizer", "sdg", "'sgd'"),
+    ("schedule", "cosin", "'cosine'"),
+    ("lr", float("nan"), "above 0"),
+    ("lr", float("inf"), "above 0"),
+    ("lr", 0.0, "above 0"),
+    ("lr", -0.1, "above 0"),
+    ("lr", "fast", "above 0"),
+    ("momentum", 1.0, "below 1"),
+    ("weight_decay", -1.0, "at least 0"),
+    ("label_smoothing", 1.0, "below 1"),
+    ("clip_grad", 0.0, "above 0"),
+    ("warmup", -1.0, "at least 0"),
+    ("seed", 1.5, "1.5"),
+    ("seed", True, "True"),
+    ("seed", "zero", "zero"),
+    ("seed", -1, "from 0"),
+    ("seed", 2**63, "from 0"),
+    ("device", "tpu", "cuda"),
+    ("device", "cuda:", "cuda"),
+    ("threads", 0, "at least 1"),
+    ("workers", -1, "at least 0"),
+    ("checkpoint_every", 0, "at least 1"),
+    ("milestones", (3,), "step"),
+    ("milestones", [3], "tuple"),
+    ("baseline", "yes", "True or False"),
+    ("name", "../elsewhere", "folder"),
+    ("name", "", "folder"),
+    ("runs_dir", "", "folder"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "need"), BAD, ids=lambda v: str(v)[:12])
+def test_bad_value_is_refused_with_what_was_given_and_what_is_needed(
+    field: str, value: Any, need: str
+) -> None:
+    given: dict[str, Any] = {"recipe": "int8", field: value}
+    with pytest.raises((ValueError, TypeError)) as error:
+        TrainConfig(**given)
+    assert field in str(error.value)
+    assert need in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"schedule": "step"}, "milestones"),
+        ({"schedule": "step", "milestones": (9,), "epochs": 8}, "milestones"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov"),
+        ({"nesterov": True, "optimizer": "adamw"}, "nesterov"),
+        ({"resume": True, "overwrite": True}, "overwrite"),
+        ({"recipe": "fp32", "bits": 8}, "bits"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "+".join(v),
+)
+def test_settings_that_exclude_each_other_are_refused(given: dict[str, Any], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        TrainConfig(**{"recipe": "int8", **given})
+
+
+def test_configuration_survives_json() -> None:
+    config = TrainConfig(recipe="int8", schedule="step", milestones=(2, 4), clip_grad=1.0)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="epoch"):
+        TrainConfig.from_dict({"recipe": "int8", "epoch": 3})
+
+
+def test_the_name_says_what_runs_and_holds_no_time() -> None:
+    assert training_recipe("int8-resnet18").run_name == "int8-resnet18-digits-seed0"
+    assert training_recipe("int8", bits=4, model="mlp").run_name == "int8-4bit-mlp-digits-seed0"
+    assert training_recipe("int8", name="mine").run_name == "mine"
+
+
+def test_named_run_is_int8_with_range_norm_and_fp16_activations() -> None:
+    config = training_recipe("int8-resnet18")
+    assert (config.recipe, config.norm, config.baseline) == ("int8", "range", True)
+    activation = config.quantization().activation
+    assert activation is not None and activation.name == "fp16"
+    with pytest.raises(ValueError, match="did you mean 'int8-resnet18'"):
+        training_recipe("int8-resnet19")
+
+
+def test_full_precision_alone_has_no_baseline_unless_asked() -> None:
+    assert not training_recipe("fp32").baseline
+    assert training_recipe("fp32", baseline=True).baseline
+
+
+def test_differences_name_the_field_and_skip_where_it_runs() -> None:
+    config = TrainConfig(recipe="int8", lr=0.1, threads=2, name="a")
+    other = TrainConfig(recipe="int8", lr=0.2, threads=1, name="b", resume=True)
+    assert config.differences(other.to_dict()) == ["lr (stored 0.2, now 0.1)"]
+
+
+def test_cosine_warms_up_then_falls_to_zero() -> None:
+    config = TrainConfig(recipe="int8", lr=1.0, epochs=4, warmup=1.0)
+    rates = [learning_rate(config, step, 10) for step in range(40)]
+    assert rates[:10] == pytest.approx([(k + 1) / 11 for k in range(10)])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+
+
+def test_steps_fall_at_milestones_and_constant_stays() -> None:
+    steps = TrainConfig(
+        recipe="int8", lr=1.0, epochs=4, warmup=0.0, schedule="step", milestones=(2, 3)
+    )
+    rates = [learning_rate(steps, step, 5) for step in range(20)]
+    assert rates == pytest.approx([1.0] * 10 + [0.1] * 5 + [0.01] * 5)
+    constant = TrainConfig(recipe="int8", lr=0.3, schedule="constant", warmup=0.0)
+    assert {learning_rate(constant, step, 5) for step in range(9)} == {0.3}
+
+
+def test_a_run_of_warmup_alone_has_a_rate() -> None:
+    config = TrainConfig(recipe="int8", lr=1.0, epochs=1, warmup=3.0)
+    rates = [learning_rate(config, step, 5) for step in range(5)]
+    assert rates == sorted(rates) and max(rates) < 1.0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_norms_and_biases_do_not_decay(optimizer: str) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    config = TrainConfig(recipe="int8", optimizer=optimizer, weight_decay=0.1)
+    groups = build_optimizer(model, config).param_groups
+    assert [len(group["params"]) for group in groups] == [2, 4]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    everything = parameter_groups(model, TrainConfig(recipe="int8", decay_all=True))
+    assert len(everything) == 1
