@@ -255,6 +255,7 @@ def test_conversion_keeps_every_parameter_and_buffer() -> None:
         assert can_convert(plain)
         convert_norm_(plain, NormRecipe(deviation=l1()))
         after = plain.state_dict(keep_vars=True)
+        after = {k: v for k, v in after.items() if not k.startswith("state.")}
         assert type(plain) is converted and list(before) == list(after)
         assert all(before[name] is after[name] for name in before)
         copied = copy.deepcopy(plain)
