@@ -44,7 +44,7 @@ class TrainConfig:
     epochs: int = _option(8, "passes over the training set")
     batch_size: int = _option(64, "samples per step")
     optimizer: str = _option("sgd", "sgd or adamw")
-    lr: float = _option(0.1, "learning rate after the warm-up, per step of batch-size samples")
+    lr: float = _option(0.02, "learning rate after the warm-up, per step of batch-size samples")
     momentum: float = _option(0.9, "sgd's momentum, or adamw's first beta")
     nesterov: bool = _option(False, "Nesterov momentum (sgd)")
     weight_decay: float = _option(5e-4, "decay of weights; norms and biases are exempt")
@@ -52,7 +52,7 @@ class TrainConfig:
     schedule: str = _option("cosine", "cosine (to 0), step or constant")
     milestones: tuple[int, ...] = _option((), "epochs at which schedule step multiplies by gamma")
     gamma: float = _option(0.1, "factor of schedule step")
-    warmup: float = _option(1.0, "epochs of linear warm-up")
+    warmup: float = _option(2.0, "epochs of linear warm-up")
     clip_grad: float | None = _option(None, "largest gradient norm; default: no clipping")
     label_smoothing: float = _option(0.0, "label smoothing of the training loss")
     seed: int = _option(0, "seed of the initial weights, data order, dropout and rounding noise")
@@ -146,7 +146,7 @@ def _check_numbers(c: TrainConfig) -> None:
     for name in ("image_size", "threads", "checkpoint_every"):
         if getattr(c, name) is not None:
             checks.integer(name, getattr(c, name), low=1, hint="leave it out for the default")
-    checks.number("lr", c.lr, low=0, positive=True, hint="say lr=0.1")
+    checks.number("lr", c.lr, low=0, positive=True, hint="say lr=0.02")
     checks.number("momentum", c.momentum, low=0, high=1, hint="0 is none")
     checks.number("weight_decay", c.weight_decay, low=0, hint="0 is none")
     checks.number("gamma", c.gamma, low=0, positive=True, hint="say gamma=0.1")

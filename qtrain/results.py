@@ -24,7 +24,7 @@ class Result:
     labels    branch key ("baseline", "quantized") to the name in tables, in order
     models    branch key to the trained model
     gap       accuracy of the quantized model minus the baseline's; None without a baseline
-    report    the per-layer numeric error on one training batch
+    report    the per-layer numeric error on one training batch; None where nothing is quantized
     """
 
     config: TrainConfig
@@ -33,7 +33,7 @@ class Result:
     labels: dict[str, str]
     models: dict[str, nn.Module]
     gap: Interval | None
-    report: Report
+    report: Report | None
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -72,8 +72,10 @@ class Result:
         )
 
     def __str__(self) -> str:
-        errors = f"numeric error of each layer, on one training batch:\n{self.report}"
-        return "\n\n".join((self.curves_table(), self.gap_line(), errors))
+        parts = [self.curves_table(), self.gap_line()]
+        if self.report is not None:
+            parts.append(f"numeric error of each layer, on one training batch:\n{self.report}")
+        return "\n\n".join(parts)
 
     def summary(self) -> Mapping[str, Any]:
         """The end of the run as plain data."""
@@ -86,12 +88,13 @@ class Result:
         }
 
     def save(self) -> None:
-        """Write summary.json, report.txt, errors.json, errors.csv and the plots."""
+        """Write summary.json, report.txt, the plots, and errors.json and errors.csv."""
         from .plots import plot_curves, plot_errors  # matplotlib takes a second to import
 
         self.folder.write_json("summary.json", self.summary())
         self.folder.write_text("report.txt", f"{self}\n")
-        self.report.save(self.folder / "errors.json")
-        self.report.save(self.folder / "errors.csv")
         plot_curves(self.epochs, self.labels, self.folder / "curves.png")
-        plot_errors(self.report, self.folder / "errors.png")
+        if self.report is not None:
+            self.report.save(self.folder / "errors.json")
+            self.report.save(self.folder / "errors.csv")
+            plot_errors(self.report, self.folder / "errors.png")

@@ -19,6 +19,7 @@ from .interrupt import Interrupted, StopRequest
 from .intervals import Interval, accuracy_gap
 from .metrics import MetricsLog, read_metrics
 from .progress import Progress
+from .report import Report
 from .results import Result
 from .run_folder import RunFolder, describe
 from .schedules import learning_rate
@@ -165,7 +166,6 @@ class Run:
     def finish(self) -> Result:
         """Compare, inspect, save."""
         by_key = {branch.key: branch for branch in self.branches}
-        inputs, targets = training_batch(self.config, self.dataset, self.device)
         result = Result(
             config=self.config,
             folder=self.folder,
@@ -173,10 +173,16 @@ class Run:
             labels={branch.key: branch.label for branch in self.branches},
             models={branch.key: branch.model for branch in self.branches},
             gap=self._gap(by_key) if self.config.baseline else None,
-            report=inspect(by_key["quantized"].model.train(), inputs, targets),
+            report=self._inspect(by_key["quantized"]),
         )
         result.save()
         return result
+
+    def _inspect(self, branch: Branch) -> Report | None:
+        if self.config.quantization().products_off:
+            return None
+        batch = training_batch(self.config, self.dataset, self.device)
+        return inspect(branch.model.train(), *batch)
 
     def _gap(self, by_key: dict[str, Branch]) -> Interval:
         first = by_key["baseline"].evaluate(self._test_batches())[1]
