@@ -160,13 +160,13 @@ def test_every_element_of_every_format_is_a_fixed_point_of_stochastic_rounding(
     random: int,
 ) -> None:
     mode = stochastic(random)
-    words = (0, -1, 2**31 - 1, -(2**31))
+    words = (0, -1)  # the draws most and least inclined to go up
     integers = torch.arange(-(2**15), 2**16).float()  # every IntFormat's elements
     for word in words:
         bits = torch.full(integers.shape, word, dtype=torch.int32)
         assert torch.equal(mode(integers, bits), integers)
     for fmt in [*formats.NAMED.values(), *VARIANTS]:
-        if isinstance(fmt, FloatFormat) and fmt.bits <= 19:
+        if isinstance(fmt, FloatFormat) and fmt.bits <= 16:
             values = fmt.decode(fmt.codes())
             for word in words:
                 bits = torch.full(values.shape, word, dtype=torch.int32)
