@@ -1,0 +1,76 @@
+"""Small runs for the tests of training: an MLP on digits, two models, a few steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import qtrain
+from qtrain.config import TrainConfig
+from qtrain.metrics import read_metrics
+
+
+def small(runs_dir: Path, **changes: Any) -> TrainConfig:
+    """Two epochs of 5 steps, one thread: under a second."""
+    base: dict[str, Any] = {
+        "recipe": "int8",
+        "model": "mlp",
+        "epochs": 2,
+        "batch_size": 256,
+        "threads": 1,
+        "device": "cpu",
+        "runs_dir": str(runs_dir),
+        "name": "run",
+    }
+    return TrainConfig(**{**base, **changes})
+
+
+def quiet(text: str) -> None:
+    """Takes a run's remarks and drops them."""
+
+
+def states(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint's models and optimizers, flat by path."""
+    content = torch.load(checkpoint, weights_only=True)["branches"]
+    flat: dict[str, Tensor] = {}
+
+    def walk(path: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{path}/{key}", item)
+        elif isinstance(value, Tensor):
+            flat[path] = value
+
+    walk("", content)
+    return flat
+
+
+def lines(metrics: Path) -> list[dict[str, Any]]:
+    """The metrics without the times, which no two runs share."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(metrics)]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Both folders hold the same weights, optimizer states and metrics, bit for bit."""
+    a, b = states(first / "checkpoint.pt"), states(second / "checkpoint.pt")
+    assert a.keys() == b.keys() and len(a) > 0
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert lines(first / "metrics.jsonl") == lines(second / "metrics.jsonl")
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that can import this qtrain and runs `code`."""
+    root = str(Path(qtrain.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
