@@ -3,6 +3,7 @@
 from . import recipes as recipes
 from .attention import Matmul as Matmul
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .conversion import summary as summary
 from .convert import calibrate as calibrate
 from .convert import plain_state_dict as plain_state_dict
 from .convert import quantize as quantize
@@ -16,6 +17,5 @@ from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
 from .report import Report as Report
 from .report import Row as Row
-from .summary import summary as summary
 
 __version__ = "0.1.0"

@@ -21,13 +21,13 @@ from .attention import (
     QTransformerEncoderLayer,
     ScaledDotProductAttention,
 )
+from .conversion import Conversion, watch_first_forward
 from .deviations import Deviation
 from .layer_state import LayerState
 from .layers import QProduct, Shape
 from .norm import can_convert, convert_norm_, norm_slots
 from .norm_recipe import NormRecipe
 from .recipe import Recipe
-from .summary import Conversion, watch_first_forward
 
 Override = Recipe | int | None
 

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, QTensor
 
+from .conversion import forget_watch
 from .layers import QProduct
 from .operations import Kind, Operation
 from .report import Report, Row
-from .summary import forget_watch
 
 _ROLES = {
     ("forward", "input"): "input",
