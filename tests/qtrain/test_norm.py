@@ -155,7 +155,7 @@ def test_untracked_norm_uses_the_batch_in_evaluation() -> None:
 @pytest.mark.parametrize("deviation", ONE_EACH, ids=str)
 def test_constant_channel_stays_finite(deviation: Deviation) -> None:
     x = gaussian(8, 3, 4)
-    x[:, 1] = 0.3
+    x[:, 1], x[:, 2] = 0.3, 0.0  # a rounded mean, and an exact one
     norm = norm_for(x, NormRecipe(deviation=deviation))
     for mode in ("exact", "l2", "detached"):
         norm.recipe = NormRecipe(deviation=deviation, statistics_gradient=mode)
