@@ -52,9 +52,7 @@ def test_the_seed_matters(tmp_path: Path) -> None:
     for seed in (0, 1):
         train(small(tmp_path, name=str(seed), seed=seed, epochs=1), say=quiet)
     first, second = (states(tmp_path / n / "checkpoint.pt") for n in "01")
-    assert not torch.equal(
-        first["/baseline/model/1.weight"], second["/baseline/model/1.weight"]
-    )
+    assert not torch.equal(first["/baseline/model/1.weight"], second["/baseline/model/1.weight"])
 
 
 @pytest.mark.filterwarnings("ignore:qtrain. outside the recipe")
@@ -116,7 +114,9 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     branch = build_branches(config, load_data(config), torch.device("cpu"))[0]
     before = [p.detach().clone() for p in branch.model.parameters()]
     branch.step(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64), step=0, rate=1.0)
-    moved = [(p.detach() - b).norm() for p, b in zip(branch.model.parameters(), before, strict=True)]
+    moved = [
+        (p.detach() - b).norm() for p, b in zip(branch.model.parameters(), before, strict=True)
+    ]
     assert float(torch.stack(moved).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -148,7 +148,9 @@ def test_a_nan_weight_stops_training_and_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         branch.model[3].weight[0, 0] = float("nan")  # type: ignore[index,union-attr]
     before = {k: v.clone() for k, v in branch.model.state_dict().items()}
-    with pytest.raises(NonFiniteError, match="int8: stopped at step 7 .*layer '3', role weight") as e:
+    with pytest.raises(
+        NonFiniteError, match="int8: stopped at step 7 .*layer '3', role weight"
+    ) as e:
         branch.step(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64), step=7, rate=0.1)
     assert (e.value.layer, e.value.role, e.value.step) == ("3", "weight", 7)
     after = branch.model.state_dict()
@@ -172,9 +174,7 @@ def test_an_overflowing_output_and_a_bad_input_are_named(tmp_path: Path) -> None
     with torch.no_grad():
         model[1].weight.fill_(3e38)  # type: ignore[union-attr,operator]
     with pytest.raises(NonFiniteError) as error:
-        make_branch(tmp_path, model).step(
-            torch.randn(8, 1, 8, 8) * 100, targets, step=0, rate=0.1
-        )
+        make_branch(tmp_path, model).step(torch.randn(8, 1, 8, 8) * 100, targets, step=0, rate=0.1)
     assert (error.value.layer, error.value.role) == ("1", "output")
     bad = torch.full((8, 1, 8, 8), float("inf"))
     with pytest.raises(NonFiniteError) as error:

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training_cases import quiet, small, states
+
+from qtrain import run as run_module
+from qtrain.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    load_model,
+    load_optimizer,
+    write_atomically,
+)
+from qtrain.metrics import MetricsLog, read_metrics
+from qtrain.training import inspect_checkpoint, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; tests copy from it."""
+    runs = tmp_path_factory.mktemp("runs")
+    train(small(runs, epochs=1), say=quiet)
+    return runs / "run"
+
+
+def content(finished: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(finished / "checkpoint.pt", weights_only=True)
+    return loaded
+
+
+def test_a_checkpoint_holds_the_run(finished: Path) -> None:
+    stored = load_checkpoint(finished / "checkpoint.pt")
+    assert stored.step == 5
+    assert stored.config["recipe"] == "int8"
+    assert stored.metrics_bytes == (finished / "metrics.jsonl").stat().st_size
+    assert set(stored.branches) == {"baseline", "quantized"}
+    assert any("noise_count" in name for name in stored.branches["quantized"]["model"])
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.9999])
+def test_truncated_checkpoint_gives_one_clear_error(
+    finished: Path, tmp_path: Path, part: float
+) -> None:
+    whole = (finished / "checkpoint.pt").read_bytes()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+        load_checkpoint(path)
+
+
+class Hostile:
+    """Unpickling it would create a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("container", ["pickle", "torch"])
+def test_hostile_checkpoint_runs_no_code(tmp_path: Path, container: str) -> None:
+    target, path = tmp_path / "owned", tmp_path / "checkpoint.pt"
+    if container == "pickle":
+        path.write_bytes(pickle.dumps({"format": "qtrain-checkpoint-1", "x": Hostile(target)}))
+    else:
+        torch.save({"format": "qtrain-checkpoint-1", "x": Hostile(target)}, path)
+    with pytest.raises(CheckpointError, match=r"not loaded|damaged"):
+        load_checkpoint(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"format": "other"}, "qtrain-checkpoint"),
+        ({"step": -1}, "step"),
+        ({"step": "5"}, "step"),
+        ({"metrics_bytes": 1.5}, "metrics_bytes"),
+        ({"branches": []}, "branches"),
+        ({"extra": 1}, "extra"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_other_content_is_refused(
+    finished: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({**content(finished), **changes}, path)
+    with pytest.raises(CheckpointError, match=named):
+        load_checkpoint(path)
+
+
+def test_a_tensor_alone_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save(torch.ones(3), tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="no qtrain-checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_another_models_state_is_refused_and_nothing_is_loaded() -> None:
+    model, other = nn.Linear(3, 2), nn.Linear(4, 2)
+    before = model.weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"weight is \(2, 4\), need \(2, 3\)"):
+        load_model(model, other.state_dict(), where="x")
+    with pytest.raises(CheckpointError, match="bias is missing"):
+        load_model(model, {"weight": torch.zeros(2, 3)}, where="x")
+    with pytest.raises(CheckpointError, match="more is not in the model"):
+        load_model(model, {**model.state_dict(), "more": torch.ones(1)}, where="x")
+    with pytest.raises(CheckpointError, match="need a model's state"):
+        load_model(model, 3, where="x")
+    assert torch.equal(model.weight, before)
+
+
+def test_another_optimizers_state_is_refused() -> None:
+    model, other = nn.Linear(3, 2), nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    second = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    other(torch.ones(1, 4)).sum().backward()
+    second.step()
+    for state in (second.state_dict(), {}, None, {"state": {}, "param_groups": []}):
+        with pytest.raises(CheckpointError, match="not this optimizer's state"):
+            load_optimizer(optimizer, state, where="x")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"old")
+
+    def fail(file: Any) -> None:
+        file.write(b"half of the n")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+
+
+def test_checkpoints_come_at_every_quarter_at_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(run_module, "save_checkpoint", lambda path, c: steps.append(c.step))
+    train(small(tmp_path), say=quiet)  # 10 steps
+    assert steps == [2, 4, 6, 8, 10]
+    steps.clear()
+    train(small(tmp_path, name="often", epochs=1, checkpoint_every=3), say=quiet)
+    assert steps == [3, 5]
+
+
+def copy_run(finished: Path, runs: Path) -> Path:
+    folder = runs / "run"
+    folder.mkdir(parents=True)
+    for path in finished.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_an_earlier_run_is_never_overwritten_unasked(finished: Path, tmp_path: Path) -> None:
+    folder = copy_run(finished, tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"--resume .*--name .*--overwrite"):
+        train(small(tmp_path, epochs=1), say=quiet)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_overwrite_starts_anew_and_deletes_only_its_own_files(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = copy_run(finished, tmp_path)
+    (folder / "notes.txt").write_text("mine")
+    result = train(small(tmp_path, epochs=1, seed=1, overwrite=True), say=quiet)
+    assert len(result.epochs) == 2
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"lr": 0.5}, "lr"), ({"epochs": 2}, "epochs"), ({"bits": 4}, "bits")]
+)
+def test_resuming_another_configuration_names_the_field(
+    finished: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    copy_run(finished, tmp_path)
+    with pytest.raises(ValueError, match=rf"another {named} \(stored"):
+        train(small(tmp_path, **{"epochs": 1, "resume": True, **changes}), say=quiet)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    folder = copy_run(finished, tmp_path)
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    said: list[str] = []
+    result = train(small(tmp_path, epochs=1, resume=True), say=said.append)
+    assert "step 5 of 5" in said[0]
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+    assert f"{result}\n" == (finished / "report.txt").read_text()
+
+
+def test_resume_without_a_checkpoint_starts_afresh_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(small(tmp_path, epochs=1, resume=True), say=said.append)
+    assert "starting afresh" in said[0]
+
+
+def test_resume_on_another_machine_warns(finished: Path, tmp_path: Path) -> None:
+    folder = copy_run(finished, tmp_path)
+    stored = content(finished)
+    stored["environment"]["torch"] = "1.0"
+    torch.save(stored, folder / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=r"torch \(then 1.0, now"):
+        train(small(tmp_path, epochs=1, resume=True), say=quiet)
+
+
+def test_metrics_shorter_than_the_checkpoint_are_refused(finished: Path, tmp_path: Path) -> None:
+    folder = copy_run(finished, tmp_path)
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="changed since"):
+        train(small(tmp_path, epochs=1, resume=True), say=quiet)
+
+
+def test_metrics_are_cut_to_what_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write(kind="a", value=1)
+    kept = log.position()
+    log.write(kind="a", value=float("nan"))
+    log.close()
+    assert read_metrics(path)[1] == {"kind": "a", "value": None}
+    log = MetricsLog(path, keep=kept)
+    log.write(kind="b", value=3)
+    log.close()
+    assert read_metrics(path) == [{"kind": "a", "value": 1}, {"kind": "b", "value": 3}]
+
+
+def test_inspection_of_a_checkpoint_equals_the_runs_own(finished: Path) -> None:
+    before = states(finished / "checkpoint.pt")
+    report = inspect_checkpoint(load_checkpoint(finished / "checkpoint.pt"), where="x")
+    assert str(report) in (finished / "report.txt").read_text()
+    after = states(finished / "checkpoint.pt")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_inspection_refuses_a_foreign_configuration(finished: Path, tmp_path: Path) -> None:
+    stored = content(finished)
+    for name, value in (("recipe", "int9"), ("model", "resnet20"), ("surprise", 1)):
+        changed = {**stored, "config": {**stored["config"], name: value}}
+        torch.save(changed, tmp_path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match=r"refused|another model"):
+            inspect_checkpoint(load_checkpoint(tmp_path / "checkpoint.pt"), where="x")
