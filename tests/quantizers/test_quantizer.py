@@ -235,6 +235,16 @@ def test_a_zero_range_gives_scale_0_and_zeros(fmt, scale_format) -> None:
         assert bool((result.elements[0] == 0).all())
 
 
+def test_a_scale_of_0_gives_zeros_also_for_elements_that_are_not_zero() -> None:
+    outlier = torch.tensor([0.0] * 9 + [5.0])  # the quantiles see zeros only
+    tiny = torch.tensor([0.3, -0.2])  # 0.3 / 448 underflows in e4m3
+    cases = [(outlier, {"range": percentile(0.6)}), (tiny, {"scale_format": formats.e4m3})]
+    for x, options in cases:
+        result = Quantizer(format=formats.e4m3, **options)(x)
+        assert result.scale.item() == 0
+        assert bool((result.elements == 0).all())
+
+
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("fmt", [*INTS, *FLOATS, formats.e8m0], ids=repr)
 def test_a_nonfinite_element_poisons_its_own_block_only(fmt, bad: float) -> None:
