@@ -94,6 +94,12 @@ class Summary:
         return "\n".join(lines)
 
 
+def _is_off(module: nn.Module) -> bool:
+    """Whether a layer was converted under a recipe that leaves its products to torch."""
+    children = [child for child in module.children() if isinstance(child, QProduct)]
+    return bool(children) and all(child.recipe.products_off for child in children)
+
+
 class _Watch(TorchDispatchMode):
     """Notes every product, by the path of the module it runs in, and every layer that runs."""
 
@@ -131,7 +137,7 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         name = func._overloadpacket.__name__
         if name in _PRODUCT_OPS or "scaled_dot_product" in name:
-            if not any(isinstance(module, QProduct) for module in self.stack):
+            if not any(isinstance(m, QProduct) or _is_off(m) for m in self.stack):
                 named = [m for m in self.stack if id(m) in self.names]
                 path = (self.names[id(named[-1])] if named else "") or "(model)"
                 found = self.outside.setdefault(path, [])

@@ -102,7 +102,7 @@ class Linear(Operation):
             return torch.nn.functional.linear(a, b.squeeze(0))
         if kind == "grad_input":
             return a @ b.squeeze(0)
-        return (b.flatten(0, -2).t() @ a.flatten(0, -2)).t().unsqueeze(0)
+        return (a.flatten(0, -2).t() @ b.flatten(0, -2)).unsqueeze(0)
 
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(input, weight.squeeze(0), bias)

@@ -436,8 +436,12 @@ def test_contract_5_and_6_recomputation_repeats_the_noise(
             pytest.skip("torch does not nest reentrant checkpoints in this form")
         checkpointed = _Checkpointed(checkpointed, reentrant)
     inputs = [normal(8, 24, seed=seed) for seed in range(forwards)]
-    expected = results(inner, *inputs)
-    assert same(results(checkpointed, *inputs), expected)
+    got, expected = results(checkpointed, *inputs), results(inner, *inputs)
+    data = 1 + forwards  # output and gradients of the inputs
+    assert same(got[:data], expected[:data])
+    for a, b in zip(got[data:], expected[data:], strict=True):
+        # recomputed segments may add their parts of a parameter's gradient in another order
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
     counts = [m.noise_count for m in inner.modules() if isinstance(m, LayerState)]
     repeated = [m.noise_count for m in checkpointed.modules() if isinstance(m, LayerState)]
     assert same(repeated, counts), "a recomputation advances nothing"
