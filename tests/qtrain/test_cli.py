@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from training_cases import quiet, small, start
+
+from qtrain import recipes
+from qtrain.arguments import build_parser, flags, train_settings
+from qtrain.cli import main
+from qtrain.config import TrainConfig
+from qtrain.training import train
+from qtrain.training_recipes import training_recipe
+from quantizers.formats import NAMED
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    try:
+        status = main(arguments)
+    except SystemExit as error:
+        assert isinstance(error.code, int)
+        status = error.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+BAD = [
+    ("train int9", "'int8'"),
+    ("train int8-resnet19", "'int8-resnet18'"),
+    ("train int8 --bits 0", "2 to 16"),
+    ("train int8 --bits 17", "2 to 16"),
+    ("train int8 --bits 7.5", "7.5"),
+    ("train int8 --bits True", "True"),
+    ("train int8 --bits eight", "eight"),
+    ("train fp32 --bits 8", "bits"),
+    ("train int8 --epochs -1", "epochs: got -1"),
+    ("train int8 --epochs", "epochs"),
+    ("train int8 --batch-size 0", "batch_size: got 0"),
+    ("train int8 --lr nan", "lr: got nan"),
+    ("train int8 --seed 1.5", "seed: got 1.5"),
+    ("train int8 --seed one", "seed: got 'one'"),
+    ("train int8 --epoch 3", "did you mean --epochs"),
+    ("train int8 --milestones 2 x --schedule step", "'x'"),
+    ("train int8 --model vgg", "vgg"),
+    ("train int8 --data cifar10", "data_dir"),
+    ("train int8 --data cifar10 --data-dir /no/such/folder", "/no/such/folder"),
+    ("train int8 --data digits --data-dir .", "data_dir"),
+    ("train int8 --batch-size 100000 --model mlp --runs-dir {tmp} --epochs 1 --device cuda:99",
+     "cuda:99"),
+    ("train int8 --runs-dir {tmp}/file", "file"),
+    ("train", "recipe"),
+    ("trian int8", "trian"),
+    ("inspect {tmp}/none.pt", "none.pt"),
+    ("inspect {tmp}/file", "file"),
+    ("", "command"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "named"), BAD, ids=[line[:40] for line, _ in BAD])
+def test_bad_input_gives_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, named: str
+) -> None:
+    (tmp_path / "file").write_text("no checkpoint")
+    status, out, err = run(capsys, *line.format(tmp=tmp_path).split())
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and "error: " in err and named in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_every_field_is_a_flag_and_every_flag_a_field() -> None:
+    names = [field.name for field in fields(TrainConfig) if field.name != "recipe"]
+    assert flags()[: len(names)] == ["--" + name.replace("_", "-") for name in names]
+
+
+def test_flags_reach_the_configuration() -> None:
+    line = (
+        "train int8-resnet18 --bits 4 --model mlp --epochs 3 --lr 1 --no-baseline --seed 7 "
+        "--schedule step --milestones 1 2 --resume --clip-grad 0.5 --name 12 --nesterov"
+    )
+    parsed = build_parser().parse_args(line.split())
+    config = training_recipe(parsed.recipe, **train_settings(parsed))
+    assert config == training_recipe(
+        "int8-resnet18", bits=4, model="mlp", epochs=3, lr=1, baseline=False, seed=7,
+        schedule="step", milestones=(1, 2), resume=True, clip_grad=0.5, name="12", nesterov=True,
+    )  # fmt: skip
+    assert (config.norm, config.activation) == ("range", "fp16")
+
+
+def test_training_prints_the_tables_and_where_everything_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = f"train int8 --model mlp --epochs 1 --batch-size 256 --name x --runs-dir {tmp_path}"
+    status, out, err = run(capsys, *line.split())
+    assert status == 0, err
+    for part in ("accuracy gap", "SQNR", str(tmp_path / "x")):
+        assert part in out
+    assert "epoch 1/1" in err and "\r" not in err  # lines, no bar: stderr is no terminal
+    status, out, err = run(capsys, *line.split())
+    assert status == 2 and "--resume" in err and "--overwrite" in err
+
+
+def test_a_failed_run_has_status_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = (
+        "train int8 --model mlp --epochs 2 --batch-size 256 --lr 1e12 --warmup 0 --threads 1 "
+        f"--schedule constant --runs-dir {tmp_path}"
+    )
+    status, _, err = run(capsys, *line.split())
+    assert status == 1
+    assert "step" in err and "layer" in err and "role" in err and "Traceback" not in err
+
+
+def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train(small(tmp_path, epochs=1), say=quiet)
+    path = tmp_path / "run" / "checkpoint.pt"
+    status, whole, _ = run(capsys, "inspect", str(path), "--save", str(tmp_path / "e.csv"))
+    assert status == 0 and "grad_weight" in whole
+    assert (tmp_path / "e.csv").read_text().startswith("layer,role")
+    status, worst, _ = run(capsys, "inspect", str(path), "--worst", "2", "--device", "cpu")
+    assert status == 0 and 2 < len(worst.splitlines()) < len(whole.splitlines())
+    for more in (("--worst", "0"), ("--worst", "two"), ("--save", str(tmp_path / "e.xls"))):
+        status, _, err = run(capsys, "inspect", str(path), *more)
+        assert status == 2 and err.count("\n") == 1, err
+
+
+def test_recipes_and_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "recipes")
+    assert status == 0 and all(name in out for name in [*recipes.names(), "int8-resnet18"])
+    status, out, _ = run(capsys, "formats")
+    assert status == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert set(NAMED) <= set(rows)
+    assert rows["e4m3"][1:] == ["8", "448", "0.015625", "0.00195312", "no", "yes", "saturate"]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "--version")
+    assert status == 0 and out.startswith("qtrain ")
+    status, out, _ = run(capsys, "train", "--help")
+    assert status == 0 and "--label-smoothing" in out
+
+
+def test_the_command_itself_shows_no_traceback() -> None:
+    code = "import sys; from qtrain.cli import main; sys.exit(main())"
+    process = start(code, "train", "int8", "--lr", "-1")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "")
+    assert err.count("\n") == 1 and "lr: got -1" in err
+
+
+def test_the_shell_leaves_torch_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_rng_state()
+    run(capsys, "recipes")
+    assert torch.equal(torch.get_rng_state(), before)
