@@ -158,7 +158,9 @@ def _with_norm(recipe: Recipe, norm: str | Deviation | NormRecipe | None) -> Rec
     if isinstance(norm, str):
         norm = deviations.get(norm)
     if isinstance(norm, Deviation):
-        norm = replace(recipe.norm or NormRecipe(), deviation=norm)
+        # the recipe's outputs are rounded after every converted layer, norms included
+        own = recipe.norm or NormRecipe(activation=recipe.activation)
+        norm = replace(own, deviation=norm)
     if not isinstance(norm, NormRecipe):
         raise TypeError(
             f"norm: got {norm!r}, need one of {', '.join(deviations.names())}, a Deviation, a "
