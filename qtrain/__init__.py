@@ -3,6 +3,7 @@
 from . import recipes as recipes
 from .attention import Matmul as Matmul
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .config import TrainConfig as TrainConfig
 from .conversion import summary as summary
 from .convert import calibrate as calibrate
 from .convert import plain_state_dict as plain_state_dict
@@ -17,5 +18,7 @@ from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
 from .report import Report as Report
 from .report import Row as Row
+from .training import train as train
+from .training_recipes import training_recipe as training_recipe
 
 __version__ = "0.1.0"
