@@ -55,7 +55,6 @@ def test_the_seed_matters(tmp_path: Path) -> None:
     assert not torch.equal(first["/baseline/model/1.weight"], second["/baseline/model/1.weight"])
 
 
-@pytest.mark.filterwarnings("ignore:qtrain. outside the recipe")
 def test_a_recipe_that_is_off_trains_exactly_as_the_baseline(tmp_path: Path) -> None:
     result = train(small(tmp_path, recipe="fp32"), say=quiet)
     log = [{k: v for k, v in e.items() if k != "branch"} for e in lines(result.folder.metrics)]
