@@ -291,7 +291,7 @@ def _children(
     device = _device(module)
 
     def product(suffix: str, shapes: tuple[Shape, Shape, Shape]) -> QProduct:
-        full = ".".join(part for part in (name, suffix) if part)
+        full = ".".join(part for part in (name, suffix) if part) or "(model)"
         try:
             return QProduct(
                 recipe,
@@ -304,7 +304,7 @@ def _children(
                 device=device,
             )
         except ValueError as error:
-            raise ValueError(f"layer {full or '(model)'!r}: {error}") from error
+            raise ValueError(f"layer {full!r}: {error}") from error
 
     if isinstance(module, _BATCH_NORMS):
         assert recipe.norm is not None

@@ -91,6 +91,8 @@ def rank() -> int:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype autocast asks for on x's device, or None outside autocast."""
+    """The dtype autocast asks for on x's device, or None outside it and for fp64, as torch's."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layer_products import Call, Probe, apply
 from .layer_state import LayerState, autocast_dtype, rank
 from .operations import Convolution, Linear, Operation, pair
-from .products import Call, Probe, apply
 from .recipe import SLOTS, Recipe
 
 Shape = tuple[int | None, ...]
@@ -55,8 +55,9 @@ class QProduct(LayerState):
         with torch.autocast(input.device.type, enabled=False):
             key, states = self.begin()
             call = Call(
-                operation, self.recipe, states, self.training, rank(), autocast, probe=self.probe
-            )
+                operation, self.recipe, states, self.training, rank(), autocast,
+                probe=self.probe, name=self.name,
+            )  # fmt: skip
             try:
                 return apply(call, input, weight, bias, key)
             except ValueError as error:

@@ -1,0 +1,267 @@
+"""The one autograd Function over a layer's three products, and what it needs to know of a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quantizers import Off, QTensor, fold, round_to
+from quantizers.quantizer import needs_key, straight_through
+from quantizers.ranges import State
+
+from .engines.exact import Engine
+from .operations import Kind, Operation
+from .products import folded, product
+from .recipe import SLOTS, Recipe
+
+
+class Probe(Protocol):
+    """Sees every quantization and every product of a layer, for inspection."""
+
+    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
+        """An operand before and after its quantizer; folded: times the other operand's scale."""
+
+    def result(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None,
+        result: Tensor,
+    ) -> None:
+        """A product's result with the unquantized operands (weight: canonical) it stands for."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Everything about one call of a layer that is not a tensor.
+
+    name       the layer's, for errors
+    autocast   the dtype autocast asks for, or None: operands that are not quantized take it
+    """
+
+    operation: Operation
+    recipe: Recipe
+    states: dict[tuple[str, str], State]
+    training: bool
+    rank: int = 0
+    autocast: torch.dtype | None = None
+    engines: tuple[Engine, ...] | None = None
+    probe: Probe | None = None
+    name: str = ""
+
+    def quantize(
+        self, kind: Kind, operand: str, x: Tensor, key: Tensor | None, folded: bool = False
+    ) -> QTensor:
+        """An operand through its slot's quantizer, with the slot's own state and noise."""
+        quantizer = self.recipe.slot(kind, operand)
+        slot = SLOTS.index((kind, operand))
+        if isinstance(quantizer, Off) and self.autocast is not None:
+            x = x.to(self.autocast)
+        if key is not None and needs_key(quantizer):
+            # the same weights get the same noise on every rank, data their own
+            common = operand == "weight" and not self.operation.weight_is_data
+            key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))
+        q = quantizer(x, state=self.states[kind, operand], key=key, training=self.training)
+        if not isinstance(q, QTensor):
+            raise TypeError(
+                f"layer {self.name!r}, {operand} of {kind}: the quantizer returned "
+                f"{type(q).__name__}, need a QTensor"
+            )
+        if not q.block:  # a quantizer of the user's own may leave it out: one scale for all
+            q = q._replace(block=tuple(max(size, 1) for size in x.shape))
+            if q.scale is not None:
+                q = q._replace(scale=q.scale.reshape([1] * x.dim()))
+            if q.zero_point is not None:
+                q = q._replace(zero_point=q.zero_point.reshape([1] * x.dim()))
+        if self.probe is not None:
+            self.probe.operand(kind, operand, x, q, folded)
+        return q
+
+    def own_backward(self, operand: str, grad: Tensor, x: Tensor | None) -> Tensor:
+        """The gradient through the forward quantizer of an operand."""
+        if x is None:
+            return grad
+        backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
+        passed: Tensor = backward(grad, x, self.states["forward", operand])
+        return passed
+
+
+def _off(*operands: QTensor) -> bool:
+    return all(q.format is None and q.scale is None for q in operands)
+
+
+def _alike(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(x.shape), tuple(x.stride())
+
+
+class Products(torch.autograd.Function):
+    """A layer's forward product on quantized operands, and its two backward products.
+
+    forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
+    elements, scale and zero point of: input and weight as the forward takes them, weight as
+    grad_input takes it, input as grad_weight takes it; None for the latter two where they are
+    the forward's).  Saved: the operands the two backward
+    products need; the float input or weight only for a quantizer with its own backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        dtype: torch.dtype,
+        key: Tensor | None,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        meta: tuple[tuple[Any, ...] | None, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        xq, wq, backward_w, backward_x = (
+            None if kept is None else QTensor(*tensors[3 * i : 3 * i + 3], *kept)  # type: ignore[arg-type]
+            for i, kept in enumerate(meta)
+        )
+        assert xq is not None and wq is not None
+        if xq.elements is None:
+            xq = xq._replace(elements=input)
+        backward_w, backward_x = backward_w or wq, backward_x or xq
+        if _off(xq, wq):
+            wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
+            shift = None if bias is None else bias.to(wide)
+            output = call.operation.native(xq.elements.to(wide), wq.elements.to(wide), shift)
+        else:
+            output = product(call.operation, "forward", xq, wq, xq.elements, call.engines)
+            if bias is not None:
+                output = call.operation.add_bias(output, bias.to(output.dtype))
+        if call.recipe.activation is not None:
+            output = round_to(output, call.recipe.activation)
+        if call.probe is not None:
+            canonical = call.operation.canonical(weight)
+            call.probe.result(call.operation, "forward", input, canonical, bias, output)
+
+        wants_input, wants_weight = ctx.needs_input_grad[3:5]
+        keep_input = wants_input and not straight_through(call.recipe.slot("forward", "input"))
+        keep_weight = wants_weight and not straight_through(call.recipe.slot("forward", "weight"))
+        probing = call.probe is not None
+        none = (None, None, None)
+        ctx.save_for_backward(
+            key if wants_input or wants_weight else None,
+            input if keep_input or probing else None,
+            weight if keep_weight or probing else None,
+            *(backward_w[:3] if wants_input else none),
+            *(backward_x[:3] if wants_weight else none),
+        )
+        ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
+        ctx.keep = keep_input, keep_weight
+        ctx.input, ctx.weight = _alike(input), _alike(weight)
+        ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
+        return output.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
+            try:
+                grads = _backward(ctx, grad_output)
+            except ValueError as error:
+                raise ValueError(f"layer {ctx.call.name!r}: {error}") from error
+        if torch.is_grad_enabled():
+            grads = tuple(
+                None if g is None else _Once.apply(g, grad_output)  # type: ignore[no-untyped-call]
+                for g in grads
+            )
+        return (None, None, None, *grads, *[None] * 13)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    call: Call = ctx.call
+    operation = call.operation
+    key, input, weight, *tensors = ctx.saved_tensors
+    wants_input, wants_weight, wants_bias = ctx.needs_input_grad[3:6]
+    keep_input, keep_weight = ctx.keep
+    input_like = grad_output.new_empty_strided(*ctx.input)
+    weight_like = grad_output.new_empty_strided(*ctx.weight)
+    canonical = None if weight is None else operation.canonical(weight)
+    grad_input = grad_weight = grad_bias = None
+
+    def one(kind: Kind, saved: QTensor, like: Tensor, other: Tensor | None) -> Tensor:
+        g, saved = folded(operation, kind, grad_output, saved)
+        gq = call.quantize(kind, "grad_output", g, key, folded=g is not grad_output)
+        if _off(gq, saved):
+            wide = torch.promote_types(gq.elements.dtype, saved.elements.dtype)
+            result = operation.product(kind, gq.elements.to(wide), saved.elements.to(wide), like)
+        else:
+            result = product(operation, kind, gq, saved, like, call.engines)
+        if call.probe is not None and other is not None:
+            call.probe.result(operation, kind, grad_output, other, None, result)
+        return result
+
+    if wants_input:
+        saved = QTensor(*tensors[:3], *ctx.meta[0])
+        grad_input = one("grad_input", saved, input_like, canonical)
+        grad_input = call.own_backward("input", grad_input, input if keep_input else None)
+        grad_input = grad_input.to(ctx.dtypes[0])
+    if wants_weight:
+        saved = QTensor(*tensors[3:], *ctx.meta[1])
+        grad = one("grad_weight", saved, operation.canonical(weight_like), input)
+        grad = call.own_backward("weight", grad, canonical if keep_weight else None)
+        grad_weight = operation.raw(grad).to(ctx.dtypes[1])
+    if wants_bias:
+        grad_bias = operation.grad_bias(grad_output, input_like, operation.canonical(weight_like))
+        grad_bias = grad_bias.to(ctx.dtypes[2])
+    return grad_input, grad_weight, grad_bias
+
+
+class _Once(torch.autograd.Function):
+    """Identity on a gradient whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, grad_output: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(
+            "qtrain: a quantized layer cannot be differentiated twice (double backward): the "
+            "derivative of its rounded gradient is zero almost everywhere; leave the layers it "
+            "passes through in full precision: overrides={name: None}"
+        )
+
+
+def apply(
+    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor | None
+) -> Tensor:
+    """output = input (x) weight + bias under call.recipe; differentiable once.
+
+    input: as the operation takes it; weight: the layer's own layout.  -> the input's dtype, or
+    autocast's.
+    """
+    operation, recipe = call.operation, call.recipe
+    differentiable = call.training or torch.is_grad_enabled()
+    with torch.no_grad():
+        canonical = operation.canonical(weight)
+        xq = call.quantize("forward", "input", input, key)
+        wq = call.quantize("forward", "weight", canonical, key)
+        backward_w, backward_x = wq, xq
+        if differentiable:
+            if not recipe.reuses("grad_input", "weight"):
+                backward_w = call.quantize("grad_input", "weight", canonical, key)
+            if not recipe.reuses("grad_weight", "input"):
+                backward_x = call.quantize("grad_weight", "input", input, key)
+    # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
+    operands = (
+        xq._replace(elements=None) if xq.elements is input else xq,  # type: ignore[arg-type]
+        wq,
+        None if backward_w is wq else backward_w,
+        None if backward_x is xq else backward_x,
+    )
+    tensors = [t for q in operands for t in ((None,) * 3 if q is None else q[:3])]
+    meta = tuple(None if q is None else q[3:] for q in operands)
+    dtype = input.dtype if call.autocast is None else call.autocast
+    output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
+        call, dtype, key, input, weight, bias, meta, *tensors
+    )
+    return output
