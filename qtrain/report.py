@@ -88,35 +88,37 @@ class Report:
         return path
 
     def __str__(self) -> str:
-        table = []
+        table: list[list[str]] = []
         last = None
         for row in self.rows:
+            if row.layer != last:
+                table.append([row.layer])
+                last = row.layer
             table.append(
                 [
-                    row.layer if row.layer != last else "",
-                    row.role + ("*" if row.note else ""),
+                    f"- {row.role}{'*' if row.note else ''}",
                     f"{row.sqnr_db:.1f}",
                     f"{row.cosine:.5f}",
                     f"{row.bias:+.1e}",
                     f"{100 * row.clipped:.2f}",
                     f"{100 * row.zeroed:.1f}",
-                    row.nonfinite,
-                    f"{max(abs(row.low), abs(row.high)):.2g}",
+                    str(row.nonfinite),
+                    f"{row.low:.1e}",
+                    f"{row.high:.1e}",
                 ]
             )
-            last = row.layer
         headers = [
-            "layer",
-            "role",
-            "SQNR dB",
+            "layer and role",
+            "SQNR\n(dB)",
             "cosine",
             "bias",
-            "clip%",
-            "zero%",
-            "nonfin",
-            "|max|",
+            "clip\n(%)",
+            "zero\n(%)",
+            "not\nfinite",
+            "low",
+            "high",
         ]
-        align = ("left", "left", *["right"] * 7)
+        align = ("left", *["right"] * 8)
         text = tabulate(table, headers, tablefmt="simple", colalign=align, disable_numparse=True)
         notes = sorted({row.note for row in self.rows if row.note})
         return text + "".join(f"\n* {note}" for note in notes)
