@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+import torch
+
 from .arguments import build_parser, train_settings
 from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
@@ -25,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _COMMANDS[parsed.command](parsed)
     except NonFiniteError as error:
         return _fail(error, 1)
+    except torch.OutOfMemoryError as error:
+        return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     except Interrupted as error:

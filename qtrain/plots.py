@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .report import Report
 
@@ -34,7 +34,9 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], 
     accuracy.set_ylabel("test accuracy")
     for axes in (loss, accuracy):
         axes.set_xlabel("epoch")
-        _finish(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figure.savefig(path, metadata=_metadata(path))
 
 
@@ -42,7 +44,7 @@ def plot_errors(report: Report, path: Path) -> None:
     """SQNR of every layer in network order, one line per role, to a PNG or SVG."""
     layers = list(dict.fromkeys(row.layer for row in report.rows))
     roles = list(dict.fromkeys(row.role for row in report.rows))
-    figure = _figure(max(8.0, 0.35 * len(layers)), 6)
+    figure = _figure(max(10.0, 2 + 0.35 * len(layers)), 6)
     axes = figure.subplots()
     for i, role in enumerate(roles):
         # an error of zero has an infinite SQNR, which no axis shows
@@ -58,8 +60,8 @@ def plot_errors(report: Report, path: Path) -> None:
         )
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
     axes.set_ylabel("SQNR in dB (higher is better)")
-    if roles:
-        _finish(axes)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)  # it covers no line there
     figure.savefig(path, metadata=_metadata(path))
 
 
@@ -71,12 +73,6 @@ def _figure(width: float, height: float) -> Figure:
 
 def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [math.nan if line[name] is None else line[name] for line in lines]
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
