@@ -5,11 +5,11 @@ from .attention import Matmul as Matmul
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
 from .config import TrainConfig as TrainConfig
 from .conversion import summary as summary
-from .convert import calibrate as calibrate
-from .convert import plain_state_dict as plain_state_dict
 from .convert import quantize as quantize
 from .convert import quantize_ as quantize_
-from .convert import reseed as reseed
+from .converted import calibrate as calibrate
+from .converted import plain_state_dict as plain_state_dict
+from .converted import reseed as reseed
 from .inspection import inspect as inspect
 from .norm_recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward

@@ -55,8 +55,9 @@ class QMatmul(Matmul):
 def matmul(product: QProduct, input: Tensor, other: Tensor) -> Tensor:
     """torch.matmul through a QProduct; shapes as `Matmul`."""
     batch = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
-    left = input.expand(*batch, *input.shape[-2:]).reshape(-1, *input.shape[-2:])
-    right = other.expand(*batch, *other.shape[-2:]).reshape(-1, *other.shape[-2:])
+    count = math.prod(batch)
+    left = input.expand(*batch, *input.shape[-2:]).reshape(count, *input.shape[-2:])
+    right = other.expand(*batch, *other.shape[-2:]).reshape(count, *other.shape[-2:])
     output: Tensor = product(BatchedMatmul(), left, right.transpose(1, 2))
     return output.view(*batch, *output.shape[-2:])
 
@@ -113,8 +114,9 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
             size = query.shape[-2], key.shape[-2]
             attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).tril()
         output, _ = attend(
-            self.scores, self.context, query, key, value, attn_mask, dropout_p, scale
-        )
+            self.scores, self.context, query, key, value, attn_mask, dropout_p, scale,
+            hidden_rows_zero=True,
+        )  # fmt: skip
         return output
 
     def __repr__(self) -> str:
@@ -130,10 +132,14 @@ def attend(
     mask: Tensor | None,
     dropout_p: float,
     scale: float | None,
+    *,
+    hidden_rows_zero: bool,
 ) -> tuple[Tensor, Tensor]:
     """(softmax(query key^T scale + mask) value, the weights after dropout).
 
-    mask: added, or, boolean, True where attention is allowed.
+    mask               added, or, boolean, True where attention is allowed
+    hidden_rows_zero   whether a query that may attend to nothing gets weights of 0, as from
+                       F.scaled_dot_product_attention, or NaN, as from softmax
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     logits = matmul(scores, query * factor, key.transpose(-2, -1))
@@ -141,7 +147,12 @@ def attend(
         logits = logits.masked_fill(~mask, float("-inf"))
     elif mask is not None:
         logits = logits + mask
-    weights = F.dropout(logits.softmax(-1), dropout_p, dropout_p > 0)
+    if mask is not None and hidden_rows_zero:
+        hidden = (logits == float("-inf")).all(-1, keepdim=True)
+        weights = logits.masked_fill(hidden, 0.0).softmax(-1).masked_fill(hidden, 0.0)
+    else:
+        weights = logits.softmax(-1)
+    weights = F.dropout(weights, dropout_p, dropout_p > 0)
     return matmul(context, weights, value), weights
 
 
@@ -166,7 +177,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if self.scores.recipe.products_off:
+        if self._is_off:
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
@@ -181,6 +192,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._project(query, key, value)
+        mask = self._mask(attn_mask, key_padding_mask, q, k.shape[1])
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
             v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], 1)
@@ -188,9 +200,13 @@ class QMultiheadAttention(nn.MultiheadAttention):
         if self.add_zero_attn:
             k = torch.cat([k, k.new_zeros(*k.shape[:2], 1, k.shape[3])], 2)
             v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[3])], 2)
-        mask = self._mask(attn_mask, key_padding_mask, k.shape[2], q)
+        if mask is not None:  # learned and zero keys are appended and always visible
+            mask = F.pad(mask, (0, k.shape[2] - mask.shape[-1]))
         dropout = self.dropout if self.training else 0.0
-        output, weights = attend(self.scores, self.context, q, k, v, mask, dropout, None)
+        output, weights = attend(
+            self.scores, self.context, q, k, v, mask, dropout, None,
+            hidden_rows_zero=not need_weights,
+        )  # fmt: skip
         output = self.out_proj(output.transpose(1, 2).flatten(2))
         if average_attn_weights:
             weights = weights.mean(1)
@@ -198,6 +214,14 @@ class QMultiheadAttention(nn.MultiheadAttention):
             return output.squeeze(0), weights.squeeze(0) if need_weights else None
         output = output if self.batch_first else output.transpose(0, 1)
         return output, weights if need_weights else None
+
+    @property
+    def _is_off(self) -> bool:
+        """Whether torch's forward, which reads the output projection's weight, will do."""
+        projection = getattr(self.out_proj, "product", None)
+        return self.scores.recipe.products_off and (
+            not isinstance(projection, QProduct) or projection.recipe.products_off
+        )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         if self._qkv_same_embed_dim:
@@ -214,18 +238,30 @@ class QMultiheadAttention(nn.MultiheadAttention):
         )
 
     def _mask(
-        self, attn_mask: Tensor | None, padding: Tensor | None, keys: int, q: Tensor
+        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, keys: int
     ) -> Tensor | None:
-        """One additive mask, broadcastable to (batch, heads, queries, keys)."""
+        """One additive mask, broadcastable to (batch, heads, queries, keys).  q: projected."""
+        batch, queries = q.shape[:2]
         total: Tensor | None = None
-        for mask, is_padding in ((attn_mask, False), (padding, True)):
+        for name, mask, allowed in (
+            ("attn_mask", attn_mask, [(queries, keys), (batch * self.num_heads, queries, keys)]),
+            ("key_padding_mask", padding, [(batch, keys)]),
+        ):
             if mask is None:
                 continue
+            if tuple(mask.shape) not in allowed:
+                raise ValueError(
+                    f"layer {self.scores.name!r}: {name} has shape {tuple(mask.shape)}, need "
+                    f"{' or '.join(map(str, allowed))}"
+                )
             if mask.dtype == torch.bool:
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
-            # learned and zero keys are appended and always visible
-            mask = F.pad(mask, (0, keys - mask.shape[-1]))
-            if is_padding:
+            elif not mask.is_floating_point():
+                raise TypeError(
+                    f"layer {self.scores.name!r}: {name} is {mask.dtype}, need bool (True: hidden) "
+                    f"or floating point (added)"
+                )
+            if name == "key_padding_mask":
                 mask = mask[:, None, None, :]
             elif mask.dim() == 3:
                 mask = mask.unflatten(0, (-1, self.num_heads))

@@ -22,26 +22,34 @@ _PRODUCT_OPS = (
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "linear",
     "_addmm_activation", "convolution", "convolution_overrideable", "mkldnn_linear",
     "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd", "_grouped_mm",
+    "_transformer_encoder_layer_fwd", "_grouped_mm", "_scaled_mm", "_int_mm", "_trilinear",
+    # under inference_mode the following are not taken apart before they are seen
+    "matmul", "einsum", "tensordot", "inner", "bilinear", "_convolution", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
+    "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell",
 )  # fmt: skip
 
 
 @dataclass
 class Conversion:
-    """Which layers were converted and which were left, and why; kept on the converted model."""
+    """Which layers were converted and which were left, and why; kept on the converted model.
+
+    on_purpose   those left by an override
+    """
 
     recipe: str
     copied: bool
     converted: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    on_purpose: set[str] = field(default_factory=set)
 
     def attach(self, model: nn.Module) -> None:
         setattr(model, _ATTRIBUTE, self)
 
-    def is_left(self, name: str) -> bool:
-        """Whether a module, or one it is part of, was left on purpose."""
+    def is_intended(self, name: str) -> bool:
+        """Whether a module, or one it is part of, was left by an override."""
         parts = name.split(".")
-        return any(".".join(parts[: i + 1]) in self.left for i in range(len(parts)))
+        return any(".".join(parts[: i + 1]) in self.on_purpose for i in range(len(parts)))
 
 
 @dataclass
@@ -96,8 +104,8 @@ class Summary:
 
 def _is_off(module: nn.Module) -> bool:
     """Whether a layer was converted under a recipe that leaves its products to torch."""
-    children = [child for child in module.children() if isinstance(child, QProduct)]
-    return bool(children) and all(child.recipe.products_off for child in children)
+    products = [child for child in module.modules() if isinstance(child, QProduct)]
+    return bool(products) and all(product.recipe.products_off for product in products)
 
 
 class _Watch(TorchDispatchMode):
@@ -198,7 +206,7 @@ class _FirstForward:
         lines = [
             f"{path}: {', '.join(found)} ran in full precision"
             for path, found in watch.outside.items()
-            if not conversion.is_left(path)
+            if not conversion.is_intended(path)
         ]
         lines += [f"{name}: converted, but never ran" for name in watch.never_ran()]
         if lines:

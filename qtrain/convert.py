@@ -21,6 +21,7 @@ from .attention import (
     QTransformerEncoderLayer,
     ScaledDotProductAttention,
 )
+from .classes import joined
 from .conversion import Conversion, watch_first_forward
 from .deviations import Deviation
 from .layer_state import LayerState
@@ -110,12 +111,15 @@ def quantize_(
     choose = _Chooser(_base(recipe, bits, norm), norm, overrides or {})
     plan = [(name, module, choose(name)) for name, module in _targets(model)]
     choose.check_all_used()
+    _check_attention(model, {name: own for name, _, own in plan})
     record = Conversion(copied=_copied, recipe=str(choose.base))
     work = []
     for name, module, own in plan:
         reason = _left(module, own)
         if reason is not None:
             record.left[name or "(model)"] = f"{type(module).__name__}: {reason}"
+            if own is None:
+                record.on_purpose.add(name or "(model)")
         else:
             assert own is not None
             work.append((name, module, own))
@@ -131,12 +135,37 @@ def quantize_(
     for (name, module, own), (_, children) in zip(work, built, strict=True):
         record.converted[name or "(model)"] = (_plain_type(module) or type(module)).__name__
         _swap_(module, own, children)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False  # its inference fast path skips the layers
+    _without_fast_paths_(model)
     record.attach(model)
     watch_first_forward(model)
     return model
+
+
+def _check_attention(model: nn.Module, chosen: Mapping[str, Recipe | None]) -> None:
+    """ValueError where an attention layer is left, but not the projection it reads directly."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and chosen.get(name, 0) is None:
+            projection = f"{name}.out_proj".lstrip(".")
+            if chosen.get(projection) is not None:
+                raise ValueError(
+                    f"overrides: {projection!r} cannot be quantized while {name or '(model)'!r}, "
+                    f"which reads its weight directly, is left; leave both or neither"
+                )
+
+
+def _without_fast_paths_(model: nn.Module) -> None:
+    """Take torch's inference fast paths, which skip a module's children, off whatever holds a
+    layer that is quantized; what is off entirely keeps them."""
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+            continue
+        products = [child for child in module.modules() if isinstance(child, QProduct)]
+        if all(product.recipe.products_off for product in products):
+            continue
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif _left_type(module) is None:
+            _change_class_(module)
 
 
 def _base(
@@ -272,6 +301,13 @@ def _left(module: nn.Module, recipe: Recipe | None) -> str | None:
     """Why a layer is left as it is, or None where it is converted."""
     if recipe is None:
         return "left by an override"
+    if "forward" in vars(module):
+        return "its forward was replaced on the object; kept in full precision"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(
+            f"model: a {type(module).__name__} has no sizes yet; run one batch through the model, "
+            f"then quantize it"
+        )
     if isinstance(module, _BATCH_NORMS):
         if recipe.norm is None or recipe.norm.is_off:
             return "norms are left unless asked (norm=)"
@@ -339,64 +375,16 @@ def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -
         assert recipe.norm is not None
         convert_norm_(module, recipe.norm, children["state"])
         return
-    plain = _plain_type(module)
-    assert plain is not None
-    quantized = _PRODUCTS[plain]
-    if type(module) is plain:
-        module.__class__ = quantized
-    else:  # a subclass or a parametrized layer keeps its own class in the line
-        name = f"Q{type(module).__name__}"
-        module.__class__ = type(name, (quantized, type(module)), {})
+    if not isinstance(module, nn.TransformerEncoderLayer):  # see _without_fast_paths_
+        _change_class_(module)
     for key, child in children.items():
         child.train(module.training)
         module.add_module(key, child)
 
 
-def reseed(model: nn.Module, seed: int) -> nn.Module:
-    """Give every layer another stream of noise, in place: for an independent copy of a model."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: got {seed!r}, need an integer")
-    states = [module for module in model.modules() if isinstance(module, LayerState)]
-    if not states:
-        raise ValueError("reseed: the model has no quantized layer; quantize it first")
-    for stream, state in enumerate(states):
-        state.reseed(seed, stream)
-    return model
-
-
-def plain_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The state_dict without qtrain's buffers: it loads strictly into the original model."""
-    ours = tuple(
-        f"{name}." for name, module in model.named_modules() if isinstance(module, LayerState)
-    )
-    return {key: value for key, value in model.state_dict().items() if not key.startswith(ours)}
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Fill the running ranges from `batches` of inputs, without training; returns the model.
-
-    batches: an iterable of tensors, or of tuples whose first entry is the model's input.  Batch
-    statistics of norms, noise counters, modes and gradients are left as they were.
-    """
-    states = [module for module in model.modules() if isinstance(module, LayerState)]
-    if not states:
-        raise ValueError("calibrate: the model has no quantized layer; quantize it first")
-    modes = {module: module.training for module in model.modules()}
-    counts = [state.noise_count.clone() for state in states]
-    model.eval()
-    seen = False
-    try:
-        for state in states:
-            state.train()
-        for batch in batches:
-            model(batch[0] if isinstance(batch, tuple | list) else batch)
-            seen = True
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for state, count in zip(states, counts, strict=True):
-            state.noise_count.copy_(count)
-    if not seen:
-        raise ValueError("calibrate: got no batch; pass at least one")
-    return model
+def _change_class_(module: nn.Module) -> None:
+    plain = _plain_type(module)
+    assert plain is not None
+    quantized, own = _PRODUCTS[plain], type(module)
+    # a subclass or a parametrized layer keeps its own class in the line
+    module.__class__ = quantized if own is plain else joined(quantized, own)

@@ -1,0 +1,63 @@
+"""What can be asked of a converted model: its plain state, new noise, ranges without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .layer_state import LayerState
+
+
+def reseed(model: nn.Module, seed: int) -> nn.Module:
+    """Give every layer another stream of noise, in place: for an independent copy of a model."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: got {seed!r}, need an integer")
+    states = [module for module in model.modules() if isinstance(module, LayerState)]
+    if not states:
+        raise ValueError("reseed: the model has no quantized layer; quantize it first")
+    for stream, state in enumerate(states):
+        state.reseed(seed, stream)
+    return model
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Any]:
+    """The state_dict without qtrain's buffers: it loads strictly into the original model."""
+    ours = tuple(
+        f"{name}."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, LayerState)
+    )
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(ours)}
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """Fill the running ranges from `batches` of inputs, without training; returns the model.
+
+    batches: an iterable of tensors, or of tuples whose first entry is the model's input.  Batch
+    statistics of norms, noise counters, modes and gradients are left as they were.
+    """
+    states = [module for module in model.modules() if isinstance(module, LayerState)]
+    if not states:
+        raise ValueError("calibrate: the model has no quantized layer; quantize it first")
+    modes = {module: module.training for module in model.modules()}
+    counts = [state.noise_count.clone() for state in states]
+    model.eval()
+    seen = False
+    try:
+        for state in states:
+            state.train()
+        for batch in batches:
+            model(batch[0] if isinstance(batch, tuple | list) else batch)
+            seen = True
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for state, count in zip(states, counts, strict=True):
+            state.noise_count.copy_(count)
+    if not seen:
+        raise ValueError("calibrate: got no batch; pass at least one")
+    return model
