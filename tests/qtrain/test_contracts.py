@@ -332,8 +332,17 @@ def test_contract_4_a_model_that_is_off_equals_torch_bit_for_bit() -> None:
     assert same(list(plain_state_dict(off).values()), list(plain.state_dict().values()))
 
 
+def test_contract_4_a_layer_that_is_off_is_torchs_own_derivatives_included() -> None:
+    layer = quantize(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)), recipe="fp32")
+    x = normal(3, 6).requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert bool((second != 0).any()), "torch's layers can be differentiated twice"
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "linear": (lambda: nn.Linear(12, 7), (5, 12)),
+    # long enough a sum that a bias added afterwards would change bits
+    "linear": (lambda: nn.Linear(1031, 65), (37, 1031)),
     "linear-3d": (lambda: nn.Linear(12, 7), (2, 5, 12)),
     "conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9, 8)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), (2, 4, 5, 4)),

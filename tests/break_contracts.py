@@ -1,0 +1,110 @@
+"""Break each contract by one line in a copy of the tree; its named tests must fail.
+
+python tests/break_contracts.py            # about 5 minutes; exit status 1 if a break survives
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tabulate import tabulate
+
+ROOT = Path(__file__).parents[1]
+
+#: contract, file, line as it is, line that breaks it
+BREAKS: list[tuple[int, str, str, str]] = [
+    (
+        1,
+        "qtrain/products.py",
+        "    count, _ = operation.terms(kind, a.elements, b.elements)\n",
+        "    count, _ = operation.terms(kind, a.elements, b.elements)\n"
+        "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
+    ),
+    (2, "qtrain/engines/exact.py", "return min(2**24 //", "return min(2**27 //"),
+    (
+        2,
+        "qtrain/products.py",
+        "part = part * (scales[0] * scales[1] if len(scales) == 2 else scales[0])",
+        "part = part * scales[0] * scales[1] if len(scales) == 2 else part * scales[0]",
+    ),
+    (3, "qtrain/engines/exact.py", "and _constant(engine, device_type):", "and True:"),
+    (4, "qtrain/layer_products.py", "        if _off(xq, wq):\n", "        if False:\n"),
+    (4, "qtrain/layers.py", "if self.product.recipe.products_off:", "if False:"),
+    (5, "qtrain/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
+    (
+        5,
+        "qtrain/layer_products.py",
+        "key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))",
+        "key = fold(key, slot)",
+    ),
+    (5, "qtrain/recomputation.py", "    if counts:\n", "    if False:\n"),
+    (
+        6,
+        "qtrain/layer_state.py",
+        'torch.zeros((), dtype=torch.int64, device=device))',
+        'torch.zeros((), dtype=torch.int64, device=device), persistent=False)',
+    ),
+    (
+        7,
+        "quantizers/quantizer.py",
+        "        if self.scale_format != fp32:\n",
+        "        scale = torch.where(scale == 0, 1.0, scale)\n"
+        "        if self.scale_format != fp32:\n",
+    ),
+    (
+        8,
+        "quantizers/quantizer.py",
+        "        block = self.granularity.block_shape(x.shape)\n        if self.range is None:\n",
+        "        float(x.sum())\n"
+        "        block = self.granularity.block_shape(x.shape)\n        if self.range is None:\n",
+    ),
+    (9, "qtrain/convert.py", "    choose.check_all_used()\n", ""),
+    (9, "qtrain/conversion.py", "        if lines:\n", "        if False:\n"),
+    (
+        10,
+        "qtrain/layer_state.py",
+        "            state_dict.setdefault(prefix + name, buffer.detach().clone())\n",
+        "            pass\n",
+    ),
+]  # fmt: skip
+
+
+def main() -> int:
+    rows = []
+    for contract, file, line, broken in BREAKS:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder)
+            for part in ("qtrain", "quantizers", "tests", "pyproject.toml"):
+                source = ROOT / part
+                copy = shutil.copytree if source.is_dir() else shutil.copy
+                copy(source, tree / part)
+            text = (tree / file).read_text(encoding="utf-8")
+            if line not in text:
+                raise SystemExit(f"{file} no longer holds {line!r}: update BREAKS")
+            (tree / file).write_text(text.replace(line, broken), encoding="utf-8")
+            command = [
+                sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider",
+                "tests/qtrain/test_contracts.py", "-k", f"contract_{contract}_",
+            ]  # fmt: skip
+            environment = {**os.environ, "PYTHONPATH": str(tree)}
+            run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+            failed = [
+                part.split("::")[1].split(" ")[0].split("[")[0]
+                for part in run.stdout.splitlines()
+                if part.startswith("FAILED")
+            ]
+            names = sorted(set(failed))
+            shown = names[0] if names else ("(error)" if run.returncode > 1 else "(survived)")
+            rows.append([contract, file, f"{len(failed)} failed", shown])
+            print(*rows[-1], flush=True)
+    print(tabulate(rows, ["contract", "broken file", "tests", "for example"]))
+    return int(any(row[3] in ("(survived)", "(error)") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
