@@ -82,12 +82,18 @@ class Call:
             self.probe.operand(kind, operand, x, q, folded)
         return q
 
-    def own_backward(self, operand: str, grad: Tensor, x: Tensor | None) -> Tensor:
-        """The gradient through the forward quantizer of an operand."""
-        if x is None:
+    def snapshot(self, operand: str) -> State:
+        """The state of an operand's forward quantizer as it is now: later forwards move it on."""
+        return {name: value.clone() for name, value in self.states["forward", operand].items()}
+
+    def own_backward(
+        self, operand: str, grad: Tensor, x: Tensor | None, state: State | None
+    ) -> Tensor:
+        """The gradient through the forward quantizer of an operand, with its state of then."""
+        if state is None:
             return grad
         backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
-        passed: Tensor = backward(grad, x, self.states["forward", operand])
+        passed: Tensor = backward(grad, x, state)
         return passed
 
 
@@ -156,7 +162,10 @@ class Products(torch.autograd.Function):
             *(backward_x[:3] if wants_weight else none),
         )
         ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
-        ctx.keep = keep_input, keep_weight
+        ctx.snapshots = (
+            call.snapshot("input") if keep_input else None,
+            call.snapshot("weight") if keep_weight else None,
+        )
         ctx.input, ctx.weight = _alike(input), _alike(weight)
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
         return output.to(dtype)
@@ -181,7 +190,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     operation = call.operation
     key, input, weight, *tensors = ctx.saved_tensors
     wants_input, wants_weight, wants_bias = ctx.needs_input_grad[3:6]
-    keep_input, keep_weight = ctx.keep
+    input_state, weight_state = ctx.snapshots
     input_like = grad_output.new_empty_strided(*ctx.input)
     weight_like = grad_output.new_empty_strided(*ctx.weight)
     canonical = None if weight is None else operation.canonical(weight)
@@ -202,12 +211,12 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if wants_input:
         saved = QTensor(*tensors[:3], *ctx.meta[0])
         grad_input = one("grad_input", saved, input_like, canonical)
-        grad_input = call.own_backward("input", grad_input, input if keep_input else None)
+        grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
         saved = QTensor(*tensors[3:], *ctx.meta[1])
         grad = one("grad_weight", saved, operation.canonical(weight_like), input)
-        grad = call.own_backward("weight", grad, canonical if keep_weight else None)
+        grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
     if wants_bias:
         grad_bias = operation.grad_bias(grad_output, input_like, operation.canonical(weight_like))

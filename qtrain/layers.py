@@ -108,18 +108,21 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
             plain: Tensor = super().forward(input)
             return plain
         space = len(self.kernel_size)
-        if input.dim() not in (space + 1, space + 2):
-            raise ValueError(
-                f"layer {self.product.name!r}: expected {space + 1} or {space + 2} axes "
-                f"(batch, channels, {space} spatial), got shape {tuple(input.shape)}"
-            )
-        batched = input if input.dim() == space + 2 else input.unsqueeze(0)
-        batched, padding = self._padded(batched)
+        batched, padding = self._padded(self._batched(input))
         operation = Convolution(
             pair(self.stride, space), padding, pair(self.dilation, space), self.groups
         )
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if input.dim() == space + 2 else output.squeeze(0)
+
+    def _batched(self, input: Tensor) -> Tensor:
+        space = len(self.kernel_size)
+        if input.dim() not in (space + 1, space + 2):
+            raise ValueError(
+                f"layer {self.product.name!r}: expected {space + 1} or {space + 2} axes "
+                f"(batch, channels, {space} spatial), got shape {tuple(input.shape)}"
+            )
+        return input if input.dim() == space + 2 else input.unsqueeze(0)
 
     def _padded(self, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The input with any padding that a convolution cannot do itself, and what remains."""
@@ -166,7 +169,7 @@ class _QConvTranspose(_QConv):
             plain: Tensor = super(_QConv, self).forward(input, output_size)
             return plain
         space = len(self.kernel_size)
-        batched = input if input.dim() == space + 2 else input.unsqueeze(0)
+        batched = self._batched(input)
         output_padding = self._output_padding(  # type: ignore[operator]
             batched, output_size, list(self.stride), list(self.padding), list(self.kernel_size),
             space, list(self.dilation),

@@ -6,9 +6,10 @@ product follows from the formats' bounds and the shapes, never from the data.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +59,14 @@ def holds(bound: int) -> torch.dtype:
     return torch.int32 if bound < 2**31 else torch.float64
 
 
+def _plain_units(device: torch.device) -> AbstractContextManager[Any]:
+    """cuDNN off on CUDA: it may convolve by Winograd or FFT, whose sums of integers are not exact;
+    torch's own convolutions are matrix products of unfolded operands."""
+    if device.type == "cuda":
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
+
+
 class Float32:
     """fp32 units on sums cut so that each part stays within 2^24, the parts added as integers.
 
@@ -84,21 +93,21 @@ class Float32:
     ) -> Tensor:
         parts = -(-work.count // self._part(work))
         a, b = a.float(), b.float()
-        if parts <= 1:
-            return operation.product(kind, a, b, like)
-        size = -(-work.count // parts)
+        size = -(-work.count // max(parts, 1))
         dtype = holds(work.bound)
         total: Tensor | None = None
-        for start in range(0, work.count, size):
-            length = min(size, work.count - start)
-            part = operation.product(
-                kind,
-                operation.narrow(kind, "a", a, start, length),
-                operation.narrow(kind, "b", b, start, length),
-                # the batch is what grad_weight cuts, and `like` has none there
-                like,
-            ).to(dtype)
-            total = part if total is None else total.add_(part)
+        with _plain_units(a.device):
+            if parts <= 1:
+                return operation.product(kind, a, b, like)
+            for start in range(0, work.count, size):
+                length = min(size, work.count - start)
+                part = operation.product(
+                    kind,
+                    operation.narrow(kind, "a", a, start, length),
+                    operation.narrow(kind, "b", b, start, length),
+                    like,  # its shape is the result's, which a cut of the sum leaves alone
+                ).to(dtype)
+                total = part if total is None else total.add_(part)
         assert total is not None
         return total
 
@@ -114,7 +123,8 @@ class Reference:
     def product(
         self, operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor, work: Work
     ) -> Tensor:
-        return operation.product(kind, a.double(), b.double(), like)
+        with _plain_units(a.device):
+            return operation.product(kind, a.double(), b.double(), like)
 
 
 reference = Reference()
