@@ -122,7 +122,7 @@ class _Watch(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._handles = [
-            hooks.register_module_forward_pre_hook(self.push),
+            hooks.register_module_forward_pre_hook(self.reached),
             hooks.register_module_forward_hook(self._pop, always_call=True),
         ]
         return super().__enter__()  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ class _Watch(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
 
-    def push(self, module: nn.Module, args: Any) -> None:
+    def reached(self, module: nn.Module, args: Any) -> None:
         self.stack.append(module)
         self.ran.add(id(module))
 
@@ -192,7 +192,7 @@ class _FirstForward:
     def before(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and self.watch is None:
             self.watch = _Watch(module)
-            self.watch.push(module, args)  # the model itself is past its global hooks
+            self.watch.reached(module, args)  # the model itself is past its global hooks
             self.watch.__enter__()
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
