@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
+
+from .files import write_atomically
 
 FORMAT = "qtrain-checkpoint-1"
 
@@ -35,20 +35,6 @@ class Checkpoint:
     step: int
     metrics_bytes: int
     branches: dict[str, Any]
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace `path` by what `write` puts into a file; a crash leaves the old file whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # the rename itself lasts only once the folder is on the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -7,11 +7,12 @@ import io
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tabulate import tabulate
+
+from .files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,7 @@ class Report:
             text = buffer.getvalue()
         else:
             raise ValueError(f"save: got {str(path)!r}, need a path that ends in .json or .csv")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", newline="") as file:
-                file.write(text)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_atomically(path, lambda file: file.write(text.encode()))
         return path
 
     def __str__(self) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, write_atomically
+from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from .config import TrainConfig
 from .environment import environment
+from .files import write_atomically
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
 FILES = (
