@@ -3,6 +3,7 @@
 from . import recipes as recipes
 from .attention import Matmul as Matmul
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .checkpoint import CheckpointError as CheckpointError
 from .config import TrainConfig as TrainConfig
 from .conversion import summary as summary
 from .convert import quantize as quantize
@@ -11,6 +12,7 @@ from .converted import calibrate as calibrate
 from .converted import plain_state_dict as plain_state_dict
 from .converted import reseed as reseed
 from .inspection import inspect as inspect
+from .nonfinite import NonFiniteError as NonFiniteError
 from .norm_recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
@@ -18,6 +20,7 @@ from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
 from .report import Report as Report
 from .report import Row as Row
+from .results import Result as Result
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe
 
