@@ -1,0 +1,158 @@
+"""Exact sums: what an engine claims, and that it holds up to the last integer it claims."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qtrain import GradInput, GradWeight, quantize, recipes
+from qtrain.engines.exact import ENGINES, Float32, Work, admitted, choose, holds, reference
+from qtrain.operations import BatchedMatmul, Convolution, Kind, Linear, Operation
+from quantizers import IntFormat, Quantizer
+
+KINDS: tuple[Kind, ...] = ("forward", "grad_input", "grad_weight")
+
+
+def integers(bound: int, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-bound, bound + 1, shape, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("bound", "dtype"),
+    [(2**24, torch.float32), (2**24 + 1, torch.int32), (2**31 - 1, torch.int32),
+     (2**31, torch.float64), (2**52, torch.float64)],
+)  # fmt: skip
+def test_the_dtype_of_a_sum_holds_its_bound(bound: int, dtype: torch.dtype) -> None:
+    assert holds(bound) == dtype
+    assert int(torch.tensor(bound).to(dtype)) == bound
+
+
+@pytest.mark.parametrize(
+    ("work", "name"),
+    [
+        (Work(1, 1, 127, 127), "float32"),
+        (Work(1040, 1, 127, 127), "float32"),
+        (Work(16000, 1, 127, 127), "float32"),
+        (Work(10**6, 1, 127, 127), "float64"),  # too many parts
+        (Work(4, 1, 257, 1), "float64"),  # beyond what bf16 and TF32 units hold
+        (Work(4, 10**5, 255, 127), "float64"),  # one index alone passes 2^24
+        (Work(0, 0, 255, 127), "float32"),
+    ],
+    ids=str,
+)
+def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
+    assert choose(work, "cpu").name == name
+
+
+def test_a_sum_that_no_engine_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"65534 and 32767.*exact below 2\^53; use fewer bits"):
+        choose(Work(2**23, 1, 65534, 32767), "cpu")
+    with pytest.raises(ValueError, match=r"\(float32\) are exact"):
+        choose(Work(4, 1, 1000, 1000), "cpu", (Float32(),))
+
+
+def shapes(operation: Operation, count: int) -> dict[Kind, tuple[tuple[int, ...], ...]]:
+    """(a, b, like) of each product with `count` indices along its split axis."""
+    n = count
+    if isinstance(operation, Linear):
+        return {
+            "forward": ((3, n), (1, 2, n), (3, n)),
+            "grad_input": ((3, n), (1, n, 2), (3, 2)),
+            "grad_weight": ((n, 3), (n, 2), (1, 3, 2)),
+        }
+    if isinstance(operation, BatchedMatmul):
+        return {
+            "forward": ((2, 3, n), (2, 4, n), (2, 3, n)),
+            "grad_input": ((2, 3, n), (2, n, 4), (2, 3, 4)),
+            "grad_weight": ((2, n, 3), (2, n, 4), (2, 3, 4)),
+        }
+    g = operation.groups  # type: ignore[attr-defined]
+    return {
+        "forward": ((1, n * g, 4, 4), (g, 2, n, 2, 2), (1, n * g, 4, 4)),
+        "grad_input": ((1, n * g, 3, 3), (g, n, 2, 2, 2), (1, 2 * g, 4, 4)),
+        "grad_weight": ((n, 2 * g, 3, 3), (n, 3 * g, 4, 4), (g, 2, 3, 2, 2)),
+    }
+
+
+OPERATIONS: dict[str, Operation] = {
+    "linear": Linear(),
+    "matmul": BatchedMatmul(),
+    "convolution": Convolution((1, 1), (0, 0), (1, 1), 1),
+    "grouped convolution": Convolution((1, 1), (0, 0), (1, 1), 2),
+}
+
+
+@pytest.mark.parametrize("extreme", [True, False], ids=["worst case", "random"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_sum_in_parts_is_the_whole_sum(name: str, kind: Kind, extreme: bool) -> None:
+    """K beyond what fp32 holds at once, ragged: the parts add as integers."""
+    operation, engine = OPERATIONS[name], Float32()
+    a_shape, b_shape, like = shapes(operation, 701)[kind]
+    a, b = integers(255, *a_shape, seed=1), integers(128, *b_shape, seed=2)
+    if extreme:
+        a, b = torch.full(a_shape, 255), torch.full(b_shape, 127)
+    count, per_index = operation.terms(kind, a, b)
+    work = Work(count, per_index, 255, 128)
+    assert work.bound > 2**24 and engine.supports(work)
+    whole = reference.product(operation, kind, a, b, torch.empty(like), work)
+    parts = engine.product(operation, kind, a, b, torch.empty(like), work)
+    assert torch.equal(parts.double(), whole)
+    if isinstance(operation, Linear):  # the oracle itself, in int64
+        left, right = (a, b[0].T) if kind == "forward" else (a, b[0])
+        exact = (a.T @ b)[None] if kind == "grad_weight" else left @ right
+        assert torch.equal(whole.long(), exact)
+
+
+def test_every_shape_of_a_whole_layer_is_within_the_claimed_count() -> None:
+    """`terms` bounds the number of products in any sum: counted with operands of ones."""
+    options = itertools.product((1, 2), (0, 2), (1, 2), (1, 2), (False, True))
+    for stride, padding, dilation, groups, transposed in options:
+        operation = Convolution(
+            (stride,) * 2, (padding,) * 2, (dilation,) * 2, groups, transposed, (0, 0)
+        )
+        x = torch.ones(2, 4, 7, 7)
+        w = torch.ones(groups, 2, 4 // groups, 3, 3)
+        out = operation.product("forward", x, w, x)
+        g = torch.ones_like(out)
+        operands: dict[Kind, tuple[Tensor, Tensor, Tensor]] = {
+            "forward": (x, w, x), "grad_input": (g, w, x), "grad_weight": (g, x, w),
+        }  # fmt: skip
+        for kind, (a, b, like) in operands.items():
+            count, per_index = operation.terms(kind, a, b)
+            assert operation.product(kind, a, b, like).max() <= count * per_index
+
+
+@pytest.mark.parametrize("bits", [2, 8, 9, 16])
+def test_all_engines_give_a_training_step_the_same_bits(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Quantizer(format=IntFormat(bits))
+    recipe = replace(
+        recipes.int8(bits),
+        grad_input=GradInput(grad_output=own),
+        grad_weight=GradWeight(grad_output=own),
+    )
+    found = []
+    for engines in (ENGINES, (reference,)):
+        monkeypatch.setattr("qtrain.engines.exact.ENGINES", engines)
+        torch.manual_seed(0)
+        model: Any = quantize(nn.Conv2d(40, 8, 3, padding=1, groups=2), recipe=recipe)
+        x = torch.randn(3, 40, 6, 6, requires_grad=True)
+        output = model(x)
+        output.square().sum().backward()
+        found.append((output, x.grad, model.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_admission_is_tested_once_per_device_and_holds_here() -> None:
+    assert all(admitted(engine, "cpu") for engine in ENGINES)
+    before = admitted.cache_info().misses
+    admitted(reference, "cpu")
+    assert admitted.cache_info().misses == before
