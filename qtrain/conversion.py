@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .aside import random_state_kept, unwrapped
 from .engines.exact import ENGINES, admitted
 from .layer_state import LayerState
 from .layers import QProduct
@@ -169,6 +170,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     The forward runs on a copy, without gradients: nothing of the model changes.
     Raises ValueError for a model that was not converted.
     """
+    model = unwrapped(model)
     conversion = getattr(model, _ATTRIBUTE, None)
     if conversion is None:
         raise ValueError("summary: this model was not converted by quantize or quantize_")
@@ -178,7 +180,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         return Summary(conversion, None, None, refused)
     twin = copy.deepcopy(model)
     forget_watch(twin)
-    with torch.random.fork_rng(), torch.no_grad(), _Watch(twin) as watch:
+    with random_state_kept(), torch.no_grad(), _Watch(twin) as watch:
         twin(*inputs, **kwargs)
     return Summary(conversion, watch.outside, watch.never_ran(), refused)
 

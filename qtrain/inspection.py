@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantizers import IntFormat, QTensor
 
+from .aside import random_state_kept, tensors, unwrapped, without_graph
 from .conversion import forget_watch
 from .layers import QProduct
 from .operations import Kind, Operation
+from .recomputation import in_backward
 from .report import Report, Row
 
 _ROLES = {
@@ -74,8 +73,10 @@ class _Sums:
         self.error += error.sum().item()
         self.zeroed += int(((x != 0) & (q == 0)).sum())
         self.nonfinite += int((~torch.isfinite(q)).sum())
-        self.low = min(self.low, x.min().item())
-        self.high = max(self.high, x.max().item())
+        finite = x[torch.isfinite(x)]
+        if finite.numel() > 0:
+            self.low = min(self.low, finite.min().item())
+            self.high = max(self.high, finite.max().item())
         if clipped is not None:
             self.clipped += int(clipped.sum())
 
@@ -88,11 +89,11 @@ class _Sums:
             cosine = self.dot / norms if norms > 0 else float(self.signal == self.power)
         else:
             sqnr = cosine = math.nan
-        empty = self.elements == 0
+        none = 0.0 if self.elements == 0 else math.nan
+        low, high = (self.low, self.high) if self.low <= self.high else (none, none)
         return Row(
             layer, role, sqnr, cosine, self.error / count, self.clipped / count,
-            self.zeroed / count, self.nonfinite, 0.0 if empty else self.low,
-            0.0 if empty else self.high, self.elements, self.note,
+            self.zeroed / count, self.nonfinite, low, high, self.elements, self.note,
         )  # fmt: skip
 
 
@@ -119,6 +120,8 @@ class _Recorder:
         return self.sums.setdefault(role, _Sums())
 
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
+        if operand != "grad_output" and in_backward():
+            return  # a recomputed forward: counted already
         row = self._at(_ROLES[kind, operand])
         row.add(x, q.dequantize(), _outside(x, q))
         if folded:
@@ -134,6 +137,8 @@ class _Recorder:
         bias: Tensor | None,
         result: Tensor,
     ) -> None:
+        if kind == "forward" and in_backward():
+            return
         if kind == "forward":
             exact = operation.native(
                 a.double(), b.double(), None if bias is None else bias.double()
@@ -142,31 +147,6 @@ class _Recorder:
             like = torch.empty(result.shape, dtype=torch.float64, device=result.device)
             exact = operation.product(kind, a.double(), b.double(), like)
         self._at(_RESULTS[kind]).add(exact, result)
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Leave Python's, NumPy's and torch's random state as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel or torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, nn.parallel.DistributedDataParallel | nn.DataParallel
-        ):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 def inspect(
@@ -209,14 +189,13 @@ def inspect(
     for product in twin.modules():
         if isinstance(product, QProduct):
             product.probe = recorders.setdefault(product.name, _Recorder())
-    with _random_state_kept(), torch.set_grad_enabled(loss is not None):
-        output = _call(twin, inputs)
+    with random_state_kept(), torch.set_grad_enabled(loss is not None):
+        output = _call(twin, without_graph(inputs))
         if loss is not None:
             value = loss(output, targets) if targets is not None else loss(output)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ValueError(f"inspect: the loss must be one number, got {value!r}")
-            wanted = [p for p in twin.parameters() if p.requires_grad]
-            torch.autograd.grad(value.reshape(()), wanted, allow_unused=True)
+            _differentiate(value.reshape(()), [x for x in tensors(output) if x.requires_grad])
     rows = [
         recorder.sums[role].row(name or "(model)", role)
         for name, recorder in recorders.items()
@@ -224,6 +203,18 @@ def inspect(
         if role in recorder.sums
     ]
     return Report(tuple(rows))
+
+
+def _differentiate(loss: Tensor, outputs: list[Tensor]) -> None:
+    """Backward through the model alone, so that whatever else the loss depends on gets no gradient.
+
+    (Not autograd.grad with respect to parameters: reentrant checkpoints do not reach them so.)
+    """
+    if not loss.requires_grad or not outputs:
+        return  # everything is frozen: there is no backward pass
+    grads = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+    pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None]
+    torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

@@ -50,7 +50,7 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             return x
         state = states["norm", role]
         with torch.no_grad():
-            q = quantizer(x, key=_role_key(key, role), state=state, training=self.training)
+            q = quantizer(x, key=_role_key(key, role), state=state, training=self.state.training)
             value = q.dequantize()
         straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
         return straight
@@ -96,7 +96,7 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 recipe.grad_output,
                 _role_key(key, "grad_output"),
                 states["norm", "grad_output"],
-                self.training,
+                self.state.training,
             )
         if recipe.activation is not None:
             with torch.no_grad():

@@ -154,6 +154,12 @@ def product(
     step_a = _check_scales(operation, kind, "a", a)
     step_b = _check_scales(operation, kind, "b", b)
     count, _ = operation.terms(kind, a.elements, b.elements)
+    taken = b.elements.shape[operation.split_axis(kind, "b", b.elements.dim())]
+    if taken != count:
+        raise ValueError(
+            f"{_names(kind)[0]} of {kind} has shape {tuple(a.elements.shape)}: {count} to sum "
+            f"along axis {cut} (of each group), where the {_names(kind)[1]} takes {taken}"
+        )
     step = min(step_a, step_b, max(count, 1))
     if step < count and any(s < count and s % step for s in (step_a, step_b)):
         raise ValueError(
