@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import QProduct, Shape
+from .layers import QProduct, Shapes
 from .operations import BatchedMatmul, Linear
 
 #: input, canonical weight and output of a matrix product of activations: every size may change
-MATMUL_SHAPES: tuple[Shape, Shape, Shape] = ((None,) * 3, (None,) * 3, (None,) * 3)
+_ANY: Shapes = ((None,) * 3, (None,) * 3, (None,) * 3)
 
 
 class Matmul(nn.Module):
@@ -47,6 +47,11 @@ class QMatmul(Matmul):
                 f"axes, got shapes {tuple(input.shape)} and {tuple(other.shape)}; unsqueeze vectors"
             )
         return matmul(self.product, input, other)
+
+    @staticmethod
+    def products(module: nn.Module) -> dict[str, Shapes]:
+        """The products of the layer: child name -> shapes."""
+        return {"product": _ANY}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.product.recipe})"
@@ -118,6 +123,11 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
             hidden_rows_zero=True,
         )  # fmt: skip
         return output
+
+    @staticmethod
+    def products(module: nn.Module) -> dict[str, Shapes]:
+        """The products of the layer: child name -> shapes."""
+        return {"scores": _ANY, "context": _ANY}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.scores.recipe})"
@@ -268,6 +278,14 @@ class QMultiheadAttention(nn.MultiheadAttention):
             total = mask if total is None else total + mask
         return total
 
+    @staticmethod
+    def products(module: nn.MultiheadAttention) -> dict[str, Shapes]:
+        """The products of the layer beside its output projection: child name -> shapes."""
+        size = module.embed_dim
+        inputs = {"q_proj": size, "k_proj": module.kdim, "v_proj": module.vdim}
+        projections = {k: ((None, n), (1, size, n), (None, size)) for k, n in inputs.items()}
+        return {**projections, "scores": _ANY, "context": _ANY}
+
     def __repr__(self) -> str:
         text = f"{self.embed_dim}, heads={self.num_heads}"
         return f"{type(self).__name__}({text}; {self.scores.recipe})"
@@ -275,6 +293,11 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
 class QTransformerEncoderLayer(nn.TransformerEncoderLayer):
     """torch.nn.TransformerEncoderLayer without the inference fast path."""
+
+    @staticmethod
+    def products(module: nn.Module) -> dict[str, Shapes]:
+        """None of its own: its children are layers."""
+        return {}
 
     def forward(
         self,

@@ -18,6 +18,8 @@ from .operations import Convolution, Linear, Operation, pair
 from .recipe import SLOTS, Recipe
 
 Shape = tuple[int | None, ...]
+#: of a product's input, canonical weight and output; None for a size that changes
+Shapes = tuple[Shape, Shape, Shape]
 
 
 class QProduct(LayerState):
@@ -26,18 +28,15 @@ class QProduct(LayerState):
     def __init__(
         self,
         recipe: Recipe,
+        shapes: Shapes,
         *,
-        input_shape: Shape,
-        weight_shape: Shape,
-        output_shape: Shape,
         name: str,
         seed: int,
         stream: int,
         device: torch.device | None = None,
     ) -> None:
-        """Shapes: of input, canonical weight and output, None for a size that changes."""
-        shapes = {"input": input_shape, "weight": weight_shape, "grad_output": output_shape}
-        quantizers = {slot: (recipe.slot(*slot), shapes[slot[1]]) for slot in SLOTS}
+        by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
+        quantizers = {slot: (recipe.slot(*slot), by_operand[slot[1]]) for slot in SLOTS}
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
         self.recipe = recipe
         self.probe: Probe | None = None
@@ -94,10 +93,11 @@ class QLinear(_OneLine, nn.Linear):
         output: Tensor = self.product(Linear(), batched, self.weight, self.bias)
         return output.view(output.shape[-1:]) if input.dim() == 1 else output
 
-    def shapes(self) -> tuple[Shape, Shape, Shape]:
-        """Of input, canonical weight and output."""
-        weight = (1, self.out_features, self.in_features)
-        return (None, self.in_features), weight, (None, self.out_features)
+    @staticmethod
+    def products(module: nn.Linear) -> dict[str, Shapes]:
+        """The products of the layer: child name -> shapes."""
+        weight = (1, module.out_features, module.in_features)
+        return {"product": ((None, module.in_features), weight, (None, module.out_features))}
 
 
 class _QConv(_OneLine, nn.modules.conv._ConvNd):
@@ -140,15 +140,17 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(input, flat, mode=mode), (0,) * space
 
-    def shapes(self) -> tuple[Shape, Shape, Shape]:
-        """Of input, canonical weight and output."""
-        groups, space = self.groups, (None,) * len(self.kernel_size)
-        weight = (groups, self.out_channels // groups, self.in_channels // groups)
-        return (
-            (None, self.in_channels, *space),
-            (*weight, *self.kernel_size),
-            (None, self.out_channels, *space),
+    @staticmethod
+    def products(module: nn.modules.conv._ConvNd) -> dict[str, Shapes]:
+        """The products of the layer: child name -> shapes."""
+        groups, space = module.groups, (None,) * len(module.kernel_size)
+        weight = (groups, module.out_channels // groups, module.in_channels // groups)
+        shapes = (
+            (None, module.in_channels, *space),
+            (*weight, *module.kernel_size),
+            (None, module.out_channels, *space),
         )
+        return {"product": shapes}
 
 
 class QConv1d(_QConv, nn.Conv1d):

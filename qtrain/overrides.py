@@ -1,0 +1,91 @@
+"""The recipe of each layer: the base, the norm asked for, and the overrides by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from . import deviations, recipes
+from .deviations import Deviation
+from .norm_recipe import NormRecipe
+from .recipe import Recipe
+
+Override = Recipe | int | None
+
+
+def base_recipe(
+    recipe: Recipe | str, bits: int | None, norm: str | Deviation | NormRecipe | None
+) -> Recipe:
+    if not isinstance(recipe, Recipe | str):
+        raise TypeError(
+            f"recipe: got {recipe!r}, need a Recipe or one of {', '.join(recipes.names())}"
+        )
+    base = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if bits is not None:
+        base = base.at(bits)
+    return _with_norm(base, norm)
+
+
+def _with_norm(recipe: Recipe, norm: str | Deviation | NormRecipe | None) -> Recipe:
+    if norm is None:
+        return recipe
+    if isinstance(norm, str):
+        norm = deviations.get(norm)
+    if isinstance(norm, Deviation):
+        # the recipe's outputs are rounded after every converted layer, norms included
+        own = recipe.norm or NormRecipe(activation=recipe.activation)
+        norm = replace(own, deviation=norm)
+    if not isinstance(norm, NormRecipe):
+        raise TypeError(
+            f"norm: got {norm!r}, need one of {', '.join(deviations.names())}, a Deviation, a "
+            f"NormRecipe or None"
+        )
+    return replace(recipe, norm=norm)
+
+
+class Chooser:
+    """The recipe of each layer by name, and the account of which overrides were used."""
+
+    def __init__(
+        self,
+        base: Recipe,
+        norm: str | Deviation | NormRecipe | None,
+        overrides: Mapping[str, Override],
+    ) -> None:
+        self.base = base
+        self.rules: list[tuple[str, Recipe | None]] = []
+        for pattern, value in overrides.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"overrides: pattern {pattern!r} is not a string")
+            if value is None or isinstance(value, Recipe):
+                self.rules.append((pattern, value))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                self.rules.append((pattern, _with_norm(base.at(value), norm)))
+            else:
+                raise TypeError(
+                    f"overrides[{pattern!r}]: got {value!r}, need None (leave), an int (bits) or "
+                    f"a Recipe"
+                )
+        self.used = {pattern: 0 for pattern, _ in self.rules}
+        self.names: list[str] = []
+
+    def __call__(self, name: str) -> Recipe | None:
+        self.names.append(name)
+        parts = name.split(".")
+        lineage = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        chosen: Recipe | None = self.base
+        found = False
+        for pattern, value in self.rules:
+            if any(fnmatchcase(part, pattern) for part in lineage):
+                self.used[pattern] += 1
+                if not found:
+                    chosen, found = value, True
+        return chosen
+
+    def check_all_used(self) -> None:
+        unused = [pattern for pattern, count in self.used.items() if not count]
+        if unused:
+            known = ", ".join(name for name in self.names[:12] if name)
+            more = ", ..." if len(self.names) > 12 else ""
+            raise ValueError(f"overrides: {unused} match no layer; layers are {known}{more}")
