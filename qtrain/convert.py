@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from .classes import joined
+from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .deviations import Deviation
 from .kinds import BATCH_NORMS, left, left_type, plain_type, products, quantized_class, targets
@@ -167,6 +167,6 @@ def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -
 
 
 def _change_class_(module: nn.Module) -> None:
-    quantized, own = quantized_class(module), type(module)
-    # a subclass or a parametrized layer keeps its own class in the line
-    module.__class__ = quantized if own is plain_type(module) else joined(quantized, own)
+    plain = plain_type(module)
+    assert plain is not None
+    change_class_(module, quantized_class(module), plain)
