@@ -153,9 +153,7 @@ def test_models_with_nothing_to_convert(model: nn.Module, message: str) -> None:
 
 
 def test_what_is_no_model_or_converted_already_is_refused() -> None:
-    with pytest.raises(
-        TypeError, match=r"model: got builtin_function_or_method, need a torch\.nn\.Module"
-    ):
+    with pytest.raises(TypeError, match=r"model: got builtin_.*, need a torch\.nn\.Mod"):
         quantize(torch.relu)  # type: ignore[arg-type]
     converted = quantize(Net())
     for again in (converted, nn.Sequential(converted), converted.fc):
@@ -316,7 +314,7 @@ def parametrized() -> dict[str, nn.Module]:
 
 
 # spectral_norm and orthogonal multiply matrices of their own, which the first forward names
-@pytest.mark.filterwarnings("ignore:(?s:.)*parametrizations.weight.0. m[mv]")
+@pytest.mark.filterwarnings("ignore:qtrain. outside the recipe")
 @pytest.mark.parametrize("name", parametrized())
 def test_parametrized_weights(name: str) -> None:
     layer: Any = parametrized()[name]

@@ -1,0 +1,240 @@
+"""The summary, and the warning after the first forward: what ran outside the recipe."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as global_hooks
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
+
+
+class Outside(nn.Module):
+    """A layer, and a function between activations."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.inner = Inner(function)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(self.fc(x))
+        return out
+
+
+class Inner(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def square(x: Tensor) -> Tensor:
+    return x[:4].reshape(4, 4)
+
+
+FUNCTIONS = {
+    "matmul": lambda x: torch.matmul(x, x.T),
+    "operator": lambda x: x @ x.T,
+    "bmm": lambda x: torch.bmm(x[None], x.T[None]),
+    "einsum": lambda x: torch.einsum("ij,kj->ik", x, x),
+    "F.linear": lambda x: F.linear(x, square(x)),
+    "F.linear with bias": lambda x: F.linear(x, square(x), x[0]),
+    "vector": lambda x: x @ x[0],
+    "conv1d": lambda x: F.conv1d(x[None], x[None]),
+    "conv2d": lambda x: F.conv2d(x[None, None], x[None, None, :2, :2]),
+    "conv_transpose": lambda x: F.conv_transpose1d(x[None], x[:, :2, None]),
+    "attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]),
+    "bilinear": lambda x: F.bilinear(x, x, x[None, :, :4].expand(2, 4, 4)),
+    "baddbmm": lambda x: torch.baddbmm(x[None, :4], x[None, :4], x[None, :4]),
+}
+
+
+def warned(model: nn.Module, *inputs: Tensor) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model(*inputs)
+    return [str(w.message) for w in caught if "qtrain" in str(w.message)]
+
+
+@pytest.mark.parametrize("mode", ["train", "no_grad", "inference"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functional_products_are_named_with_their_module(name: str, mode: str) -> None:
+    x = torch.ones(4, 4)
+    model = quantize(Outside(FUNCTIONS[name]))
+    with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "train"):
+        messages = warned(model, x)
+        assert len(messages) == 1 and "\n  inner: " in messages[0], messages
+        assert messages[0].count("ran in full precision") == 1
+        assert warned(model, x) == []  # only the first
+        assert list(summary(model, x).outside or {}) == ["inner"]
+
+
+def test_products_of_the_root_itself_are_named() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.position = nn.Parameter(torch.zeros(1, 4))  # holds weights: named, not silenced
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = torch.matmul(self.fc(x + self.position), x.T)
+            return out
+
+    (message,) = warned(quantize(Root()), torch.ones(2, 4))
+    assert "(model): mm ran in full precision" in message and "qtrain.Matmul" in message
+
+
+def test_recurrent_layers_are_named_and_overrides_are_not() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 4)
+            self.fc = nn.Linear(4, 4)
+            self.cell = nn.LSTMCell(4, 4)
+            self.plain = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.plain(self.cell(self.fc(self.rnn(x)[0])[0])[0])
+            return out
+
+    x = torch.ones(2, 3, 4)
+    (message,) = warned(quantize(Recurrent()), x)
+    assert "\n  rnn: " in message and "\n  cell: " in message and "plain" not in message
+    model = quantize(Recurrent(), overrides={"rnn": None, "cell": None, "plain": None})
+    assert warned(model, x) == []
+    assert set(summary(model, x).outside or {}) == {"rnn", "cell", "plain"}
+
+
+def test_a_layer_that_never_runs_is_named() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(4, 4)
+            self.read = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.used(x) + self.read.weight.sum()
+            return out
+
+    model = quantize(Idle())
+    assert summary(model, torch.ones(2, 4)).never_ran == ["read"]
+    (message,) = warned(model, torch.ones(2, 4))
+    assert "read: converted, but never ran" in message and "used" not in message
+    assert warned(quantize(Idle(), overrides={"read": None}), torch.ones(2, 4)) == []
+
+
+class Covered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm1d(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.matmul = Matmul()
+        self.sdpa = ScaledDotProductAttention()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        x = self.attention(x, x, x)[0]
+        x = self.sdpa(x, x, x)
+        out: Tensor = self.fc(self.matmul(x, x.transpose(1, 2)))
+        return out
+
+
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_a_covered_model_warns_of_nothing(recipe: str) -> None:
+    for train in (True, False):
+        model = quantize(Covered().train(train), recipe=recipe)
+        assert warned(model, torch.randn(2, 4, 4)) == []
+        found = summary(model, torch.randn(2, 4, 4))
+        assert found.outside == {} and found.never_ran == []
+
+
+def test_a_layer_that_is_the_model_warns_of_nothing() -> None:
+    for recipe in recipes.names():
+        assert warned(quantize(nn.Linear(4, 4), recipe=recipe), torch.ones(2, 4)) == []
+
+
+def nothing_left_behind(model: nn.Module) -> None:
+    assert not model._forward_hooks and not model._forward_pre_hooks
+    assert not model._forward_hooks_always_called
+    assert not global_hooks._global_forward_hooks and not global_hooks._global_forward_pre_hooks
+    assert not _get_current_dispatch_mode_stack()
+
+
+def test_a_forward_that_raises_leaves_no_hook_behind() -> None:
+    model = quantize(Outside(lambda x: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        model(torch.ones(2, 4))
+    nothing_left_behind(model)
+    model = quantize(Outside(torch.relu))
+    model(torch.ones(2, 4))
+    nothing_left_behind(model)
+    with pytest.raises(ZeroDivisionError):
+        summary(quantize(Outside(lambda x: 1 / 0)), torch.ones(2, 4))
+    assert not _get_current_dispatch_mode_stack() and not global_hooks._global_forward_hooks
+
+
+def test_a_users_hooks_stay() -> None:
+    model = Outside(torch.relu)
+    calls: list[str] = []
+    model.register_forward_hook(lambda m, a, o: calls.append("after"))
+    model.register_forward_pre_hook(lambda m, a: calls.append("before"))
+    converted = quantize(model)
+    for _ in range(2):
+        converted(torch.ones(2, 4))
+    assert calls == ["before", "after"] * 2
+    assert len(converted._forward_hooks) == len(converted._forward_pre_hooks) == 1
+
+
+def test_summary_touches_nothing() -> None:
+    class Random(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + random.random() + np.random.rand() + torch.rand(1)
+
+    model = quantize(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Random()))
+    before = copy.deepcopy(model.state_dict())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index, union-attr]
+    summary(model, torch.randn(3, 4, generator=torch.Generator()))
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    assert torch.equal(states[2], torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert len(model._forward_hooks) == 1  # the first forward is still to be watched
+
+
+def test_the_summary_counts_and_says_why() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1), nn.Linear(4, 4), nn.Embedding(3, 4))
+    found = summary(quantize(model, overrides={"2": None}))
+    assert found.converted == {"0": "Linear", "1": "Conv1d"}
+    assert set(found.left) == {"2", "3"}
+    assert found.outside is None and found.never_ran is None and found.refused == []
+    text = str(found)
+    parts = ["converted  2: 1 Linear, 1 Conv1d", "left       2", "left by an override (2)"]
+    for part in (*parts, "a lookup, no product", "full precision", "an optimizer built before"):
+        assert part in text
+    assert "an optimizer built before" not in str(summary(quantize_(copy.deepcopy(model))))
+
+
+def test_a_model_that_was_not_converted_has_no_summary() -> None:
+    with pytest.raises(ValueError, match="was not converted"):
+        summary(nn.Linear(2, 2))
+
+
+def test_the_summary_looks_inside_wrappers() -> None:
+    model = quantize(nn.Linear(4, 4))
+    wrapped = torch.compile(model, backend="eager")
+    assert summary(wrapped, torch.ones(2, 4)).never_ran == []  # type: ignore[arg-type]
+    assert summary(nn.DataParallel(model)).converted == {"(model)": "Linear"}
