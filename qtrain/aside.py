@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,26 +39,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in fields(value)]
-    elif not isinstance(value, tuple | list):
-        return []
-    return [x for entry in value for x in tensors(entry)]
+def detached(value: Any, pairs: list[tuple[Tensor, Tensor]] | None = None) -> Any:
+    """The same nested tuples, lists, dicts and dataclasses with every tensor cut from its graph.
 
-
-def without_graph(value: Any) -> Any:
-    """The same nested tuples, lists and dicts, their tensors detached (they may still ask for a
-    gradient, which is then their own)."""
+    A tensor that asks for a gradient still does: its own.  pairs: gets (tensor, its cut copy).
+    """
     if isinstance(value, Tensor):
-        return value.detach().requires_grad_(value.requires_grad)
+        cut = value.detach().requires_grad_(value.requires_grad)
+        if pairs is not None:
+            pairs.append((value, cut))
+        return cut
     if isinstance(value, dict):
-        return {key: without_graph(entry) for key, entry in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(without_graph(entry) for entry in value)
+        found = copy.copy(value)  # a subclass, such as a model's output class, stays what it is
+        for key in value:
+            found[key] = detached(value[key], pairs)
+        return found
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(detached(entry, pairs) for entry in value))
+    if isinstance(value, tuple | list):
+        return type(value)(detached(entry, pairs) for entry in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: detached(getattr(value, f.name), pairs) for f in fields(value) if f.init}
+        return replace(value, **named)
     return value

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, QTensor
 
-from .aside import random_state_kept, tensors, unwrapped, without_graph
+from .aside import detached, random_state_kept, unwrapped
 from .conversion import forget_watch
 from .layers import QProduct
 from .operations import Kind, Operation
@@ -190,12 +190,14 @@ def inspect(
         if isinstance(product, QProduct):
             product.probe = recorders.setdefault(product.name, _Recorder())
     with random_state_kept(), torch.set_grad_enabled(loss is not None):
-        output = _call(twin, without_graph(inputs))
+        output = _call(twin, detached(inputs))
         if loss is not None:
+            pairs: list[tuple[Tensor, Tensor]] = []
+            output = detached(output, pairs)
             value = loss(output, targets) if targets is not None else loss(output)
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ValueError(f"inspect: the loss must be one number, got {value!r}")
-            _differentiate(value.reshape(()), [x for x in tensors(output) if x.requires_grad])
+            _differentiate(twin, value.reshape(()), pairs)
     rows = [
         recorder.sums[role].row(name or "(model)", role)
         for name, recorder in recorders.items()
@@ -205,16 +207,22 @@ def inspect(
     return Report(tuple(rows))
 
 
-def _differentiate(loss: Tensor, outputs: list[Tensor]) -> None:
+def _differentiate(model: nn.Module, loss: Tensor, outputs: list[tuple[Tensor, Tensor]]) -> None:
     """Backward through the model alone, so that whatever else the loss depends on gets no gradient.
 
-    (Not autograd.grad with respect to parameters: reentrant checkpoints do not reach them so.)
+    outputs: the model's, and their cut copies, from which the loss was computed.
     """
-    if not loss.requires_grad or not outputs:
+    pairs = [(x, cut) for x, cut in outputs if x.grad_fn is not None]
+    if not loss.requires_grad or (outputs and not pairs):
         return  # everything is frozen: there is no backward pass
-    grads = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
-    pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None]
-    torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+    if not outputs:  # an object of a class unknown to us, whose graph was not cut
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        torch.autograd.grad(loss, wanted, allow_unused=True)
+        return
+    # not torch.autograd.grad by parameters: reentrant checkpoints do not reach them so
+    grads = torch.autograd.grad(loss, [cut for _, cut in pairs], allow_unused=True)
+    reached = [(x, g) for (x, _), g in zip(pairs, grads, strict=True) if g is not None]
+    torch.autograd.backward([x for x, _ in reached], [g for _, g in reached])
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

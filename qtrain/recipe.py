@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from quantizers import OFF, FloatFormat, Off, QuantizerLike
 
@@ -78,7 +78,7 @@ class Recipe:
     grad_weight: GradWeight = GradWeight()
     activation: FloatFormat | None = None
     norm: NormRecipe | None = None
-    with_bits: Callable[[int], Recipe] | None = None
+    with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name, kind in (

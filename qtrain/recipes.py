@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from quantizers import (
@@ -80,9 +81,6 @@ def banner2018(bits: int = 8, *, variant: Literal["paper", "code"] = "paper") ->
     )
     wide = Quantizer(format=IntFormat(16), range=absmax, rounding=stochastic())
 
-    def with_bits(bits: int) -> Recipe:
-        return banner2018(bits, variant=variant)
-
     return Recipe(
         name="banner2018" if bits == 8 else f"banner2018 at {bits} bits",
         forward=Forward(input=inputs, weight=weight),
@@ -98,7 +96,7 @@ def banner2018(bits: int = 8, *, variant: Literal["paper", "code"] = "paper") ->
             weight=weight,
             bias=weight,
         ),
-        with_bits=with_bits,
+        with_bits=partial(banner2018, variant=variant),
     )
 
 
