@@ -1,7 +1,6 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
 from . import recipes as recipes
-from .attention import Matmul as Matmul
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
 from .checkpoint import CheckpointError as CheckpointError
 from .config import TrainConfig as TrainConfig
@@ -12,6 +11,7 @@ from .converted import calibrate as calibrate
 from .converted import plain_state_dict as plain_state_dict
 from .converted import reseed as reseed
 from .inspection import inspect as inspect
+from .matmul import Matmul as Matmul
 from .nonfinite import NonFiniteError as NonFiniteError
 from .norm_recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward

@@ -1,9 +1,9 @@
-"""Matrix products and attention as modules, so that they can be converted, and their conversions.
+"""Attention as modules, and their conversions.
 
-torch.matmul, torch.bmm and F.scaled_dot_product_attention are functions: a model that calls them
-keeps them in full precision.  `Matmul` and `ScaledDotProductAttention` are the same operations as
-modules.  `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` read their children's weights
-directly and have an inference fast path; their conversions do neither.
+F.scaled_dot_product_attention is a function: a model that calls it keeps it in full precision;
+`ScaledDotProductAttention` is the same operation as a module.  `nn.MultiheadAttention` and
+`nn.TransformerEncoderLayer` read their children's weights directly and have an inference fast
+path; their conversions do neither.
 """
 
 from __future__ import annotations
@@ -16,55 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import QProduct, Shapes
-from .operations import BatchedMatmul, Linear
-
-#: input, canonical weight and output of a matrix product of activations: every size may change
-_ANY: Shapes = ((None,) * 3, (None,) * 3, (None,) * 3)
-
-
-class Matmul(nn.Module):
-    """torch.matmul(input, other) (or torch.bmm) as a module, for operands of at least two axes.
-
-    input: (*, rows, in), other: (*, in, out), batch axes broadcast -> (*, rows, out).  Converted,
-    `input` takes the recipe's input quantizer and `other`, seen as (batch, out, in), the weight's.
-    """
-
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        return torch.matmul(input, other)
-
-
-class QMatmul(Matmul):
-    """Matmul whose three products follow a recipe."""
-
-    product: QProduct
-
-    def forward(self, input: Tensor, other: Tensor) -> Tensor:
-        if self.product.recipe.products_off:
-            return super().forward(input, other)
-        if input.dim() < 2 or other.dim() < 2:
-            raise ValueError(
-                f"layer {self.product.name!r}: a quantized matmul needs operands of at least two "
-                f"axes, got shapes {tuple(input.shape)} and {tuple(other.shape)}; unsqueeze vectors"
-            )
-        return matmul(self.product, input, other)
-
-    @staticmethod
-    def products(module: nn.Module) -> dict[str, Shapes]:
-        """The products of the layer: child name -> shapes."""
-        return {"product": _ANY}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.product.recipe})"
-
-
-def matmul(product: QProduct, input: Tensor, other: Tensor) -> Tensor:
-    """torch.matmul through a QProduct; shapes as `Matmul`."""
-    batch = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
-    count = math.prod(batch)
-    left = input.expand(*batch, *input.shape[-2:]).reshape(count, *input.shape[-2:])
-    right = other.expand(*batch, *other.shape[-2:]).reshape(count, *other.shape[-2:])
-    output: Tensor = product(BatchedMatmul(), left, right.transpose(1, 2))
-    return output.view(*batch, *output.shape[-2:])
+from .matmul import ANY_SHAPES, matmul
+from .operations import Linear
 
 
 class ScaledDotProductAttention(nn.Module):
@@ -127,7 +80,7 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
     @staticmethod
     def products(module: nn.Module) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
-        return {"scores": _ANY, "context": _ANY}
+        return {"scores": ANY_SHAPES, "context": ANY_SHAPES}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.scores.recipe})"
@@ -284,7 +237,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
         size = module.embed_dim
         inputs = {"q_proj": size, "k_proj": module.kdim, "v_proj": module.vdim}
         projections = {k: ((None, n), (1, size, n), (None, size)) for k, n in inputs.items()}
-        return {**projections, "scores": _ANY, "context": _ANY}
+        return {**projections, "scores": ANY_SHAPES, "context": ANY_SHAPES}
 
     def __repr__(self) -> str:
         text = f"{self.embed_dim}, heads={self.num_heads}"

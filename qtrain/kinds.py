@@ -9,14 +9,13 @@ from torch import nn
 
 from . import layers
 from .attention import (
-    Matmul,
-    QMatmul,
     QMultiheadAttention,
     QScaledDotProductAttention,
     QTransformerEncoderLayer,
     ScaledDotProductAttention,
 )
 from .layers import Shapes
+from .matmul import Matmul, QMatmul
 from .norm import can_convert
 from .recipe import Recipe
 
