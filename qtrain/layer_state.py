@@ -77,6 +77,15 @@ class LayerState(nn.Module):
             }
         return (fold(self.noise_key, count) if self.noisy else None), states
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move with the model; half() and double() leave ranges in the dtype they are kept in."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found: Tensor = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
             state_dict.setdefault(prefix + name, buffer.detach().clone())

@@ -36,7 +36,12 @@ class QProduct(LayerState):
         device: torch.device | None = None,
     ) -> None:
         by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
-        quantizers = {slot: (recipe.slot(*slot), by_operand[slot[1]]) for slot in SLOTS}
+        quantizers = {
+            (kind, operand): (recipe.slot(kind, operand), by_operand[operand])
+            for kind, operand in SLOTS
+            # an operand that is the forward's, quantized there, needs no state of its own
+            if kind == "forward" or operand == "grad_output" or not recipe.reuses(kind, operand)
+        }
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
         self.recipe = recipe
         self.probe: Probe | None = None

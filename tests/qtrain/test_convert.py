@@ -399,6 +399,27 @@ def test_state_dicts_load_strictly_both_ways() -> None:
         fresh.load_state_dict({k: v for k, v in Net().state_dict().items() if k != "fc.weight"})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_ranges_keep_their_dtype_when_the_model_changes_its_own(dtype: torch.dtype) -> None:
+    model = quantize(Net())
+    model(normal(2, 3, 5, 5))
+    before = copy.deepcopy(model.state_dict())
+    model.to(dtype)
+    for key, value in model.state_dict().items():
+        if ".product." in key:
+            assert value.dtype == before[key].dtype and torch.equal(value, before[key])
+        elif key != "norm.num_batches_tracked":
+            assert value.dtype == dtype
+    assert model(normal(2, 3, 5, 5).to(dtype)).dtype == dtype
+
+
+def test_an_operand_that_is_the_forwards_keeps_no_state_of_its_own() -> None:
+    names = [name for name, _ in quantize(Net()).fc.product.named_buffers()]
+    assert [n for n in names if not n.startswith("noise")] == [
+        f"forward_input_{n}" for n in ("low", "high", "steps")
+    ]
+
+
 def test_reseed_changes_noise_and_nothing_else() -> None:
     model = quantize(Net())
     twin = copy.deepcopy(model)
