@@ -21,7 +21,7 @@ RUN = (
 #: Runs the command line, but dies by SIGKILL at the n-th call of one function.
 DIE = """
 import os, signal, sys
-from qtrain import checkpoint, metrics, branch
+from qtrain import branch, checkpoint, files, metrics
 where, count, *arguments = sys.argv[1:]
 count = int(count)
 
@@ -54,7 +54,7 @@ elif where == "metrics":
 elif where == "saving":
     deadly(checkpoint.torch, "save", half_a_file)
 elif where == "renaming":
-    deadly(checkpoint.os, "replace")
+    deadly(files.os, "replace")
 from qtrain.cli import main
 sys.exit(main(arguments))
 """
