@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,4 +61,13 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
             state.noise_count.copy_(count)
     if not seen:
         raise ValueError("calibrate: got no batch; pass at least one")
+    idle = [state.name for state in states if not state.filled()]
+    if idle:
+        text = (
+            f"calibrate: the running ranges of {', '.join(idle[:8])} saw no finite, non-empty "
+            f"input; pass batches that reach these layers"
+        )
+        if len(idle) == len(states):
+            raise ValueError(text)
+        warnings.warn(text, stacklevel=2)
     return model

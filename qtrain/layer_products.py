@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantizers import Off, QTensor, fold, round_to
-from quantizers.quantizer import needs_key, straight_through
+from quantizers.protocol import needs_key, quantized, straight_through
 from quantizers.ranges import State
 
 from .engines.exact import Engine
@@ -66,18 +66,11 @@ class Call:
             # the same weights get the same noise on every rank, data their own
             common = operand == "weight" and not self.operation.weight_is_data
             key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))
-        q = quantizer(x, state=self.states[kind, operand], key=key, training=self.training)
-        if not isinstance(q, QTensor):
-            raise TypeError(
-                f"layer {self.name!r}, {operand} of {kind}: the quantizer returned "
-                f"{type(q).__name__}, need a QTensor"
-            )
-        if not q.block:  # a quantizer of the user's own may leave it out: one scale for all
-            q = q._replace(block=tuple(max(size, 1) for size in x.shape))
-            if q.scale is not None:
-                q = q._replace(scale=q.scale.reshape([1] * x.dim()))
-            if q.zero_point is not None:
-                q = q._replace(zero_point=q.zero_point.reshape([1] * x.dim()))
+        state = self.states.get((kind, operand), {})
+        try:
+            q = quantized(quantizer, x, state=state, key=key, training=self.training)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
             self.probe.operand(kind, operand, x, q, folded)
         return q
@@ -93,8 +86,19 @@ class Call:
         if state is None:
             return grad
         backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
-        passed: Tensor = backward(grad, x, state)
+        passed = backward(grad, x, state)
+        if not isinstance(passed, Tensor) or passed.shape != grad.shape:
+            got = tuple(passed.shape) if isinstance(passed, Tensor) else passed
+            raise ValueError(
+                f"{operand}: backward returned {got}, need a {tuple(grad.shape)} tensor"
+            )
         return passed
+
+
+def located(error: Exception, place: str) -> Exception:
+    """The same kind of error, saying where."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{place}: {error}")
 
 
 def _off(*operands: QTensor) -> bool:
@@ -175,8 +179,8 @@ class Products(torch.autograd.Function):
         with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
             try:
                 grads = _backward(ctx, grad_output)
-            except ValueError as error:
-                raise ValueError(f"layer {ctx.call.name!r}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise located(error, f"layer {ctx.call.name!r}") from error
         if torch.is_grad_enabled():
             grads = tuple(
                 None if g is None else _Once.apply(g, grad_output)  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import QuantizerLike, fold, root_key
-from quantizers.quantizer import init_state, needs_key
+from quantizers.protocol import init_state, needs_key
 from quantizers.ranges import State
 
 from .recomputation import recall
@@ -55,6 +55,13 @@ class LayerState(nn.Module):
     def reseed(self, seed: int, stream: int) -> None:
         """Another stream of noise, in place."""
         self.noise_key.copy_(root_key(seed, stream))
+
+    def filled(self) -> bool:
+        """Whether every running range has seen at least one tensor."""
+        steps = [
+            b for name, b in self.named_buffers(recurse=False) if name.endswith("_input_steps")
+        ]
+        return all(int(step) > 0 for step in steps)
 
     def begin(self) -> tuple[Tensor | None, dict[Slot, State]]:
         """Start a forward: (its noise key, the quantizers' states).

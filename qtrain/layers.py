@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layer_products import Call, Probe, apply
+from .layer_products import Call, Probe, apply, located
 from .layer_state import LayerState, autocast_dtype, rank
 from .operations import Convolution, Linear, Operation, pair
 from .recipe import SLOTS, Recipe
@@ -64,8 +64,8 @@ class QProduct(LayerState):
             )  # fmt: skip
             try:
                 return apply(call, input, weight, bias, key)
-            except ValueError as error:
-                raise ValueError(f"layer {self.name!r}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise located(error, f"layer {self.name!r}") from error
 
     def extra_repr(self) -> str:
         return str(self.recipe)

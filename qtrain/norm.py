@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import OFF, Off, QuantizerLike, fold, round_to
+from quantizers.protocol import quantized
 from quantizers.ranges import State
 
 from .layer_state import LayerState, Slot, rank
@@ -50,7 +51,8 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             return x
         state = states["norm", role]
         with torch.no_grad():
-            q = quantizer(x, key=_role_key(key, role), state=state, training=self.state.training)
+            own, training = _role_key(key, role), self.state.training
+            q = quantized(quantizer, x, key=own, state=state, training=training)
             value = q.dequantize()
         straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
         return straight

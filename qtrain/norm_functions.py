@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from quantizers import QuantizerLike
-from quantizers.quantizer import straight_through
+from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
 from .deviations import Deviation

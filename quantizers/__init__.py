@@ -25,11 +25,11 @@ from .granularity import per_token as per_token
 from .noise import fold as fold
 from .noise import random_bits as random_bits
 from .noise import root_key as root_key
+from .protocol import QuantizerLike as QuantizerLike
 from .quantizer import OFF as OFF
 from .quantizer import Off as Off
 from .quantizer import QTensor as QTensor
 from .quantizer import Quantizer as Quantizer
-from .quantizer import QuantizerLike as QuantizerLike
 from .ranges import RangeRule as RangeRule
 from .ranges import absmax as absmax
 from .ranges import chunked_minmax as chunked_minmax

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,25 +53,6 @@ class QTensor(NamedTuple):
         x was not quantized; fp64 where x was fp64 and its elements are floating point."""
         values = self.unshifted()
         return values if self.scale is None else values * self.spread(self.scale)
-
-
-class QuantizerLike(Protocol):
-    """What every slot of a recipe accepts.  A class of yours needs only `__call__`; it may offer
-
-    init_state(shape) -> dict of tensors, registered as buffers by the layer (shape entries that
-    change from batch to batch are None), passed to every call as `state` and updated in place
-    when `training`;  backward(grad, x, state) -> grad, x's shape and dtype: its own backward
-    (default: straight-through, the gradient passes unchanged).
-    """
-
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        state: State | None = None,
-        key: Tensor | None = None,
-        training: bool = True,
-    ) -> QTensor: ...
 
 
 class Off:
@@ -280,23 +261,3 @@ def as_real(x: Tensor) -> Tensor:
     raise TypeError(
         f"cannot quantize a tensor of {x.dtype}; need float16, bfloat16, float32 or float64"
     )
-
-
-def straight_through(quantizer: QuantizerLike) -> bool:
-    """Whether the quantizer's backward is the identity, so that x need not be kept for it."""
-    if isinstance(quantizer, Quantizer):
-        return quantizer.straight_through == "identity"
-    return not callable(getattr(quantizer, "backward", None))
-
-
-def init_state(quantizer: QuantizerLike, shape: Sequence[int | None]) -> State:
-    """The quantizer's state for tensors of `shape`; {} where it keeps none."""
-    make = getattr(quantizer, "init_state", None)
-    return dict(make(tuple(shape))) if callable(make) else {}
-
-
-def needs_key(quantizer: QuantizerLike) -> bool:
-    """Whether calls need a noise key (unknown quantizers are given one)."""
-    if isinstance(quantizer, Quantizer):
-        return quantizer.rounding.random_bits > 0
-    return not isinstance(quantizer, Off)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qtrain import Recipe
 from quantizers import QTensor
-from quantizers.quantizer import init_state
+from quantizers.protocol import init_state
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

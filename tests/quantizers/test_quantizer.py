@@ -37,7 +37,7 @@ from quantizers import (
     toward_zero,
     uint8,
 )
-from quantizers.quantizer import needs_key, straight_through
+from quantizers.protocol import needs_key, straight_through
 
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")

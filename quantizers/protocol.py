@@ -1,0 +1,135 @@
+"""What a recipe's slot accepts, and the checks of what a quantizer of the user's own returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .formats import FloatFormat, IntFormat
+from .granularity import compact_shape
+from .quantizer import Off, QTensor, Quantizer
+from .ranges import State
+
+
+class QuantizerLike(Protocol):
+    """What every slot of a recipe accepts.  A class of yours needs only `__call__`; it may offer
+
+    init_state(shape) -> dict of tensors, registered as buffers by the layer (shape entries that
+    change from batch to batch are None), passed to every call as `state` and updated in place
+    when `training`;  backward(grad, x, state) -> grad, x's shape and dtype: its own backward
+    (default: straight-through, the gradient passes unchanged).
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        state: State | None = None,
+        key: Tensor | None = None,
+        training: bool = True,
+    ) -> QTensor: ...
+
+
+def straight_through(quantizer: QuantizerLike) -> bool:
+    """Whether the quantizer's backward is the identity, so that x need not be kept for it."""
+    own = getattr(type(quantizer), "backward", None)
+    if own is Quantizer.backward and isinstance(quantizer, Quantizer):
+        return quantizer.straight_through == "identity"
+    return not callable(getattr(quantizer, "backward", None))
+
+
+def needs_key(quantizer: QuantizerLike) -> bool:
+    """Whether calls need a noise key (quantizers of the user's own are given one)."""
+    if type(quantizer) is Quantizer:
+        return quantizer.rounding.random_bits > 0
+    return not isinstance(quantizer, Off)
+
+
+def init_state(quantizer: QuantizerLike, shape: Sequence[int | None]) -> State:
+    """The quantizer's state for tensors of `shape`; {} where it keeps none.
+
+    Raises TypeError where `init_state` returns anything but a dict of tensors by name.
+    """
+    make = getattr(quantizer, "init_state", None)
+    if not callable(make):
+        return {}
+    state = make(tuple(shape))
+    good = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
+    if not good:
+        raise TypeError(f"init_state returned {state!r}, need a dict of tensors by name")
+    return dict(state)
+
+
+def quantized(
+    quantizer: QuantizerLike,
+    x: Tensor,
+    *,
+    state: State | None,
+    key: Tensor | None,
+    training: bool,
+) -> QTensor:
+    """quantizer(x), checked where the quantizer is not ours.
+
+    A QTensor without `block` has one scale for all.  Raises TypeError or ValueError for a result
+    that is no QTensor, or whose parts do not fit x or its format.
+    """
+    q = quantizer(x, state=state, key=key, training=training)
+    if type(quantizer) is Quantizer or isinstance(quantizer, Off):
+        return q
+    if not isinstance(q, QTensor):
+        raise TypeError(f"the quantizer returned {type(q).__name__}, need a QTensor")
+    q = _with_block(q, x)
+    _check(q, x)
+    return q
+
+
+def _with_block(q: QTensor, x: Tensor) -> QTensor:
+    if q.block:
+        return q
+    parts: Any = {
+        name: part.reshape([1] * x.dim())
+        for name, part in (("scale", q.scale), ("zero_point", q.zero_point))
+        if isinstance(part, Tensor) and part.numel() == 1
+    }
+    return q._replace(block=tuple(max(size, 1) for size in x.shape), **parts)
+
+
+def _check(q: QTensor, x: Tensor) -> None:
+    if not isinstance(q.elements, Tensor) or q.elements.shape != x.shape:
+        got = tuple(q.elements.shape) if isinstance(q.elements, Tensor) else q.elements
+        raise ValueError(
+            f"the quantizer returned elements {got}, need a tensor of {tuple(x.shape)}"
+        )
+    if not isinstance(q.format, IntFormat | FloatFormat | None):
+        raise TypeError(f"the quantizer returned format {q.format!r}, need a format or None")
+    integer = isinstance(q.format, IntFormat)
+    dtype = q.elements.dtype
+    fits = dtype != torch.bool and not dtype.is_complex and not dtype.is_floating_point
+    if (not fits) if integer else (not dtype.is_floating_point):
+        kind = "an integer dtype" if integer else "a floating-point dtype"
+        raise TypeError(f"the quantizer returned elements of {dtype} for {q.format}, need {kind}")
+    if len(q.block) != x.dim() or not all(isinstance(b, int) and b > 0 for b in q.block):
+        raise ValueError(f"the quantizer returned block {q.block}, need {x.dim()} positive sizes")
+    shape = compact_shape(x.shape, q.block)
+    for name, part in (("scale", q.scale), ("zero_point", q.zero_point)):
+        if part is None:
+            continue
+        if not isinstance(part, Tensor) or tuple(part.shape) != shape:
+            got = tuple(part.shape) if isinstance(part, Tensor) else part
+            raise ValueError(
+                f"the quantizer returned {name} {got} for blocks {q.block}, need shape {shape}"
+            )
+        if part.is_floating_point() != (name == "scale") or part.dtype == torch.bool:
+            raise TypeError(f"the quantizer returned a {name} of {part.dtype}")
+    parts = [t for t in q[:3] if t is not None]
+    if any(part.device != x.device for part in parts):
+        raise ValueError(f"the quantizer returned parts on another device than x's {x.device}")
+    if isinstance(q.format, IntFormat):
+        inside = ((q.elements >= q.format.low) & (q.elements <= q.format.high)).all()
+        # without waiting for the device: the exact sums rely on the format's bounds
+        torch._assert_async(inside, f"the quantizer returned elements outside {q.format}")
