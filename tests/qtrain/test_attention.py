@@ -22,12 +22,9 @@ from qtrain import (
 )
 from quantizers import Quantizer, fp16, fp32
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings(
-        "ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors"
-    ),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors"
+)
 
 _NEAR = Quantizer(format=fp32, range=None)
 #: every product through qtrain, no digit lost: what differs from torch is the order of sums

@@ -32,8 +32,6 @@ from qtrain.layer_state import LayerState
 from qtrain.layers import QConv2d, QLinear
 from quantizers import OFF, IntFormat, QTensor, Quantizer, ema, per_axis
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -15,8 +15,6 @@ from qtrain.engines.exact import ENGINES, Float32, Work, admitted, choose, holds
 from qtrain.operations import BatchedMatmul, Convolution, Kind, Linear, Operation
 from quantizers import IntFormat, Quantizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KINDS: tuple[Kind, ...] = ("forward", "grad_input", "grad_weight")
 
 

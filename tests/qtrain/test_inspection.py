@@ -20,8 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from qtrain import Forward, GradInput, GradWeight, Recipe, Report, Row, inspect, quantize, recipes
 from quantizers import IntFormat, Quantizer, bf16, minmax
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 INT8 = Quantizer(format=IntFormat(8))
 RECIPE = replace(recipes.int8(), grad_input=GradInput(grad_output=INT8))
 

@@ -51,10 +51,7 @@ def deconv(dims: int, inputs: int, outputs: int, kernel: Any, **kwargs: Any) -> 
 
 
 # torch's own remark on layers that pad unevenly
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
 def cases() -> list[Case]:

@@ -30,8 +30,6 @@ from quantizers import (
     per_token,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 INT8 = Quantizer(format=IntFormat(8))
 UINT8 = Quantizer(format=IntFormat(8, signed=False, symmetric=False), range=minmax)
 ROWS, INPUTS, OUTPUTS = 10, 80, 6

@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from qtrain import Forward, GradInput, GradWeight, Recipe, quantize, recipes
 from quantizers import OFF, IntFormat, Quantizer, bf16, fp16, int8
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Outside(nn.Module):
     """A layer, and a function between activations."""
