@@ -26,8 +26,15 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def check_module(model: object) -> None:
+    """TypeError unless `model` is a torch module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, DataParallel or torch.compile."""
+    check_module(model)
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from .aside import check_module
 from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .deviations import Deviation
@@ -41,9 +42,14 @@ def quantize(
     Raises ValueError/TypeError for a setting that cannot be honoured, an override that matches
     nothing, a model without a layer to convert or one that is converted already.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
-    converted = copy.deepcopy(model)
+    check_module(model)
+    try:
+        converted = copy.deepcopy(model)
+    except RuntimeError as error:  # tensors with a graph, as torch.nn.utils.weight_norm keeps
+        raise ValueError(
+            f"model: it cannot be copied ({error}); use quantize_(model) to convert it in place, "
+            f"or torch.nn.utils.parametrizations instead of the old weight_norm"
+        ) from error
     return quantize_(
         converted, bits, recipe=recipe, norm=norm, overrides=overrides, seed=seed, _copied=True
     )
@@ -64,8 +70,7 @@ def quantize_(
     Returns the model (a layer that is itself the root changes class as well).  Nothing is changed
     when an error is raised.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
+    check_module(model)
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError("model: it is quantized already; quantize the original model instead")
     if isinstance(seed, bool) or not isinstance(seed, int):

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from .aside import check_module
 from .layer_state import LayerState
 
 
 def reseed(model: nn.Module, seed: int) -> nn.Module:
     """Give every layer another stream of noise, in place: for an independent copy of a model."""
+    check_module(model)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed: got {seed!r}, need an integer")
     states = [module for module in model.modules() if isinstance(module, LayerState)]
@@ -26,6 +28,7 @@ def reseed(model: nn.Module, seed: int) -> nn.Module:
 
 def plain_state_dict(model: nn.Module) -> dict[str, Any]:
     """The state_dict without qtrain's buffers: it loads strictly into the original model."""
+    check_module(model)
     ours = tuple(
         f"{name}."
         for name, module in model.named_modules(remove_duplicate=False)
@@ -41,6 +44,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     batches: an iterable of tensors, or of tuples whose first entry is the model's input.  Batch
     statistics of norms, noise counters, modes and gradients are left as they were.
     """
+    check_module(model)
     states = [module for module in model.modules() if isinstance(module, LayerState)]
     if not states:
         raise ValueError("calibrate: the model has no quantized layer; quantize it first")

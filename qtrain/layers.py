@@ -50,9 +50,10 @@ class QProduct(LayerState):
         self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         for operand, x in (("input", input), ("weight", weight)):
-            if not x.is_floating_point():
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                got = x.dtype if isinstance(x, Tensor) else type(x).__name__
                 raise TypeError(
-                    f"layer {self.name!r}: {operand} is {x.dtype}, need a floating-point tensor "
+                    f"layer {self.name!r}: {operand} is {got}, need a floating-point tensor "
                     f"(float16, bfloat16, float32 or float64)"
                 )
         autocast = autocast_dtype(input)

@@ -53,6 +53,11 @@ class Chooser:
         norm: str | Deviation | NormRecipe | None,
         overrides: Mapping[str, Override],
     ) -> None:
+        if not isinstance(overrides, Mapping):
+            raise TypeError(
+                f"overrides: got {overrides!r}, need a mapping from module-name patterns to None, "
+                f"an int (bits) or a Recipe"
+            )
         self.base = base
         self.rules: list[tuple[str, Recipe | None]] = []
         for pattern, value in overrides.items():

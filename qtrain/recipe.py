@@ -22,7 +22,7 @@ SLOTS: tuple[tuple[str, str], ...] = (
 
 def _check(owner: str, **quantizers: object) -> None:
     for name, quantizer in quantizers.items():
-        if not callable(quantizer):
+        if not callable(quantizer) or isinstance(quantizer, type):
             raise TypeError(f"{owner}.{name}: got {quantizer!r}, need a quantizer (or OFF)")
 
 

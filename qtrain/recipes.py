@@ -153,7 +153,7 @@ def takes_bits(name: str) -> bool:
 
 
 def _entry(name: str) -> _Entry:
-    if name not in _NAMED:
+    if not isinstance(name, str) or name not in _NAMED:
         near = difflib.get_close_matches(str(name), _NAMED, 1, 0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown recipe {name!r}{hint} Known: {', '.join(_NAMED)}")

@@ -135,3 +135,8 @@ def test_calibration_that_fills_nothing_is_an_error(batch: Tensor) -> None:
     model = quantize(nn.Sequential(nn.Linear(6, 4)))
     with pytest.raises(ValueError, match="saw no finite, non-empty input"):
         calibrate(model, [batch])
+
+
+def test_a_quantizer_class_instead_of_a_quantizer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"forward\.input"):
+        qtrain.Forward(input=Quantizer)  # type: ignore[arg-type]

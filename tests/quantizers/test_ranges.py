@@ -41,7 +41,9 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("granularity", GRAINS, ids=str)
-@pytest.mark.parametrize(("rule", "slow"), RULES, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("rule", "slow"), RULES, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_ranges_equal_the_reference(rule: RangeRule, slow, granularity) -> None:
     for dtype in (torch.float32, torch.float16, torch.float64):
         x = numbers(5, 3, 7).to(dtype)
