@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import OFF, Off, QuantizerLike, fold, round_to
-from quantizers.protocol import quantized
+from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
 from .layer_state import LayerState, Slot, rank
@@ -54,6 +54,8 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             own, training = _role_key(key, role), self.state.training
             q = quantized(quantizer, x, key=own, state=state, training=training)
             value = q.dequantize()
+        if not straight_through(quantizer):  # its backward sees the state of now
+            state = {name: tensor.clone() for name, tensor in state.items()}
         straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
         return straight
 
