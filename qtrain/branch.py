@@ -108,14 +108,14 @@ class Branch:
         """Restore what `state_dict` gave; CheckpointError where it does not fit."""
         if not isinstance(state, dict) or set(state) != {"model", "optimizer", "sums"}:
             raise CheckpointError(f"{where}: got no state of a model in training")
+        sums = state["sums"]
+        if not isinstance(sums, list) or [type(v) for v in sums] != [float, int, float]:
+            raise CheckpointError(f"{where}: damaged sums of the running epoch")
+        if not all(math.isfinite(value) and value >= 0 for value in sums):
+            raise CheckpointError(f"{where}: sums of the running epoch are {sums}, need 0 or more")
         load_model(self.model, state["model"], where=where)
         load_optimizer(self.optimizer, state["optimizer"], where=where)
-        try:
-            loss_sum, samples, seconds = state["sums"]
-            self.loss_sum, self.samples = float(loss_sum), int(samples)
-            self.seconds = float(seconds)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{where}: damaged sums of the running epoch") from error
+        self.loss_sum, self.samples, self.seconds = sums
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +42,32 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint`, replacing an older one atomically."""
+    """Write `checkpoint`, replacing an older one atomically; OSError where it cannot be."""
     # not dataclasses.asdict: it would deepcopy every tensor
     content = {"format": FORMAT, **vars(checkpoint)}
-    write_atomically(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()  # torch.save to a full disk ends in an error that does not say so
+    torch.save(content, buffer)
+    try:
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    except OSError as error:
+        raise OSError(
+            f"{path}: the checkpoint cannot be written ({error.strerror or error}); the one before "
+            "it, if any, is whole: make room, then continue with --resume"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU; CheckpointError where it is none of ours or damaged."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the path of the checkpoint.pt in it")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the path of a checkpoint.pt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint, or one that holds more than plain data; it was not loaded"
@@ -74,26 +92,36 @@ def load_checkpoint(path: Path) -> Checkpoint:
         value = content[name]
         if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise CheckpointError(f"{path}: {name} is {value!r:.60}, need a valid {kind.__name__}")
+    try:
+        json.dumps([content["config"], content["environment"]])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: config or environment is no plain data") from error
     return Checkpoint(**content)
+
+
+def _read(path: Path) -> Any:
+    """What is in the file, once every entry's checksum is right: torch.load checks none."""
+    with open(path, "rb") as file:
+        damaged = zipfile.ZipFile(file).testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged} is wrong")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_model(model: nn.Module, state: object, *, where: str) -> None:
     """Load a model's state strictly; CheckpointError naming what does not fit.
 
-    Nothing is loaded unless all names and shapes fit.
+    Nothing is loaded unless all names, shapes and dtypes fit.
     """
     own = model.state_dict()
     if not isinstance(state, dict):
         raise CheckpointError(f"{where}: got {type(state).__name__}, need a model's state")
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in the model" for name in state if name not in own]
-    for name in own.keys() & state.keys():
-        given = state[name]
-        if isinstance(own[name], torch.Tensor) and (
-            not isinstance(given, torch.Tensor) or given.shape != own[name].shape
-        ):
-            got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-            problems.append(f"{name} is {got}, need {tuple(own[name].shape)}")
+    for name, value in own.items():
+        if name in state and isinstance(value, torch.Tensor):
+            problems += _misfit(name, state[name], value)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{where}: of another model: {'; '.join(problems[:3])}{more}")
@@ -101,16 +129,53 @@ def load_model(model: nn.Module, state: object, *, where: str) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, where: str) -> None:
-    """Load an optimizer's state; CheckpointError where it belongs to other parameters."""
+    """Load the state of an optimizer's parameters; its settings stay those of the run.
+
+    CheckpointError, with nothing loaded, where the state belongs to other parameters or settings.
+    """
+    own = optimizer.state_dict()["param_groups"]
     try:
         if not isinstance(state, dict):
             raise TypeError(f"got {type(state).__name__}")
+        if [_settings(group) for group in state["param_groups"]] != [_settings(g) for g in own]:
+            raise ValueError("its settings are not those of this run")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, entries in state["state"].items():
-            for name, value in entries.items():
-                scalar = not isinstance(value, torch.Tensor) or value.ndim == 0
-                if not scalar and value.shape != parameters[index].shape:
-                    raise ValueError(f"{name} of parameter {index} is {tuple(value.shape)}")
-        optimizer.load_state_dict(state)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            problems = _state_misfits(optimizer, entries, parameters[index])
+            if problems:
+                raise ValueError(f"parameter {index}: {problems[0]}")
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{where}: not this optimizer's state: {error}") from error
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A group's settings but for the rate, which every step sets."""
+    return {name: value for name, value in group.items() if name != "lr"}
+
+
+def _state_misfits(
+    optimizer: torch.optim.Optimizer, entries: dict[str, Any], parameter: torch.Tensor
+) -> list[str]:
+    adaptive = isinstance(optimizer, torch.optim.AdamW)
+    names = {"step", "exp_avg", "exp_avg_sq"} if adaptive else {"momentum_buffer"}
+    if entries and set(entries) != names:
+        return [f"got {sorted(map(str, entries))}, need {sorted(names)}"]
+    problems = []
+    for name, value in entries.items():
+        need = torch.zeros(()) if name == "step" else parameter
+        problems += _misfit(name, value, need)
+        if name == "step" and not problems and not 0 <= value.item() < math.inf:
+            problems.append(f"step is {value.item()}")
+    return problems
+
+
+def _misfit(name: str, got: object, need: torch.Tensor) -> list[str]:
+    """What hinders a value read onto the CPU from taking a tensor's place, if anything."""
+    if not isinstance(got, torch.Tensor):
+        return [f"{name} is {type(got).__name__}, need a tensor"]
+    if got.shape != need.shape:
+        return [f"{name} is {tuple(got.shape)}, need {tuple(need.shape)}"]
+    kind = (got.dtype, got.layout, got.device.type)
+    wanted = (need.dtype, need.layout, "cpu")
+    return [f"{name} is of {kind}, need {wanted}"] if kind != wanted else []

@@ -5,24 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .checkpoint import CheckpointError
+
+#: What every line of kind "epoch" holds; its numbers are null where they were not finite.
+EPOCH_NUMBERS = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds")
 
 
 class MetricsLog:
     """Appends one JSON object per line.
 
     The file is first cut to `keep` bytes, so that lines written after a checkpoint are neither
-    lost nor doubled when the run resumes there. ValueError where the file is shorter than that.
+    lost nor doubled when the run resumes there: see `check_metrics`.
     """
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
-        size = path.stat().st_size if path.exists() else 0
-        if size < keep:
-            raise ValueError(
-                f"{path}: got {size} bytes, but the checkpoint was written after {keep}; "
-                "the file was changed since. Restore it, or start again with --overwrite"
-            )
+        check_metrics(path, keep)
+        self._path = path
         self._file = open(path, "ab")
         self._file.truncate(keep)
         self._file.seek(keep)
@@ -33,8 +35,14 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path}: cannot be written ({error.strerror or error}); the last checkpoint "
+                "is whole: make room, then continue with --resume"
+            ) from error
 
     def position(self) -> int:
         """Bytes written so far, all of them on the disk."""
@@ -44,10 +52,42 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # what the disk did not take was an error of `write` before
+            self._file.close()
+
+
+def check_metrics(path: Path, keep: int) -> None:
+    """CheckpointError unless the file's first `keep` bytes are whole lines of metrics."""
+    kept = path.read_bytes()[:keep] if path.exists() else b""
+    if len(kept) < keep:
+        raise CheckpointError(
+            f"{path}: got {len(kept)} bytes, but the checkpoint was written after {keep}; "
+            "the file was changed since. Restore it, or start again with --overwrite"
+        )
+    try:
+        whole = kept[-1:] in (b"", b"\n") and all(_is_metrics(line) for line in _parse(kept))
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            f"{path}: damaged: the {keep} bytes that the checkpoint counts are no lines of "
+            "metrics. Restore it, or start again with --overwrite"
+        )
+
+
+def _is_metrics(line: object) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    return line["kind"] != "epoch" or (
+        isinstance(line.get("branch"), str)
+        and all(isinstance(line.get(name, ""), int | float | None) for name in EPOCH_NUMBERS)
+    )
 
 
 def read_metrics(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics file, those of one kind where given."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if kind is None or line["kind"] == kind]
+    return [line for line in _parse(path.read_bytes()) if kind is None or line["kind"] == kind]
+
+
+def _parse(content: bytes) -> list[Any]:
+    return [json.loads(line) for line in content.splitlines()]

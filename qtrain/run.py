@@ -77,6 +77,10 @@ class Run:
             raise CheckpointError(f"{where}: of another run (step {stored.step} of {self.total})")
         for branch in self.branches:
             branch.load_state_dict(stored.branches[branch.key], where=where)
+            samples = stored.step % self.per_epoch * self.config.batch_size
+            if branch.samples != samples:
+                got = f"got sums over {branch.samples} samples"
+                raise CheckpointError(f"{where}: {got}, need {samples} at step {stored.step}")
         self.done = stored.step
 
     def start_log(self, stored: Checkpoint | None) -> None:
@@ -86,11 +90,11 @@ class Run:
             warnings.warn(f"resuming elsewhere may change bits: {difference}", stacklevel=3)
         self.log = MetricsLog(self.folder.metrics, keep=stored.metrics_bytes if stored else 0)
 
-    def train(self) -> None:
-        """The steps that are left."""
+    def train(self, stop: StopRequest) -> None:
+        """The steps that are left; Interrupted, after a checkpoint, once `stop` is requested."""
         progress = Progress(self.total, done=self.done, text=self.config.run_name)
         try:
-            with StopRequest() as stop:
+            with stop.postponed():
                 while self.done < self.total:
                     epoch, start = divmod(self.done, self.per_epoch)
                     for batch in epoch_batches(self.config, self.dataset, epoch=epoch, start=start):

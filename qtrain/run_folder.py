@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import torch
 from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from .config import TrainConfig
 from .environment import environment
-from .files import write_atomically
+from .files import UNFINISHED, lock, write_atomically
+from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
 FILES = (
-    "checkpoint.pt", "checkpoint.pt.tmp", "config.json", "environment.json", "metrics.jsonl",
+    "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl",
     "summary.json", "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png",
 )  # fmt: skip
 
@@ -50,48 +53,66 @@ class RunFolder:
         write_atomically(self / file, lambda out: out.write(text.encode()))
 
 
+@contextmanager
 def open_run(
     config: TrainConfig, *, say: Callable[[str], None]
-) -> tuple[RunFolder, Checkpoint | None]:
+) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """The run's folder, made where there is none, and the checkpoint to resume from, if any.
 
-    ValueError, with nothing touched, where the folder holds an earlier run and the configuration
-    neither resumes nor overwrites it, or resumes another configuration.
+    No other process can open the folder meanwhile.  ValueError, with nothing touched, where one
+    has, where the folder holds an earlier run and the configuration neither resumes nor overwrites
+    it, and where it resumes another configuration.
     """
-    folder = RunFolder(path=Path(config.runs_dir) / config.run_name)
-    present = [name for name in FILES if (folder / name).exists()]
-    stored = _stored(folder, config) if config.resume else None
-    if config.overwrite:
-        for name in present:
-            (folder / name).unlink()
-    elif config.resume:
-        if stored is None:
-            say(f"{folder.path}: no checkpoint to resume from; starting afresh")
-    elif folder.metrics.exists() or folder.checkpoint.exists():
+    folder = RunFolder(path=Path(os.path.expanduser(config.runs_dir)) / config.run_name)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise ValueError(
-            f"{folder.path}: holds an earlier run; --resume continues it, --name starts "
-            "another beside it, --overwrite deletes it"
-        )
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: is a file, need a folder; give another --name")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return folder, stored
+            f"runs_dir and name: {folder.path} cannot be made a folder "
+            f"({error.strerror or error}); give another --runs-dir or --name"
+        ) from error
+    with lock(folder.path, say=say):
+        odd = [name for name in FILES if _is_odd(folder / name)]
+        if odd:
+            raise ValueError(
+                f"{folder.path}: {', '.join(odd)} is no file, or a link to none; remove it, or "
+                "give another --name"
+            )
+        stored = _stored(folder, config) if config.resume else None
+        if config.resume and stored is None:
+            say(f"{folder.path}: no checkpoint to resume from; starting afresh")
+        if config.overwrite:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        elif not config.resume and (folder.metrics.exists() or folder.checkpoint.exists()):
+            raise ValueError(
+                f"{folder.path}: holds an earlier run; --resume continues it, --name starts "
+                "another beside it, --overwrite deletes it"
+            )
+        for path in folder.path.glob(UNFINISHED):
+            path.unlink()
+        yield folder, stored
+
+
+def _is_odd(path: Path) -> bool:
+    """Whether something other than a file is in the place of a run's file."""
+    return os.path.lexists(path) and not path.is_file()
 
 
 def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:
     """The checkpoint, if any; ValueError where it or config.json is of another configuration."""
-    stored, earlier = None, None
+    stored: Checkpoint | None = None
+    earlier: object = None
     if folder.checkpoint.exists():
         stored = load_checkpoint(folder.checkpoint)
         earlier = stored.config
+        check_metrics(folder.metrics, stored.metrics_bytes)
     elif (folder / "config.json").exists():
-        try:
-            earlier = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{folder / 'config.json'}: is no JSON") from error
-    if not isinstance(earlier, dict | None):
-        raise CheckpointError(f"{folder / 'config.json'}: holds no configuration")
-    differences = config.differences(earlier) if earlier is not None else []
+        earlier = _read_json(folder / "config.json")
+        if not isinstance(earlier, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: holds no configuration")
+    _sessions(folder)
+    differences = config.differences(earlier) if isinstance(earlier, dict) else []
     if differences:
         raise ValueError(
             f"{folder.path}: cannot resume a run with another {', '.join(differences)}; "
@@ -104,10 +125,24 @@ def describe(folder: RunFolder, config: TrainConfig, device: torch.device) -> di
     """Write config.json and environment.json (one entry per session on another machine)."""
     folder.write_json("config.json", {**config.to_dict(), "name": config.run_name})
     now = environment(device)
-    sessions: list[dict[str, str]] = []
-    if config.resume and (folder / "environment.json").exists():
-        sessions = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    sessions = _sessions(folder) if config.resume else []
     if now not in sessions:
         sessions.append(now)
     folder.write_json("environment.json", sessions)
     return now
+
+
+def _sessions(folder: RunFolder) -> list[dict[str, str]]:
+    """The entries of environment.json, none where it is missing."""
+    path = folder / "environment.json"
+    sessions = _read_json(path) if path.exists() else []
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+        raise CheckpointError(f"{path}: holds no list of environments; restore or delete it")
+    return sessions
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no JSON; restore or delete it") from error

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, CheckpointError
 from .config import TrainConfig
 from .convert import quantize
 from .inspection import inspect
+from .interrupt import StopRequest
 from .report import Report
 from .results import Result
 from .run import Run, training_batch
@@ -26,22 +27,22 @@ def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> R
     """Train as `config` says and write runs/<name>/; `say` takes remarks (default: stderr).
 
     Raises ValueError for what cannot run (CheckpointError, DataError among them), NonFiniteError
-    for a NaN, Interrupted after Ctrl-C; warns where a resumed run's machine differs.
+    for a NaN, Interrupted after Ctrl-C or SIGTERM; warns where a resumed run's machine differs.
     torch's random state and settings are left as they were.
     """
     report = say or (lambda text: print(text, file=sys.stderr, flush=True))
     device = _device(config.device)
-    with _settings(config, device):
+    with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config).to(device)
         branches = build_branches(config, dataset, device)
-        folder, stored = open_run(config, say=report)
-        run = Run(config, folder, dataset, branches, device)
-        if stored is not None:
-            run.restore(stored)
-            report(f"{folder.path}: resuming at step {run.done} of {run.total}")
-        run.start_log(stored)
-        run.train()
-        return run.finish()
+        with open_run(config, say=report) as (folder, stored):
+            run = Run(config, folder, dataset, branches, device)
+            if stored is not None:
+                run.restore(stored)
+                report(f"{folder.path}: resuming at step {run.done} of {run.total}")
+            run.start_log(stored)
+            run.train(stop)
+            return run.finish()
 
 
 def build_branches(

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
 import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,18 @@ import torch
 from torch import nn
 from training_cases import quiet, small, states
 
+from qtrain import checkpoint as checkpoint_module
 from qtrain import run as run_module
 from qtrain.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_model,
     load_optimizer,
-    write_atomically,
+    save_checkpoint,
 )
+from qtrain.files import write_atomically
 from qtrain.metrics import MetricsLog, read_metrics
+from qtrain.run_folder import open_run
 from qtrain.training import inspect_checkpoint, train
 
 
@@ -60,6 +66,30 @@ def test_truncated_checkpoint_gives_one_clear_error(
         load_checkpoint(path)
 
 
+def test_flipped_bits_are_found(finished: Path, tmp_path: Path) -> None:
+    whole = bytearray((finished / "checkpoint.pt").read_bytes())
+    with zipfile.ZipFile(finished / "checkpoint.pt") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    whole[largest.header_offset + largest.file_size // 2] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(whole)
+    with pytest.raises(CheckpointError, match=rf"checksum of its entry {largest.filename}"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_a_folder_and_an_unreadable_file_are_called_so(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load_checkpoint(finished)
+
+    def deny(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint_module, "_read", deny)
+    with pytest.raises(CheckpointError, match=r"cannot be opened \(Permission denied\)"):
+        load_checkpoint(finished / "checkpoint.pt")
+
+
 class Hostile:
     """Unpickling it would create a file."""
 
@@ -91,6 +121,8 @@ def test_hostile_checkpoint_runs_no_code(tmp_path: Path, container: str) -> None
         ({"metrics_bytes": 1.5}, "metrics_bytes"),
         ({"branches": []}, "branches"),
         ({"extra": 1}, "extra"),
+        ({"config": {"lr": torch.ones(2)}}, "plain data"),
+        ({"environment": {"torch": torch.ones(2)}}, "plain data"),
     ],
     ids=lambda v: str(v)[:20],
 )
@@ -123,13 +155,118 @@ def test_another_models_state_is_refused_and_nothing_is_loaded() -> None:
     assert torch.equal(model.weight, before)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.long(),
+        lambda x: x.bool(),
+        lambda x: x.to(torch.complex64),
+        lambda x: x.double(),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: x.tolist(),
+    ],
+    ids=["int64", "bool", "complex", "double", "sparse", "meta", "list"],
+)
+def test_weights_of_another_kind_are_refused(change: Callable[[torch.Tensor], object]) -> None:
+    model = nn.Linear(3, 2)
+    state = {**model.state_dict(), "weight": change(model.state_dict()["weight"])}
+    with pytest.raises(CheckpointError, match="weight is"):
+        load_model(model, state, where="x")
+
+
+def stepped(kind: str) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+    """An optimizer over a layer and its state after a step."""
+    model = nn.Linear(3, 2)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(model.parameters(), lr=0.1)
+        if kind == "adamw"
+        else torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    )
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return optimizer, copy.deepcopy(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("sgd", "maximize", True),
+        ("sgd", "momentum", 5.0),
+        ("sgd", "momentum", None),
+        ("sgd", "surprise", 1),
+        ("sgd", "weight_decay", torch.ones(2)),
+        ("adamw", "betas", (0.5, 0.5)),
+    ],
+    ids=lambda v: str(v)[:12],
+)
+def test_settings_of_another_optimizer_are_refused(kind: str, name: str, value: object) -> None:
+    optimizer, state = stepped(kind)
+    if value is None:
+        del state["param_groups"][0][name]
+    else:
+        state["param_groups"][0][name] = value
+    with pytest.raises(CheckpointError, match="not this optimizer's state"):
+        load_optimizer(optimizer, state, where="x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("sgd", "momentum_buffer", "text"),
+        ("sgd", "momentum_buffer", None),
+        ("sgd", "momentum_buffer", torch.tensor(1.0)),
+        ("sgd", "momentum_buffer", torch.ones(2, 3, dtype=torch.int64)),
+        ("sgd", "momentum_buffer", torch.ones(2, 3).to_sparse()),
+        ("sgd", "exp_avg", torch.ones(2, 3)),
+        ("adamw", "exp_avg", torch.tensor(1.0)),
+        ("adamw", "step", torch.tensor(float("nan"))),
+        ("adamw", "step", torch.ones(2, 3)),
+        ("adamw", "step", -1),
+    ],
+    ids=lambda v: str(v)[:20],
+)
+def test_damaged_optimizer_state_is_refused(kind: str, name: str, value: object) -> None:
+    optimizer, state = stepped(kind)
+    state["state"][0][name] = value
+    with pytest.raises(CheckpointError, match=rf"parameter 0: .*{name}"):
+        load_optimizer(optimizer, state, where="x")
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_optimizers_own_state_is_taken_and_its_rate_is_not(kind: str) -> None:
+    optimizer, state = stepped(kind)
+    fresh, _ = stepped(kind)
+    state["param_groups"][0]["lr"] = "fast"
+    load_optimizer(fresh, state, where="x")
+    assert fresh.param_groups[0]["lr"] == 0.1
+    loaded = fresh.state_dict()["state"]
+    assert str(loaded) == str(optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [[0.0, 256, 0.0], [0.0, -1, 0.0], [float("nan"), 0, 0.0], [0.0, 0, float("inf")],
+     [0.0, 0.0, 0.0], [0.0], "abc", [0.0, 0, "x"]],
+    ids=str,
+)  # fmt: skip
+def test_damaged_sums_are_refused(finished: Path, tmp_path: Path, sums: object) -> None:
+    folder = copy_run(finished, tmp_path)
+    stored = content(finished)
+    stored["branches"]["quantized"]["sums"] = sums
+    torch.save(stored, folder / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="sums"):
+        train(small(tmp_path, epochs=1, resume=True), say=quiet)
+
+
 def test_another_optimizers_state_is_refused() -> None:
     model, other = nn.Linear(3, 2), nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     second = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
     other(torch.ones(1, 4)).sum().backward()
     second.step()
-    for state in (second.state_dict(), {}, None, {"state": {}, "param_groups": []}):
+    none: dict[str, Any] = {"state": {}, "param_groups": []}
+    for state in (second.state_dict(), {}, None, none):
         with pytest.raises(CheckpointError, match="not this optimizer's state"):
             load_optimizer(optimizer, state, where="x")
 
@@ -145,6 +282,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_clear_error(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    stored = load_checkpoint(finished / "checkpoint.pt")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\).* whole"):
+        save_checkpoint(tmp_path / "checkpoint.pt", stored)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_come_at_every_quarter_at_least(
@@ -226,6 +377,95 @@ def test_metrics_shorter_than_the_checkpoint_are_refused(finished: Path, tmp_pat
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="changed since"):
         train(small(tmp_path, epochs=1, resume=True), say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("environment.json", lambda old: b"{}"),
+        ("environment.json", lambda old: b"[1]"),
+        ("environment.json", lambda old: b"\xff["),
+        ("metrics.jsonl", lambda old: b"x" + old[1:]),
+        ("metrics.jsonl", lambda old: b"\xff" + old[1:]),
+        ("metrics.jsonl", lambda old: b"[" * (len(old) - 1) + b"\n"),
+        ("metrics.jsonl", lambda old: old.replace(b"train_loss", b"train_lose")),
+        ("metrics.jsonl", lambda old: b"7" * (len(old) - 1) + b"\n"),
+        ("metrics.jsonl", lambda old: b"{}" + old),
+        ("config.json", lambda old: b"[]"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_damaged_side_files_are_named_and_left_alone(
+    finished: Path, tmp_path: Path, file: str, damage: Callable[[bytes], bytes]
+) -> None:
+    folder = copy_run(finished, tmp_path)
+    if file == "config.json":  # it counts only where there is no checkpoint
+        (folder / "checkpoint.pt").unlink()
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CheckpointError, match=file):
+        train(small(tmp_path, epochs=1, resume=True), say=quiet)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "errors.png"])
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_deleted(
+    finished: Path, tmp_path: Path, name: str
+) -> None:
+    folder = copy_run(finished, tmp_path)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    count = len(list(folder.iterdir()))
+    for how in ("overwrite", "resume"):
+        with pytest.raises(ValueError, match=name):
+            train(small(tmp_path, epochs=1, **{how: True}), say=quiet)
+    assert len(list(folder.iterdir())) == count
+
+
+def test_a_dangling_checkpoint_is_not_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(ValueError, match="link to none"):
+        train(small(tmp_path, epochs=1, resume=True), say=quiet)
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_second_process_is_kept_out_until_the_first_ends(
+    finished: Path, tmp_path: Path, how: str
+) -> None:
+    folder = copy_run(finished, tmp_path)
+    (folder / ".qtrain-0123.tmp").write_bytes(b"of a killed process")
+    config = small(tmp_path, epochs=1, **{how: True})
+    with (
+        open_run(small(tmp_path, epochs=1, resume=True), say=quiet),
+        pytest.raises(ValueError, match="another process"),
+    ):
+        train(config, say=quiet)
+    assert (folder / "checkpoint.pt").exists()
+    train(config, say=quiet)
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with open_run(small(Path("~/runs")), say=quiet) as (folder, _):
+        assert folder.path == tmp_path / "runs" / "run"
+
+
+@pytest.mark.parametrize("name", ["file", "x" * 300])
+def test_a_folder_that_cannot_be_made_names_the_settings(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="runs_dir and name"):
+        train(small(tmp_path, name=name), say=quiet)
+
+
+def test_a_full_disk_while_metrics_are_written_is_one_clear_error(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log._file.close()
+    log._file = open("/dev/full", "ab")
+    with pytest.raises(OSError, match=r"metrics\.jsonl: cannot be written \(No space"):
+        log.write(kind="a")
+    log.close()
 
 
 def test_metrics_are_cut_to_what_is_kept(tmp_path: Path) -> None:

@@ -41,9 +41,8 @@ def half_a_line(log, **values):
     log._file.write(b'{"kind": "ep')
     log._file.flush()
 
-def half_a_file(content, file):
-    file.write(b"PK" * 1000)
-    file.flush()
+def half_a_file(descriptor):
+    os.ftruncate(descriptor, 2000)
 
 if where == "step":
     deadly(branch.Branch, "step")
@@ -52,7 +51,7 @@ elif where == "evaluation":
 elif where == "metrics":
     deadly(metrics.MetricsLog, "write", lambda log: half_a_line(log))
 elif where == "saving":
-    deadly(checkpoint.torch, "save", half_a_file)
+    deadly(files.os, "fsync", half_a_file)
 elif where == "renaming":
     deadly(files.os, "replace")
 from qtrain.cli import main
@@ -75,7 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("step", 14),  # between the two models of a step
         ("evaluation", 2),  # after one model's evaluation
         ("metrics", 4),  # half a line of the first epoch's end
-        ("saving", 2),  # half a checkpoint on the disk
+        ("saving", 9),  # half the second checkpoint: files sync twice, the metrics before it once
         ("renaming", 4),  # config, environment, first checkpoint; then the second's rename
         ("evaluation", 5),  # after the last checkpoint, in the comparison
     ],
@@ -100,6 +99,29 @@ def wait_for(path: Path, size: int) -> None:
     while not (path.exists() and path.stat().st_size > size):
         assert time.monotonic() < end, f"{path} did not grow"
         time.sleep(0.002)
+
+
+#: Runs the command line, but gets a signal while it loads the data.
+EARLY = """
+import os, sys, time
+from qtrain import training
+from qtrain.cli import main
+def load_data(config):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+training.load_data = load_data
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_interrupted_before_the_first_step_says_so_in_one_line(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
+    process = start(EARLY, str(int(sent)), *RUN, "--runs-dir", str(tmp_path))
+    out, errors = process.communicate(timeout=120)
+    assert (process.returncode, out, errors.count("\n")) == (130, "", 1), errors
+    assert "stopped" in errors
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
