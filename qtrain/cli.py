@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,22 +21,42 @@ from .tables import formats_table, recipes_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1 failed run, 2 bad input, 130 interrupted."""
-    parsed = build_parser().parse_args(arguments)
+    """Run one command; the exit status: 0, 1 failed run, 2 bad input, 130 interrupted.
+
+    141, as the system has it, where nobody reads the output to its end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # else Python complains when it flushes them
+            os.dup2(nothing, stream.fileno())
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        parsed = build_parser().parse_args(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _COMMANDS[parsed.command](parsed)
+    except BrokenPipeError:
+        raise
     except NonFiniteError as error:
         return _fail(error, 1)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     except Interrupted as error:
         return _fail(error, 130)
     except KeyboardInterrupt:
-        return _fail("interrupted; --resume continues from the last checkpoint, if any", 130)
+        return _fail("interrupted", 130)
 
 
 def _train(parsed: argparse.Namespace) -> int:

@@ -151,6 +151,15 @@ def test_the_command_itself_shows_no_traceback() -> None:
     assert err.count("\n") == 1 and "lr: got -1" in err
 
 
+def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
+    code = "import sys, qtrain.cli; sys.exit(qtrain.cli.main())"
+    process = start(code, "recipes")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=120)) == ("", 141)
+    process.stderr.close()
+
+
 def test_the_shell_leaves_torch_alone(capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_rng_state()
     run(capsys, "recipes")
