@@ -54,8 +54,8 @@ def tensor_data_set(
             f"{name}: training images are {shapes[0]} and test images {shapes[1]}; need the same "
             "(channels, size, size)"
         )
-    if len(images) == 0:
-        raise DataError(f"{name}: the training set holds no images")
+    if images.numel() == 0:
+        raise DataError(f"{name}: the training set holds no images, or images without a pixel")
     normalisation = normalisation_of(images)
     splits = [
         TensorSplit(

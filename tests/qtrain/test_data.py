@@ -145,6 +145,14 @@ def test_damaged_mnist_is_named(
         data.load("mnist", data_dir=tmp_path)
 
 
+def test_mnist_without_a_pixel_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for prefix, count in (("train", 12), ("t10k", 5)):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", pixels(count, 0, 0))
+    with pytest.raises(data.DataError, match="without a pixel"):
+        data.load("mnist", data_dir=tmp_path)
+
+
 def test_truncated_gzip_is_named(tmp_path: Path) -> None:
     write_mnist(tmp_path, ".gz")
     cut(tmp_path / "train-images-idx3-ubyte.gz")
