@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
+
+import torch
 
 
 def choice(field: str, got: object, allowed: Iterable[str]) -> str:
@@ -24,8 +25,12 @@ def integer(field: str, got: object, *, low: int, high: int | None = None, hint:
     if isinstance(got, bool) or not isinstance(got, int):
         raise TypeError(f"{field}: got {got!r}, need {need}{tail}")
     if got < low or (high is not None and got > high):
-        raise ValueError(f"{field}: got {got!r}, need {need}{tail}")
+        raise ValueError(f"{field}: got {_shown(got)}, need {need}{tail}")
     return got
+
+
+#: The largest number that training in fp32 can take.
+LARGEST = torch.finfo(torch.float32).max
 
 
 def number(
@@ -33,19 +38,18 @@ def number(
     got: object,
     *,
     low: float,
-    high: float = math.inf,
+    high: float = LARGEST,
     positive: bool = False,
     hint: str = "",
 ) -> float:
-    """`got` where it is a finite number in [low, high) (and > 0 if `positive`); else an error."""
+    """`got` where it is a number in [low, high) (and > 0 if `positive`); else an error."""
     need = "a finite number above 0" if positive else f"a finite number of at least {low:g}"
-    if high < math.inf:
-        need += f" and below {high:g}"
+    need += f" and below {high:.3g}"
     tail = f"; {hint}" if hint else ""
     if isinstance(got, bool) or not isinstance(got, int | float):
         raise TypeError(f"{field}: got {got!r}, need {need}{tail}")
-    if not math.isfinite(got) or not low <= got < high or (positive and got <= 0):
-        raise ValueError(f"{field}: got {got!r}, need {need}{tail}")
+    if not low <= got < high or (positive and got <= 0):  # so is a NaN; an int may be huge
+        raise ValueError(f"{field}: got {_shown(got)}, need {need}{tail}")
     return float(got)
 
 
@@ -54,3 +58,9 @@ def boolean(field: str, got: object) -> bool:
     if not isinstance(got, bool):
         raise TypeError(f"{field}: got {got!r}, need True or False")
     return got
+
+
+def _shown(got: int | float) -> str:
+    if isinstance(got, int) and got.bit_length() > 100:  # Python refuses to print very long ones
+        return f"an integer of {got.bit_length()} bits"
+    return repr(got)

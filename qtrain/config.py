@@ -39,7 +39,7 @@ class TrainConfig:
     model: str = _option("resnet18", "model name")
     data: str = _option("digits", "data set name")
     data_dir: str | None = _option(None, "folder of the data set; digits needs none")
-    image_size: int | None = _option(None, "pixels to which an image folder is resized")
+    image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
     cache_dir: str | None = _option(None, "folder for decoded images of an image folder")
     epochs: int = _option(8, "passes over the training set")
     batch_size: int = _option(64, "samples per step")
@@ -51,8 +51,10 @@ class TrainConfig:
     decay_all: bool = _option(False, "decay norms and biases too")
     schedule: str = _option("cosine", "cosine (to 0), step or constant")
     milestones: tuple[int, ...] = _option((), "epochs at which schedule step multiplies by gamma")
-    gamma: float = _option(0.1, "factor of schedule step")
-    warmup: float = _option(2.0, "epochs of linear warm-up")
+    gamma: float | None = _option(None, "factor of schedule step; default: 0.1")
+    warmup: float | None = _option(
+        None, "epochs of linear warm-up; default: a quarter of the run, at most 2"
+    )
     clip_grad: float | None = _option(None, "largest gradient norm; default: no clipping")
     label_smoothing: float = _option(0.0, "label smoothing of the training loss")
     seed: int = _option(0, "seed of the initial weights, data order, dropout and rounding noise")
@@ -92,6 +94,11 @@ class TrainConfig:
         if self.bits is not None:
             parts.insert(1, f"{self.bits}bit")
         return "-".join(parts)
+
+    @property
+    def warmup_epochs(self) -> float:
+        """The length of the warm-up."""
+        return min(2.0, self.epochs / 4) if self.warmup is None else self.warmup
 
     @property
     def label(self) -> str:
@@ -139,18 +146,22 @@ def default_of(option: Field[Any]) -> Any:
 
 
 def _check_numbers(c: TrainConfig) -> None:
-    checks.integer("epochs", c.epochs, low=1, hint="say epochs=8")
-    checks.integer("batch_size", c.batch_size, low=1, hint="say batch_size=64")
+    checks.integer("epochs", c.epochs, low=1, high=10**6, hint="say epochs=8")
+    checks.integer("batch_size", c.batch_size, low=1, high=10**9, hint="say batch_size=64")
     checks.integer("seed", c.seed, low=0, high=2**63 - 1, hint="say seed=0")
-    checks.integer("workers", c.workers, low=0, hint="0 decodes in this process")
-    for name in ("image_size", "threads", "checkpoint_every"):
+    checks.integer("workers", c.workers, low=0, high=256, hint="0 decodes in this process")
+    bounds = {"image_size": (8, 1024), "threads": (1, 1024), "checkpoint_every": (1, 10**12)}
+    for name, (low, high) in bounds.items():
         if getattr(c, name) is not None:
-            checks.integer(name, getattr(c, name), low=1, hint="leave it out for the default")
+            hint = "leave it out for the default"
+            checks.integer(name, getattr(c, name), low=low, high=high, hint=hint)
     checks.number("lr", c.lr, low=0, positive=True, hint="say lr=0.02")
     checks.number("momentum", c.momentum, low=0, high=1, hint="0 is none")
     checks.number("weight_decay", c.weight_decay, low=0, hint="0 is none")
-    checks.number("gamma", c.gamma, low=0, positive=True, hint="say gamma=0.1")
-    checks.number("warmup", c.warmup, low=0, hint="0 is none")
+    if c.gamma is not None:
+        checks.number("gamma", c.gamma, low=0, high=1, positive=True, hint="say gamma=0.1")
+    if c.warmup is not None:
+        checks.number("warmup", c.warmup, low=0, hint="0 is none")
     checks.number("label_smoothing", c.label_smoothing, low=0, high=1, hint="0 is none")
     if c.clip_grad is not None:
         checks.number("clip_grad", c.clip_grad, low=0, positive=True, hint="leave it out for none")
@@ -168,6 +179,10 @@ def _check_combinations(c: TrainConfig) -> None:
             f"milestones: got {c.milestones!r} with schedule {c.schedule!r}; "
             "schedule='step' needs them and no other schedule takes them"
         )
+    if c.gamma is not None and c.schedule != "step":
+        raise ValueError(f"gamma: got {c.gamma} with schedule {c.schedule!r}; only 'step' takes it")
+    if c.warmup is not None and c.warmup > c.epochs:
+        raise ValueError(f"warmup: got {c.warmup}, need at most the {c.epochs} epochs of this run")
     if c.nesterov and (c.optimizer != "sgd" or c.momentum == 0):
         raise ValueError(
             f"nesterov: got True with {c.optimizer} and momentum {c.momentum}; "
@@ -175,12 +190,17 @@ def _check_combinations(c: TrainConfig) -> None:
         )
     if c.resume and c.overwrite:
         raise ValueError("resume and overwrite: got both; resume keeps what overwrite deletes")
-    if not isinstance(c.runs_dir, str) or not c.runs_dir:
+    if not isinstance(c.runs_dir, str) or not c.runs_dir or not c.runs_dir.isprintable():
         raise ValueError(f"runs_dir: got {c.runs_dir!r}, need a folder; the default is runs")
-    if c.run_name in ("", ".", "..") or any(s in c.run_name for s in "/\\\0"):
-        raise ValueError(f"name: got {c.name!r}, need the name of a folder, with no slash in it")
+    bad = c.run_name in ("", ".", "..") or not c.run_name.isprintable()
+    if bad or any(s in c.run_name for s in "/\\"):
+        raise ValueError(
+            f"name: got {c.name!r}, need the name of a folder, with no slash in it and no "
+            "character that does not print"
+        )
 
 
 def _check_device(device: object) -> None:
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ValueError(f"device: got {device!r}, need auto, cpu, cuda or cuda:N")
+    known = r"auto|cpu|cuda(:(0|[1-9][0-9]?))?"
+    if not isinstance(device, str) or not re.fullmatch(known, device):
+        raise ValueError(f"device: got {device!r:.60}, need auto, cpu, cuda or cuda:N, N up to 99")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,11 +68,16 @@ def load_data(config: TrainConfig) -> data.DataSet:
     """The configuration's data set; DataError where it is missing or damaged."""
     return data.load(
         config.data,
-        data_dir=config.data_dir,
+        data_dir=_folder(config.data_dir),
         image_size=config.image_size,
         workers=config.workers,
-        cache_dir=config.cache_dir,
+        cache_dir=_folder(config.cache_dir),
     )
+
+
+def _folder(name: str | None) -> str | None:
+    """`name` with ~ as the home folder: no shell does that in --data-dir=~/x."""
+    return None if name is None else os.path.expanduser(name)
 
 
 def inspect_checkpoint(
@@ -81,8 +87,9 @@ def inspect_checkpoint(
 
     CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration.
     """
+    here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
     try:
-        config = TrainConfig.from_dict({**checkpoint.config, "device": device})
+        config = TrainConfig.from_dict({**checkpoint.config, **here})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: its configuration is refused: {error}") from error
     if data_dir is not None:

@@ -490,6 +490,13 @@ def test_inspection_of_a_checkpoint_equals_the_runs_own(finished: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_inspection_uses_its_own_threads_and_workers(finished: Path, tmp_path: Path) -> None:
+    stored = content(finished)
+    stored["config"] |= {"threads": 10**6, "workers": 10**6}
+    torch.save(stored, tmp_path / "checkpoint.pt")
+    assert inspect_checkpoint(load_checkpoint(tmp_path / "checkpoint.pt"), where="x").rows
+
+
 def test_inspection_refuses_a_foreign_configuration(finished: Path, tmp_path: Path) -> None:
     stored = content(finished)
     for name, value in (("recipe", "int9"), ("model", "resnet20"), ("surprise", 1)):

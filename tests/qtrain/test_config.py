@@ -25,9 +25,9 @@ BAD = [
     ("model", "resnet19", "'resnet18'"),
     ("data", "digit", "'digits'"),
     ("data_dir", 3, "3"),
-    ("epochs", -1, "at least 1"),
-    ("epochs", 0, "at least 1"),
-    ("batch_size", 0, "at least 1"),
+    ("epochs", -1, "from 1"),
+    ("epochs", 0, "from 1"),
+    ("batch_size", 0, "from 1"),
     ("batch_size", 2.5, "2.5"),
     ("optimizer", "sdg", "'sgd'"),
     ("schedule", "cosin", "'cosine'"),
@@ -48,9 +48,29 @@ BAD = [
     ("seed", 2**63, "from 0"),
     ("device", "tpu", "cuda"),
     ("device", "cuda:", "cuda"),
-    ("threads", 0, "at least 1"),
-    ("workers", -1, "at least 0"),
-    ("checkpoint_every", 0, "at least 1"),
+    ("device", "cuda:999999999999", "cuda:N"),
+    ("device", "cuda:100", "up to 99"),
+    ("device", "cuda:01", "cuda:N"),
+    ("device", "cuda:\u0661", "cuda:N"),
+    ("threads", 1025, "to 1024"),
+    ("workers", 10**20, "to 256"),
+    ("epochs", 10**7, "to 1000000"),
+    ("epochs", 10**5000, "16610 bits"),
+    ("image_size", 7, "from 8"),
+    ("image_size", 1025, "to 1024"),
+    ("lr", 1e300, "below 3.4e+38"),
+    ("lr", 10**400, "below 3.4e+38"),
+    ("weight_decay", 1e300, "below 3.4e+38"),
+    ("gamma", 0.5, "only 'step'"),
+    ("gamma", 1e9, "below 1"),
+    ("warmup", 9.0, "8 epochs"),
+    ("name", "a\nb", "print"),
+    ("name", "a\0b", "print"),
+    ("name", "a\x1b[2Jb", "print"),
+    ("runs_dir", "a\0b", "folder"),
+    ("threads", 0, "from 1"),
+    ("workers", -1, "from 0"),
+    ("checkpoint_every", 0, "from 1"),
     ("milestones", (3,), "step"),
     ("milestones", [3], "tuple"),
     ("baseline", "yes", "True or False"),
@@ -60,7 +80,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "need"), BAD, ids=lambda v: str(v)[:12])
+@pytest.mark.parametrize(("field", "value", "need"), BAD, ids=[row[0] for row in BAD])
 def test_bad_value_is_refused_with_what_was_given_and_what_is_needed(
     field: str, value: Any, need: str
 ) -> None:
@@ -141,9 +161,14 @@ def test_steps_fall_at_milestones_and_constant_stays() -> None:
 
 
 def test_a_run_of_warmup_alone_has_a_rate() -> None:
-    config = TrainConfig(recipe="int8", lr=1.0, epochs=1, warmup=3.0)
+    config = TrainConfig(recipe="int8", lr=1.0, epochs=1, warmup=1.0)
     rates = [learning_rate(config, step, 5) for step in range(5)]
     assert rates == sorted(rates) and max(rates) < 1.0
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.25), (4, 1.0), (8, 2.0), (200, 2.0)])
+def test_the_default_warmup_is_a_quarter_of_the_run_at_most_two(epochs: int, warmup: float) -> None:
+    assert TrainConfig(recipe="int8", epochs=epochs).warmup_epochs == warmup
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
