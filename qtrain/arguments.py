@@ -22,20 +22,15 @@ class Parser(argparse.ArgumentParser):
         """Leave with status 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
-    def parse_args(self, *args: Any, **options: Any) -> Any:
-        """As argparse, but an unknown flag is answered with the nearest known one."""
-        parsed, unknown = self.parse_known_args(*args, **options)
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse, but an unknown argument is answered with the nearest flag it could be."""
+        parsed, unknown = super().parse_known_args(*args, **options)
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags(), n=1)
+            known = self._option_string_actions  # of this sub-command alone
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
             self.error(f"unknown argument {unknown[0]!r}{hint}")
-        return parsed
-
-
-def flags() -> list[str]:
-    """The flags of `qtrain train`."""
-    names = [_flag(option) for option in fields(TrainConfig) if option.name != "recipe"]
-    return [*names, *(f"--no-{name[2:]}" for name in names)]
+        return parsed, unknown
 
 
 def build_parser() -> Parser:

@@ -84,7 +84,11 @@ def _inspect(parsed: argparse.Namespace) -> int:
         report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
     )
     if parsed.save is not None:
-        report.save(parsed.save)
+        try:
+            report.save(parsed.save)
+        except OSError as error:
+            problem = error.strerror or error
+            raise ValueError(f"save: {parsed.save} cannot be written ({problem})") from error
     return 0
 
 

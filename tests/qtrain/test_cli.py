@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from training_cases import quiet, small, start
 
 from qtrain import recipes
-from qtrain.arguments import build_parser, flags, train_settings
+from qtrain.arguments import build_parser, train_settings
 from qtrain.cli import main
 from qtrain.config import TrainConfig
 from qtrain.training import train
@@ -53,7 +54,12 @@ BAD = [
     ("train int8 --runs-dir {tmp}/file", "file"),
     ("train", "recipe"),
     ("trian int8", "trian"),
+    ("train int8 --name /dev/null", "name"),
+    ("train int8 --runs-dir /dev/null --model mlp", "runs_dir"),
+    ("train int8 --lr 1e300 --overwrite", "lr: got 1e+300"),
+    ("inspect {tmp}/none.pt --sav=x.csv", "did you mean --save"),
     ("inspect {tmp}/none.pt", "none.pt"),
+    ("inspect {tmp}", "is a folder"),
     ("inspect {tmp}/file", "file"),
     ("", "command"),
 ]  # fmt: skip
@@ -71,9 +77,11 @@ def test_bad_input_gives_one_line_and_status_2(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_every_field_is_a_flag_and_every_flag_a_field() -> None:
+def test_every_field_is_a_flag_and_every_flag_a_field(capsys: pytest.CaptureFixture[str]) -> None:
     names = [field.name for field in fields(TrainConfig) if field.name != "recipe"]
-    assert flags()[: len(names)] == ["--" + name.replace("_", "-") for name in names]
+    status, out, _ = run(capsys, "train", "--help")
+    found = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", out, re.MULTILINE)) - {"--help"}
+    assert status == 0 and found == {"--" + name.replace("_", "-") for name in names}
 
 
 def test_flags_reach_the_configuration() -> None:
@@ -121,9 +129,11 @@ def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert (tmp_path / "e.csv").read_text().startswith("layer,role")
     status, worst, _ = run(capsys, "inspect", str(path), "--worst", "2", "--device", "cpu")
     assert status == 0 and 2 < len(worst.splitlines()) < len(whole.splitlines())
-    for more in (("--worst", "0"), ("--worst", "two"), ("--save", str(tmp_path / "e.xls"))):
+    for more in (("--worst", "0"), ("--worst", "two"), ("--save", str(tmp_path / "e.xls")),
+                 ("--save", "/no/such/e.csv"), ("--lr=3",)):  # fmt: skip
         status, _, err = run(capsys, "inspect", str(path), *more)
-        assert status == 2 and err.count("\n") == 1, err
+        assert status == 2 and err.count("\n") == 1 and more[0].strip("-") in err, err
+        assert "did you mean" not in err
 
 
 def test_recipes_and_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
