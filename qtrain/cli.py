@@ -51,6 +51,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error, 1)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how torch says so of the CPU's
+            raise
+        return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
     except (ValueError, OSError) as error:
         return _fail(error, 2)
     except Interrupted as error:

@@ -40,8 +40,8 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise OSError(
-                f"{self._path}: cannot be written ({error.strerror or error}); the last checkpoint "
-                "is whole: make room, then continue with --resume"
+                f"{self._path}: cannot be written ({error.strerror or error}); the last "
+                "checkpoint, if any, is whole: make room, then continue with --resume"
             ) from error
 
     def position(self) -> int:

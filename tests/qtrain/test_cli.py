@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_cases import quiet, small, start
 
-from qtrain import recipes
+from qtrain import cli, recipes
 from qtrain.arguments import build_parser, train_settings
 from qtrain.cli import main
 from qtrain.config import TrainConfig
@@ -159,6 +159,17 @@ def test_the_command_itself_shows_no_traceback() -> None:
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
     assert err.count("\n") == 1 and "lr: got -1" in err
+
+
+def test_no_memory_is_one_line_and_other_errors_of_ours_are_not_hidden(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "recipes_table", lambda: torch.empty(2**60))
+    status, _, err = run(capsys, "recipes")
+    assert status == 1 and err.count("\n") == 1 and "smaller batch_size" in err
+    monkeypatch.setattr(cli, "recipes_table", lambda: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        run(capsys, "recipes")
 
 
 def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
