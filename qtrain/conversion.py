@@ -36,6 +36,7 @@ class Conversion:
     """Which layers were converted and which were left, and why; kept on the converted model.
 
     on_purpose   those left by an override
+    overridden   converted layers with a recipe of their own, and that recipe
     """
 
     recipe: str
@@ -43,6 +44,7 @@ class Conversion:
     converted: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     on_purpose: set[str] = field(default_factory=set)
+    overridden: dict[str, str] = field(default_factory=dict)
 
     def attach(self, model: nn.Module) -> None:
         setattr(model, _ATTRIBUTE, self)
@@ -81,6 +83,8 @@ class Summary:
         kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.converted.values()).items())
         lines = [f"recipe     {self.conversion.recipe}"]
         lines.append(f"converted  {len(self.converted)}: {kinds}")
+        for name, recipe in self.conversion.overridden.items():
+            lines.append(f"override   {name}: {recipe}")
         groups: dict[str, list[str]] = {}
         for name, reason in self.left.items():
             groups.setdefault(reason, []).append(name)

@@ -36,7 +36,7 @@ def quantize(
     norm        batch-norm's deviation ("l2", "l1", "linf", "topk", "range"), or a NormRecipe;
                 None: what the recipe says (int8: left alone)
     overrides   module-name patterns (fnmatch; a pattern that names a container covers all below)
-                -> None (leave), an int (bits) or a Recipe; the first match wins
+                -> None (leave), an int (bits), a Recipe or its name; the first match wins
     seed        of the rounding noise
 
     Raises ValueError/TypeError for a setting that cannot be honoured, an override that matches
@@ -90,6 +90,9 @@ def quantize_(
         else:
             assert own is not None
             work.append((name, module, own))
+            if own != choose.base:
+                record.overridden[name or "(model)"] = str(own)
+    choose.check_all_honoured(record.left)
     if not work:
         raise ValueError(
             f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "

@@ -50,7 +50,8 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in inside:
             continue
-        if isinstance(module, tuple(_PRODUCTS) + BATCH_NORMS) or _holds_weights(module):
+        known = tuple(_PRODUCTS) + BATCH_NORMS + _OTHER_NORMS
+        if isinstance(module, known) or _holds_weights(module):
             yield name, module
             if isinstance(module, nn.MultiheadAttention) and left_type(module) is not None:
                 # left whole: its output projection is read directly, not called
@@ -59,8 +60,6 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _holds_weights(module: nn.Module) -> bool:
     """Whether an unknown module holds weights (two axes or more) of its own."""
-    if isinstance(module, _OTHER_NORMS):
-        return False
     own = [p for p in module.parameters(recurse=False) if p is not None]
     parametrized = type(module).__module__.startswith("torch.nn.utils.parametrize")
     return any(p.dim() >= 2 for p in own) and not parametrized and not _is_parametrization(module)
@@ -99,7 +98,10 @@ def left_type(module: nn.Module) -> str | None:
             return "recurrent layers are not converted; kept in full precision"
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return "a lookup, no product; kept in full precision"
-        return "no conversion for this type; kept in full precision"
+        if isinstance(module, _OTHER_NORMS):
+            return "only batch-norm is converted; kept in full precision"
+        held = ", ".join(name for name, _ in module.named_parameters(recurse=False))
+        return f"no conversion for this type; its own {held} kept in full precision"
     for cls in type(module).__mro__:
         if cls is plain:
             return None

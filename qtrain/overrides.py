@@ -11,7 +11,7 @@ from .deviations import Deviation
 from .norm_recipe import NormRecipe
 from .recipe import Recipe
 
-Override = Recipe | int | None
+Override = Recipe | int | str | None
 
 
 def base_recipe(
@@ -63,34 +63,46 @@ class Chooser:
         for pattern, value in overrides.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"overrides: pattern {pattern!r} is not a string")
+            if isinstance(value, str):
+                value = recipes.get(value)
             if value is None or isinstance(value, Recipe):
                 self.rules.append((pattern, value))
             elif isinstance(value, int) and not isinstance(value, bool):
                 self.rules.append((pattern, _with_norm(base.at(value), norm)))
             else:
                 raise TypeError(
-                    f"overrides[{pattern!r}]: got {value!r}, need None (leave), an int (bits) or "
-                    f"a Recipe"
+                    f"overrides[{pattern!r}]: got {value!r}, need None (leave), an int (bits), a "
+                    f"Recipe or the name of one"
                 )
-        self.used = {pattern: 0 for pattern, _ in self.rules}
+        #: which layers each override decided, and which it matched at all
+        self.decided: dict[str, list[str]] = {pattern: [] for pattern, _ in self.rules}
+        self.matched: set[str] = set()
         self.names: list[str] = []
 
     def __call__(self, name: str) -> Recipe | None:
         self.names.append(name)
         parts = name.split(".")
         lineage = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        chosen: Recipe | None = self.base
-        found = False
-        for pattern, value in self.rules:
-            if any(fnmatchcase(part, pattern) for part in lineage):
-                self.used[pattern] += 1
-                if not found:
-                    chosen, found = value, True
-        return chosen
+        hits = [rule for rule in self.rules if any(fnmatchcase(p, rule[0]) for p in lineage)]
+        self.matched.update(pattern for pattern, _ in hits)
+        if not hits:
+            return self.base
+        self.decided[hits[0][0]].append(name)
+        return hits[0][1]
 
     def check_all_used(self) -> None:
-        unused = [pattern for pattern, count in self.used.items() if not count]
+        """ValueError for an override that matches nothing."""
+        unused = [pattern for pattern, _ in self.rules if pattern not in self.matched]
         if unused:
             known = ", ".join(name for name in self.names[:12] if name)
             more = ", ..." if len(self.names) > 12 else ""
             raise ValueError(f"overrides: {unused} match no layer; layers are {known}{more}")
+
+    def check_all_honoured(self, left: Mapping[str, str]) -> None:
+        """ValueError for an override that asks for a recipe where every layer it decides is left
+        (left: layer name -> why)."""
+        for pattern, value in self.rules:
+            names = self.decided[pattern]
+            if value is not None and names and all(name in left for name in names):
+                shown = "; ".join(f"{name}: {left[name]}" for name in names[:3])
+                raise ValueError(f"overrides[{pattern!r}] cannot be honoured: {shown}")

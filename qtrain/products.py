@@ -100,8 +100,9 @@ def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: QTensor
             raise ValueError(
                 f"{_names(kind)[operand == 'b']} of {kind}: its scale varies along axis {axis} of "
                 f"shape {tuple(q.elements.shape)}, which {kind} sums over, in blocks of {block}; "
-                f"use a granularity that leaves this axis whole or cuts axis {split} into blocks "
-                f"of more than 1, or give this product its own quantizer for the operand"
+                f"use a granularity that leaves this axis whole (per_block has rest='whole'; "
+                f"axis {split} may be cut into blocks of more than 1), or give this product its "
+                f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
             )
     return q.block[split]
 

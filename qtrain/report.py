@@ -81,6 +81,16 @@ class Report:
         write_atomically(path, lambda file: file.write(text.encode()))
         return path
 
+    def overview(self) -> str:
+        """One line per layer: the SQNR in dB of each role."""
+        roles = list(dict.fromkeys(row.role for row in self.rows))
+        layers = list(dict.fromkeys(row.layer for row in self.rows))
+        found = {(row.layer, row.role): f"{row.sqnr_db:.1f}" for row in self.rows}
+        table = [[layer, *(found.get((layer, role), "") for role in roles)] for layer in layers]
+        headers = ["SQNR (dB)", *(role.replace(" (", "\n(") for role in roles)]
+        align = ("left", *["right"] * len(roles))
+        return tabulate(table, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+
     def __str__(self) -> str:
         table: list[list[str]] = []
         last = None

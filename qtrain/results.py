@@ -74,7 +74,8 @@ class Result:
     def __str__(self) -> str:
         parts = [self.curves_table(), self.gap_line()]
         if self.report is not None:
-            parts.append(f"numeric error of each layer, on one training batch:\n{self.report}")
+            text = "numeric error of each layer on one training batch (more in errors.csv, .png):"
+            parts.insert(0, f"{text}\n{self.report.overview()}")
         return "\n\n".join(parts)
 
     def summary(self) -> Mapping[str, Any]:
@@ -92,7 +93,7 @@ class Result:
         from .plots import plot_curves, plot_errors  # matplotlib takes a second to import
 
         self.folder.write_json("summary.json", self.summary())
-        self.folder.write_text("report.txt", f"{self}\n")
+        self.folder.write_text("report.txt", f"{self}\n\n{self.report or ''}\n")
         plot_curves(self.epochs, self.labels, self.folder / "curves.png")
         if self.report is not None:
             self.report.save(self.folder / "errors.json")

@@ -81,9 +81,14 @@ def per_axis(*axes: int) -> Granularity:
     return Granularity(tuple((axis, 1) for axis in axes))
 
 
-def per_block(sizes: Mapping[int, int]) -> Granularity:
-    """Blocks of the given sizes, other axes cut into single indices: {-1: 32} is MX's 1x32."""
-    return Granularity(tuple(sizes.items()), rest="each")
+def per_block(sizes: Mapping[int, int], *, rest: Literal["whole", "each"] = "each") -> Granularity:
+    """Blocks of the given sizes; the other axes are cut into single indices, or left whole.
+
+    {-1: 32} is MX's 1x32; {1: 32} with rest="whole" cuts a convolution's channels.
+    """
+    if not isinstance(sizes, Mapping):
+        raise TypeError(f"per_block: got {sizes!r}, need a mapping from axis to size, {{-1: 32}}")
+    return Granularity(tuple(sizes.items()), rest=rest)
 
 
 def compact_shape(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:

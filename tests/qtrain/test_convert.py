@@ -106,7 +106,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "seed True": ({"seed": True}, TypeError, "seed: got True"),
     "no such layer": ({"overrides": {"cf": 8}}, ValueError, r"\['cf'\] match no layer"),
     "one of two": ({"overrides": {"fc": 8, "stem.x": None}}, ValueError, r"\['stem.x'\] match no"),
-    "override text": ({"overrides": {"fc": "int8"}}, TypeError, r"overrides\['fc'\]: got 'int8'"),
+    "override text": ({"overrides": {"fc": "int9"}}, ValueError, "unknown recipe 'int9'"),
     "override True": ({"overrides": {"fc": True}}, TypeError, r"overrides\['fc'\]: got True"),
     "override bits 1": ({"overrides": {"fc": 1}}, ValueError, "bits: got 1"),
     "override bits for fp32": (
@@ -175,7 +175,7 @@ def test_what_is_no_model_or_converted_already_is_refused() -> None:
 )
 def test_what_holds_a_product_and_is_not_converted_is_named(layer: nn.Module, reason: str) -> None:
     model = quantize(nn.ModuleDict({"odd": layer, "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)}))
-    assert set(summary(model).left) == {"odd"} and type(model["odd"]) is type(layer)
+    assert set(summary(model).left) == {"odd", "norm"} and type(model["odd"]) is type(layer)
     assert summary(model).left["odd"].startswith(f"{type(layer).__name__}: ")
     assert reason in summary(model).left["odd"]
 
@@ -600,3 +600,19 @@ def test_off_is_a_value() -> None:
     assert Recipe(name="x").products_off and recipes.fp32().forward.input == OFF
     model = quantize(nn.Sequential(nn.Linear(2, 2)), recipe=qtrain.recipes.fp32())
     assert "fp32: off" in repr(model)
+
+
+def test_an_override_that_only_meets_layers_left_anyway_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4))
+    with pytest.raises(ValueError, match=r"overrides\['1'\] cannot be honoured: 1: .*norm="):
+        quantize(model, overrides={"1": 8})
+    with pytest.raises(ValueError, match=r"overrides\['2'\] cannot be honoured"):
+        quantize(model, overrides={"2": "int8"})
+    quantize(model, overrides={"1": 8}, norm="l1")
+    quantize(model, overrides={"2": None})
+
+
+def test_the_summary_names_what_overrides_did_and_every_norm_left() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    text = str(summary(quantize(model, overrides={"2": 4})))
+    assert "override   2: int8 at 4 bits" in text and "only batch-norm is converted" in text

@@ -418,3 +418,17 @@ def test_empty_batches_have_rows_without_error() -> None:
     for row in report.rows:
         assert row.nonfinite == 0 and not math.isnan(row.low)
     assert copy.deepcopy(report) == report
+
+
+def test_a_language_models_outputs_and_targets_are_flattened() -> None:
+    model = quantize(nn.Sequential(nn.Linear(6, 6)))
+    x, targets = torch.randn(2, 3, 6), torch.randint(0, 6, (2, 3))
+    roles = {row.role for row in inspect(model, x, targets).rows}
+    assert "grad_weight" in roles
+
+
+def test_the_overview_has_a_line_per_layer() -> None:
+    model = quantize(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)))
+    report = inspect(model, torch.randn(4, 6), torch.randint(0, 3, (4,)))
+    lines = report.overview().splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["0", "1"]
