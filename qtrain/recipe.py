@@ -20,6 +20,13 @@ SLOTS: tuple[tuple[str, str], ...] = (
 )
 
 
+def _short(quantizer: QuantizerLike) -> str:
+    """A quantizer in a few words: its own, or the name of a class that has none."""
+    kind = type(quantizer)
+    plain = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    return kind.__name__ if plain else str(quantizer)
+
+
 def _check(owner: str, **quantizers: object) -> None:
     for name, quantizer in quantizers.items():
         if not callable(quantizer) or isinstance(quantizer, type):
@@ -124,10 +131,12 @@ class Recipe:
         grad_input = self.slot("grad_input", "grad_output")
         grad_weight = self.slot("grad_weight", "grad_output")
         text = (
-            f"{self.name}: input {self.forward.input}; weight {self.forward.weight}; "
-            f"grad_output for grad_input {grad_input}; for grad_weight {grad_weight}"
+            f"{self.name}: input {_short(self.forward.input)}; "
+            f"weight {_short(self.forward.weight)}; "
+            f"grad_output for grad_input {_short(grad_input)}; "
+            f"for grad_weight {_short(grad_weight)}"
         )
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
-                text += f"; {operand} for {product} {self.slot(product, operand)}"
+                text += f"; {operand} for {product} {_short(self.slot(product, operand))}"
         return text if self.activation is None else f"{text}; output {self.activation}"

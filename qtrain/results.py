@@ -78,6 +78,10 @@ class Result:
             parts.insert(0, f"{text}\n{self.report.overview()}")
         return "\n\n".join(parts)
 
+    def text(self) -> str:
+        """What prints, and after it every row of the numeric error: the file report.txt."""
+        return f"{self}\n" if self.report is None else f"{self}\n\n{self.report}\n"
+
     def summary(self) -> Mapping[str, Any]:
         """The end of the run as plain data."""
         return {
@@ -93,7 +97,7 @@ class Result:
         from .plots import plot_curves, plot_errors  # matplotlib takes a second to import
 
         self.folder.write_json("summary.json", self.summary())
-        self.folder.write_text("report.txt", f"{self}\n\n{self.report or ''}\n")
+        self.folder.write_text("report.txt", self.text())
         plot_curves(self.epochs, self.labels, self.folder / "curves.png")
         if self.report is not None:
             self.report.save(self.folder / "errors.json")

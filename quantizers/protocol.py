@@ -15,7 +15,16 @@ from .ranges import State
 
 
 class QuantizerLike(Protocol):
-    """What every slot of a recipe accepts.  A class of yours needs only `__call__`; it may offer
+    """What every slot of a recipe accepts: `quantizer(x, state=, key=, training=) -> QTensor`.
+
+    x          the operand: inputs and gradients as the layer sees them, (batch, channels, *space)
+               or (*, features); weights as (groups, out, in, *kernel)
+    state      what `init_state` returned, {} without one
+    key        0-d int64, other for every layer, role and step: `random_bits(key, x.shape)`
+    training   False in evaluation: the state must stay as it is
+
+    The QTensor may leave `block` out: then its scale and zero point have one entry, of any shape.
+    Elements must lie within the QTensor's format.  A class needs only `__call__`; it may offer
 
     init_state(shape) -> dict of tensors, registered as buffers by the layer (shape entries that
     change from batch to batch are None), passed to every call as `state` and updated in place

@@ -354,7 +354,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path)
     result = train(small(tmp_path, epochs=1, resume=True), say=said.append)
     assert "step 5 of 5" in said[0]
     assert (folder / "metrics.jsonl").read_bytes() == metrics
-    assert f"{result}\n" == (finished / "report.txt").read_text()
+    assert result.text() == (finished / "report.txt").read_text()
 
 
 def test_resume_without_a_checkpoint_starts_afresh_and_says_so(tmp_path: Path) -> None:

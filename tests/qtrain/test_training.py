@@ -29,7 +29,7 @@ def test_a_run_leaves_curves_gap_errors_and_all_files(tmp_path: Path) -> None:
     assert result.gap.value == pytest.approx(difference, abs=1e-12)
     assert result.gap.n == 360
     text = str(result)
-    assert (tmp_path / "run" / "report.txt").read_text() == f"{text}\n"
+    assert (tmp_path / "run" / "report.txt").read_text() == result.text()
     for part in ("full precision", "int8", "accuracy gap", "95 % interval", "SQNR", "grad_weight"):
         assert part in text
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
