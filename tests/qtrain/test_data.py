@@ -51,7 +51,8 @@ def same(a: list[Any], b: list[Any]) -> bool:
 
 
 def test_digits_are_the_published_ones() -> None:
-    archive = np.load(Path(data.__file__).with_name("digits.npz"), allow_pickle=False)
+    with np.load(Path(data.__file__).with_name("digits.npz"), allow_pickle=False) as file:
+        archive = {name: file[name] for name in ("images", "labels")}
     content = archive["images"].tobytes() + archive["labels"].tobytes()
     expected = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
     assert hashlib.sha256(content).hexdigest() == expected
