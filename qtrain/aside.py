@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import checks
+
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
@@ -26,15 +28,9 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def check_module(model: object) -> None:
-    """TypeError unless `model` is a torch module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, DataParallel or torch.compile."""
-    check_module(model)
+    checks.module(model)
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(

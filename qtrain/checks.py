@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 
 def choice(field: str, got: object, allowed: Iterable[str]) -> str:
@@ -64,3 +65,15 @@ def _shown(got: int | float) -> str:
     if isinstance(got, int) and got.bit_length() > 100:  # Python refuses to print very long ones
         return f"an integer of {got.bit_length()} bits"
     return repr(got)
+
+
+def module(got: object) -> None:
+    """TypeError unless `got` is a torch module."""
+    if not isinstance(got, nn.Module):
+        raise TypeError(f"model: got {type(got).__name__}, need a torch.nn.Module")
+
+
+def seed(got: object) -> None:
+    """TypeError unless `got` is an int (no bool)."""
+    if isinstance(got, bool) or not isinstance(got, int):
+        raise TypeError(f"seed: got {got!r}, need an integer")

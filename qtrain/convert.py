@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from .aside import check_module
+from . import checks
 from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .deviations import Deviation
 from .kinds import BATCH_NORMS, left, left_type, plain_type, products, quantized_class, targets
+from .layer_products import located
 from .layer_state import LayerState
 from .layers import QProduct
 from .norm import convert_norm_, norm_slots
@@ -42,7 +43,7 @@ def quantize(
     Raises ValueError/TypeError for a setting that cannot be honoured, an override that matches
     nothing, a model without a layer to convert or one that is converted already.
     """
-    check_module(model)
+    checks.module(model)
     try:
         converted = copy.deepcopy(model)
     except RuntimeError as error:  # tensors with a graph, as torch.nn.utils.weight_norm keeps
@@ -70,11 +71,10 @@ def quantize_(
     Returns the model (a layer that is itself the root changes class as well).  Nothing is changed
     when an error is raised.
     """
-    check_module(model)
+    checks.module(model)
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError("model: it is quantized already; quantize the original model instead")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: got {seed!r}, need an integer")
+    checks.seed(seed)
     choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides or {})
     plan = [(name, module, choose(name)) for name, module in targets(model)]
     choose.check_all_used()
@@ -156,8 +156,8 @@ def _children(
             children[key] = QProduct(
                 recipe, shapes, name=path, seed=seed, stream=next(streams), device=device
             )
-        except ValueError as error:
-            raise ValueError(f"layer {path!r}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise located(error, f"layer {path!r}") from error
     return children
 
 

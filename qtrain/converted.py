@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .aside import check_module
+from . import checks
 from .layer_state import LayerState
 
 
 def reseed(model: nn.Module, seed: int) -> nn.Module:
     """Give every layer another stream of noise, in place: for an independent copy of a model."""
-    check_module(model)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: got {seed!r}, need an integer")
+    checks.module(model)
+    checks.seed(seed)
     states = [module for module in model.modules() if isinstance(module, LayerState)]
     if not states:
         raise ValueError("reseed: the model has no quantized layer; quantize it first")
@@ -28,7 +27,7 @@ def reseed(model: nn.Module, seed: int) -> nn.Module:
 
 def plain_state_dict(model: nn.Module) -> dict[str, Any]:
     """The state_dict without qtrain's buffers: it loads strictly into the original model."""
-    check_module(model)
+    checks.module(model)
     ours = tuple(
         f"{name}."
         for name, module in model.named_modules(remove_duplicate=False)
@@ -44,7 +43,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     batches: an iterable of tensors, or of tuples whose first entry is the model's input.  Batch
     statistics of norms, noise counters, modes and gradients are left as they were.
     """
-    check_module(model)
+    checks.module(model)
     states = [module for module in model.modules() if isinstance(module, LayerState)]
     if not states:
         raise ValueError("calibrate: the model has no quantized layer; quantize it first")
@@ -65,13 +64,14 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
             state.noise_count.copy_(count)
     if not seen:
         raise ValueError("calibrate: got no batch; pass at least one")
-    idle = [state.name for state in states if not state.filled()]
+    ranged = [state for state in states if state.range_steps()]
+    idle = [state.name for state in ranged if not all(state.range_steps())]
     if idle:
         text = (
             f"calibrate: the running ranges of {', '.join(idle[:8])} saw no finite, non-empty "
             f"input; pass batches that reach these layers"
         )
-        if len(idle) == len(states):
+        if len(idle) == len(ranged):
             raise ValueError(text)
         warnings.warn(text, stacklevel=2)
     return model

@@ -56,12 +56,10 @@ class LayerState(nn.Module):
         """Another stream of noise, in place."""
         self.noise_key.copy_(root_key(seed, stream))
 
-    def filled(self) -> bool:
-        """Whether every running range has seen at least one tensor."""
-        steps = [
-            b for name, b in self.named_buffers(recurse=False) if name.endswith("_input_steps")
-        ]
-        return all(int(step) > 0 for step in steps)
+    def range_steps(self) -> list[int]:
+        """How many tensors each running range of an input has seen."""
+        buffers = self.named_buffers(recurse=False)
+        return [int(buffer) for name, buffer in buffers if name.endswith("_input_steps")]
 
     def begin(self) -> tuple[Tensor | None, dict[Slot, State]]:
         """Start a forward: (its noise key, the quantizers' states).

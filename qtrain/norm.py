@@ -70,6 +70,12 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             )
         if input.numel() == 0:
             return super().forward(input)
+        of_batch = self.training or self.running_mean is None or self.running_var is None
+        if of_batch and input.numel() == input.shape[1]:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size "
+                f"{tuple(input.shape)}"
+            )
         recipe = self.recipe
         key, states = self.state.begin()
         x = self._quantized("input", input, key, states)
@@ -78,11 +84,6 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             for role, x in (("weight", self.weight), ("bias", self.bias))
         )
         if self.training or self.running_mean is None or self.running_var is None:
-            if input.numel() == input.shape[1]:
-                raise ValueError(
-                    f"Expected more than 1 value per channel when training, got input size "
-                    f"{tuple(input.shape)}"
-                )
             output, mean, sigma = Normalize.apply(  # type: ignore[no-untyped-call]
                 x, weight, bias, recipe.deviation, recipe.statistics_gradient, self.eps
             )

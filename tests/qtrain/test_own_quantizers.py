@@ -132,7 +132,7 @@ def test_state_that_is_no_dict_of_tensors_is_refused() -> None:
 
 @pytest.mark.parametrize("batch", [torch.full((2, 6), float("nan")), torch.ones(0, 6)])
 def test_calibration_that_fills_nothing_is_an_error(batch: Tensor) -> None:
-    model = quantize(nn.Sequential(nn.Linear(6, 4)))
+    model = quantize(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), norm="l1")
     with pytest.raises(ValueError, match="saw no finite, non-empty input"):
         calibrate(model, [batch])
 
