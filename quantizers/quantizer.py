@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .formats import FloatFormat, Format, IntFormat, fp32
+from . import kernels
+from .formats import FloatFormat, Format, IntFormat, Overflow, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
 from .noise import random_bits
 from .ranges import Ema, RangeRule, State, Stateless, absmax
@@ -166,31 +167,45 @@ class Quantizer:
 
         Raises TypeError for other dtypes, ValueError for a missing key or state.
         """
-        x = as_real(x).detach()  # no graph grows through elements, scales or the state
-        bits = None
-        if self.rounding.random_bits:
-            if key is None:
-                raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
-            bits = random_bits(key, x.shape)
+        x = check_real(x).detach()  # no graph grows through elements, scales or the state
+        if self.rounding.random_bits and key is None:
+            raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
         block = self.granularity.block_shape(x.shape)
-        if self.range is None:
-            assert isinstance(self.format, FloatFormat)
-            elements = round_to_float(x, self.format, self.rounding, bits)
-            return QTensor(elements, None, None, self.format, block)
-        scale, zero_point = self._scale(x, block, state, training)
-        # x / inf = 0: where the scale is zero, so is every element, without a branch
-        divisor = torch.where(scale == 0, float("inf"), scale)
-        scaled = x / expand(divisor, x.shape, block)
-        if isinstance(self.format, FloatFormat):
-            # a range may clip, and a scale rounded down does: that must not make infinities
+        scale = zero_point = None
+        if self.range is not None:
+            scale, zero_point = self._scale(x, block, state, training)
+        # a range may clip, and a scale rounded down does: that must not make infinities
+        overflow: Overflow | None = None
+        if isinstance(self.format, FloatFormat) and scale is not None:
             overflow = self.format.overflow or "saturate"
-            elements = round_to_float(scaled, self.format, self.rounding, bits, overflow=overflow)
-        else:
-            elements = self.rounding(scaled, bits)
-            if zero_point is not None:
-                elements = elements + expand(zero_point, x.shape, block)
-            elements = elements.clamp(self.format.low, self.format.high).to(self.format.dtype)
+        elements = kernels.elements(
+            x, scale, zero_point, block, self.format, self.rounding, key, overflow
+        )
+        if elements is None:
+            elements = self._elements(as_real(x), scale, zero_point, block, key, overflow)
         return QTensor(elements, scale, zero_point, self.format, block)
+
+    def _elements(
+        self,
+        x: Tensor,
+        scale: Tensor | None,
+        zero_point: Tensor | None,
+        block: tuple[int, ...],
+        key: Tensor | None,
+        overflow: Overflow | None,
+    ) -> Tensor:
+        """What `kernels.elements` computes, by torch's own operations."""
+        bits = None if key is None or not self.rounding.random_bits else random_bits(key, x.shape)
+        if scale is not None:
+            # x / inf = 0: where the scale is zero, so is every element, without a branch
+            divisor = torch.where(scale == 0, float("inf"), scale)
+            x = x / expand(divisor, x.shape, block)
+        if isinstance(self.format, FloatFormat):
+            return round_to_float(x, self.format, self.rounding, bits, overflow=overflow)
+        elements = self.rounding(x, bits)
+        if zero_point is not None:
+            elements = elements + expand(zero_point, x.shape, block)
+        return elements.clamp(self.format.low, self.format.high).to(self.format.dtype)
 
     def _scale(
         self, x: Tensor, block: tuple[int, ...], state: State | None, training: bool
@@ -249,15 +264,18 @@ class Quantizer:
         return ", ".join(parts)
 
 
+def check_real(x: Tensor) -> Tensor:
+    """x; TypeError for integer and complex tensors and floating-point ones of 8 bits."""
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(
+            f"cannot quantize a tensor of {x.dtype}; need float16, bfloat16, float32 or float64"
+        )
+    return x
+
+
 def as_real(x: Tensor) -> Tensor:
     """x in the dtype it is quantized from: fp32 for half precision (exact), fp64 stays fp64.
 
     Raises TypeError for integer and complex tensors.
     """
-    if x.dtype in (torch.float32, torch.float64):
-        return x
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return x.float()
-    raise TypeError(
-        f"cannot quantize a tensor of {x.dtype}; need float16, bfloat16, float32 or float64"
-    )
+    return x if check_real(x).dtype == torch.float64 else x.float()

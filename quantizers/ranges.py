@@ -59,7 +59,8 @@ class AbsMax(Stateless):
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
-        bound = _reduce(x.abs(), block, largest=True)
+        low, high = _reduce(x, block, largest=False), _reduce(x, block, largest=True)
+        bound = torch.maximum(-low, high)
         return -bound, bound
 
 

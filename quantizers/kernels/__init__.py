@@ -1,0 +1,140 @@
+"""Fused quantizers for CPU tensors: one pass, no temporaries, the bits of the eager path.
+
+Everything here is optional: where a kernel does not serve a tensor, or numba is missing or fails
+(one warning), the functions return None and the eager path computes the same elements.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantizers.formats import Format, IntFormat, Overflow
+from quantizers.rounding import Rounding
+
+from . import team
+from .layout import walk
+
+_ON: ContextVar[bool] = ContextVar("fused quantizers", default=True)
+_SOURCES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_TARGETS = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32"}
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within it, in this thread, no fused kernel runs."""
+    token = _ON.set(False)
+    try:
+        yield
+    finally:
+        _ON.reset(token)
+
+
+@cache
+def _compiled() -> Any:
+    """The module of compiled kernels, or None, with a warning, where it cannot be had."""
+    try:
+        from . import compiled as module
+    except Exception as error:
+        _warn(error)
+        return None
+    return module
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(
+        f"quantizers: the fused kernels are off, quantization takes several times longer (the "
+        f"results are the same): {type(error).__name__}: {error}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+@cache
+def _kernel(source: str, target: str, mode: str, scaled: bool) -> Any:
+    """The compiled kernel (kept alive here), or None."""
+    module = _compiled()
+    if module is None:
+        return None
+    try:
+        return module.quantize(
+            module.SOURCES.index(source),
+            module.TARGETS.index(target),
+            module.MODES.index(mode),
+            scaled,
+        )
+    except Exception as error:
+        _warn(error)
+        return None
+
+
+def serves(x: Tensor) -> bool:
+    """Whether a kernel may read this tensor's memory: a plain CPU tensor, outside compilation."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and _ON.get()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+@lru_cache(maxsize=256)
+def _constants(format: Format, overflow: Overflow | None) -> Tensor:
+    if isinstance(format, IntFormat):
+        values: list[float] = [format.low, format.high]
+    else:
+        rule = format.on_overflow if overflow is None else overflow
+        over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[rule]
+        values = [
+            format.mantissa, format.min_exponent, format.largest, over,
+            format.signed, format.zero, format.smallest, format.has_inf,
+        ]  # fmt: skip
+    return torch.tensor(values + [0.0] * (8 - len(values)), dtype=torch.float32)
+
+
+def elements(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    block: tuple[int, ...],
+    format: Format,
+    rounding: Rounding,
+    key: Tensor | None,
+    overflow: Overflow | None = None,
+) -> Tensor | None:
+    """round(x / scale) + zero_point, clamped to the format: elements as a Quantizer makes them.
+
+    x: fp16, bf16 or fp32; scale (fp32), zero_point (int32): compact, scale None for no division.
+    -> the format's integer dtype, or fp32 for a FloatFormat, in x's layout; None where no kernel
+    serves x.
+    """
+    if not serves(x) or x.dtype not in _SOURCES or x.numel() == 0:
+        return None
+    dtype = format.dtype if isinstance(format, IntFormat) else torch.float32
+    result = torch.empty_like(x, dtype=dtype)
+    noisy = key is not None and rounding.random_bits > 0
+    path = walk(tuple(x.shape), x.stride(), result.stride(), block, noisy)
+    if path is None:
+        return None
+    target = _TARGETS.get(dtype, "float32")
+    kernel = _kernel(_SOURCES[x.dtype], target, rounding.mode, scale is not None)
+    if kernel is None:
+        return None
+    constants = _constants(format, overflow)
+    kept = [None if t is None else t.contiguous() for t in (scale, zero_point, key)]
+    pointers = [0 if t is None else t.data_ptr() for t in kept]
+    words = (
+        *path[:4], x.data_ptr(), result.data_ptr(),
+        *pointers, rounding.random_bits, constants.data_ptr(), *path.words,
+    )  # fmt: skip
+    team.run(kernel.address, words, path.size)
+    return result

@@ -1,0 +1,302 @@
+"""The fused quantizers, compiled by numba when first used and kept in its on-disk cache.
+
+A kernel is `void kernel(int64 words[])`, see `WORDS`.  Each thread of the region takes an equal run
+of elements.  The arithmetic is that of `quantizers.rounding`, `noise` and `quantizer`, operation by
+operation in fp32, so that the bits are the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
+
+from .layout import OUTER
+from .team import openmp
+
+f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
+_OPTIONS = {"error_model": "numpy", "boundscheck": False}
+
+#: what the words of a quantizing kernel mean; the walk's words follow
+WORDS = (
+    "size", "row", "index_step", "granule_step", "x", "result", "scale", "zero_point", "key",
+    "random_bits", "constants",
+)  # fmt: skip
+
+
+def function(body: Any) -> Any:
+    """A function that kernels call."""
+    return numba.njit(**_OPTIONS)(body)
+
+
+def kernel(body: Any) -> Any:
+    """A kernel; `.address` is what `team.run` takes."""
+    return numba.cfunc(types.void(types.voidptr), cache=True, **_OPTIONS)(body)
+
+
+def pointer(dtype: Any) -> Any:
+    """address (int64) -> a pointer to elements of a numba type."""
+
+    @intrinsic
+    def cast(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(dtype)(types.int64), generate
+
+    return cast
+
+
+f32_at, i64_at, i32_at = pointer(types.float32), pointer(types.int64), pointer(types.int32)
+i8_at, u8_at = pointer(types.int8), pointer(types.uint8)
+i16_at, u16_at = pointer(types.int16), pointer(types.uint16)
+
+
+@intrinsic
+def widened(typingctx: Any, half: Any) -> Any:
+    """The bits of an fp16 number (uint16) -> float32, exact."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def halved(typingctx: Any, x: Any) -> Any:
+    """float32 -> the bits of the nearest fp16 number, ties to even (uint16)."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@function
+def float_bits(x: Any) -> Any:
+    return f32(x).view(np.uint32)
+
+
+@function
+def as_float(bits: Any) -> Any:
+    return u32(bits).view(np.float32)
+
+
+if openmp() is None:
+
+    @function
+    def thread() -> Any:
+        return i64(0)
+
+    @function
+    def threads() -> Any:
+        return i64(1)
+
+else:
+    for _name in ("omp_get_thread_num", "omp_get_num_threads"):
+        binding.add_symbol(_name, ctypes.cast(getattr(openmp(), _name), ctypes.c_void_p).value)
+    _thread = types.ExternalFunction("omp_get_thread_num", types.int32())
+    _threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+    @function
+    def thread() -> Any:
+        return i64(_thread())
+
+    @function
+    def threads() -> Any:
+        return i64(_threads())
+
+
+@function
+def _mix(x: Any) -> Any:
+    x = u32(u32(x ^ (x >> u32(16))) * u32(0x7FEB352D))
+    x = u32(u32(x ^ (x >> u32(15))) * u32(0x846CA68B))
+    return u32(x ^ (x >> u32(16)))
+
+
+@function
+def _noise(index: Any, low: Any, high: Any) -> Any:
+    """noise.random_bits of an element below 2^31."""
+    return _mix(u32(_mix(u32(index + low)) ^ high))
+
+
+@function
+def _signed(magnitude: Any, x: Any) -> Any:
+    return as_float(float_bits(magnitude) | (float_bits(x) & u32(0x80000000)))
+
+
+@function
+def _rounded(mode: Any, x: Any, bits: Any, shift: Any, top: Any) -> Any:
+    """x rounded to an integer, in fp32; bits: random, of which 32 - shift are used, top of them."""
+    if mode == 0:
+        return f32(np.rint(x))
+    if mode == 1:
+        return f32(np.trunc(x))
+    if mode == 2:
+        return f32(np.floor(x))
+    if mode == 3:
+        return f32(np.ceil(x))
+    magnitude = f32(abs(x))
+    whole = f32(np.floor(magnitude))
+    fraction = f32(magnitude - whole)
+    if mode == 4:
+        up = fraction >= f32(0.5)
+    else:
+        up = f32(f32(i32(bits >> shift)) + f32(0.5)) < f32(fraction * top)
+    return _signed(f32(whole + (f32(1.0) if up else f32(0.0))), x)
+
+
+#: the modes' numbers; a kernel is compiled for one, so that only its branch remains
+MODES = ("nearest_even", "toward_zero", "floor", "ceil", "half_away", "stochastic")
+
+
+@function
+def _integer(mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any) -> Any:
+    """x / scale -> element; constants: lowest, highest."""
+    y = f32(_rounded(mode, x, bits, shift, top) + zero)
+    y = constants[0] if y < constants[0] else y
+    y = constants[1] if y > constants[1] else y
+    return y if y == y else f32(0.0)
+
+
+@function
+def _power(exponent: Any) -> Any:
+    return as_float(u32(i32(exponent + i32(127)) << i32(23)))
+
+
+@function
+def _float(mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any) -> Any:
+    """x / scale -> the value of a format that `rounding.round_to_float` gives."""
+    mantissa, lowest, largest, over, signed, has_zero, smallest, has_inf = constants
+    infinity, nan = f32(np.inf), f32(np.nan)
+    if signed == f32(0.0):
+        low = nan if x == -infinity else f32(0.0)
+        x = low if x <= f32(0.0) else x
+    exponent = i32(i32((float_bits(x) >> u32(23)) & u32(0xFF)) - i32(127))
+    exponent = i32(max(i32(lowest), min(exponent, i32(127))) - i32(mantissa))
+    half = i32(exponent >> i32(1))
+    rest = i32(exponent - half)
+    y = f32(f32(x * _power(i32(-half))) * _power(i32(-rest)))
+    y = f32(f32(_rounded(mode, y, bits, shift, top) * _power(half)) * _power(rest))
+    magnitude, size = f32(abs(y)), f32(abs(x))
+    finite = size < infinity
+    y = _signed(over, y) if finite & (magnitude > largest) else y
+    y = _signed(smallest, y) if finite & (has_zero == f32(0.0)) & (magnitude < smallest) else y
+    return nan if (has_inf == f32(0.0)) & (size == infinity) else y
+
+
+@function
+def _element(
+    target: Any, mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any
+) -> Any:
+    if target == 0:
+        return _float(mode, x, zero, bits, shift, top, constants)
+    return f32(_integer(mode, x, zero, bits, shift, top, constants))
+
+
+#: of the constants of a kernel that makes floating-point elements; all are exact in fp32
+FLOAT_CONSTANTS = (
+    "mantissa", "min_exponent", "largest", "over", "signed", "zero", "smallest", "has_inf",
+)  # fmt: skip
+
+
+# A kernel is made, and cached on disk, for numbers into these; only their branches remain in it.
+SOURCES = ("float32", "float16", "bfloat16")
+TARGETS = ("float32", "int8", "uint8", "int16", "int32")
+_SOURCE_BYTES, _TARGET_BYTES = (4, 2, 2), (4, 1, 1, 2, 4)
+
+
+@function
+def load(source: Any, address: Any, i: Any) -> Any:
+    """Element i of SOURCES[source] at an address, as float32."""
+    if source == 0:
+        return f32_at(address)[i]
+    if source == 1:
+        return widened(u16_at(address)[i])
+    return as_float(u32(u16_at(address)[i]) << u32(16))
+
+
+@function
+def _store(target: Any, address: Any, i: Any, value: Any) -> None:
+    if target == 0:
+        f32_at(address)[i] = f32(value)
+    elif target == 1:
+        i8_at(address)[i] = np.int8(i32(value))
+    elif target == 2:
+        u8_at(address)[i] = np.uint8(i32(value))
+    elif target == 3:
+        i16_at(address)[i] = np.int16(i32(value))
+    else:
+        i32_at(address)[i] = np.int32(value)
+
+
+def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
+    """The kernel from SOURCES[source] to elements of TARGETS[target]."""
+    x_bytes, y_bytes = _SOURCE_BYTES[source], _TARGET_BYTES[target]
+    noisy = MODES[mode] == "stochastic"
+    head, outer = len(WORDS), OUTER
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (head + 5 * outer,), np.int64)
+        count, inner, index_step, granule_step = words[0], words[1], words[2], words[3]
+        x_base, y_base, scale_base, zero_base = words[4], words[5], words[6], words[7]
+        position = count * thread() // threads()
+        end = count * (thread() + 1) // threads()
+        low, high = u32(0), u32(0)
+        if noisy:
+            key = i64_at(words[8])[0]
+            low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
+        shift, top = u32(32 - words[9]), f32(i64(1) << words[9])
+        c = f32_at(words[10])
+        constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
+        step = u32(index_step)
+        while position < end:
+            row, column = position // inner, position % inner
+            length = min(inner - column, end - position)
+            x_start, y_start = column, column
+            index, granule = column * index_step, column * granule_step
+            for axis in range(outer - 1, -1, -1):
+                size = words[head + axis]
+                at = row % size
+                row = row // size
+                x_start += at * words[head + outer + axis]
+                y_start += at * words[head + 2 * outer + axis]
+                index += at * words[head + 3 * outer + axis]
+                granule += at * words[head + 4 * outer + axis]
+            x, y = x_base + x_bytes * x_start, y_base + y_bytes * y_start
+            first = u32(index)
+            scale, zero = f32(1.0), f32(0.0)
+            if granule_step == 0:
+                if scaled:
+                    scale = f32_at(scale_base)[granule]
+                    scale = f32(np.inf) if scale == f32(0.0) else scale
+                    if zero_base != 0:
+                        zero = f32(i32_at(zero_base)[granule])
+                for i in range(length):
+                    bits = _noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    v = f32(load(source, x, i))
+                    if scaled:
+                        v = f32(v / scale)
+                    _store(
+                        target, y, i, _element(target, mode, v, zero, bits, shift, top, constants)
+                    )
+            else:
+                scales, zeros = scale_base + 4 * granule, zero_base + 4 * granule
+                for i in range(length):
+                    scale = f32_at(scales)[i]
+                    scale = f32(np.inf) if scale == f32(0.0) else scale
+                    if zero_base != 0:
+                        zero = f32(i32_at(zeros)[i])
+                    bits = _noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    v = f32(load(source, x, i) / scale)
+                    _store(
+                        target, y, i, _element(target, mode, v, zero, bits, shift, top, constants)
+                    )
+            position += length
+
+    return kernel(body)

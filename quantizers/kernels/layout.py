@@ -1,0 +1,92 @@
+"""How a kernel walks a tensor: rows of adjacent elements, whatever the memory layout."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from quantizers.granularity import compact_shape, is_plain
+
+#: axes of a walk besides the row
+OUTER = 4
+
+
+class Walk(NamedTuple):
+    """The axes of a tensor, merged where they are adjacent, outermost first in memory.
+
+    size           all elements
+    row            elements of a row; they are adjacent in x and in the result
+    index_step, granule_step   what one step along the row adds to the logical index and to the
+                   granule's
+    words          sizes, then strides in x, result, logical index and granule, of OUTER axes
+    """
+
+    size: int
+    row: int
+    index_step: int
+    granule_step: int
+    words: tuple[int, ...]
+
+
+def _contiguous(shape: tuple[int, ...]) -> list[int]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return strides[::-1]
+
+
+@lru_cache(maxsize=4096)
+def walk(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    result: tuple[int, ...],
+    block: tuple[int, ...],
+    indexed: bool,
+) -> Walk | None:
+    """The walk over x (shape, strides) and a result with strides `result`; None where a kernel
+    cannot: ragged or partial blocks, rows that are not adjacent in memory, too many axes.
+
+    block     block size along each axis; granules are numbered in C order
+    indexed   whether the kernel needs logical indices (for noise)
+    """
+    if not is_plain(shape, block):
+        return None
+    granules = [
+        step if b < size else 0
+        for size, b, step in zip(
+            shape, block, _contiguous(compact_shape(shape, block)), strict=True
+        )
+    ]
+    logical = _contiguous(shape) if indexed else [0] * len(shape)
+    axes = sorted(
+        (
+            axis
+            for axis in zip(shape, strides, result, logical, granules, strict=True)
+            if axis[0] > 1
+        ),
+        key=lambda axis: (-axis[1], -axis[2]),
+    )
+    merged: list[list[int]] = []
+    for axis in axes:
+        if merged:
+            outer = merged[-1]
+            free = (1, 2, 4) if not indexed else (1, 2, 3, 4)
+            if all(outer[i] == axis[i] * axis[0] for i in free):
+                merged[-1] = [outer[0] * axis[0], *axis[1:]]
+                continue
+        merged.append(list(axis))
+    if not merged:
+        merged = [[1, 1, 1, 0, 0]]
+    size, x_step, result_step, index, granule = merged.pop()
+    if x_step != 1 or result_step != 1 or granule not in (0, 1) or len(merged) > OUTER:
+        return None
+    count = size
+    for axis in merged:
+        count *= axis[0]
+    if count >= 2**31:
+        return None
+    unit = [1, 0, 0, 0, 0]
+    padded = [unit] * (OUTER - len(merged)) + merged
+    words = tuple(numbers[field] for field in range(5) for numbers in padded)
+    return Walk(count, size, index, granule, words)
