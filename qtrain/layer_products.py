@@ -12,7 +12,7 @@ from quantizers import Off, QTensor, fold, round_to
 from quantizers.protocol import needs_key, quantized, straight_through
 from quantizers.ranges import State
 
-from .engines.exact import Engine
+from .engines.work import Engine
 from .operations import Kind, Operation
 from .products import folded, product
 from .recipe import SLOTS, Recipe
@@ -144,9 +144,9 @@ class Products(torch.autograd.Function):
             shift = None if bias is None else bias.to(wide)
             output = call.operation.native(xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
-            output = product(call.operation, "forward", xq, wq, xq.elements, call.engines)
-            if bias is not None:
-                output = call.operation.add_bias(output, bias.to(output.dtype))
+            output = product(
+                call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias
+            )
         if call.recipe.activation is not None:
             output = round_to(output, call.recipe.activation)
         if call.probe is not None:

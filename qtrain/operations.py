@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["forward", "grad_input", "grad_weight"]
+KINDS: tuple[Kind, ...] = ("forward", "grad_input", "grad_weight")
 
 
 class Operation(ABC):
@@ -70,10 +71,10 @@ class Operation(ABC):
         """(indices along the split axis, products summed per index at most)."""
 
     @abstractmethod
-    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor, dims: int) -> Tensor:
+    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         """A scale that is constant along the summed axes, broadcastable to the product.
 
-        scale: one entry or axis length along each axis of its operand; dims: of the output.
+        scale: one entry or axis length along each axis of its operand.
         """
 
     def narrow(
@@ -82,9 +83,28 @@ class Operation(ABC):
         """The slice of an operand at [start, start + length) of the split axis."""
         return x.narrow(self.split_axis(kind, operand, x.dim()), start, length)
 
-    def ones(self, input: Tensor) -> Tensor:
-        """An input of ones with a batch of one: its product is what a zero point adds."""
-        return input.new_ones((1, *input.shape[1:]))
+    def channel_axis(self, dims: int) -> int:
+        """The axis of an output's channels, among `dims`."""
+        return dims - 1
+
+    def ones(self, kind: Kind, operand: Literal["a", "b"], x: Tensor) -> Tensor:
+        """An operand of ones (int8), a single one along every axis that the product keeps: its
+        product is what a zero point adds."""
+        kept = self.kept(kind, operand, x.dim()) - self.shared(kind, operand)
+        sizes = [1 if axis in kept else size for axis, size in enumerate(x.shape)]
+        return x.new_ones(sizes, dtype=torch.int8)
+
+    def shared(self, kind: Kind, operand: Literal["a", "b"]) -> set[int]:
+        """Kept axes that both operands have."""
+        return set()
+
+    def like(self, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """`like` for operands of which one may be of ones."""
+        return like
+
+    def spread(self, ones: Tensor, total: Tensor) -> Tensor:
+        """A product with an operand of ones, broadcastable to the whole product."""
+        return ones
 
 
 @dataclass(frozen=True)
@@ -132,13 +152,10 @@ class Linear(Operation):
             return a.shape[0], math.prod(a.shape[1:-1])
         return a.shape[-1], 1
 
-    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor, dims: int) -> Tensor:
+    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         if kind == "grad_weight":
             return scale.reshape((1, -1, 1) if operand == "a" else (1, 1, -1))
         return scale if operand == "a" else scale.reshape(-1)
-
-    def ones(self, input: Tensor) -> Tensor:
-        return input.new_ones([1] * (input.dim() - 1) + [input.shape[-1]])
 
 
 @dataclass(frozen=True)
@@ -185,14 +202,14 @@ class BatchedMatmul(Operation):
     def terms(self, kind: Kind, a: Tensor, b: Tensor) -> tuple[int, int]:
         return a.shape[self.split_axis(kind, "a", 3)], 1
 
-    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor, dims: int) -> Tensor:
+    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         rows_first = operand == "a" and kind != "grad_weight"
         if rows_first or (operand == "b" and kind != "forward"):
             return scale
         return scale.transpose(1, 2)
 
-    def ones(self, input: Tensor) -> Tensor:
-        return input.new_ones((input.shape[0], 1, input.shape[2]))
+    def shared(self, kind: Kind, operand: Literal["a", "b"]) -> set[int]:
+        return {0}
 
 
 @dataclass(frozen=True)
@@ -280,20 +297,43 @@ class Convolution(Operation):
             return a.shape[0], math.prod(b.shape[2:] if self.transposed else a.shape[2:])
         return a.shape[1] // self.groups, math.prod(b.shape[3:])
 
-    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor, dims: int) -> Tensor:
+    def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         space = [1] * len(self.stride)
         if kind == "grad_weight":
             if scale.numel() == 1:
-                return scale.reshape([1] * dims)
+                return scale.reshape([1, 1, 1, *space])
             per_group = scale.reshape(self.groups, -1)
             shape = [self.groups, -1, 1] if operand == "a" else [self.groups, 1, -1]
             return per_group.reshape(shape + space)
         if operand == "a":
             return scale
         if scale.numel() == 1:
-            return scale.reshape([1] * dims)
+            return scale.reshape([1, 1, *space])
         scale = scale.expand(self.groups, *scale.shape[1:])
         return scale.reshape([1, -1, *space])
+
+    def channel_axis(self, dims: int) -> int:
+        return 1
+
+    def ones(self, kind: Kind, operand: Literal["a", "b"], x: Tensor) -> Tensor:
+        ones = super().ones(kind, operand, x)
+        if kind == "grad_weight":  # one channel a group
+            ones = ones.expand(-1, self.groups, *[-1] * len(self.stride))
+        return ones
+
+    def shared(self, kind: Kind, operand: Literal["a", "b"]) -> set[int]:
+        return {0} if operand == "b" and kind != "grad_weight" else set()
+
+    def like(self, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if kind == "grad_weight":
+            channels = (self.groups, a.shape[1] // self.groups, b.shape[1] // self.groups)
+            return like.new_empty((*channels, *like.shape[3:]))
+        return like.new_empty((a.shape[0], self.groups * b.shape[2], *like.shape[2:]))
+
+    def spread(self, ones: Tensor, total: Tensor) -> Tensor:
+        if ones.shape[1] in (1, total.shape[1]) or ones.dim() > len(self.stride) + 2:
+            return ones
+        return ones.repeat_interleave(total.shape[1] // ones.shape[1], 1)  # one a group
 
 
 def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:

@@ -25,12 +25,12 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "    count, _ = operation.terms(kind, a.elements, b.elements)\n"
         "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
     ),
-    (2, "qtrain/engines/exact.py", "return min(2**24 //", "return min(2**27 //"),
+    (2, "qtrain/engines/floats.py", "return min(2**24 //", "return min(2**27 //"),
     (
         2,
         "qtrain/products.py",
-        "part = part * (scales[0] * scales[1] if len(scales) == 2 else scales[0])",
-        "part = part * scales[0] * scales[1] if len(scales) == 2 else part * scales[0]",
+        "    if not scales:\n        return None\n",
+        "    if not scales:\n        return None\n    scales = [1 / (1 / s) for s in scales]\n",
     ),
     (3, "qtrain/engines/exact.py", "and _constant(engine, device_type):", "and True:"),
     (4, "qtrain/layer_products.py", "        if _off(xq, wq):\n", "        if False:\n"),

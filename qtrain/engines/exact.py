@@ -1,189 +1,136 @@
-"""Exact sums of integer products, by units that hold them exactly.
+"""Which engine serves an exact product: the first that supports it and is exact on its device.
 
-An engine multiplies integer elements and returns the exact integer sums.  Which engine serves a
-product follows from the formats' bounds and the shapes, never from the data.
+That follows from the kind of product, the formats' bounds and the shapes, never from the data.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qtrain.operations import Convolution, Kind, Linear, Operation
+from qtrain.operations import KINDS, Convolution, Kind, Linear, Operation
 
+from .floats import Float32, reference
+from .onednn import OneDnnInt8
+from .work import Engine, Epilogue, Span, Work
 
-@dataclass(frozen=True)
-class Work:
-    """The size of an exact product.
-
-    count, per_index   indices along the axis that may be cut, products summed per index
-    a, b               the largest magnitudes of the two operands' elements
-    """
-
-    count: int
-    per_index: int
-    a: int
-    b: int
-
-    @property
-    def bound(self) -> int:
-        """The largest magnitude the sum, or any partial sum, can reach."""
-        return self.count * self.per_index * self.a * self.b
-
-
-class Engine(Protocol):
-    """`supports` decides from bounds alone; `product` then returns exact integers as fp32, int32
-    or fp64, whichever holds `work.bound`."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __hash__(self) -> int: ...
-
-    def supports(self, work: Work) -> bool: ...
-
-    def product(
-        self, operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor, work: Work
-    ) -> Tensor: ...
-
-
-def holds(bound: int) -> torch.dtype:
-    """The cheapest dtype in which integers up to `bound` add exactly."""
-    if bound <= 2**24:
-        return torch.float32
-    return torch.int32 if bound < 2**31 else torch.float64
-
-
-def _plain_units(device: torch.device) -> AbstractContextManager[Any]:
-    """cuDNN off on CUDA: it may convolve by Winograd or FFT, whose sums of integers are not exact;
-    torch's own convolutions are matrix products of unfolded operands."""
-    if device.type == "cuda":
-        return torch.backends.cudnn.flags(enabled=False)
-    return nullcontext()
-
-
-class Float32:
-    """fp32 units on sums cut so that each part stays within 2^24, the parts added as integers.
-
-    Operands are limited to 2^8: bf16 and TF32 hold those exactly, so that no reduced-precision
-    mode of the machine's fp32 units can touch the result.
-    """
-
-    name = "float32"
-    #: more parts than this cost more than float64
-    max_parts = 16
-
-    def _part(self, work: Work) -> int:
-        """Indices per part."""
-        return min(2**24 // max(work.per_index * work.a * work.b, 1), max(work.count, 1))
-
-    def supports(self, work: Work) -> bool:
-        part = self._part(work)
-        if max(work.a, work.b) > 2**8 or part < 1 or work.bound >= 2**53:
-            return False
-        return -(-work.count // part) <= self.max_parts
-
-    def product(
-        self, operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor, work: Work
-    ) -> Tensor:
-        parts = -(-work.count // self._part(work))
-        a, b = a.float(), b.float()
-        size = -(-work.count // max(parts, 1))
-        dtype = holds(work.bound)
-        total: Tensor | None = None
-        with _plain_units(a.device):
-            if parts <= 1:
-                return operation.product(kind, a, b, like)
-            for start in range(0, work.count, size):
-                length = min(size, work.count - start)
-                part = operation.product(
-                    kind,
-                    operation.narrow(kind, "a", a, start, length),
-                    operation.narrow(kind, "b", b, start, length),
-                    like,  # its shape is the result's, which a cut of the sum leaves alone
-                ).to(dtype)
-                total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
-
-
-class Reference:
-    """fp64 units: exact while the sum stays below 2^53, for every format."""
-
-    name = "float64"
-
-    def supports(self, work: Work) -> bool:
-        return work.bound < 2**53
-
-    def product(
-        self, operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor, work: Work
-    ) -> Tensor:
-        with _plain_units(a.device):
-            return operation.product(kind, a.double(), b.double(), like)
-
-
-reference = Reference()
 #: in order of preference
-ENGINES: tuple[Engine, ...] = (Float32(), reference)
+ENGINES: tuple[Engine, ...] = (OneDnnInt8(), Float32(), reference)
+
+_Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
+#: operation, shape of the input and of the canonical weight
+_CASES: tuple[_Case, ...] = (
+    (Linear(), (4, 4608), (1, 4, 4608)),
+    (Linear(), (33, 70), (1, 9, 70)),
+    (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 64, 5, 5), (1, 24, 64, 3, 3)),
+    (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
+    (Convolution((2, 2), (0, 0), (1, 1), 1), (1, 64, 7, 8), (1, 32, 64, 1, 1)),
+    (Convolution((1, 1), (2, 2), (2, 2), 2), (1, 32, 6, 6), (2, 16, 16, 3, 3)),
+    (Convolution((1, 1), (1, 1), (1, 1), 32), (1, 32, 6, 6), (32, 1, 1, 3, 3)),
+)
+#: what a and b are drawn from
+_SPANS = ((Span(0, 255), Span(-128, 127)), (Span(-128, 127), Span(-128, 127)))
 
 
 @cache
 def admitted(engine: Engine, device_type: str) -> bool:
-    """Whether the engine's worst-case products on this kind of device are exact.
+    """Whether the engine's products on this kind of device are exact, extreme operands included.
 
-    All-extreme operands at the longest sums it claims, and a pseudo-random 3x3 convolution, whose
-    sums a fast (Winograd, FFT) algorithm would get wrong; compared with int64 sums.
+    Every kind of product of matrices and of convolutions with stride, dilation, groups and zero
+    point, those that the engine supports; compared with int64 sums, or float64's.
     """
+    if engine.device_types and device_type not in engine.device_types:
+        return False
     device = torch.device(device_type)
-    cases: list[tuple[Operation, tuple[int, ...], tuple[int, ...]]] = [
-        (Linear(), (4, 4608), (1, 4, 4608)),
-        (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 64, 5, 5), (1, 4, 64, 3, 3)),
+    return all(
+        _agrees(engine, operation, kind, shapes, spans, device)
+        for operation, *shapes in _CASES
+        for kind in KINDS
+        for spans in _SPANS
+    )
+
+
+def _draws(a: Span, b: Span, shapes: list[torch.Size]) -> Iterator[list[Tensor]]:
+    """The extreme sums, and pseudo-random operands; int64."""
+    for values in ((a.high, b.low), (a.high, b.high)):
+        yield [torch.full(shape, value) for shape, value in zip(shapes, values, strict=True)]
+    yield [
+        (torch.arange(shape.numel()) * 7919 % (span.high - span.low + 1) + span.low).view(shape)
+        for shape, span in zip(shapes, (a, b), strict=True)
     ]
-    for operation, input_shape, weight_shape in cases:
-        for a, b in ((255, 127), (128, -128)):
-            x = torch.full(input_shape, a, dtype=torch.int64)
-            w = torch.full(weight_shape, b, dtype=torch.int64)
-            ramp = torch.arange(x.numel()).view(input_shape)
-            for data in (x, (ramp * 7919) % (2 * a + 1) - a):
-                if not _agrees(engine, operation, data, w, device):
-                    return False
-    return True
 
 
 def _agrees(
-    engine: Engine, operation: Operation, x: Tensor, w: Tensor, device: torch.device
+    engine: Engine,
+    operation: Operation,
+    kind: Kind,
+    shapes: list[Any],
+    spans: tuple[Span, Span],
+    device: torch.device,
 ) -> bool:
-    count, per_index = operation.terms("forward", x, w)
-    work = Work(count, per_index, int(x.abs().max()), int(w.abs().max()))
-    if isinstance(operation, Convolution):
-        columns = torch.nn.functional.unfold(x.double(), w.shape[3:], padding=1).long()
-        expected = (w.flatten(2)[0] @ columns).view(x.shape[0], -1, *x.shape[2:])
-    else:
-        expected = x @ w[0].t()
-    if not engine.supports(work):
-        return True
-    got = engine.product(operation, "forward", x.to(device), w.to(device), x.to(device), work)
-    return torch.equal(got.cpu().long(), expected)
+    x, w = (torch.zeros(shape) for shape in shapes)
+    output = operation.product("forward", x, w, x)
+    left, right, like = {
+        "forward": (x, w, x),
+        "grad_input": (output, w, x),
+        "grad_weight": (output, x, w),
+    }[kind]
+    count, per_index = operation.terms(kind, left, right)
+    sizes = (count, per_index, *spans)
+    whole = Work(*sizes)
+    if not engine.supports(operation, kind, whole):
+        whole = Work(*sizes, sums=False)
+    works = [whole]
+    if engine.takes_zero_point:
+        works.append(Work(*sizes, zero_point=True, sums=False))
+    works = [work for work in works if engine.supports(operation, kind, work)]
+    for a, b in _draws(*spans, [left.shape, right.shape]) if works else ():
+        for work in works:
+            zero_point = spans[0].high - 50 if work.zero_point else 0
+            exact = _oracle(operation, kind, a - zero_point, b, like)
+            got = engine.product(
+                operation, kind, a.to(device), b.to(device), like.to(device), work,
+                zero_point=torch.tensor(zero_point, device=device) if work.zero_point else None,
+                epilogue=None if work.sums else Epilogue(),
+            )  # fmt: skip
+            if not torch.equal(got.cpu(), exact.to(got.dtype)):
+                return False
+    return True
 
 
-def choose(work: Work, device_type: str, engines: tuple[Engine, ...] | None = None) -> Engine:
-    """The first engine that supports the product and is exact on this device.
+def _oracle(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    if kind == "forward" or isinstance(operation, Linear):
+        return operation.product(kind, a, b, like)
+    return operation.product(kind, a.double(), b.double(), like)
 
-    engines: to choose from, in order of preference; None: all.
+
+def choose(
+    operation: Operation,
+    kind: Kind,
+    works: Sequence[Work],
+    device_type: str,
+    engines: tuple[Engine, ...] | None = None,
+) -> tuple[Engine, Work]:
+    """The first engine that is exact on this device and supports a form of the product.
+
+    works: the forms, in order of preference; engines: to choose from, likewise (None: all).
 
     Raises ValueError when the sum can pass 2^53, which none holds.
     """
     for engine in engines or ENGINES:
-        if engine.supports(work) and _constant(engine, device_type):
-            return engine
+        for work in works:
+            if work.zero_point and not engine.takes_zero_point:
+                continue
+            if engine.supports(operation, kind, work) and _constant(engine, device_type):
+                return engine, work
+    work = works[-1]
     raise ValueError(
-        f"an integer sum of {work.count * work.per_index} products of elements up to {work.a} and "
-        f"{work.b} can reach {work.bound:.3g}; engines "
+        f"an integer sum of {work.count * work.per_index} products of elements up to "
+        f"{work.a.magnitude} and {work.b.magnitude} can reach {work.bound:.3g}; engines "
         f"({', '.join(e.name for e in engines or ENGINES)}) are exact below 2^53; use fewer bits"
     )
 

@@ -27,7 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 import qtrain
 from qtrain import plain_state_dict, quantize, quantize_, recipes, reseed, summary
-from qtrain.engines.exact import ENGINES, Float32, Work, admitted, choose, reference
+from qtrain.engines.exact import ENGINES, admitted, choose
+from qtrain.engines.floats import Float32, reference
+from qtrain.engines.work import Epilogue, Span, Work
 from qtrain.layer_state import LayerState
 from qtrain.operations import Convolution, Linear
 from qtrain.products import product
@@ -173,8 +175,8 @@ def operands(kind: str, name: str, worst: bool) -> tuple[Any, Tensor, Tensor, Te
         "grad_weight": (g, x, w),
     }[kind]
     count, per_index = operation.terms(kind, a, b)
-    bounds = (128 if kind == "forward" else 127, 128 if kind == "grad_weight" else 127)
-    return operation, a, b, like, Work(count, per_index, *bounds)
+    spans = [Span(-(128 if t is x else 127), 127) for t in (a, b)]
+    return operation, a, b, like, Work(count, per_index, *spans)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -188,11 +190,17 @@ def test_contract_2_every_engine_returns_the_exact_integers(
     # a double-precision convolution of 8-bit codes is exact: the oracle of integer sums
     expected = operation.product(kind, a.double(), b.double(), like.double()).long()
     assert work.bound >= int(expected.abs().max() if expected.numel() else 0)
+    rounded = replace(work, sums=False)
+    on = [x.to(device) for x in (a, b, like.float())]
     for engine in ENGINES:
-        if engine.supports(work):
-            on = (x.to(device) for x in (a, b, like.float()))
+        if not admitted(engine, device):
+            continue
+        if engine.supports(operation, kind, work):
             got = engine.product(operation, kind, *on, work)
             assert torch.equal(got.cpu().long(), expected), engine.name
+        if engine.supports(operation, kind, rounded):
+            got = engine.product(operation, kind, *on, rounded, epilogue=Epilogue())
+            assert torch.equal(got.cpu(), expected.float()), engine.name
 
 
 def test_contract_2_the_oracle_itself_equals_int64_sums() -> None:
@@ -205,7 +213,7 @@ def test_contract_2_the_oracle_itself_equals_int64_sums() -> None:
 def test_contract_2_fp32_alone_would_be_wrong() -> None:
     a, b = torch.full((1, 4096), 127), torch.full((1, 1, 4096), 127)
     assert 4096 * 127 * 127 > 2**24
-    work = Work(4096, 1, 127, 127)
+    work = Work(4096, 1, Span(-127, 127), Span(-127, 127))
     got = Float32().product(Linear(), "forward", a, b, a.float(), work)
     assert got.dtype == torch.int32 and int(got) == 66064384
 
@@ -287,15 +295,20 @@ class _Late(Float32):
 @pytest.mark.parametrize("engine", [_Saturating(), _Late()], ids=lambda engine: engine.name)
 def test_contract_3_an_engine_that_is_wrong_is_refused_whatever_it_claims(engine: Any) -> None:
     assert not admitted(engine, "cpu")
-    assert choose(Work(4096, 1, 128, 127), "cpu", (engine, reference)) is reference
+    assert chosen(4096, 128, 127, (engine, reference)) == "float64"
+
+
+def chosen(count: int, a: int, b: int, engines: Any = None) -> str:
+    work = Work(count, 1, Span(-a, a), Span(-b, b))
+    return choose(Linear(), "forward", [work], "cpu", engines)[0].name
 
 
 def test_contract_3_engines_are_admitted_here_and_chosen_from_bounds() -> None:
-    assert all(admitted(engine, "cpu") for engine in ENGINES)
-    assert choose(Work(4608, 1, 128, 127), "cpu").name == "float32"
-    assert choose(Work(100, 1, 2**15, 255), "cpu").name == "float64"
+    assert admitted(Float32(), "cpu") and admitted(reference, "cpu")
+    assert chosen(4608, 128, 127) == "float32"
+    assert chosen(100, 2**15, 255) == "float64"
     with pytest.raises(ValueError, match="2\\^53"):
-        choose(Work(2**30, 1, 2**15, 2**15), "cpu")
+        chosen(2**30, 2**15, 2**15)
 
 
 def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
@@ -308,14 +321,19 @@ def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
 def test_contract_3_results_are_exact_where_the_processor_lacks_int8_instructions() -> None:
     script = textwrap.dedent("""
         import torch
-        from qtrain.engines.exact import ENGINES, Work, admitted
+        from qtrain.engines.exact import ENGINES, admitted
+        from qtrain.engines.work import Span, Work
         from qtrain.operations import Convolution
         op = Convolution((1, 1), (1, 1), (1, 1), 1)
         x, w = torch.full((2, 256, 5, 4), -128), torch.full((1, 3, 256, 3, 3), 127)
         expected = op.product("forward", x.double(), w.double(), x.double()).long()
+        work = Work(256, 9, Span(-128, 127), Span(-127, 127))
         for engine in ENGINES:
+            if "int8" in engine.name:
+                assert not admitted(engine, "cpu"), engine.name
+                continue
             assert admitted(engine, "cpu"), engine.name
-            got = engine.product(op, "forward", x, w, x.float(), Work(256, 9, 128, 127))
+            got = engine.product(op, "forward", x, w, x.float(), work)
             assert torch.equal(got.long(), expected), engine.name
     """)
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
-from qtrain.engines.exact import ENGINES, Float32, Work, admitted, choose, holds, reference
-from qtrain.operations import BatchedMatmul, Convolution, Kind, Linear, Operation
+from qtrain.engines.exact import ENGINES, admitted, choose
+from qtrain.engines.floats import Float32, reference
+from qtrain.engines.onednn import OneDnnInt8
+from qtrain.engines.work import Engine, Span, Work, holds
+from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 from quantizers import IntFormat, Quantizer
 
-KINDS: tuple[Kind, ...] = ("forward", "grad_input", "grad_weight")
+FLOATS: tuple[Engine, ...] = (Float32(), reference)
+needs_int8 = pytest.mark.skipif(
+    not admitted(OneDnnInt8(), "cpu"), reason="this processor has no exact int8 units (VNNI)"
+)
 
 
 def integers(bound: int, *shape: int, seed: int = 0) -> Tensor:
@@ -33,28 +39,58 @@ def test_the_dtype_of_a_sum_holds_its_bound(bound: int, dtype: torch.dtype) -> N
     assert int(torch.tensor(bound).to(dtype)) == bound
 
 
+def work(count: int, per_index: int, a: int, b: int, **how: bool) -> Work:
+    return Work(count, per_index, Span(-a, a), Span(-b, b), **how)
+
+
 @pytest.mark.parametrize(
     ("work", "name"),
     [
-        (Work(1, 1, 127, 127), "float32"),
-        (Work(1040, 1, 127, 127), "float32"),
-        (Work(16000, 1, 127, 127), "float32"),
-        (Work(10**6, 1, 127, 127), "float64"),  # too many parts
-        (Work(4, 1, 257, 1), "float64"),  # beyond what bf16 and TF32 units hold
-        (Work(4, 10**5, 255, 127), "float64"),  # one index alone passes 2^24
-        (Work(0, 0, 255, 127), "float32"),
+        (work(1, 1, 255, 127), "float32"),
+        (work(1040, 1, 255, 127), "float32"),
+        (work(8000, 1, 255, 127), "float32"),
+        (work(10**6, 1, 255, 127), "float64"),  # too many parts
+        (work(4, 1, 257, 1), "float64"),  # beyond what bf16 and TF32 units hold
+        (work(4, 10**5, 255, 127), "float64"),  # one index alone passes 2^24
+        (work(0, 0, 255, 127), "float32"),
     ],
     ids=str,
 )
 def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
-    assert choose(work, "cpu").name == name
+    assert choose(Linear(), "grad_weight", [work], "cpu", FLOATS)[0].name == name
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    ("a", "b", "how", "name"),
+    [
+        (Span(0, 255), Span(-127, 127), {}, "onednn_int8"),
+        (Span(0, 255), Span(-127, 127), {"zero_point": True}, "onednn_int8"),
+        (Span(-128, 127), Span(-128, 127), {}, "onednn_int8"),
+        (Span(-128, 128), Span(-128, 127), {}, "float32"),
+        (Span(0, 127), Span(0, 255), {}, "float32"),
+    ],
+    ids=str,
+)
+def test_eight_bits_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
+    wanted = Work(4608, 1, a, b, sums=False, **how)
+    assert choose(Linear(), "forward", [wanted], "cpu")[0].name == name
+
+
+@needs_int8
+def test_integers_that_fp32_cannot_return_do_not_take_units_that_round_them() -> None:
+    spans = Span(0, 255), Span(-127, 127)
+    assert OneDnnInt8().supports(Linear(), "forward", Work(518, 1, *spans))
+    assert not OneDnnInt8().supports(Linear(), "forward", Work(519, 1, *spans))
+    assert not OneDnnInt8().supports(Linear(), "forward", Work(2**17, 1, *spans, sums=False))
 
 
 def test_a_sum_that_no_engine_holds_is_refused() -> None:
+    long = Work(2**23, 1, Span(0, 65534), Span(-32767, 32767))
     with pytest.raises(ValueError, match=r"65534 and 32767.*exact below 2\^53; use fewer bits"):
-        choose(Work(2**23, 1, 65534, 32767), "cpu")
+        choose(Linear(), "forward", [long], "cpu")
     with pytest.raises(ValueError, match=r"\(float32\) are exact"):
-        choose(Work(4, 1, 1000, 1000), "cpu", (Float32(),))
+        choose(Linear(), "forward", [work(4, 1, 1000, 1000)], "cpu", (Float32(),))
 
 
 def shapes(operation: Operation, count: int) -> dict[Kind, tuple[tuple[int, ...], ...]]:
@@ -99,10 +135,10 @@ def test_a_sum_in_parts_is_the_whole_sum(name: str, kind: Kind, extreme: bool) -
     if extreme:
         a, b = torch.full(a_shape, 255), torch.full(b_shape, 127)
     count, per_index = operation.terms(kind, a, b)
-    work = Work(count, per_index, 255, 128)
-    assert work.bound > 2**24 and engine.supports(work)
-    whole = reference.product(operation, kind, a, b, torch.empty(like), work)
-    parts = engine.product(operation, kind, a, b, torch.empty(like), work)
+    sums = work(count, per_index, 255, 128)
+    assert sums.bound > 2**24 and engine.supports(operation, kind, sums)
+    whole = reference.product(operation, kind, a, b, torch.empty(like), sums)
+    parts = engine.product(operation, kind, a, b, torch.empty(like), sums)
     assert torch.equal(parts.double(), whole)
     if isinstance(operation, Linear):  # the oracle itself, in int64
         left, right = (a, b[0].T) if kind == "forward" else (a, b[0])
@@ -152,7 +188,7 @@ def test_all_engines_give_a_training_step_the_same_bits(
 
 
 def test_admission_is_tested_once_per_device_and_holds_here() -> None:
-    assert all(admitted(engine, "cpu") for engine in ENGINES)
+    assert all(admitted(engine, "cpu") for engine in FLOATS)
     before = admitted.cache_info().misses
     admitted(reference, "cpu")
     assert admitted.cache_info().misses == before

@@ -1,0 +1,167 @@
+"""Exact integer products on the int8 units of a CPU, by torch's own oneDNN convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qtrain.operations import BatchedMatmul, Kind, Operation
+
+from .geometry import Reduced, Window, dense, reduced, restored, scatter
+from .work import Epilogue, Work
+
+_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
+
+
+class OneDnnInt8:
+    """uint8 times int8, summed in int32; scale per output channel and bias are fused.
+
+    A matrix product is a convolution with a kernel of 1: its weight packs in a third of the time
+    that a linear layer's does.  forward and grad_input; grad_weight is not a convolution with a
+    small kernel.
+    """
+
+    name = "onednn_int8"
+    device_types: tuple[str, ...] = ("cpu",)
+    takes_zero_point = True
+
+    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
+        if kind == "grad_weight" or isinstance(operation, BatchedMatmul):
+            return False
+        if work.sums and work.bound > 2**24:  # the result is fp32
+            return False
+        eight = work.a.within(0, 255) or work.a.within(-128, 127)
+        # the codes enter as 0 .. 255, so the running sum may pass work.bound
+        raw = work.count * work.per_index * 255 * work.b.magnitude
+        return eight and work.b.within(-128, 127) and raw < 2**31 and work.bound < 2**31
+
+    def product(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        work: Work,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        shape = reduced(operation, kind, a, b, like)
+        x, offset = shape.x, 0
+        if work.a.low < 0:
+            x, offset = x.to(torch.int8).view(torch.uint8) ^ 128, 128
+        else:
+            x = x.to(torch.uint8)
+        if zero_point is None:
+            zero_point = torch.full((), offset, dtype=torch.int32)
+        else:
+            zero_point = zero_point.reshape(()).to(torch.int32) + offset
+        channels = shape.w.shape[0] * shape.w.shape[1]
+        after = epilogue or Epilogue()
+        scale = _per_channel(after.scale, channels, operation)
+        fused = after.scale is None or scale is not None
+        if scale is None:
+            scale = torch.ones(channels)
+        bias = after.bias.float() if fused and after.bias is not None else None
+        run = torch.ops.qtrain.onednn_int8 if torch.compiler.is_compiling() else _convolution
+        window = shape.window
+        result: Tensor = run(
+            x, zero_point, shape.w.to(torch.int8), scale, bias,
+            window.stride, window.padding, window.dilation, shape.scattered, shape.channels_last,
+        )  # fmt: skip
+        result = restored(operation, kind, result, a, like)
+        return result if fused else after.applied(operation, result)
+
+
+def _per_channel(scale: Tensor | None, channels: int, operation: Operation) -> Tensor | None:
+    """A scale as (channels), or None where it varies along anything else."""
+    if scale is None:
+        return None
+    if scale.numel() == 1:
+        return scale.reshape(1).float().expand(channels).contiguous()
+    axis = operation.channel_axis(scale.dim())
+    if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
+        return scale.reshape(-1).float().contiguous()
+    return None
+
+
+def _convolution(
+    x: Tensor,
+    zero_point: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    scattered: Sequence[int] | None,
+    channels_last: bool,
+) -> Tensor:
+    """A gather or scatter with its epilogue.
+
+    x: uint8 (N, groups * summed, *S); w: int8 (groups, produced, summed, *kernel); zero_point:
+    int32 (); scale, bias: fp32 (groups * produced) -> fp32 (N, groups * produced, *S').
+    """
+    one = torch.ones(())
+    zeros = torch.zeros(scale.numel(), dtype=torch.int64)
+    space = [1] * (x.dim() - 2)
+
+    def nothing(shape: Sequence[int]) -> Tensor:
+        result = (scale * 0.0).view(1, -1, *space)
+        if bias is not None:
+            result = result + bias.view(1, -1, *space)
+        return result.expand(shape) if math.prod(shape) else result.new_empty(list(shape))
+
+    def gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
+        shape = [x.shape[0], scale.numel(), *window.gathered(x.shape[2:], w.shape[3:])]
+        if not math.prod(shape) or not w.shape[2]:
+            return nothing(shape)
+        groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
+        # packed for any zero point but 0, it serves every one that comes later
+        packed = torch.ops.onednn.qconv_prepack(
+            w.flatten(0, 1), scale, 1.0, 1, *geometry, groups, None
+        )
+        result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
+            dense(x, True), one, zero_point, packed, scale, zeros, bias, *geometry, groups,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return result
+
+    shape = Reduced(
+        x, w, Window(tuple(stride), tuple(padding), tuple(dilation)),
+        None if scattered is None else list(scattered), channels_last,
+    )  # fmt: skip
+    if scattered is None:
+        return dense(gather(x, w, shape.window), channels_last)
+    return scatter(gather, nothing, x, shape)
+
+
+def _fake(
+    x: Tensor,
+    zero_point: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    scattered: Sequence[int] | None,
+    channels_last: bool,
+) -> Tensor:
+    size = scattered
+    if size is None:
+        window = Window(tuple(stride), tuple(padding), tuple(dilation))
+        size = window.gathered(x.shape[2:], w.shape[3:])
+    return dense(scale.new_empty([x.shape[0], scale.shape[0], *size]), channels_last)
+
+
+_LIBRARY.define(
+    "onednn_int8(Tensor x, Tensor zero_point, Tensor w, Tensor scale, Tensor? bias, int[] stride,"
+    " int[] padding, int[] dilation, SymInt[]? scattered, bool channels_last) -> Tensor"
+)
+_LIBRARY.impl("onednn_int8", _convolution, "CPU")
+torch.library.register_fake("qtrain::onednn_int8", _fake, lib=_LIBRARY)

@@ -1,0 +1,115 @@
+"""What an engine is asked for: the size of an exact sum, and what follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from qtrain.operations import Kind, Operation
+
+
+class Span(NamedTuple):
+    """The smallest and largest integer an operand's elements can be."""
+
+    low: int
+    high: int
+
+    @property
+    def magnitude(self) -> int:
+        return max(-self.low, self.high)
+
+    def within(self, low: int, high: int) -> bool:
+        return low <= self.low and self.high <= high
+
+
+@dataclass(frozen=True)
+class Work:
+    """The size of an exact product.
+
+    count, per_index   indices along the axis that may be cut, products summed per index
+    a, b               what the two operands' elements can be
+    zero_point         whether the engine is to take a number within a's span from a's elements
+    sums               whether the integers themselves are wanted, not fl32 of them and a scale
+    """
+
+    count: int
+    per_index: int
+    a: Span
+    b: Span
+    zero_point: bool = False
+    sums: bool = True
+
+    @property
+    def bound(self) -> int:
+        """The largest magnitude the sum, or any partial sum, can reach."""
+        a = self.a.high - self.a.low if self.zero_point else self.a.magnitude
+        return self.count * self.per_index * a * self.b.magnitude
+
+
+def holds(bound: int) -> torch.dtype:
+    """The cheapest dtype in which integers up to `bound` add exactly."""
+    if bound <= 2**24:
+        return torch.float32
+    return torch.int32 if bound < 2**31 else torch.float64
+
+
+class Epilogue(NamedTuple):
+    """fl32(fl32(sum) * scale) + bias, each rounded once.
+
+    scale   fp32, broadcastable to the sums, or None for 1
+    bias    (out channels), or None
+    """
+
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, operation: Operation, sums: Tensor) -> Tensor:
+        """sums: exact integers in any dtype -> fp32, the same shape."""
+        return self.applied(operation, sums.to(torch.float32))
+
+    def applied(self, operation: Operation, output: Tensor) -> Tensor:
+        """output * scale + bias, in the output's dtype."""
+        if self.scale is not None:
+            output = output * self.scale
+        if self.bias is not None:
+            output = operation.add_bias(output, self.bias.to(output.dtype))
+        return output
+
+
+class Engine(Protocol):
+    """A unit that adds products of integers exactly.
+
+    supports   from the kind of product and its bounds and shapes alone
+    product    with an epilogue: its result, fp32; without: the exact integers as fp32, int32 or
+               fp64, whichever holds `work.bound`.  a, b: integer elements; zero_point: 0-d, given
+               where `work` says so and the engine takes one
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device_types(self) -> tuple[str, ...]: ...
+
+    @property
+    def takes_zero_point(self) -> bool: ...
+
+    def __hash__(self) -> int: ...
+
+    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool: ...
+
+    def product(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        work: Work,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor: ...

@@ -1,0 +1,155 @@
+"""Every engine's bits, over a generated set of shapes, against sums in float64."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qtrain.engines.exact import ENGINES, admitted
+from qtrain.engines.work import Engine, Epilogue, Span, Work
+from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
+
+Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
+SPANS = {"uint8": Span(0, 255), "int8": Span(-128, 127)}
+
+
+def convolutions() -> dict[str, Case]:
+    """Named by what they are; drawn once, always the same."""
+    draw = random.Random(0)
+    found: dict[str, Case] = {}
+    for transposed in (False, True):
+        for space in (1, 2, 2, 2, 2, 3):
+            for groups in (1, 1, 2, 8):
+                kernel = [
+                    draw.choice((1, 2, 3, 3, 5, 7)[: 7 - 2 * space + 3]) for _ in range(space)
+                ]
+                stride = [draw.choice((1, 1, 2, 3)) for _ in range(space)]
+                dilation = [draw.choice((1, 1, 2, 3)) for _ in range(space)]
+                reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+                padding = [draw.choice((0, 1, r // 2, r + 1)) for r in reach]
+                extra = [draw.randrange(max(s, d)) for s, d in zip(stride, dilation, strict=True)]
+                # an input, or output, of at least one position
+                size = [
+                    max(draw.randrange(1, 10), r + 1 - 2 * p, 1 + (2 * p - r) // s + 1)
+                    for r, p, s in zip(reach, padding, stride, strict=True)
+                ]
+                per_group = 1 if groups == 8 else draw.choice((1, 3, 8))
+                batch = draw.choice((0, 1, 2, 3))
+                operation = Convolution(
+                    tuple(stride), tuple(padding), tuple(dilation), groups, transposed,
+                    tuple(extra) if transposed else (),
+                )  # fmt: skip
+                weight = (groups, draw.choice((1, 2, 5)), per_group, *kernel)
+                name = "transposed" if transposed else "conv"
+                shown = [
+                    "x".join(map(str, part)) for part in (size, kernel, stride, padding, dilation)
+                ]
+                found[f"{name} {batch}x{groups * per_group}x" + " ".join(shown) + f" g{groups}"] = (
+                    operation, (batch, groups * per_group, *size), weight,
+                )  # fmt: skip
+    return found
+
+
+CASES: dict[str, Case] = {
+    "linear 1 row": (Linear(), (1, 70), (1, 9, 70)),
+    "linear batched": (Linear(), (2, 3, 17), (1, 5, 17)),
+    "linear long": (Linear(), (5, 4608), (1, 8, 4608)),
+    "linear empty": (Linear(), (0, 16), (1, 8, 16)),
+    "matmul": (BatchedMatmul(), (3, 5, 17), (3, 4, 17)),
+    "conv 3x3": (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 32, 9, 8), (1, 16, 32, 3, 3)),
+    "conv 3x3 stride 2": (Convolution((2, 2), (1, 1), (1, 1), 1), (2, 16, 8, 9), (1, 32, 16, 3, 3)),
+    "conv 1x1 stride 2": (Convolution((2, 2), (0, 0), (1, 1), 1), (2, 16, 8, 9), (1, 32, 16, 1, 1)),
+    "conv 7x7 stride 2": (Convolution((2, 2), (3, 3), (1, 1), 1), (2, 3, 15, 16), (1, 16, 3, 7, 7)),
+    "conv long": (Convolution((1, 1), (1, 1), (1, 1), 1), (1, 512, 4, 4), (1, 4, 512, 3, 3)),
+    **convolutions(),
+}
+
+
+def drawn(span: Span, shape: tuple[int, ...], worst: bool, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if worst:
+        return torch.full(shape, span.low if span.low < -127 else span.high)
+    return torch.randint(span.low, span.high + 1, shape, generator=generator)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_engine_has_the_bits_of_the_exact_sum(name: str, kind: Kind, engine: Engine) -> None:
+    """With and without zero point, epilogue and bias, in both layouts."""
+    if not admitted(engine, "cpu"):
+        pytest.skip(f"{engine.name} is refused on this machine")
+    operation, input_shape, weight_shape = CASES[name]
+    x, w = torch.zeros(input_shape), torch.zeros(weight_shape)
+    output = operation.product("forward", x, w, x)
+    channels = output.shape[operation.channel_axis(output.dim())]
+    shapes: dict[Kind, Any] = {
+        "forward": (x, w, x), "grad_input": (output, w, x), "grad_weight": (output, x, w),
+    }  # fmt: skip
+    a_like, b_like, like = shapes[kind]
+    count, per_index = operation.terms(kind, a_like, b_like)
+    torch.manual_seed(len(name))
+    tried = 0
+    options = itertools.product((False, True), SPANS.values(), (None, 0, 77), (False, True))
+    for worst, span, zero_point, fused in options:
+        taken = Work(count, per_index, span, SPANS["int8"], zero_point is not None, not fused)
+        if taken.zero_point and not engine.takes_zero_point:
+            continue
+        if not engine.supports(operation, kind, taken):
+            continue
+        tried += 1
+        a = drawn(span, tuple(a_like.shape), worst, 1)
+        b = drawn(SPANS["int8"], tuple(b_like.shape), worst, 2)
+        exact = operation.product(kind, a.double() - (zero_point or 0), b.double(), like)
+        assert exact.numel() == 0 or exact.abs().max() <= taken.bound
+        last = fused and a.dim() == 4 and zero_point is None
+        layout = torch.channels_last if last else torch.contiguous_format
+        shift = None if zero_point is None else torch.tensor(zero_point)
+        narrow = a.to(torch.uint8 if span.low == 0 else torch.int8).contiguous(memory_format=layout)
+        for epilogue in epilogues(operation, kind, exact, channels) if fused else [None]:
+            got = engine.product(
+                operation, kind, narrow, b.to(torch.int8), like, taken,
+                zero_point=shift, epilogue=epilogue,
+            )  # fmt: skip
+            if epilogue is None:
+                assert torch.equal(got.double(), exact)
+            else:
+                assert got.dtype == torch.float32
+                assert torch.equal(got, epilogue(operation, exact))
+    assert tried or "int8" in engine.name
+
+
+def epilogues(
+    operation: Operation, kind: Kind, exact: Tensor, channels: int
+) -> list[Epilogue | None]:
+    """None, one scale, one for each channel, one for each sample; with and without bias."""
+    axis = operation.channel_axis(exact.dim()) if kind != "grad_weight" else 1
+    per_channel = [1] * exact.dim()
+    per_channel[axis] = exact.shape[axis]
+    per_sample = [exact.shape[0], *[1] * (exact.dim() - 1)]
+    found: list[Epilogue | None] = [Epilogue()]
+    for shape in ([1] * exact.dim(), per_channel, per_sample):
+        bias = torch.randn(channels)
+        wants_bias = kind == "forward" and not isinstance(operation, BatchedMatmul)
+        found.append(Epilogue(torch.rand(shape), bias if wants_bias else None))
+    return found
+
+
+def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
+    """The integer engines are refused there, the others exact."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__,
+         "-k", "every_engine and (linear or matmul or 3x3)"],
+        env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "onednn_int8 is refused on this machine" in run.stdout
