@@ -21,11 +21,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import index as as_constant  # of a size: torch.compile compiles anew for another
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .channel_sample import Extremes, Rows, Sample, cuts
 from .checks import choice, integer
 from .deviation_constants import Constant as Constant
 from .deviation_constants import largest_factor, range_factor
@@ -50,20 +51,25 @@ class Deviation(ABC):
     def __post_init__(self) -> None:
         choice(f"{self.name}.constant", self.constant, self.constants)
 
-    @abstractmethod
+    #: what d divisor / d element is a multiple of, element by element, the mean held fixed: the
+    #: element less the mean, or its sign; None where few elements count (Estimate.where)
+    dense: ClassVar[Literal["centered", "sign"] | None] = None
+
     def estimate(self, rows: Tensor) -> Estimate:
         """rows: (C, M), each row's mean already subtracted, fp32 or fp64, M >= 2."""
+        return self.of(Rows(rows))
+
+    @abstractmethod
+    def of(self, sample: Sample) -> Estimate:
+        """The estimate from what it asks of the channels' elements about their means."""
 
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """What the norm divides by: sigma + eps."""
         return sigma + eps
 
-    def dense_slope(self, centered: Tensor, divisor: Tensor) -> Tensor | None:
-        """d divisor / d element, the mean held fixed; None where few elements count.
-
-        centered: (N, C, *S); divisor: stabilized sigma, broadcastable to it.
-        """
-        return None
+    def dense_factor(self, divisor: Tensor, count: int) -> Tensor:
+        """The factor of `dense`.  divisor: stabilized sigma (C,), of `count` elements -> (C,)."""
+        raise AssertionError(f"{self.name} has no dense derivative")
 
     def __str__(self) -> str:
         return f"{self.name}({self.constant})"
@@ -72,16 +78,17 @@ class Deviation(ABC):
 @dataclass(frozen=True, kw_only=True)
 class _L2(Deviation):
     name = "l2"
+    dense = "centered"
 
-    def estimate(self, rows: Tensor) -> Estimate:
-        return Estimate(rows.square().mean(1).sqrt())
+    def of(self, sample: Sample) -> Estimate:
+        return Estimate(sample.mean_square().sqrt())
 
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """sqrt(sigma^2 + eps), torch's."""
         return (sigma.square() + eps).sqrt()
 
-    def dense_slope(self, centered: Tensor, divisor: Tensor) -> Tensor:
-        return centered / (divisor * (centered.numel() // centered.shape[1]))
+    def dense_factor(self, divisor: Tensor, count: int) -> Tensor:
+        return 1 / (divisor * count)
 
     def __str__(self) -> str:
         return self.name
@@ -91,14 +98,14 @@ class _L2(Deviation):
 class _L1(Deviation):
     name = "l1"
     constants = ("exact", "paper")
+    dense = "sign"
 
-    def estimate(self, rows: Tensor) -> Estimate:
+    def of(self, sample: Sample) -> Estimate:
         # E|N(0, sigma^2)| = sigma sqrt(2 / pi): the paper's constant is exact at every n
-        return Estimate(math.sqrt(math.pi / 2) * rows.abs().mean(1))
+        return Estimate(math.sqrt(math.pi / 2) * sample.mean_magnitude())
 
-    def dense_slope(self, centered: Tensor, divisor: Tensor) -> Tensor:
-        count = centered.numel() // centered.shape[1]
-        return centered.sign() * (math.sqrt(math.pi / 2) / count)
+    def dense_factor(self, divisor: Tensor, count: int) -> Tensor:
+        return torch.full_like(divisor, math.sqrt(math.pi / 2) / count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +115,8 @@ class _Linf(Deviation):
     name = "linf"
     constants = ("exact", "code")
 
-    def estimate(self, rows: Tensor) -> Estimate:
-        index = rows.abs().argmax(1, keepdim=True)
-        return _largest(rows, index, largest_factor(self.constant, as_constant(rows.shape[1]), 1))
+    def of(self, sample: Sample) -> Estimate:
+        return _largest(sample, 1, self.constant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +132,8 @@ class _TopK(Deviation):
         super().__post_init__()
         integer("topk.k", self.k, low=1)
 
-    def estimate(self, rows: Tensor) -> Estimate:
-        k = min(self.k, rows.shape[1])
-        index = rows.abs().topk(k, dim=1).indices
-        return _largest(
-            rows, index, largest_factor(self.constant, as_constant(rows.shape[1]), as_constant(k))
-        )
+    def of(self, sample: Sample) -> Estimate:
+        return _largest(sample, min(self.k, sample.count), self.constant)
 
     def __str__(self) -> str:
         return f"topk({self.k}, {self.constant})"
@@ -151,24 +153,15 @@ class _Range(Deviation):
         super().__post_init__()
         integer("range.chunks", self.chunks, low=1)
 
-    def estimate(self, rows: Tensor) -> Estimate:
-        channels, count = rows.shape
-        chunks = min(self.chunks, count // 2)
-        size, longer = count // chunks, count % chunks  # torch.compile traces no divmod of sizes
+    def of(self, sample: Sample) -> Estimate:
+        chunks = min(self.chunks, sample.count // 2)
         sigmas, indices, slopes = [], [], []
-        for start, number, length in (
-            (0, longer, size + 1),
-            (longer * (size + 1), chunks - longer, size),
-        ):
-            if number == 0:
-                continue
-            block = rows[:, start : start + number * length].reshape(channels, number, length)
-            high, low = block.max(2), block.min(2)
-            factor = range_factor(self.constant, as_constant(length)) / chunks
-            sigmas.append(factor * (high.values - low.values).sum(1))
-            first = start + length * torch.arange(number, device=rows.device)
-            indices += [high.indices + first, low.indices + first]
-            slope = torch.full_like(high.values, factor)
+        for part in cuts(sample.count, chunks):
+            found: Extremes = sample.extremes(part)
+            factor = range_factor(self.constant, as_constant(part.length)) / chunks
+            sigmas.append(factor * (found.high - found.low).sum(1))
+            indices += [found.high_at, found.low_at]
+            slope = torch.full_like(found.high, factor)
             slopes += [slope, -slope]
         sigma = sigmas[0] if len(sigmas) == 1 else sigmas[0] + sigmas[1]
         return Estimate(sigma, torch.cat(indices, 1), torch.cat(slopes, 1))
@@ -177,9 +170,11 @@ class _Range(Deviation):
         return f"range(chunks={self.chunks}, {self.constant})"
 
 
-def _largest(rows: Tensor, index: Tensor, factor: float) -> Estimate:
-    chosen = rows.gather(1, index)
-    return Estimate(factor * chosen.abs().mean(1), index, chosen.sign() * (factor / index.shape[1]))
+def _largest(sample: Sample, k: int, constant: Constant) -> Estimate:
+    index = sample.largest(k)
+    factor = largest_factor(constant, as_constant(sample.count), as_constant(k))
+    chosen = sample.take(index)
+    return Estimate(factor * chosen.abs().mean(1), index, chosen.sign() * (factor / k))
 
 
 def l2() -> Deviation:

@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers import OFF, Off, QuantizerLike, fold, round_to
+from quantizers import OFF, FloatFormat, Off, QuantizerLike, fold, round_to
 from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
+from . import norm_passes
 from .layer_state import LayerState, Slot, rank
-from .norm_functions import Normalize, QuantizeGradient, StraightThrough, lift, wide
+from .norm_functions import (
+    Form,
+    Normalize,
+    QuantizeGradient,
+    StraightThrough,
+    folded,
+    passes,
+)
+from .norm_passes import wide
 from .norm_recipe import NormRecipe
 
 ROLES = ("input", "weight", "bias", "grad_output")
@@ -83,19 +92,26 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
             None if x is None else self._quantized(role, x, key, states)
             for role, x in (("weight", self.weight), ("bias", self.bias))
         )
-        if self.training or self.running_mean is None or self.running_var is None:
-            output, mean, sigma = Normalize.apply(  # type: ignore[no-untyped-call]
-                x, weight, bias, recipe.deviation, recipe.statistics_gradient, self.eps
+        # the gradient's quantizer sees the gradient of the output before it is rounded and stored
+        plain = isinstance(recipe.grad_output, Off)
+        dtype = input.dtype if plain else torch.promote_types(input.dtype, torch.float32)
+        activation = recipe.activation if plain else None
+        if of_batch:
+            form = Form(
+                recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype
             )
+            output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
             if self.training and self.track_running_stats:
                 self._track(mean, sigma, input.numel() // input.shape[1])
         else:
-            x = wide(x)
+            assert self.running_mean is not None and self.running_var is not None
             divisor = recipe.deviation.stabilized(wide(self.running_var).sqrt(), self.eps)
-            output = (x - lift(self.running_mean, x)) / lift(divisor, x)
-            output = output if weight is None else output * lift(weight, x)
-            output = output if bias is None else output + lift(bias, x)
-        if not isinstance(recipe.grad_output, Off):
+            of = folded(weight, bias, self.running_mean, divisor, False)
+            by = norm_passes if torch.is_grad_enabled() else passes(x)
+            output = by.affine(x, of, None, dtype)
+            if activation is not None:
+                output = self._rounded(output, activation)
+        if not plain:
             output = QuantizeGradient.apply(  # type: ignore[no-untyped-call]
                 output,
                 recipe.grad_output,
@@ -103,12 +119,17 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 states["norm", "grad_output"],
                 self.state.training,
             )
-        if recipe.activation is not None:
-            with torch.no_grad():
-                rounded = round_to(output, recipe.activation)
-            output = StraightThrough.apply(output, rounded, OFF, None)  # type: ignore[no-untyped-call]
+            if recipe.activation is not None:
+                output = self._rounded(output, recipe.activation)
         result: Tensor = output.to(input.dtype)
         return result
+
+    @staticmethod
+    def _rounded(output: Tensor, activation: FloatFormat) -> Tensor:
+        with torch.no_grad():
+            rounded = round_to(output, activation)
+        straight: Tensor = StraightThrough.apply(output, rounded, OFF, None)  # type: ignore[no-untyped-call]
+        return straight
 
     @torch.no_grad()
     def _track(self, mean: Tensor, sigma: Tensor, count: int) -> None:

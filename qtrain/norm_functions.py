@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers import QuantizerLike
+from quantizers import FloatFormat, QuantizerLike
 from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
+from . import norm_kernels, norm_passes
 from .deviations import Deviation
+from .norm_passes import Affine, Extra, Slope, others
 from .norm_recipe import StatisticsGradient
 
 
-def wide(x: Tensor) -> Tensor:
-    """x in the dtype of the statistics: fp64 for fp64, fp32 for the others."""
-    return x if x.dtype == torch.float64 else x.float()
+class Form(NamedTuple):
+    """How a norm is computed, besides its tensors."""
+
+    deviation: Deviation
+    carry: StatisticsGradient
+    eps: float
+    relu: bool
+    activation: FloatFormat | None
+    dtype: torch.dtype
 
 
-def lift(per_channel: Tensor, like: Tensor) -> Tensor:
-    """(C,) -> (1, C, 1, ...), in the dtype of `like` (N, C, *S)."""
-    return per_channel.to(like.dtype).reshape(1, -1, *[1] * (like.dim() - 2))
+def passes(x: Tensor) -> Any:
+    """The implementation of the passes that serves x."""
+    return norm_kernels if norm_kernels.serves(x) else norm_passes
+
+
+def folded(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor, relu: bool
+) -> Affine:
+    """(x - mean) / divisor * weight + bias as one multiplication and one addition."""
+    dtype = divisor.dtype
+    scale = 1 / divisor if weight is None else weight.to(dtype) / divisor
+    shift = torch.zeros_like(divisor) if bias is None else bias.to(dtype)
+    return Affine(mean.to(dtype), scale, shift.contiguous(), relu)
 
 
 class Normalize(torch.autograd.Function):
-    """x (N, C, *S) -> (x - mean) / divisor * weight + bias in fp32 or fp64, mean, sigma (C,)."""
+    """x (N, C, *S) -> (x - mean) / divisor * weight + bias, then as `form` says; mean, sigma (C,).
+
+    Saved: x itself and tensors of its channels; a ReLU's mask is computed again.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        deviation: Deviation,
-        carry: StatisticsGradient,
-        eps: float,
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = wide(input)
-        rows = x.transpose(0, 1).flatten(1)
-        mean = rows.mean(1)
-        sigma, index, slope = deviation.estimate(rows - mean.unsqueeze(1))
-        divisor = deviation.stabilized(sigma, eps)
-        output = (x - lift(mean, x)) / lift(divisor, x)
-        if weight is not None:
-            output = output * lift(weight, x)
-        if bias is not None:
-            output = output + lift(bias, x)
-        ctx.save_for_backward(input, weight, mean, divisor, index, slope)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.deviation, ctx.carry = deviation, carry
+        by = passes(input)
+        accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
+        mean = input.mean(others(input), dtype=accumulated)
+        sigma, index, slope = form.deviation.of(by.sample(input, mean))
+        of = folded(weight, bias, mean, form.deviation.stabilized(sigma, form.eps), form.relu)
+        output = by.affine(input, of, form.activation, form.dtype)
+        ctx.save_for_backward(input, weight, bias, mean, sigma, index, slope)
+        ctx.form = form
         ctx.mark_non_differentiable(mean, sigma)
         return output, mean, sigma
 
@@ -60,42 +70,40 @@ class Normalize(torch.autograd.Function):
     def backward(
         ctx: Any, grad_output: Tensor, _mean: Tensor, _sigma: Tensor
     ) -> tuple[Tensor | None, ...]:
-        input, weight, mean, divisor, index, slope = ctx.saved_tensors
-        x = wide(input)
-        others = [axis for axis in range(x.dim()) if axis != 1]
-        centered = x - lift(mean, x)
-        sum_gy = (grad_output * centered).sum(others) / divisor
+        x, weight, bias, mean, sigma, index, slope = ctx.saved_tensors
+        form: Form = ctx.form
+        by, deviation = passes(x), form.deviation
+        divisor = deviation.stabilized(sigma, form.eps)
+        of = folded(weight, bias, mean, divisor, form.relu)
+        dense = deviation.dense if form.carry == "exact" else None
+        extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
+        total, product, more = by.sums(x, grad_output, of, extra)
+        product = product / divisor
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_weight = sum_gy.to(weight.dtype)
+            grad_weight = product.to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum(others).to(ctx.bias_dtype)
+            grad_bias = total.to(bias.dtype)
         if ctx.needs_input_grad[0]:
-            scale = 1 / divisor if weight is None else weight.to(x.dtype) / divisor
-            grad = grad_output * lift(scale, x)
-            grad_divisor = -sum_gy * scale  # d loss / d divisor, per channel
-            if ctx.carry == "l2":
-                # divisor * centered / sum(centered^2): grad_input loses its part along centered
-                square = centered.square().sum(others)
-                ratio = torch.where(square == 0, 0.0, grad_divisor * divisor / square)
-                grad = grad + lift(ratio, x) * centered
-            elif ctx.carry == "exact" and index is not None:
-                grad = _add_at(grad, index, grad_divisor.unsqueeze(1) * slope)
-            elif ctx.carry == "exact":
-                dense = ctx.deviation.dense_slope(centered, lift(divisor, x))
-                grad = grad + lift(grad_divisor, x) * dense
+            count = x.numel() // x.shape[1]
+            grad_divisor = -product * of.scale  # d loss / d divisor, per channel
             # the mean's own gradient: the output does not see a shift of the channel
-            grad_input = (grad - grad.mean(others, keepdim=True)).to(input.dtype)
-        return grad_input, grad_weight, grad_bias, None, None, None
-
-
-def _add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """grad (N, C, *S) with value (C, J) added at index (C, J) into each channel's N * S."""
-    flat = grad.reshape(grad.shape[0], grad.shape[1], -1)
-    space = flat.shape[2]
-    channel = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
-    where = (index // space, channel, index % space)
-    return flat.index_put(where, value, accumulate=True).reshape(grad.shape)
+            shift, along, value = -total * of.scale, None, None
+            if form.carry == "l2":
+                # divisor * centered / sum(centered^2): grad_input loses its part along centered
+                ratio = torch.where(more == 0, 0.0, grad_divisor * divisor / more)
+                along = Slope(ratio, "centered")
+            elif dense is not None:
+                along = Slope(grad_divisor * deviation.dense_factor(divisor, count), dense)
+                shift = shift if more is None else shift - along.factor * more
+            elif form.carry == "exact":
+                value = grad_divisor.unsqueeze(1) * slope
+                shift = shift - value.sum(1)
+            dtype = x.dtype if value is None else total.dtype
+            grad_input = by.grad_input(x, grad_output, of, shift / count, along, dtype)
+            if value is not None:
+                grad_input = by.add_at(grad_input, index, value).to(x.dtype)
+        return grad_input, grad_weight, grad_bias, None
 
 
 class StraightThrough(torch.autograd.Function):

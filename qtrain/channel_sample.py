@@ -1,0 +1,88 @@
+"""What a deviation may ask about the elements of each channel, less the channel's mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Cut(NamedTuple):
+    """`number` consecutive chunks of `length` elements each, the first at element `start`."""
+
+    start: int
+    number: int
+    length: int
+
+
+class Extremes(NamedTuple):
+    """Each chunk's largest and smallest elements (C, number) and their indices, of equal ones the
+    first (int64)."""
+
+    high: Tensor
+    low: Tensor
+    high_at: Tensor
+    low_at: Tensor
+
+
+class Sample(Protocol):
+    """`count` elements in each of C channels, less the channel's mean."""
+
+    @property
+    def count(self) -> int: ...
+
+    def mean_square(self) -> Tensor:
+        """(C,)"""
+
+    def mean_magnitude(self) -> Tensor:
+        """(C,)"""
+
+    def largest(self, k: int) -> Tensor:
+        """Indices (C, k), int64, of the k largest magnitudes."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """The elements (C, J) at the indices (C, J)."""
+
+    def extremes(self, cut: Cut) -> Extremes:
+        """The extremes of the cut's chunks; they may be given without the mean subtracted."""
+
+
+def cuts(count: int, chunks: int) -> list[Cut]:
+    """`count` elements as consecutive chunks whose lengths differ by one at most, longer first."""
+    size, longer = count // chunks, count % chunks  # torch.compile traces no divmod of sizes
+    both = [Cut(0, longer, size + 1), Cut(longer * (size + 1), chunks - longer, size)]
+    return [cut for cut in both if cut.number]
+
+
+class Rows:
+    """A Sample held as a tensor (C, M), fp32 or fp64."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    @property
+    def count(self) -> int:
+        return self.rows.shape[1]
+
+    def mean_square(self) -> Tensor:
+        return self.rows.square().mean(1)
+
+    def mean_magnitude(self) -> Tensor:
+        return self.rows.abs().mean(1)
+
+    def largest(self, k: int) -> Tensor:
+        magnitudes = self.rows.abs()
+        if k == 1:  # the first of equal ones
+            return magnitudes.argmax(1, keepdim=True)
+        return magnitudes.topk(k, dim=1).indices
+
+    def take(self, index: Tensor) -> Tensor:
+        return self.rows.gather(1, index)
+
+    def extremes(self, cut: Cut) -> Extremes:
+        start, number, length = cut
+        block = self.rows[:, start : start + number * length].unflatten(1, (number, length))
+        high, low = block.max(2), block.min(2)
+        first = start + length * torch.arange(number, device=block.device)
+        return Extremes(high.values, low.values, high.indices + first, low.indices + first)
