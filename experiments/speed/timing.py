@@ -1,0 +1,66 @@
+"""Interleaved rounds, their medians and quartiles."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from step import Step
+
+
+class Spread(NamedTuple):
+    """Quartiles of repeated measurements."""
+
+    low: float
+    median: float
+    high: float
+
+    def text(self, factor: float = 1.0, digits: int = 1) -> str:
+        low, median, high = (f"{value * factor:.{digits}f}" for value in self)
+        return f"{median} [{low}, {high}]"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The quartiles (linearly interpolated) of at least one value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    return Spread(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:
+    """The quartiles of the ratio within each round: what slows a whole round cancels."""
+    return spread([a / b for a, b in zip(times, base, strict=True)])
+
+
+def seconds(step: Step, repeats: int) -> float:
+    """The mean time of `repeats` steps."""
+    gc.collect()
+    gc.disable()
+    try:
+        step.wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        step.wait()
+        return (time.perf_counter() - start) / repeats
+    finally:
+        gc.enable()
+
+
+def interleaved(
+    steps: Mapping[str, Step], *, rounds: int, least_seconds: float, tick: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds a step, A B C A B C: one value per round and subject.
+
+    least_seconds   a visit repeats a short step until it has taken about this long
+    """
+    repeats = {k: max(1, min(100, int(least_seconds / seconds(s, 1)))) for k, s in steps.items()}
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    for _ in range(rounds):
+        for key, step in steps.items():
+            times[key].append(seconds(step, repeats[key]))
+            tick()
+    return times
