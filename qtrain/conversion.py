@@ -179,12 +179,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     if conversion is None:
         raise ValueError("summary: this model was not converted by quantize or quantize_")
     device = next((p.device.type for p in model.parameters()), "cpu")
-    refused = [
-        engine.name
-        for engine in ENGINES
-        if (not engine.device_types or device in engine.device_types)
-        and not admitted(engine, device)
-    ]
+    refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
         return Summary(conversion, None, None, refused)
     twin = copy.deepcopy(model)

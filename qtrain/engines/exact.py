@@ -5,7 +5,8 @@ That follows from the kind of product, the formats' bounds and the shapes, never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,10 +17,15 @@ from qtrain.operations import KINDS, Convolution, Kind, Linear, Operation
 
 from .floats import Float32, reference
 from .onednn import OneDnnInt8
+from .unfolded import UnfoldedInt8
 from .work import Engine, Epilogue, Span, Work
 
-#: in order of preference
-ENGINES: tuple[Engine, ...] = (OneDnnInt8(), Float32(), reference)
+#: for each kind of device, in order of preference
+ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
+    lambda: (Float32(), reference),
+    cpu=(OneDnnInt8(), UnfoldedInt8(), Float32(), reference),
+    cuda=(UnfoldedInt8(), Float32(), reference),
+)
 
 _Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
 #: operation, shape of the input and of the canonical weight
@@ -121,17 +127,18 @@ def choose(
 
     Raises ValueError when the sum can pass 2^53, which none holds.
     """
-    for engine in engines or ENGINES:
+    for engine in engines or ENGINES[device_type]:
         for work in works:
             if work.zero_point and not engine.takes_zero_point:
                 continue
             if engine.supports(operation, kind, work) and _constant(engine, device_type):
                 return engine, work
     work = works[-1]
+    names = ", ".join(engine.name for engine in engines or ENGINES[device_type])
     raise ValueError(
         f"an integer sum of {work.count * work.per_index} products of elements up to "
         f"{work.a.magnitude} and {work.b.magnitude} can reach {work.bound:.3g}; engines "
-        f"({', '.join(e.name for e in engines or ENGINES)}) are exact below 2^53; use fewer bits"
+        f"({names}) are exact below 2^53; use fewer bits"
     )
 
 

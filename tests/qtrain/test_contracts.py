@@ -192,7 +192,7 @@ def test_contract_2_every_engine_returns_the_exact_integers(
     assert work.bound >= int(expected.abs().max() if expected.numel() else 0)
     rounded = replace(work, sums=False)
     on = [x.to(device) for x in (a, b, like.float())]
-    for engine in ENGINES:
+    for engine in ENGINES[device]:
         if not admitted(engine, device):
             continue
         if engine.supports(operation, kind, work):
@@ -314,7 +314,7 @@ def test_contract_3_engines_are_admitted_here_and_chosen_from_bounds() -> None:
 def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qtrain.conversion.ENGINES", (_Saturating(), reference))
+    monkeypatch.setattr("qtrain.conversion.ENGINES", {"cpu": (_Saturating(), reference)})
     assert "refused    engine saturating" in str(summary(quantize(mlp())))
 
 
@@ -328,7 +328,7 @@ def test_contract_3_results_are_exact_where_the_processor_lacks_int8_instruction
         x, w = torch.full((2, 256, 5, 4), -128), torch.full((1, 3, 256, 3, 3), 127)
         expected = op.product("forward", x.double(), w.double(), x.double()).long()
         work = Work(256, 9, Span(-128, 127), Span(-127, 127))
-        for engine in ENGINES:
+        for engine in ENGINES["cpu"]:
             if "int8" in engine.name:
                 assert not admitted(engine, "cpu"), engine.name
                 continue
