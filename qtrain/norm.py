@@ -106,9 +106,9 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
         else:
             assert self.running_mean is not None and self.running_var is not None
             divisor = recipe.deviation.stabilized(wide(self.running_var).sqrt(), self.eps)
-            of = folded(weight, bias, self.running_mean, divisor, False)
+            of = folded(weight, bias, self.running_mean, divisor)
             by = norm_passes if torch.is_grad_enabled() else passes(x)
-            output = by.affine(x, of, None, dtype)
+            output = by.affine(x, of, dtype)
             if activation is not None:
                 output = self._rounded(output, activation)
         if not plain:

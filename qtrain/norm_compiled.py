@@ -13,6 +13,8 @@ import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
+    _element,
+    _store,
     as_float,
     f32,
     f32_at,
@@ -33,8 +35,12 @@ from quantizers.kernels.compiled import (
 
 #: kernels are made, and cached on disk, for numbers into these
 TARGETS = ("float32", "float16", "bfloat16", "float32 of float16", "float32 of bfloat16")
+#: what the output is rounded to before the ReLU
+ROUNDINGS = ("float32", "float16", "bfloat16")
 STATISTICS = ("squares", "magnitudes", "largest", "extremes")
 _BYTES, _TARGET_BYTES = (4, 2, 2), (4, 2, 2, 4, 4)
+#: bytes of the quantizers' targets
+CODE_BYTES = (4, 1, 1, 2, 4)
 
 
 @function
@@ -46,7 +52,7 @@ def _brain(x: Any) -> Any:
 
 
 @function
-def _store(target: Any, address: Any, i: Any, value: Any) -> None:
+def _keep(target: Any, address: Any, i: Any, value: Any) -> None:
     if target == 0:
         f32_at(address)[i] = value
     elif target == 1:
@@ -119,18 +125,61 @@ def normalize(source: int, target: int, relu: bool) -> Any:
                 v = f32(v + f32_at(shift)[c])
                 if relu:
                     v = f32(0.0) if v < f32(0.0) else v
+                _keep(target, y, c, v)
+
+    return kernel(body)
+
+
+@function
+def _rounded(rounding: Any, x: Any) -> Any:
+    """x rounded to ROUNDINGS[rounding]."""
+    if rounding == 1:
+        return widened(halved(x))
+    if rounding == 2:
+        return as_float(u32(_brain(x) << u32(16)))
+    return x
+
+
+def codes(source: int, target: int, relu: bool, rounding: int) -> Any:
+    """(x - mean) * scale + shift, rounded, then ReLU, then quantized to the nearest element of
+    the integer dtype TARGETS[target] of the quantizers' kernels, one range for all."""
+    size, target_size = _BYTES[source], CODE_BYTES[target]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (10,), np.int64)
+        rows, channels = words[0], words[1]
+        mean, scale, shift = words[4], words[5], words[6]
+        step = f32_at(words[7])[0]
+        step = f32(np.inf) if step == f32(0.0) else step
+        zero = f32(0.0)
+        if words[8] != 0:
+            zero = f32(i32_at(words[8])[0])
+        bounds = f32_at(words[9])
+        constants = (bounds[0], bounds[1], f32(0), f32(0), f32(0), f32(0), f32(0), f32(0))
+        for row in range(rows * thread() // threads(), rows * (thread() + 1) // threads()):
+            x, y = words[2] + size * channels * row, words[3] + target_size * channels * row
+            for c in range(channels):
+                v = f32(f32(load(source, x, c) - f32_at(mean)[c]) * f32_at(scale)[c])
+                v = _rounded(rounding, f32(v + f32_at(shift)[c]))
+                if relu:
+                    v = f32(0.0) if v < f32(0.0) else v
+                v = f32(v / step)
+                v = _element(target, 0, v, zero, u32(0), u32(0), f32(0), constants)
                 _store(target, y, c, v)
 
     return kernel(body)
 
 
 @function
-def _masked(grad: Any, centered: Any, scale: Any, shift: Any) -> Any:
-    """The gradient before the ReLU of centered * scale + shift."""
-    return f32(0.0) if f32(f32(centered * scale) + shift) <= f32(0.0) else grad
+def _masked(rounding: Any, grad: Any, centered: Any, scale: Any, shift: Any) -> Any:
+    """The gradient before the ReLU of centered * scale + shift, rounded."""
+    y = _rounded(rounding, f32(f32(centered * scale) + shift))
+    return f32(0.0) if y <= f32(0.0) else grad
 
 
-def backward_sums(source: int, grad_source: int, squares: bool, signs: bool, relu: bool) -> Any:
+def backward_sums(
+    source: int, grad_source: int, squares: bool, signs: bool, relu: bool, rounding: int
+) -> Any:
     """Per block of rows and channel: the sums of g, g * centered, and, as asked, centered^2 or
     sign(centered); centered = x - mean, g: grad_output, masked where the ReLU was off."""
     size, grad_size = _BYTES[source], _BYTES[grad_source]
@@ -154,7 +203,7 @@ def backward_sums(source: int, grad_source: int, squares: bool, signs: bool, rel
                     v = f32(load(source, x, c) - f32_at(mean)[c])
                     w = load(grad_source, g, c)
                     if relu:
-                        w = _masked(w, v, f32_at(scale)[c], f32_at(shift)[c])
+                        w = _masked(rounding, w, v, f32_at(scale)[c], f32_at(shift)[c])
                     f32_at(plain)[c] += w
                     f32_at(product)[c] += f32(w * v)
                 if squares:
@@ -171,7 +220,13 @@ def backward_sums(source: int, grad_source: int, squares: bool, signs: bool, rel
 
 
 def backward_input(
-    source: int, grad_source: int, target: int, slope: bool, signs: bool, relu: bool
+    source: int,
+    grad_source: int,
+    target: int,
+    slope: bool,
+    signs: bool,
+    relu: bool,
+    rounding: int,
 ) -> Any:
     """g * scale + slope * centered + offset, stored as TARGETS[target]; signs: slope multiplies
     sign(centered) instead."""
@@ -188,13 +243,13 @@ def backward_input(
                 v = f32(load(source, x, c) - f32_at(mean)[c])
                 w = load(grad_source, g, c)
                 if relu:
-                    w = _masked(w, v, f32_at(scale)[c], f32_at(shift)[c])
+                    w = _masked(rounding, w, v, f32_at(scale)[c], f32_at(shift)[c])
                 w = f32(f32(w * f32_at(scale)[c]) + f32_at(offset)[c])
                 if signs:
                     one = f32(1.0) if v > f32(0.0) else f32(0.0)
                     v = f32(-1.0) if v < f32(0.0) else one
                 if slope:
                     w = f32(w + f32(v * f32_at(factor)[c]))
-                _store(target, y, c, w)
+                _keep(target, y, c, w)
 
     return kernel(body)

@@ -28,20 +28,25 @@ class Form(NamedTuple):
     activation: FloatFormat | None
     dtype: torch.dtype
 
+    def affine(
+        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
+    ) -> Affine:
+        """The output as a function of x."""
+        of = folded(weight, bias, mean, self.deviation.stabilized(sigma, self.eps))
+        return of._replace(activation=self.activation, relu=self.relu)
 
-def passes(x: Tensor) -> Any:
+
+def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:
     """The implementation of the passes that serves x."""
-    return norm_kernels if norm_kernels.serves(x) else norm_passes
+    return norm_kernels if norm_kernels.serves(x, activation, relu) else norm_passes
 
 
-def folded(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor, relu: bool
-) -> Affine:
+def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor) -> Affine:
     """(x - mean) / divisor * weight + bias as one multiplication and one addition."""
     dtype = divisor.dtype
     scale = 1 / divisor if weight is None else weight.to(dtype) / divisor
     shift = torch.zeros_like(divisor) if bias is None else bias.to(dtype)
-    return Affine(mean.to(dtype), scale, shift.contiguous(), relu)
+    return Affine(mean.to(dtype), scale, shift.contiguous())
 
 
 class Normalize(torch.autograd.Function):
@@ -54,12 +59,12 @@ class Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
     ) -> tuple[Tensor, Tensor, Tensor]:
-        by = passes(input)
+        by = passes(input, form.activation, form.relu)
         accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
         mean = input.mean(others(input), dtype=accumulated)
         sigma, index, slope = form.deviation.of(by.sample(input, mean))
-        of = folded(weight, bias, mean, form.deviation.stabilized(sigma, form.eps), form.relu)
-        output = by.affine(input, of, form.activation, form.dtype)
+        of = form.affine(weight, bias, mean, sigma)
+        output = by.affine(input, of, form.dtype)
         ctx.save_for_backward(input, weight, bias, mean, sigma, index, slope)
         ctx.form = form
         ctx.mark_non_differentiable(mean, sigma)
@@ -72,9 +77,9 @@ class Normalize(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, sigma, index, slope = ctx.saved_tensors
         form: Form = ctx.form
-        by, deviation = passes(x), form.deviation
+        by, deviation = passes(x, form.activation, form.relu), form.deviation
         divisor = deviation.stabilized(sigma, form.eps)
-        of = folded(weight, bias, mean, divisor, form.relu)
+        of = form.affine(weight, bias, mean, sigma)
         dense = deviation.dense if form.carry == "exact" else None
         extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
         total, product, more = by.sums(x, grad_output, of, extra)

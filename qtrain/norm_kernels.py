@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, bf16, fp16, kernels, round_to
+from quantizers import FloatFormat, IntFormat, bf16, fp16, kernels, round_to
 from quantizers.kernels import team
 
 from .channel_sample import Cut, Extremes
@@ -29,6 +29,9 @@ _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
     (torch.float32, fp16): 3,
     (torch.float32, bf16): 4,
 }
+_CODES = {torch.int8: 1, torch.uint8: 2, torch.int16: 3, torch.int32: 4}
+#: formats to which the kernels round an output before its ReLU
+_ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
 #: rows whose elements are added in fp32
 _BLOCK = 128
 
@@ -50,13 +53,15 @@ def _made(name: str, *numbers: int) -> Any:
         return None
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels take x: channels adjacent in memory, few enough rows to number."""
+def serves(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> bool:
+    """Whether the kernels take x (channels adjacent in memory, few enough rows to number) and an
+    output rounded to `activation`, then to 0 where negative with relu."""
     return (
         kernels.serves(x)
         and x.dtype in _SOURCES
         and 0 < x.numel() < 2**31
         and x.movedim(1, -1).is_contiguous()
+        and (not relu or activation in _ROUNDINGS)
         and _made("normalize", _SOURCES[x.dtype], 0, False) is not None
     )
 
@@ -140,17 +145,42 @@ def sample(x: Tensor, mean: Tensor) -> _Channels:
     return _Channels(x, mean)
 
 
-def affine(x: Tensor, of: Affine, activation: FloatFormat | None, dtype: torch.dtype) -> Tensor:
-    """y, rounded to the activation format, in `dtype`."""
-    target = _TARGETS.get((dtype, activation))
+def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
+    """y in `dtype`."""
+    target = _TARGETS.get((dtype, of.activation))
     if target is None:
-        assert activation is not None
-        return round_to(affine(x, of, None, torch.float32), activation).to(dtype)
+        assert of.activation is not None
+        y = affine(x, of._replace(activation=None, relu=False), torch.float32)
+        y = round_to(y, of.activation)
+        return (y.relu_() if of.relu else y).to(dtype)
     y = torch.empty_like(x, dtype=dtype)
     kernel = _made("normalize", _SOURCES[x.dtype], target, of.relu)
-    rows, channels = x.numel() // x.shape[1], x.shape[1]
-    _run(kernel, x.numel(), rows, channels, x, y, *of[:3])
+    _run(kernel, x.numel(), *_size(x), x, y, *of[:3])
     return y
+
+
+def codes(
+    x: Tensor, of: Affine, scale: Tensor, zero_point: Tensor | None, format: IntFormat
+) -> Tensor:
+    """round(y / scale) + zero_point, clamped to the format: y's elements, in x's layout, without
+    y.  scale, zero_point: one entry."""
+    elements = torch.empty_like(x, dtype=format.dtype)
+    target = _CODES[format.dtype]
+    kernel = _made("codes", _SOURCES[x.dtype], target, of.relu, _ROUNDINGS[of.activation])
+    bounds = torch.tensor([format.low, format.high], dtype=torch.float32)
+    zero = 0 if zero_point is None else zero_point
+    _run(kernel, x.numel(), *_size(x), x, elements, *of[:3], scale, zero, bounds)
+    return elements
+
+
+def _relu(of: Affine) -> tuple[bool, int]:
+    """Whether there is one, and what y is rounded to before it."""
+    return of.relu, _ROUNDINGS[of.activation] if of.relu else 0
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    """(rows, channels)"""
+    return x.numel() // x.shape[1], x.shape[1]
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
@@ -169,7 +199,7 @@ def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
     plain, product, more = (of.mean.new_empty(blocks, x.shape[1]) for _ in range(3))
     kernel = _made(
         "backward_sums", _SOURCES[x.dtype], _SOURCES[grad.dtype], extra == "squares",
-        extra == "signs", of.relu,
+        extra == "signs", *_relu(of),
     )  # fmt: skip
     _run(
         kernel, x.numel(), x.shape[1], x, starts, blocks, grad, *of[:3], plain, product, more
@@ -185,11 +215,10 @@ def grad_input(
     result = torch.empty_like(x, dtype=dtype)
     kernel = _made(
         "backward_input", _SOURCES[x.dtype], _SOURCES[grad.dtype], _TARGETS[dtype, None],
-        slope is not None, slope is not None and slope.of == "sign", of.relu,
+        slope is not None, slope is not None and slope.of == "sign", *_relu(of),
     )  # fmt: skip
     factor = offset if slope is None else slope.factor
-    rows, channels = x.numel() // x.shape[1], x.shape[1]
-    _run(kernel, x.numel(), rows, channels, x, grad, result, *of[:3], factor, offset)
+    _run(kernel, x.numel(), *_size(x), x, grad, result, *of[:3], factor, offset)
     return result
 
 

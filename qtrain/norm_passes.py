@@ -20,11 +20,13 @@ Extra = Literal["squares", "signs"] | None
 
 
 class Affine(NamedTuple):
-    """y = (x - mean) * scale + shift, and, with relu, max(y, 0)."""
+    """y = (x - mean) * scale + shift, rounded to the activation format, and, with relu,
+    max(y, 0)."""
 
     mean: Tensor
     scale: Tensor
     shift: Tensor
+    activation: FloatFormat | None = None
     relu: bool = False
 
 
@@ -63,12 +65,16 @@ def sample(x: Tensor, mean: Tensor) -> Sample:
     return Rows(wide(x).transpose(0, 1).flatten(1) - mean.unsqueeze(1))
 
 
-def affine(x: Tensor, of: Affine, activation: FloatFormat | None, dtype: torch.dtype) -> Tensor:
-    """y, rounded to the activation format, in `dtype`."""
+def _output(centered: Tensor, of: Affine) -> Tensor:
+    y = centered * lift(of.scale, centered) + lift(of.shift, centered)
+    y = y if of.activation is None else round_to(y, of.activation)
+    return y.relu() if of.relu else y
+
+
+def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
+    """y in `dtype`."""
     x = wide(x)
-    y = (x - lift(of.mean, x)) * lift(of.scale, x) + lift(of.shift, x)
-    y = y.relu() if of.relu else y
-    return (y if activation is None else round_to(y, activation)).to(dtype)
+    return _output(x - lift(of.mean, x), of).to(dtype)
 
 
 def _masked(grad: Tensor, centered: Tensor, of: Affine) -> Tensor:
@@ -76,8 +82,7 @@ def _masked(grad: Tensor, centered: Tensor, of: Affine) -> Tensor:
     grad = grad.to(centered.dtype)
     if not of.relu:
         return grad
-    y = centered * lift(of.scale, centered) + lift(of.shift, centered)
-    return torch.where(y <= 0, 0.0, grad)
+    return torch.where(_output(centered, of) <= 0, 0.0, grad)
 
 
 def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
