@@ -121,9 +121,10 @@ def _convolution(
         if not math.prod(shape) or not w.shape[2]:
             return nothing(shape)
         groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
-        # packed for any zero point but 0, it serves every one that comes later
+        # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
+        # weight when it is used, in a tenth of the time that packing it in takes.
         packed = torch.ops.onednn.qconv_prepack(
-            w.flatten(0, 1), scale, 1.0, 1, *geometry, groups, None
+            w.flatten(0, 1), scale, 1.0, 0, *geometry, groups, None
         )
         result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
             dense(x, True), one, zero_point, packed, scale, zeros, bias, *geometry, groups,
