@@ -6,6 +6,7 @@ Everything here is optional: where a kernel does not serve a tensor, or numba is
 
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from quantizers.formats import Format, IntFormat, Overflow
+from quantizers.granularity import compact_shape
 from quantizers.rounding import Rounding
 
 from . import team
@@ -49,13 +51,19 @@ def _compiled() -> Any:
     return module
 
 
+_warned: list[Exception] = []
+
+
 def _warn(error: Exception) -> None:
-    warnings.warn(
-        f"quantizers: the fused kernels are off, quantization takes several times longer (the "
-        f"results are the same): {type(error).__name__}: {error}",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+    """The process' only warning, whatever else fails later."""
+    _warned.append(error)
+    if len(_warned) == 1:
+        warnings.warn(
+            f"quantizers: fused kernels are off, quantization takes several times longer (the "
+            f"results are the same): {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 @cache
@@ -76,19 +84,41 @@ def _kernel(source: str, target: str, mode: str, scaled: bool) -> Any:
         return None
 
 
+def available() -> bool:
+    """Whether kernels can be compiled here; warns, once, where they cannot."""
+    return _compiled() is not None
+
+
 def serves(x: Tensor) -> bool:
-    """Whether a kernel may read this tensor's memory: a plain CPU tensor, outside compilation."""
+    """Whether a kernel may read this tensor's memory, unseen by torch: nothing that compiles,
+    traces or intercepts operations is active, and the tensor is plain."""
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
         and _ON.get()
-        and type(x) in (Tensor, torch.nn.Parameter)
+        and _is_plain(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether x's numbers are those in its memory, on the CPU."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.is_cpu
+        and x.layout == torch.strided
+        and not x.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 
+def _operand(t: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel may read t: it has what the kernel takes it to have."""
+    return t is None or (t.dtype == dtype and t.shape == shape and _is_plain(t))
+
+
 @lru_cache(maxsize=256)
-def _constants(format: Format, overflow: Overflow | None) -> Tensor:
+def _constants(format: Format, overflow: Overflow | None) -> ctypes.Array[ctypes.c_float]:
     if isinstance(format, IntFormat):
         values: list[float] = [format.low, format.high]
     else:
@@ -98,7 +128,7 @@ def _constants(format: Format, overflow: Overflow | None) -> Tensor:
             format.mantissa, format.min_exponent, format.largest, over,
             format.signed, format.zero, format.smallest, format.has_inf,
         ]  # fmt: skip
-    return torch.tensor(values + [0.0] * (8 - len(values)), dtype=torch.float32)
+    return (ctypes.c_float * 8)(*values)  # no tensor: it would take torch's default device
 
 
 def elements(
@@ -113,13 +143,21 @@ def elements(
 ) -> Tensor | None:
     """round(x / scale) + zero_point, clamped to the format: elements as a Quantizer makes them.
 
-    x: fp16, bf16 or fp32; scale (fp32), zero_point (int32): compact, scale None for no division.
+    x: fp16, bf16 or fp32; scale (fp32), zero_point (int32): compact, scale None for no division;
+    key: 0-d int64.
     -> the format's integer dtype, or fp32 for a FloatFormat, in x's layout; None where no kernel
     serves x.
     """
     if not serves(x) or x.dtype not in _SOURCES or x.numel() == 0:
         return None
     dtype = format.dtype if isinstance(format, IntFormat) else torch.float32
+    compact = compact_shape(x.shape, block)
+    if not (
+        _operand(scale, torch.float32, compact)
+        and _operand(zero_point, torch.int32, compact)
+        and _operand(key, torch.int64, ())
+    ):
+        return None
     result = torch.empty_like(x, dtype=dtype)
     noisy = key is not None and rounding.random_bits > 0
     path = walk(tuple(x.shape), x.stride(), result.stride(), block, noisy)
@@ -134,7 +172,7 @@ def elements(
     pointers = [0 if t is None else t.data_ptr() for t in kept]
     words = (
         *path[:4], x.data_ptr(), result.data_ptr(),
-        *pointers, rounding.random_bits, constants.data_ptr(), *path.words,
+        *pointers, rounding.random_bits, ctypes.addressof(constants), *path.words,
     )  # fmt: skip
     team.run(kernel.address, words, path.size)
     return result

@@ -82,8 +82,8 @@ def walk(
     if x_step != 1 or result_step != 1 or granule not in (0, 1) or len(merged) > OUTER:
         return None
     count = size
-    for axis in merged:
-        count *= axis[0]
+    for outer_axis in merged:
+        count *= outer_axis[0]
     if count >= 2**31:
         return None
     unit = [1, 0, 0, 0, 0]
