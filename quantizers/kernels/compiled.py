@@ -8,12 +8,17 @@ operation in fp32, so that the bits are the same.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
+from numba.core.caching import FunctionCache
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .layout import OUTER
@@ -21,6 +26,7 @@ from .team import openmp
 
 f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
+_KERNEL = types.void(types.voidptr)
 
 #: what the words of a quantizing kernel mean; the walk's words follow
 WORDS = (
@@ -34,9 +40,31 @@ def function(body: Any) -> Any:
     return numba.njit(**_OPTIONS)(body)
 
 
+#: what a kernel on disk was compiled from and for, besides its own file and its free variables
+_ORIGIN = (
+    Path(__file__).read_bytes(), numba.__version__, openmp() is None,
+    cpu_target.target_context.codegen().magic_tuple(),
+)  # fmt: skip
+
+
 def kernel(body: Any) -> Any:
-    """A kernel; `.address` is what `team.run` takes."""
-    return numba.cfunc(types.void(types.voidptr), cache=True, **_OPTIONS)(body)
+    """A kernel; `.address` is what `team.run` takes.
+
+    numba names the file of a kernel by its function's name: a name for everything that makes it
+    different keeps processes that compile at the same time, on several kinds of machines, from
+    storing one kernel as another.
+    """
+    made_for = [cell.cell_contents for cell in body.__closure__ or ()]
+    made_for = [value for value in made_for if isinstance(value, int | str)]
+    name = repr((_ORIGIN, Path(body.__code__.co_filename).read_bytes(), made_for))
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    body.__qualname__ = f"{body.__qualname__.partition('.')[0]}_{digest}"
+    try:
+        return numba.cfunc(_KERNEL, cache=True, **_OPTIONS)(body)
+    except Exception:  # nowhere to write, or a damaged cache; a body's own fault comes up again
+        with suppress(Exception):
+            FunctionCache(body).flush()
+        return numba.cfunc(_KERNEL, **_OPTIONS)(body)
 
 
 def pointer(dtype: Any) -> Any:
