@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+#: the process in which torch's threads may live; a fork does not inherit them
+_HOME = os.getpid()
+
 #: below this many elements a second thread costs more than it saves
 SMALL = 1 << 14
 
@@ -39,19 +42,13 @@ def openmp() -> Any:
     return None
 
 
-@cache
-def _home() -> int:
-    """The process in which the runtime was first used."""
-    return os.getpid()
-
-
 def run(address: int, words: Sequence[int], count: int) -> None:
     """Call the kernel at `address` (void (*)(int64 *)) with `words`; it shares `count` elements
     out among the threads of its region."""
     data = (ctypes.c_int64 * len(words))(*words)
     library = openmp()
     threads = torch.get_num_threads() if library and count >= SMALL else 1
-    if threads > 1 and _home() == os.getpid():
+    if threads > 1 and os.getpid() == _HOME:
         library.GOMP_parallel(address, ctypes.addressof(data), threads, 0)
     else:
         _entry(address)(ctypes.addressof(data))
