@@ -68,7 +68,13 @@ class Call:
             key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))
         state = self.states.get((kind, operand), {})
         try:
-            q = quantized(quantizer, x, state=state, key=key, training=self.training)
+            deferred = None  # a norm's output that is yet to be: norm_functions.Deferred
+            if not torch.compiler.is_compiling():
+                deferred = getattr(x, "deferred", None)
+            if deferred is not None:
+                q: QTensor = deferred.quantized(quantizer, state, self.training)
+            else:
+                q = quantized(quantizer, x, state=state, key=key, training=self.training)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
@@ -170,7 +176,7 @@ class Products(torch.autograd.Function):
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
         )
-        ctx.input, ctx.weight = _alike(input), _alike(weight)
+        ctx.input, ctx.weight = _alike(xq.elements), _alike(weight)
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
         return output.to(dtype)
 

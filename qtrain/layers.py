@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantizers import IntFormat, Quantizer, nearest_even
+from quantizers.protocol import straight_through
+
 from .layer_products import Call, Probe, apply, located
 from .layer_state import LayerState, autocast_dtype, rank
 from .operations import Convolution, Linear, Operation, pair
@@ -157,6 +160,27 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
             (None, module.out_channels, *space),
         )
         return {"product": shapes}
+
+
+def takes_extremes(layer: nn.Module) -> bool:
+    """Whether a converted layer needs of its input no more than integers nearest to it, over a
+    range that its extremes give: see norm_functions.Deferred."""
+    if not isinstance(layer, QLinear | _QConv) or layer.product.probe is not None:
+        return False
+    recipe = layer.product.recipe
+    quantizer = recipe.forward.input
+    if isinstance(layer, _QConv):
+        padding = layer.padding
+        if layer.padding_mode != "zeros" or (isinstance(padding, str) and padding != "valid"):
+            return False
+    return (
+        type(quantizer) is Quantizer
+        and isinstance(quantizer.format, IntFormat)
+        and quantizer.by_extremes
+        and quantizer.rounding == nearest_even
+        and straight_through(quantizer)
+        and recipe.reuses("grad_weight", "input")
+    )
 
 
 class QConv1d(_QConv, nn.Conv1d):

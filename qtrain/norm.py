@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike, fold, round_to
+from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fold, fp16, round_to
 from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
-from . import norm_passes
+from . import norm_kernels, norm_passes
 from .layer_state import LayerState, Slot, rank
 from .norm_functions import (
+    Deferred,
     Form,
     Normalize,
     QuantizeGradient,
@@ -36,7 +37,7 @@ def _role_key(key: Tensor | None, role: str) -> Tensor | None:
     return fold(key, ROLES.index(role) + (len(ROLES) * (rank() + 1) if data else 0))
 
 
-class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
+class QBatchNorm(nn.modules.batchnorm._BatchNorm):
     """A torch batch-norm computed as its `recipe` says, with torch's parameters and buffers.
 
     Input (N, C, *S), fp16, bf16, fp32 or fp64, any layout; statistics and arithmetic in fp32 (fp64
@@ -68,7 +69,7 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
         straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
         return straight
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _check(self, input: Tensor) -> None:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if not input.is_floating_point():
             raise TypeError(f"batch-norm: got an input of {input.dtype}, need floating point")
@@ -77,14 +78,20 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"batch-norm: got {input.shape[1]} channels (input {tuple(input.shape)}), "
                 f"need {self.num_features}"
             )
-        if input.numel() == 0:
-            return super().forward(input)
-        of_batch = self.training or self.running_mean is None or self.running_var is None
-        if of_batch and input.numel() == input.shape[1]:
+        if self._of_batch and 0 < input.numel() == input.shape[1]:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size "
                 f"{tuple(input.shape)}"
             )
+
+    @property
+    def _of_batch(self) -> bool:
+        return self.training or self.running_mean is None or self.running_var is None
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        if input.numel() == 0:
+            return super().forward(input)
         recipe = self.recipe
         key, states = self.state.begin()
         x = self._quantized("input", input, key, states)
@@ -96,7 +103,7 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
         plain = isinstance(recipe.grad_output, Off)
         dtype = input.dtype if plain else torch.promote_types(input.dtype, torch.float32)
         activation = recipe.activation if plain else None
-        if of_batch:
+        if self._of_batch:
             form = Form(
                 recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype
             )
@@ -123,6 +130,34 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 output = self._rounded(output, recipe.activation)
         result: Tensor = output.to(input.dtype)
         return result
+
+    def deferred_relu(self, input: Tensor) -> Tensor | None:
+        """relu(forward(input)) as a tensor without values, which a layer's product turns into
+        codes in one pass (`Deferred`); None where that is not to be had."""
+        recipe = self.recipe
+        operands = (recipe.input, recipe.weight, recipe.bias, recipe.grad_output)
+        if not (self.training and all(isinstance(quantizer, Off) for quantizer in operands)):
+            return None
+        stored = {torch.float16: fp16, torch.bfloat16: bf16}.get(input.dtype)
+        activation = stored or recipe.activation
+        if activation != (recipe.activation or stored):  # rounded twice, to different formats
+            return None
+        if not norm_kernels.serves(input, activation, relu=True):
+            return None
+        self._check(input)
+        self.state.begin()
+        form = Form(
+            recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
+            input.dtype, deferred=True,
+        )  # fmt: skip
+        output, mean, sigma = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
+        if self.track_running_stats:
+            self._track(mean, sigma, input.numel() // input.shape[1])
+        with torch.no_grad():
+            affine = form.affine(self.weight, self.bias, mean, sigma)
+        output.deferred = Deferred(input.detach(), affine)
+        deferred: Tensor = output
+        return deferred
 
     @staticmethod
     def _rounded(output: Tensor, activation: FloatFormat) -> Tensor:
@@ -155,19 +190,19 @@ class _QBatchNorm(nn.modules.batchnorm._BatchNorm):
         return f"{torch_part}, {self.recipe}"
 
 
-class QBatchNorm1d(_QBatchNorm, nn.BatchNorm1d):
+class QBatchNorm1d(QBatchNorm, nn.BatchNorm1d):
     """nn.BatchNorm1d under a NormRecipe."""
 
 
-class QBatchNorm2d(_QBatchNorm, nn.BatchNorm2d):
+class QBatchNorm2d(QBatchNorm, nn.BatchNorm2d):
     """nn.BatchNorm2d under a NormRecipe."""
 
 
-class QBatchNorm3d(_QBatchNorm, nn.BatchNorm3d):
+class QBatchNorm3d(QBatchNorm, nn.BatchNorm3d):
     """nn.BatchNorm3d under a NormRecipe."""
 
 
-_CONVERTED: dict[type[nn.Module], type[_QBatchNorm]] = {
+_CONVERTED: dict[type[nn.Module], type[QBatchNorm]] = {
     nn.BatchNorm1d: QBatchNorm1d,
     nn.BatchNorm2d: QBatchNorm2d,
     nn.BatchNorm3d: QBatchNorm3d,
@@ -201,6 +236,6 @@ def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | Non
     if state is None:
         state = LayerState(norm_slots(module, recipe), name="", seed=0, stream=0)
     module.__class__ = _CONVERTED[type(module)]
-    assert isinstance(module, _QBatchNorm)
+    assert isinstance(module, QBatchNorm)
     module.recipe = recipe
     module.state = state.train(module.training)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers import FloatFormat, QuantizerLike
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, QuantizerLike
 from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
@@ -19,7 +19,7 @@ from .norm_recipe import StatisticsGradient
 
 
 class Form(NamedTuple):
-    """How a norm is computed, besides its tensors."""
+    """How a norm is computed, besides its tensors; deferred: the output is not, see `Deferred`."""
 
     deviation: Deviation
     carry: StatisticsGradient
@@ -27,6 +27,7 @@ class Form(NamedTuple):
     relu: bool
     activation: FloatFormat | None
     dtype: torch.dtype
+    deferred: bool = False
 
     def affine(
         self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
@@ -34,6 +35,31 @@ class Form(NamedTuple):
         """The output as a function of x."""
         of = folded(weight, bias, mean, self.deviation.stabilized(sigma, self.eps))
         return of._replace(activation=self.activation, relu=self.relu)
+
+
+class Deferred(NamedTuple):
+    """A norm's output, rounded and after its ReLU, of which no float exists: x and what it was to
+    become.  Hung on the tensor that stands for it, in autograd's eyes."""
+
+    x: Tensor
+    of: Affine
+
+    def quantized(self, quantizer: Quantizer, state: State | None, training: bool) -> QTensor:
+        """What the quantizer, whose scale follows from the extremes alone, makes of the output.
+
+        Every channel of it is a monotone function of x, rounding included, so its extremes are
+        the images of x's.
+        """
+        axes = others(self.x)
+        ends = torch.stack([self.x.amin(axes), self.x.amax(axes)]).float()
+        images = norm_passes.affine(ends, self.of, ends.dtype)
+        q = quantizer(images, state=state, training=training)
+        assert q.scale is not None and isinstance(q.format, IntFormat)
+        elements = norm_kernels.codes(self.x, self.of, q.scale, q.zero_point, q.format)
+        space = [1] * (self.x.dim() - 2)
+        scale = q.scale.view(1, 1, *space)
+        zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)
+        return QTensor(elements, scale, zero_point, q.format, tuple(elements.shape))
 
 
 def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:
@@ -64,7 +90,10 @@ class Normalize(torch.autograd.Function):
         mean = input.mean(others(input), dtype=accumulated)
         sigma, index, slope = form.deviation.of(by.sample(input, mean))
         of = form.affine(weight, bias, mean, sigma)
-        output = by.affine(input, of, form.dtype)
+        if form.deferred:  # one NaN for all: nothing but a layer's product can use it
+            output = input.new_full((), float("nan"), dtype=form.dtype).expand(input.shape)
+        else:
+            output = by.affine(input, of, form.dtype)
         ctx.save_for_backward(input, weight, bias, mean, sigma, index, slope)
         ctx.form = form
         ctx.mark_non_differentiable(mean, sigma)

@@ -13,7 +13,7 @@ from . import kernels
 from .formats import FloatFormat, Format, IntFormat, Overflow, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
 from .noise import random_bits
-from .ranges import Ema, RangeRule, State, Stateless, absmax
+from .ranges import AbsMax, Ema, MinMax, RangeRule, State, Stateless, absmax
 from .rounding import Rounding, nearest_even, round_to_float
 
 
@@ -146,6 +146,12 @@ class Quantizer:
                 f"straight_through: {self.straight_through!r} needs one range for training and "
                 f"evaluation; give the range train_on='running'"
             )
+
+    @property
+    def by_extremes(self) -> bool:
+        """Whether a tensor's scale follows from its smallest and largest elements alone."""
+        rule = self.range.rule if isinstance(self.range, Ema) else self.range
+        return self.granularity == per_tensor and isinstance(rule, AbsMax | MinMax)
 
     def init_state(self, shape: Sequence[int | None]) -> State:
         """State for tensors of `shape` (None: a size that changes); {} without memory."""

@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qtrain.fused import norm_add_relu, norm_relu_layer
+
 Shortcut = Literal["projection", "padding"]
 
 
@@ -57,10 +59,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        y = self.relu1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        out: Tensor = self.relu2(y + identity)
-        return out
+        y = norm_relu_layer(self.bn1, self.relu1, self.conv2, self.conv1(x))
+        return norm_add_relu(self.bn2, self.relu2, y, identity)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -89,11 +89,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        y = self.relu1(self.bn1(self.conv1(x)))
-        y = self.relu2(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        out: Tensor = self.relu3(y + identity)
-        return out
+        y = norm_relu_layer(self.bn1, self.relu1, self.conv2, self.conv1(x))
+        y = norm_relu_layer(self.bn2, self.relu2, self.conv3, y)
+        return norm_add_relu(self.bn3, self.relu3, y, identity)
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:

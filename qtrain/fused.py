@@ -1,0 +1,79 @@
+"""Norm, ReLU and quantizer in one pass, and a residual sum whose ReLU keeps one byte an element.
+
+For users' own models: the functions take the modules, converted or not, and do what calling them
+one after the other does.  Where they can they pass less memory: between a converted batch-norm and
+the converted layer behind it only codes exist, one byte an element, and the same bits come out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layer_state import autocast_dtype
+from .layers import takes_extremes
+from .norm import QBatchNorm
+
+
+def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: Tensor) -> Tensor:
+    """layer(relu(norm(input))).
+
+    One pass, from the norm's input to the layer's codes, where norm and layer were converted, the
+    norm quantizes none of its operands, the layer's input is quantized to the nearest integers
+    over the whole tensor's extremes and kept so for grad_weight, the tensor lies channels-last on
+    the CPU, and no hook waits for what lies between.
+    """
+    if (
+        not torch.compiler.is_compiling()
+        and isinstance(norm, QBatchNorm)
+        and type(relu) is nn.ReLU
+        and takes_extremes(layer)
+        and not any(_has_hooks(module) for module in (norm, relu, layer))
+        and autocast_dtype(input) is None
+    ):
+        deferred = norm.deferred_relu(input)
+        if deferred is not None:
+            return _tensor(layer(deferred))
+    return _tensor(layer(relu(norm(input))))
+
+
+def norm_add_relu(norm: nn.Module, relu: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
+    """relu(norm(input) + residual), of which a converted norm's keeps one byte an element."""
+    y = norm(input)
+    plain = not isinstance(norm, QBatchNorm) or type(relu) is not nn.ReLU or _has_hooks(relu)
+    if plain or torch.compiler.is_compiling() or y.shape != residual.shape:
+        return _tensor(relu(y + residual))
+    return _tensor(_AddRelu.apply(y, residual))  # type: ignore[no-untyped-call]
+
+
+def _tensor(x: Any) -> Tensor:
+    assert isinstance(x, Tensor)
+    return x
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+class _AddRelu(torch.autograd.Function):
+    """relu(x + y); saved: where it was on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        output = (x + y).relu_()
+        ctx.save_for_backward(output <= 0)
+        ctx.dtypes = x.dtype, y.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        (off,) = ctx.saved_tensors
+        grad = grad_output.masked_fill(off, 0.0)
+        return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1])
