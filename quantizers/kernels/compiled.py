@@ -85,26 +85,6 @@ i8_at, u8_at = pointer(types.int8), pointer(types.uint8)
 i16_at, u16_at = pointer(types.int16), pointer(types.uint16)
 
 
-@intrinsic
-def widened(typingctx: Any, half: Any) -> Any:
-    """The bits of an fp16 number (uint16) -> float32, exact."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), generate
-
-
-@intrinsic
-def halved(typingctx: Any, x: Any) -> Any:
-    """float32 -> the bits of the nearest fp16 number, ties to even (uint16)."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-
-    return types.uint16(types.float32), generate
-
-
 @function
 def float_bits(x: Any) -> Any:
     return f32(x).view(np.uint32)
@@ -113,6 +93,49 @@ def float_bits(x: Any) -> Any:
 @function
 def as_float(bits: Any) -> Any:
     return u32(bits).view(np.float32)
+
+
+# LLVM ends the process where the target has no instruction for these: not with every CPU name.
+_TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+if "+f16c" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64")):
+
+    @intrinsic
+    def widened(typingctx: Any, half: Any) -> Any:
+        """The bits of an fp16 number (uint16) -> float32, exact."""
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+        return types.float32(types.uint16), generate
+
+    @intrinsic
+    def halved(typingctx: Any, x: Any) -> Any:
+        """float32 -> the bits of the nearest fp16 number, ties to even (uint16)."""
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+        return types.uint16(types.float32), generate
+
+else:
+
+    @function
+    def widened(half: Any) -> Any:
+        magnitude = u32(half & u32(0x7FFF)) << u32(13)
+        value = f32(as_float(magnitude) * f32(2.0**112))
+        if magnitude >= u32(0x0F800000):
+            value = as_float(magnitude | u32(0x7F800000))
+        return as_float(float_bits(value) | (u32(half & u32(0x8000)) << u32(16)))
+
+    @function
+    def halved(x: Any) -> Any:
+        bits, size = float_bits(x), f32(abs(x))
+        rounded = u32(float_bits(size) + u32(0xFFF) + ((bits >> u32(13)) & u32(1)))
+        half = u32(u32(rounded - u32(112 << 23)) >> u32(13))
+        half = u32(i32(np.rint(f32(size * f32(2.0**24))))) if size < f32(2.0**-14) else half
+        half = u32(0x7C00) if size >= f32(65520.0) else half
+        half = half if x == x else u32(0x7E00)
+        return np.uint16(half | ((bits >> u32(16)) & u32(0x8000)))
 
 
 if openmp() is None:
