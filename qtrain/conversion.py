@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from .aside import random_state_kept, unwrapped
+from quantizers import QTensor
+
+from .aside import detached, random_state_kept, unwrapped
 from .engines.exact import ENGINES, admitted
 from .layer_state import LayerState
 from .layers import QProduct
+from .operations import KINDS, Kind, Operation
 
 _ATTRIBUTE = "_qtrain_conversion"
 _PRODUCT_OPS = (
@@ -64,12 +68,15 @@ class Summary:
                       where no inputs were given
     never_ran         converted layers that the forward did not reach; None likewise
     refused           engines that failed their exactness test on this machine
+    engines           layer -> product -> the engine that served it, of those that ran; several are
+                      joined by " + "; None likewise
     """
 
     conversion: Conversion
     outside: dict[str, list[str]] | None
     never_ran: list[str] | None
     refused: list[str]
+    engines: dict[str, dict[Kind, str]] | None = None
 
     @property
     def converted(self) -> dict[str, str]:
@@ -96,6 +103,7 @@ class Summary:
             lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
         if self.never_ran:
             lines.append(f"never ran  {', '.join(self.never_ran)}")
+        lines += self._engine_lines()
         for name in self.refused:
             lines.append(f"refused    engine {name}: inexact on this machine, not used")
         lines.append("update     the weight update and the optimizer's state are full precision")
@@ -106,6 +114,18 @@ class Summary:
             )
         return "\n".join(lines)
 
+    def _engine_lines(self) -> list[str]:
+        """One line for each engine: of how many layers' products it serves."""
+        counts: dict[str, Counter[str]] = {}
+        for products in (self.engines or {}).values():
+            for kind, engine in products.items():
+                counts.setdefault(engine, Counter())[kind] += 1
+        return [
+            f"engine     {engine}: "
+            + ", ".join(f"{kind} of {found[kind]} layers" for kind in KINDS if found[kind])
+            for engine, found in counts.items()
+        ]
+
 
 def _is_off(module: nn.Module) -> bool:
     """Whether a layer was converted under a recipe that leaves its products to torch."""
@@ -115,6 +135,8 @@ def _is_off(module: nn.Module) -> bool:
 
 class _Watch(TorchDispatchMode):
     """Notes every product, by the path of the module it runs in, and every layer that runs."""
+
+    lets_kernels_pass = True  # a forward computes the same bits watched and unwatched
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -168,11 +190,37 @@ class _Watch(TorchDispatchMode):
         ]
 
 
-def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
-    """What `quantize` did to the model; with inputs, also what one forward pass of it shows.
+class _Engines:
+    """The probe of one layer that learns which engines serve it."""
 
-    The forward runs on a copy, without gradients: nothing of the model changes.
-    Raises ValueError for a model that was not converted.
+    def __init__(self) -> None:
+        self.found: dict[Kind, str] = {}
+
+    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
+        pass
+
+    def result(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None,
+        result: Tensor,
+    ) -> None:
+        pass
+
+    def engine(self, kind: Kind, name: str) -> None:
+        known = self.found.setdefault(kind, name).split(" + ")
+        if name not in known:
+            self.found[kind] += f" + {name}"
+
+
+def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
+    """What `quantize` did to the model; with inputs, also what one pass through it shows.
+
+    The pass, forward and, for an output that has a gradient, backward, runs on a copy: nothing of
+    the model changes.  Raises ValueError for a model that was not converted.
     """
     model = unwrapped(model)
     conversion = getattr(model, _ATTRIBUTE, None)
@@ -184,9 +232,20 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         return Summary(conversion, None, None, refused)
     twin = copy.deepcopy(model)
     forget_watch(twin)
-    with random_state_kept(), torch.no_grad(), _Watch(twin) as watch:
-        twin(*inputs, **kwargs)
-    return Summary(conversion, watch.outside, watch.never_ran(), refused)
+    probes: dict[str, _Engines] = {}
+    for module in twin.modules():
+        if isinstance(module, QProduct):
+            module.probe = probes.setdefault(module.name or "(model)", _Engines())
+    learning = not torch.is_inference_mode_enabled()
+    with random_state_kept(), torch.set_grad_enabled(learning):
+        with _Watch(twin) as watch:
+            output = twin(*detached(inputs), **detached(kwargs))
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        sums = [leaf.sum() for leaf in leaves if leaf.requires_grad and leaf.is_floating_point()]
+        if sums:
+            torch.stack([one.double() for one in sums]).sum().backward()
+    engines = {name: probe.found for name, probe in probes.items() if probe.found}
+    return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)
 
 
 class _FirstForward:

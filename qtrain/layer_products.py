@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from quantizers.ranges import State
 
 from .engines.work import Engine
 from .operations import Kind, Operation
-from .products import folded, product
+from .products import Note, folded, product
 from .recipe import SLOTS, Recipe
 
 
@@ -34,6 +35,9 @@ class Probe(Protocol):
         result: Tensor,
     ) -> None:
         """A product's result with the unquantized operands (weight: canonical) it stands for."""
+
+    def engine(self, kind: Kind, name: str) -> None:
+        """The engine that serves a product, or one block of it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class Call:
         if self.probe is not None:
             self.probe.operand(kind, operand, x, q, folded)
         return q
+
+    def note(self, kind: Kind) -> Note | None:
+        """What is told the engines of a product."""
+        return None if self.probe is None else partial(self.probe.engine, kind)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""
@@ -151,8 +159,9 @@ class Products(torch.autograd.Function):
             output = call.operation.native(xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
             output = product(
-                call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias
-            )
+                call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias,
+                note=call.note("forward"),
+            )  # fmt: skip
         if call.recipe.activation is not None:
             output = round_to(output, call.recipe.activation)
         if call.probe is not None:
@@ -213,7 +222,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             wide = torch.promote_types(gq.elements.dtype, saved.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), saved.elements.to(wide), like)
         else:
-            result = product(operation, kind, gq, saved, like, call.engines)
+            note = call.note(kind)
+            result = product(operation, kind, gq, saved, like, call.engines, note=note)
         if call.probe is not None and other is not None:
             call.probe.result(operation, kind, grad_output, other, None, result)
         return result

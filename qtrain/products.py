@@ -10,6 +10,7 @@ along the sum, each block's sum is taken in fp64, where it is exact for formats 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -23,6 +24,9 @@ from .engines.work import Engine, Epilogue, Span, Work, holds
 from .operations import Kind, Operation
 
 Operand = Literal["a", "b"]
+Note = Callable[[str], None]
+#: what serves a product with an operand that is not integer
+FLOAT = "torch (float operand)"
 
 
 def _span(q: QTensor) -> Span:
@@ -80,6 +84,7 @@ def _exact(
     like: Tensor,
     engines: tuple[Engine, ...] | None,
     epilogue: Epilogue,
+    note: Note | None,
 ) -> Tensor:
     """The exact integer sums of one block through the epilogue, fp32.
 
@@ -94,6 +99,8 @@ def _exact(
         if b.zero_point is None and a.zero_point is not None and a.zero_point.numel() == 1:
             forms.insert(0, Work(*size, _span(a), _span(b), zero_point=True, sums=False))
     engine, work = choose(operation, kind, forms, a.elements.device.type, engines)
+    if note is not None:
+        note(engine.name)
     if work.sums:
         return epilogue(operation, _corrected(operation, kind, a, b, like, engines, engine, work))
     zero_point = a.zero_point if work.zero_point else None
@@ -158,11 +165,14 @@ def _block(
     like: Tensor,
     engines: tuple[Engine, ...] | None,
     epilogue: Epilogue,
+    note: Note | None,
     blocks: int,
 ) -> Tensor:
     """The sum of one block through the epilogue: fp32 or fp64."""
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
-        return _exact(operation, kind, a, b, like, engines, epilogue)
+        return _exact(operation, kind, a, b, like, engines, epilogue, note)
+    if note is not None:
+        note(FLOAT)
     left, right = as_real(a.unshifted()), as_real(b.unshifted())
     wide = torch.promote_types(left.dtype, right.dtype)
     if blocks > 1 and wide == torch.float32:
@@ -235,12 +245,13 @@ def product(
     engines: tuple[Engine, ...] | None = None,
     *,
     bias: Tensor | None = None,
+    note: Note | None = None,
 ) -> Tensor:
     """One of the three products of two quantized operands; see the module's definition.
 
     like: shape and strides of what is differentiated (any dtype); bias: (out channels), for the
-    forward.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError where a scale
-    varies along the sum.
+    forward; note: is told the engine that serves each block, or FLOAT.  -> fp32, or fp64 where an
+    operand's elements are.  Raises ValueError where a scale varies along the sum.
     """
     cut = operation.split_axis(kind, "a", a.elements.dim())
     step_a = _check_scales(operation, kind, "a", a)
@@ -275,7 +286,7 @@ def product(
         part = _block(
             operation, kind, left, right, like, engines,
             Epilogue(_scale(operation, kind, left, right), bias if len(starts) == 1 else None),
-            len(starts),
+            note, len(starts),
         )  # fmt: skip
         total = part if total is None else total + part
     assert total is not None

@@ -16,6 +16,8 @@ from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
+from qtrain.engines.exact import admitted
+from qtrain.engines.onednn import OneDnnInt8
 
 
 class Outside(nn.Module):
@@ -238,3 +240,36 @@ def test_the_summary_looks_inside_wrappers() -> None:
     wrapped = torch.compile(model, backend="eager")
     assert summary(wrapped, torch.ones(2, 4)).never_ran == []  # type: ignore[arg-type]
     assert summary(nn.DataParallel(model)).converted == {"(model)": "Linear"}
+
+
+class Shapes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, stride=2)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.up(self.conv(x))
+        return {"out": self.fc(x.mean((2, 3))), "hidden": x, "best": x.argmax(1)}
+
+
+def test_the_summary_names_the_engine_of_every_product() -> None:
+    eight = "onednn_int8" if admitted(OneDnnInt8(), "cpu") else "float32"
+    found = summary(quantize(Shapes()), torch.randn(2, 8, 9, 9))
+    both = {"forward": eight, "grad_input": eight, "grad_weight": "torch (float operand)"}
+    first = {kind: name for kind, name in both.items() if kind != "grad_input"}
+    assert found.engines == {"conv": first, "up": both, "fc": both}
+    text = str(found)
+    assert f"engine     {eight}: forward of 3 layers, grad_input of 2 layers\n" in text
+    assert "engine     torch (float operand): grad_weight of 3 layers\n" in text
+    sixteen = summary(quantize(Shapes(), bits=16), torch.randn(2, 8, 9, 9)).engines or {}
+    assert sixteen["fc"]["forward"] == "float64"
+    assert summary(quantize(Shapes())).engines is None
+    off = summary(quantize(Shapes(), recipe="fp32"), torch.randn(2, 8, 9, 9))
+    assert off.engines == {} and "engine" not in str(off)
+
+
+def test_the_summary_of_a_model_without_gradients_names_its_forward() -> None:
+    model = quantize(nn.Linear(4, 4)).requires_grad_(False)
+    assert [*(summary(model, torch.ones(2, 4)).engines or {})["(model)"]] == ["forward"]
