@@ -17,26 +17,40 @@ from .layers import takes_extremes
 from .norm import QBatchNorm
 
 
-def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: Tensor) -> Tensor:
-    """layer(relu(norm(input))).
+def norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor) -> Tensor:
+    """relu(norm(input)), of which a converted norm keeps its input alone.
 
-    One pass, from the norm's input to the layer's codes, where norm and layer were converted, the
-    norm quantizes none of its operands, the layer's input is quantized to the nearest integers
-    over the whole tensor's extremes and kept so for grad_weight, the tensor lies channels-last on
-    the CPU, and no hook waits for what lies between.
+    One pass where the norm was converted, quantizes none of its operands and trains, the tensor
+    lies channels-last on the CPU, and no hook waits for what lies between.
     """
+    y = _norm_relu(norm, relu, input, deferred=False)
+    return _tensor(relu(norm(input))) if y is None else y
+
+
+def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: Tensor) -> Tensor:
+    """layer(relu(norm(input))), of which a converted norm keeps its input and the layer codes.
+
+    One pass, from the norm's input to the layer's codes, where `norm_relu` takes one and the layer
+    was converted, its input quantized to the nearest integers over the whole tensor's extremes and
+    kept so for grad_weight.
+    """
+    y = None
+    if takes_extremes(layer) and not _has_hooks(layer):
+        y = _norm_relu(norm, relu, input, deferred=True)
+    return _tensor(layer(norm_relu(norm, relu, input) if y is None else y))
+
+
+def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) -> Tensor | None:
     if (
-        not torch.compiler.is_compiling()
-        and isinstance(norm, QBatchNorm)
-        and type(relu) is nn.ReLU
-        and takes_extremes(layer)
-        and not any(_has_hooks(module) for module in (norm, relu, layer))
-        and autocast_dtype(input) is None
+        torch.compiler.is_compiling()
+        or not isinstance(norm, QBatchNorm)
+        or type(relu) is not nn.ReLU
+        or _has_hooks(norm)
+        or _has_hooks(relu)
+        or autocast_dtype(input) is not None
     ):
-        deferred = norm.deferred_relu(input)
-        if deferred is not None:
-            return _tensor(layer(deferred))
-    return _tensor(layer(relu(norm(input))))
+        return None
+    return norm.relu(input, deferred)
 
 
 def norm_add_relu(norm: nn.Module, relu: nn.Module, input: Tensor, residual: Tensor) -> Tensor:

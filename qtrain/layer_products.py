@@ -266,7 +266,7 @@ def apply(
     """output = input (x) weight + bias under call.recipe; differentiable once.
 
     input: as the operation takes it; weight: the layer's own layout.  -> the input's dtype, or
-    autocast's.
+    autocast's, or, where the recipe keeps outputs narrow, its activation's.
     """
     operation, recipe = call.operation, call.recipe
     differentiable = call.training or torch.is_grad_enabled()
@@ -289,7 +289,7 @@ def apply(
     )
     tensors = [t for q in operands for t in ((None,) * 3 if q is None else q[:3])]
     meta = tuple(None if q is None else q[3:] for q in operands)
-    dtype = input.dtype if call.autocast is None else call.autocast
+    dtype = recipe.stored(input.dtype if call.autocast is None else call.autocast)
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
         call, dtype, key, input, weight, bias, meta, *tensors
     )

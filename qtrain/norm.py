@@ -131,9 +131,12 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         result: Tensor = output.to(input.dtype)
         return result
 
-    def deferred_relu(self, input: Tensor) -> Tensor | None:
-        """relu(forward(input)) as a tensor without values, which a layer's product turns into
-        codes in one pass (`Deferred`); None where that is not to be had."""
+    def relu(self, input: Tensor, deferred: bool) -> Tensor | None:
+        """relu(forward(input)), for which x alone is saved; None where that is not to be had.
+
+        deferred: as a tensor without values, which a layer's product turns into codes
+        (`Deferred`).
+        """
         recipe = self.recipe
         operands = (recipe.input, recipe.weight, recipe.bias, recipe.grad_output)
         if not (self.training and all(isinstance(quantizer, Off) for quantizer in operands)):
@@ -148,16 +151,17 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.state.begin()
         form = Form(
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
-            input.dtype, deferred=True,
+            input.dtype, deferred,
         )  # fmt: skip
         output, mean, sigma = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
         if self.track_running_stats:
             self._track(mean, sigma, input.numel() // input.shape[1])
-        with torch.no_grad():
-            affine = form.affine(self.weight, self.bias, mean, sigma)
-        output.deferred = Deferred(input.detach(), affine)
-        deferred: Tensor = output
-        return deferred
+        if deferred:
+            with torch.no_grad():
+                affine = form.affine(self.weight, self.bias, mean, sigma)
+            output.deferred = Deferred(input.detach(), affine)
+        result: Tensor = output
+        return result
 
     @staticmethod
     def _rounded(output: Tensor, activation: FloatFormat) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike
+import torch
+
+from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fp16
 
 from .norm_recipe import NormRecipe
 
@@ -18,6 +20,10 @@ SLOTS: tuple[tuple[str, str], ...] = (
     ("grad_weight", "grad_output"),
     ("grad_weight", "input"),
 )
+
+
+#: dtypes for `Recipe.narrow`
+_NARROW: dict[FloatFormat | None, torch.dtype] = {fp16: torch.float16, bf16: torch.bfloat16}
 
 
 def _short(quantizer: QuantizerLike) -> str:
@@ -72,6 +78,8 @@ class Recipe:
 
     forward, grad_input, grad_weight   the three products' operand quantizers
     activation   the float format in which outputs are rounded (nearest even), or None: not at all
+    narrow       whether outputs are also kept in that format's own dtype (fp16, bf16); the
+                 gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
     with_bits    the same recipe at another width (None: it has none)
 
@@ -84,6 +92,7 @@ class Recipe:
     grad_input: GradInput = GradInput()
     grad_weight: GradWeight = GradWeight()
     activation: FloatFormat | None = None
+    narrow: bool = False
     norm: NormRecipe | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
 
@@ -99,6 +108,17 @@ class Recipe:
             raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
         if not isinstance(self.norm, NormRecipe | None):
             raise TypeError(f"norm: got {self.norm!r}, need a NormRecipe or None")
+        if not isinstance(self.narrow, bool):
+            raise TypeError(f"narrow: got {self.narrow!r}, need True or False")
+        if self.narrow and self.activation not in _NARROW:
+            raise ValueError(
+                f"narrow: activation is {self.activation}, which has no torch dtype of 16 bits to "
+                f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
+            )
+
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of outputs where the caller's is `dtype`."""
+        return _NARROW[self.activation] if self.narrow else dtype
 
     def slot(self, product: str, operand: str) -> QuantizerLike:
         """The quantizer in force for an operand: the forward's where a product names none."""
@@ -118,12 +138,12 @@ class Recipe:
         return self.activation is None and all(isinstance(self.slot(*s), Off) for s in SLOTS)
 
     def at(self, bits: int) -> Recipe:
-        """This recipe at `bits` bits, its activation kept; ValueError where it takes none."""
+        """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""
         if self.with_bits is None:
             raise ValueError(
                 f"bits: got {bits!r}, but recipe {self.name!r} has no bits to set; leave bits out"
             )
-        return replace(self.with_bits(bits), activation=self.activation)
+        return replace(self.with_bits(bits), activation=self.activation, narrow=self.narrow)
 
     def __str__(self) -> str:
         if self.products_off:
@@ -139,4 +159,6 @@ class Recipe:
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
                 text += f"; {operand} for {product} {_short(self.slot(product, operand))}"
-        return text if self.activation is None else f"{text}; output {self.activation}"
+        if self.activation is not None:
+            text += f"; output {self.activation}{' kept in 16 bits' if self.narrow else ''}"
+        return text

@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from qtrain.fused import norm_relu
+
 from .blocks import BasicBlock, Bottleneck, Shortcut
 
 Stem = Literal["imagenet", "cifar"]
@@ -66,7 +68,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
         out: Tensor = self.fc(self.avgpool(x).flatten(1))

@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
+import torch.utils._python_dispatch
 from torch import Tensor
 
 from quantizers.formats import Format, IntFormat, Overflow
@@ -91,14 +92,22 @@ def available() -> bool:
 
 def serves(x: Tensor) -> bool:
     """Whether a kernel may read this tensor's memory, unseen by torch: nothing that compiles,
-    traces or intercepts operations is active, and the tensor is plain."""
+    traces or intercepts operations is active, and the tensor is plain.
+
+    A TorchDispatchMode that only watches says so by an attribute `lets_kernels_pass = True`.
+    """
     return (
         not torch.compiler.is_compiling()
         and _ON.get()
         and _is_plain(x)
-        and torch._C._len_torch_dispatch_stack() == 0
+        and (torch._C._len_torch_dispatch_stack() == 0 or _all_watch())
         and torch._C._get_tracing_state() is None
     )
+
+
+def _all_watch() -> bool:
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)
 
 
 def _is_plain(x: Tensor) -> bool:
