@@ -55,8 +55,8 @@ class Operation(ABC):
         """Gradient of the bias, by the same aten call as torch's own backward."""
 
     @abstractmethod
-    def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
-        """output + bias, the bias along the output's channel axis."""
+    def along_channels(self, bias: Tensor) -> Tensor:
+        """A bias (out channels), broadcastable to the output."""
 
     @abstractmethod
     def kept(self, kind: Kind, operand: Literal["a", "b"], dims: int) -> set[int]:
@@ -130,8 +130,8 @@ class Linear(Operation):
     def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
         return grad_output.flatten(0, -2).sum(0)
 
-    def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
-        return output + bias
+    def along_channels(self, bias: Tensor) -> Tensor:
+        return bias
 
     def kept(self, kind: Kind, operand: Literal["a", "b"], dims: int) -> set[int]:
         if kind == "grad_weight":
@@ -184,7 +184,7 @@ class BatchedMatmul(Operation):
     def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
         raise AssertionError("a matrix product has no bias")
 
-    def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
+    def along_channels(self, bias: Tensor) -> Tensor:
         raise AssertionError("a matrix product has no bias")
 
     def kept(self, kind: Kind, operand: Literal["a", "b"], dims: int) -> set[int]:
@@ -265,8 +265,8 @@ class Convolution(Operation):
     def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
         return self._backward(grad_output, input_like, self.raw(weight_like), 2)
 
-    def add_bias(self, output: Tensor, bias: Tensor) -> Tensor:
-        return output + bias.view(1, -1, *[1] * len(self.stride))
+    def along_channels(self, bias: Tensor) -> Tensor:
+        return bias.view(1, -1, *[1] * len(self.stride))
 
     def kept(self, kind: Kind, operand: Literal["a", "b"], dims: int) -> set[int]:
         if kind == "grad_weight":

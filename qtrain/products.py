@@ -157,6 +157,15 @@ def _corrected(
     return total
 
 
+def _real(q: QTensor) -> Tensor:
+    """Floating-point elements without their zero point."""
+    values = q.elements.to(q.values_dtype)
+    if q.zero_point is not None:
+        own = values is not q.elements
+        values = values.sub_(q.spread(q.zero_point)) if own else q.unshifted()
+    return as_real(values)
+
+
 def _block(
     operation: Operation,
     kind: Kind,
@@ -173,13 +182,13 @@ def _block(
         return _exact(operation, kind, a, b, like, engines, epilogue, note)
     if note is not None:
         note(FLOAT)
-    left, right = as_real(a.unshifted()), as_real(b.unshifted())
+    left, right = _real(a), _real(b)
     wide = torch.promote_types(left.dtype, right.dtype)
     if blocks > 1 and wide == torch.float32:
         sums = operation.product(kind, left.double(), right.double(), like).float()
     else:
         sums = operation.product(kind, left.to(wide), right.to(wide), like)
-    return epilogue.applied(operation, sums)
+    return epilogue.applied_(operation, sums)
 
 
 def _pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operand, QTensor]]:
@@ -288,10 +297,10 @@ def product(
             Epilogue(_scale(operation, kind, left, right), bias if len(starts) == 1 else None),
             note, len(starts),
         )  # fmt: skip
-        total = part if total is None else total + part
+        total = part if total is None else total.add_(part)
     assert total is not None
     if bias is not None and len(starts) > 1:
-        total = operation.add_bias(total, bias.to(total.dtype))
+        total = Epilogue(bias=bias).applied_(operation, total)
     return total
 
 

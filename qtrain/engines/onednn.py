@@ -74,7 +74,7 @@ class OneDnnInt8:
             window.stride, window.padding, window.dilation, shape.scattered, shape.channels_last,
         )  # fmt: skip
         result = restored(operation, kind, result, a, like)
-        return result if fused else after.applied(operation, result)
+        return result if fused else after.applied_(operation, result)
 
 
 def _per_channel(scale: Tensor | None, channels: int, operation: Operation) -> Tensor | None:

@@ -67,15 +67,15 @@ class Epilogue(NamedTuple):
     bias: Tensor | None = None
 
     def __call__(self, operation: Operation, sums: Tensor) -> Tensor:
-        """sums: exact integers in any dtype -> fp32, the same shape."""
-        return self.applied(operation, sums.to(torch.float32))
+        """sums: exact integers in any dtype, which the caller gives away -> fp32, their shape."""
+        return self.applied_(operation, sums.to(torch.float32))
 
-    def applied(self, operation: Operation, output: Tensor) -> Tensor:
-        """output * scale + bias, in the output's dtype."""
+    def applied_(self, operation: Operation, output: Tensor) -> Tensor:
+        """output * scale + bias, in place."""
         if self.scale is not None:
-            output = output * self.scale
+            output = output.mul_(self.scale)
         if self.bias is not None:
-            output = operation.add_bias(output, self.bias.to(output.dtype))
+            output = output.add_(operation.along_channels(self.bias.to(output.dtype)))
         return output
 
 
