@@ -89,5 +89,7 @@ class _AddRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         (off,) = ctx.saved_tensors
-        grad = grad_output.masked_fill(off, 0.0)
+        # in the sum's own layout: the residual would carry another one down the whole network
+        grad = torch.empty_like(off, dtype=grad_output.dtype)
+        torch.where(off, grad_output.new_zeros(()), grad_output, out=grad)
         return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1])

@@ -111,6 +111,7 @@ class Normalize(torch.autograd.Function):
         of = form.affine(weight, bias, mean, sigma)
         dense = deviation.dense if form.carry == "exact" else None
         extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
+        grad_output = by.aligned(grad_output, x)
         total, product, more = by.sums(x, grad_output, of, extra)
         product = product / divisor
         grad_input = grad_weight = grad_bias = None

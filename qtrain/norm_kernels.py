@@ -183,7 +183,7 @@ def _size(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[1], x.shape[1]
 
 
-def _like(grad: Tensor, x: Tensor) -> Tensor:
+def aligned(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient in x's layout and a dtype that the kernels read."""
     grad = grad if grad.dtype in _SOURCES else grad.float()
     if grad.stride() == x.stride() or grad.movedim(1, -1).is_contiguous():
@@ -192,8 +192,7 @@ def _like(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
-    """The sums that the gradient needs; g: grad, where the ReLU was on."""
-    grad = _like(grad, x)
+    """The sums that the gradient needs; g: grad (`aligned`), where the ReLU was on."""
     starts, _ = _starts(0, 1, x.numel() // x.shape[1])
     blocks = starts.numel() - 1
     plain, product, more = (of.mean.new_empty(blocks, x.shape[1]) for _ in range(3))
@@ -211,7 +210,6 @@ def grad_input(
     x: Tensor, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype
 ) -> Tensor:
     """g * scale + offset + slope, in `dtype`."""
-    grad = _like(grad, x)
     result = torch.empty_like(x, dtype=dtype)
     kernel = _made(
         "backward_input", _SOURCES[x.dtype], _SOURCES[grad.dtype], _TARGETS[dtype, None],
