@@ -116,12 +116,15 @@ def _is_channels_last(x: Tensor) -> bool:
     return last and not x.is_contiguous()
 
 
+def _layout(dims: int, channels_last: bool) -> torch.memory_format:
+    if not channels_last or dims == 3:
+        return torch.contiguous_format
+    return torch.channels_last if dims == 4 else torch.channels_last_3d
+
+
 def dense(x: Tensor, channels_last: bool) -> Tensor:
     """x in one of the two memory layouts."""
-    if not channels_last or x.dim() == 3:
-        return x.contiguous()
-    four = x.dim() == 4
-    return x.contiguous(memory_format=torch.channels_last if four else torch.channels_last_3d)
+    return x.contiguous(memory_format=_layout(x.dim(), channels_last))
 
 
 @dataclass(frozen=True)
@@ -191,8 +194,11 @@ def scatter(
     if len(met) == 1 and math.prod(len(phases) for phases in axes) == 1:
         return dense(_phase(gather, x, w, met[0]), reduced.channels_last)
     complete = len(met) == math.prod(len(phases) for phases in axes) and math.prod(shape) > 0
-    result = nothing([0] * len(shape)).new_empty(shape) if complete else nothing(shape)
-    result = dense(result, reduced.channels_last)
+    if complete:
+        kind, layout = nothing([0] * len(shape)), _layout(len(shape), reduced.channels_last)
+        result = torch.empty(shape, dtype=kind.dtype, device=kind.device, memory_format=layout)
+    else:
+        result = dense(nothing(shape), reduced.channels_last)
     for phases in met:
         where: list[Any] = [...]
         where += [slice(p.start, None, s) for p, s in zip(phases, window.stride, strict=True)]

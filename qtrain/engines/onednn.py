@@ -106,7 +106,7 @@ def _convolution(
     x: uint8 (N, groups * summed, *S); w: int8 (groups, produced, summed, *kernel); zero_point:
     int32 (); scale, bias: fp32 (groups * produced) -> fp32 (N, groups * produced, *S').
     """
-    one = torch.ones(())
+    one = torch.ones(1)  # scales enter the product alone
     zeros = torch.zeros(scale.numel(), dtype=torch.int64)
     space = [1] * (x.dim() - 2)
 
@@ -124,7 +124,7 @@ def _convolution(
         # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
         # weight when it is used, in a tenth of the time that packing it in takes.
         packed = torch.ops.onednn.qconv_prepack(
-            w.flatten(0, 1), scale, 1.0, 0, *geometry, groups, None
+            w.flatten(0, 1), one, 1.0, 0, *geometry, groups, None
         )
         result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
             dense(x, True), one, zero_point, packed, scale, zeros, bias, *geometry, groups,
