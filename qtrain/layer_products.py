@@ -14,8 +14,9 @@ from quantizers.protocol import needs_key, quantized, straight_through
 from quantizers.ranges import State
 
 from .engines.work import Engine
+from .integer_products import Note
 from .operations import Kind, Operation
-from .products import Note, folded, product
+from .products import folded, product
 from .recipe import SLOTS, Recipe
 
 

@@ -87,25 +87,6 @@ class Operation(ABC):
         """The axis of an output's channels, among `dims`."""
         return dims - 1
 
-    def ones(self, kind: Kind, operand: Literal["a", "b"], x: Tensor) -> Tensor:
-        """An operand of ones (int8), a single one along every axis that the product keeps: its
-        product is what a zero point adds."""
-        kept = self.kept(kind, operand, x.dim()) - self.shared(kind, operand)
-        sizes = [1 if axis in kept else size for axis, size in enumerate(x.shape)]
-        return x.new_ones(sizes, dtype=torch.int8)
-
-    def shared(self, kind: Kind, operand: Literal["a", "b"]) -> set[int]:
-        """Kept axes that both operands have."""
-        return set()
-
-    def like(self, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """`like` for operands of which one may be of ones."""
-        return like
-
-    def spread(self, ones: Tensor, total: Tensor) -> Tensor:
-        """A product with an operand of ones, broadcastable to the whole product."""
-        return ones
-
 
 @dataclass(frozen=True)
 class Linear(Operation):
@@ -207,9 +188,6 @@ class BatchedMatmul(Operation):
         if rows_first or (operand == "b" and kind != "forward"):
             return scale
         return scale.transpose(1, 2)
-
-    def shared(self, kind: Kind, operand: Literal["a", "b"]) -> set[int]:
-        return {0}
 
 
 @dataclass(frozen=True)
@@ -314,26 +292,6 @@ class Convolution(Operation):
 
     def channel_axis(self, dims: int) -> int:
         return 1
-
-    def ones(self, kind: Kind, operand: Literal["a", "b"], x: Tensor) -> Tensor:
-        ones = super().ones(kind, operand, x)
-        if kind == "grad_weight":  # one channel a group
-            ones = ones.expand(-1, self.groups, *[-1] * len(self.stride))
-        return ones
-
-    def shared(self, kind: Kind, operand: Literal["a", "b"]) -> set[int]:
-        return {0} if operand == "b" and kind != "grad_weight" else set()
-
-    def like(self, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        if kind == "grad_weight":
-            channels = (self.groups, a.shape[1] // self.groups, b.shape[1] // self.groups)
-            return like.new_empty((*channels, *like.shape[3:]))
-        return like.new_empty((a.shape[0], self.groups * b.shape[2], *like.shape[2:]))
-
-    def spread(self, ones: Tensor, total: Tensor) -> Tensor:
-        if ones.shape[1] in (1, total.shape[1]) or ones.dim() > len(self.stride) + 2:
-            return ones
-        return ones.repeat_interleave(total.shape[1] // ones.shape[1], 1)  # one a group
 
 
 def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:

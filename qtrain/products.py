@@ -10,151 +10,18 @@ along the sum, each block's sum is taken in fp64, where it is exact for formats 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 from quantizers.quantizer import as_real
 
-from .engines.exact import choose
-from .engines.work import Engine, Epilogue, Span, Work, holds
+from .engines.work import Engine, Epilogue
+from .integer_products import Note, Operand, exact, lifted, pairs
 from .operations import Kind, Operation
 
-Operand = Literal["a", "b"]
-Note = Callable[[str], None]
 #: what serves a product with an operand that is not integer
 FLOAT = "torch (float operand)"
-
-
-def _span(q: QTensor) -> Span:
-    assert isinstance(q.format, IntFormat)
-    return Span(q.format.low, q.format.high)
-
-
-def _direct_span(q: QTensor) -> Span:
-    low, high = _span(q)
-    return Span(low, high) if q.zero_point is None else Span(low - high, high - low)
-
-
-def _direct(q: QTensor) -> Tensor:
-    """Integer elements without their zero point."""
-    if q.zero_point is None:
-        return q.elements
-    dtype = torch.int16 if _direct_span(q).magnitude < 2**15 else torch.int32
-    return q.elements.to(dtype) - q.spread(q.zero_point).to(dtype)
-
-
-def _centre(q: QTensor) -> int:
-    return 0 if q.zero_point is None else (sum(_span(q)) + 1) // 2
-
-
-def _centred_span(q: QTensor) -> Span:
-    low, high = _span(q)
-    return Span(low - _centre(q), high - _centre(q))
-
-
-def _centred(q: QTensor) -> Tensor:
-    """Integer elements about 0, in no more bits than the format's."""
-    centre = _centre(q)
-    if centre == 0:
-        return q.elements
-    if centre == 128 and q.elements.dtype == torch.uint8:
-        return (q.elements ^ 128).view(torch.int8)
-    narrow = torch.int8 if _centred_span(q).within(-128, 127) else torch.int32
-    return (q.elements.to(torch.int32) - centre).to(narrow)
-
-
-def _uniform(operation: Operation, kind: Kind, operand: Operand, q: QTensor) -> bool:
-    """Whether all terms of a sum have the same zero point."""
-    if q.zero_point is None or q.zero_point.numel() == 1:
-        return True
-    sizes = q.elements.shape
-    varying = {axis for axis, size in enumerate(sizes) if q.block[axis] < size}
-    return varying <= operation.kept(kind, operand, len(sizes))
-
-
-def _exact(
-    operation: Operation,
-    kind: Kind,
-    a: QTensor,
-    b: QTensor,
-    like: Tensor,
-    engines: tuple[Engine, ...] | None,
-    epilogue: Epilogue,
-    note: Note | None,
-) -> Tensor:
-    """The exact integer sums of one block through the epilogue, fp32.
-
-    A zero point is taken by the engine, or from products of ones with centred elements, or from
-    the elements themselves, which widens them: whichever the first engine supports, in this order.
-    """
-    size = operation.terms(kind, a.elements, b.elements)
-    forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False)]
-    if a.zero_point is not None or b.zero_point is not None:
-        if _uniform(operation, kind, "a", a) and _uniform(operation, kind, "b", b):
-            forms.insert(0, Work(*size, _centred_span(a), _centred_span(b)))
-        if b.zero_point is None and a.zero_point is not None and a.zero_point.numel() == 1:
-            forms.insert(0, Work(*size, _span(a), _span(b), zero_point=True, sums=False))
-    engine, work = choose(operation, kind, forms, a.elements.device.type, engines)
-    if note is not None:
-        note(engine.name)
-    if work.sums:
-        return epilogue(operation, _corrected(operation, kind, a, b, like, engines, engine, work))
-    zero_point = a.zero_point if work.zero_point else None
-    left = a.elements if work.zero_point else _direct(a)
-    return engine.product(
-        operation, kind, left, _direct(b), like, work, zero_point=zero_point, epilogue=epilogue
-    )
-
-
-def _corrected(
-    operation: Operation,
-    kind: Kind,
-    a: QTensor,
-    b: QTensor,
-    like: Tensor,
-    engines: tuple[Engine, ...] | None,
-    engine: Engine,
-    work: Work,
-) -> Tensor:
-    """The exact integer sums, zero points taken out by products of ones.
-
-    With z the zero point less the centre, and a, b about their centres:
-    sum (a - z_a)(b - z_b) = sum a b - z_a sum 1 b - z_b sum a 1 + z_a z_b sum 1 1, where ones have
-    one entry along the axes that the product keeps, and meet the same padding.
-    """
-    left, right = _centred(a), _centred(b)
-    total = engine.product(operation, kind, left, right, like, work)
-    # |a| + |z| is at most twice the larger half of the format
-    widths = [2 * max(span.magnitude, 1) for span in (work.a, work.b)]
-    dtype = holds(work.count * work.per_index * widths[0] * widths[1])
-    total = total.to(dtype)
-    ones = [operation.ones(kind, operand, q.elements) for operand, q in _pairs(a, b)]
-    shifts = [
-        None if q.zero_point is None
-        else _lifted(operation, kind, operand, q, q.zero_point - _centre(q)).to(dtype)
-        for operand, q in _pairs(a, b)
-    ]  # fmt: skip
-
-    def add(left: Tensor, right: Tensor, a: Span, b: Span, factor: Tensor) -> None:
-        nonlocal total
-        forms = [Work(work.count, work.per_index, a, b)]
-        unit, chosen = choose(operation, kind, forms, left.device.type, engines)
-        shape = operation.like(kind, like, left, right)
-        part = unit.product(operation, kind, left, right, shape, chosen).to(dtype)
-        total = total + factor * operation.spread(part, total)
-
-    one = Span(1, 1)
-    if shifts[0] is not None:
-        add(ones[0], right, one, work.b, -shifts[0])
-    if shifts[1] is not None:
-        add(left, ones[1], work.a, one, -shifts[1])
-    if shifts[0] is not None and shifts[1] is not None:
-        add(ones[0], ones[1], one, one, shifts[0] * shifts[1])
-    return total
 
 
 def _real(q: QTensor) -> Tensor:
@@ -179,7 +46,7 @@ def _block(
 ) -> Tensor:
     """The sum of one block through the epilogue: fp32 or fp64."""
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
-        return _exact(operation, kind, a, b, like, engines, epilogue, note)
+        return exact(operation, kind, a, b, like, engines, epilogue, note)
     if note is not None:
         note(FLOAT)
     left, right = _real(a), _real(b)
@@ -189,10 +56,6 @@ def _block(
     else:
         sums = operation.product(kind, left.to(wide), right.to(wide), like)
     return epilogue.applied_(operation, sums)
-
-
-def _pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operand, QTensor]]:
-    return ("a", a), ("b", b)
 
 
 def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: QTensor) -> int:
@@ -217,18 +80,6 @@ def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: QTensor
 def _names(kind: Kind) -> tuple[str, str]:
     first = "input" if kind == "forward" else "grad_output"
     return first, "input" if kind == "grad_weight" else "weight"
-
-
-def _lifted(
-    operation: Operation, kind: Kind, operand: Operand, q: QTensor, compact: Tensor
-) -> Tensor:
-    """The operand's scale or zero point, broadcastable to the product."""
-    spread = q.spread(compact)
-    if spread.numel() > 1:
-        kept = operation.kept(kind, operand, spread.dim())
-        sizes = [s if i in kept else 1 for i, s in enumerate(q.elements.shape)]
-        spread = spread.expand(sizes)
-    return operation.lift(kind, operand, spread)
 
 
 def _narrow(
@@ -307,8 +158,8 @@ def product(
 def _scale(operation: Operation, kind: Kind, a: QTensor, b: QTensor) -> Tensor | None:
     """fl32 of the two scales' product, broadcastable to the result of the product."""
     scales = [
-        _lifted(operation, kind, operand, q, q.scale)
-        for operand, q in _pairs(a, b)
+        lifted(operation, kind, operand, q, q.scale)
+        for operand, q in pairs(a, b)
         if q.scale is not None
     ]
     if not scales:
@@ -339,5 +190,5 @@ def folded(
     needed = any(axis != split or b.block[axis] == 1 for axis in summed)
     if not needed or not varying <= operation.kept("forward", operand, dims):
         return grad_output, b
-    lifted = _lifted(operation, "forward", operand, b, b.scale)
-    return grad_output * lifted, QTensor(b.elements, None, b.zero_point, b.format, b.block)
+    factor = lifted(operation, "forward", operand, b, b.scale)
+    return grad_output * factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)
