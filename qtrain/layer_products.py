@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quantizers import Off, QTensor, fold, round_to
+from quantizers import Off, QTensor, Quantizer, fold, round_to
 from quantizers.protocol import needs_key, quantized, straight_through
 from quantizers.ranges import State
 
@@ -60,11 +60,22 @@ class Call:
     name: str = ""
 
     def quantize(
-        self, kind: Kind, operand: str, x: Tensor, key: Tensor | None, folded: bool = False
+        self,
+        kind: Kind,
+        operand: str,
+        x: Tensor,
+        key: Tensor | None,
+        factor: Tensor | None = None,
     ) -> QTensor:
-        """An operand through its slot's quantizer, with the slot's own state and noise."""
+        """An operand, times the other operand's scale where that is its factor, through its slot's
+        quantizer, with the slot's own state and noise."""
         quantizer = self.recipe.slot(kind, operand)
         slot = SLOTS.index((kind, operand))
+        known: dict[str, Tensor] = {}
+        if factor is not None and type(quantizer) is Quantizer and self.probe is None:
+            known["factor"] = factor
+        elif factor is not None:
+            x = x * factor
         if isinstance(quantizer, Off) and self.autocast is not None:
             x = x.to(self.autocast)
         if key is not None and needs_key(quantizer):
@@ -79,11 +90,12 @@ class Call:
             if deferred is not None:
                 q: QTensor = deferred.quantized(quantizer, state, self.training)
             else:
-                q = quantized(quantizer, x, state=state, key=key, training=self.training)
+                training = self.training
+                q = quantized(quantizer, x, state=state, key=key, training=training, **known)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
-            self.probe.operand(kind, operand, x, q, folded)
+            self.probe.operand(kind, operand, x, q, factor is not None)
         return q
 
     def note(self, kind: Kind) -> Note | None:
@@ -217,8 +229,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     grad_input = grad_weight = grad_bias = None
 
     def one(kind: Kind, saved: QTensor, like: Tensor, other: Tensor | None) -> Tensor:
-        g, saved = folded(operation, kind, grad_output, saved)
-        gq = call.quantize(kind, "grad_output", g, key, folded=g is not grad_output)
+        factor, saved = folded(operation, kind, grad_output, saved)
+        gq = call.quantize(kind, "grad_output", grad_output, key, factor)
         if _off(gq, saved):
             wide = torch.promote_types(gq.elements.dtype, saved.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), saved.elements.to(wide), like)

@@ -13,9 +13,8 @@ import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
-    _element,
-    _store,
     as_float,
+    element,
     f32,
     f32_at,
     float_bits,
@@ -26,6 +25,7 @@ from quantizers.kernels.compiled import (
     i64_at,
     kernel,
     load,
+    store,
     thread,
     threads,
     u16_at,
@@ -164,8 +164,8 @@ def codes(source: int, target: int, relu: bool, rounding: int) -> Any:
                 if relu:
                     v = f32(0.0) if v < f32(0.0) else v
                 v = f32(v / step)
-                v = _element(target, 0, v, zero, u32(0), u32(0), f32(0), constants)
-                _store(target, y, c, v)
+                v = element(target, 0, v, zero, u32(0), u32(0), f32(0), constants)
+                store(target, y, c, v)
 
     return kernel(body)
 

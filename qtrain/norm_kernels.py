@@ -6,8 +6,7 @@ threads.
 
 from __future__ import annotations
 
-import warnings
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,21 +35,8 @@ _ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
 _BLOCK = 128
 
 
-@cache
 def _made(name: str, *numbers: int) -> Any:
-    """A compiled kernel, kept alive; None, with one warning, where it cannot be compiled."""
-    try:
-        from . import norm_compiled
-
-        return getattr(norm_compiled, name)(*numbers)
-    except Exception as error:
-        warnings.warn(
-            f"qtrain: a batch-norm kernel is off, norms take longer (the results agree): "
-            f"{type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    return kernels.made("qtrain.norm_compiled", name, *numbers)
 
 
 def serves(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> bool:

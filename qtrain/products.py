@@ -169,15 +169,16 @@ def _scale(operation: Operation, kind: Kind, a: QTensor, b: QTensor) -> Tensor |
 
 def folded(
     operation: Operation, kind: Kind, grad_output: Tensor, b: QTensor
-) -> tuple[Tensor, QTensor]:
-    """grad_output times b's scale, and b without it, where the product cannot apply it itself.
+) -> tuple[Tensor | None, QTensor]:
+    """What grad_output is to be multiplied by, broadcastable to it, and b without its scale, where
+    the product cannot apply that itself.
 
     A scale that differs from term to term of a sum cannot multiply the result; where it varies
     only along axes that grad_output shares (the output's own), it multiplies grad_output before
-    that is quantized.  Otherwise both come back unchanged.
+    that is quantized.  Otherwise None, and b as it was.
     """
     if b.scale is None:
-        return grad_output, b
+        return None, b
     dims = b.elements.dim()
     operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
     split = operation.split_axis(kind, "b", dims)
@@ -189,6 +190,7 @@ def folded(
     summed = varying - operation.kept(kind, "b", dims)
     needed = any(axis != split or b.block[axis] == 1 for axis in summed)
     if not needed or not varying <= operation.kept("forward", operand, dims):
-        return grad_output, b
+        return None, b
     factor = lifted(operation, "forward", operand, b, b.scale)
-    return grad_output * factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)
+    factor = factor.reshape([1] * (grad_output.dim() - factor.dim()) + list(factor.shape))
+    return factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)

@@ -81,13 +81,14 @@ def quantized(
     state: State | None,
     key: Tensor | None,
     training: bool,
+    **known: Tensor,
 ) -> QTensor:
-    """quantizer(x), checked where the quantizer is not ours.
+    """quantizer(x), checked where the quantizer is not ours; known: for a Quantizer alone.
 
     A QTensor without `block` has one scale for all.  Raises TypeError or ValueError for a result
     that is no QTensor, or whose parts do not fit x or its format.
     """
-    q = quantizer(x, state=state, key=key, training=training)
+    q = quantizer(x, state=state, key=key, training=training, **known)
     if type(quantizer) is Quantizer or isinstance(quantizer, Off):
         return q
     if not isinstance(q, QTensor):

@@ -167,9 +167,11 @@ class Quantizer:
         state: State | None = None,
         key: Tensor | None = None,
         training: bool = True,
+        factor: Tensor | None = None,
     ) -> QTensor:
         """x: fp16, bf16, fp32 or fp64, any shape and layout; key: 0-d int64, for a stochastic
-        rounding.  With memory, `state` is updated in place when `training`.
+        rounding; factor: fp32, broadcastable to x: what is quantized is their product, rounded to
+        fp32.  With memory, `state` is updated in place when `training`.
 
         Raises TypeError for other dtypes, ValueError for a missing key or state.
         """
@@ -177,19 +179,47 @@ class Quantizer:
         if self.rounding.random_bits and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
         block = self.granularity.block_shape(x.shape)
+        # a range may clip, and a scale rounded down does: that must not make infinities
+        overflow: Overflow | None = None
+        if isinstance(self.format, FloatFormat) and self.range is not None:
+            overflow = self.format.overflow or "saturate"
+        fused = self._fused(x, block, state, key, training, overflow, factor)
+        if fused is not None:
+            return QTensor(*fused, self.format, block)
+        x = x if factor is None else x * factor
         scale = zero_point = None
         if self.range is not None:
             scale, zero_point = self._scale(x, block, state, training)
-        # a range may clip, and a scale rounded down does: that must not make infinities
-        overflow: Overflow | None = None
-        if isinstance(self.format, FloatFormat) and scale is not None:
-            overflow = self.format.overflow or "saturate"
         elements = kernels.elements(
             x, scale, zero_point, block, self.format, self.rounding, key, overflow
         )
         if elements is None:
             elements = self._elements(as_real(x), scale, zero_point, block, key, overflow)
         return QTensor(elements, scale, zero_point, self.format, block)
+
+    def _fused(
+        self,
+        x: Tensor,
+        block: tuple[int, ...],
+        state: State | None,
+        key: Tensor | None,
+        training: bool,
+        overflow: Overflow | None,
+        factor: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """(elements, scale, zero point) by a single kernel, or None."""
+        rule, running = self.range, None
+        if isinstance(rule, Ema) and state is not None:
+            use = not (training and rule.train_on == "batch")
+            kept = state["low"], state["high"], state["steps"]
+            running = kernels.Running(*kept, rule.momentum, training, use)
+            rule = rule.rule
+        if type(rule) not in (AbsMax, MinMax) or self.scale_format != fp32:
+            return None
+        return kernels.whole(
+            x, block, isinstance(rule, AbsMax), running, self.format, self.rounding, key,
+            overflow, factor,
+        )  # fmt: skip
 
     def _elements(
         self,

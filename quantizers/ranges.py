@@ -60,7 +60,7 @@ class AbsMax(Stateless):
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
         low, high = _reduce(x, block, largest=False), _reduce(x, block, largest=True)
-        bound = torch.maximum(-low, high)
+        bound = torch.maximum(low.abs(), high.abs())
         return -bound, bound
 
 

@@ -171,7 +171,7 @@ def _mix(x: Any) -> Any:
 
 
 @function
-def _noise(index: Any, low: Any, high: Any) -> Any:
+def noise(index: Any, low: Any, high: Any) -> Any:
     """noise.random_bits of an element below 2^31."""
     return _mix(u32(_mix(u32(index + low)) ^ high))
 
@@ -242,7 +242,7 @@ def _float(mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, consta
 
 
 @function
-def _element(
+def element(
     target: Any, mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any
 ) -> Any:
     if target == 0:
@@ -259,7 +259,7 @@ FLOAT_CONSTANTS = (
 # A kernel is made, and cached on disk, for numbers into these; only their branches remain in it.
 SOURCES = ("float32", "float16", "bfloat16")
 TARGETS = ("float32", "int8", "uint8", "int16", "int32")
-_SOURCE_BYTES, _TARGET_BYTES = (4, 2, 2), (4, 1, 1, 2, 4)
+SOURCE_BYTES, TARGET_BYTES = (4, 2, 2), (4, 1, 1, 2, 4)
 
 
 @function
@@ -273,7 +273,7 @@ def load(source: Any, address: Any, i: Any) -> Any:
 
 
 @function
-def _store(target: Any, address: Any, i: Any, value: Any) -> None:
+def store(target: Any, address: Any, i: Any, value: Any) -> None:
     if target == 0:
         f32_at(address)[i] = f32(value)
     elif target == 1:
@@ -288,7 +288,7 @@ def _store(target: Any, address: Any, i: Any, value: Any) -> None:
 
 def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
     """The kernel from SOURCES[source] to elements of TARGETS[target]."""
-    x_bytes, y_bytes = _SOURCE_BYTES[source], _TARGET_BYTES[target]
+    x_bytes, y_bytes = SOURCE_BYTES[source], TARGET_BYTES[target]
     noisy = MODES[mode] == "stochastic"
     head, outer = len(WORDS), OUTER
 
@@ -329,13 +329,11 @@ def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
                     if zero_base != 0:
                         zero = f32(i32_at(zero_base)[granule])
                 for i in range(length):
-                    bits = _noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
                     v = f32(load(source, x, i))
                     if scaled:
                         v = f32(v / scale)
-                    _store(
-                        target, y, i, _element(target, mode, v, zero, bits, shift, top, constants)
-                    )
+                    store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
             else:
                 scales, zeros = scale_base + 4 * granule, zero_base + 4 * granule
                 for i in range(length):
@@ -343,11 +341,9 @@ def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
                     scale = f32(np.inf) if scale == f32(0.0) else scale
                     if zero_base != 0:
                         zero = f32(i32_at(zeros)[i])
-                    bits = _noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
                     v = f32(load(source, x, i) / scale)
-                    _store(
-                        target, y, i, _element(target, mode, v, zero, bits, shift, top, constants)
-                    )
+                    store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
             position += length
 
     return kernel(body)

@@ -90,3 +90,19 @@ def walk(
     padded = [unit] * (OUTER - len(merged)) + merged
     words = tuple(numbers[field] for field in range(5) for numbers in padded)
     return Walk(count, size, index, granule, words)
+
+
+@lru_cache(maxsize=4096)
+def is_granule_major(path: Walk) -> bool:
+    """Whether the granules follow one another along the walk, in their own order."""
+    if path.granule_step:
+        return False
+    sizes, granules = path.words[:OUTER], path.words[4 * OUTER :]
+    expected = 0
+    for size, step in zip(reversed(sizes), reversed(granules), strict=True):
+        if size == 1:
+            continue
+        if step != (expected or (step and 1)):
+            return False
+        expected = (expected or 1) * size if step else expected
+    return True

@@ -40,7 +40,7 @@ from quantizers import (
     stochastic,
     uint8,
 )
-from quantizers.kernels import team
+from quantizers.kernels import compiled, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
 
 KEY = root_key(1)
@@ -369,7 +369,7 @@ from test_kernels import *
 warnings.simplefilter("ignore")  # of the fork, from Python 3.12 on
 torch.set_num_threads(2)
 parent = sums()
-made = kernels._kernel("float32", "int8", "stochastic", True)
+made = kernels.made("quantizers.kernels.compiled_whole", "quantize", 0, 1, 5, False)
 assert made.cache_hits == 1, "compiled again"
 x = numbers(3 * 2**14)
 def codes():  # the kernel alone: torch's own operations hang in a forked child on two threads
@@ -416,7 +416,7 @@ print(sums())
 """
     expected = sums()
     assert run(script, NUMBA_CPU_NAME="generic") == expected
-    kernels._kernel.cache_clear()
+    kernels.made.cache_clear()
     assert sums() == expected  # what that process left on disk is not for this one
 
 
@@ -444,7 +444,7 @@ with warnings.catch_warnings(record=True) as caught:
             q = Quantizer(format=fmt, rounding=stochastic())(x, key=root_key(1))
             digest.update(q.elements.numpy().tobytes())
 assert [w.category for w in caught] == [RuntimeWarning], [str(w.message) for w in caught]
-assert "blocked numba" in str(caught[0].message) and not kernels.available()
+assert "blocked numba" in str(caught[0].message)
 print(digest.hexdigest())
 """
     assert run(script) == sums()
@@ -453,17 +453,18 @@ print(digest.hexdigest())
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch):
     """Kernels are made anew within the test and after it."""
-    monkeypatch.setattr(kernels, "_warned", [])
-    kernels._kernel.cache_clear()
+    monkeypatch.setattr(serving, "_warned", [])
+    kernels.made.cache_clear()
     yield
-    kernels._kernel.cache_clear()
+    kernels.made.cache_clear()
 
 
 def test_kernels_that_do_not_compile_give_one_warning(fresh, monkeypatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("no kernel today")
 
-    monkeypatch.setattr(kernels._compiled(), "quantize", broken)
+    for module in (compiled, compiled_whole):
+        monkeypatch.setattr(module, "quantize", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for fmt in (int8, uint8, formats.e4m3, int8):
@@ -482,13 +483,16 @@ def test_the_cache_has_a_file_for_each_kernel_and_heals(fresh, monkeypatch, tmp_
     quantizer = Quantizer(format=int8)
 
     def hits() -> int:
-        kernels._kernel.cache_clear()
+        kernels.made.cache_clear()
         check(quantizer, numbers(50))
-        return kernels._kernel("float32", "int8", "nearest_even", True).cache_hits
+        return kernels.made("quantizers.kernels.compiled", "quantize", 0, 1, 0, True).cache_hits
 
     assert hits() == 0
     data, index = list(tmp_path.rglob("*.nbc")), list(tmp_path.rglob("*.nbi"))
-    assert len(data) == len(index) == 1
+    assert len(data) == len(index) == 2  # with the range, and without
+    data, index = (
+        [path for path in paths if path.name.startswith("compiled.")] for paths in (data, index)
+    )
     stamp = data[0].stat().st_mtime_ns
     assert hits() == 1 and data[0].stat().st_mtime_ns == stamp
     whole = {path: path.read_bytes() for path in (*data, *index)}
@@ -500,7 +504,7 @@ def test_the_cache_has_a_file_for_each_kernel_and_heals(fresh, monkeypatch, tmp_
             assert hits() == 0
     assert hits() == 0 and hits() == 1  # stored again
     check(replace(quantizer, rounding=ceil), numbers(50))
-    assert len(list(tmp_path.rglob("*.nbi"))) == 2
+    assert len(list(tmp_path.rglob("*.nbi"))) == 4
 
 
 # What torch has besides plain tensors -------------------------------------------------------------
