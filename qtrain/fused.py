@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import norm_kernels
 from .layer_state import autocast_dtype
 from .layers import takes_extremes
 from .norm import QBatchNorm
@@ -81,15 +82,20 @@ class _AddRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        output = (x + y).relu_()
-        ctx.save_for_backward(output <= 0)
         ctx.dtypes = x.dtype, y.dtype
-        return output
+        done = norm_kernels.add_relu(x, y)
+        if done is None:
+            output = (x + y).relu_()
+            done = output, output <= 0
+        ctx.save_for_backward(done[1])
+        return done[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         (off,) = ctx.saved_tensors
-        # in the sum's own layout: the residual would carry another one down the whole network
-        grad = torch.empty_like(off, dtype=grad_output.dtype)
-        torch.where(off, grad_output.new_zeros(()), grad_output, out=grad)
+        grad = norm_kernels.masked(grad_output, off)
+        if grad is None:
+            # in the sum's own layout: the residual would carry another down the whole network
+            grad = torch.empty_like(off, dtype=grad_output.dtype)
+            torch.where(off, grad_output.new_zeros(()), grad_output, out=grad)
         return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1])

@@ -28,6 +28,7 @@ from quantizers.kernels.compiled import (
     store,
     thread,
     threads,
+    u8_at,
     u16_at,
     u32,
     widened,
@@ -251,5 +252,40 @@ def backward_input(
                 if slope:
                     w = f32(w + f32(v * f32_at(factor)[c]))
                 _keep(target, y, c, w)
+
+    return kernel(body)
+
+
+def add_relu(source: int) -> Any:
+    """relu(x + y) of tensors of SOURCES[source] with the same layout, and, a byte each, where it
+    was off."""
+    size = _BYTES[source]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (5,), np.int64)
+        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        x, y, result = words[1] + size * start, words[2] + size * start, words[3] + size * start
+        off = words[4] + start
+        for i in range(end - start):
+            v = f32(load(source, x, i) + load(source, y, i))
+            v = _rounded(source, v)
+            below = v <= f32(0.0)
+            _keep(source, result, i, f32(0.0) if below else v)
+            u8_at(off)[i] = np.uint8(1) if below else np.uint8(0)
+
+    return kernel(body)
+
+
+def masked(source: int) -> Any:
+    """The gradient, of SOURCES[source], but 0 where the ReLU was off."""
+    size = _BYTES[source]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (4,), np.int64)
+        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        grad, result, off = words[1] + size * start, words[2] + size * start, words[3] + start
+        for i in range(end - start):
+            v = load(source, grad, i)
+            _keep(source, result, i, f32(0.0) if u8_at(off)[i] != 0 else v)
 
     return kernel(body)

@@ -212,3 +212,27 @@ def add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
     channel = torch.arange(index.shape[0]).unsqueeze(1)
     rows.index_put_((index, channel), value, accumulate=True)
     return grad
+
+
+def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(relu(x + y), where it was off), or None where no kernel serves them."""
+    alike = x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
+    if not (alike and x.dtype in _SOURCES and kernels.serves(x) and kernels.serves(y)):
+        return None
+    kernel = _made("add_relu", _SOURCES[x.dtype])
+    result, off = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+    if kernel is None or x.numel() == 0 or not kernels.is_dense(x) or result.stride() != x.stride():
+        return None
+    _run(kernel, x.numel(), x.numel(), x, y, result, off)
+    return result, off
+
+
+def masked(grad: Tensor, off: Tensor) -> Tensor | None:
+    """The gradient, 0 where off, or None where no kernel serves it; off: dense."""
+    alike = grad.dtype in _SOURCES and grad.stride() == off.stride() and kernels.serves(grad)
+    kernel = _made("masked", _SOURCES[grad.dtype]) if alike and grad.numel() else None
+    if kernel is None:
+        return None
+    result = torch.empty_like(grad)
+    _run(kernel, grad.numel(), grad.numel(), grad, result, off)
+    return result

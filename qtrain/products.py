@@ -24,15 +24,6 @@ from .operations import Kind, Operation
 FLOAT = "torch (float operand)"
 
 
-def _real(q: QTensor) -> Tensor:
-    """Floating-point elements without their zero point."""
-    values = q.elements.to(q.values_dtype)
-    if q.zero_point is not None:
-        own = values is not q.elements
-        values = values.sub_(q.spread(q.zero_point)) if own else q.unshifted()
-    return as_real(values)
-
-
 def _block(
     operation: Operation,
     kind: Kind,
@@ -49,7 +40,7 @@ def _block(
         return exact(operation, kind, a, b, like, engines, epilogue, note)
     if note is not None:
         note(FLOAT)
-    left, right = _real(a), _real(b)
+    left, right = as_real(a.unshifted()), as_real(b.unshifted())
     wide = torch.promote_types(left.dtype, right.dtype)
     if blocks > 1 and wide == torch.float32:
         sums = operation.product(kind, left.double(), right.double(), like).float()

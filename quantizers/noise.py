@@ -19,6 +19,8 @@ import math
 import torch
 from torch import Tensor
 
+from .kernels.serving import number
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -39,6 +41,14 @@ def _mix64(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31, 64)
 
 
+def _mixed(x: int) -> int:
+    """`_mix64` of an integer modulo 2^64."""
+    x &= _MASK
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)
+
+
 def _mix32_(x: Tensor) -> Tensor:
     """In place, int32."""
     x.bitwise_xor_(_shifted(x, 16, 32)).mul_(0x7FEB352D)
@@ -51,6 +61,10 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
 
     key: int64, any shape; value: an int or an int64 tensor -> int64, key's shape.
     """
+    own, other = number(key), value if isinstance(value, int) else number(value)
+    if own is not None and other is not None:  # the same, without a dozen operations on one number
+        mixed = _mixed((_mixed(other + _GOLDEN) ^ (own & _MASK)) + _GOLDEN)
+        return torch.tensor(_signed(mixed, 64), device="cpu")
     if isinstance(value, int):
         value = torch.full_like(key, _signed(value, 64))
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))

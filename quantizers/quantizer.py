@@ -46,8 +46,14 @@ class QTensor(NamedTuple):
 
     def unshifted(self) -> Tensor:
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
+        fused = kernels.unshifted(self.elements, self.zero_point)
+        if fused is not None:
+            return fused
         values = self.elements.to(self.values_dtype)
-        return values if self.zero_point is None else values - self.spread(self.zero_point)
+        if self.zero_point is None:
+            return values
+        shift = self.spread(self.zero_point)
+        return values - shift if values is self.elements else values.sub_(shift)
 
     def dequantize(self) -> Tensor:
         """The real values: one rounding, of the product with the scale.  fp32, or x's dtype where

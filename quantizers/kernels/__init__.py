@@ -5,7 +5,9 @@ Everything here is optional: where a kernel does not serve a tensor, or numba is
 """
 
 from .elements import elements as elements
+from .elements import unshifted as unshifted
 from .serving import eager as eager
+from .serving import is_dense as is_dense
 from .serving import made as made
 from .serving import serves as serves
 from .whole import Running as Running

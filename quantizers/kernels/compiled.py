@@ -347,3 +347,30 @@ def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
             position += length
 
     return kernel(body)
+
+
+#: what the words of `unshift` mean
+UNSHIFT_WORDS = ("size", "elements", "result", "zero_point")
+
+
+def unshift(source: int) -> Any:
+    """The kernel from integer elements of TARGETS[source], less a zero point, to float32."""
+    size = TARGET_BYTES[source]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (4,), np.int64)
+        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        zero = i32_at(words[3])[0] if words[3] != 0 else i32(0)
+        x, y = words[1] + size * start, words[2] + 4 * start
+        for i in range(end - start):
+            if source == 1:
+                v = i32(i8_at(x)[i])
+            elif source == 2:
+                v = i32(u8_at(x)[i])
+            elif source == 3:
+                v = i32(i16_at(x)[i])
+            else:
+                v = i32_at(x)[i]
+            f32_at(y)[i] = f32(f32(v) - f32(zero))
+
+    return kernel(body)

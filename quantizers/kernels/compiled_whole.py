@@ -89,12 +89,13 @@ def _row(words: Any, position: Any, end: Any) -> Any:
     index, factor = column * words[2], column * words[3]
     for axis in range(OUTER - 1, -1, -1):
         size = words[_HEAD + axis]
-        at = row % size
-        row = row // size
-        x += at * words[_HEAD + OUTER + axis]
-        y += at * words[_HEAD + 2 * OUTER + axis]
-        index += at * words[_HEAD + 3 * OUTER + axis]
-        factor += at * words[_HEAD + 4 * OUTER + axis]
+        if size > 1:
+            at = row % size
+            row = row // size
+            x += at * words[_HEAD + OUTER + axis]
+            y += at * words[_HEAD + 2 * OUTER + axis]
+            index += at * words[_HEAD + 3 * OUTER + axis]
+            factor += at * words[_HEAD + 4 * OUTER + axis]
     return min(inner - column, end - position), x, y, index, factor
 
 

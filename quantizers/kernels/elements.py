@@ -1,19 +1,22 @@
-"""Elements from a tensor and its scale, in one pass."""
+"""Elements from a tensor and its scale, and back to numbers, in one pass each."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quantizers.formats import Format, IntFormat, Overflow
 from quantizers.granularity import compact_shape
-from quantizers.rounding import Rounding
 
 from . import team
 from .layout import walk
-from .serving import MODES, SOURCES, TARGETS, constants, made, operand, serves
+from .serving import MODES, SOURCES, TARGETS, constants, is_dense, made, operand, serves
+
+if TYPE_CHECKING:  # which needs noise, which needs this package
+    from quantizers.rounding import Rounding
 
 
 def elements(
@@ -60,4 +63,29 @@ def elements(
         *pointers, rounding.random_bits, ctypes.addressof(numbers_of_format), *path.words,
     )  # fmt: skip
     team.run(kernel.address, words, path.size)
+    return result
+
+
+def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
+    """elements - zero_point in fp32, in the elements' layout.
+
+    elements: int8, uint8, int16 or int32; zero_point: int32, one entry.  None where no kernel
+    serves them.
+    """
+    target = TARGETS.get(elements.dtype, 0)
+    if target == 0 or not serves(elements) or elements.numel() == 0:
+        return None
+    if zero_point is not None and not (
+        zero_point.numel() == 1 and operand(zero_point, torch.int32, zero_point.shape)
+    ):
+        return None
+    result = torch.empty_like(elements, dtype=torch.float32)
+    if result.stride() != elements.stride() or not is_dense(elements):
+        return None
+    kernel = made("quantizers.kernels.compiled", "unshift", target)
+    if kernel is None:
+        return None
+    zero = 0 if zero_point is None else zero_point.data_ptr()
+    words = elements.numel(), elements.data_ptr(), result.data_ptr(), zero
+    team.run(kernel.address, words, elements.numel())
     return result

@@ -97,6 +97,18 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
+def number(x: Tensor) -> int | None:
+    """The value of a 0-d int64 tensor that lies in this process' memory, or None."""
+    if not serves(x) or x.dim() or x.dtype != torch.int64:
+        return None
+    return ctypes.c_int64.from_address(x.data_ptr()).value
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether x's elements fill a run of memory, in any order."""
+    return torch.ops.aten.is_non_overlapping_and_dense(x)  # type: ignore[no-any-return]
+
+
 def operand(t: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     """Whether a kernel may read t: it has what the kernel takes it to have."""
     return t is None or (t.dtype == dtype and t.shape == shape and is_plain(t))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantizers.formats import Format, IntFormat, Overflow
 from quantizers.granularity import compact_shape
-from quantizers.rounding import Rounding
 
 from . import team
 from .layout import is_granule_major, walk
 from .serving import MODES, SOURCES, TARGETS, constants, is_plain, made, operand, serves
+
+if TYPE_CHECKING:  # which needs noise, which needs this package
+    from quantizers.rounding import Rounding
 
 
 class Running(NamedTuple):
