@@ -236,7 +236,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             result = operation.product(kind, gq.elements.to(wide), saved.elements.to(wide), like)
         else:
             note = call.note(kind)
-            result = product(operation, kind, gq, saved, like, call.engines, note=note)
+            unit = call.recipe.unit if kind == "grad_weight" else None
+            result = product(operation, kind, gq, saved, like, call.engines, note=note, unit=unit)
         if call.probe is not None and other is not None:
             call.probe.result(operation, kind, grad_output, other, None, result)
         return result

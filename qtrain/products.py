@@ -34,6 +34,7 @@ def _block(
     epilogue: Epilogue,
     note: Note | None,
     blocks: int,
+    unit: torch.dtype | None,
 ) -> Tensor:
     """The sum of one block through the epilogue: fp32 or fp64."""
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
@@ -45,7 +46,8 @@ def _block(
     if blocks > 1 and wide == torch.float32:
         sums = operation.product(kind, left.double(), right.double(), like).float()
     else:
-        sums = operation.product(kind, left.to(wide), right.to(wide), like)
+        inner = unit or wide
+        sums = operation.product(kind, left.to(inner), right.to(inner), like).to(wide)
     return epilogue.applied_(operation, sums)
 
 
@@ -97,12 +99,15 @@ def product(
     *,
     bias: Tensor | None = None,
     note: Note | None = None,
+    unit: torch.dtype | None = None,
 ) -> Tensor:
     """One of the three products of two quantized operands; see the module's definition.
 
     like: shape and strides of what is differentiated (any dtype); bias: (out channels), for the
-    forward; note: is told the engine that serves each block, or FLOAT.  -> fp32, or fp64 where an
-    operand's elements are.  Raises ValueError where a scale varies along the sum.
+    forward; note: is told the engine that serves each block, or FLOAT; unit: the dtype in
+    which a product with a floating-point operand runs (None: fp32, or fp64 for fp64 elements), its
+    result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
+    where a scale varies along the sum.
     """
     cut = operation.split_axis(kind, "a", a.elements.dim())
     step_a = _check_scales(operation, kind, "a", a)
@@ -137,7 +142,7 @@ def product(
         part = _block(
             operation, kind, left, right, like, engines,
             Epilogue(_scale(operation, kind, left, right), bias if len(starts) == 1 else None),
-            note, len(starts),
+            note, len(starts), unit,
         )  # fmt: skip
         total = part if total is None else total.add_(part)
     assert total is not None

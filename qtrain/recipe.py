@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fp16
+from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16, fp16
 
+from .checks import choice
 from .norm_recipe import NormRecipe
 
 #: The six operand slots, (product, operand), in the order that numbers their noise.
@@ -31,6 +33,13 @@ def _short(quantizer: QuantizerLike) -> str:
     kind = type(quantizer)
     plain = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
     return kind.__name__ if plain else str(quantizer)
+
+
+def _exact_in_bf16(fmt: object) -> bool:
+    """Whether bf16 holds every element, less any zero point."""
+    if isinstance(fmt, IntFormat):
+        return fmt.high - fmt.low <= 256
+    return isinstance(fmt, FloatFormat) and fmt.mantissa <= bf16.mantissa
 
 
 def _check(owner: str, **quantizers: object) -> None:
@@ -63,13 +72,20 @@ class GradInput:
 
 @dataclass(frozen=True, kw_only=True)
 class GradWeight:
-    """grad_weight = grad_output (x) input.  input None: the forward's quantized input."""
+    """grad_weight = grad_output (x) input.  input None: the forward's quantized input.
+
+    unit   "fp32", or "bf16": multiply in bf16 units, which hold both operands exactly, sum in fp32
+           and round every result to bf16, as those units return it; faster where a machine has
+           them, and another gradient: its last 16 bits are gone.  Not for integer products.
+    """
 
     grad_output: QuantizerLike = OFF
     input: QuantizerLike | None = None
+    unit: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         _check("grad_weight", grad_output=self.grad_output, input=self.input or OFF)
+        choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +132,30 @@ class Recipe:
                 f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
             )
 
+        if self.grad_weight.unit == "bf16":
+            self._check_bf16_unit()
+
+    def _check_bf16_unit(self) -> None:
+        slots = {name: self.slot("grad_weight", name) for name in ("grad_output", "input")}
+        formats = {name: getattr(quantizer, "format", None) for name, quantizer in slots.items()}
+        for name, fmt in formats.items():
+            if not _exact_in_bf16(fmt):
+                raise ValueError(
+                    f"grad_weight.unit: 'bf16' holds 8 significant bits, but {name} is "
+                    f"{_short(slots[name])}; quantize it to integers of at most 8 bits or to a "
+                    f"float format of at most 7 mantissa bits, or use unit='fp32'"
+                )
+        if all(isinstance(fmt, IntFormat) for fmt in formats.values()):
+            raise ValueError(
+                "grad_weight.unit: got 'bf16', but both operands are integer, and their sums are "
+                "exact: use unit='fp32'"
+            )
+
+    @property
+    def unit(self) -> torch.dtype | None:
+        """The dtype of grad_weight's units, None for fp32."""
+        return torch.bfloat16 if self.grad_weight.unit == "bf16" else None
+
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of outputs where the caller's is `dtype`."""
         return _NARROW[self.activation] if self.narrow else dtype
@@ -156,6 +196,8 @@ class Recipe:
             f"grad_output for grad_input {_short(grad_input)}; "
             f"for grad_weight {_short(grad_weight)}"
         )
+        if self.grad_weight.unit != "fp32":
+            text += f" in {self.grad_weight.unit} units"
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
                 text += f"; {operand} for {product} {_short(self.slot(product, operand))}"

@@ -35,11 +35,12 @@ def _unscaled(fmt: FloatFormat) -> Quantizer:
     return Quantizer(format=fmt, range=None)
 
 
-def int8(bits: int = 8) -> Recipe:
+def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
     """The house default: affine input, weight per output channel, stochastic layer gradient.
 
     In evaluation the input's range is frozen to its running value.  grad_weight takes a bf16 copy
-    of the gradient (the bifurcation of Banner et al. 2018), at every width.
+    of the gradient (the bifurcation of Banner et al. 2018), at every width; unit "bf16" runs that
+    product in bf16 units, see GradWeight, for inputs of at most 8 bits.
     """
     return Recipe(
         name="int8" if bits == 8 else f"int8 at {bits} bits",
@@ -53,8 +54,8 @@ def int8(bits: int = 8) -> Recipe:
         grad_input=GradInput(
             grad_output=Quantizer(format=IntFormat(bits), range=absmax, rounding=stochastic())
         ),
-        grad_weight=GradWeight(grad_output=_unscaled(bf16_format)),
-        with_bits=int8,
+        grad_weight=GradWeight(grad_output=_unscaled(bf16_format), unit=unit),
+        with_bits=partial(int8, unit=unit),
     )
 
 

@@ -164,3 +164,33 @@ def test_eight_bits_are_nearer_than_four_and_four_than_two() -> None:
     assert errors == sorted(errors, reverse=True)
     # 6 dB a bit: from 8 to 12 bits the error falls 16-fold
     assert errors[2] / errors[3] == pytest.approx(16, rel=0.3)
+
+
+def test_bf16_units_are_asked_for_by_name_and_round_the_result() -> None:
+    recipe = recipes.int8(unit="bf16")
+    assert recipe.at(4).grad_weight.unit == "bf16" and "in bf16 units" in str(recipe)
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(8, 16, 3, padding=1)
+    x = torch.randn(8, 8, 8, 8)
+    grads = {}
+    for unit in ("fp32", "bf16"):
+        model = quantize(plain, recipe=recipes.int8(unit=unit))
+        model(x).square().sum().backward()
+        assert model.weight.grad is not None
+        grads[unit] = model.weight.grad
+    assert not torch.equal(grads["fp32"], grads["bf16"])
+    # one rounding to bf16: half a unit in the last of 8 places, and fp32's own error
+    torch.testing.assert_close(grads["bf16"], grads["fp32"], rtol=2**-8, atol=1e-4)
+
+
+def test_bf16_units_refuse_what_they_cannot_hold() -> None:
+    recipe = recipes.int8()
+    with pytest.raises(ValueError, match=r"grad_output is OFF; quantize it"):
+        replace(recipe, grad_weight=GradWeight(unit="bf16"))
+    with pytest.raises(ValueError, match=r"input is uint9"):
+        recipes.int8(9, unit="bf16")
+    with pytest.raises(ValueError, match="both operands are integer"):
+        own = recipe.grad_input.grad_output
+        replace(recipe, grad_weight=GradWeight(grad_output=own, unit="bf16"))
+    with pytest.raises(ValueError, match=r"grad_weight.unit: got 'fp16'"):
+        GradWeight(unit="fp16")  # type: ignore[arg-type]
