@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, QuantizerLike
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, QuantizerLike, kernels
 from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
@@ -107,6 +107,8 @@ class Normalize(torch.autograd.Function):
         x, weight, bias, mean, sigma, index, slope = ctx.saved_tensors
         form: Form = ctx.form
         by, deviation = passes(x, form.activation, form.relu), form.deviation
+        if not kernels.serves(grad_output):
+            by = norm_passes
         divisor = deviation.stabilized(sigma, form.eps)
         of = form.affine(weight, bias, mean, sigma)
         dense = deviation.dense if form.carry == "exact" else None

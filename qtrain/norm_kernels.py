@@ -77,6 +77,8 @@ class _Channels:
     def __init__(self, x: Tensor, mean: Tensor) -> None:
         self.x, self.mean = x, mean
         self.channels = x.shape[1]
+        #: 0, or NaN where an element is not finite: the kernels' comparisons skip NaN
+        self.taint = mean - mean
 
     @property
     def count(self) -> int:
@@ -117,13 +119,14 @@ class _Channels:
 
     def take(self, index: Tensor) -> Tensor:
         rows = self.x.movedim(1, -1).reshape(-1, self.channels)
-        return (rows.gather(0, index.t()).float() - self.mean).t()
+        return (rows.gather(0, index.t()).float() - self.mean + self.taint).t()
 
     def extremes(self, cut: Cut) -> Extremes:
         (_, high, high_at, low, low_at), each = self._statistics(3, cut)
         top, top_at = self._first(high, high_at, each, largest=True)
         bottom, bottom_at = self._first(low, low_at, each, largest=False)
-        return Extremes(top, bottom, top_at, bottom_at)
+        taint = self.taint.unsqueeze(1)
+        return Extremes(top + taint, bottom + taint, top_at, bottom_at)
 
 
 def sample(x: Tensor, mean: Tensor) -> _Channels:

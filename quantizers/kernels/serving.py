@@ -94,6 +94,7 @@ def is_plain(x: Tensor) -> bool:
         and x.layout == torch.strided
         and not x.is_neg()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._has_storage(x)  # batched gradients (is_grads_batched) have none
     )
 
 
