@@ -123,8 +123,9 @@ def _convolution(
         groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
         # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
         # weight when it is used, in a tenth of the time that packing it in takes.
+        # Packed for another shape of input it may lie otherwise, and is then laid out anew.
         packed = torch.ops.onednn.qconv_prepack(
-            w.flatten(0, 1), one, 1.0, 0, *geometry, groups, None
+            w.flatten(0, 1), one, 1.0, 0, *geometry, groups, list(x.shape)
         )
         result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
             dense(x, True), one, zero_point, packed, scale, zeros, bias, *geometry, groups,
