@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import kernels, traced
 from .formats import FloatFormat, Format, IntFormat, Overflow, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
 from .noise import random_bits
@@ -118,6 +118,7 @@ class Quantizer:
     scale_rounding: Rounding = nearest_even
     rounding: Rounding = nearest_even
     straight_through: Literal["identity", "inclusive", "strict"] = "identity"
+    _spec: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -152,6 +153,7 @@ class Quantizer:
                 f"straight_through: {self.straight_through!r} needs one range for training and "
                 f"evaluation; give the range train_on='running'"
             )
+        object.__setattr__(self, "_spec", traced.spec(self))
 
     @property
     def by_extremes(self) -> bool:
@@ -185,6 +187,23 @@ class Quantizer:
         if self.rounding.random_bits and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
         block = self.granularity.block_shape(x.shape)
+        if torch.compiler.is_compiling() and x.device.type == "cpu" and self._spec is not None:
+            running: list[Tensor] | None = []
+            if state:
+                own = isinstance(self.range, Ema)
+                running = [state["low"], state["high"], state["steps"]] if own else None
+            if running is not None:
+                elements, scale, zero_point = torch.ops.quantizers.quantize(
+                    x, key, factor, running, training, self._spec
+                )
+                affine = isinstance(self.format, IntFormat) and not self.format.symmetric
+                return QTensor(
+                    elements,
+                    None if self.range is None else scale,
+                    zero_point if affine else None,
+                    self.format,
+                    block,
+                )
         # a range may clip, and a scale rounded down does: that must not make infinities
         overflow: Overflow | None = None
         if isinstance(self.format, FloatFormat) and self.range is not None:

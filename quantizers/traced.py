@@ -1,0 +1,85 @@
+"""A quantizer as one operation of a graph that torch.compile makes for the CPU.
+
+Taken apart, a quantizer is dozens of operations, slow to compile and, where it reduces or draws
+noise, slower than its own kernel.  The operation holds the quantizer as a string and calls it.
+"""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .formats import IntFormat
+from .granularity import compact_shape
+
+_LIBRARY = torch.library.Library("quantizers", "FRAGMENT")
+_LIBRARY.define(
+    "quantize(Tensor x, Tensor? key, Tensor? factor, Tensor(a!)[] running, bool training, str spec)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+def spec(quantizer: object) -> str | None:
+    """The quantizer as a string, or None where it cannot be pickled."""
+    try:
+        return base64.b64encode(pickle.dumps(quantizer)).decode()
+    except Exception:  # whatever a range rule of the user's own raises
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _restored(text: str) -> Any:
+    return pickle.loads(base64.b64decode(text))
+
+
+def _quantize(
+    x: Tensor,
+    key: Tensor | None,
+    factor: Tensor | None,
+    running: list[Tensor],
+    training: bool,
+    spec: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """running: what ranges.Ema keeps, low, high and steps, or nothing.
+    -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
+    state = dict(zip(("low", "high", "steps"), running, strict=True)) if running else None
+    q = _restored(spec)(x, state=state, key=key, training=training, factor=factor)
+    like = _like(x, q.elements.dtype)
+    elements = q.elements if q.elements.stride() == like.stride() else like.copy_(q.elements)
+    scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
+    none = x.new_empty(0, dtype=torch.int32)
+    return elements, scale, none if q.zero_point is None else q.zero_point.contiguous()
+
+
+def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype)
+
+
+def _fake(
+    x: Tensor,
+    key: Tensor | None,
+    factor: Tensor | None,
+    running: list[Tensor],
+    training: bool,
+    spec: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    quantizer = _restored(spec)
+    integer = isinstance(quantizer.format, IntFormat)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    block = quantizer.granularity.block_shape(x.shape)
+    shape = [0] if quantizer.range is None else list(compact_shape(x.shape, block))
+    affine = integer and not quantizer.format.symmetric
+    return (
+        _like(x, quantizer.format.dtype if integer else wide),
+        x.new_empty(shape, dtype=torch.float32),
+        x.new_empty(shape if affine else [0], dtype=torch.int32),
+    )
+
+
+_LIBRARY.impl("quantize", _quantize, "CPU")
+torch.library.register_fake("quantizers::quantize", _fake, lib=_LIBRARY)
