@@ -84,7 +84,7 @@ class Call:
             key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))
         state = self.states.get((kind, operand), {})
         try:
-            deferred = None  # a norm's output that is yet to be: norm_functions.Deferred
+            deferred = None  # a norm's output that is yet to be: norm_computation.Deferred
             if not torch.compiler.is_compiling():
                 deferred = getattr(x, "deferred", None)
             if deferred is not None:

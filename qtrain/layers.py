@@ -164,7 +164,7 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
 
 def takes_extremes(layer: nn.Module) -> bool:
     """Whether a converted layer needs of its input no more than integers nearest to it, over a
-    range that its extremes give: see norm_functions.Deferred."""
+    range that its extremes give: see norm_computation.Deferred."""
     if not isinstance(layer, QLinear | _QConv) or layer.product.probe is not None:
         return False
     recipe = layer.product.recipe

@@ -14,15 +14,8 @@ from quantizers.ranges import State
 
 from . import norm_kernels, norm_passes
 from .layer_state import LayerState, Slot, rank
-from .norm_functions import (
-    Deferred,
-    Form,
-    Normalize,
-    QuantizeGradient,
-    StraightThrough,
-    folded,
-    passes,
-)
+from .norm_computation import Deferred, Form, folded, passes
+from .norm_functions import Normalize, QuantizeGradient, StraightThrough
 from .norm_passes import wide
 from .norm_recipe import NormRecipe
 
@@ -105,8 +98,9 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         activation = recipe.activation if plain else None
         if self._of_batch:
             form = Form(
-                recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype
-            )
+                recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype,
+                spec=recipe.spec(rounded=plain),
+            )  # fmt: skip
             output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
             if self.training and self.track_running_stats:
                 self._track(mean, sigma, input.numel() // input.shape[1])

@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, QuantizerLike, kernels
+from quantizers import QuantizerLike
 from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
-from . import norm_kernels, norm_passes
-from .deviations import Deviation
-from .norm_passes import Affine, Extra, Slope, others
-from .norm_recipe import StatisticsGradient
-
-
-class Form(NamedTuple):
-    """How a norm is computed, besides its tensors; deferred: the output is not, see `Deferred`."""
-
-    deviation: Deviation
-    carry: StatisticsGradient
-    eps: float
-    relu: bool
-    activation: FloatFormat | None
-    dtype: torch.dtype
-    deferred: bool = False
-
-    def affine(
-        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
-    ) -> Affine:
-        """The output as a function of x."""
-        of = folded(weight, bias, mean, self.deviation.stabilized(sigma, self.eps))
-        return of._replace(activation=self.activation, relu=self.relu)
-
-
-class Deferred(NamedTuple):
-    """A norm's output, rounded and after its ReLU, of which no float exists: x and what it was to
-    become.  Hung on the tensor that stands for it, in autograd's eyes."""
-
-    x: Tensor
-    of: Affine
-
-    def quantized(self, quantizer: Quantizer, state: State | None, training: bool) -> QTensor:
-        """What the quantizer, whose scale follows from the extremes alone, makes of the output.
-
-        Every channel of it is a monotone function of x, rounding included, so its extremes are
-        the images of x's.
-        """
-        axes = others(self.x)
-        ends = torch.stack([self.x.amin(axes), self.x.amax(axes)]).float()
-        images = norm_passes.affine(ends, self.of, ends.dtype)
-        q = quantizer(images, state=state, training=training)
-        assert q.scale is not None and isinstance(q.format, IntFormat)
-        elements = norm_kernels.codes(self.x, self.of, q.scale, q.zero_point, q.format)
-        space = [1] * (self.x.dim() - 2)
-        scale = q.scale.view(1, 1, *space)
-        zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)
-        return QTensor(elements, scale, zero_point, q.format, tuple(elements.shape))
-
-
-def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:
-    """The implementation of the passes that serves x."""
-    return norm_kernels if norm_kernels.serves(x, activation, relu) else norm_passes
-
-
-def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor) -> Affine:
-    """(x - mean) / divisor * weight + bias as one multiplication and one addition."""
-    dtype = divisor.dtype
-    scale = 1 / divisor if weight is None else weight.to(dtype) / divisor
-    shift = torch.zeros_like(divisor) if bias is None else bias.to(dtype)
-    return Affine(mean.to(dtype), scale, shift.contiguous())
+from . import norm_traced
+from .norm_computation import Form, Normalized, gradients, normalize
 
 
 class Normalize(torch.autograd.Function):
-    """x (N, C, *S) -> (x - mean) / divisor * weight + bias, then as `form` says; mean, sigma (C,).
+    """`normalize` -> output, mean, sigma, differentiable in the output.
 
     Saved: x itself and tensors of its channels; a ReLU's mask is computed again.
     """
@@ -85,62 +26,29 @@ class Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
     ) -> tuple[Tensor, Tensor, Tensor]:
-        by = passes(input, form.activation, form.relu)
-        accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
-        mean = input.mean(others(input), dtype=accumulated)
-        sigma, index, slope = form.deviation.of(by.sample(input, mean))
-        of = form.affine(weight, bias, mean, sigma)
-        if form.deferred:  # one NaN for all: nothing but a layer's product can use it
-            output = input.new_full((), float("nan"), dtype=form.dtype).expand(input.shape)
-        else:
-            output = by.affine(input, of, form.dtype)
-        ctx.save_for_backward(input, weight, bias, mean, sigma, index, slope)
+        run = norm_traced.normalize if norm_traced.serves(input, form.spec) else normalize
+        made = run(input, weight, bias, form)
+        ctx.save_for_backward(input, weight, bias, *made[1:])
         ctx.form = form
-        ctx.mark_non_differentiable(mean, sigma)
-        return output, mean, sigma
+        ctx.mark_non_differentiable(made.mean, made.sigma)
+        return made[:3]
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_output: Tensor, _mean: Tensor, _sigma: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, sigma, index, slope = ctx.saved_tensors
+        x, weight, bias, *made = ctx.saved_tensors
         form: Form = ctx.form
-        by, deviation = passes(x, form.activation, form.relu), form.deviation
-        if not kernels.serves(grad_output):
-            by = norm_passes
-        divisor = deviation.stabilized(sigma, form.eps)
-        of = form.affine(weight, bias, mean, sigma)
-        dense = deviation.dense if form.carry == "exact" else None
-        extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
-        grad_output = by.aligned(grad_output, x)
-        total, product, more = by.sums(x, grad_output, of, extra)
-        product = product / divisor
-        grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = product.to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = total.to(bias.dtype)
-        if ctx.needs_input_grad[0]:
-            count = x.numel() // x.shape[1]
-            grad_divisor = -product * of.scale  # d loss / d divisor, per channel
-            # the mean's own gradient: the output does not see a shift of the channel
-            shift, along, value = -total * of.scale, None, None
-            if form.carry == "l2":
-                # divisor * centered / sum(centered^2): grad_input loses its part along centered
-                ratio = torch.where(more == 0, 0.0, grad_divisor * divisor / more)
-                along = Slope(ratio, "centered")
-            elif dense is not None:
-                along = Slope(grad_divisor * deviation.dense_factor(divisor, count), dense)
-                shift = shift if more is None else shift - along.factor * more
-            elif form.carry == "exact":
-                value = grad_divisor.unsqueeze(1) * slope
-                shift = shift - value.sum(1)
-            dtype = x.dtype if value is None else total.dtype
-            grad_input = by.grad_input(x, grad_output, of, shift / count, along, dtype)
-            if value is not None:
-                grad_input = by.add_at(grad_input, index, value).to(x.dtype)
-        return grad_input, grad_weight, grad_bias, None
+        run = norm_traced.gradients if norm_traced.serves(x, form.spec) else gradients
+        grads = run(x, weight, bias, Normalized(grad_output, *made), grad_output, form)
+        wanted = ctx.needs_input_grad
+        return (
+            grads[0] if wanted[0] else None,
+            grads[1].to(weight.dtype) if wanted[1] else None,
+            grads[2].to(bias.dtype) if wanted[2] else None,
+            None,
+        )
 
 
 class StraightThrough(torch.autograd.Function):

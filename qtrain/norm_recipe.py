@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike
+from quantizers import OFF, FloatFormat, Off, QuantizerLike, traced
 
 from . import deviations
 from .checks import choice
@@ -37,6 +37,9 @@ class NormRecipe:
     bias: QuantizerLike = OFF
     grad_output: QuantizerLike = OFF
     activation: FloatFormat | None = None
+    _specs: tuple[str | None, str | None] = field(
+        default=(None, None), init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.deviation, Deviation):
@@ -50,6 +53,13 @@ class NormRecipe:
                 raise TypeError(f"norm.{name}: got {quantizer!r}, need a quantizer (or OFF)")
         if not isinstance(self.activation, FloatFormat | None):
             raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
+        own = self.deviation, self.statistics_gradient
+        specs = traced.spec((*own, None)), traced.spec((*own, self.activation))
+        object.__setattr__(self, "_specs", specs)
+
+    def spec(self, rounded: bool) -> str | None:
+        """Deviation, its gradient and, when rounded, the output's format, as a string."""
+        return self._specs[rounded]
 
     @property
     def _quantizers(self) -> tuple[tuple[str, QuantizerLike], ...]:

@@ -24,16 +24,17 @@ _LIBRARY.define(
 )
 
 
-def spec(quantizer: object) -> str | None:
-    """The quantizer as a string, or None where it cannot be pickled."""
+def spec(value: object) -> str | None:
+    """A quantizer, or what else an operation needs, as a string; None where it has no pickle."""
     try:
-        return base64.b64encode(pickle.dumps(quantizer)).decode()
+        return base64.b64encode(pickle.dumps(value)).decode()
     except Exception:  # whatever a range rule of the user's own raises
         return None
 
 
 @lru_cache(maxsize=1024)
-def _restored(text: str) -> Any:
+def restored(text: str) -> Any:
+    """What `spec` was given."""
     return pickle.loads(base64.b64decode(text))
 
 
@@ -48,16 +49,17 @@ def _quantize(
     """running: what ranges.Ema keeps, low, high and steps, or nothing.
     -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
     state = dict(zip(("low", "high", "steps"), running, strict=True)) if running else None
-    q = _restored(spec)(x, state=state, key=key, training=training, factor=factor)
-    like = _like(x, q.elements.dtype)
-    elements = q.elements if q.elements.stride() == like.stride() else like.copy_(q.elements)
+    q = restored(spec)(x, state=state, key=key, training=training, factor=factor)
     scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
     none = x.new_empty(0, dtype=torch.int32)
+    elements = laid_out_like(q.elements, x)
     return elements, scale, none if q.zero_point is None else q.zero_point.contiguous()
 
 
-def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(x, dtype=dtype)
+def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
+    """A result in the layout of empty_like(x), which the compiled graph counts on."""
+    like = torch.empty_like(x, dtype=result.dtype)
+    return result if result.stride() == like.stride() else like.copy_(result)
 
 
 def _fake(
@@ -68,14 +70,14 @@ def _fake(
     training: bool,
     spec: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    quantizer = _restored(spec)
+    quantizer = restored(spec)
     integer = isinstance(quantizer.format, IntFormat)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     block = quantizer.granularity.block_shape(x.shape)
     shape = [0] if quantizer.range is None else list(compact_shape(x.shape, block))
     affine = integer and not quantizer.format.symmetric
     return (
-        _like(x, quantizer.format.dtype if integer else wide),
+        torch.empty_like(x, dtype=quantizer.format.dtype if integer else wide),
         x.new_empty(shape, dtype=torch.float32),
         x.new_empty(shape if affine else [0], dtype=torch.int32),
     )

@@ -1,0 +1,145 @@
+"""What a batch-norm computes, forward and backward, outside autograd."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, kernels
+from quantizers.ranges import State
+
+from . import norm_kernels, norm_passes
+from .deviations import Deviation
+from .norm_passes import Affine, Extra, Slope, others
+from .norm_recipe import StatisticsGradient
+
+
+class Form(NamedTuple):
+    """How a norm is computed, besides its tensors; deferred: the output is not, see `Deferred`.
+
+    spec   (deviation, carry, activation) as a string: quantizers.traced.spec
+    """
+
+    deviation: Deviation
+    carry: StatisticsGradient
+    eps: float
+    relu: bool
+    activation: FloatFormat | None
+    dtype: torch.dtype
+    deferred: bool = False
+    spec: str | None = None
+
+    def affine(
+        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
+    ) -> Affine:
+        """The output as a function of x."""
+        of = folded(weight, bias, mean, self.deviation.stabilized(sigma, self.eps))
+        return of._replace(activation=self.activation, relu=self.relu)
+
+
+class Deferred(NamedTuple):
+    """A norm's output, rounded and after its ReLU, of which no float exists: x and what it was to
+    become.  Hung on the tensor that stands for it, in autograd's eyes."""
+
+    x: Tensor
+    of: Affine
+
+    def quantized(self, quantizer: Quantizer, state: State | None, training: bool) -> QTensor:
+        """What the quantizer, whose scale follows from the extremes alone, makes of the output.
+
+        Every channel of it is a monotone function of x, rounding included, so its extremes are
+        the images of x's.
+        """
+        axes = others(self.x)
+        ends = torch.stack([self.x.amin(axes), self.x.amax(axes)]).float()
+        images = norm_passes.affine(ends, self.of, ends.dtype)
+        q = quantizer(images, state=state, training=training)
+        assert q.scale is not None and isinstance(q.format, IntFormat)
+        elements = norm_kernels.codes(self.x, self.of, q.scale, q.zero_point, q.format)
+        space = [1] * (self.x.dim() - 2)
+        scale = q.scale.view(1, 1, *space)
+        zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)
+        return QTensor(elements, scale, zero_point, q.format, tuple(elements.shape))
+
+
+def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:
+    """The implementation of the passes that serves x."""
+    return norm_kernels if norm_kernels.serves(x, activation, relu) else norm_passes
+
+
+def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor) -> Affine:
+    """(x - mean) / divisor * weight + bias as one multiplication and one addition."""
+    dtype = divisor.dtype
+    scale = 1 / divisor if weight is None else weight.to(dtype) / divisor
+    shift = torch.zeros_like(divisor) if bias is None else bias.to(dtype)
+    return Affine(mean.to(dtype), scale, shift.contiguous())
+
+
+class Normalized(NamedTuple):
+    """A norm's output, mean and sigma (C,), and where sigma's gradient goes, as Estimate's."""
+
+    output: Tensor
+    mean: Tensor
+    sigma: Tensor
+    where: Tensor | None
+    slope: Tensor | None
+
+
+def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form) -> Normalized:
+    """x (N, C, *S) -> (x - mean) / divisor * weight + bias, then as `form` says."""
+    by = passes(input, form.activation, form.relu)
+    accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
+    mean = input.mean(others(input), dtype=accumulated)
+    sigma, index, slope = form.deviation.of(by.sample(input, mean))
+    of = form.affine(weight, bias, mean, sigma)
+    if form.deferred:  # one NaN for all: nothing but a layer's product can use it
+        output = input.new_full((), float("nan"), dtype=form.dtype).expand(input.shape)
+    else:
+        output = by.affine(input, of, form.dtype)
+    return Normalized(output, mean, sigma, index, slope)
+
+
+def gradients(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    made: Normalized,
+    grad_output: Tensor,
+    form: Form,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad_input, grad_weight, grad_bias), the latter two in the dtype of the statistics.
+
+    made: what `normalize` returned; its output is not looked at.
+    """
+    _, mean, sigma, index, slope = made
+    by, deviation = passes(x, form.activation, form.relu), form.deviation
+    if not kernels.serves(grad_output):
+        by = norm_passes
+    divisor = deviation.stabilized(sigma, form.eps)
+    of = form.affine(weight, bias, mean, sigma)
+    dense = deviation.dense if form.carry == "exact" else None
+    extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
+    grad_output = by.aligned(grad_output, x)
+    total, product, more = by.sums(x, grad_output, of, extra)
+    product = product / divisor
+    count = x.numel() // x.shape[1]
+    grad_divisor = -product * of.scale  # d loss / d divisor, per channel
+    # the mean's own gradient: the output does not see a shift of the channel
+    shift, along, value = -total * of.scale, None, None
+    if form.carry == "l2":
+        # divisor * centered / sum(centered^2): grad_input loses its part along centered
+        ratio = torch.where(more == 0, 0.0, grad_divisor * divisor / more)
+        along = Slope(ratio, "centered")
+    elif dense is not None:
+        along = Slope(grad_divisor * deviation.dense_factor(divisor, count), dense)
+        shift = shift if more is None else shift - along.factor * more
+    elif form.carry == "exact":
+        value = grad_divisor.unsqueeze(1) * slope
+        shift = shift - value.sum(1)
+    dtype = x.dtype if value is None else total.dtype
+    grad_input = by.grad_input(x, grad_output, of, shift / count, along, dtype)
+    if value is not None:
+        grad_input = by.add_at(grad_input, index, value).to(x.dtype)
+    return grad_input, product, total

@@ -1,0 +1,95 @@
+"""A norm's forward and backward as one operation each of a graph that torch.compile makes.
+
+For the CPU alone: there the compiled passes are faster than what the compiler makes of their parts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantizers import traced
+
+from . import norm_computation
+from .norm_computation import Form, Normalized
+
+_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
+_LIBRARY.define(
+    "normalize(Tensor x, Tensor? weight, Tensor? bias, float eps, ScalarType dtype, str spec)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "normalize_backward(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor sigma,"
+    " Tensor index, Tensor slope, Tensor grad_output, float eps, str spec)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+def serves(x: Tensor, spec: str | None) -> bool:
+    """Whether a graph for the CPU is being made, and the norm can be written into it."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and spec is not None
+
+
+def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form) -> Normalized:
+    """norm_computation.normalize, where nothing is deferred and no ReLU follows."""
+    return Normalized(*torch.ops.qtrain.normalize(x, weight, bias, form.eps, form.dtype, form.spec))
+
+
+def gradients(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    made: Normalized,
+    grad: Tensor,
+    form: Form,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """norm_computation.gradients of the same."""
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.qtrain.normalize_backward(
+        x, weight, bias, *made[1:], grad, form.eps, form.spec
+    )
+    return grads
+
+
+def _form(spec: str, eps: float, dtype: torch.dtype) -> Form:
+    deviation, carry, activation = traced.restored(spec)
+    return Form(deviation, carry, eps, False, activation, dtype)
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    spec: str,
+) -> tuple[Tensor, ...]:
+    made = norm_computation.normalize(x, weight, bias, _form(spec, eps, dtype))
+    index = x.new_empty(0, dtype=torch.int64) if made.where is None else made.where.contiguous()
+    slope = made.mean.new_empty(0) if made.slope is None else made.slope.contiguous()
+    return traced.laid_out_like(made.output, x), made.mean, made.sigma, index, slope
+
+
+def _normalize_backward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    sigma: Tensor,
+    index: Tensor,
+    slope: Tensor,
+    grad_output: Tensor,
+    eps: float,
+    spec: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    none = not index.numel()
+    made = Normalized(grad_output, mean, sigma, None if none else index, None if none else slope)
+    form = _form(spec, eps, x.dtype)
+    grad_input, grad_weight, grad_bias = norm_computation.gradients(
+        x, weight, bias, made, grad_output, form
+    )
+    return traced.laid_out_like(grad_input, x), grad_weight, grad_bias
+
+
+for _name, _run in (("normalize", _normalize), ("normalize_backward", _normalize_backward)):
+    _LIBRARY.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"qtrain::{_name}", _run, lib=_LIBRARY)
