@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as hooks
 
 from . import norm_kernels
 from .layer_state import autocast_dtype
@@ -36,7 +38,7 @@ def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: T
     kept so for grad_weight.
     """
     y = None
-    if takes_extremes(layer) and not _has_hooks(layer):
+    if takes_extremes(layer) and not any(map(_has_hooks, (layer, layer.get_submodule("product")))):
         y = _norm_relu(norm, relu, input, deferred=True)
     return _tensor(layer(norm_relu(norm, relu, input) if y is None else y))
 
@@ -69,11 +71,23 @@ def _tensor(x: Any) -> Tensor:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(
+    """Whether anybody but those who say they only watch sees the module's calls."""
+    own = (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+    )
+    everywhere = (
+        hooks._global_forward_hooks,
+        hooks._global_forward_pre_hooks,
+        hooks._global_backward_hooks,
+        hooks._global_backward_pre_hooks,
+    )
+    return bool(own) or not all(
+        getattr(getattr(hook, "__self__", None), "lets_kernels_pass", False)
+        for table in everywhere
+        for hook in table.values()
     )
 
 
@@ -91,6 +105,7 @@ class _AddRelu(torch.autograd.Function):
         return done[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         (off,) = ctx.saved_tensors
         grad = norm_kernels.masked(grad_output, off)
