@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -102,6 +103,13 @@ def _centred(q: QTensor) -> Tensor:
     return (q.elements.to(torch.int32) - centre).to(narrow)
 
 
+def _matrix(operation: Operation, kind: Kind, a: Tensor, b: Tensor) -> int | None:
+    """Multiplications in each matrix of a batch; None for other operations."""
+    if not isinstance(operation, BatchedMatmul):
+        return None
+    return a.shape[1] * a.shape[2] * b.shape[3 - operation.split_axis(kind, "b", 3)]
+
+
 def _uniform(operation: Operation, kind: Kind, operand: Operand, q: QTensor) -> bool:
     """Whether all terms of a sum have the same zero point."""
     if q.zero_point is None or q.zero_point.numel() == 1:
@@ -127,12 +135,13 @@ def exact(
     the elements themselves, which widens them: whichever the first engine supports, in this order.
     """
     size = operation.terms(kind, a.elements, b.elements)
-    forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False)]
+    matrix = _matrix(operation, kind, a.elements, b.elements)
+    forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False, matrix=matrix)]
     if a.zero_point is not None or b.zero_point is not None:
         if _uniform(operation, kind, "a", a) and _uniform(operation, kind, "b", b):
-            forms.insert(0, Work(*size, _centred_span(a), _centred_span(b)))
+            forms.insert(0, Work(*size, _centred_span(a), _centred_span(b), matrix=matrix))
         if b.zero_point is None and a.zero_point is not None and a.zero_point.numel() == 1:
-            forms.insert(0, Work(*size, _span(a), _span(b), zero_point=True, sums=False))
+            forms.insert(0, replace(forms[-1], a=_span(a), b=_span(b), zero_point=True))
     engine, work = choose(operation, kind, forms, a.elements.device.type, engines)
     if note is not None:
         note(engine.name)
@@ -176,7 +185,8 @@ def _corrected(
 
     def add(left: Tensor, right: Tensor, a: Span, b: Span, factor: Tensor) -> None:
         nonlocal total
-        forms = [Work(work.count, work.per_index, a, b)]
+        matrix = _matrix(operation, kind, left, right)
+        forms = [Work(work.count, work.per_index, a, b, matrix=matrix)]
         unit, chosen = choose(operation, kind, forms, left.device.type, engines)
         shape = _like(operation, kind, like, left, right)
         part = unit.product(operation, kind, left, right, shape, chosen).to(dtype)

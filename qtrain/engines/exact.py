@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtrain.operations import KINDS, Convolution, Kind, Linear, Operation
+from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 
+from .batched import BatchedInt8
 from .floats import Float32, reference
 from .onednn import OneDnnInt8
 from .unfolded import UnfoldedInt8
@@ -23,7 +24,7 @@ from .work import Engine, Epilogue, Span, Work
 #: for each kind of device, in order of preference
 ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
     lambda: (Float32(), reference),
-    cpu=(OneDnnInt8(), UnfoldedInt8(), Float32(), reference),
+    cpu=(OneDnnInt8(), UnfoldedInt8(), BatchedInt8(), Float32(), reference),
     cuda=(UnfoldedInt8(), Float32(), reference),
 )
 
@@ -32,6 +33,8 @@ _Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
 _CASES: tuple[_Case, ...] = (
     (Linear(), (4, 4608), (1, 4, 4608)),
     (Linear(), (33, 70), (1, 9, 70)),
+    (BatchedMatmul(), (2, 33, 4608), (2, 40, 4608)),
+    (BatchedMatmul(), (3, 70, 65), (3, 9, 65)),
     (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 64, 5, 5), (1, 24, 64, 3, 3)),
     (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
     (Convolution((2, 2), (0, 0), (1, 1), 1), (1, 64, 7, 8), (1, 32, 64, 1, 1)),

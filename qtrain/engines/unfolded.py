@@ -26,7 +26,7 @@ _CHUNK = 2**28
 class UnfoldedInt8:
     """int8 times int8, summed in int32 by torch._int_mm; convolutions in chunks of the batch.
 
-    Batches of matrices it leaves to others: they are small.
+    Batches of matrices it leaves to others.
     """
 
     name = "unfolded_int8"
@@ -71,7 +71,7 @@ def _int_mm(a: Tensor, b: Tensor) -> Tensor:
     if not (a.numel() and b.numel()):
         return a.new_zeros((a.shape[0], b.shape[1]), dtype=torch.int32)
     if a.device.type != "cuda":
-        return torch._int_mm(_plain(a), _plain(b))
+        return torch._int_mm(plain(a), plain(b))
     # more than 16 rows, K and N multiples of 8, the summed axis contiguous in both
     (rows, summed), wide = a.shape, b.shape[1]
     a = F.pad(a, (0, -summed % 8, 0, max(17 - rows, 0))).contiguous()
@@ -79,12 +79,12 @@ def _int_mm(a: Tensor, b: Tensor) -> Tensor:
     return torch._int_mm(a, b)[:rows, :wide]
 
 
-def _plain(x: Tensor) -> Tensor:
-    """A matrix with one row, or column, after the other: torch._int_mm reads beyond, or in the
+def plain(x: Tensor) -> Tensor:
+    """Matrices with one row, or column, after the other: torch._int_mm reads beyond, or in the
     wrong place, where they overlap (an unfolded view) or a length of 1 hides its stride."""
-    rows, across = x.stride()
-    row_by_row = across == 1 and rows >= x.shape[1]
-    column_by_column = rows == 1 and across != 1 and across >= x.shape[0]
+    rows, across = x.stride()[-2:]
+    row_by_row = across == 1 and rows >= x.shape[-1]
+    column_by_column = rows == 1 and across != 1 and across >= x.shape[-2]
     if row_by_row or column_by_column:
         return x
     return x.clone(memory_format=torch.contiguous_format)

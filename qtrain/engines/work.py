@@ -33,6 +33,7 @@ class Work:
     a, b               what the two operands' elements can be
     zero_point         whether the engine is to take a number within a's span from a's elements
     sums               whether the integers themselves are wanted, not fl32 of them and a scale
+    matrix             multiplications in each matrix of a batch; None: not known, or no batch
     """
 
     count: int
@@ -41,6 +42,7 @@ class Work:
     b: Span
     zero_point: bool = False
     sums: bool = True
+    matrix: int | None = None
 
     @property
     def bound(self) -> int:

@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import GradWeight, quantize, recipes
+from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
+from qtrain.engines.batched import BatchedInt8
 from qtrain.engines.exact import admitted
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.onednn import OneDnnInt8
 from qtrain.engines.unfolded import UnfoldedInt8
 from qtrain.engines.work import Engine, Epilogue, Span, Work
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
-from quantizers import Quantizer, int8
+from qtrain.products import product
+from quantizers import IntFormat, Quantizer, int8, minmax, per_axis, per_tensor
 
 Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
 SPANS = {"uint8": Span(0, 255), "int8": Span(-128, 127)}
@@ -70,6 +72,13 @@ CASES: dict[str, Case] = {
     "linear long": (Linear(), (5, 4608), (1, 8, 4608)),
     "linear empty": (Linear(), (0, 16), (1, 8, 16)),
     "matmul": (BatchedMatmul(), (3, 5, 17), (3, 4, 17)),
+    "matmul one row": (BatchedMatmul(), (2, 1, 70), (2, 1, 70)),
+    "matmul one term": (BatchedMatmul(), (2, 9, 1), (2, 33, 1)),
+    "matmul heads": (BatchedMatmul(), (2, 65, 64), (2, 96, 64)),
+    "matmul long": (BatchedMatmul(), (2, 33, 4608), (2, 40, 4608)),
+    "matmul no rows": (BatchedMatmul(), (3, 0, 17), (3, 4, 17)),
+    "matmul no terms": (BatchedMatmul(), (3, 5, 0), (3, 4, 0)),
+    "matmul empty": (BatchedMatmul(), (0, 5, 17), (0, 4, 17)),
     "conv 3x3": (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 32, 9, 8), (1, 16, 32, 3, 3)),
     "conv 3x3 stride 2": (Convolution((2, 2), (1, 1), (1, 1), 1), (2, 16, 8, 9), (1, 32, 16, 3, 3)),
     "conv 1x1 stride 2": (Convolution((2, 2), (0, 0), (1, 1), 1), (2, 16, 8, 9), (1, 32, 16, 1, 1)),
@@ -89,7 +98,7 @@ def drawn(span: Span, shape: tuple[int, ...], worst: bool, seed: int) -> Tensor:
 needs_int8 = pytest.mark.skipif(
     not admitted(OneDnnInt8(), "cpu"), reason="this processor has no exact int8 units (VNNI)"
 )
-ALL: tuple[Engine, ...] = (OneDnnInt8(), UnfoldedInt8(), Float32(), reference)
+ALL: tuple[Engine, ...] = (OneDnnInt8(), UnfoldedInt8(), BatchedInt8(), Float32(), reference)
 
 
 @pytest.mark.parametrize("engine", ALL, ids=lambda engine: engine.name)
@@ -218,6 +227,54 @@ def test_a_compiled_step_has_the_same_integer_products(eight: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@needs_int8
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shifted", ["", "a", "b", "ab"])
+@pytest.mark.parametrize("size", [48, 96])
+def test_a_batch_of_matrices_has_the_same_bits_on_int8_units(
+    kind: Kind, shifted: str, size: int
+) -> None:
+    """Zero points of either operand, or of none, of the tensor or of every kept entry."""
+    operation, served = BatchedMatmul(), []
+    affine = IntFormat(8, signed=False, symmetric=False)
+    for granularity in (per_tensor, per_axis(0), None):
+        x, y = (
+            torch.randn(3, size, 96, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
+        )
+        operands = []
+        for operand, values in zip(("a", "b"), (x, y), strict=True):
+            kept = operation.kept(kind, operand, 3)  # type: ignore[arg-type]
+            if kind == "grad_input" and operand == "b":
+                values = values.transpose(1, 2)
+            shape = per_axis(*kept) if granularity is None else granularity
+            if operand in shifted:
+                quantizer = Quantizer(format=affine, range=minmax, granularity=shape)
+            else:
+                quantizer = Quantizer(format=int8, granularity=shape)
+            operands.append(quantizer(values + 0.5))
+        wanted = product(operation, kind, *operands, x, (reference,))
+        found = product(operation, kind, *operands, x, note=served.append)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert ("batched_int8" in served) == (size == 96)
+
+
+@needs_int8
+@pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
+def test_compiled_attention_has_the_same_integer_products() -> None:
+    found = []
+    for backend in (None, "aot_eager"):
+        torch._dynamo.reset()
+        model: Any = quantize(ScaledDotProductAttention())
+        run = torch.compile(model, fullgraph=True, backend=backend) if backend else model
+        q, k, v = torch.randn(3, 2, 2, 96, 64, generator=torch.Generator().manual_seed(0))
+        q.requires_grad_()
+        model(q, k, v)  # the first forward is watched
+        output = run(q, k, v, is_causal=True)
+        output.square().sum().backward()
+        found.append([output, q.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
     """The integer engines are refused there, the others exact."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -227,4 +284,5 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
         env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
-    assert "onednn_int8 is refused on this machine" in run.stdout
+    for engine in ("onednn_int8", "batched_int8"):
+        assert f"{engine} is refused on this machine" in run.stdout
