@@ -70,10 +70,10 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
             if attn_mask is not None:
                 raise ValueError("is_causal and attn_mask were both given; give one of them")
             size = query.shape[-2], key.shape[-2]
-            attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).tril()
+            attn_mask = query.new_full(size, float("-inf")).triu(1)
         output, _ = attend(
             self.scores, self.context, query, key, value, attn_mask, dropout_p, scale,
-            hidden_rows_zero=True,
+            hidden_rows_zero=not is_causal,  # every query sees the first key
         )  # fmt: skip
         return output
 
@@ -101,22 +101,43 @@ def attend(
     """(softmax(query key^T scale + mask) value, the weights after dropout).
 
     mask               added, or, boolean, True where attention is allowed
-    hidden_rows_zero   whether a query that may attend to nothing gets weights of 0, as from
-                       F.scaled_dot_product_attention, or NaN, as from softmax
+    hidden_rows_zero   whether a query that the mask lets attend to nothing gets weights of 0, as
+                       from F.scaled_dot_product_attention, or NaN, as from softmax
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     logits = matmul(scores, query * factor, key.transpose(-2, -1))
-    if mask is not None and mask.dtype == torch.bool:
-        logits = logits.masked_fill(~mask, float("-inf"))
-    elif mask is not None:
-        logits = logits + mask
-    if mask is not None and hidden_rows_zero:
-        hidden = (logits == float("-inf")).all(-1, keepdim=True)
-        weights = logits.masked_fill(hidden, 0.0).softmax(-1).masked_fill(hidden, 0.0)
-    else:
+    if mask is None:
         weights = logits.softmax(-1)
-    weights = F.dropout(weights, dropout_p, dropout_p > 0)
+    else:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=logits.dtype).masked_fill_(~mask, float("-inf"))
+        # adding costs nothing in the backward pass: at a weight of 0 the gradient is 0 already
+        logits = logits + mask
+        if hidden_rows_zero:
+            hidden = (mask == float("-inf")).all(-1, keepdim=True)
+            weights = _Weights.apply(logits, hidden)  # type: ignore[no-untyped-call]
+        else:
+            weights = logits.softmax(-1)
+    if dropout_p > 0:
+        weights = F.dropout(weights, dropout_p)
     return matmul(context, weights, value), weights
+
+
+class _Weights(torch.autograd.Function):
+    """softmax over the last axis, 0 in hidden rows; their gradient is 0 because the weights are."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, hidden: Tensor) -> Tensor:
+        weights = logits.softmax(-1).masked_fill_(hidden, 0.0)
+        ctx.dtype = logits.dtype
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        grad: Tensor = torch._softmax_backward_data(grad_output, weights, -1, weights.dtype)
+        return grad.to(ctx.dtype), None
 
 
 class QMultiheadAttention(nn.MultiheadAttention):

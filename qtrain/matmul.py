@@ -6,6 +6,7 @@ torch.matmul and torch.bmm are functions: a model that calls them keeps them in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,13 @@ class QMatmul(Matmul):
 def matmul(product: QProduct, input: Tensor, other: Tensor) -> Tensor:
     """torch.matmul through a QProduct; shapes as `Matmul`."""
     batch = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
-    count = math.prod(batch)
-    left = input.expand(*batch, *input.shape[-2:]).reshape(count, *input.shape[-2:])
-    right = other.expand(*batch, *other.shape[-2:]).reshape(count, *other.shape[-2:])
+    left, right = _stacked(input, batch), _stacked(other, batch)
     output: Tensor = product(BatchedMatmul(), left, right.transpose(1, 2))
     return output.view(*batch, *output.shape[-2:])
+
+
+def _stacked(x: Tensor, batch: Sequence[int]) -> Tensor:
+    """x with one batch axis; a copy keeps the one of the last two axes that is adjacent."""
+    if x.stride(-2) < x.stride(-1):
+        return _stacked(x.transpose(-2, -1), batch).transpose(1, 2)
+    return x.expand(*batch, *x.shape[-2:]).reshape(math.prod(batch), *x.shape[-2:])
