@@ -25,6 +25,7 @@ from quantizers import (
     Quantizer,
     absmax,
     ceil,
+    ema,
     formats,
     int8,
     kernels,
@@ -612,3 +613,248 @@ def test_transforms_modes_and_tracing() -> None:
     with torch.device("meta"):  # a default for new tensors; x and its codes stay where they are
         plain = Quantizer(format=formats.e3m0)(y).elements
     assert same(plain, eager(Quantizer(format=formats.e3m0), y).elements)
+
+
+# A quantizer in one kernel ------------------------------------------------------------------------
+
+#: those of the int8 recipe: of inputs, of weights (groups, out, in, *kernel), of layer gradients
+INPUT = Quantizer(format=uint8, range=ema(minmax, momentum=0.1, train_on="batch"))
+WEIGHT = Quantizer(format=int8, granularity=per_axis(0, 1))
+GRADIENT = Quantizer(format=int8, rounding=stochastic())
+
+
+@pytest.fixture
+def wholes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every quantization, whether a single kernel did it."""
+    served: list[bool] = []
+    original = kernels.whole
+
+    def counted(*args):
+        found = original(*args)
+        served.append(found is not None)
+        return found
+
+    monkeypatch.setattr(kernels, "whole", counted)
+    return served
+
+
+def assert_equal(got: QTensor, expected: QTensor) -> None:
+    """Elements, scale and zero point, bit for bit."""
+    assert same(got.elements, expected.elements)
+    assert got.elements.stride() == torch.empty_like(expected.elements).stride()
+    for a, b in ((got.scale, expected.scale), (got.zero_point, expected.zero_point)):
+        assert (a is None) == (b is None) and (b is None or same_bits(a, b))
+    assert got.block == expected.block and got.format == expected.format
+
+
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_int8_recipes_quantizers_take_one_kernel(dtype: torch.dtype, wholes) -> None:
+    image, weight = numbers(4, 6, 5, 3).to(dtype), numbers(2, 3, 4, 3, 3).to(dtype)
+    state, other = (INPUT.init_state((None, 6, None, None)) for _ in range(2))
+    factor = numbers(1, 6, 1, 1, seed=3).abs()
+    for x in (image, last(image), image[:, :, ::1], image.transpose(2, 3)):
+        with kernels.eager():
+            expected = [
+                INPUT(x, state=other), GRADIENT(x, key=KEY), GRADIENT(x, key=KEY, factor=factor)
+            ]  # fmt: skip
+        wholes.clear()
+        got = [INPUT(x, state=state), GRADIENT(x, key=KEY), GRADIENT(x, key=KEY, factor=factor)]
+        assert wholes == [True, True, True]
+        for a, b in zip(got, expected, strict=True):
+            assert_equal(a, b)
+        assert all(same_bits(state[name], other[name]) for name in state)
+    wholes.clear()
+    assert_equal(WEIGHT(weight), eager(WEIGHT, weight))
+    assert wholes == [True, False]  # the second is the eager path's own
+
+
+@pytest.mark.parametrize("train_on", ["batch", "running"])
+@pytest.mark.parametrize("rule", [minmax, absmax], ids=["minmax", "absmax"])
+@pytest.mark.parametrize("momentum", [0.1, 0.37, 1.0])
+def test_a_running_range_moves_bit_for_bit(train_on, rule, momentum: float, wholes) -> None:
+    """Steps of training with evaluations between them; a non-finite batch leaves the average."""
+    for fmt in (uint8, int8, formats.e4m3):
+        quantizer = Quantizer(format=fmt, range=ema(rule, momentum, train_on))
+        states = [quantizer.init_state((None, 7)) for _ in range(2)]
+        for step, bad in enumerate((None, NAN, None, INF, None, -INF, None, None)):
+            x = numbers(30, 7, seed=step) * (step + 0.5) + step / 3
+            if step == 4:
+                x = x.abs() + 1  # a range without 0
+            if bad is not None:
+                x[3, 2] = bad
+            for training in (False, True, False):  # before the first step there is no average
+                before = [states[0][name].clone() for name in ("low", "high", "steps")]
+                wholes.clear()
+                got = quantizer(x, state=states[0], training=training)
+                assert wholes == [True]
+                with kernels.eager():
+                    expected = quantizer(x, state=states[1], training=training)
+                assert_equal(got, expected)
+                after = [states[0][name] for name in ("low", "high", "steps")]
+                moved = training and bad is None
+                assert all(same_bits(a, b) for a, b in zip(after, before, strict=True)) != moved
+                assert got.scale is not None
+                assert got.scale.isfinite().all() == (bad is None)
+                assert all(same_bits(states[0][n], states[1][n]) for n in states[0])
+        assert states[0]["steps"] == 5
+
+
+def test_the_first_bad_batch_does_not_start_the_average(wholes) -> None:
+    states = [INPUT.init_state((None, 3)) for _ in range(2)]
+    for x in (torch.full((4, 3), NAN), numbers(4, 3)):
+        got = INPUT(x, state=states[0])
+        with kernels.eager():
+            assert_equal(got, INPUT(x, state=states[1]))
+    assert wholes[0] and states[0]["steps"] == 1
+    assert states[0]["low"].item() == min(x.min().item(), 0) or states[0]["low"] == x.min()
+    assert all(same_bits(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", [int8, uint8, IntFormat(16), formats.e4m3], ids=str)
+def test_factors_of_every_shape(fmt, dtype: torch.dtype, wholes) -> None:
+    shapes = ((4, 6, 5, 3), (40,), (3, 5, 8), (2, 3, 1, 1))
+    x, flat, deep, pixels = (numbers(*shape).to(dtype) for shape in shapes)
+    cases = [
+        (x, (1, 6, 1, 1), True), (last(x), (1, 6, 1, 1), True), (x, (4, 1, 1, 1), True),
+        (last(x), (4, 6, 1, 1), True), (x, (1, 1, 1, 1), True), (x, (1, 1, 5, 3), True),
+        (last(x), (1, 1, 1, 3), True), (x, (6, 1, 1), False), (flat, (40,), True),
+        (flat, (1,), True),
+        (flat.view(8, 5), (5,), False), (deep, (1, 1, 8), True), (deep, (3, 1, 8), True),
+        (deep.transpose(0, 2), (1, 5, 1), True), (deep[:, :, ::2], (1, 1, 4), False),
+        (pixels, (1, 3, 1, 1), True),
+    ]  # fmt: skip
+    for rounding in (nearest_even, stochastic()):
+        for rule in (absmax, minmax):
+            quantizer = Quantizer(format=fmt, range=rule, rounding=rounding)
+            for i, (values, shape, served) in enumerate(cases):
+                factor = wild(*shape, seed=i).nan_to_num(1.0, 2.0, 0.5)
+                spread = torch.stack([factor, factor], -1)[..., 1]
+                for own in (factor, spread):
+                    wholes.clear()
+                    got = quantizer(values, key=KEY, factor=own)
+                    assert wholes == [served], (tuple(values.shape), shape)
+                    with kernels.eager():
+                        assert_equal(got, quantizer(values, key=KEY, factor=factor))
+                assert_equal(got, eager(quantizer, values * factor))
+
+
+def test_a_factor_that_is_not_finite_or_does_not_fit() -> None:
+    x = numbers(4, 6)
+    for bad in (NAN, INF, 0.0):
+        factor = torch.tensor([[1.0, 2, bad, 1, 1, 1]])
+        got = GRADIENT(x, key=KEY, factor=factor)
+        assert_equal(got, eager(GRADIENT, x * factor))
+    for shape in ((1, 5), (4, 6, 1, 2), (3, 1)):
+        for context in (warnings.catch_warnings, kernels.eager):
+            with context(), pytest.raises((RuntimeError, ValueError)):
+                GRADIENT(x, key=KEY, factor=torch.ones(shape))
+    per_row = replace(GRADIENT, granularity=per_axis(0))
+    half = torch.rand(1, 6).half()
+    with kernels.eager():
+        expected = per_row(x, key=KEY, factor=half), GRADIENT(x, key=KEY, factor=half)
+    assert_equal(per_row(x, key=KEY, factor=half), expected[0])
+    assert_equal(GRADIENT(x, key=KEY, factor=half), expected[1])
+
+
+def test_one_kernel_on_any_number_of_threads(wholes) -> None:
+    before = torch.get_num_threads()
+    x, factor = numbers(5, 7, 40, 41), numbers(1, 7, 1, 1, seed=1)
+    try:
+        for values in (x, last(x)):
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                states = [INPUT.init_state((None, 7, None, None)) for _ in range(2)]
+                wholes.clear()
+                got = INPUT(values, state=states[0]), GRADIENT(values, key=KEY, factor=factor)
+                got = (*got, WEIGHT(x))
+                assert wholes == [True] * 3
+                with kernels.eager():
+                    expected = (
+                        INPUT(values, state=states[1]),
+                        GRADIENT(values, key=KEY, factor=factor),
+                    )
+                    expected = (*expected, WEIGHT(x))
+                for a, b in zip(got, expected, strict=True):
+                    assert_equal(a, b)
+                assert all(same_bits(states[0][name], states[1][name]) for name in states[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_states_that_a_kernel_may_not_write_fall_back(wholes) -> None:
+    x = numbers(6, 8)
+    with kernels.eager():
+        expected = INPUT(x, state=INPUT.init_state((None, 8)))
+    for change in (
+        lambda state: state.update(low=state["low"].double(), high=state["high"].double()),
+        lambda state: state.update(steps=state["steps"].to(torch.int32)),
+        lambda state: state.update(low=torch._neg_view(state["low"])),
+    ):
+        state = INPUT.init_state((None, 8))
+        change(state)
+        wholes.clear()
+        got = INPUT(x, state=state)
+        assert wholes == [False] and same(got.elements, expected.elements)
+        assert state["steps"] == 1 and state["low"].item() == pytest.approx(x.min().item())
+    with pytest.raises(ValueError, match="needs state"):
+        INPUT(x)
+    rows = Quantizer(format=int8, granularity=per_axis(0), range=ema(minmax))
+    states = [rows.init_state((6, 8)) for _ in range(2)]
+    wholes.clear()
+    got = rows(x, state=states[0])
+    with kernels.eager():
+        assert_equal(got, rows(x, state=states[1]))
+    assert wholes == [False, False]  # a running range for each row
+
+
+def test_batched_gradients_are_not_plain() -> None:
+    x, seen = numbers(6, 8).requires_grad_(), []
+    y = x * 1
+    y.register_hook(lambda grad: seen.append(serving.is_plain(grad)))
+    torch.autograd.grad(y, x, numbers(2, 6, 8, seed=1), retain_graph=True, is_grads_batched=True)
+    torch.autograd.grad(y, x, numbers(6, 8, seed=1))
+    assert seen == [False, True]
+
+
+# Elements less their zero point -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32], ids=str)
+def test_unshifted_elements(dtype: torch.dtype) -> None:
+    info = torch.iinfo(dtype)
+    ends = torch.tensor([info.min, info.max, 0, 1, 2**24 + 1 if info.bits == 32 else 3])
+    x = torch.cat([ends, random_bits(KEY, (4 * 6 * 5 * 3 - 5,)).long()])
+    x = x.remainder(2**info.bits).sub(-info.min).to(dtype) if info.min else x.to(dtype)
+    x = x.view(4, 6, 5, 3)
+    zeros = [None, *(torch.tensor([[v]], dtype=torch.int32) for v in (0, 128, -7, 2**20))]
+    zeros.append(torch.tensor([5, 9, 13], dtype=torch.int32)[1])
+    for values in (x, last(x), x.transpose(0, 3), x[1:3], x[:0], x[:, 1:4], x[..., ::2]):
+        dense = values.numel() > 0 and kernels.is_dense(values)
+        for zero in zeros:
+            got = kernels.unshifted(values, zero)
+            assert (got is not None) == dense
+            expected = values.float() if zero is None else values.float() - zero.reshape(()).float()
+            if got is not None:
+                assert same_bits(got, expected) and got.stride() == values.stride()
+            if zero is None or zero.dim():
+                grid = None if zero is None else zero.reshape(1, 1, 1, 1)
+                q = QTensor(values, None, grid, None, tuple(max(n, 1) for n in values.shape))
+                assert same_bits(q.unshifted(), expected)
+
+
+def test_what_unshifted_leaves_to_torch() -> None:
+    x = torch.arange(12, dtype=torch.uint8).view(3, 4)
+    assert kernels.unshifted(x, torch.zeros(3, 1, dtype=torch.int32)) is None
+    assert kernels.unshifted(x, torch.zeros(1, 1, dtype=torch.int64)) is None
+    assert kernels.unshifted(x.long(), None) is None
+    assert kernels.unshifted(x.float(), None) is None
+    with kernels.eager():
+        assert kernels.unshifted(x, None) is None
+    rows = torch.tensor([[1], [2], [3]], dtype=torch.int32)
+    q = QTensor(x, torch.ones(3, 1), rows, uint8, (1, 4))
+    assert torch.equal(q.unshifted(), x.float() - rows)

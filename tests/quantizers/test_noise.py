@@ -6,7 +6,7 @@ import torch
 from quantizer_checks import compiled, needs_cuda, same_bits
 from torch import Tensor
 
-from quantizers import Quantizer, fold, int8, random_bits, reference, root_key, stochastic
+from quantizers import Quantizer, fold, int8, kernels, random_bits, reference, root_key, stochastic
 from quantizers.noise import uniform_integers
 
 STARTS = [0, 5, 2**31 - 3, 2**31, 2**32 - 3, 2**32, 2**40 + 17]
@@ -30,6 +30,58 @@ def test_fold_equals_the_reference(value: int) -> None:
         assert as_int(fold(key, value)) == expected
         assert as_int(fold(key, torch.tensor(value))) == expected
     assert as_int(root_key(3, value)) == reference.fold(reference.fold(0, 3), value & MASK)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own deprecations, in its tracer
+def test_fold_has_one_result_however_it_is_computed() -> None:
+    """By Python's integers, by torch's operations, compiled, on every number of keys at once."""
+    edges = [0, 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1]
+    values = [*edges, *(-v for v in edges), -(2**63)]
+    values += [as_int(fold(root_key(1), i)) - 2**63 for i in range(12)]
+    fast = compiled(lambda key, value: fold(fold(key, value), 7))
+    for i, start in enumerate(values):
+        key = torch.tensor(start)
+        everyone = torch.tensor(values)
+        by_reference = [reference.fold(start & MASK, value & MASK) for value in values]
+        assert [as_int(fold(key, value)) for value in values] == by_reference
+        assert [as_int(fold(key, value)) for value in everyone] == by_reference
+        with kernels.eager():  # torch's operations
+            assert [as_int(fold(key, value)) for value in values[:8]] == by_reference[:8]
+            assert [as_int(fold(key, value)) for value in everyone[:8]] == by_reference[:8]
+        keys = fold(key.expand(len(values)), everyone)
+        assert [k & MASK for k in keys.tolist()] == by_reference
+        for value in (2**63, 2**64 - 1, 2**64 + 3, -(2**64) - 1, 2**100):  # modulo 2^64
+            expected = reference.fold(start & MASK, value & MASK)
+            assert as_int(fold(key, value)) == expected
+            with kernels.eager():
+                assert as_int(fold(key, value)) == expected
+        if i % 9 == 0:
+            assert as_int(fast(key, everyone[i])) == as_int(fold(fold(key, values[i]), 7))
+
+
+def test_fold_of_keys_that_are_not_numbers_in_memory() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    key, count = root_key(5), torch.tensor(-3)
+    expected = as_int(fold(key, -3))
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(key)
+        for value in (3, -(2**63), mode.from_tensor(count)):
+            folded = fold(fake, value)
+            assert type(folded).__name__ == "FakeTensor"
+            assert folded.shape == () and folded.dtype == torch.int64
+    with FlopCounterMode(display=False):
+        assert as_int(fold(key, count)) == expected
+    assert fold(key.to("meta"), 3).is_meta
+    with torch.device("meta"):  # a default for new tensors alone
+        assert as_int(fold(key, count)) == expected == as_int(fold(key, -3))
+    within = torch.tensor([1, key.item(), 2])[1]  # a view, past the start of its memory
+    assert within.storage_offset() == 1 and as_int(fold(within, count)) == expected
+    many = torch.func.vmap(lambda k: fold(k, 4))(torch.stack([key, count]))
+    assert [k & MASK for k in many.tolist()] == [as_int(fold(key, 4)), as_int(fold(count, 4))]
+    key.add_(1)  # what is read is the number of now
+    assert as_int(fold(key, -3)) == reference.fold(as_int(key), -3 & MASK) != expected
 
 
 @pytest.mark.parametrize("start", STARTS)
