@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as hooks
 
-from . import norm_kernels
+from . import norm_computation
 from .layer_state import autocast_dtype
 from .layers import takes_extremes
 from .norm import QBatchNorm
@@ -45,8 +45,7 @@ def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: T
 
 def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) -> Tensor | None:
     if (
-        torch.compiler.is_compiling()
-        or not isinstance(norm, QBatchNorm)
+        not isinstance(norm, QBatchNorm)
         or type(relu) is not nn.ReLU
         or _has_hooks(norm)
         or _has_hooks(relu)
@@ -60,7 +59,9 @@ def norm_add_relu(norm: nn.Module, relu: nn.Module, input: Tensor, residual: Ten
     """relu(norm(input) + residual), of which a converted norm's keeps one byte an element."""
     y = norm(input)
     plain = not isinstance(norm, QBatchNorm) or type(relu) is not nn.ReLU or _has_hooks(relu)
-    if plain or torch.compiler.is_compiling() or y.shape != residual.shape:
+    if torch.compiler.is_compiling() and not _in_graph(y):
+        plain = True  # what the compiler makes of it needs no help
+    if plain or y.shape != residual.shape:
         return _tensor(relu(y + residual))
     return _tensor(_AddRelu.apply(y, residual))  # type: ignore[no-untyped-call]
 
@@ -78,6 +79,8 @@ def _has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+    if torch.compiler.is_compiling():
+        return bool(own)
     everywhere = (
         hooks._global_forward_hooks,
         hooks._global_forward_pre_hooks,
@@ -91,26 +94,26 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
+def _in_graph(x: Tensor) -> bool:
+    """Whether x belongs to a graph that is compiled for the CPU."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
 class _AddRelu(torch.autograd.Function):
     """relu(x + y); saved: where it was on."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.dtypes = x.dtype, y.dtype
-        done = norm_kernels.add_relu(x, y)
-        if done is None:
-            output = (x + y).relu_()
-            done = output, output <= 0
-        ctx.save_for_backward(done[1])
-        return done[0]
+        run = torch.ops.qtrain.add_relu if _in_graph(x) else norm_computation.add_relu
+        output, off = run(x, y)
+        ctx.save_for_backward(off)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         (off,) = ctx.saved_tensors
-        grad = norm_kernels.masked(grad_output, off)
-        if grad is None:
-            # in the sum's own layout: the residual would carry another down the whole network
-            grad = torch.empty_like(off, dtype=grad_output.dtype)
-            torch.where(off, grad_output.new_zeros(()), grad_output, out=grad)
+        run = torch.ops.qtrain.masked if _in_graph(off) else norm_computation.masked
+        grad = run(grad_output, off)
         return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1])

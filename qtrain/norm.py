@@ -12,7 +12,7 @@ from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fold, fp16, r
 from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
-from . import norm_kernels, norm_passes
+from . import norm_kernels, norm_passes, norm_traced
 from .layer_state import LayerState, Slot, rank
 from .norm_computation import Deferred, Form, folded, passes
 from .norm_functions import Normalize, QuantizeGradient, StraightThrough
@@ -139,13 +139,17 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         activation = stored or recipe.activation
         if activation != (recipe.activation or stored):  # rounded twice, to different formats
             return None
-        if not norm_kernels.serves(input, activation, relu=True):
+        spec = recipe.spec(rounded=True) if activation == recipe.activation else None
+        if torch.compiler.is_compiling():
+            if deferred or not norm_traced.serves(input, spec):
+                return None
+        elif not norm_kernels.serves(input, activation, relu=True):
             return None
         self._check(input)
         self.state.begin()
         form = Form(
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
-            input.dtype, deferred,
+            input.dtype, deferred, spec,
         )  # fmt: skip
         output, mean, sigma = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
         if self.track_running_stats:

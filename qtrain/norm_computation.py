@@ -143,3 +143,22 @@ def gradients(
     if value is not None:
         grad_input = by.add_at(grad_input, index, value).to(x.dtype)
     return grad_input, product, total
+
+
+def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(relu(x + y), where it was off)."""
+    done = norm_kernels.add_relu(x, y)
+    if done is None:
+        output = (x + y).relu_()
+        done = output, output <= 0
+    return done
+
+
+def masked(grad: Tensor, off: Tensor) -> Tensor:
+    """The gradient, 0 where off, in the layout of `off`: the residual of a sum would carry another
+    one down the whole network."""
+    result = norm_kernels.masked(grad, off)
+    if result is None:
+        result = torch.empty_like(off, dtype=grad.dtype)
+        torch.where(off, grad.new_zeros(()), grad, out=result)
+    return result

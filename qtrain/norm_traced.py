@@ -15,12 +15,15 @@ from .norm_computation import Form, Normalized
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 _LIBRARY.define(
-    "normalize(Tensor x, Tensor? weight, Tensor? bias, float eps, ScalarType dtype, str spec)"
+    "normalize(Tensor x, Tensor? weight, Tensor? bias, float eps, bool relu, ScalarType dtype,"
+    " str spec)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_LIBRARY.define("add_relu(Tensor x, Tensor y) -> (Tensor, Tensor)")
+_LIBRARY.define("masked(Tensor grad, Tensor off) -> Tensor")
 _LIBRARY.define(
     "normalize_backward(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor sigma,"
-    " Tensor index, Tensor slope, Tensor grad_output, float eps, str spec)"
+    " Tensor index, Tensor slope, Tensor grad_output, float eps, bool relu, str spec)"
     " -> (Tensor, Tensor, Tensor)"
 )
 
@@ -31,8 +34,10 @@ def serves(x: Tensor, spec: str | None) -> bool:
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form) -> Normalized:
-    """norm_computation.normalize, where nothing is deferred and no ReLU follows."""
-    return Normalized(*torch.ops.qtrain.normalize(x, weight, bias, form.eps, form.dtype, form.spec))
+    """norm_computation.normalize, where nothing is deferred."""
+    return Normalized(
+        *torch.ops.qtrain.normalize(x, weight, bias, form.eps, form.relu, form.dtype, form.spec)
+    )
 
 
 def gradients(
@@ -45,14 +50,14 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """norm_computation.gradients of the same."""
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.qtrain.normalize_backward(
-        x, weight, bias, *made[1:], grad, form.eps, form.spec
+        x, weight, bias, *made[1:], grad, form.eps, form.relu, form.spec
     )
     return grads
 
 
-def _form(spec: str, eps: float, dtype: torch.dtype) -> Form:
+def _form(spec: str, eps: float, relu: bool, dtype: torch.dtype) -> Form:
     deviation, carry, activation = traced.restored(spec)
-    return Form(deviation, carry, eps, False, activation, dtype)
+    return Form(deviation, carry, eps, relu, activation, dtype)
 
 
 def _normalize(
@@ -60,10 +65,11 @@ def _normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    relu: bool,
     dtype: torch.dtype,
     spec: str,
 ) -> tuple[Tensor, ...]:
-    made = norm_computation.normalize(x, weight, bias, _form(spec, eps, dtype))
+    made = norm_computation.normalize(x, weight, bias, _form(spec, eps, relu, dtype))
     index = x.new_empty(0, dtype=torch.int64) if made.where is None else made.where.contiguous()
     slope = made.mean.new_empty(0) if made.slope is None else made.slope.contiguous()
     return traced.laid_out_like(made.output, x), made.mean, made.sigma, index, slope
@@ -79,17 +85,32 @@ def _normalize_backward(
     slope: Tensor,
     grad_output: Tensor,
     eps: float,
+    relu: bool,
     spec: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     none = not index.numel()
     made = Normalized(grad_output, mean, sigma, None if none else index, None if none else slope)
-    form = _form(spec, eps, x.dtype)
+    form = _form(spec, eps, relu, x.dtype)
     grad_input, grad_weight, grad_bias = norm_computation.gradients(
         x, weight, bias, made, grad_output, form
     )
     return traced.laid_out_like(grad_input, x), grad_weight, grad_bias
 
 
-for _name, _run in (("normalize", _normalize), ("normalize_backward", _normalize_backward)):
+def _add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    output, off = norm_computation.add_relu(x, y)
+    return traced.laid_out_like(output, x), traced.laid_out_like(off, x)
+
+
+def _masked(grad: Tensor, off: Tensor) -> Tensor:
+    return traced.laid_out_like(norm_computation.masked(grad, off), off)
+
+
+for _name, _run in (
+    ("normalize", _normalize),
+    ("normalize_backward", _normalize_backward),
+    ("add_relu", _add_relu),
+    ("masked", _masked),
+):
     _LIBRARY.impl(_name, _run, "CPU")
     torch.library.register_fake(f"qtrain::{_name}", _run, lib=_LIBRARY)
