@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qtrain import Forward, GradInput, GradWeight, Recipe, quantize, recipes
-from quantizers import OFF, IntFormat, Quantizer, bf16, fp16, int8
+from qtrain import (
+    Forward,
+    GradInput,
+    GradWeight,
+    Recipe,
+    inspect,
+    plain_state_dict,
+    quantize,
+    recipes,
+)
+from quantizers import OFF, FloatFormat, IntFormat, Quantizer, bf16, e4m3, fp16, int8
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -194,3 +203,158 @@ def test_bf16_units_refuse_what_they_cannot_hold() -> None:
         replace(recipe, grad_weight=GradWeight(grad_output=own, unit="bf16"))
     with pytest.raises(ValueError, match=r"grad_weight.unit: got 'fp16'"):
         GradWeight(unit="fp16")  # type: ignore[arg-type]
+
+
+# Outputs kept in 16 bits --------------------------------------------------------------------------
+
+NARROW = {fp16: torch.float16, bf16: torch.bfloat16}
+
+
+def narrow(recipe: Recipe, fmt: FloatFormat) -> Recipe:
+    return replace(recipe, activation=fmt, narrow=True)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fmt", [None, e4m3, FloatFormat(5, 7), FloatFormat(5, 10, overflow="nan")])
+def test_narrow_needs_a_format_that_torch_has_in_16_bits(fmt: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"narrow: activation is .*; set activation=quant.*\.fp16 or"
+    ):
+        Recipe(name="x", activation=fmt, narrow=True)
+    with pytest.raises(ValueError, match=r"quantizers\.bf16"):
+        replace(recipes.int8(), activation=fmt, narrow=True)
+    assert Recipe(name="x", activation=fmt).narrow is False
+    with pytest.raises(TypeError, match="narrow: got 1, need True or False"):
+        Recipe(name="x", activation=fp16, narrow=1)  # type: ignore[arg-type]
+
+
+def test_narrow_is_shown_kept_at_other_bits_and_compared() -> None:
+    for fmt in NARROW:
+        wide = replace(recipes.int8(), activation=fmt)
+        recipe = narrow(recipes.int8(), fmt)
+        assert recipe != wide and hash(recipe) == hash(narrow(recipes.int8(), fmt))
+        assert str(recipe) == f"{wide} kept in 16 bits" and "16 bits" not in str(wide)
+        assert f"output {fmt} kept in 16 bits" in repr(quantize(nn.Linear(2, 2), recipe=recipe))
+        for other in (recipe.at(4), narrow(recipes.banner2018(), fmt).at(4)):
+            assert other.narrow and other.activation == fmt
+            assert other.forward.weight.format.bits == 4  # type: ignore[attr-defined]
+        assert quantize(nn.Linear(2, 2), 5, recipe=recipe).product.recipe == recipe.at(5)
+        assert not wide.at(4).narrow
+        model = pickle.loads(pickle.dumps(quantize(nn.Linear(2, 2), recipe=recipe)))
+        assert model(torch.ones(1, 2)).dtype == NARROW[fmt]
+
+
+@pytest.mark.parametrize("fmt", NARROW, ids=str)
+@pytest.mark.parametrize("name", ["int8", "banner2018", "fp16", "bf16"])
+def test_narrow_outputs_are_the_rounded_ones_in_another_dtype(name: str, fmt: FloatFormat) -> None:
+    recipe = narrow(recipes.get(name), fmt)
+    x = normal(16, 1, 8, 8)
+    for layer, values in (
+        (nn.Conv2d(1, 8, 3), x),
+        (nn.Linear(8, 3), x),
+        (nn.Linear(8, 3), x[0, 0, 0]),
+    ):
+        outputs = []
+        for own in (recipe, replace(recipe, narrow=False)):
+            leaf = values.clone().requires_grad_()
+            model = quantize(layer, recipe=own)
+            output = model(leaf)
+            output.float().square().sum().backward()
+            outputs.append((output, leaf.grad, *(p.grad for p in model.parameters())))
+        short, wide = outputs
+        assert short[0].dtype == NARROW[fmt] and wide[0].dtype == torch.float32
+        assert torch.equal(short[0].float(), wide[0])
+        for a, b in zip(short[1:], wide[1:], strict=True):  # leaves stay fp32
+            assert a is not None and b is not None and a.dtype == b.dtype == torch.float32
+            # their gradient came through 16 bits
+            assert F.cosine_similarity(a.flatten(), b.flatten(), 0) > 0.999
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        model = quantize(nn.Linear(8, 3), recipe=recipe).to(dtype)
+        assert model(normal(4, 8).to(dtype)).dtype == NARROW[fmt]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quantize(nn.Linear(8, 3), recipe=recipe)(normal(4, 8)).dtype == NARROW[fmt]
+
+
+@pytest.mark.parametrize("fmt", NARROW, ids=str)
+def test_between_the_layers_of_a_narrow_model_there_are_16_bits(fmt: FloatFormat) -> None:
+    model = quantize(small(), recipe=narrow(recipes.int8(), fmt), norm="range")
+    values: dict[str, torch.dtype] = {}
+    gradients: dict[str, torch.dtype] = {}
+
+    def forward(module: nn.Module, args: Any, output: Tensor) -> None:
+        values[type(module).__name__] = output.dtype
+
+    def backward(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
+        gradients[type(module).__name__] = grad_output[0].dtype
+
+    for module in model:  # type: ignore[union-attr]
+        module.register_forward_hook(forward)
+        module.register_full_backward_hook(backward)
+    model(normal(4, 1, 8, 8).requires_grad_()).float().sum().backward()
+    assert set(values.values()) == set(gradients.values()) == {NARROW[fmt]}
+    assert {"QConv2d", "QBatchNorm2d", "ReLU", "QLinear"} <= set(values) == set(gradients)
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    assert model[1].running_var.dtype == torch.float32  # type: ignore[index]
+
+
+def test_a_narrow_fp16_output_overflows_to_infinity_as_the_rounded_one_does() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 1e3)
+    for recipe in (recipes.int8(), recipes.fp16()):
+        short = quantize(layer, recipe=narrow(recipe, fp16))(torch.tensor([[100.0], [1.0]]))
+        wide = quantize(layer, recipe=replace(recipe, activation=fp16))(
+            torch.tensor([[100.0], [1.0]])
+        )
+        assert torch.equal(short.float(), wide) and short[0].isinf() and short[1].isfinite()
+
+
+@pytest.mark.parametrize("fmt", NARROW, ids=str)
+def test_a_narrow_model_is_saved_inspected_and_copied_as_another(fmt: FloatFormat) -> None:
+    recipe = narrow(recipes.int8(), fmt)
+    wide = quantize(small(), recipe=replace(recipe, narrow=False), norm="range")
+    short = quantize(small(), recipe=recipe, norm="range")
+    x = normal(8, 1, 8, 8)
+    short(x), wide(x)
+    ours, theirs = short.state_dict(), wide.state_dict()
+    assert {name: t.dtype for name, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
+    wide.load_state_dict(ours, strict=True)
+    small().load_state_dict(plain_state_dict(short), strict=True)
+    assert torch.equal(short.eval()(x).float(), wide.eval()(x))
+    short.train(), wide.train()
+    reports = [
+        inspect(model, x, targets=torch.zeros(8, dtype=torch.long), loss=F.cross_entropy)
+        for model in (short, wide)
+    ]
+    rows = [{(row.layer, row.role): row for row in report.rows} for report in reports]
+    assert rows[0].keys() == rows[1].keys() and {layer for layer, _ in rows[0]} == {"0", "3", "7"}
+    for at, row in rows[0].items():
+        assert row.nonfinite == 0
+        # the same errors, but for the 16 bits of gradients; the copy for grad_weight is bf16, and
+        # so exact where gradients are
+        if at[1] != "grad_output (grad_weight)":
+            assert row.sqnr_db == pytest.approx(rows[1][at].sqnr_db, abs=1.5), at
+    after = short.state_dict()
+    assert all(torch.equal(t, after[name]) for name, t in ours.items() if "num_batches" in name)
+
+
+@pytest.mark.parametrize("name", ["int8", "bf16"])
+def test_a_narrow_model_learns(name: str) -> None:
+    model = quantize(small(), recipe=narrow(recipes.get(name), bf16), norm="range")
+    x = normal(64, 1, 8, 8)
+    y = (x[:, 0, :, :4].mean((1, 2)) > x[:, 0, :, 4:].mean((1, 2))).long()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.15 < 0.5 < losses[0]
