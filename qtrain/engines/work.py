@@ -70,7 +70,11 @@ class Epilogue(NamedTuple):
 
     def __call__(self, operation: Operation, sums: Tensor) -> Tensor:
         """sums: exact integers in any dtype, which the caller gives away -> fp32, their shape."""
-        return self.applied_(operation, sums.to(torch.float32))
+        if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
+            output = sums.view(torch.float32).copy_(sums)  # element by element, where they lie
+        else:
+            output = sums.to(torch.float32)
+        return self.applied_(operation, output)
 
     def applied_(self, operation: Operation, output: Tensor) -> Tensor:
         """output * scale + bias, in place."""
