@@ -61,7 +61,11 @@ def build_branches(
     pairs = [("quantized", config.label, quantized)]
     if config.baseline:
         pairs.insert(0, ("baseline", "full precision", copy.deepcopy(network)))
-    return [Branch(key, label, model.to(device), config) for key, label, model in pairs]
+    layout = torch.channels_last  # in which convolutions of codes and the norms behind them run
+    return [
+        Branch(key, label, model.to(device, memory_format=layout), config)
+        for key, label, model in pairs
+    ]
 
 
 def load_data(config: TrainConfig) -> data.DataSet:

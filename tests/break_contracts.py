@@ -52,16 +52,22 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         7,
         "quantizers/quantizer.py",
-        "        if self.scale_format != fp32:\n",
+        "        if self.scale_format != fp32:\n            rounded",
         "        scale = torch.where(scale == 0, 1.0, scale)\n"
-        "        if self.scale_format != fp32:\n",
+        "        if self.scale_format != fp32:\n            rounded",
+    ),
+    (
+        7,
+        "quantizers/kernels/compiled_whole.py",
+        "    return f32(width / f32_at(words[10])[8]), f32(0.0)\n",
+        "    return f32(f32(width + f32(1.0)) / f32_at(words[10])[8]), f32(0.0)\n",
     ),
     (
         8,
         "quantizers/quantizer.py",
-        "        block = self.granularity.block_shape(x.shape)\n        if self.range is None:\n",
+        "        block = self.granularity.block_shape(x.shape)\n        if torch.compiler",
         "        float(x.sum())\n"
-        "        block = self.granularity.block_shape(x.shape)\n        if self.range is None:\n",
+        "        block = self.granularity.block_shape(x.shape)\n        if torch.compiler",
     ),
     (9, "qtrain/convert.py", "    choose.check_all_used()\n", ""),
     (9, "qtrain/conversion.py", "        if lines:\n", "        if False:\n"),
