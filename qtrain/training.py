@@ -63,7 +63,7 @@ def build_branches(
         pairs.insert(0, ("baseline", "full precision", copy.deepcopy(network)))
     layout = torch.channels_last  # in which convolutions of codes and the norms behind them run
     return [
-        Branch(key, label, model.to(device, memory_format=layout), config)
+        Branch(key, label, model.to(device).to(memory_format=layout), config)  # type: ignore[call-overload]
         for key, label, model in pairs
     ]
 

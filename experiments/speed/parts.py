@@ -43,6 +43,9 @@ CALLS: tuple[tuple[str, str, str], ...] = (
         for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile", "Ema")
     ),
     ("quantizers", "Quantizer.__call__", "codes"),
+    ("qtrain.norm_computation", "Deferred.quantized", "codes"),
+    ("qtrain.norm", "QBatchNorm.forward", "norm"),
+    ("qtrain.norm", "QBatchNorm.relu", "norm"),
     # the scales that multiply a product's sums are a part of it
     ("qtrain.layer_products", "Products.forward", "products"),
     ("qtrain.layer_products", "Products.backward", "products"),
@@ -143,7 +146,8 @@ def _in_backward(event: Any) -> bool:
 
 @contextlib.contextmanager
 def _named_norms(model: nn.Module) -> Iterator[None]:
-    """A range of the profiler around the forward of each norm module."""
+    """A range of the profiler around the forward of each of torch's norm modules (a hook on one of
+    ours would keep it from being fused: `CALLS` names them)."""
     open_: list[Any] = []
 
     def before(module: nn.Module, args: Any) -> None:
@@ -155,7 +159,7 @@ def _named_norms(model: nn.Module) -> Iterator[None]:
 
     handles = []
     for module in model.modules():
-        if "Norm" in type(module).__name__:
+        if "Norm" in type(module).__name__ and not hasattr(module, "recipe"):
             handles += [
                 module.register_forward_pre_hook(before), module.register_forward_hook(after)
             ]  # fmt: skip

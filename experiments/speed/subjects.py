@@ -92,13 +92,10 @@ def _ours(
     recipe: Recipe,
     norm: str | None = None,
     *,
-    autocast: torch.dtype | None = None,
     compilable: bool = True,
 ) -> Method:
     convert = partial(quantize_, recipe=recipe, norm=norm)
-    return Method(
-        name=name, convert=convert, autocast=autocast, compilable=compilable, recipe=recipe
-    )
+    return Method(name=name, convert=convert, compilable=compilable, recipe=recipe)
 
 
 def methods(network: Network) -> list[Method]:
@@ -115,9 +112,9 @@ def methods(network: Network) -> list[Method]:
     if has_norm:
         found.append(_ours(prefix, int8, norm))
     found += [
-        _ours(f"{prefix} fp16-outputs", rounded, norm),
-        # autocast makes the tensors between layers fp16 as well
-        _ours(f"{prefix} fp16-stored", rounded, norm, autocast=torch.float16),
+        _ours(f"{prefix} bf16-units", recipes.int8(unit="bf16"), norm),
+        _ours(f"{prefix} fp16-outputs", rounded, norm, compilable=False),
+        _ours(f"{prefix} fp16-stored", replace(rounded, narrow=True), norm, compilable=False),
         _ours("banner2018", recipes.banner2018(), compilable=False),
         Method(name="QPyTorch", convert=peers.qtorch, package="qtorch"),
         Method(name="microxcaling", convert=peers.microxcaling, package="mx"),
