@@ -319,6 +319,20 @@ def test_models_of_other_dtypes(dtype: torch.dtype, taken: Counter[str]) -> None
     assert taken["layer"] == (0 if dtype == torch.float64 else 3)
 
 
+def test_outputs_that_are_rounded_to_two_formats(taken: Counter[str]) -> None:
+    model = converted(kept(INT8, fp16, False)).to(torch.bfloat16)
+    assert_equal(model, lambda seed: images(seed, torch.bfloat16))
+    assert taken["relu"] == taken["layer"] == 0
+
+
+def test_a_layer_in_evaluation_behind_a_norm_in_training(taken: Counter[str]) -> None:
+    model = converted(INT8)
+    model(images())
+    taken.clear()
+    assert_equal(model, change=lambda model: model.conv2.eval())
+    assert taken["layer"] == 3
+
+
 def test_contiguous_tensors(taken: Counter[str]) -> None:
     model = converted(INT8).to(memory_format=torch.contiguous_format)
     assert_equal(model, lambda seed: images(seed).contiguous())
@@ -354,7 +368,18 @@ def test_two_copies_go_their_own_ways() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch's own, in its tracer
 def test_compiled_model_is_one_graph(taken: Counter[str]) -> None:
     torch._dynamo.reset()
-    model: Any = converted(*CASES["narrow bf16"][:2])
+
+    class Short(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.relu, self.other = nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = norm_relu_layer(self.norm, self.relu, self.conv, x)
+            return norm_add_relu(self.other, self.relu, y, x)
+
+    model: Any = converted(kept(INT8, fp16, False), "range", Short())
     eager: Any = copy.deepcopy(model)
     run = torch.compile(model, backend="aot_eager", fullgraph=True)
     for seed in range(2):
