@@ -235,12 +235,11 @@ def test_a_batch_of_matrices_has_the_same_bits_on_int8_units(
     kind: Kind, shifted: str, size: int
 ) -> None:
     """Zero points of either operand, or of none, of the tensor or of every kept entry."""
-    operation, served = BatchedMatmul(), []
+    operation = BatchedMatmul()
+    served: list[str] = []
     affine = IntFormat(8, signed=False, symmetric=False)
     for granularity in (per_tensor, per_axis(0), None):
-        x, y = (
-            torch.randn(3, size, 96, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
-        )
+        x, y = torch.randn(2, 3, size, 96, generator=torch.Generator().manual_seed(0))
         operands = []
         for operand, values in zip(("a", "b"), (x, y), strict=True):
             kept = operation.kept(kind, operand, 3)  # type: ignore[arg-type]
@@ -252,8 +251,9 @@ def test_a_batch_of_matrices_has_the_same_bits_on_int8_units(
             else:
                 quantizer = Quantizer(format=int8, granularity=shape)
             operands.append(quantizer(values + 0.5))
-        wanted = product(operation, kind, *operands, x, (reference,))
-        found = product(operation, kind, *operands, x, note=served.append)
+        a, b = operands
+        wanted = product(operation, kind, a, b, x, (reference,))
+        found = product(operation, kind, a, b, x, note=served.append)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert ("batched_int8" in served) == (size == 96)
 
