@@ -373,7 +373,7 @@ def test_compiled_model_is_one_graph(taken: Counter[str]) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.norm, self.relu, self.other = nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)
-            self.conv = nn.Conv2d(3, 3, 1)
+            self.conv = nn.Conv2d(3, 3, 1, bias=False)  # a bias before a norm has no gradient
 
         def forward(self, x: Tensor) -> Tensor:
             y = norm_relu_layer(self.norm, self.relu, self.conv, x)

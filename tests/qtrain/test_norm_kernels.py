@@ -358,6 +358,27 @@ def test_sums_are_those_of_fp64(dtype: torch.dtype, grad_dtype: torch.dtype) -> 
                     assert ((have.double() - term.sum(axes)).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("activation", [None, fp16, bf16], ids=str)
+def test_the_gradient_is_masked_where_the_rounded_output_is_zero(
+    activation: FloatFormat | None,
+) -> None:
+    """Outputs of 0 before the rounding, and only after it: k * 2^-26 in fp16, 2^-135 in bf16."""
+    x = torch.arange(-8.0, 9.0).repeat(3).view(51, 1)
+    grad = torch.arange(1.0, 52.0).view(51, 1)
+    zero, offset = torch.zeros(1), torch.tensor([0.25])
+    for power in (0, -26, -135):
+        of = Affine(zero, torch.tensor([2.0**power]), zero, activation, True)
+        on = norm_passes.affine(x, of, x.dtype) > 0
+        got, want = (by.sums(x, grad, of, "squares") for by in (norm_kernels, norm_passes))
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True) if a is not None)
+        assert torch.equal(got.grad, (grad * on).sum(0))  # small integers: exact
+        back = [
+            by.grad_input(x, grad, of, offset, None, x.dtype) for by in (norm_kernels, norm_passes)
+        ]
+        assert torch.equal(*back)
+        assert torch.equal(back[0] > 0.25, on) or power == -135  # lost beside the offset
+
+
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 @pytest.mark.parametrize("fmt", [int8, uint8, IntFormat(16), IntFormat(4)], ids=str)
 def test_codes_are_the_quantizers_of_the_output(source: torch.dtype, fmt: IntFormat) -> None:
