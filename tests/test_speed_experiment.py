@@ -56,7 +56,9 @@ def test_table_has_every_row_with_times_memory_and_parts(tmp_path: Path) -> None
             assert 0 < low <= median <= high and len(row["seconds_by_round"]) == 2
             parts, step = row["parts"]["seconds"], row["parts"]["step"]
             assert sum(parts.values()) == pytest.approx(step) and min(parts.values()) >= 0
-            assert (parts["codes"] > 0) == (parts["range"] > 0) == method.startswith("int8")
+            # a fused quantizer finds its range itself
+            quantizers = parts["codes"] + parts["range"]
+            assert (quantizers > 0) == method.startswith("int8")
             assert parts["products"] > 0 and parts["norm"] > 0
             assert row["saved_bytes"] > 0
             assert ("summary" in row) == method.startswith("int8")
