@@ -13,6 +13,8 @@ import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
+    SOURCE_BYTES,
+    TARGET_BYTES,
     as_float,
     element,
     f32,
@@ -39,9 +41,7 @@ TARGETS = ("float32", "float16", "bfloat16", "float32 of float16", "float32 of b
 #: what the output is rounded to before the ReLU
 ROUNDINGS = ("float32", "float16", "bfloat16")
 STATISTICS = ("squares", "magnitudes", "largest", "extremes")
-_BYTES, _TARGET_BYTES = (4, 2, 2), (4, 2, 2, 4, 4)
-#: bytes of the quantizers' targets
-CODE_BYTES = (4, 1, 1, 2, 4)
+_OUTPUT_BYTES = (4, 2, 2, 4, 4)
 
 
 @function
@@ -69,7 +69,7 @@ def _keep(target: Any, address: Any, i: Any, value: Any) -> None:
 def statistics(source: int, kind: int) -> Any:
     """Per block of rows and channel, by STATISTICS[kind]: the sum of (x - mean)^2 or |x - mean|;
     the largest |x - mean| with its row; the largest and smallest x with their rows."""
-    size = _BYTES[source]
+    size = SOURCE_BYTES[source]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (10,), np.int64)
@@ -113,7 +113,7 @@ def statistics(source: int, kind: int) -> Any:
 
 def normalize(source: int, target: int, relu: bool) -> Any:
     """(x - mean) * scale + shift, then ReLU, stored as TARGETS[target]."""
-    size, target_size = _BYTES[source], _TARGET_BYTES[target]
+    size, target_size = SOURCE_BYTES[source], _OUTPUT_BYTES[target]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (7,), np.int64)
@@ -144,7 +144,7 @@ def _rounded(rounding: Any, x: Any) -> Any:
 def codes(source: int, target: int, relu: bool, rounding: int) -> Any:
     """(x - mean) * scale + shift, rounded, then ReLU, then quantized to the nearest element of
     the integer dtype TARGETS[target] of the quantizers' kernels, one range for all."""
-    size, target_size = _BYTES[source], CODE_BYTES[target]
+    size, target_size = SOURCE_BYTES[source], TARGET_BYTES[target]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (10,), np.int64)
@@ -183,7 +183,7 @@ def backward_sums(
 ) -> Any:
     """Per block of rows and channel: the sums of g, g * centered, and, as asked, centered^2 or
     sign(centered); centered = x - mean, g: grad_output, masked where the ReLU was off."""
-    size, grad_size = _BYTES[source], _BYTES[grad_source]
+    size, grad_size = SOURCE_BYTES[source], SOURCE_BYTES[grad_source]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (11,), np.int64)
@@ -231,7 +231,11 @@ def backward_input(
 ) -> Any:
     """g * scale + slope * centered + offset, stored as TARGETS[target]; signs: slope multiplies
     sign(centered) instead."""
-    size, grad_size, target_size = _BYTES[source], _BYTES[grad_source], _TARGET_BYTES[target]
+    size, grad_size, target_size = (
+        SOURCE_BYTES[source],
+        SOURCE_BYTES[grad_source],
+        _OUTPUT_BYTES[target],
+    )
 
     def body(data: Any) -> None:
         words = numba.carray(data, (10,), np.int64)
@@ -259,7 +263,7 @@ def backward_input(
 def add_relu(source: int) -> Any:
     """relu(x + y) of tensors of SOURCES[source] with the same layout, and, a byte each, where it
     was off."""
-    size = _BYTES[source]
+    size = SOURCE_BYTES[source]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (5,), np.int64)
@@ -278,7 +282,7 @@ def add_relu(source: int) -> Any:
 
 def masked(source: int) -> Any:
     """The gradient, of SOURCES[source], but 0 where the ReLU was off."""
-    size = _BYTES[source]
+    size = SOURCE_BYTES[source]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (4,), np.int64)

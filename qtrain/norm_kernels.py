@@ -14,11 +14,11 @@ from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, bf16, fp16, kernels, round_to
 from quantizers.kernels import team
+from quantizers.kernels.serving import SOURCES, TARGETS
 
 from .channel_sample import Cut, Extremes
 from .norm_passes import Affine, Extra, Slope, Sums
 
-_SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
     (torch.float32, None): 0,
     (torch.float16, None): 1,
@@ -28,7 +28,6 @@ _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
     (torch.float32, fp16): 3,
     (torch.float32, bf16): 4,
 }
-_CODES = {torch.int8: 1, torch.uint8: 2, torch.int16: 3, torch.int32: 4}
 #: formats to which the kernels round an output before its ReLU
 _ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
 #: rows whose elements are added in fp32
@@ -44,11 +43,11 @@ def serves(x: Tensor, activation: FloatFormat | None = None, relu: bool = False)
     output rounded to `activation`, then to 0 where negative with relu."""
     return (
         kernels.serves(x)
-        and x.dtype in _SOURCES
+        and x.dtype in SOURCES
         and 0 < x.numel() < 2**31
         and x.movedim(1, -1).is_contiguous()
         and (not relu or activation in _ROUNDINGS)
-        and _made("normalize", _SOURCES[x.dtype], 0, False) is not None
+        and _made("normalize", SOURCES[x.dtype], 0, False) is not None
     )
 
 
@@ -89,7 +88,7 @@ class _Channels:
         blocks = starts.numel() - 1
         total, high, low = (self.mean.new_empty(blocks, self.channels) for _ in range(3))
         high_at, low_at = (total.new_empty(total.shape, dtype=torch.int32) for _ in range(2))
-        kernel = _made("statistics", _SOURCES[self.x.dtype], kind)
+        kernel = _made("statistics", SOURCES[self.x.dtype], kind)
         out = [total, high, high_at, low, low_at]
         _run(kernel, self.x.numel(), self.channels, self.x, starts, blocks, *out, self.mean)
         return out, each
@@ -143,7 +142,7 @@ def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
         y = round_to(y, of.activation)
         return (y.relu_() if of.relu else y).to(dtype)
     y = torch.empty_like(x, dtype=dtype)
-    kernel = _made("normalize", _SOURCES[x.dtype], target, of.relu)
+    kernel = _made("normalize", SOURCES[x.dtype], target, of.relu)
     _run(kernel, x.numel(), *_size(x), x, y, *of[:3])
     return y
 
@@ -154,8 +153,8 @@ def codes(
     """round(y / scale) + zero_point, clamped to the format: y's elements, in x's layout, without
     y.  scale, zero_point: one entry."""
     elements = torch.empty_like(x, dtype=format.dtype)
-    target = _CODES[format.dtype]
-    kernel = _made("codes", _SOURCES[x.dtype], target, of.relu, _ROUNDINGS[of.activation])
+    target = TARGETS[format.dtype]
+    kernel = _made("codes", SOURCES[x.dtype], target, of.relu, _ROUNDINGS[of.activation])
     bounds = torch.tensor([format.low, format.high], dtype=torch.float32)
     zero = 0 if zero_point is None else zero_point
     _run(kernel, x.numel(), *_size(x), x, elements, *of[:3], scale, zero, bounds)
@@ -174,7 +173,7 @@ def _size(x: Tensor) -> tuple[int, int]:
 
 def aligned(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient in x's layout and a dtype that the kernels read."""
-    grad = grad if grad.dtype in _SOURCES else grad.float()
+    grad = grad if grad.dtype in SOURCES else grad.float()
     if grad.stride() == x.stride() or grad.movedim(1, -1).is_contiguous():
         return grad
     return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
@@ -186,7 +185,7 @@ def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
     blocks = starts.numel() - 1
     plain, product, more = (of.mean.new_empty(blocks, x.shape[1]) for _ in range(3))
     kernel = _made(
-        "backward_sums", _SOURCES[x.dtype], _SOURCES[grad.dtype], extra == "squares",
+        "backward_sums", SOURCES[x.dtype], SOURCES[grad.dtype], extra == "squares",
         extra == "signs", *_relu(of),
     )  # fmt: skip
     _run(
@@ -201,7 +200,7 @@ def grad_input(
     """g * scale + offset + slope, in `dtype`."""
     result = torch.empty_like(x, dtype=dtype)
     kernel = _made(
-        "backward_input", _SOURCES[x.dtype], _SOURCES[grad.dtype], _TARGETS[dtype, None],
+        "backward_input", SOURCES[x.dtype], SOURCES[grad.dtype], _TARGETS[dtype, None],
         slope is not None, slope is not None and slope.of == "sign", *_relu(of),
     )  # fmt: skip
     factor = offset if slope is None else slope.factor
@@ -220,9 +219,9 @@ def add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
 def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
     """(relu(x + y), where it was off), or None where no kernel serves them."""
     alike = x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
-    if not (alike and x.dtype in _SOURCES and kernels.serves(x) and kernels.serves(y)):
+    if not (alike and x.dtype in SOURCES and kernels.serves(x) and kernels.serves(y)):
         return None
-    kernel = _made("add_relu", _SOURCES[x.dtype])
+    kernel = _made("add_relu", SOURCES[x.dtype])
     result, off = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
     if kernel is None or x.numel() == 0 or not kernels.is_dense(x) or result.stride() != x.stride():
         return None
@@ -232,8 +231,8 @@ def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def masked(grad: Tensor, off: Tensor) -> Tensor | None:
     """The gradient, 0 where off, or None where no kernel serves it; off: dense."""
-    alike = grad.dtype in _SOURCES and grad.stride() == off.stride() and kernels.serves(grad)
-    kernel = _made("masked", _SOURCES[grad.dtype]) if alike and grad.numel() else None
+    alike = grad.dtype in SOURCES and grad.stride() == off.stride() and kernels.serves(grad)
+    kernel = _made("masked", SOURCES[grad.dtype]) if alike and grad.numel() else None
     if kernel is None:
         return None
     result = torch.empty_like(grad)
