@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from .engines.exact import choose
-from .engines.work import Engine, Epilogue, Span, Work, holds
+from .engines.epilogue import Epilogue
+from .engines.exact import available, choose
+from .engines.work import Engine, Span, Work, holds
 from .operations import BatchedMatmul, Convolution, Kind, Operation
+from .sketch import Sketch, planned, sketch
 
 Operand = Literal["a", "b"]
 Note = Callable[[str], None]
@@ -65,12 +68,12 @@ def _spread(operation: Operation, ones: Tensor, total: Tensor) -> Tensor:
     return ones.repeat_interleave(total.shape[1] // ones.shape[1], 1)  # one a group
 
 
-def _span(q: QTensor) -> Span:
+def _span(q: Sketch) -> Span:
     assert isinstance(q.format, IntFormat)
     return Span(q.format.low, q.format.high)
 
 
-def _direct_span(q: QTensor) -> Span:
+def _direct_span(q: Sketch) -> Span:
     low, high = _span(q)
     return Span(low, high) if q.zero_point is None else Span(low - high, high - low)
 
@@ -79,44 +82,63 @@ def _direct(q: QTensor) -> Tensor:
     """Integer elements without their zero point."""
     if q.zero_point is None:
         return q.elements
-    dtype = torch.int16 if _direct_span(q).magnitude < 2**15 else torch.int32
+    dtype = torch.int16 if _direct_span(sketch(q)).magnitude < 2**15 else torch.int32
     return q.elements.to(dtype) - q.spread(q.zero_point).to(dtype)
 
 
-def _centre(q: QTensor) -> int:
+def _centre(q: Sketch) -> int:
     return 0 if q.zero_point is None else (sum(_span(q)) + 1) // 2
 
 
-def _centred_span(q: QTensor) -> Span:
+def _centred_span(q: Sketch) -> Span:
     low, high = _span(q)
     return Span(low - _centre(q), high - _centre(q))
 
 
 def _centred(q: QTensor) -> Tensor:
     """Integer elements about 0, in no more bits than the format's."""
-    centre = _centre(q)
+    known = sketch(q)
+    centre = _centre(known)
     if centre == 0:
         return q.elements
     if centre == 128 and q.elements.dtype == torch.uint8:
         return (q.elements ^ 128).view(torch.int8)
-    narrow = torch.int8 if _centred_span(q).within(-128, 127) else torch.int32
+    narrow = torch.int8 if _centred_span(known).within(-128, 127) else torch.int32
     return (q.elements.to(torch.int32) - centre).to(narrow)
 
 
-def _matrix(operation: Operation, kind: Kind, a: Tensor, b: Tensor) -> int | None:
-    """Multiplications in each matrix of a batch; None for other operations."""
-    if not isinstance(operation, BatchedMatmul):
-        return None
-    return a.shape[1] * a.shape[2] * b.shape[3 - operation.split_axis(kind, "b", 3)]
-
-
-def _uniform(operation: Operation, kind: Kind, operand: Operand, q: QTensor) -> bool:
+def _uniform(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> bool:
     """Whether all terms of a sum have the same zero point."""
-    if q.zero_point is None or q.zero_point.numel() == 1:
+    if q.zero_point is None or math.prod(q.zero_point) == 1:
         return True
-    sizes = q.elements.shape
-    varying = {axis for axis, size in enumerate(sizes) if q.block[axis] < size}
-    return varying <= operation.kept(kind, operand, len(sizes))
+    varying = {axis for axis, size in enumerate(q.shape) if q.block[axis] < size}
+    return varying <= operation.kept(kind, operand, len(q.shape))
+
+
+@planned
+def _served(
+    operation: Operation,
+    kind: Kind,
+    a: Sketch,
+    b: Sketch,
+    device_type: str,
+    engines: tuple[Engine, ...],
+) -> tuple[Engine, Work]:
+    """The engine of a product, and how it takes the zero points.
+
+    A zero point is taken by the engine, or from products of ones with centred elements, or from
+    the elements themselves, which widens them: whichever the first engine supports, in this order.
+    """
+    size = operation.terms(kind, a.shape, b.shape)
+    calls = operation.multiplications(kind, a.shape, b.shape)
+    forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False, multiplications=calls)]
+    if a.zero_point is not None or b.zero_point is not None:
+        if _uniform(operation, kind, "a", a) and _uniform(operation, kind, "b", b):
+            spans = _centred_span(a), _centred_span(b)
+            forms.insert(0, Work(*size, *spans, multiplications=calls))
+        if b.zero_point is None and a.zero_point is not None and math.prod(a.zero_point) == 1:
+            forms.insert(0, replace(forms[-1], a=_span(a), b=_span(b), zero_point=True))
+    return choose(operation, kind, forms, device_type, engines)
 
 
 def exact(
@@ -129,20 +151,10 @@ def exact(
     epilogue: Epilogue,
     note: Note | None,
 ) -> Tensor:
-    """The exact integer sums of one block through the epilogue, fp32.
-
-    A zero point is taken by the engine, or from products of ones with centred elements, or from
-    the elements themselves, which widens them: whichever the first engine supports, in this order.
-    """
-    size = operation.terms(kind, a.elements, b.elements)
-    matrix = _matrix(operation, kind, a.elements, b.elements)
-    forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False, matrix=matrix)]
-    if a.zero_point is not None or b.zero_point is not None:
-        if _uniform(operation, kind, "a", a) and _uniform(operation, kind, "b", b):
-            forms.insert(0, Work(*size, _centred_span(a), _centred_span(b), matrix=matrix))
-        if b.zero_point is None and a.zero_point is not None and a.zero_point.numel() == 1:
-            forms.insert(0, replace(forms[-1], a=_span(a), b=_span(b), zero_point=True))
-    engine, work = choose(operation, kind, forms, a.elements.device.type, engines)
+    """The exact integer sums of one block through the epilogue, fp32."""
+    device_type = a.elements.device.type
+    engines = engines or available(device_type)
+    engine, work = _served(operation, kind, sketch(a), sketch(b), device_type, engines)
     if note is not None:
         note(engine.name)
     if work.sums:
@@ -160,7 +172,7 @@ def _corrected(
     a: QTensor,
     b: QTensor,
     like: Tensor,
-    engines: tuple[Engine, ...] | None,
+    engines: tuple[Engine, ...],
     engine: Engine,
     work: Work,
 ) -> Tensor:
@@ -179,14 +191,14 @@ def _corrected(
     ones = [_ones(operation, kind, operand, q.elements) for operand, q in pairs(a, b)]
     shifts = [
         None if q.zero_point is None
-        else lifted(operation, kind, operand, q, q.zero_point - _centre(q)).to(dtype)
+        else lifted(operation, kind, operand, q, q.zero_point - _centre(sketch(q))).to(dtype)
         for operand, q in pairs(a, b)
     ]  # fmt: skip
 
     def add(left: Tensor, right: Tensor, a: Span, b: Span, factor: Tensor) -> None:
         nonlocal total
-        matrix = _matrix(operation, kind, left, right)
-        forms = [Work(work.count, work.per_index, a, b, matrix=matrix)]
+        calls = operation.multiplications(kind, left.shape, right.shape)
+        forms = [Work(work.count, work.per_index, a, b, multiplications=calls)]
         unit, chosen = choose(operation, kind, forms, left.device.type, engines)
         shape = _like(operation, kind, like, left, right)
         part = unit.product(operation, kind, left, right, shape, chosen).to(dtype)

@@ -67,8 +67,14 @@ class Operation(ABC):
         """The summed axis along which a product may be cut into partial sums."""
 
     @abstractmethod
-    def terms(self, kind: Kind, a: Tensor, b: Tensor) -> tuple[int, int]:
-        """(indices along the split axis, products summed per index at most)."""
+    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
+        """(indices along the split axis, products summed per index at most) of operands of these
+        shapes."""
+
+    @abstractmethod
+    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
+        """Multiplications at stride 1 in a product of operands of these shapes: in each matrix of
+        a batch; in a convolution's grad_weight for each position of the kernel."""
 
     @abstractmethod
     def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
@@ -128,10 +134,13 @@ class Linear(Operation):
             return dims - 1
         return 2 if kind == "forward" else 1
 
-    def terms(self, kind: Kind, a: Tensor, b: Tensor) -> tuple[int, int]:
+    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
         if kind == "grad_weight":
-            return a.shape[0], math.prod(a.shape[1:-1])
-        return a.shape[-1], 1
+            return a[0], math.prod(a[1:-1])
+        return a[-1], 1
+
+    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
+        return math.prod(a) * (b[-1] if kind == "grad_weight" else b[1] * b[2] // max(a[-1], 1))
 
     def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         if kind == "grad_weight":
@@ -180,8 +189,11 @@ class BatchedMatmul(Operation):
             return 2
         return 1
 
-    def terms(self, kind: Kind, a: Tensor, b: Tensor) -> tuple[int, int]:
-        return a.shape[self.split_axis(kind, "a", 3)], 1
+    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
+        return a[self.split_axis(kind, "a", 3)], 1
+
+    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
+        return a[1] * a[2] * b[3 - self.split_axis(kind, "b", 3)]
 
     def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         rows_first = operand == "a" and kind != "grad_weight"
@@ -269,11 +281,17 @@ class Convolution(Operation):
         grouped: Tensor = x.unflatten(1, (self.groups, -1)).narrow(2, start, length)
         return grouped.flatten(1, 2)
 
-    def terms(self, kind: Kind, a: Tensor, b: Tensor) -> tuple[int, int]:
+    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
         if kind == "grad_weight":
             # each weight meets every position of the smaller of the two maps at most once
-            return a.shape[0], math.prod(b.shape[2:] if self.transposed else a.shape[2:])
-        return a.shape[1] // self.groups, math.prod(b.shape[3:])
+            return a[0], math.prod(b[2:] if self.transposed else a[2:])
+        return a[1] // self.groups, math.prod(b[3:])
+
+    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
+        if kind == "grad_weight":
+            return math.prod(a) * b[1] // self.groups
+        each = 1 if kind == "forward" else 2  # of b's axes, the one that is not summed
+        return math.prod(a) * b[each] * math.prod(b[3:])
 
     def lift(self, kind: Kind, operand: Literal["a", "b"], scale: Tensor) -> Tensor:
         space = [1] * len(self.stride)

@@ -16,9 +16,11 @@ from torch import Tensor
 from quantizers import IntFormat, QTensor
 from quantizers.quantizer import as_real
 
-from .engines.work import Engine, Epilogue
+from .engines.epilogue import Epilogue
+from .engines.work import Engine
 from .integer_products import Note, Operand, exact, lifted, pairs
 from .operations import Kind, Operation
+from .sketch import Sketch, planned, sketch
 
 #: what serves a product with an operand that is not integer
 FLOAT = "torch (float operand)"
@@ -51,18 +53,18 @@ def _block(
     return epilogue.applied_(operation, sums)
 
 
-def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: QTensor) -> int:
+def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> int:
     """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
-    dims = q.elements.dim()
+    dims = len(q.shape)
     kept, split = operation.kept(kind, operand, dims), operation.split_axis(kind, operand, dims)
     if q.scale is None:
-        return q.elements.shape[split]
-    for axis, (size, block) in enumerate(zip(q.elements.shape, q.block, strict=True)):
+        return q.shape[split]
+    for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True)):
         along_sum = axis not in kept
         if block < size and along_sum and (axis != split or block == 1):
             raise ValueError(
                 f"{_names(kind)[operand == 'b']} of {kind}: its scale varies along axis {axis} of "
-                f"shape {tuple(q.elements.shape)}, which {kind} sums over, in blocks of {block}; "
+                f"shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
                 f"use a granularity that leaves this axis whole (per_block has rest='whole'; "
                 f"axis {split} may be cut into blocks of more than 1), or give this product its "
                 f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
@@ -73,6 +75,39 @@ def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: QTensor
 def _names(kind: Kind) -> tuple[str, str]:
     first = "input" if kind == "forward" else "grad_output"
     return first, "input" if kind == "grad_weight" else "weight"
+
+
+@planned
+def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
+    """(start, length) of each block along the sum; none for a sum that is not cut.
+
+    Raises ValueError where a scale varies along the sum otherwise, or the sums' lengths differ.
+    """
+    cut = operation.split_axis(kind, "a", len(a.shape))
+    step_a = _check_scales(operation, kind, "a", a)
+    step_b = _check_scales(operation, kind, "b", b)
+    count, _ = operation.terms(kind, a.shape, b.shape)
+    taken = b.shape[operation.split_axis(kind, "b", len(b.shape))]
+    if taken != count:
+        raise ValueError(
+            f"{_names(kind)[0]} of {kind} has shape {tuple(a.shape)}: {count} to sum "
+            f"along axis {cut} (of each group), where the {_names(kind)[1]} takes {taken}"
+        )
+    step = min(step_a, step_b, max(count, 1))
+    if step < count and any(s < count and s % step for s in (step_a, step_b)):
+        raise ValueError(
+            f"{kind}: blocks of {step_a} and {step_b} along the sum (axis {cut} of "
+            f"{_names(kind)[0]}) do not nest; make one a multiple of the other"
+        )
+    channels = a.shape[cut]
+    if channels != count and (step < count or step_a < channels):
+        raise ValueError(
+            f"{_names(kind)[0]} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
+            f"groups=1; leave the axis whole"
+        )
+    if step >= count:
+        return []
+    return [(start, min(step, count - start)) for start in range(0, count, step)]
 
 
 def _narrow(
@@ -109,52 +144,27 @@ def product(
     result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
     where a scale varies along the sum.
     """
-    cut = operation.split_axis(kind, "a", a.elements.dim())
-    step_a = _check_scales(operation, kind, "a", a)
-    step_b = _check_scales(operation, kind, "b", b)
-    count, _ = operation.terms(kind, a.elements, b.elements)
-    taken = b.elements.shape[operation.split_axis(kind, "b", b.elements.dim())]
-    if taken != count:
-        raise ValueError(
-            f"{_names(kind)[0]} of {kind} has shape {tuple(a.elements.shape)}: {count} to sum "
-            f"along axis {cut} (of each group), where the {_names(kind)[1]} takes {taken}"
-        )
-    step = min(step_a, step_b, max(count, 1))
-    if step < count and any(s < count and s % step for s in (step_a, step_b)):
-        raise ValueError(
-            f"{kind}: blocks of {step_a} and {step_b} along the sum (axis {cut} of "
-            f"{_names(kind)[0]}) do not nest; make one a multiple of the other"
-        )
-    channels = a.elements.shape[cut]
-    if channels != count and (step < count or step_a < channels):
-        raise ValueError(
-            f"{_names(kind)[0]} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
-            f"groups=1; leave the axis whole"
-        )
-    starts = range(0, count, step) if step < count else range(1)
+    cuts = _cuts(operation, kind, sketch(a), sketch(b))
+    if not cuts:
+        epilogue = Epilogue(_scale(operation, kind, a, b), bias)
+        return _block(operation, kind, a, b, like, engines, epilogue, note, 1, unit)
     total: Tensor | None = None
-    for start in starts:
-        left, right = a, b
-        if len(starts) > 1:
-            length = min(step, count - start)
-            left = _narrow(operation, kind, "a", a, start, length)
-            right = _narrow(operation, kind, "b", b, start, length)
+    for start, length in cuts:
+        left = _narrow(operation, kind, "a", a, start, length)
+        right = _narrow(operation, kind, "b", b, start, length)
+        epilogue = Epilogue(_scale(operation, kind, left, right))
         part = _block(
-            operation, kind, left, right, like, engines,
-            Epilogue(_scale(operation, kind, left, right), bias if len(starts) == 1 else None),
-            note, len(starts), unit,
+            operation, kind, left, right, like, engines, epilogue, note, len(cuts), unit
         )  # fmt: skip
         total = part if total is None else total.add_(part)
     assert total is not None
-    if bias is not None and len(starts) > 1:
-        total = Epilogue(bias=bias).applied_(operation, total)
-    return total
+    return Epilogue(bias=bias).applied_(operation, total)
 
 
 def _scale(operation: Operation, kind: Kind, a: QTensor, b: QTensor) -> Tensor | None:
     """fl32 of the two scales' product, broadcastable to the result of the product."""
     scales = [
-        lifted(operation, kind, operand, q, q.scale)
+        q.scale.view(()) if q.scale.numel() == 1 else lifted(operation, kind, operand, q, q.scale)
         for operand, q in pairs(a, b)
         if q.scale is not None
     ]
@@ -173,7 +183,7 @@ def folded(
     only along axes that grad_output shares (the output's own), it multiplies grad_output before
     that is quantized.  Otherwise None, and b as it was.
     """
-    if b.scale is None:
+    if b.scale is None or b.scale.numel() == 1:
         return None, b
     dims = b.elements.dim()
     operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward

@@ -21,8 +21,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         1,
         "qtrain/products.py",
-        "    count, _ = operation.terms(kind, a.elements, b.elements)\n",
-        "    count, _ = operation.terms(kind, a.elements, b.elements)\n"
+        "    cuts = _cuts(operation, kind, sketch(a), sketch(b))\n",
+        "    cuts = _cuts(operation, kind, sketch(a), sketch(b))\n"
         "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
     ),
     (2, "qtrain/engines/floats.py", "return min(2**24 //", "return min(2**27 //"),

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 
-from .batched import BatchedInt8
+from .epilogue import Epilogue
 from .floats import Float32, reference
+from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
 from .unfolded import UnfoldedInt8
-from .work import Engine, Epilogue, Span, Work
+from .work import Engine, Span, Work
 
 #: for each kind of device, in order of preference
 ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
     lambda: (Float32(), reference),
-    cpu=(OneDnnInt8(), UnfoldedInt8(), BatchedInt8(), Float32(), reference),
+    cpu=(OneDnnInt8(), MatricesInt8(), UnfoldedInt8(), Float32(), reference),
     cuda=(UnfoldedInt8(), Float32(), reference),
 )
 
@@ -43,6 +44,11 @@ _CASES: tuple[_Case, ...] = (
 )
 #: what a and b are drawn from
 _SPANS = ((Span(0, 255), Span(-128, 127)), (Span(-128, 127), Span(-128, 127)))
+
+
+def available(device_type: str) -> tuple[Engine, ...]:
+    """The engines for a kind of device, in order of preference."""
+    return ENGINES[device_type]
 
 
 @cache
@@ -88,7 +94,7 @@ def _agrees(
         "grad_input": (output, w, x),
         "grad_weight": (output, x, w),
     }[kind]
-    count, per_index = operation.terms(kind, left, right)
+    count, per_index = operation.terms(kind, left.shape, right.shape)
     sizes = (count, per_index, *spans)
     whole = Work(*sizes)
     if not engine.supports(operation, kind, whole):
@@ -122,22 +128,22 @@ def choose(
     kind: Kind,
     works: Sequence[Work],
     device_type: str,
-    engines: tuple[Engine, ...] | None = None,
+    engines: tuple[Engine, ...],
 ) -> tuple[Engine, Work]:
     """The first engine that is exact on this device and supports a form of the product.
 
-    works: the forms, in order of preference; engines: to choose from, likewise (None: all).
+    works: the forms, in order of preference; engines: to choose from, likewise.
 
     Raises ValueError when the sum can pass 2^53, which none holds.
     """
-    for engine in engines or ENGINES[device_type]:
+    for engine in engines:
         for work in works:
             if work.zero_point and not engine.takes_zero_point:
                 continue
             if engine.supports(operation, kind, work) and _constant(engine, device_type):
                 return engine, work
     work = works[-1]
-    names = ", ".join(engine.name for engine in engines or ENGINES[device_type])
+    names = ", ".join(engine.name for engine in engines)
     raise ValueError(
         f"an integer sum of {work.count * work.per_index} products of elements up to "
         f"{work.a.magnitude} and {work.b.magnitude} can reach {work.bound:.3g}; engines "

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from qtrain.operations import Kind, Operation
+from quantizers import kernels
 
-from .work import Epilogue, Work, holds
+from .epilogue import Epilogue
+from .work import Work, holds
 
 
 def _plain_units(device: torch.device) -> AbstractContextManager[Any]:
@@ -30,20 +32,20 @@ class Float32:
 
     name = "float32"
     device_types: tuple[str, ...] = ()  # any
-    takes_zero_point = False
+    takes_zero_point = True
     #: more parts than this cost more than float64
     max_parts = 16
 
     def _part(self, work: Work) -> int:
         """Indices per part."""
-        one = work.per_index * work.a.magnitude * work.b.magnitude
+        one = work.per_index * work.magnitude * work.b.magnitude
         return min(2**24 // max(one, 1), max(work.count, 1))
 
     def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
         part = self._part(work)
-        if max(work.a.magnitude, work.b.magnitude) > 2**8 or part < 1 or work.bound >= 2**53:
+        if max(work.magnitude, work.b.magnitude) > 2**8 or part < 1 or work.bound >= 2**53:
             return False
-        return not work.zero_point and -(-work.count // part) <= self.max_parts
+        return -(-work.count // part) <= self.max_parts
 
     def product(
         self,
@@ -57,9 +59,11 @@ class Float32:
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        assert zero_point is None
         parts = -(-work.count // self._part(work))
-        a, b = a.float(), b.float()
+        shifted = kernels.unshifted(a, zero_point)
+        if shifted is None:
+            shifted = a.float() if zero_point is None else a.float() - zero_point
+        a, b = shifted, b.float()
         size = -(-work.count // max(parts, 1))
         dtype = holds(work.bound)
         total: Tensor | None = None

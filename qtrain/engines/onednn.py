@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qtrain.operations import BatchedMatmul, Kind, Operation
+from qtrain.operations import Convolution, Kind, Operation
 
+from .epilogue import Epilogue
 from .geometry import Reduced, Window, dense, reduced, restored, scatter
-from .work import Epilogue, Work
+from .work import Work
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
@@ -19,17 +20,23 @@ _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 class OneDnnInt8:
     """uint8 times int8, summed in int32; scale per output channel and bias are fused.
 
-    A matrix product is a convolution with a kernel of 1: its weight packs in a third of the time
-    that a linear layer's does.  forward and grad_input; grad_weight is not a convolution with a
-    small kernel.
+    forward and grad_input of convolutions; grad_weight is not a convolution with a small kernel.
+    Small products it leaves to others: packing the weight takes longer than they do.
     """
 
     name = "onednn_int8"
     device_types: tuple[str, ...] = ("cpu",)
     takes_zero_point = True
 
+    def __init__(self, smallest: int = 2**23) -> None:
+        """smallest: multiplications from which it is faster than fp32 units (measured on two
+        cores with AVX512-VNNI)."""
+        self.smallest = smallest
+
     def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        if kind == "grad_weight" or isinstance(operation, BatchedMatmul):
+        if kind == "grad_weight" or not isinstance(operation, Convolution):
+            return False
+        if work.multiplications is not None and work.multiplications < self.smallest:
             return False
         if work.sums and work.bound > 2**24:  # the result is fp32
             return False
@@ -62,8 +69,8 @@ class OneDnnInt8:
             zero_point = zero_point.reshape(()).to(torch.int32) + offset
         channels = shape.w.shape[0] * shape.w.shape[1]
         after = epilogue or Epilogue()
-        scale = _per_channel(after.scale, channels, operation)
-        fused = after.scale is None or scale is not None
+        scale = after.scale_of(operation, channels)
+        fused = scale is not None
         if scale is None:
             scale = torch.ones(channels)
         bias = after.bias.float() if fused and after.bias is not None else None
@@ -75,18 +82,6 @@ class OneDnnInt8:
         )  # fmt: skip
         result = restored(operation, kind, result, a, like)
         return result if fused else after.applied_(operation, result)
-
-
-def _per_channel(scale: Tensor | None, channels: int, operation: Operation) -> Tensor | None:
-    """A scale as (channels), or None where it varies along anything else."""
-    if scale is None:
-        return None
-    if scale.numel() == 1:
-        return scale.reshape(1).float().expand(channels).contiguous()
-    axis = operation.channel_axis(scale.dim())
-    if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
-        return scale.reshape(-1).float().contiguous()
-    return None
 
 
 def _convolution(

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from qtrain.operations import BatchedMatmul, Convolution, Kind, Operation
 
 from .columns import columns
+from .epilogue import Epilogue
 from .geometry import Window, dense, reduced, restored, scatter
-from .work import Epilogue, Work
+from .work import Work
 
 #: bytes of unfolded codes in memory at once
 _CHUNK = 2**28
@@ -26,15 +27,21 @@ _CHUNK = 2**28
 class UnfoldedInt8:
     """int8 times int8, summed in int32 by torch._int_mm; convolutions in chunks of the batch.
 
-    Batches of matrices it leaves to others.
+    Batches of matrices it leaves to others, and small products.
     """
 
     name = "unfolded_int8"
     device_types: tuple[str, ...] = ("cpu", "cuda")
     takes_zero_point = False
 
+    def __init__(self, smallest: int = 2**23) -> None:
+        """smallest: multiplications from which it is faster than fp32 units (measured on a CPU)."""
+        self.smallest = smallest
+
     def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
         if isinstance(operation, BatchedMatmul) or work.zero_point:
+            return False
+        if work.multiplications is not None and work.multiplications < self.smallest:
             return False
         eight = work.a.within(-128, 127) and work.b.within(-128, 127)
         return eight and work.bound < 2**31

@@ -1,4 +1,4 @@
-"""What an engine is asked for: the size of an exact sum, and what follows it."""
+"""What an engine is asked for, and what it answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from qtrain.operations import Kind, Operation
+
+from .epilogue import Epilogue
 
 
 class Span(NamedTuple):
@@ -33,7 +35,7 @@ class Work:
     a, b               what the two operands' elements can be
     zero_point         whether the engine is to take a number within a's span from a's elements
     sums               whether the integers themselves are wanted, not fl32 of them and a scale
-    matrix             multiplications in each matrix of a batch; None: not known, or no batch
+    multiplications    in one call: Operation.multiplications; None: not known
     """
 
     count: int
@@ -42,13 +44,17 @@ class Work:
     b: Span
     zero_point: bool = False
     sums: bool = True
-    matrix: int | None = None
+    multiplications: int | None = None
+
+    @property
+    def magnitude(self) -> int:
+        """The largest that an element of a can be, its zero point taken off."""
+        return self.a.high - self.a.low if self.zero_point else self.a.magnitude
 
     @property
     def bound(self) -> int:
         """The largest magnitude the sum, or any partial sum, can reach."""
-        a = self.a.high - self.a.low if self.zero_point else self.a.magnitude
-        return self.count * self.per_index * a * self.b.magnitude
+        return self.count * self.per_index * self.magnitude * self.b.magnitude
 
 
 def holds(bound: int) -> torch.dtype:
@@ -56,33 +62,6 @@ def holds(bound: int) -> torch.dtype:
     if bound <= 2**24:
         return torch.float32
     return torch.int32 if bound < 2**31 else torch.float64
-
-
-class Epilogue(NamedTuple):
-    """fl32(fl32(sum) * scale) + bias, each rounded once.
-
-    scale   fp32, broadcastable to the sums, or None for 1
-    bias    (out channels), or None
-    """
-
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-
-    def __call__(self, operation: Operation, sums: Tensor) -> Tensor:
-        """sums: exact integers in any dtype, which the caller gives away -> fp32, their shape."""
-        if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
-            output = sums.view(torch.float32).copy_(sums)  # element by element, where they lie
-        else:
-            output = sums.to(torch.float32)
-        return self.applied_(operation, output)
-
-    def applied_(self, operation: Operation, output: Tensor) -> Tensor:
-        """output * scale + bias, in place."""
-        if self.scale is not None:
-            output = output.mul_(self.scale)
-        if self.bias is not None:
-            output = output.add_(operation.along_channels(self.bias.to(output.dtype)))
-        return output
 
 
 class Engine(Protocol):

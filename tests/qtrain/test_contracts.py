@@ -27,9 +27,10 @@ from torch.utils.checkpoint import checkpoint
 
 import qtrain
 from qtrain import plain_state_dict, quantize, quantize_, recipes, reseed, summary
+from qtrain.engines.epilogue import Epilogue
 from qtrain.engines.exact import ENGINES, admitted, choose
 from qtrain.engines.floats import Float32, reference
-from qtrain.engines.work import Epilogue, Span, Work
+from qtrain.engines.work import Span, Work
 from qtrain.layer_state import LayerState
 from qtrain.operations import Convolution, Linear
 from qtrain.products import product
@@ -174,7 +175,7 @@ def operands(kind: str, name: str, worst: bool) -> tuple[Any, Tensor, Tensor, Te
         "grad_input": (g, w, x),
         "grad_weight": (g, x, w),
     }[kind]
-    count, per_index = operation.terms(kind, a, b)
+    count, per_index = operation.terms(kind, a.shape, b.shape)
     spans = [Span(-(128 if t is x else 127), 127) for t in (a, b)]
     return operation, a, b, like, Work(count, per_index, *spans)
 
@@ -298,7 +299,7 @@ def test_contract_3_an_engine_that_is_wrong_is_refused_whatever_it_claims(engine
     assert chosen(4096, 128, 127, (engine, reference)) == "float64"
 
 
-def chosen(count: int, a: int, b: int, engines: Any = None) -> str:
+def chosen(count: int, a: int, b: int, engines: Any = ENGINES["cpu"]) -> str:
     work = Work(count, 1, Span(-a, a), Span(-b, b))
     return choose(Linear(), "forward", [work], "cpu", engines)[0].name
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from qtrain import GradInput, GradWeight, quantize, recipes
 from qtrain.engines.exact import ENGINES, admitted, choose
 from qtrain.engines.floats import Float32, reference
+from qtrain.engines.matrices import MatricesInt8
 from qtrain.engines.onednn import OneDnnInt8
+from qtrain.engines.unfolded import UnfoldedInt8
 from qtrain.engines.work import Engine, Span, Work, holds
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 from quantizers import IntFormat, Quantizer
@@ -43,6 +45,17 @@ def work(count: int, per_index: int, a: int, b: int, **how: bool) -> Work:
     return Work(count, per_index, Span(-a, a), Span(-b, b), **how)
 
 
+CONVOLUTION = Convolution((1, 1), (1, 1), (1, 1), 1)
+
+
+def chosen(
+    work: Work,
+    operation: Operation = Linear(),  # noqa: B008
+    engines: tuple[Engine, ...] = ENGINES["cpu"],
+) -> str:
+    return choose(operation, "forward", [work], "cpu", engines)[0].name
+
+
 @pytest.mark.parametrize(
     ("work", "name"),
     [
@@ -57,40 +70,44 @@ def work(count: int, per_index: int, a: int, b: int, **how: bool) -> Work:
     ids=str,
 )
 def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
-    assert choose(Linear(), "grad_weight", [work], "cpu", FLOATS)[0].name == name
+    assert chosen(work, engines=FLOATS) == name
 
 
 @needs_int8
 @pytest.mark.parametrize(
     ("a", "b", "how", "name"),
     [
-        (Span(0, 255), Span(-127, 127), {}, "onednn_int8"),
-        (Span(0, 255), Span(-127, 127), {"zero_point": True}, "onednn_int8"),
-        (Span(-128, 127), Span(-128, 127), {}, "onednn_int8"),
+        (Span(0, 255), Span(-127, 127), {}, "int8"),
+        (Span(0, 255), Span(-127, 127), {"zero_point": True}, "int8"),
+        (Span(-128, 127), Span(-128, 127), {}, "int8"),
         (Span(-128, 128), Span(-128, 127), {}, "float32"),
         (Span(0, 127), Span(0, 255), {}, "float32"),
     ],
     ids=str,
 )
 def test_eight_bits_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
-    wanted = Work(4608, 1, a, b, sums=False, **how)
-    assert choose(Linear(), "forward", [wanted], "cpu")[0].name == name
+    one: Operation
+    for one, own in ((Linear(), "matrices_int8"), (CONVOLUTION, "onednn_int8")):
+        wanted = Work(4608, 1, a, b, sums=False, multiplications=2**24, **how)
+        assert chosen(wanted, one) == (own if name == "int8" else name)
+        few = replace(wanted, multiplications=2**10)  # a call would take longer than they do
+        assert chosen(few, one) == "float32"
 
 
 @needs_int8
 def test_integers_that_fp32_cannot_return_do_not_take_units_that_round_them() -> None:
     spans = Span(0, 255), Span(-127, 127)
-    assert OneDnnInt8().supports(Linear(), "forward", Work(518, 1, *spans))
-    assert not OneDnnInt8().supports(Linear(), "forward", Work(519, 1, *spans))
-    assert not OneDnnInt8().supports(Linear(), "forward", Work(2**17, 1, *spans, sums=False))
+    assert OneDnnInt8().supports(CONVOLUTION, "forward", Work(518, 1, *spans))
+    assert not OneDnnInt8().supports(CONVOLUTION, "forward", Work(519, 1, *spans))
+    assert not OneDnnInt8().supports(CONVOLUTION, "forward", Work(2**17, 1, *spans, sums=False))
 
 
 def test_a_sum_that_no_engine_holds_is_refused() -> None:
     long = Work(2**23, 1, Span(0, 65534), Span(-32767, 32767))
     with pytest.raises(ValueError, match=r"65534 and 32767.*exact below 2\^53; use fewer bits"):
-        choose(Linear(), "forward", [long], "cpu")
+        chosen(long)
     with pytest.raises(ValueError, match=r"\(float32\) are exact"):
-        choose(Linear(), "forward", [work(4, 1, 1000, 1000)], "cpu", (Float32(),))
+        chosen(work(4, 1, 1000, 1000), engines=(Float32(),))
 
 
 def shapes(operation: Operation, count: int) -> dict[Kind, tuple[tuple[int, ...], ...]]:
@@ -134,7 +151,7 @@ def test_a_sum_in_parts_is_the_whole_sum(name: str, kind: Kind, extreme: bool) -
     a, b = integers(255, *a_shape, seed=1), integers(128, *b_shape, seed=2)
     if extreme:
         a, b = torch.full(a_shape, 255), torch.full(b_shape, 127)
-    count, per_index = operation.terms(kind, a, b)
+    count, per_index = operation.terms(kind, a.shape, b.shape)
     sums = work(count, per_index, 255, 128)
     assert sums.bound > 2**24 and engine.supports(operation, kind, sums)
     whole = reference.product(operation, kind, a, b, torch.empty(like), sums)
@@ -161,7 +178,7 @@ def test_every_shape_of_a_whole_layer_is_within_the_claimed_count() -> None:
             "forward": (x, w, x), "grad_input": (g, w, x), "grad_weight": (g, x, w),
         }  # fmt: skip
         for kind, (a, b, like) in operands.items():
-            count, per_index = operation.terms(kind, a, b)
+            count, per_index = operation.terms(kind, a.shape, b.shape)
             assert operation.product(kind, a, b, like).max() <= count * per_index
 
 
@@ -176,7 +193,8 @@ def test_all_engines_give_a_training_step_the_same_bits(
         grad_weight=GradWeight(grad_output=own),
     )
     found = []
-    for engines in (ENGINES["cpu"], FLOATS, (reference,)):
+    eight = (OneDnnInt8(0), MatricesInt8(0, 0), UnfoldedInt8(0))
+    for engines in ((*eight, *FLOATS), FLOATS, (reference,)):
         monkeypatch.setattr("qtrain.engines.exact.ENGINES", {"cpu": engines})
         torch.manual_seed(0)
         model: Any = quantize(nn.Conv2d(40, 8, 3, padding=1, groups=2), recipe=recipe)
