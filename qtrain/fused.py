@@ -67,6 +67,7 @@ def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) 
         not is_pair(norm, relu)
         or not _runs_forward_alone(norm)
         or not _runs_forward_alone(relu)
+        or not isinstance(input, Tensor)  # torch.fx asks with a proxy
         or autocast_dtype(input) is not None
     ):
         return None
