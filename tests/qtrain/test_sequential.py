@@ -48,10 +48,6 @@ def flat() -> nn.Sequential:
     )  # fmt: skip
 
 
-def nested() -> nn.Sequential:
-    return nn.Sequential(Block(3, 6), Block(6, 8), nn.Sequential(*flat()[3:], Block(6, 6))[3:5])
-
-
 def seeded(make: Callable[[], nn.Module] = flat, recipe: Recipe = INT8, norm: Any = "range") -> Any:
     torch.manual_seed(0)
     return converted(make(), recipe, norm)
@@ -139,7 +135,7 @@ def calibrated_norms(model: Any, x: Tensor) -> Tensor:
 )
 def test_other_ways_to_run(run: fused_cases.Run, fewest: int, taken: Counter[str]) -> None:
     model = seeded()
-    step(model, images(8))  # ranges for evaluation
+    model(images(8))  # ranges for evaluation
     taken.clear()
     assert_same_training(model, module_by_module(model), run=run)
     assert taken["layer"] >= fewest and (fewest > 0 or not taken)
@@ -212,7 +208,7 @@ def test_slices_and_items(taken: Counter[str]) -> None:
     assert taken == {"relu": 2, "layer": 1}
 
 
-def dropout_between(model: Any) -> None:
+def something_between(model: Any) -> None:
     model.insert(2, nn.Identity())
 
 
@@ -240,7 +236,7 @@ def plain_layer(model: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "layer", "relu"),
     [
-        (dropout_between, 1, 1), (another_activation, 1, 1), (norm_removed, 1, 1),
+        (something_between, 1, 1), (another_activation, 1, 1), (norm_removed, 1, 1),
         (appended, 2, 2), (plain_norm, 1, 1), (plain_layer, 1, 2),
     ],
     ids=lambda x: getattr(x, "__name__", x),
@@ -249,10 +245,7 @@ def test_edits_after_conversion(
     edit: Callable[[Any], None], layer: int, relu: int, taken: Counter[str]
 ) -> None:
     model = seeded()
-    step(model, images())
     edit(model)
-    taken.clear()
-    model.zero_grad()
     assert_same_training(model, module_by_module(model))
     assert taken == {"layer": 3 * layer, "relu": 3 * relu}
 
@@ -334,7 +327,7 @@ def test_summary_inspection_and_the_place_of_a_nan() -> None:
     for layer, role in (("1", "weight"), ("4", "bias"), ("3", "weight")):
         spoilt = copy.deepcopy(model)
         with torch.no_grad():
-            getattr(spoilt.get_submodule(layer), role).view(-1)[0] = float("nan")
+            getattr(spoilt.get_submodule(layer), role)[0] = float("nan")
         place = first_nonfinite(spoilt, lambda m=spoilt: m(images()).sum())  # type: ignore[misc]
         assert place == (layer, role)
 
@@ -342,8 +335,8 @@ def test_summary_inspection_and_the_place_of_a_nan() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch's own, in its tracer
 def test_compiled_model_is_one_graph() -> None:
     torch._dynamo.reset()
-    # a bias before a norm has no gradient
-    model = seeded(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 6, 1), *Block(6, 4)[1:]) if False else nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), Block(3, 6)))
+    # no layer before a norm: its bias would have no gradient but rounding errors
+    model = seeded(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), Block(3, 6)))
     own = torch.compile(model, backend="aot_eager", fullgraph=True)
     other = module_by_module(model)
     for seed in range(2):
@@ -369,7 +362,8 @@ def test_a_tracer_that_keeps_the_layers_whole() -> None:
             return not isinstance(m, nn.Sequential)
 
     called = [node.target for node in Tracer().trace(seeded()).nodes]
-    assert called == ["input", *map(str, range(12)), "output"]
+    # the one ReLU that serves twice has one name
+    assert called == ["input", *map(str, range(10)), "2", "11", "output"]
 
 
 def test_shared_children_empty_batches_and_errors() -> None:
