@@ -11,7 +11,7 @@ from .classes import change_class_
 from .fused import is_pair, norm_relu_before
 
 #: what a subclass must have left to nn.Sequential: how it runs, and how it is pickled
-_INHERITED = ("forward", "__call__", "__reduce__", "__reduce_ex__")
+_INHERITED = ("forward", "__reduce__", "__reduce_ex__")
 
 
 class QSequential(nn.Sequential):

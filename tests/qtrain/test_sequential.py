@@ -368,6 +368,7 @@ def test_a_tracer_that_keeps_the_layers_whole() -> None:
 
 def test_shared_children_empty_batches_and_errors() -> None:
     norm, relu = nn.BatchNorm2d(3), nn.ReLU()
+    assert type(seeded(lambda: nn.Sequential(relu, norm, relu))) is QSequential
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 3, 1), norm, relu, norm, relu))
     assert_same_training(model, module_by_module(model))
     assert model(torch.zeros(0, 3, 7, 5)).shape == (0, 3, 7, 5)
