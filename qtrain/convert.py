@@ -19,6 +19,7 @@ from .norm import convert_norm_, norm_slots
 from .norm_recipe import NormRecipe
 from .overrides import Chooser, Override, base_recipe
 from .recipe import Recipe
+from .sequential import fuse_sequentials_
 
 
 def quantize(
@@ -106,6 +107,7 @@ def quantize_(
         record.converted[name or "(model)"] = (plain_type(module) or type(module)).__name__
         _swap_(module, own, children)
     _without_fast_paths_(model)
+    fuse_sequentials_(model)
     record.attach(model)
     watch_first_forward(model)
     return model

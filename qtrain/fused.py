@@ -7,7 +7,7 @@ the converted layer behind it only codes exist, one byte an element, and the sam
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,10 @@ def norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor) -> Tensor:
     """relu(norm(input)), of which a converted norm keeps its input alone.
 
     One pass where the norm was converted, quantizes none of its operands and trains, the tensor
-    lies channels-last on the CPU, and no hook waits for what lies between.
+    lies channels-last on the CPU, and nobody waits for what lies between: no hook, no forward that
+    was replaced on the object.
     """
-    y = _norm_relu(norm, relu, input, deferred=False)
-    return _tensor(relu(norm(input))) if y is None else y
+    return norm_relu_before(norm, relu, None, input)
 
 
 def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: Tensor) -> Tensor:
@@ -37,18 +37,37 @@ def norm_relu_layer(norm: nn.Module, relu: nn.Module, layer: nn.Module, input: T
     was converted, its input quantized to the nearest integers over the whole tensor's extremes and
     kept so for grad_weight.
     """
+    output: Tensor = layer(norm_relu_before(norm, relu, layer, input))
+    return output
+
+
+def norm_relu_before(
+    norm: nn.Module, relu: nn.Module, layer: nn.Module | None, input: Tensor
+) -> Tensor:
+    """relu(norm(input)) for nobody but the layer, which may make codes of it (`Deferred`); for
+    everybody: None."""
     y = None
-    if takes_extremes(layer) and not any(map(_has_hooks, (layer, layer.get_submodule("product")))):
-        y = _norm_relu(norm, relu, input, deferred=True)
-    return _tensor(layer(norm_relu(norm, relu, input) if y is None else y))
+    if layer is not None and takes_extremes(layer):
+        if _runs_forward_alone(layer) and _runs_forward_alone(layer.get_submodule("product")):
+            y = _norm_relu(norm, relu, input, deferred=True)
+    if y is None:
+        y = _norm_relu(norm, relu, input, deferred=False)
+    if y is None:
+        y = relu(norm(input))
+    return y
+
+
+def is_pair(norm: nn.Module, relu: nn.Module) -> TypeGuard[QBatchNorm]:
+    """Whether the two, called one after the other, are of the kinds that one pass can replace."""
+    return isinstance(norm, QBatchNorm) and type(relu) is nn.ReLU
 
 
 def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) -> Tensor | None:
     if (
-        not isinstance(norm, QBatchNorm)
-        or type(relu) is not nn.ReLU
-        or _has_hooks(norm)
-        or _has_hooks(relu)
+        not is_pair(norm, relu)
+        or not _runs_forward_alone(norm)
+        or not _runs_forward_alone(relu)
+        or not isinstance(input, Tensor)  # torch.fx asks with a proxy
         or autocast_dtype(input) is not None
     ):
         return None
@@ -58,36 +77,38 @@ def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) 
 def norm_add_relu(norm: nn.Module, relu: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
     """relu(norm(input) + residual), of which a converted norm's keeps one byte an element."""
     y = norm(input)
-    plain = not isinstance(norm, QBatchNorm) or type(relu) is not nn.ReLU or _has_hooks(relu)
+    plain = not is_pair(norm, relu) or not _runs_forward_alone(relu)
     if torch.compiler.is_compiling() and not _in_graph(y):
         plain = True  # what the compiler makes of it needs no help
+    output: Tensor
     if plain or y.shape != residual.shape:
-        return _tensor(relu(y + residual))
-    return _tensor(_AddRelu.apply(y, residual))  # type: ignore[no-untyped-call]
+        output = relu(y + residual)
+    else:
+        output = _AddRelu.apply(y, residual)  # type: ignore[no-untyped-call]
+    return output
 
 
-def _tensor(x: Any) -> Tensor:
-    assert isinstance(x, Tensor)
-    return x
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether anybody but those who say they only watch sees the module's calls."""
-    own = (
+def _runs_forward_alone(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward, eager in an eager model, and nobody but
+    those who say they only watch sees it."""
+    if "forward" in vars(module) or module._compiled_call_impl is not None:
+        return False
+    if (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-    )
+    ):
+        return False
     if torch.compiler.is_compiling():
-        return bool(own)
+        return True
     everywhere = (
         hooks._global_forward_hooks,
         hooks._global_forward_pre_hooks,
         hooks._global_backward_hooks,
         hooks._global_backward_pre_hooks,
     )
-    return bool(own) or not all(
+    return all(
         getattr(getattr(hook, "__self__", None), "lets_kernels_pass", False)
         for table in everywhere
         for hook in table.values()

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import fused_cases
 import pytest
 import torch
+from fused_cases import assert_same_training, gaussian, images, kept, record, step
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +21,7 @@ from qtrain.conversion import forget_watch
 from qtrain.deviations import l1
 from qtrain.fused import norm_add_relu, norm_relu, norm_relu_layer
 from qtrain.models import blocks, resnet
-from quantizers import FloatFormat, Quantizer, bf16, e4m3, fp16, int8, kernels, stochastic
+from quantizers import Quantizer, bf16, e4m3, fp16, int8, kernels, stochastic
 
 Change = Callable[[Any], None]
 
@@ -70,97 +72,33 @@ class Tower(nn.Module):
         return norm_add_relu(self.norm2, self.relu2, z, y)
 
 
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def images(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return gaussian(4, 3, 7, 5, seed=seed, dtype=dtype).to(memory_format=torch.channels_last)
-
-
-def kept(recipe: Recipe, activation: FloatFormat, narrow: bool = True) -> Recipe:
-    return replace(recipe, activation=activation, narrow=narrow)
-
-
 def converted(
     recipe: Recipe | None, norm: Any = "range", model: nn.Module | None = None, seed: int = 0
 ) -> nn.Module:
-    """A converted Residual of channels-last weights, its norms away from 1 and 0."""
+    """A Residual, by default, as `fused_cases.converted` makes it."""
     torch.manual_seed(seed)
-    model = (model or Residual()).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-                module.weight.uniform_(-0.5, 1.5)  # negative ones turn smallest into largest
-                module.bias.uniform_(-0.5, 0.5)
-    if recipe is None:
-        return model
-    model = quantize(model, recipe=recipe, norm=norm)
-    forget_watch(model)
-    return model
+    return fused_cases.converted(model or Residual(), recipe, norm)
 
 
 @pytest.fixture(autouse=True)
 def taken(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each function did more than call the modules."""
-    counts: Counter[str] = Counter()
-    inner, add = fused._norm_relu, fused._AddRelu.apply
-
-    def counted(*args: Any, deferred: bool) -> Tensor | None:
-        found = inner(*args, deferred=deferred)
-        if found is not None:
-            counts["layer" if deferred else "relu"] += 1
-        return found
-
-    def added(*args: Any) -> Any:
-        counts["add"] += 1
-        return add(*args)
-
-    monkeypatch.setattr(fused, "_norm_relu", counted)
-    monkeypatch.setattr(fused._AddRelu, "apply", added)
-    return counts
-
-
-def step(model: Any, x: Tensor, run: Callable[[Any, Tensor], Tensor] | None = None) -> list[Tensor]:
-    """Output and every gradient of one forward and backward; gradients of parameters accumulate."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    output = model(x) if run is None else run(model, x)
-    output.backward(gaussian(*output.shape, seed=9, dtype=output.dtype))
-    assert x.grad is not None
-    grads = [p.grad for p in model.parameters() if p.requires_grad]
-    return [output.detach().clone(), x.grad, *(g.clone() for g in grads)]
+    return fused_cases.count_passes(monkeypatch)
 
 
 def assert_equal(
     model: Any,
     x: Callable[[int], Tensor] = images,
     change: Change = lambda model: None,
-    run: Callable[[Any, Tensor], Tensor] | None = None,
+    run: fused_cases.Run | None = None,
     steps: int = 3,
 ) -> None:
-    """Training steps with and without the functions: outputs, gradients, every parameter and
-    buffer (running statistics, ranges, noise counters)."""
+    """Training steps with and without the functions."""
     other = copy.deepcopy(model)
     other.one_by_one = True
-    optimizers = []
     for m in (model, other):
         change(m)
-        trained = [p for p in m.parameters() if p.requires_grad]
-        optimizers.append(torch.optim.SGD(trained, lr=0.05, momentum=0.9) if trained else None)
-    for seed in range(steps):
-        found = step(model, x(seed), run)
-        want = step(other, x(seed), run)
-        assert len(found) == len(want)
-        for i, (a, b) in enumerate(zip(found, want, strict=True)):
-            assert a.dtype == b.dtype and torch.equal(a, b), (seed, i)
-        for optimizer in optimizers:
-            if optimizer is not None and seed != 1:  # once gradients accumulate
-                optimizer.step()
-                optimizer.zero_grad()
-    states = model.state_dict(), other.state_dict()
-    assert states[0].keys() == states[1].keys()
-    for name, t in states[0].items():
-        assert torch.equal(t, states[1][name]), name
+    assert_same_training(model, other, x, run, steps)
 
 
 L1, L2 = (
@@ -445,27 +383,53 @@ def test_nonfinite_activations_end_as_they_do_module_by_module() -> None:
 PLACES = ["norm0", "relu0", "norm1", "relu1", "conv2", "conv2.product", "relu2", "norm2"]
 
 
-@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+KINDS = ["forward", "forward_pre", "full_backward", "full_backward_pre", "replaced"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_hook_sees_what_it_sees_module_by_module(kind: str, place: str) -> None:
+def test_a_hook_or_replaced_forward_sees_what_it_sees_module_by_module(
+    kind: str, place: str
+) -> None:
     model: Any = converted(INT8)
     model.relu2.inplace = False  # torch refuses backward hooks on modules that work in place
     other = copy.deepcopy(model)
     other.one_by_one = True
-    seen: list[list[Tensor]] = []
+    seen = []
     for m in (model, other):
-        own: list[Tensor] = []
-
-        def hook(module: nn.Module, *values: Any, own: list[Tensor] = own) -> None:
-            flat = torch.utils._pytree.tree_leaves(values)
-            own += [t.detach().clone() for t in flat if isinstance(t, Tensor)]
-
-        getattr(m.get_submodule(place), f"register_{kind}_hook")(hook)
+        seen.append(record(m.get_submodule(place), kind))
         step(m, images())
-        seen.append(own)
     assert len(seen[0]) == len(seen[1]) > 0
     for a, b in zip(*seen, strict=True):
         assert torch.equal(a, b) and a.isfinite().all()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_forward_that_was_replaced_is_heeded(place: str, taken: Counter[str]) -> None:
+    def change(model: Any) -> None:
+        module = model.get_submodule(place)
+        module.forward = lambda *args, own=module.forward: 2 * own(*args)
+
+    model: Any = converted(INT8)
+    before = copy.deepcopy(model)(images())
+    taken.clear()
+    assert_equal(model, change=change)
+    assert taken["relu"] == 3 * (place not in ("norm0", "relu0")) + 3 * (
+        place in ("conv2", "conv2.product")
+    )
+    assert taken["layer"] == 3 * (place in ("norm0", "relu0", "norm2", "relu2"))
+    model.load_state_dict(converted(INT8).state_dict())
+    assert not torch.equal(model(images()), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, in its tracer
+@pytest.mark.parametrize("place", ["norm1", "relu1", "conv2", "conv2.product"])
+def test_a_module_that_is_compiled_alone_gets_numbers(place: str) -> None:
+    torch._dynamo.reset()
+    model: Any = converted(INT8)
+    want = copy.deepcopy(model)(images())
+    model.get_submodule(place).compile(backend="aot_eager")
+    torch.testing.assert_close(model(images()), want, rtol=0.1, atol=0.1)
 
 
 def test_a_hook_that_changes_what_passes_is_heeded(taken: Counter[str]) -> None:
