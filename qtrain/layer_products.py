@@ -15,6 +15,7 @@ from quantizers.ranges import State
 
 from .engines.work import Engine
 from .integer_products import Note
+from .layer_state import without_autocast
 from .operations import Kind, Operation
 from .products import folded, product
 from .recipe import SLOTS, Recipe
@@ -204,7 +205,7 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        with torch.no_grad(), torch.autocast(grad_output.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(grad_output.device.type):
             try:
                 grads = _backward(ctx, grad_output)
             except (TypeError, ValueError) as error:

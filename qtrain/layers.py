@@ -16,7 +16,7 @@ from quantizers import IntFormat, Quantizer, nearest_even
 from quantizers.protocol import straight_through
 
 from .layer_products import Call, Probe, apply, located
-from .layer_state import LayerState, autocast_dtype, rank
+from .layer_state import LayerState, autocast_dtype, rank, without_autocast
 from .operations import Convolution, Linear, Operation, pair
 from .recipe import SLOTS, Recipe
 
@@ -60,7 +60,7 @@ class QProduct(LayerState):
                     f"(float16, bfloat16, float32 or float64)"
                 )
         autocast = autocast_dtype(input)
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input.device.type):
             key, states = self.begin()
             call = Call(
                 operation, self.recipe, states, self.training, rank(), autocast,

@@ -173,6 +173,21 @@ def _scale(operation: Operation, kind: Kind, a: QTensor, b: QTensor) -> Tensor |
     return scales[0] * scales[1] if len(scales) == 2 else scales[0]
 
 
+@planned
+def _is_foldable(operation: Operation, kind: Kind, q: Sketch) -> bool:
+    """Whether the scale of operand b varies along the sum, and along axes of the output alone."""
+    operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
+    split = operation.split_axis(kind, "b", len(q.shape))
+    varying = {
+        axis
+        for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True))
+        if block < size
+    }
+    summed = varying - operation.kept(kind, "b", len(q.shape))
+    needed = any(axis != split or q.block[axis] == 1 for axis in summed)
+    return needed and varying <= operation.kept("forward", operand, len(q.shape))
+
+
 def folded(
     operation: Operation, kind: Kind, grad_output: Tensor, b: QTensor
 ) -> tuple[Tensor | None, QTensor]:
@@ -183,20 +198,9 @@ def folded(
     only along axes that grad_output shares (the output's own), it multiplies grad_output before
     that is quantized.  Otherwise None, and b as it was.
     """
-    if b.scale is None or b.scale.numel() == 1:
+    if b.scale is None or not _is_foldable(operation, kind, sketch(b)):
         return None, b
-    dims = b.elements.dim()
     operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
-    split = operation.split_axis(kind, "b", dims)
-    varying = {
-        axis
-        for axis, (size, block) in enumerate(zip(b.elements.shape, b.block, strict=True))
-        if block < size
-    }
-    summed = varying - operation.kept(kind, "b", dims)
-    needed = any(axis != split or b.block[axis] == 1 for axis in summed)
-    if not needed or not varying <= operation.kept("forward", operand, dims):
-        return None, b
     factor = lifted(operation, "forward", operand, b, b.scale)
     factor = factor.reshape([1] * (grad_output.dim() - factor.dim()) + list(factor.shape))
     return factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)
