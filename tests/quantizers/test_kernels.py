@@ -276,7 +276,7 @@ def test_a_walk_visits_every_element_once() -> None:
             if path is None:
                 continue
             seen = torch.zeros(1, 4, dtype=torch.int64)  # in x, result; logical index; granule
-            for size, *strides in torch.tensor(path.words).view(5, 4).T.tolist():
+            for size, *strides in torch.tensor(path.outer).view(5, 4).T.tolist():
                 steps = torch.arange(size).view(-1, 1) * torch.tensor(strides)
                 seen = (seen.unsqueeze(1) + steps).view(-1, 4)
             inner = torch.tensor([1, 1, path.index_step, path.granule_step])
@@ -288,7 +288,7 @@ def test_a_walk_visits_every_element_once() -> None:
                 assert torch.equal(logical[:, column], memory.flatten()), name
     assert walk((2**16, 2**15), (2**15, 1), (2**15, 1), (2**16, 2**15), True) is None
     far = walk((4, 8), (2**40, 1), (8, 1), (4, 8), False)
-    assert far is not None and 2**40 in far.words  # int64 all the way
+    assert far is not None and 2**40 in far.outer  # int64 all the way
 
 
 # Threads, processes -------------------------------------------------------------------------------
