@@ -1,7 +1,7 @@
-"""The fused quantizers, compiled by numba when first used and kept in its on-disk cache.
+"""What kernels are made of: compiled by numba when first used and kept in its on-disk cache.
 
-A kernel is `void kernel(int64 words[])`.  Each thread of the region takes an equal run of elements.
-The arithmetic is that of `quantizers.rounding`, `noise` and `quantizer`, operation by operation in
+A kernel is `void kernel(int64 words[])`; each thread of the region takes a share of its work.  The
+arithmetic is that of `quantizers.rounding`, `noise` and `quantizer`, operation by operation in
 fp32, so that the bits are the same.
 """
 
@@ -22,20 +22,11 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from . import layout
-from .layout import OUTER
 from .team import openmp
 
 f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _KERNEL = types.void(types.voidptr)
-
-#: places of the words of a quantizing kernel: a `layout.Walk` (size .. GRANULES, each of the last
-#: five for OUTER axes), then numbers and addresses, 0 for what there is not
-SIZE, ROW, INDEX_STEP, GRANULE_STEP = range(4)
-SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(4, 4 + 5 * OUTER, OUTER)
-X, RESULT, SCALE, ZERO_POINT, KEY, RANDOM_BITS, CONSTANTS, FACTOR = range(
-    4 + 5 * OUTER, 12 + 5 * OUTER
-)
 
 
 def function(body: Any) -> Any:
@@ -44,9 +35,9 @@ def function(body: Any) -> Any:
 
 
 #: what a kernel on disk was compiled from and for, besides its own file and its free variables
+_FILES = *sorted(Path(__file__).parent.glob("compiled*.py")), Path(layout.__file__)
 _ORIGIN = (
-    Path(__file__).read_bytes(), Path(layout.__file__).read_bytes(), numba.__version__,
-    openmp() is None,
+    [path.read_bytes() for path in _FILES], numba.__version__, openmp() is None,
     cpu_target.target_context.codegen().magic_tuple(),
 )  # fmt: skip
 
@@ -206,10 +197,6 @@ def _rounded(mode: Any, x: Any, bits: Any, shift: Any, top: Any) -> Any:
     return _signed(f32(whole + (f32(1.0) if up else f32(0.0))), x)
 
 
-#: the modes' numbers; a kernel is compiled for one, so that only its branch remains
-MODES = ("nearest_even", "toward_zero", "floor", "ceil", "half_away", "stochastic")
-
-
 @function
 def _integer(mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any) -> Any:
     """x / scale -> element; constants: lowest, highest."""
@@ -254,15 +241,14 @@ def element(
     return f32(_integer(mode, x, zero, bits, shift, top, constants))
 
 
-# A kernel is made, and cached on disk, for numbers into these; only their branches remain in it.
-SOURCES = ("float32", "float16", "bfloat16")
-TARGETS = ("float32", "int8", "uint8", "int16", "int32")
+#: by a source's and a target's number.  A kernel is made, and cached on disk, for a source, a target
+#: and a rounding mode, numbered in `serving`, so that only their branches remain in it
 SOURCE_BYTES, TARGET_BYTES = (4, 2, 2), (4, 1, 1, 2, 4)
 
 
 @function
 def load(source: Any, address: Any, i: Any) -> Any:
-    """Element i of SOURCES[source] at an address, as float32."""
+    """Element i of a source at an address, as float32."""
     if source == 0:
         return f32_at(address)[i]
     if source == 1:
@@ -282,123 +268,3 @@ def store(target: Any, address: Any, i: Any, value: Any) -> None:
         i16_at(address)[i] = np.int16(i32(value))
     else:
         i32_at(address)[i] = np.int32(value)
-
-
-@function
-def row(words: Any, position: Any, end: Any) -> Any:
-    """The run of elements at a position of the walk: its length, and its place in x, the result,
-    the logical index and the granules."""
-    inner = words[ROW]
-    outer, column = position // inner, position % inner
-    x, y = column, column
-    index, granule = column * words[INDEX_STEP], column * words[GRANULE_STEP]
-    for axis in range(OUTER - 1, -1, -1):
-        size = words[SIZES + axis]
-        if size > 1:
-            at = outer % size
-            outer = outer // size
-            x += at * words[X_STEPS + axis]
-            y += at * words[RESULT_STEPS + axis]
-            index += at * words[INDEX_STEPS + axis]
-            granule += at * words[GRANULE_STEPS + axis]
-    return min(inner - column, end - position), x, y, index, granule
-
-
-@function
-def _divisor(scales: Any, granule: Any) -> Any:
-    """What x is divided by: where the scale is zero, so is x / inf."""
-    scale = f32_at(scales)[granule]
-    return f32(np.inf) if scale == f32(0.0) else scale
-
-
-@function
-def _zero_point(zeros: Any, granule: Any) -> Any:
-    return f32(i32_at(zeros)[granule]) if zeros != 0 else f32(0.0)
-
-
-@function
-def codes(
-    source: Any, target: Any, mode: Any, scaled: Any, folded: Any, words: Any, position: Any,
-    end: Any,
-) -> None:  # fmt: skip
-    """The elements of the walk from position to end.
-
-    scaled: x is divided by the scale of its granule and moved by its zero point; folded: it is
-    multiplied by a factor before, whose granules are those of the walk, and has one scale.
-    """
-    noisy = mode == 5
-    low, high = u32(0), u32(0)
-    if noisy:
-        key = i64_at(words[KEY])[0]
-        low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
-    shift, top = u32(32 - words[RANDOM_BITS]), f32(i64(1) << words[RANDOM_BITS])
-    c = f32_at(words[CONSTANTS])
-    constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
-    scales, zeros, factors = words[SCALE], words[ZERO_POINT], words[FACTOR]
-    step, along = u32(words[INDEX_STEP]), words[GRANULE_STEP] != 0
-    scale, zero, factor = f32(1.0), f32(0.0), f32(1.0)
-    while position < end:
-        length, x, y, index, granule = row(words, position, end)
-        x, y = words[X] + SOURCE_BYTES[source] * x, words[RESULT] + TARGET_BYTES[target] * y
-        first, own = u32(index), i64(0) if folded else granule
-        if scaled:
-            scale, zero = _divisor(scales, own), _zero_point(zeros, own)
-        if folded:
-            factor = f32_at(factors)[granule]
-        if along:
-            for i in range(length):
-                if folded:
-                    factor = f32_at(factors)[granule + i]
-                elif scaled:
-                    scale, zero = _divisor(scales, own + i), _zero_point(zeros, own + i)
-                bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
-                v = load(source, x, i)
-                v = f32(v * factor) if folded else v
-                v = f32(v / scale) if scaled else v
-                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
-        else:
-            for i in range(length):
-                bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
-                v = load(source, x, i)
-                v = f32(v * factor) if folded else v
-                v = f32(v / scale) if scaled else v
-                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
-        position += length
-
-
-def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
-    """The kernel from SOURCES[source] to elements of TARGETS[target]."""
-
-    def body(data: Any) -> None:
-        words = numba.carray(data, (FACTOR + 1,), np.int64)
-        size, own, team = words[SIZE], thread(), threads()
-        start, end = size * own // team, size * (own + 1) // team
-        codes(source, target, mode, scaled, False, words, start, end)
-
-    return kernel(body)
-
-
-def unshift(source: int) -> Any:
-    """The kernel from integer elements of TARGETS[source], less a zero point, to float32.
-
-    Its words: size, and the addresses of the elements, the result and the zero point (0: none).
-    """
-    size = TARGET_BYTES[source]
-
-    def body(data: Any) -> None:
-        words = numba.carray(data, (4,), np.int64)
-        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
-        zero = i32_at(words[3])[0] if words[3] != 0 else i32(0)
-        x, y = words[1] + size * start, words[2] + 4 * start
-        for i in range(end - start):
-            if source == 1:
-                v = i32(i8_at(x)[i])
-            elif source == 2:
-                v = i32(u8_at(x)[i])
-            elif source == 3:
-                v = i32(i16_at(x)[i])
-            else:
-                v = i32_at(x)[i]
-            f32_at(y)[i] = f32(f32(v) - f32(zero))
-
-    return kernel(body)

@@ -16,19 +16,8 @@ from llvmlite import binding
 from numba import types
 
 from .compiled import (
-    CONSTANTS,
-    FACTOR,
-    GRANULE_STEP,
-    MODES,
-    SCALE,
-    SIZE,
     SOURCE_BYTES,
-    SOURCES,
-    TARGETS,
-    ZERO_POINT,
-    X,
     as_float,
-    codes,
     f32,
     f32_at,
     float_bits,
@@ -38,10 +27,20 @@ from .compiled import (
     i64_at,
     kernel,
     load,
-    row,
     thread,
     threads,
     u32,
+)
+from .compiled_elements import (
+    CONSTANTS,
+    FACTOR,
+    GRANULE_STEP,
+    SCALE,
+    SIZE,
+    ZERO_POINT,
+    X,
+    codes,
+    row,
 )
 from .team import openmp
 
@@ -173,8 +172,7 @@ def _measured(words: Any, granule: Any, low: Any, high: Any) -> None:
 
 
 def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
-    """The kernel from SOURCES[source], each element times its factor when folded, to TARGETS."""
-    assert source < len(SOURCES) and target < len(TARGETS) and mode < len(MODES)
+    """The kernel from a source, each element times its factor when folded, to a target."""
 
     def body(data: Any) -> None:
         words = numba.carray(data, (USE + 1,), np.int64)

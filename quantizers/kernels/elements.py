@@ -46,7 +46,7 @@ def elements(
     ):
         return None
     scaled = scale is not None
-    kernel = made("quantizers.kernels.compiled", "quantize", *path.numbers, scaled)
+    kernel = made("quantizers.kernels.compiled_elements", "quantize", *path.numbers, scaled)
     if kernel is None:
         return None
     result = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
@@ -86,7 +86,7 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     result = torch.empty_like(elements, dtype=torch.float32)
     if result.stride() != elements.stride():  # gaps or overlaps: the result has none
         return None
-    kernel = made("quantizers.kernels.compiled", "unshift", target)
+    kernel = made("quantizers.kernels.compiled_elements", "unshift", target)
     if kernel is None:
         return None
     zero = 0 if zero_point is None else zero_point.data_ptr()

@@ -53,9 +53,7 @@ def walk(
         return None
     granules = [
         step if b < size else 0
-        for size, b, step in zip(
-            shape, block, contiguous(compact_shape(shape, block)), strict=True
-        )
+        for size, b, step in zip(shape, block, contiguous(compact_shape(shape, block)), strict=True)
     ]
     logical = contiguous(shape) if indexed else (0,) * len(shape)
     axes = sorted(

@@ -20,7 +20,7 @@ _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 _has_storage = torch._C._has_storage
 
 _ON: ContextVar[bool] = ContextVar("fused quantizers", default=True)
-#: numbers of dtypes and rounding modes in the compiled module's SOURCES, TARGETS and MODES
+#: how kernels number dtypes and rounding modes
 SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TARGETS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2, torch.int16: 3, torch.int32: 4}
 MODES = {

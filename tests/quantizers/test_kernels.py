@@ -41,7 +41,7 @@ from quantizers import (
     stochastic,
     uint8,
 )
-from quantizers.kernels import compiled, compiled_whole, serving, team
+from quantizers.kernels import compiled_elements, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
 
 KEY = root_key(1)
@@ -70,8 +70,6 @@ def wild(*shape: int, seed: int = 0) -> Tensor:
 
 
 def same(actual: Tensor | None, expected: Tensor) -> bool:
-    if expected.dtype == torch.int32:  # what torch makes of a NaN there depends on the processor
-        expected = torch.where(expected == -(2**31), 0, expected)
     return actual is not None and same_bits(actual, expected)
 
 
@@ -153,6 +151,46 @@ def test_any_scale_and_zero_point(fmt) -> None:
                 expected = quantizer._elements(x.float(), spread, shift, block, KEY, overflow)
                 got = kernels.elements(x, spread, shift, block, fmt, mode, KEY, overflow)
                 assert same(got, expected)
+
+
+INTEGERS = [IntFormat(n, s, e) for n in range(2, 17) for s in (True, False) for e in (True, False)]
+
+
+@pytest.mark.parametrize("fmt", INTEGERS, ids=str)
+def test_what_is_not_a_number_is_element_0(fmt: IntFormat) -> None:
+    """On every path, in every layout, whatever the zero point: the scale alone tells of it.  An
+    infinite quotient is the format's end."""
+    scales = torch.tensor([NAN, INF, -INF, 1e-45, 0.0, 1.0])
+    ends = torch.tensor([NAN, INF, -INF, 1.0, 3e38, 0.0])
+    x = ends.repeat(3, 2, 1).repeat_interleave(6, 1)  # (3, 12, 6), each with every scale
+    zero = None if fmt.symmetric else torch.full((1, 12, 1), fmt.high - 1, dtype=torch.int32)
+    scale = scales.repeat(2).view(1, 12, 1)
+    for mode in (*MODES, stochastic(3)):
+        quantizer = Quantizer(format=fmt, rounding=mode, granularity=per_axis(1))
+        quotient = x / torch.where(scale == 0, INF, scale)
+        assert quotient.isnan().any() and (quotient == INF).any()
+        for values in (x, x.transpose(0, 2).contiguous().transpose(0, 2), x[1:]):
+            expected = quantizer._elements(values, scale, zero, (len(values), 1, 6), KEY, None)
+            got = kernels.elements(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
+            assert same(got, expected)
+            lost = quotient[: len(values)].isnan()
+            assert not expected[lost].any()
+            assert (expected[quotient[: len(values)] == INF] == fmt.high).all()
+            assert (expected[quotient[: len(values)] == -INF] == fmt.low).all()
+    for bad in (NAN, INF, -INF):
+        for sign in (1, -1):  # the quotients of one bad element's granule: NaN, 0 and -0
+            x = sign * numbers(4, 6, 5, 3)
+            x[1, 2, 3, 1] = bad
+            for grain in (per_tensor, per_axis(1), per_block({-1: 2})):
+                for rule in (absmax, minmax):
+                    quantizer = Quantizer(format=fmt, range=rule, granularity=grain)
+                    for values in (x, last(x), x.transpose(1, 3)):
+                        q = quantizer(values)
+                        assert_equal(q, eager(quantizer, values))
+                        assert q.scale is not None and not q.scale.isfinite().all()
+                        gone = (values / q.spread(q.scale)).isnan()
+                        assert gone.any() and not q.elements[gone].any()
+                        assert not q.dequantize()[gone].isfinite().any()
 
 
 @pytest.mark.parametrize("key", [-1, 0, 2**31, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63)])
@@ -464,7 +502,7 @@ def test_kernels_that_do_not_compile_give_one_warning(fresh, monkeypatch) -> Non
     def broken(*args: object) -> None:
         raise RuntimeError("no kernel today")
 
-    for module in (compiled, compiled_whole):
+    for module in (compiled_elements, compiled_whole):
         monkeypatch.setattr(module, "quantize", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -486,13 +524,16 @@ def test_the_cache_has_a_file_for_each_kernel_and_heals(fresh, monkeypatch, tmp_
     def hits() -> int:
         kernels.made.cache_clear()
         check(quantizer, numbers(50))
-        return kernels.made("quantizers.kernels.compiled", "quantize", 0, 1, 0, True).cache_hits
+        return kernels.made(
+            "quantizers.kernels.compiled_elements", "quantize", 0, 1, 0, True
+        ).cache_hits
 
     assert hits() == 0
     data, index = list(tmp_path.rglob("*.nbc")), list(tmp_path.rglob("*.nbi"))
     assert len(data) == len(index) == 2  # with the range, and without
     data, index = (
-        [path for path in paths if path.name.startswith("compiled.")] for paths in (data, index)
+        [path for path in paths if path.name.startswith("compiled_elements.")]
+        for paths in (data, index)
     )
     stamp = data[0].stat().st_mtime_ns
     assert hits() == 1 and data[0].stat().st_mtime_ns == stamp
