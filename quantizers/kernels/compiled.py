@@ -241,8 +241,8 @@ def element(
     return f32(_integer(mode, x, zero, bits, shift, top, constants))
 
 
-#: by a source's and a target's number.  A kernel is made, and cached on disk, for a source, a target
-#: and a rounding mode, numbered in `serving`, so that only their branches remain in it
+#: by a source's and a target's number.  A kernel is made, and cached on disk, for a source, a
+#: target and a rounding mode, numbered in `serving`, so that only their branches remain in it
 SOURCE_BYTES, TARGET_BYTES = (4, 2, 2), (4, 1, 1, 2, 4)
 
 

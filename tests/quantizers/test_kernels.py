@@ -270,6 +270,39 @@ def test_blocks_fall_back(grain: Granularity) -> None:
     check(replace(quantizer, granularity=whole), wild(6, 32))
 
 
+def test_stochastic_elements_without_a_key_are_refused() -> None:
+    x = numbers(6, 8)
+    assert kernels.elements(x, None, None, (6, 8), int8, stochastic(), None) is None
+    with pytest.raises(ValueError, match="needs a key"):
+        NOISY(x)
+
+
+def test_a_plan_is_of_one_layout_and_one_quantizer() -> None:
+    """Quantizers and tensors that differ in one thing, in turn: none takes the other's plan."""
+    x = numbers(4, 6, 5, 4)
+    tensors = [x, last(x), x.transpose(1, 3), x.half(), x.view(4, 6, 10, 2), x[:2]]
+    grains = [per_tensor, per_axis(0), per_axis(1)]
+    e4m3 = formats.e4m3
+    quantizers = [
+        Quantizer(format=fmt, range=rule, granularity=grain, rounding=mode)
+        for fmt in (int8, IntFormat(7), uint8, e4m3, replace(e4m3, overflow="nan"))
+        for rule in (absmax, minmax)
+        for grain in grains
+        for mode in (nearest_even, ceil, stochastic(3), stochastic())
+    ]
+    for _ in range(2):
+        for quantizer in quantizers:
+            for values in tensors:
+                assert_equal(quantizer(values, key=KEY), eager(quantizer, values))
+    states = [INPUT.init_state((None, 6, None, None)) for _ in range(2)]
+    for momentum in (0.1, 0.9, 0.1):
+        quantizer = replace(INPUT, range=ema(minmax, momentum=momentum, train_on="batch"))
+        got = quantizer(x * momentum, state=states[0])
+        with kernels.eager():
+            assert_equal(got, quantizer(x * momentum, state=states[1]))
+        assert all(same_bits(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_noise_follows_the_logical_index() -> None:
     x = numbers(3, 6, 4, 5)
     last = x.contiguous(memory_format=torch.channels_last)
