@@ -64,7 +64,7 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
     own, other = number(key), value if isinstance(value, int) else number(value)
     if own is not None and other is not None:  # the same, without a dozen operations on one number
         mixed = _mixed((_mixed(other + _GOLDEN) ^ (own & _MASK)) + _GOLDEN)
-        return torch.tensor(_signed(mixed, 64), device="cpu")
+        return torch.full_like(key, _signed(mixed, 64))
     if isinstance(value, int):
         value = torch.full_like(key, _signed(value, 64))
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))

@@ -183,38 +183,20 @@ class Quantizer:
 
         Raises TypeError for other dtypes, ValueError for a missing key or state.
         """
-        x = check_real(x).detach()  # no graph grows through elements, scales or the state
+        check_real(x)
         if self.rounding.random_bits and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
-        block = self.granularity.block_shape(x.shape)
-        if torch.compiler.is_compiling() and x.device.type == "cpu" and self._spec is not None:
-            running: list[Tensor] | None = []
-            if state:
-                own = isinstance(self.range, Ema)
-                running = [state["low"], state["high"], state["steps"]] if own else None
-            if running is not None:
-                elements, scale, zero_point = torch.ops.quantizers.quantize(
-                    x, key, factor, running, training, self._spec
-                )
-                affine = isinstance(self.format, IntFormat) and not self.format.symmetric
-                return QTensor(
-                    elements,
-                    None if self.range is None else scale,
-                    zero_point if affine else None,
-                    self.format,
-                    block,
-                )
-        # a range may clip, and a scale rounded down does: that must not make infinities
-        overflow: Overflow | None = None
-        if isinstance(self.format, FloatFormat) and self.range is not None:
-            overflow = self.format.overflow or "saturate"
-        fused = self._fused(x, block, state, key, training, overflow, factor)
-        if fused is not None:
-            return QTensor(*fused, self.format, block)
+        whole = self._traced if torch.compiler.is_compiling() else self._fused
+        found = whole(x, state, key, training, factor)
+        if found is not None:
+            return found
+        x = x.detach()  # no graph grows through elements, scales or the state
         x = x if factor is None else x * factor
+        block = self.granularity.block_shape(x.shape)
         scale = zero_point = None
         if self.range is not None:
             scale, zero_point = self._scale(x, block, state, training)
+        overflow = self._overflow
         elements = kernels.elements(
             x, scale, zero_point, block, self.format, self.rounding, key, overflow
         )
@@ -222,29 +204,69 @@ class Quantizer:
             elements = self._elements(as_real(x), scale, zero_point, block, key, overflow)
         return QTensor(elements, scale, zero_point, self.format, block)
 
-    def _fused(
+    @property
+    def _overflow(self) -> Overflow | None:
+        """What `round_to_float` is told."""
+        # a range may clip, and a scale rounded down does: that must not make infinities
+        if isinstance(self.format, FloatFormat) and self.range is not None:
+            return self.format.overflow or "saturate"
+        return None
+
+    def _traced(
         self,
         x: Tensor,
-        block: tuple[int, ...],
         state: State | None,
         key: Tensor | None,
         training: bool,
-        overflow: Overflow | None,
         factor: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """(elements, scale, zero point) by a single kernel, or None."""
+    ) -> QTensor | None:
+        """By one operation of a compiled graph, or None."""
+        if x.device.type != "cpu" or self._spec is None:
+            return None
+        running: list[Tensor] = []
+        if state:
+            if not isinstance(self.range, Ema):
+                return None
+            running = [state["low"], state["high"], state["steps"]]
+        elements, scale, zero_point = torch.ops.quantizers.quantize(
+            x.detach(), key, factor, running, training, self._spec
+        )
+        affine = isinstance(self.format, IntFormat) and not self.format.symmetric
+        return QTensor(
+            elements,
+            None if self.range is None else scale,
+            zero_point if affine else None,
+            self.format,
+            self.granularity.block_shape(x.shape),
+        )
+
+    def _fused(
+        self,
+        x: Tensor,
+        state: State | None,
+        key: Tensor | None,
+        training: bool,
+        factor: Tensor | None,
+    ) -> QTensor | None:
+        """By a single kernel, or None."""
         rule, running = self.range, None
         if isinstance(rule, Ema) and state is not None:
             use = not (training and rule.train_on == "batch")
-            kept = state["low"], state["high"], state["steps"]
-            running = kernels.Running(*kept, rule.momentum, training, use)
+            running = kernels.Running(
+                state["low"], state["high"], state["steps"], rule.momentum, training, use
+            )
             rule = rule.rule
-        if type(rule) not in (AbsMax, MinMax) or self.scale_format != fp32:
+        # `in`: the same object is equal at once
+        if type(rule) not in (AbsMax, MinMax) or self.scale_format not in (fp32,):
             return None
-        return kernels.whole(
-            x, block, isinstance(rule, AbsMax), running, self.format, self.rounding, key,
-            overflow, factor,
+        found = kernels.whole(
+            x, self.granularity, type(rule) is AbsMax, running, self.format, self.rounding, key,
+            self._overflow, factor,
         )  # fmt: skip
+        if found is None:
+            return None
+        elements, scale, zero_point, block = found
+        return QTensor(elements, scale, zero_point, self.format, block)
 
     def _elements(
         self,
@@ -266,7 +288,9 @@ class Quantizer:
         elements = self.rounding(x, bits)
         if zero_point is not None:
             elements = elements + expand(zero_point, x.shape, block)
-        return elements.clamp(self.format.low, self.format.high).to(self.format.dtype)
+        elements = elements.clamp_(self.format.low, self.format.high)
+        # what a NaN is as an integer depends on the processor; the scale tells of it
+        return elements.nan_to_num_(0.0).to(self.format.dtype)
 
     def _scale(
         self, x: Tensor, block: tuple[int, ...], state: State | None, training: bool

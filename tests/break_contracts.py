@@ -59,15 +59,14 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         7,
         "quantizers/kernels/compiled_whole.py",
-        "    return f32(width / f32_at(words[10])[8]), f32(0.0)\n",
-        "    return f32(f32(width + f32(1.0)) / f32_at(words[10])[8]), f32(0.0)\n",
+        "    return f32(width / c[_LARGEST]), f32(0.0)\n",
+        "    return f32(f32(width + f32(1.0)) / c[_LARGEST]), f32(0.0)\n",
     ),
     (
         8,
         "quantizers/quantizer.py",
-        "        block = self.granularity.block_shape(x.shape)\n        if torch.compiler",
-        "        float(x.sum())\n"
-        "        block = self.granularity.block_shape(x.shape)\n        if torch.compiler",
+        "        check_real(x)\n        if self.rounding",
+        "        check_real(x)\n        float(x.sum())\n        if self.rounding",
     ),
     (9, "qtrain/convert.py", "    choose.check_all_used()\n", ""),
     (9, "qtrain/conversion.py", "        if lines:\n", "        if False:\n"),

@@ -1,8 +1,8 @@
-"""The fused quantizers, compiled by numba when first used and kept in its on-disk cache.
+"""What kernels are made of: compiled by numba when first used and kept in its on-disk cache.
 
-A kernel is `void kernel(int64 words[])`, see `WORDS`.  Each thread of the region takes an equal run
-of elements.  The arithmetic is that of `quantizers.rounding`, `noise` and `quantizer`, operation by
-operation in fp32, so that the bits are the same.
+A kernel is `void kernel(int64 words[])`; each thread of the region takes a share of its work.  The
+arithmetic is that of `quantizers.rounding`, `noise` and `quantizer`, operation by operation in
+fp32, so that the bits are the same.
 """
 
 from __future__ import annotations
@@ -21,18 +21,12 @@ from numba.core.caching import FunctionCache
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from .layout import OUTER
+from . import layout
 from .team import openmp
 
 f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _KERNEL = types.void(types.voidptr)
-
-#: what the words of a quantizing kernel mean; the walk's words follow
-WORDS = (
-    "size", "row", "index_step", "granule_step", "x", "result", "scale", "zero_point", "key",
-    "random_bits", "constants",
-)  # fmt: skip
 
 
 def function(body: Any) -> Any:
@@ -41,8 +35,9 @@ def function(body: Any) -> Any:
 
 
 #: what a kernel on disk was compiled from and for, besides its own file and its free variables
+_FILES = *sorted(Path(__file__).parent.glob("compiled*.py")), Path(layout.__file__)
 _ORIGIN = (
-    Path(__file__).read_bytes(), numba.__version__, openmp() is None,
+    [path.read_bytes() for path in _FILES], numba.__version__, openmp() is None,
     cpu_target.target_context.codegen().magic_tuple(),
 )  # fmt: skip
 
@@ -202,10 +197,6 @@ def _rounded(mode: Any, x: Any, bits: Any, shift: Any, top: Any) -> Any:
     return _signed(f32(whole + (f32(1.0) if up else f32(0.0))), x)
 
 
-#: the modes' numbers; a kernel is compiled for one, so that only its branch remains
-MODES = ("nearest_even", "toward_zero", "floor", "ceil", "half_away", "stochastic")
-
-
 @function
 def _integer(mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any) -> Any:
     """x / scale -> element; constants: lowest, highest."""
@@ -250,21 +241,14 @@ def element(
     return f32(_integer(mode, x, zero, bits, shift, top, constants))
 
 
-#: of the constants of a kernel that makes floating-point elements; all are exact in fp32
-FLOAT_CONSTANTS = (
-    "mantissa", "min_exponent", "largest", "over", "signed", "zero", "smallest", "has_inf",
-)  # fmt: skip
-
-
-# A kernel is made, and cached on disk, for numbers into these; only their branches remain in it.
-SOURCES = ("float32", "float16", "bfloat16")
-TARGETS = ("float32", "int8", "uint8", "int16", "int32")
+#: by a source's and a target's number.  A kernel is made, and cached on disk, for a source, a
+#: target and a rounding mode, numbered in `serving`, so that only their branches remain in it
 SOURCE_BYTES, TARGET_BYTES = (4, 2, 2), (4, 1, 1, 2, 4)
 
 
 @function
 def load(source: Any, address: Any, i: Any) -> Any:
-    """Element i of SOURCES[source] at an address, as float32."""
+    """Element i of a source at an address, as float32."""
     if source == 0:
         return f32_at(address)[i]
     if source == 1:
@@ -284,93 +268,3 @@ def store(target: Any, address: Any, i: Any, value: Any) -> None:
         i16_at(address)[i] = np.int16(i32(value))
     else:
         i32_at(address)[i] = np.int32(value)
-
-
-def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
-    """The kernel from SOURCES[source] to elements of TARGETS[target]."""
-    x_bytes, y_bytes = SOURCE_BYTES[source], TARGET_BYTES[target]
-    noisy = MODES[mode] == "stochastic"
-    head, outer = len(WORDS), OUTER
-
-    def body(data: Any) -> None:
-        words = numba.carray(data, (head + 5 * outer,), np.int64)
-        count, inner, index_step, granule_step = words[0], words[1], words[2], words[3]
-        x_base, y_base, scale_base, zero_base = words[4], words[5], words[6], words[7]
-        position = count * thread() // threads()
-        end = count * (thread() + 1) // threads()
-        low, high = u32(0), u32(0)
-        if noisy:
-            key = i64_at(words[8])[0]
-            low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
-        shift, top = u32(32 - words[9]), f32(i64(1) << words[9])
-        c = f32_at(words[10])
-        constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
-        step = u32(index_step)
-        while position < end:
-            row, column = position // inner, position % inner
-            length = min(inner - column, end - position)
-            x_start, y_start = column, column
-            index, granule = column * index_step, column * granule_step
-            for axis in range(outer - 1, -1, -1):
-                size = words[head + axis]
-                at = row % size
-                row = row // size
-                x_start += at * words[head + outer + axis]
-                y_start += at * words[head + 2 * outer + axis]
-                index += at * words[head + 3 * outer + axis]
-                granule += at * words[head + 4 * outer + axis]
-            x, y = x_base + x_bytes * x_start, y_base + y_bytes * y_start
-            first = u32(index)
-            scale, zero = f32(1.0), f32(0.0)
-            if granule_step == 0:
-                if scaled:
-                    scale = f32_at(scale_base)[granule]
-                    scale = f32(np.inf) if scale == f32(0.0) else scale
-                    if zero_base != 0:
-                        zero = f32(i32_at(zero_base)[granule])
-                for i in range(length):
-                    bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
-                    v = f32(load(source, x, i))
-                    if scaled:
-                        v = f32(v / scale)
-                    store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
-            else:
-                scales, zeros = scale_base + 4 * granule, zero_base + 4 * granule
-                for i in range(length):
-                    scale = f32_at(scales)[i]
-                    scale = f32(np.inf) if scale == f32(0.0) else scale
-                    if zero_base != 0:
-                        zero = f32(i32_at(zeros)[i])
-                    bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
-                    v = f32(load(source, x, i) / scale)
-                    store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
-            position += length
-
-    return kernel(body)
-
-
-#: what the words of `unshift` mean
-UNSHIFT_WORDS = ("size", "elements", "result", "zero_point")
-
-
-def unshift(source: int) -> Any:
-    """The kernel from integer elements of TARGETS[source], less a zero point, to float32."""
-    size = TARGET_BYTES[source]
-
-    def body(data: Any) -> None:
-        words = numba.carray(data, (4,), np.int64)
-        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
-        zero = i32_at(words[3])[0] if words[3] != 0 else i32(0)
-        x, y = words[1] + size * start, words[2] + 4 * start
-        for i in range(end - start):
-            if source == 1:
-                v = i32(i8_at(x)[i])
-            elif source == 2:
-                v = i32(u8_at(x)[i])
-            elif source == 3:
-                v = i32(i16_at(x)[i])
-            else:
-                v = i32_at(x)[i]
-            f32_at(y)[i] = f32(f32(v) - f32(zero))
-
-    return kernel(body)

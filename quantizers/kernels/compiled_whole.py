@@ -16,40 +16,40 @@ from llvmlite import binding
 from numba import types
 
 from .compiled import (
-    MODES,
     SOURCE_BYTES,
-    SOURCES,
-    TARGET_BYTES,
-    TARGETS,
     as_float,
-    element,
     f32,
     f32_at,
     float_bits,
     function,
     i32,
     i32_at,
-    i64,
     i64_at,
     kernel,
     load,
-    noise,
-    store,
     thread,
     threads,
     u32,
 )
-from .layout import OUTER
+from .compiled_elements import (
+    CONSTANTS,
+    FACTOR,
+    GRANULE_STEP,
+    SCALE,
+    SIZE,
+    ZERO_POINT,
+    X,
+    codes,
+    row,
+)
 from .team import openmp
 
-#: what the words mean; the walk's words follow, its granules those of the factor where there is
-#: one.  update: whether the running range moves; use: whether it is used
-WORDS = (
-    "size", "row", "index_step", "factor_step", "x", "result", "scale", "zero_point", "key",
-    "random_bits", "constants", "factor", "granules", "slots", "absmax", "affine", "signed",
-    "steps", "low", "high", "update", "use",
-)  # fmt: skip
-_HEAD = len(WORDS)
+#: places of the words that follow the factor.  slots: two int32 a thread; symmetric: whether the
+#: range is; signed: whether the format is; steps, low, high: addresses of the running range, 0 for
+#: none; update: whether it moves; use: whether it is used
+GRANULES, SLOTS, SYMMETRIC, SIGNED, STEPS, LOW, HIGH, UPDATE, USE = range(FACTOR + 1, FACTOR + 10)
+#: places among the constants
+_LARGEST, _MOMENTUM = 8, 9
 
 if openmp() is None:
 
@@ -80,41 +80,20 @@ def _number(key: Any) -> Any:
 
 
 @function
-def _row(words: Any, position: Any, end: Any) -> Any:
-    """The run of elements at a position: its length, and its place in x, the result, the logical
-    index and the factors."""
-    inner = words[1]
-    row, column = position // inner, position % inner
-    x, y = column, column
-    index, factor = column * words[2], column * words[3]
-    for axis in range(OUTER - 1, -1, -1):
-        size = words[_HEAD + axis]
-        if size > 1:
-            at = row % size
-            row = row // size
-            x += at * words[_HEAD + OUTER + axis]
-            y += at * words[_HEAD + 2 * OUTER + axis]
-            index += at * words[_HEAD + 3 * OUTER + axis]
-            factor += at * words[_HEAD + 4 * OUTER + axis]
-    return min(inner - column, end - position), x, y, index, factor
-
-
-@function
 def _extremes(source: Any, folded: Any, words: Any, position: Any, end: Any) -> Any:
     """Smallest and largest, ordered, of the elements of the walk from position to end."""
     low, high = i32(0x7FFFFFFF), i32(-0x80000000)
     while position < end:
-        length, x, _, _, factor = _row(words, position, end)
-        x = words[4] + SOURCE_BYTES[source] * x
-        if folded and words[3] == 1:
-            factors = words[11] + 4 * factor
+        length, x, _, _, factor = row(words, position, end)
+        x = words[X] + SOURCE_BYTES[source] * x
+        if folded and words[GRANULE_STEP] != 0:
             for i in range(length):
-                v = _ordered(f32(load(source, x, i) * f32_at(factors)[i]))
+                v = _ordered(f32(load(source, x, i) * f32_at(words[FACTOR])[factor + i]))
                 low, high = min(low, v), max(high, v)
         else:
             one = f32(1.0)
             if folded:
-                one = f32_at(words[11])[factor]
+                one = f32_at(words[FACTOR])[factor]
             for i in range(length):
                 v = load(source, x, i)
                 if folded:
@@ -123,45 +102,6 @@ def _extremes(source: Any, folded: Any, words: Any, position: Any, end: Any) -> 
                 low, high = min(low, k), max(high, k)
         position += length
     return low, high
-
-
-@function
-def _codes(
-    source: Any, target: Any, mode: Any, folded: Any, words: Any, position: Any, end: Any,
-    scale: Any, zero: Any,
-) -> None:  # fmt: skip
-    """The elements of the walk from position to end."""
-    low, high = u32(0), u32(0)
-    if mode == 5:
-        key = i64_at(words[8])[0]
-        low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
-    shift, top = u32(32 - words[9]), f32(i64(1) << words[9])
-    c = f32_at(words[10])
-    constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
-    step = u32(words[2])
-    scale = f32(np.inf) if scale == f32(0.0) else scale
-    while position < end:
-        length, x, y, index, factor = _row(words, position, end)
-        x, y = words[4] + SOURCE_BYTES[source] * x, words[5] + TARGET_BYTES[target] * y
-        first = u32(index)
-        if folded and words[3] == 1:
-            factors = words[11] + 4 * factor
-            for i in range(length):
-                bits = noise(u32(first + u32(u32(i) * step)), low, high) if mode == 5 else u32(0)
-                v = f32(f32(load(source, x, i) * f32_at(factors)[i]) / scale)
-                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
-        else:
-            one = f32(1.0)
-            if folded:
-                one = f32_at(words[11])[factor]
-            for i in range(length):
-                bits = noise(u32(first + u32(u32(i) * step)), low, high) if mode == 5 else u32(0)
-                v = load(source, x, i)
-                if folded:
-                    v = f32(v * one)
-                v = f32(v / scale)
-                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
-        position += length
 
 
 @function
@@ -179,19 +119,19 @@ def _larger(a: Any, b: Any) -> Any:
 @function
 def _ranged(words: Any, low: Any, high: Any) -> Any:
     """The range that the rule gives for these extremes, moving the running one."""
-    if words[14] != 0:
+    if words[SYMMETRIC] != 0:
         bound = _larger(f32(abs(low)), f32(abs(high)))
         low, high = f32(-bound), bound
-    if words[17] == 0:
+    if words[STEPS] == 0:
         return low, high
     finite = _is_finite(low) & _is_finite(high)
-    steps, running_low, running_high = i64_at(words[17]), f32_at(words[18]), f32_at(words[19])
-    if (words[20] != 0) & finite:
-        weight = f32(1.0) if steps[0] == 0 else f32_at(words[10])[9]
+    steps, running_low, running_high = i64_at(words[STEPS]), f32_at(words[LOW]), f32_at(words[HIGH])
+    if (words[UPDATE] != 0) & finite:
+        weight = f32(1.0) if steps[0] == 0 else f32_at(words[CONSTANTS])[_MOMENTUM]
         running_low[0] = f32(running_low[0] + f32(f32(low - running_low[0]) * weight))
         running_high[0] = f32(running_high[0] + f32(f32(high - running_high[0]) * weight))
         steps[0] += 1
-    if words[21] != 0:
+    if words[USE] != 0:
         if not finite:
             return f32(np.nan), f32(np.nan)
         if steps[0] > 0:
@@ -202,9 +142,9 @@ def _ranged(words: Any, low: Any, high: Any) -> Any:
 @function
 def _scaled(words: Any, low: Any, high: Any) -> Any:
     """(scale, zero point) of a range."""
-    c = f32_at(words[10])
+    c = f32_at(words[CONSTANTS])
     lowest, largest = c[0], c[1]
-    if words[15] != 0:
+    if words[ZERO_POINT] != 0:
         low = f32(0.0) if low > f32(0.0) else low
         high = f32(0.0) if high < f32(0.0) else high
         scale = f32(f32(high - low) / f32(largest - lowest))
@@ -213,49 +153,48 @@ def _scaled(words: Any, low: Any, high: Any) -> Any:
         zero = lowest if zero < lowest else zero
         zero = largest if zero > largest else zero
         return scale, zero if zero == zero else f32(0.0)
-    if words[16] != 0:
+    if words[SIGNED] != 0:
         width = _larger(f32(abs(low)), f32(abs(high)))
     else:
         width = f32(0.0) if high < f32(0.0) else high
         width = width if _is_finite(low) else f32(np.nan)
-    return f32(width / f32_at(words[10])[8]), f32(0.0)
+    return f32(width / c[_LARGEST]), f32(0.0)
+
+
+@function
+def _measured(words: Any, granule: Any, low: Any, high: Any) -> None:
+    """Keeps the scale and the zero point of a granule with these extremes, ordered."""
+    least, most = _ranged(words, _number(low), _number(high))
+    scale, zero = _scaled(words, least, most)
+    f32_at(words[SCALE])[granule] = scale
+    if words[ZERO_POINT] != 0:
+        i32_at(words[ZERO_POINT])[granule] = i32(zero)
 
 
 def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
-    """The kernel from SOURCES[source], each element times its factor when folded, to TARGETS."""
-    assert source < len(SOURCES) and target < len(TARGETS) and mode < len(MODES)
+    """The kernel from a source, each element times its factor when folded, to a target."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (_HEAD + 5 * OUTER,), np.int64)
-        size, granules, own, team = words[0], words[12], thread(), threads()
-        scales, zeros = f32_at(words[6]), i32_at(words[7])
+        words = numba.carray(data, (USE + 1,), np.int64)
+        size, granules, own, team = words[SIZE], words[GRANULES], thread(), threads()
         if granules == 1:
             start, end = size * own // team, size * (own + 1) // team
-            slots = i32_at(words[13])
+            slots = i32_at(words[SLOTS])
             low, high = _extremes(source, folded, words, start, end)
             slots[2 * own], slots[2 * own + 1] = low, high
             _barrier()
             if own == 0:
                 for other in range(1, team):
                     low, high = min(low, slots[2 * other]), max(high, slots[2 * other + 1])
-                least, most = _ranged(words, _number(low), _number(high))
-                scale, zero = _scaled(words, least, most)
-                scales[0] = scale
-                if words[15] != 0:
-                    zeros[0] = i32(zero)
+                _measured(words, 0, low, high)
             _barrier()
-            zero = f32(zeros[0]) if words[15] != 0 else f32(0.0)
-            _codes(source, target, mode, folded, words, start, end, scales[0], zero)
+            codes(source, target, mode, True, folded, words, start, end)
         else:
             each = size // granules
             for granule in range(granules * own // team, granules * (own + 1) // team):
                 start, end = granule * each, (granule + 1) * each
                 low, high = _extremes(source, folded, words, start, end)
-                least, most = _ranged(words, _number(low), _number(high))
-                scale, zero = _scaled(words, least, most)
-                scales[granule] = scale
-                if words[15] != 0:
-                    zeros[granule] = i32(zero)
-                _codes(source, target, mode, folded, words, start, end, scale, zero)
+                _measured(words, granule, low, high)
+                codes(source, target, mode, True, folded, words, start, end)
 
     return kernel(body)

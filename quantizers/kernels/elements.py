@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat, Overflow
-from quantizers.granularity import compact_shape
+from quantizers.formats import Format, Overflow
 
 from . import team
-from .layout import walk
-from .serving import MODES, SOURCES, TARGETS, constants, is_dense, made, operand, serves
+from .plan import plan
+from .serving import TARGETS, made, operand, serves
 
 if TYPE_CHECKING:  # which needs noise, which needs this package
     from quantizers.rounding import Rounding
@@ -36,33 +35,38 @@ def elements(
     -> the format's integer dtype, or fp32 for a FloatFormat, in x's layout; None where no kernel
     serves x.
     """
-    if not serves(x) or x.dtype not in SOURCES or x.numel() == 0:
+    noisy = rounding.random_bits > 0
+    if not serves(x) or (noisy and (key is None or not operand(key, torch.int64, ()))):
         return None
-    dtype = format.dtype if isinstance(format, IntFormat) else torch.float32
-    compact = compact_shape(x.shape, block)
-    if not (
-        operand(scale, torch.float32, compact)
-        and operand(zero_point, torch.int32, compact)
-        and operand(key, torch.int64, ())
+    path = plan(x.dtype, x.shape, x.stride(), block, format, rounding, overflow)
+    if (
+        path is None
+        or (scale is not None and not operand(scale, torch.float32, path.compact))
+        or (zero_point is not None and not operand(zero_point, torch.int32, path.compact))
     ):
         return None
-    result = torch.empty_like(x, dtype=dtype)
-    noisy = key is not None and rounding.random_bits > 0
-    path = walk(tuple(x.shape), x.stride(), result.stride(), block, noisy)
-    if path is None:
-        return None
-    numbers = SOURCES[x.dtype], TARGETS[dtype], MODES[rounding.mode]
-    kernel = made("quantizers.kernels.compiled", "quantize", *numbers, scale is not None)
+    scaled = scale is not None
+    kernel = made("quantizers.kernels.compiled_elements", "quantize", *path.numbers, scaled)
     if kernel is None:
         return None
-    numbers_of_format = constants(format, overflow)
-    kept = [None if t is None else t.contiguous() for t in (scale, zero_point, key)]
-    pointers = [0 if t is None else t.data_ptr() for t in kept]
-    words = (
-        *path[:4], x.data_ptr(), result.data_ptr(),
-        *pointers, rounding.random_bits, ctypes.addressof(numbers_of_format), *path.words,
-    )  # fmt: skip
-    team.run(kernel.address, words, path.size)
+    result = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
+    scale = None if scale is None else scale.contiguous()
+    zero_point = None if zero_point is None else zero_point.contiguous()
+    team.run(
+        kernel.address,
+        (
+            *path.words,
+            x.data_ptr(),
+            result.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            0 if zero_point is None else zero_point.data_ptr(),
+            0 if key is None or not noisy else key.data_ptr(),
+            rounding.random_bits,
+            ctypes.addressof(path.constants),
+            0,  # no factor
+        ),
+        path.walk.size,
+    )
     return result
 
 
@@ -80,9 +84,9 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     ):
         return None
     result = torch.empty_like(elements, dtype=torch.float32)
-    if result.stride() != elements.stride() or not is_dense(elements):
+    if result.stride() != elements.stride():  # gaps or overlaps: the result has none
         return None
-    kernel = made("quantizers.kernels.compiled", "unshift", target)
+    kernel = made("quantizers.kernels.compiled_elements", "unshift", target)
     if kernel is None:
         return None
     zero = 0 if zero_point is None else zero_point.data_ptr()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from quantizers.granularity import compact_shape, is_plain
@@ -18,25 +17,25 @@ class Walk(NamedTuple):
     row            elements of a row; they are adjacent in x and in the result
     index_step, granule_step   what one step along the row adds to the logical index and to the
                    granule's
-    words          sizes, then strides in x, result, logical index and granule, of OUTER axes
+    outer          sizes, then strides in x, result, logical index and granule, of OUTER axes
     """
 
     size: int
     row: int
     index_step: int
     granule_step: int
-    words: tuple[int, ...]
+    outer: tuple[int, ...]
 
 
-def _contiguous(shape: tuple[int, ...]) -> list[int]:
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a tensor in C order."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= max(size, 1)
-    return strides[::-1]
+    return tuple(strides[::-1])
 
 
-@lru_cache(maxsize=4096)
 def walk(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
@@ -54,11 +53,9 @@ def walk(
         return None
     granules = [
         step if b < size else 0
-        for size, b, step in zip(
-            shape, block, _contiguous(compact_shape(shape, block)), strict=True
-        )
+        for size, b, step in zip(shape, block, contiguous(compact_shape(shape, block)), strict=True)
     ]
-    logical = _contiguous(shape) if indexed else [0] * len(shape)
+    logical = contiguous(shape) if indexed else (0,) * len(shape)
     axes = sorted(
         (
             axis
@@ -88,16 +85,15 @@ def walk(
         return None
     unit = [1, 0, 0, 0, 0]
     padded = [unit] * (OUTER - len(merged)) + merged
-    words = tuple(numbers[field] for field in range(5) for numbers in padded)
-    return Walk(count, size, index, granule, words)
+    flat = tuple(numbers[field] for field in range(5) for numbers in padded)
+    return Walk(count, size, index, granule, flat)
 
 
-@lru_cache(maxsize=4096)
 def is_granule_major(path: Walk) -> bool:
     """Whether the granules follow one another along the walk, in their own order."""
     if path.granule_step:
         return False
-    sizes, granules = path.words[:OUTER], path.words[4 * OUTER :]
+    sizes, granules = path.outer[:OUTER], path.outer[4 * OUTER :]
     expected = 0
     for size, step in zip(reversed(sizes), reversed(granules), strict=True):
         if size == 1:

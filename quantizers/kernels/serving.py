@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 import torch.utils._python_dispatch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat, Overflow
+_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+_has_storage = torch._C._has_storage
 
 _ON: ContextVar[bool] = ContextVar("fused quantizers", default=True)
-#: numbers of dtypes and rounding modes in the compiled module's SOURCES, TARGETS and MODES
+#: how kernels number dtypes and rounding modes
 SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TARGETS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2, torch.int16: 3, torch.int32: 4}
 MODES = {
@@ -40,6 +41,7 @@ def eager() -> Iterator[None]:
         _ON.reset(token)
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _warned: list[Exception] = []
 
 
@@ -76,8 +78,8 @@ def serves(x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and _ON.get()
         and is_plain(x)
-        and (torch._C._len_torch_dispatch_stack() == 0 or _all_watch())
-        and torch._C._get_tracing_state() is None
+        and (_modes() == 0 or _all_watch())
+        and _tracing_state() is None
     )
 
 
@@ -89,20 +91,20 @@ def _all_watch() -> bool:
 def is_plain(x: Tensor) -> bool:
     """Whether x's numbers are those in its memory, on the CPU."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in _PLAIN
         and x.is_cpu
-        and x.layout == torch.strided
+        and x.layout is torch.strided
         and not x.is_neg()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and torch._C._has_storage(x)  # batched gradients (is_grads_batched) have none
+        and not _is_transformed(x)
+        and _has_storage(x)  # batched gradients (is_grads_batched) have none
     )
 
 
 def number(x: Tensor) -> int | None:
     """The value of a 0-d int64 tensor that lies in this process' memory, or None."""
-    if not serves(x) or x.dim() or x.dtype != torch.int64:
+    if x.dtype is not torch.int64 or x.dim() or not serves(x):
         return None
-    return ctypes.c_int64.from_address(x.data_ptr()).value
+    return int(x.item())
 
 
 def is_dense(x: Tensor) -> bool:
@@ -110,24 +112,6 @@ def is_dense(x: Tensor) -> bool:
     return torch.ops.aten.is_non_overlapping_and_dense(x)  # type: ignore[no-any-return]
 
 
-def operand(t: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+def operand(t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     """Whether a kernel may read t: it has what the kernel takes it to have."""
-    return t is None or (t.dtype == dtype and t.shape == shape and is_plain(t))
-
-
-@lru_cache(maxsize=256)
-def constants(
-    format: Format, overflow: Overflow | None, momentum: float = 0.0
-) -> ctypes.Array[ctypes.c_float]:
-    """What a kernel knows of a format: 8 numbers for elements, then its largest, momentum."""
-    if isinstance(format, IntFormat):
-        values: list[float] = [format.low, format.high]
-    else:
-        rule = format.on_overflow if overflow is None else overflow
-        over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[rule]
-        values = [
-            format.mantissa, format.min_exponent, format.largest, over,
-            format.signed, format.zero, format.smallest, format.has_inf,
-        ]  # fmt: skip
-    values += [0.0] * (8 - len(values)) + [format.largest, momentum]
-    return (ctypes.c_float * 10)(*values)  # no tensor: it would take torch's default device
+    return t.dtype is dtype and t.shape == shape and is_plain(t)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -45,13 +46,13 @@ def openmp() -> Any:
 def run(address: int, words: Sequence[int], count: int) -> None:
     """Call the kernel at `address` (void (*)(int64 *)) with `words`; it shares `count` elements
     out among the threads of its region."""
-    data = (ctypes.c_int64 * len(words))(*words)
+    data = struct.pack(f"{len(words)}q", *words)  # a fifth of the time of a ctypes array
     library = openmp()
     threads = torch.get_num_threads() if library and count >= SMALL else 1
     if threads > 1 and os.getpid() == _HOME:
-        library.GOMP_parallel(address, ctypes.addressof(data), threads, 0)
+        library.GOMP_parallel(address, data, threads, 0)
     else:
-        _entry(address)(ctypes.addressof(data))
+        _entry(address)(data)
 
 
 @cache

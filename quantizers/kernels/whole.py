@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantizers.formats import Format, IntFormat, Overflow
-from quantizers.granularity import compact_shape
+from quantizers.granularity import Granularity, compact_shape
 
 from . import team
-from .layout import is_granule_major, walk
-from .serving import MODES, SOURCES, TARGETS, constants, is_plain, made, operand, serves
+from .layout import contiguous, is_granule_major
+from .plan import Plan, plan
+from .serving import is_plain, made, operand, serves
 
 if TYPE_CHECKING:  # which needs noise, which needs this package
     from quantizers.rounding import Rounding
@@ -31,86 +34,128 @@ class Running(NamedTuple):
 
     def plain(self) -> bool:
         """Whether a kernel may write it."""
+        low, high, steps = self.low, self.high, self.steps
         return (
-            all(is_plain(t) and t.numel() == 1 for t in self[:3])
-            and self.low.dtype == self.high.dtype == torch.float32
-            and self.steps.dtype == torch.int64
+            low.dtype is high.dtype is torch.float32
+            and steps.dtype is torch.int64
+            and low.numel() == high.numel() == steps.numel() == 1
+            and is_plain(low)
+            and is_plain(high)
+            and is_plain(steps)
         )
+
+
+class Whole(NamedTuple):
+    """What a kernel made: see QTensor."""
+
+    elements: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    block: tuple[int, ...]
 
 
 def whole(
     x: Tensor,
-    block: tuple[int, ...],
-    absmax: bool,
+    granularity: Granularity,
+    symmetric: bool,
     running: Running | None,
     format: Format,
     rounding: Rounding,
     key: Tensor | None,
     overflow: Overflow | None,
     factor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """(elements, scale, zero point) of x * factor over its extremes, as a Quantizer makes them.
+) -> Whole | None:
+    """Elements, scale and zero point of x * factor over its extremes, as a Quantizer makes them.
 
-    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; absmax: whether the
-    range is symmetric; factor: fp32, broadcastable to x, one granule only.  None where no kernel
-    serves these.
+    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; symmetric: whether
+    the range is; factor: fp32, broadcastable to x, one granule only.  None where no kernel serves
+    these.
     """
+    noisy = rounding.random_bits > 0
     if (
         not serves(x)
-        or x.dtype not in SOURCES
-        or x.numel() == 0
-        or not operand(key, torch.int64, ())
+        or (noisy and (key is None or not operand(key, torch.int64, ())))
+        or (running is not None and not running.plain())
+        or (factor is not None and (factor.dtype is not torch.float32 or not is_plain(factor)))
     ):
         return None
-    compact = compact_shape(x.shape, block)
-    granules = 1
-    for size in compact:
-        granules *= size
-    if granules > 1 and (factor is not None or running is not None):
+    found = _plan(
+        x.dtype, x.shape, x.stride(), granularity, format, rounding, overflow,
+        None if running is None else running.momentum, None if factor is None else factor.shape,
+    )  # fmt: skip
+    if found is None:
         return None
-    if running is not None and not running.plain():
+    block, compact, steps, path = found
+    numbers = path.numbers
+    kernel = made("quantizers.kernels.compiled_whole", "quantize", *numbers, factor is not None)
+    if kernel is None:
+        return None
+    # empty_strided takes two thirds of the time of empty
+    device = x.device
+    elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=device)
+    scale = torch.empty_strided(compact, steps, dtype=torch.float32, device=device)
+    zero_point = None
+    if isinstance(format, IntFormat) and not format.symmetric:
+        zero_point = torch.empty_strided(compact, steps, dtype=torch.int32, device=device)
+    slots = (ctypes.c_int32 * (2 * torch.get_num_threads()))()
+    factor = None if factor is None else factor.contiguous()
+    if running is None:
+        kept = 0, 0, 0, False, False
+    else:
+        low, high, count, _, update, use = running
+        kept = count.data_ptr(), low.data_ptr(), high.data_ptr(), update, use
+    team.run(
+        kernel.address,
+        (
+            *path.words,
+            x.data_ptr(),
+            elements.data_ptr(),
+            scale.data_ptr(),
+            0 if zero_point is None else zero_point.data_ptr(),
+            0 if key is None or not noisy else key.data_ptr(),
+            rounding.random_bits,
+            ctypes.addressof(path.constants),
+            0 if factor is None else factor.data_ptr(),
+            math.prod(compact),
+            ctypes.addressof(slots),
+            symmetric,
+            format.signed,
+            *kept,
+        ),
+        path.walk.size,
+    )
+    return Whole(elements, scale, zero_point, block)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    granularity: Granularity,
+    format: Format,
+    rounding: Rounding,
+    overflow: Overflow | None,
+    momentum: float | None,
+    factor: tuple[int, ...] | None,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Plan] | None:
+    """Block size, shape and strides of the scales, plan.  momentum: of a running range; factor: a
+    shape."""
+    block = granularity.block_shape(shape)
+    compact = compact_shape(shape, block)
+    granules = math.prod(compact)
+    if granules > 1 and (factor is not None or momentum is not None):
         return None
     cut = block
     if factor is not None:
-        if factor.dtype != torch.float32 or not is_plain(factor) or factor.dim() != x.dim():
+        if len(factor) != len(shape):
             return None
-        factor = factor.contiguous()
         cut = tuple(
-            1 if size > 1 else max(whole, 1)
-            for size, whole in zip(factor.shape, x.shape, strict=True)
+            1 if part > 1 else max(size, 1) for part, size in zip(factor, shape, strict=True)
         )
-        if compact_shape(x.shape, cut) != tuple(factor.shape):
+        if compact_shape(shape, cut) != factor:
             return None
-    integer = isinstance(format, IntFormat)
-    dtype = format.dtype if isinstance(format, IntFormat) else torch.float32
-    elements = torch.empty_like(x, dtype=dtype)
-    noisy = key is not None and rounding.random_bits > 0
-    path = walk(tuple(x.shape), x.stride(), elements.stride(), cut, noisy)
-    if path is None or (granules > 1 and not is_granule_major(path)):
+    found = plan(dtype, shape, strides, cut, format, rounding, overflow, momentum or 0.0)
+    if found is None or (granules > 1 and not is_granule_major(found.walk)):
         return None
-    kernel = made(
-        "quantizers.kernels.compiled_whole", "quantize",
-        SOURCES[x.dtype], TARGETS[dtype], MODES[rounding.mode], factor is not None,
-    )  # fmt: skip
-    if kernel is None:
-        return None
-    affine = integer and not getattr(format, "symmetric", True)
-    scale = torch.empty(compact, dtype=torch.float32, device=x.device)
-    zero_point = torch.empty(compact, dtype=torch.int32, device=x.device) if affine else None
-    slots = (ctypes.c_int32 * (2 * torch.get_num_threads()))()
-    momentum = 0.0 if running is None else running.momentum
-    known = constants(format, overflow, momentum)
-    key = None if key is None else key.contiguous()
-    kept = (None, None, None) if running is None else running[:3]
-    low, high, steps = (0 if t is None else t.data_ptr() for t in kept)
-    words = (
-        *path[:4], x.data_ptr(), elements.data_ptr(), scale.data_ptr(),
-        0 if zero_point is None else zero_point.data_ptr(),
-        0 if key is None else key.data_ptr(),
-        rounding.random_bits, ctypes.addressof(known),
-        0 if factor is None else factor.data_ptr(),
-        granules, ctypes.addressof(slots), absmax, affine, format.signed, steps, low, high,
-        running is not None and running.update, running is not None and running.use, *path.words,
-    )  # fmt: skip
-    team.run(kernel.address, words, path.size)
-    return elements, scale, zero_point
+    return block, compact, contiguous(compact), found

@@ -41,7 +41,7 @@ from quantizers import (
     stochastic,
     uint8,
 )
-from quantizers.kernels import compiled, compiled_whole, serving, team
+from quantizers.kernels import compiled_elements, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
 
 KEY = root_key(1)
@@ -70,8 +70,6 @@ def wild(*shape: int, seed: int = 0) -> Tensor:
 
 
 def same(actual: Tensor | None, expected: Tensor) -> bool:
-    if expected.dtype == torch.int32:  # what torch makes of a NaN there depends on the processor
-        expected = torch.where(expected == -(2**31), 0, expected)
     return actual is not None and same_bits(actual, expected)
 
 
@@ -155,6 +153,46 @@ def test_any_scale_and_zero_point(fmt) -> None:
                 assert same(got, expected)
 
 
+INTEGERS = [IntFormat(n, s, e) for n in range(2, 17) for s in (True, False) for e in (True, False)]
+
+
+@pytest.mark.parametrize("fmt", INTEGERS, ids=str)
+def test_what_is_not_a_number_is_element_0(fmt: IntFormat) -> None:
+    """On every path, in every layout, whatever the zero point: the scale alone tells of it.  An
+    infinite quotient is the format's end."""
+    scales = torch.tensor([NAN, INF, -INF, 1e-45, 0.0, 1.0])
+    ends = torch.tensor([NAN, INF, -INF, 1.0, 3e38, 0.0])
+    x = ends.repeat(3, 2, 1).repeat_interleave(6, 1)  # (3, 12, 6), each with every scale
+    zero = None if fmt.symmetric else torch.full((1, 12, 1), fmt.high - 1, dtype=torch.int32)
+    scale = scales.repeat(2).view(1, 12, 1)
+    for mode in (*MODES, stochastic(3)):
+        quantizer = Quantizer(format=fmt, rounding=mode, granularity=per_axis(1))
+        quotient = x / torch.where(scale == 0, INF, scale)
+        assert quotient.isnan().any() and (quotient == INF).any()
+        for values in (x, x.transpose(0, 2).contiguous().transpose(0, 2), x[1:]):
+            expected = quantizer._elements(values, scale, zero, (len(values), 1, 6), KEY, None)
+            got = kernels.elements(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
+            assert same(got, expected)
+            lost = quotient[: len(values)].isnan()
+            assert not expected[lost].any()
+            assert (expected[quotient[: len(values)] == INF] == fmt.high).all()
+            assert (expected[quotient[: len(values)] == -INF] == fmt.low).all()
+    for bad in (NAN, INF, -INF):
+        for sign in (1, -1):  # the quotients of one bad element's granule: NaN, 0 and -0
+            x = sign * numbers(4, 6, 5, 3)
+            x[1, 2, 3, 1] = bad
+            for grain in (per_tensor, per_axis(1), per_block({-1: 2})):
+                for rule in (absmax, minmax):
+                    quantizer = Quantizer(format=fmt, range=rule, granularity=grain)
+                    for values in (x, last(x), x.transpose(1, 3)):
+                        q = quantizer(values)
+                        assert_equal(q, eager(quantizer, values))
+                        assert q.scale is not None and not q.scale.isfinite().all()
+                        gone = (values / q.spread(q.scale)).isnan()
+                        assert gone.any() and not q.elements[gone].any()
+                        assert not q.dequantize()[gone].isfinite().any()
+
+
 @pytest.mark.parametrize("key", [-1, 0, 2**31, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63)])
 def test_every_key(key: int) -> None:
     check(Quantizer(format=int8, rounding=stochastic()), numbers(40, 7), torch.tensor(key))
@@ -232,6 +270,39 @@ def test_blocks_fall_back(grain: Granularity) -> None:
     check(replace(quantizer, granularity=whole), wild(6, 32))
 
 
+def test_stochastic_elements_without_a_key_are_refused() -> None:
+    x = numbers(6, 8)
+    assert kernels.elements(x, None, None, (6, 8), int8, stochastic(), None) is None
+    with pytest.raises(ValueError, match="needs a key"):
+        NOISY(x)
+
+
+def test_a_plan_is_of_one_layout_and_one_quantizer() -> None:
+    """Quantizers and tensors that differ in one thing, in turn: none takes the other's plan."""
+    x = numbers(4, 6, 5, 4)
+    tensors = [x, last(x), x.transpose(1, 3), x.half(), x.view(4, 6, 10, 2), x[:2]]
+    grains = [per_tensor, per_axis(0), per_axis(1)]
+    e4m3 = formats.e4m3
+    quantizers = [
+        Quantizer(format=fmt, range=rule, granularity=grain, rounding=mode)
+        for fmt in (int8, IntFormat(7), uint8, e4m3, replace(e4m3, overflow="nan"))
+        for rule in (absmax, minmax)
+        for grain in grains
+        for mode in (nearest_even, ceil, stochastic(3), stochastic())
+    ]
+    for _ in range(2):
+        for quantizer in quantizers:
+            for values in tensors:
+                assert_equal(quantizer(values, key=KEY), eager(quantizer, values))
+    states = [INPUT.init_state((None, 6, None, None)) for _ in range(2)]
+    for momentum in (0.1, 0.9, 0.1):
+        quantizer = replace(INPUT, range=ema(minmax, momentum=momentum, train_on="batch"))
+        got = quantizer(x * momentum, state=states[0])
+        with kernels.eager():
+            assert_equal(got, quantizer(x * momentum, state=states[1]))
+        assert all(same_bits(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_noise_follows_the_logical_index() -> None:
     x = numbers(3, 6, 4, 5)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -276,7 +347,7 @@ def test_a_walk_visits_every_element_once() -> None:
             if path is None:
                 continue
             seen = torch.zeros(1, 4, dtype=torch.int64)  # in x, result; logical index; granule
-            for size, *strides in torch.tensor(path.words).view(5, 4).T.tolist():
+            for size, *strides in torch.tensor(path.outer).view(5, 4).T.tolist():
                 steps = torch.arange(size).view(-1, 1) * torch.tensor(strides)
                 seen = (seen.unsqueeze(1) + steps).view(-1, 4)
             inner = torch.tensor([1, 1, path.index_step, path.granule_step])
@@ -288,7 +359,7 @@ def test_a_walk_visits_every_element_once() -> None:
                 assert torch.equal(logical[:, column], memory.flatten()), name
     assert walk((2**16, 2**15), (2**15, 1), (2**15, 1), (2**16, 2**15), True) is None
     far = walk((4, 8), (2**40, 1), (8, 1), (4, 8), False)
-    assert far is not None and 2**40 in far.words  # int64 all the way
+    assert far is not None and 2**40 in far.outer  # int64 all the way
 
 
 # Threads, processes -------------------------------------------------------------------------------
@@ -464,7 +535,7 @@ def test_kernels_that_do_not_compile_give_one_warning(fresh, monkeypatch) -> Non
     def broken(*args: object) -> None:
         raise RuntimeError("no kernel today")
 
-    for module in (compiled, compiled_whole):
+    for module in (compiled_elements, compiled_whole):
         monkeypatch.setattr(module, "quantize", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -486,13 +557,16 @@ def test_the_cache_has_a_file_for_each_kernel_and_heals(fresh, monkeypatch, tmp_
     def hits() -> int:
         kernels.made.cache_clear()
         check(quantizer, numbers(50))
-        return kernels.made("quantizers.kernels.compiled", "quantize", 0, 1, 0, True).cache_hits
+        return kernels.made(
+            "quantizers.kernels.compiled_elements", "quantize", 0, 1, 0, True
+        ).cache_hits
 
     assert hits() == 0
     data, index = list(tmp_path.rglob("*.nbc")), list(tmp_path.rglob("*.nbi"))
     assert len(data) == len(index) == 2  # with the range, and without
     data, index = (
-        [path for path in paths if path.name.startswith("compiled.")] for paths in (data, index)
+        [path for path in paths if path.name.startswith("compiled_elements.")]
+        for paths in (data, index)
     )
     stamp = data[0].stat().st_mtime_ns
     assert hits() == 1 and data[0].stat().st_mtime_ns == stamp

@@ -1,0 +1,163 @@
+"""Kernels from a tensor and its scale to elements, and back to numbers.
+
+Each thread takes an equal run of elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from .compiled import (
+    SOURCE_BYTES,
+    TARGET_BYTES,
+    element,
+    f32,
+    f32_at,
+    function,
+    i8_at,
+    i16_at,
+    i32,
+    i32_at,
+    i64,
+    i64_at,
+    kernel,
+    load,
+    noise,
+    store,
+    thread,
+    threads,
+    u8_at,
+    u32,
+)
+from .layout import OUTER
+
+#: places of the words of a quantizing kernel: a `layout.Walk` (size .. GRANULES, each of the last
+#: five for OUTER axes), then numbers and addresses, 0 for what there is not
+SIZE, ROW, INDEX_STEP, GRANULE_STEP = range(4)
+SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(4, 4 + 5 * OUTER, OUTER)
+X, RESULT, SCALE, ZERO_POINT, KEY, RANDOM_BITS, CONSTANTS, FACTOR = range(
+    4 + 5 * OUTER, 12 + 5 * OUTER
+)
+
+
+@function
+def row(words: Any, position: Any, end: Any) -> Any:
+    """The run of elements at a position of the walk: its length, and its place in x, the result,
+    the logical index and the granules."""
+    inner = words[ROW]
+    outer, column = position // inner, position % inner
+    x, y = column, column
+    index, granule = column * words[INDEX_STEP], column * words[GRANULE_STEP]
+    for axis in range(OUTER - 1, -1, -1):
+        size = words[SIZES + axis]
+        if size > 1:
+            at = outer % size
+            outer = outer // size
+            x += at * words[X_STEPS + axis]
+            y += at * words[RESULT_STEPS + axis]
+            index += at * words[INDEX_STEPS + axis]
+            granule += at * words[GRANULE_STEPS + axis]
+    return min(inner - column, end - position), x, y, index, granule
+
+
+@function
+def _divisor(scales: Any, granule: Any) -> Any:
+    """What x is divided by: where the scale is zero, so is x / inf."""
+    scale = f32_at(scales)[granule]
+    return f32(np.inf) if scale == f32(0.0) else scale
+
+
+@function
+def _zero_point(zeros: Any, granule: Any) -> Any:
+    return f32(i32_at(zeros)[granule]) if zeros != 0 else f32(0.0)
+
+
+@function
+def codes(
+    source: Any, target: Any, mode: Any, scaled: Any, folded: Any, words: Any, position: Any,
+    end: Any,
+) -> None:  # fmt: skip
+    """The elements of the walk from position to end.
+
+    scaled: x is divided by the scale of its granule and moved by its zero point; folded: it is
+    multiplied by a factor before, whose granules are those of the walk, and has one scale.
+    """
+    noisy = mode == 5  # stochastic
+    low, high = u32(0), u32(0)
+    if noisy:
+        key = i64_at(words[KEY])[0]
+        low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
+    shift, top = u32(32 - words[RANDOM_BITS]), f32(i64(1) << words[RANDOM_BITS])
+    c = f32_at(words[CONSTANTS])
+    constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
+    scales, zeros, factors = words[SCALE], words[ZERO_POINT], words[FACTOR]
+    step, along = u32(words[INDEX_STEP]), words[GRANULE_STEP] != 0
+    scale, zero, factor = f32(1.0), f32(0.0), f32(1.0)
+    while position < end:
+        length, x, y, index, granule = row(words, position, end)
+        x, y = words[X] + SOURCE_BYTES[source] * x, words[RESULT] + TARGET_BYTES[target] * y
+        first, own = u32(index), i64(0) if folded else granule
+        if scaled:
+            scale, zero = _divisor(scales, own), _zero_point(zeros, own)
+        if folded:
+            factor = f32_at(factors)[granule]
+        if along:
+            for i in range(length):
+                if folded:
+                    factor = f32_at(factors)[granule + i]
+                elif scaled:
+                    scale, zero = _divisor(scales, own + i), _zero_point(zeros, own + i)
+                bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                v = load(source, x, i)
+                v = f32(v * factor) if folded else v
+                v = f32(v / scale) if scaled else v
+                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
+        else:
+            for i in range(length):
+                bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                v = load(source, x, i)
+                v = f32(v * factor) if folded else v
+                v = f32(v / scale) if scaled else v
+                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
+        position += length
+
+
+def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
+    """The kernel from a source to elements of a target, by a rounding mode."""
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (FACTOR + 1,), np.int64)
+        size, own, team = words[SIZE], thread(), threads()
+        start, end = size * own // team, size * (own + 1) // team
+        codes(source, target, mode, scaled, False, words, start, end)
+
+    return kernel(body)
+
+
+def unshift(source: int) -> Any:
+    """The kernel from elements, integers numbered as targets are, less a zero point, to float32.
+
+    Its words: size, and the addresses of the elements, the result and the zero point (0: none).
+    """
+    size = TARGET_BYTES[source]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (4,), np.int64)
+        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        zero = i32_at(words[3])[0] if words[3] != 0 else i32(0)
+        x, y = words[1] + size * start, words[2] + 4 * start
+        for i in range(end - start):
+            if source == 1:
+                v = i32(i8_at(x)[i])
+            elif source == 2:
+                v = i32(u8_at(x)[i])
+            elif source == 3:
+                v = i32(i16_at(x)[i])
+            else:
+                v = i32_at(x)[i]
+            f32_at(y)[i] = f32(f32(v) - f32(zero))
+
+    return kernel(body)
