@@ -16,6 +16,7 @@ from torch import Tensor
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 
 from .batched import BatchedInt8
+from .cut import CutInt8
 from .floats import Float32, reference
 from .onednn import OneDnnInt8
 from .unfolded import UnfoldedInt8
@@ -24,8 +25,11 @@ from .work import Engine, Epilogue, Span, Work
 #: for each kind of device, in order of preference
 ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
     lambda: (Float32(), reference),
-    cpu=(OneDnnInt8(), UnfoldedInt8(), BatchedInt8(), Float32(), reference),
-    cuda=(UnfoldedInt8(), Float32(), reference),
+    cpu=(
+        OneDnnInt8(), UnfoldedInt8(), BatchedInt8(), Float32(),
+        CutInt8(UnfoldedInt8()), CutInt8(BatchedInt8()), reference,
+    ),
+    cuda=(UnfoldedInt8(), Float32(), CutInt8(UnfoldedInt8()), reference),
 )
 
 _Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
