@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -41,14 +42,15 @@ class _Cut(NamedTuple):
             return [x.to(torch.int8)]
         x = x.to(torch.promote_types(x.dtype, torch.int16))
         if self.bytes == 1:
-            found = [x - self.offset]
+            found = [(x - self.offset).to(torch.int8)]
         else:
-            x = x - (self.offset - 128)  # within 16 bits
-            found = [x >> 8, (x & 255).sub_(128)]
+            if self.offset != 128:
+                x = x - (self.offset - 128)  # within 16 bits, as it is for 128
+            found = [(x >> 8).to(torch.int8), (x & 255).sub_(128).to(torch.int8)]
         if self.offset:
             sizes = [ones if i == axis else size for i, size in enumerate(x.shape)]
-            found.append(x.new_ones(sizes, dtype=torch.int8))
-        return [operand.to(torch.int8) for operand in found]
+            found.append(found[0].new_ones(sizes))
+        return found
 
 
 def _cut(span: Span) -> _Cut | None:
@@ -98,6 +100,12 @@ class CutInt8:
     unit: Engine
     takes_zero_point = False
 
+    @staticmethod
+    def terms(products: int) -> int:
+        """Terms of a sum from which so many products of bytes are faster than fp32 or fp64 units
+        (measured with one thread; each product's sums are added up apart)."""
+        return int(4 ** (products + 1))
+
     @property
     def name(self) -> str:
         return f"{self.unit.name}_cut"
@@ -108,7 +116,9 @@ class CutInt8:
 
     def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
         plan = _plan(work)
-        if plan is None or work.zero_point or work.bound >= 2**52:  # what offsets add: less again
+        if plan is None or work.zero_point or work.bound >= 2**52:  # offsets add less than twice
+            return False
+        if work.count * work.per_index < self.terms(plan.a.bytes * plan.b.bytes):
             return False
         return self.unit.supports(operation, kind, plan.part)
 
@@ -138,7 +148,7 @@ class CutInt8:
                 left = operation.narrow(kind, "a", a, start, length)
                 right = operation.narrow(kind, "b", b, start, length)
             for factor, sums in self._sums(operation, kind, left, right, like, plan):
-                if total is None:
+                if total is None:  # the first are of the bytes: as large as the product
                     total = torch.zeros_like(sums, dtype=dtype)
                 total.add_(sums, alpha=factor)
         assert total is not None
@@ -153,27 +163,25 @@ class CutInt8:
         first of them; in forward and grad_input groups have an axis of their own."""
         groups, last = _groups(operation), kind == "grad_weight"
         inside = groups if last else 1  # along the kept axis of an operand
-        axis_a, axis_b = (
-            max(operation.kept(kind, "a", a.dim())), max(operation.kept(kind, "b", b.dim()))
-        )
-        stacked, looped = (plan.a, a, axis_a), (plan.b, b, axis_b)
-        if not last:
-            stacked, looped = looped, stacked
-        cut, x, axis = stacked
-        operands = cut.operands(x, axis, inside)
-        sizes = [operand.shape[axis] // inside for operand in operands]
-        one = _stacked(operands, axis, inside)
-        cut_other, y, axis_other = looped
-        others = cut_other.operands(y, axis_other, inside)
-        for factor, other in zip(cut_other.factors, others, strict=True):
-            left, right = (one, other) if last else (other, one)
+        axis_a = max(operation.kept(kind, "a", a.dim()))
+        axis_b = max(operation.kept(kind, "b", b.dim()))
+        lefts, rights = plan.a.operands(a, axis_a, inside), plan.b.operands(b, axis_b, inside)
+        if last:
+            factors, others = plan.a.factors, plan.b.factors
+            sizes = [x.shape[axis_a] // groups for x in lefts]
+            lefts = [_stacked(lefts, axis_a, groups)]
+        else:
+            factors, others = plan.b.factors, plan.a.factors
+            sizes = [x.shape[axis_b] for x in rights]
+            rights = [_stacked(rights, axis_b, 1)]
+        for other, (left, right) in zip(others, itertools.product(lefts, rights), strict=True):
             shape = resized(operation, kind, like, left, right)
             result = self.unit.product(operation, kind, left, right, shape, plan.part)
             along = 1 if last else operation.channel_axis(result.dim())
             if not last and groups > 1:
                 result, along = result.unflatten(1, (groups, -1)), 2
-            for own, sums in zip(cut.factors, result.split(sizes, along), strict=True):
-                yield factor * own, sums
+            for factor, sums in zip(factors, result.split(sizes, along), strict=True):
+                yield factor * other, sums
 
 
 def _groups(operation: Operation) -> int:

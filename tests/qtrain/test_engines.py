@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
+from qtrain.engines.cut import CutInt8
 from qtrain.engines.exact import ENGINES, admitted, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.onednn import OneDnnInt8
+from qtrain.engines.unfolded import UnfoldedInt8
 from qtrain.engines.work import Engine, Span, Work, holds
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 from quantizers import IntFormat, Quantizer
@@ -67,14 +69,34 @@ def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
         (Span(0, 255), Span(-127, 127), {}, "onednn_int8"),
         (Span(0, 255), Span(-127, 127), {"zero_point": True}, "onednn_int8"),
         (Span(-128, 127), Span(-128, 127), {}, "onednn_int8"),
-        (Span(-128, 128), Span(-128, 127), {}, "float32"),
-        (Span(0, 127), Span(0, 255), {}, "float32"),
+        (Span(-128, 128), Span(-128, 127), {}, "unfolded_int8_cut"),
+        (Span(0, 127), Span(0, 255), {}, "unfolded_int8_cut"),
+        (Span(-32767, 32767), Span(0, 65535), {}, "unfolded_int8_cut"),
+        (Span(-32768, 32768), Span(-128, 127), {}, "float64"),
     ],
     ids=str,
 )
-def test_eight_bits_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
+def test_integers_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
     wanted = Work(4608, 1, a, b, sums=False, **how)
     assert choose(Linear(), "forward", [wanted], "cpu")[0].name == name
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    ("terms", "a", "name"), [(63, 2047, "float64"), (64, 2047, "unfolded_int8_cut"),
+    (15, 129, "float32"), (131072, 127, "unfolded_int8"), (200000, 127, "unfolded_int8_cut")],
+)  # fmt: skip
+def test_bytes_are_for_sums_that_are_long_enough(terms: int, a: int, name: str) -> None:
+    wanted = work(terms, 1, a, 127, sums=False)
+    assert choose(Linear(), "grad_weight", [wanted], "cpu")[0].name == name
+
+
+def test_no_part_of_a_sum_of_bytes_passes_int32() -> None:
+    unit = CutInt8(UnfoldedInt8())
+    assert unit.supports(Linear(), "grad_weight", work(2**22, 1, 32767, 127))
+    assert unit.supports(Linear(), "grad_weight", work(1, 131071, 32767, 127))
+    assert not unit.supports(Linear(), "grad_weight", work(2, 140000, 32767, 127))
+    assert not unit.supports(Linear(), "grad_weight", work(2**23, 1, 32767, 32767))
 
 
 @needs_int8
