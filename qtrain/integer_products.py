@@ -14,6 +14,7 @@ from quantizers import IntFormat, QTensor
 
 from .engines.epilogue import Epilogue
 from .engines.exact import available, choose
+from .engines.geometry import resized
 from .engines.work import Engine, Span, Work, holds
 from .operations import BatchedMatmul, Convolution, Kind, Operation
 from .sketch import Sketch, planned, sketch
@@ -47,16 +48,6 @@ def _ones(operation: Operation, kind: Kind, operand: Operand, x: Tensor) -> Tens
     elif isinstance(operation, Convolution) and (kind == "grad_weight" or operand == "b"):
         sizes[int(kind == "grad_weight")] = operation.groups
     return x.new_ones(sizes, dtype=torch.int8)
-
-
-def _like(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`like` for operands of which one may be of ones."""
-    if kind == "forward" or not isinstance(operation, Convolution):
-        return like
-    groups = operation.groups
-    if kind == "grad_input":
-        return like.new_empty((a.shape[0], groups * b.shape[2], *like.shape[2:]))
-    return like.new_empty((groups, a.shape[1] // groups, b.shape[1] // groups, *like.shape[3:]))
 
 
 def _spread(operation: Operation, ones: Tensor, total: Tensor) -> Tensor:
@@ -200,7 +191,7 @@ def _corrected(
         calls = operation.multiplications(kind, left.shape, right.shape)
         forms = [Work(work.count, work.per_index, a, b, multiplications=calls)]
         unit, chosen = choose(operation, kind, forms, left.device.type, engines)
-        shape = _like(operation, kind, like, left, right)
+        shape = resized(operation, kind, like, left, right)
         part = unit.product(operation, kind, left, right, shape, chosen).to(dtype)
         total = total + factor * _spread(operation, part, total)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
 
+from .cut import CutInt8
 from .epilogue import Epilogue
 from .floats import Float32, reference
 from .matrices import MatricesInt8
@@ -25,8 +26,16 @@ from .work import Engine, Span, Work
 #: for each kind of device, in order of preference
 ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
     lambda: (Float32(), reference),
-    cpu=(OneDnnInt8(), MatricesInt8(), UnfoldedInt8(), Float32(), reference),
-    cuda=(UnfoldedInt8(), Float32(), reference),
+    cpu=(
+        OneDnnInt8(),
+        MatricesInt8(),
+        UnfoldedInt8(),
+        CutInt8(MatricesInt8()),
+        CutInt8(UnfoldedInt8()),
+        Float32(),
+        reference,
+    ),
+    cuda=(UnfoldedInt8(), CutInt8(UnfoldedInt8()), Float32(), reference),
 )
 
 _Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
@@ -34,16 +43,25 @@ _Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
 _CASES: tuple[_Case, ...] = (
     (Linear(), (4, 4608), (1, 4, 4608)),
     (Linear(), (33, 70), (1, 9, 70)),
-    (BatchedMatmul(), (2, 33, 4608), (2, 40, 4608)),
-    (BatchedMatmul(), (3, 70, 65), (3, 9, 65)),
+    (Linear(), (140000, 2), (1, 3, 2)),  # beyond int32
+    (BatchedMatmul(), (2, 33, 4608), (2, 70, 4608)),
+    (BatchedMatmul(), (2, 1030, 65), (2, 9, 65)),
     (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 64, 5, 5), (1, 24, 64, 3, 3)),
     (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
     (Convolution((2, 2), (0, 0), (1, 1), 1), (1, 64, 7, 8), (1, 32, 64, 1, 1)),
     (Convolution((1, 1), (2, 2), (2, 2), 2), (1, 32, 6, 6), (2, 16, 16, 3, 3)),
     (Convolution((1, 1), (1, 1), (1, 1), 32), (1, 32, 6, 6), (32, 1, 1, 3, 3)),
+    (Convolution((2, 2), (1, 1), (1, 1), 2), (3, 4, 40, 40), (2, 3, 2, 3, 3)),
+    (Convolution((1, 1), (1, 1), (1, 1), 1), (1, 120, 4, 4), (1, 130, 120, 3, 3)),
 )
 #: what a and b are drawn from
-_SPANS = ((Span(0, 255), Span(-128, 127)), (Span(-128, 127), Span(-128, 127)))
+_SPANS = (
+    (Span(0, 255), Span(-128, 127)),
+    (Span(-128, 127), Span(-128, 127)),
+    (Span(-32767, 32767), Span(-128, 127)),
+    (Span(-128, 127), Span(0, 65535)),
+    (Span(-2048, 2047), Span(-32768, 32767)),
+)
 
 
 def available(device_type: str) -> tuple[Engine, ...]:
@@ -71,7 +89,7 @@ def admitted(engine: Engine, device_type: str) -> bool:
 
 def _draws(a: Span, b: Span, shapes: list[torch.Size]) -> Iterator[list[Tensor]]:
     """The extreme sums, and pseudo-random operands; int64."""
-    for values in ((a.high, b.low), (a.high, b.high)):
+    for values in ((a.high, b.low), (a.high, b.high), (a.low, b.low)):
         yield [torch.full(shape, value) for shape, value in zip(shapes, values, strict=True)]
     yield [
         (torch.arange(shape.numel()) * 7919 % (span.high - span.low + 1) + span.low).view(shape)

@@ -105,6 +105,16 @@ def restored(operation: Operation, kind: Kind, result: Tensor, a: Tensor, like: 
     return result
 
 
+def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`like` for operands of other lengths along the axes that the product keeps."""
+    if kind == "forward" or not isinstance(operation, Convolution):
+        return like
+    groups = operation.groups
+    if kind == "grad_input":
+        return like.new_empty((a.shape[0], groups * b.shape[2], *like.shape[2:]))
+    return like.new_empty((groups, a.shape[1] // groups, b.shape[1] // groups, *like.shape[3:]))
+
+
 def _is_channels_last(x: Tensor) -> bool:
     """As torch's convolutions decide how their result lies in memory."""
     if x.dim() == 4:

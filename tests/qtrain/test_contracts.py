@@ -306,7 +306,7 @@ def chosen(count: int, a: int, b: int, engines: Any = ENGINES["cpu"]) -> str:
 
 def test_contract_3_engines_are_admitted_here_and_chosen_from_bounds() -> None:
     assert admitted(Float32(), "cpu") and admitted(reference, "cpu")
-    assert chosen(4608, 128, 127) == "float32"
+    assert chosen(4608, 128, 127, (Float32(), reference)) == "float32"
     assert chosen(100, 2**15, 255) == "float64"
     with pytest.raises(ValueError, match="2\\^53"):
         chosen(2**30, 2**15, 2**15)

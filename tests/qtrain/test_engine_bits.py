@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
+from qtrain.engines.cut import CutInt8
 from qtrain.engines.epilogue import Epilogue
 from qtrain.engines.exact import admitted
 from qtrain.engines.floats import Float32, reference
@@ -27,7 +28,14 @@ from qtrain.products import product
 from quantizers import IntFormat, Quantizer, int8, minmax, per_axis, per_tensor
 
 Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
-SPANS = {"uint8": Span(0, 255), "int8": Span(-128, 127)}
+#: of a and of b
+SPANS = (
+    (Span(0, 255), Span(-128, 127)),
+    (Span(-128, 127), Span(-128, 127)),
+    (Span(-32767, 32767), Span(-128, 127)),
+    (Span(-2048, 2047), Span(0, 255)),
+    (Span(0, 65535), Span(-32768, 32767)),
+)
 
 
 def convolutions() -> dict[str, Case]:
@@ -71,6 +79,7 @@ CASES: dict[str, Case] = {
     "linear 1 row": (Linear(), (1, 70), (1, 9, 70)),
     "linear batched": (Linear(), (2, 3, 17), (1, 5, 17)),
     "linear long": (Linear(), (5, 4608), (1, 8, 4608)),
+    "linear beyond int32": (Linear(), (140000, 2), (1, 3, 2)),
     "linear empty": (Linear(), (0, 16), (1, 8, 16)),
     "matmul": (BatchedMatmul(), (3, 5, 17), (3, 4, 17)),
     "matmul one row": (BatchedMatmul(), (2, 1, 70), (2, 1, 70)),
@@ -92,8 +101,24 @@ CASES: dict[str, Case] = {
 def drawn(span: Span, shape: tuple[int, ...], worst: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if worst:
-        return torch.full(shape, span.low if span.low < -127 else span.high)
+        return torch.full(shape, span.low if span.low + span.high < 0 else span.high)
     return torch.randint(span.low, span.high + 1, shape, generator=generator)
+
+
+def narrow(span: Span) -> torch.dtype:
+    """The smallest dtype that holds it, as elements have."""
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        if span.within(torch.iinfo(dtype).min, torch.iinfo(dtype).max):
+            return dtype
+    return torch.int32
+
+
+class Cut(CutInt8):
+    """For sums of any length, short ones too."""
+
+    @staticmethod
+    def terms(products: int) -> int:
+        return 0
 
 
 needs_int8 = pytest.mark.skipif(
@@ -101,7 +126,8 @@ needs_int8 = pytest.mark.skipif(
 )
 #: whatever the size of a product
 ALL: tuple[Engine, ...] = (
-    OneDnnInt8(0), MatricesInt8(0, 0), UnfoldedInt8(0), Float32(), reference,
+    OneDnnInt8(0), MatricesInt8(0, 0), UnfoldedInt8(0), Cut(MatricesInt8(0, 0)),
+    Cut(UnfoldedInt8(0)), Float32(), reference,
 )  # fmt: skip
 
 
@@ -123,26 +149,25 @@ def test_every_engine_has_the_bits_of_the_exact_sum(name: str, kind: Kind, engin
     count, per_index = operation.terms(kind, a_like.shape, b_like.shape)
     torch.manual_seed(len(name))
     tried = 0
-    options = itertools.product((False, True), SPANS.values(), (None, 0, 77), (False, True))
-    for worst, span, zero_point, fused in options:
-        taken = Work(count, per_index, span, SPANS["int8"], zero_point is not None, not fused)
+    options = itertools.product((False, True), SPANS, (None, 0, 77), (False, True))
+    for worst, (span, other), zero_point, fused in options:
+        taken = Work(count, per_index, span, other, zero_point is not None, not fused)
         if taken.zero_point and not engine.takes_zero_point:
             continue
         if not engine.supports(operation, kind, taken):
             continue
         tried += 1
         a = drawn(span, tuple(a_like.shape), worst, 1)
-        b = drawn(SPANS["int8"], tuple(b_like.shape), worst, 2)
+        b = drawn(other, tuple(b_like.shape), worst, 2)
         exact = operation.product(kind, a.double() - (zero_point or 0), b.double(), like)
         assert exact.numel() == 0 or exact.abs().max() <= taken.bound
         last = fused and a.dim() == 4 and zero_point is None
         layout = torch.channels_last if last else torch.contiguous_format
         shift = None if zero_point is None else torch.tensor(zero_point)
-        dtype = torch.int64 if not fused else torch.uint8 if span.low == 0 else torch.int8
-        narrow = a.to(dtype).contiguous(memory_format=layout)
+        codes = a.to(narrow(span) if fused else torch.int64).contiguous(memory_format=layout)
         for epilogue in epilogues(operation, kind, exact, channels) if fused else [None]:
             got = engine.product(
-                operation, kind, narrow, b.to(torch.int8), like, taken,
+                operation, kind, codes, b.to(narrow(other)), like, taken,
                 zero_point=shift, epilogue=epilogue,
             )  # fmt: skip
             if epilogue is None:
@@ -151,7 +176,7 @@ def test_every_engine_has_the_bits_of_the_exact_sum(name: str, kind: Kind, engin
                 assert got.dtype == torch.float32
                 wanted = epilogue(operation, exact.clone())
                 torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
-    assert tried or "int8" in engine.name
+    assert tried or "int8" in engine.name or name == "linear beyond int32"
 
 
 def epilogues(
@@ -175,7 +200,9 @@ def epilogues(
 
 @needs_int8
 @pytest.mark.parametrize("transposed", [False, True], ids=["conv", "transposed"])
-@pytest.mark.parametrize("engine", [OneDnnInt8(), UnfoldedInt8()], ids=lambda engine: engine.name)
+@pytest.mark.parametrize(
+    "engine", [OneDnnInt8(), UnfoldedInt8(), Cut(UnfoldedInt8())], ids=lambda engine: engine.name
+)
 def test_results_lie_in_memory_as_torchs_own(engine: Engine, transposed: bool) -> None:
     operation = Convolution((2, 2), (1, 1), (1, 1), 1, transposed)
     for layouts in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
@@ -188,9 +215,10 @@ def test_results_lie_in_memory_as_torchs_own(engine: Engine, transposed: bool) -
         for kind, a, like in (("forward", x, x), ("grad_input", output, x)):
             wanted = operation.product(kind, a, b, like)  # type: ignore[arg-type]
             size = operation.terms(kind, a.shape, b.shape)  # type: ignore[arg-type]
+            span = Span(0, 1000 if isinstance(engine, Cut) else 1)
             got = engine.product(
                 operation, kind, a.to(torch.int8).clamp(max=1), b.to(torch.int8), like,  # type: ignore[arg-type]
-                Work(*size, Span(0, 1), Span(0, 1), sums=False), epilogue=Epilogue(),
+                Work(*size, span, Span(0, 1), sums=False), epilogue=Epilogue(),
             )  # fmt: skip
             assert got.stride() == wanted.stride(), (layouts, kind)
 
@@ -210,15 +238,16 @@ class Net(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
-@pytest.mark.parametrize("eight", [False, True], ids=["float grad_weight", "int8 grad_weight"])
+@pytest.mark.parametrize("bits", [None, 8, 16], ids="grad_weight {} bits".format)
 def test_a_compiled_step_has_the_same_integer_products(
-    eight: bool, monkeypatch: pytest.MonkeyPatch
+    bits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qtrain.engines.exact.ENGINES", {"cpu": ALL})
     torch.manual_seed(0)
     recipe = recipes.int8()
-    if eight:
-        recipe = replace(recipe, grad_weight=GradWeight(grad_output=Quantizer(format=int8)))
+    if bits is not None:
+        own = Quantizer(format=IntFormat(bits))
+        recipe = replace(recipe, grad_weight=GradWeight(grad_output=own))
     found = []
     for backend in (None, "aot_eager"):
         torch._dynamo.reset()
@@ -229,7 +258,7 @@ def test_a_compiled_step_has_the_same_integer_products(
         model(x)  # the first forward is watched
         output = run(x)
         output.square().sum().backward()
-        weights = [p.grad for name, p in model.named_parameters() if eight and "bias" not in name]
+        weights = [p.grad for name, p in model.named_parameters() if bits and "bias" not in name]
         found.append([output, x.grad, *weights])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -291,5 +320,6 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
         env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
-    for engine in ("onednn_int8", "matrices_int8", "unfolded_int8"):
+    eight = "onednn_int8", "matrices_int8", "unfolded_int8"
+    for engine in (*eight, "matrices_int8_cut", "unfolded_int8_cut"):
         assert f"{engine} is refused on this machine" in run.stdout

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
+from qtrain.engines.cut import CutInt8
 from qtrain.engines.exact import ENGINES, admitted, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
@@ -52,8 +53,9 @@ def chosen(
     work: Work,
     operation: Operation = Linear(),  # noqa: B008
     engines: tuple[Engine, ...] = ENGINES["cpu"],
+    kind: Kind = "forward",
 ) -> str:
-    return choose(operation, "forward", [work], "cpu", engines)[0].name
+    return choose(operation, kind, [work], "cpu", engines)[0].name
 
 
 @pytest.mark.parametrize(
@@ -80,18 +82,48 @@ def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
         (Span(0, 255), Span(-127, 127), {}, "int8"),
         (Span(0, 255), Span(-127, 127), {"zero_point": True}, "int8"),
         (Span(-128, 127), Span(-128, 127), {}, "int8"),
-        (Span(-128, 128), Span(-128, 127), {}, "float32"),
-        (Span(0, 127), Span(0, 255), {}, "float32"),
+        (Span(-128, 128), Span(-128, 127), {}, "cut"),
+        (Span(0, 127), Span(0, 255), {}, "cut"),
+        (Span(-32767, 32767), Span(0, 65535), {}, "cut"),
+        (Span(-32768, 32768), Span(-128, 127), {}, "float64"),
     ],
     ids=str,
 )
-def test_eight_bits_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
+def test_integers_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
     one: Operation
-    for one, own in ((Linear(), "matrices_int8"), (CONVOLUTION, "onednn_int8")):
+    for one, own, cut in (
+        (Linear(), "matrices_int8", "matrices_int8_cut"),
+        (CONVOLUTION, "onednn_int8", "unfolded_int8_cut"),
+    ):
         wanted = Work(4608, 1, a, b, sums=False, multiplications=2**24, **how)
-        assert chosen(wanted, one) == (own if name == "int8" else name)
+        assert chosen(wanted, one) == {"int8": own, "cut": cut}.get(name, name)
         few = replace(wanted, multiplications=2**10)  # a call would take longer than they do
-        assert chosen(few, one) == "float32"
+        assert chosen(few, one) == ("float32" if max(a.magnitude, b.magnitude) < 257 else "float64")
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    ("terms", "a", "name"),
+    [
+        (63, 2047, "float64"),
+        (64, 2047, "matrices_int8_cut"),
+        (15, 129, "float32"),
+        (66000, 127, "matrices_int8"),
+        (131072, 127, "unfolded_int8"),
+        (200000, 127, "unfolded_int8_cut"),
+    ],
+)
+def test_bytes_are_for_sums_that_are_long_enough(terms: int, a: int, name: str) -> None:
+    wanted = work(terms, 1, a, 127, sums=False)
+    assert chosen(wanted, kind="grad_weight") == name
+
+
+def test_no_part_of_a_sum_of_bytes_passes_int32() -> None:
+    unit = CutInt8(UnfoldedInt8())
+    assert unit.supports(Linear(), "grad_weight", work(2**22, 1, 32767, 127))
+    assert unit.supports(Linear(), "grad_weight", work(1, 131071, 32767, 127))
+    assert not unit.supports(Linear(), "grad_weight", work(2, 140000, 32767, 127))
+    assert not unit.supports(Linear(), "grad_weight", work(2**23, 1, 32767, 32767))
 
 
 @needs_int8
