@@ -24,7 +24,7 @@ def norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor) -> Tensor:
     """relu(norm(input)), of which a converted norm keeps its input alone.
 
     One pass where the norm was converted, quantizes none of its operands and trains, the tensor
-    lies channels-last on the CPU, and no hook waits for what lies between.
+    lies contiguous or channels-last on the CPU, and no hook waits for what lies between.
     """
     y = _norm_relu(norm, relu, input, deferred=False)
     return _tensor(relu(norm(input))) if y is None else y
