@@ -36,7 +36,7 @@ _ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
 #: elements that are added in fp32
 _BLOCK = 128
 #: at most so many neighbours in a plane are added side by side
-_LANES = 128
+_LANES = 64
 
 
 def _made(name: str, *numbers: int) -> Any:

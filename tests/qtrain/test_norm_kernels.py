@@ -803,7 +803,7 @@ def test_cuts_into_blocks_cover_every_element_once(width: int) -> None:
         start, number, length = cut
         for planes in (False, True):
             starts, each, lanes = norm_kernels._blocks(planes, width, cut)
-            assert 1 <= lanes <= (min(width, length, 128) if planes else 1)
+            assert 1 <= lanes <= (min(width, length, norm_kernels._LANES) if planes else 1)
             assert starts[0] == start and starts[-1] == start + number * length
             sizes = starts.diff()
             assert sizes.numel() == number * each
