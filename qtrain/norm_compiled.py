@@ -129,7 +129,8 @@ def statistics(source: int, kind: int, planes: bool) -> Any:
                     done, length = i64(0), taken if planes else channels
                     while done < length:
                         x = x_base + size * (width * (groups * run + group) + column + done)
-                        index, count = i32(at + done), min(members, length - done)
+                        index = i32(at + done)
+                        count = min(members, length - done) if planes else channels
                         done += members
                         if kind <= 1:
                             for i in range(count):
@@ -273,7 +274,7 @@ def backward_sums(
                     while done < length:
                         offset = width * (groups * run + group) + column + done
                         x, g = x_base + size * offset, g_base + grad_size * offset
-                        count = min(members, length - done)
+                        count = min(members, length - done) if planes else channels
                         done += members
                         for i in range(count):
                             if not planes:

@@ -159,7 +159,7 @@ class _Channels:
 
     def _first(self, values: Tensor, at: Tensor, each: int, largest: bool) -> tuple[Tensor, Tensor]:
         """Of each chunk's blocks the best value (C, chunks) and the least of its indices."""
-        values, at = (t.unflatten(0, (-1, each)) for t in (values, at))
+        values, at = (t.view(-1, each, *t.shape[1:]) for t in (values, at))
         best = values.amax((1, 3)) if largest else values.amin((1, 3))
         index = torch.where(values == best[:, None, :, None], at, 2**31 - 1).amin((1, 3))
         return best.t(), index.t().long()
