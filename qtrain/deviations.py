@@ -54,6 +54,8 @@ class Deviation(ABC):
     #: what d divisor / d element is a multiple of, element by element, the mean held fixed: the
     #: element less the mean, or its sign; None where few elements count (Estimate.where)
     dense: ClassVar[Literal["centered", "sign"] | None] = None
+    #: whether Estimate.where holds each channel's largest and smallest elements
+    names_extremes: ClassVar[bool] = False
 
     def estimate(self, rows: Tensor) -> Estimate:
         """rows: (C, M), each row's mean already subtracted, fp32 or fp64, M >= 2."""
@@ -147,6 +149,7 @@ class _Range(Deviation):
 
     name = "range"
     constants = ("exact", "paper", "code")
+    names_extremes = True
     chunks: int = 1
 
     def __post_init__(self) -> None:

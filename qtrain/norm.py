@@ -151,13 +151,14 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
             input.dtype, deferred, spec,
         )  # fmt: skip
-        output, mean, sigma = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
+        output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
         if self.track_running_stats:
             self._track(mean, sigma, input.numel() // input.shape[1])
         if deferred:
             with torch.no_grad():
                 affine = form.affine(self.weight, self.bias, mean, sigma)
-            output.deferred = Deferred(input.detach(), affine)
+            ends = where[0] if recipe.deviation.names_extremes else None
+            output.deferred = Deferred(input.detach(), affine, ends)
         result: Tensor = output
         return result
 

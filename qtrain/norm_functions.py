@@ -17,7 +17,8 @@ from .norm_computation import Form, Normalized, gradients, normalize
 
 
 class Normalize(torch.autograd.Function):
-    """`normalize` -> output, mean, sigma, differentiable in the output.
+    """`normalize` -> output, mean, sigma and, of a deferred one, where; differentiable in the
+    output.
 
     Saved: x itself and tensors of its channels; a ReLU's mask is computed again.
     """
@@ -25,19 +26,17 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         run = norm_traced.normalize if norm_traced.serves(input, form.spec) else normalize
         made = run(input, weight, bias, form)
         ctx.save_for_backward(input, weight, bias, *made[1:])
         ctx.form = form
         ctx.mark_non_differentiable(made.mean, made.sigma)
-        return made[:3]
+        return made[:4] if form.deferred else made[:3]
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_output: Tensor, _mean: Tensor, _sigma: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *made = ctx.saved_tensors
         form: Form = ctx.form
         run = norm_traced.gradients if norm_traced.serves(x, form.spec) else gradients

@@ -1,23 +1,27 @@
-"""The passes of `norm_passes`, compiled, for channels-last CPU tensors of up to 32 bits.
+"""The passes of `norm_passes`, compiled, for contiguous and channels-last CPU tensors of up to 32
+bits.
 
-Sums are taken in fp32 within blocks of rows and in fp64 over the blocks, whatever the number of
-threads.
+Sums are taken in fp32 over at most some hundred elements and in fp64 over those, whatever the
+number of threads.  A pass whose kernel cannot be had is torch's.
 """
 
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, bf16, fp16, kernels, round_to
 from quantizers.kernels import team
+from quantizers.kernels.plan import constants
 from quantizers.kernels.serving import SOURCES, TARGETS
 
-from .channel_sample import Cut, Extremes
-from .norm_passes import Affine, Extra, Slope, Sums
+from . import norm_passes
+from .channel_sample import Cut, Extremes, Sample
+from .norm_passes import Affine, Extra, Slope, Sums, flat_index
 
 _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
     (torch.float32, None): 0,
@@ -30,35 +34,76 @@ _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
 }
 #: formats to which the kernels round an output before its ReLU
 _ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
-#: rows whose elements are added in fp32
+#: elements that are added in fp32
 _BLOCK = 128
+#: at most so many neighbours in a plane are added side by side
+_LANES = 64
 
 
 def _made(name: str, *numbers: int) -> Any:
     return kernels.made("qtrain.norm_compiled", name, *numbers)
 
 
+def _is_dense(x: Tensor, planes: bool) -> bool:
+    """Whether x's runs are planes of one channel (contiguous), or rows (channels-last)."""
+    return x.is_contiguous() if planes else x.movedim(1, -1).is_contiguous()
+
+
+def _planes(x: Tensor) -> bool:
+    """Which of the two x's runs are; rows of tensors that are both, (N, C)."""
+    return x.is_contiguous() and x.numel() > x.shape[0] * x.shape[1]
+
+
+def _size(x: Tensor) -> tuple[int, int, int]:
+    """(runs, their width, channels)"""
+    channels = x.shape[1]
+    width = x.numel() // (x.shape[0] * channels) if _planes(x) else channels
+    return x.numel() // width, width, channels
+
+
+def _flat(x: Tensor) -> Tensor:
+    """The same memory as (N, C, S)."""
+    return x.view(x.shape[0], x.shape[1], -1)
+
+
 def serves(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> bool:
-    """Whether the kernels take x (channels adjacent in memory, few enough rows to number) and an
-    output rounded to `activation`, then to 0 where negative with relu."""
+    """Whether the kernels take x (contiguous or channels-last, few enough elements to number) and
+    an output rounded to `activation`, then to 0 where negative with relu."""
     return (
         kernels.serves(x)
         and x.dtype in SOURCES
         and 0 < x.numel() < 2**31
-        and x.movedim(1, -1).is_contiguous()
+        and (_is_dense(x, True) or _is_dense(x, False))
         and (not relu or activation in _ROUNDINGS)
-        and _made("normalize", SOURCES[x.dtype], 0, False) is not None
+        and _made("normalize", SOURCES[x.dtype], 0, False, _planes(x)) is not None
     )
 
 
+class _Blocks(NamedTuple):
+    """Runs of consecutive elements of each channel whose elements are added up in fp32, in lanes.
+
+    starts   their first elements, and the end of the last
+    each     how many a chunk of the cut has
+    """
+
+    starts: Tensor
+    each: int
+    lanes: int
+
+    def partial(self, like: Tensor, channels: int) -> Tensor:
+        return like.new_empty(self.starts.numel() - 1, channels, self.lanes)
+
+
 @lru_cache(maxsize=1024)
-def _starts(start: int, number: int, length: int) -> tuple[Tensor, int]:
-    """First rows of the blocks of a cut (and the end), and how many blocks a chunk has."""
-    each = max(1, min(length, -(-length // _BLOCK)))
+def _blocks(planes: bool, width: int, cut: Cut) -> _Blocks:
+    start, number, length = cut
+    turns = -(-width // _LANES)
+    lanes = min(-(-width // turns), length) if planes else 1
+    each = max(1, -(-length // (_BLOCK * lanes)))
     inner = torch.arange(each + 1) * length // each
     chunks = start + length * torch.arange(number).unsqueeze(1)
     starts = torch.cat([(chunks + inner[:-1]).flatten(), torch.tensor([start + number * length])])
-    return starts, each
+    return _Blocks(starts, each, lanes)
 
 
 def _run(kernel: Any, count: int, *words: int | Tensor) -> None:
@@ -66,8 +111,8 @@ def _run(kernel: Any, count: int, *words: int | Tensor) -> None:
     team.run(kernel.address, addresses, count)
 
 
-def _added(blocks: Tensor) -> Tensor:
-    return blocks.sum(0, dtype=torch.float64).float()
+def _added(partial: Tensor) -> Tensor:
+    return partial.sum((0, 2), dtype=torch.float64).float()
 
 
 class _Channels:
@@ -83,45 +128,63 @@ class _Channels:
     def count(self) -> int:
         return self.x.numel() // self.channels
 
-    def _statistics(self, kind: int, cut: Cut) -> tuple[list[Tensor], int]:
-        starts, each = _starts(*cut)
-        blocks = starts.numel() - 1
-        total, high, low = (self.mean.new_empty(blocks, self.channels) for _ in range(3))
-        high_at, low_at = (total.new_empty(total.shape, dtype=torch.int32) for _ in range(2))
-        kernel = _made("statistics", SOURCES[self.x.dtype], kind)
-        out = [total, high, high_at, low, low_at]
-        _run(kernel, self.x.numel(), self.channels, self.x, starts, blocks, *out, self.mean)
-        return out, each
+    def _torch(self) -> Sample:
+        return norm_passes.sample(self.x, self.mean)
 
-    def _sum(self, kind: int) -> Tensor:
-        return _added(self._statistics(kind, Cut(0, 1, self.count))[0][0])
+    def _statistics(self, kind: int, cut: Cut) -> tuple[list[Tensor], int] | None:
+        planes, (_, width, channels) = _planes(self.x), _size(self.x)
+        kernel = _made("statistics", SOURCES[self.x.dtype], kind, planes)
+        if kernel is None:
+            return None
+        blocks = _blocks(planes, width, cut)
+        total, high, low = (blocks.partial(self.mean, channels) for _ in range(3))
+        high_at, low_at = (total.new_empty(total.shape, dtype=torch.int32) for _ in range(2))
+        out = [total, high, high_at, low, low_at]
+        _run(
+            kernel, self.x.numel(), channels, width, blocks.lanes, self.x, blocks.starts,
+            total.shape[0], *out, self.mean,
+        )  # fmt: skip
+        return out, blocks.each
+
+    def _mean(self, kind: int) -> Tensor | None:
+        found = self._statistics(kind, Cut(0, 1, self.count))
+        return None if found is None else _added(found[0][0]) / self.count
 
     def mean_square(self) -> Tensor:
-        return self._sum(0) / self.count
+        mean = self._mean(0)
+        return self._torch().mean_square() if mean is None else mean
 
     def mean_magnitude(self) -> Tensor:
-        return self._sum(1) / self.count
+        mean = self._mean(1)
+        return self._torch().mean_magnitude() if mean is None else mean
 
     def _first(self, values: Tensor, at: Tensor, each: int, largest: bool) -> tuple[Tensor, Tensor]:
-        """Of each chunk's blocks the best value (C, chunks) and the least of its rows."""
-        values, at = (t.view(-1, each, self.channels) for t in (values, at))
-        best = values.amax(1) if largest else values.amin(1)
-        row = torch.where(values == best.unsqueeze(1), at, 2**31 - 1).amin(1)
-        return best.t(), row.t().long()
+        """Of each chunk's blocks the best value (C, chunks) and the least of its indices."""
+        values, at = (t.view(-1, each, *t.shape[1:]) for t in (values, at))
+        best = values.amax((1, 3)) if largest else values.amin((1, 3))
+        index = torch.where(values == best[:, None, :, None], at, 2**31 - 1).amin((1, 3))
+        return best.t(), index.t().long()
 
     def largest(self, k: int) -> Tensor:
         if k > 1:
-            rows = self.x.movedim(1, -1).reshape(-1, self.channels).float() - self.mean
-            return rows.abs().topk(k, dim=0).indices.t()
-        out, each = self._statistics(2, Cut(0, 1, self.count))
+            rows = self.x.transpose(0, 1).flatten(1).float() - self.mean.unsqueeze(1)
+            return rows.abs().topk(k, dim=1).indices
+        found = self._statistics(2, Cut(0, 1, self.count))
+        if found is None:
+            return self._torch().largest(k)
+        out, each = found
         return self._first(out[1], out[2], each, largest=True)[1]
 
     def take(self, index: Tensor) -> Tensor:
-        rows = self.x.movedim(1, -1).reshape(-1, self.channels)
-        return (rows.gather(0, index.t()).float() - self.mean + self.taint).t()
+        x = _flat(self.x)
+        chosen = x[flat_index(index, x.shape[2])].float()
+        return chosen - self.mean.unsqueeze(1) + self.taint.unsqueeze(1)
 
     def extremes(self, cut: Cut) -> Extremes:
-        (_, high, high_at, low, low_at), each = self._statistics(3, cut)
+        found = self._statistics(3, cut)
+        if found is None:
+            return self._torch().extremes(cut)
+        (_, high, high_at, low, low_at), each = found
         top, top_at = self._first(high, high_at, each, largest=True)
         bottom, bottom_at = self._first(low, low_at, each, largest=False)
         taint = self.taint.unsqueeze(1)
@@ -141,23 +204,35 @@ def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
         y = affine(x, of._replace(activation=None, relu=False), torch.float32)
         y = round_to(y, of.activation)
         return (y.relu_() if of.relu else y).to(dtype)
+    kernel = _made("normalize", SOURCES[x.dtype], target, of.relu, _planes(x))
+    if kernel is None:
+        return norm_passes.affine(x, of, dtype)
     y = torch.empty_like(x, dtype=dtype)
-    kernel = _made("normalize", SOURCES[x.dtype], target, of.relu)
     _run(kernel, x.numel(), *_size(x), x, y, *of[:3])
     return y
+
+
+def _codes(x: Tensor, of: Affine, format: IntFormat) -> Any:
+    numbers = SOURCES[x.dtype], TARGETS[format.dtype], of.relu, _ROUNDINGS[of.activation]
+    return _made("codes", *numbers, _planes(x))
+
+
+def makes_codes(x: Tensor, of: Affine, format: IntFormat) -> bool:
+    """Whether there is a kernel for `codes`."""
+    return _codes(x, of, format) is not None
 
 
 def codes(
     x: Tensor, of: Affine, scale: Tensor, zero_point: Tensor | None, format: IntFormat
 ) -> Tensor:
     """round(y / scale) + zero_point, clamped to the format: y's elements, in x's layout, without
-    y.  scale, zero_point: one entry."""
+    y.  scale, zero_point: one entry.  Only where `makes_codes`."""
     elements = torch.empty_like(x, dtype=format.dtype)
-    target = TARGETS[format.dtype]
-    kernel = _made("codes", SOURCES[x.dtype], target, of.relu, _ROUNDINGS[of.activation])
-    bounds = torch.tensor([format.low, format.high], dtype=torch.float32)
     zero = 0 if zero_point is None else zero_point
-    _run(kernel, x.numel(), *_size(x), x, elements, *of[:3], scale, zero, bounds)
+    bounds = ctypes.addressof(constants(format, None))
+    _run(
+        _codes(x, of, format), x.numel(), *_size(x), x, elements, *of[:3], scale, zero, bounds
+    )  # fmt: skip
     return elements
 
 
@@ -166,30 +241,28 @@ def _relu(of: Affine) -> tuple[bool, int]:
     return of.relu, _ROUNDINGS[of.activation] if of.relu else 0
 
 
-def _size(x: Tensor) -> tuple[int, int]:
-    """(rows, channels)"""
-    return x.numel() // x.shape[1], x.shape[1]
-
-
 def aligned(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient in x's layout and a dtype that the kernels read."""
     grad = grad if grad.dtype in SOURCES else grad.float()
-    if grad.stride() == x.stride() or grad.movedim(1, -1).is_contiguous():
+    if _is_dense(grad, _planes(x)):
         return grad
     return torch.empty_like(x, dtype=grad.dtype).copy_(grad)
 
 
 def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
     """The sums that the gradient needs; g: grad (`aligned`), where the ReLU was on."""
-    starts, _ = _starts(0, 1, x.numel() // x.shape[1])
-    blocks = starts.numel() - 1
-    plain, product, more = (of.mean.new_empty(blocks, x.shape[1]) for _ in range(3))
+    planes, (_, width, channels) = _planes(x), _size(x)
     kernel = _made(
         "backward_sums", SOURCES[x.dtype], SOURCES[grad.dtype], extra == "squares",
-        extra == "signs", *_relu(of),
+        extra == "signs", *_relu(of), planes,
     )  # fmt: skip
+    if kernel is None:
+        return norm_passes.sums(x, grad, of, extra)
+    blocks = _blocks(planes, width, Cut(0, 1, x.numel() // channels))
+    plain, product, more = (blocks.partial(of.mean, channels) for _ in range(3))
     _run(
-        kernel, x.numel(), x.shape[1], x, starts, blocks, grad, *of[:3], plain, product, more
+        kernel, x.numel(), channels, width, blocks.lanes, x, blocks.starts, plain.shape[0], grad,
+        *of[:3], plain, product, more,
     )  # fmt: skip
     return Sums(_added(plain), _added(product), None if extra is None else _added(more))
 
@@ -198,21 +271,23 @@ def grad_input(
     x: Tensor, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype
 ) -> Tensor:
     """g * scale + offset + slope, in `dtype`."""
-    result = torch.empty_like(x, dtype=dtype)
     kernel = _made(
         "backward_input", SOURCES[x.dtype], SOURCES[grad.dtype], _TARGETS[dtype, None],
-        slope is not None, slope is not None and slope.of == "sign", *_relu(of),
+        slope is not None, slope is not None and slope.of == "sign", *_relu(of), _planes(x),
     )  # fmt: skip
+    if kernel is None:
+        return norm_passes.grad_input(x, grad, of, offset, slope, dtype)
+    result = torch.empty_like(x, dtype=dtype)
     factor = offset if slope is None else slope.factor
     _run(kernel, x.numel(), *_size(x), x, grad, result, *of[:3], factor, offset)
     return result
 
 
 def add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """grad, a result of `grad_input`, with value (C, J) added at rows index (C, J), in place."""
-    rows = grad.movedim(1, -1).view(-1, grad.shape[1])
-    channel = torch.arange(index.shape[0]).unsqueeze(1)
-    rows.index_put_((index, channel), value, accumulate=True)
+    """grad, a result of `grad_input`, with value (C, J) added at index (C, J) into each channel's
+    N * S, in place."""
+    flat = _flat(grad)
+    flat.index_put_(flat_index(index, flat.shape[2]), value, accumulate=True)
     return grad
 
 

@@ -115,10 +115,14 @@ def grad_input(
     return g.to(dtype)
 
 
+def flat_index(index: Tensor, space: int) -> tuple[Tensor, ...]:
+    """Where in (N, C, S) the elements index (C, J) of each channel's N * S lie."""
+    channel = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
+    return index // space, channel, index % space
+
+
 def add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
     """grad (N, C, *S) with value (C, J) added at index (C, J) into each channel's N * S."""
     flat = grad.reshape(grad.shape[0], grad.shape[1], -1)
-    space = flat.shape[2]
-    channel = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
-    where = (index // space, channel, index % space)
+    where = flat_index(index, flat.shape[2])
     return flat.index_put(where, value, accumulate=True).reshape(grad.shape)

@@ -57,12 +57,13 @@ def plan(
     if path is None:
         return None
     numbers = SOURCES[dtype], TARGETS[target], MODES[rounding.mode]
-    known, words = _constants(format, overflow, momentum), (*path[:4], *path.outer)
+    known, words = constants(format, overflow, momentum), (*path[:4], *path.outer)
     return Plan(target, like, compact_shape(shape, block), numbers, path, words, known)
 
 
-def _constants(
-    format: Format, overflow: Overflow | None, momentum: float
+@lru_cache(maxsize=256)
+def constants(
+    format: Format, overflow: Overflow | None, momentum: float = 0.0
 ) -> ctypes.Array[ctypes.c_float]:
     """8 numbers for elements, all exact in fp32, then the format's largest, the momentum."""
     if isinstance(format, IntFormat):

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qtrain import NormRecipe, Recipe, fused, inspect, quantize, recipes, summary
 from qtrain.conversion import forget_watch
-from qtrain.deviations import l1
+from qtrain.deviations import l1, range_
 from qtrain.fused import norm_add_relu, norm_relu, norm_relu_layer
 from qtrain.models import blocks, resnet
 from quantizers import Quantizer, bf16, e4m3, fp16, int8, kernels, stochastic
@@ -112,6 +112,7 @@ NOISY = NormRecipe(grad_output=Quantizer(format=int8, rounding=stochastic()))
 #: recipe, norm, and how often each function takes its own way in one forward
 CASES: dict[str, tuple[Recipe | None, Any, tuple[int, int, int]]] = {
     "int8": (INT8, "range", (1, 1, 1)),
+    "int8, range of chunks": (INT8, NormRecipe(deviation=range_(7)), (1, 1, 1)),
     "int8, l2": (INT8, L2, (1, 1, 1)),
     "int8, l1": (INT8, "l1", (1, 1, 1)),
     "int8, topk": (INT8, "topk", (1, 1, 1)),
@@ -272,8 +273,11 @@ def test_a_layer_in_evaluation_behind_a_norm_in_training(taken: Counter[str]) ->
 
 
 def test_contiguous_tensors(taken: Counter[str]) -> None:
-    model = converted(INT8).to(memory_format=torch.contiguous_format)
-    assert_equal(model, lambda seed: images(seed).contiguous())
+    for name in ("int8", "int8, l2", "narrow bf16, l1, 4 bits"):
+        taken.clear()
+        model = converted(*CASES[name][:2]).to(memory_format=torch.contiguous_format)
+        assert_equal(model, lambda seed: images(seed).contiguous())
+        assert taken == {"relu": 3, "layer": 3, "add": 3}
 
 
 def test_without_kernels(taken: Counter[str]) -> None:

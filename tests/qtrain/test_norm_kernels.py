@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import norm_kernels, norm_passes
+from qtrain import norm_compiled, norm_computation, norm_kernels, norm_passes
 from qtrain.channel_sample import Cut, cuts
 from qtrain.deviation_constants import largest_factor, range_factor
 from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
@@ -32,6 +32,7 @@ from quantizers import (
     round_to,
     uint8,
 )
+from quantizers.kernels import serving
 
 DEVIATIONS = [l2(), l1(), linf(), topk(3), range_(), range_(7), range_(3, "paper")]
 CARRIES: list[StatisticsGradient] = ["exact", "l2", "detached"]
@@ -48,7 +49,10 @@ SHAPES = {
     "two elements": (2, 3),
     "a block and one": (129, 2),
     "many rows": (31, 3, 17, 19),
+    "two long blocks across planes": (3, 2, 7, 1000),
 }
+#: whether the elements of a channel are neighbours in memory, or those of a place
+LAYOUTS = pytest.mark.parametrize("planes", [False, True], ids=["channels-last", "contiguous"])
 NAN, INF = float("nan"), float("inf")
 
 
@@ -60,13 +64,19 @@ def own_thread_count() -> Iterator[None]:
 
 
 def gaussian(
-    *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, shift: float = 0.0
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    shift: float = 0.0,
+    planes: bool = False,
 ) -> Tensor:
-    """(N, C, *S) whose channels are adjacent in memory and differ in location and scale."""
+    """(N, C, *S), contiguous with planes, else channels-last, whose channels differ in location and
+    scale; the numbers do not depend on the layout."""
     rows = (shape[0], *shape[2:], shape[1])
     x = torch.randn(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     channel = torch.arange(shape[1], dtype=torch.float64)
-    return (x * (1 + channel % 3) + shift * channel).to(dtype).movedim(-1, 1)
+    x = (x * (1 + channel % 3) + shift * channel).to(dtype).movedim(-1, 1)
+    return x.contiguous() if planes else x
 
 
 def norm_for(x: Tensor, recipe: NormRecipe, **settings: Any) -> Any:
@@ -109,9 +119,9 @@ def affine_of(x: Tensor, activation: FloatFormat | None = None, relu: bool = Fal
     return Affine(mean, 0.7 * (-1) ** channel / (1 + channel), channel / 3 - 0.5, activation, relu)
 
 
-def adjacent(x: Tensor) -> bool:
-    """Whether the channels are adjacent in memory."""
-    return x.movedim(1, -1).is_contiguous()
+def laid(x: Tensor, planes: bool) -> bool:
+    """Whether x lies as gaussian's tensors do."""
+    return (x if planes else x.movedim(1, -1)).is_contiguous()
 
 
 class _Calls:
@@ -228,17 +238,21 @@ HALF_ULP = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8
 ROUNDING = {None: 0.0, fp16: 2.0**-11, bf16: 2.0**-8, e4m3: 2.0**-4}
 
 
+@LAYOUTS
 @pytest.mark.parametrize("carry", CARRIES)
 @pytest.mark.parametrize("deviation", DEVIATIONS, ids=str)
 def test_every_deviation_equals_its_fp64_definition(
-    deviation: Deviation, carry: StatisticsGradient, torch_passes: _Calls
+    deviation: Deviation, carry: StatisticsGradient, torch_passes: _Calls, planes: bool
 ) -> None:
     for shape in SHAPES.values():
-        x, grad = gaussian(*shape, shift=0.3), gaussian(*shape, seed=1)
+        x, grad = (
+            gaussian(*shape, shift=0.3, planes=planes),
+            gaussian(*shape, seed=1, planes=planes),
+        )
         norm = norm_for(x, NormRecipe(deviation=deviation, statistics_gradient=carry))
         found = results(norm, x, grad)
         assert_near(found, defined(norm, x, grad), {})
-        assert adjacent(found["output"]) and adjacent(found["grad_input"])
+        assert laid(found["output"], planes) and laid(found["grad_input"], planes)
     assert torch_passes.count == 0  # the kernels served every one
 
 
@@ -269,14 +283,15 @@ def test_every_dtype_and_activation(
     assert torch_passes.count == 0
 
 
+@LAYOUTS
 @pytest.mark.parametrize("activation", [None, fp16, bf16], ids=str)
 @pytest.mark.parametrize("deviation", [l2(), l1(), linf(), range_(7)], ids=str)
 def test_with_a_relu_of_the_rounded_output(
-    deviation: Deviation, activation: FloatFormat | None, torch_passes: _Calls
+    deviation: Deviation, activation: FloatFormat | None, torch_passes: _Calls, planes: bool
 ) -> None:
     for shape in ((40, 5), (6, 8, 5, 3), (129, 3, 3)):
         recipe = NormRecipe(deviation=deviation, activation=activation)
-        x, grad = gaussian(*shape), gaussian(*shape, seed=1)
+        x, grad = gaussian(*shape, planes=planes), gaussian(*shape, seed=1, planes=planes)
         norm = norm_for(x, recipe)
         found = results(norm, x, grad, relu=True)
         # elements within rounding of 0 are on or off by luck, and none of these is
@@ -287,16 +302,19 @@ def test_with_a_relu_of_the_rounded_output(
 # Pass by pass, the same bits ----------------------------------------------------------------------
 
 
+@LAYOUTS
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_affine_has_the_bits_of_torch(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    x = gaussian(*shape, dtype=dtype)
+def test_affine_has_the_bits_of_torch(
+    dtype: torch.dtype, shape: tuple[int, ...], planes: bool
+) -> None:
+    x = gaussian(*shape, dtype=dtype, planes=planes)
     for relu in (False, True):
         for activation in (None, fp16, bf16, e4m3):
             of = affine_of(x, activation, relu)
             for target in (dtype, torch.float32):
                 got = norm_kernels.affine(x, of, target)
-                assert got.dtype == target and adjacent(got)
+                assert got.dtype == target and laid(got, planes)
                 assert torch.equal(got, norm_passes.affine(x, of, target)), (relu, activation)
 
 
@@ -315,11 +333,15 @@ def test_affine_rounds_every_kind_of_number_as_torch(dtype: torch.dtype) -> None
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+@LAYOUTS
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_grad_input_has_the_bits_of_torch(dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+def test_grad_input_has_the_bits_of_torch(
+    dtype: torch.dtype, grad_dtype: torch.dtype, planes: bool
+) -> None:
     for shape in ((37, 5), (6, 8, 5, 3)):
-        x, grad = gaussian(*shape, dtype=dtype), gaussian(*shape, dtype=grad_dtype, seed=1)
+        x = gaussian(*shape, dtype=dtype, planes=planes)
+        grad = gaussian(*shape, dtype=grad_dtype, seed=1, planes=planes)
         channel = torch.arange(shape[1], dtype=torch.float32)
         x[0] = affine_of(x).mean.to(dtype).view(-1, *[1] * (x.dim() - 2))  # a sign may be 0
         offset, factor = 0.1 - channel / 7, channel / 5 - 0.3
@@ -333,11 +355,13 @@ def test_grad_input_has_the_bits_of_torch(dtype: torch.dtype, grad_dtype: torch.
                 assert torch.equal(got, want), (slope, relu)
 
 
+@LAYOUTS
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sums_are_those_of_fp64(dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
-    for shape in ((37, 5), (129, 2), (31, 3, 17, 19)):
-        x, grad = gaussian(*shape, dtype=dtype), gaussian(*shape, dtype=grad_dtype, seed=1)
+def test_sums_are_those_of_fp64(dtype: torch.dtype, grad_dtype: torch.dtype, planes: bool) -> None:
+    for shape in ((37, 5), (129, 2), (31, 3, 17, 19), (3, 2, 7000)):
+        x = gaussian(*shape, dtype=dtype, planes=planes)
+        grad = gaussian(*shape, dtype=grad_dtype, seed=1, planes=planes)
         extras: tuple[Extra, ...] = (None, "squares", "signs")
         for extra in extras:
             for activation, relu in ((None, False), (OWN.get(dtype), True)):
@@ -379,12 +403,15 @@ def test_the_gradient_is_masked_where_the_rounded_output_is_zero(
         assert torch.equal(back[0] > 0.25, on) or power == -135  # lost beside the offset
 
 
+@LAYOUTS
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 @pytest.mark.parametrize("fmt", [int8, uint8, IntFormat(16), IntFormat(4)], ids=str)
-def test_codes_are_the_quantizers_of_the_output(source: torch.dtype, fmt: IntFormat) -> None:
+def test_codes_are_the_quantizers_of_the_output(
+    source: torch.dtype, fmt: IntFormat, planes: bool
+) -> None:
     rule = absmax if fmt.symmetric else minmax
     for shape in ((37, 5), (6, 8, 5, 3), (3, 4, 2, 3, 3)):
-        x = gaussian(*shape, dtype=source)
+        x = gaussian(*shape, dtype=source, planes=planes)
         for relu in (True, False):
             for activation in (None, fp16, bf16):
                 of = affine_of(x, activation, relu)
@@ -405,45 +432,56 @@ def test_codes_of_a_tensor_of_zeros() -> None:
     )
 
 
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("chunks", [1, 3, 7, 40])
-def test_extremes_are_the_first_of_equal_ones(dtype: torch.dtype, chunks: int) -> None:
+def test_extremes_are_the_first_of_equal_ones(
+    dtype: torch.dtype, chunks: int, planes: bool
+) -> None:
     """Few values, so that every chunk has several largest and smallest ones."""
-    for rows in (80, 301, 5000):
-        x = (gaussian(rows, 4) * 2).round().clamp(-3, 3).to(dtype)
-        mean = x.float().mean(0)
+    for shape in ((5, 4, 16), (7, 4, 43), (8, 4, 625), (2, 4, 9000)):
+        x = (gaussian(*shape, planes=planes) * 2).round().clamp(-3, 3).to(dtype)
+        rows = x.float().transpose(0, 1).flatten(1)
+        mean = rows.mean(1)
         ours = norm_kernels.sample(x, mean)
-        assert ours.count == rows
-        for cut in cuts(rows, chunks):
+        assert ours.count == rows.shape[1]
+        for cut in cuts(ours.count, chunks):
             found = ours.extremes(cut)
             for part in range(cut.number):
                 first = cut.start + part * cut.length
-                chunk = x[first : first + cut.length].float()
+                chunk = rows[:, first : first + cut.length]
                 for high, at in ((found.high, found.high_at), (-found.low, found.low_at)):
                     values = chunk if high is found.high else -chunk
-                    top = values.max(0).values
-                    assert torch.equal(high[:, part], top)
-                    assert torch.equal(at[:, part], first + (values == top).int().argmax(0))
-        magnitudes = (x.float() - mean).abs()
+                    top = values.max(1, keepdim=True).values
+                    assert torch.equal(high[:, part], top[:, 0])
+                    assert torch.equal(at[:, part], first + (values == top).int().argmax(1))
+        magnitudes = (rows - mean.unsqueeze(1)).abs()
         largest = ours.largest(1)
-        assert torch.equal(largest[:, 0], magnitudes.argmax(0))  # torch's is the first as well
-        assert torch.equal(largest[:, 0], (magnitudes == magnitudes.max(0).values).int().argmax(0))
-        assert torch.equal(ours.take(largest), (x.float() - mean).gather(0, largest.t()).t())
+        top = magnitudes.max(1, keepdim=True).values
+        assert torch.equal(largest[:, 0], magnitudes.argmax(1))  # torch's is the first as well
+        assert torch.equal(largest[:, 0], (magnitudes == top).int().argmax(1))
+        assert torch.equal(ours.take(largest), (rows - mean.unsqueeze(1)).gather(1, largest))
 
 
-def test_add_at_adds_where_torch_does_and_twice_where_an_index_repeats() -> None:
-    grad, value = gaussian(6, 3, 4, 2), torch.tensor([[1.0, 2, 4], [8, 16, 32], [0.5, 0.25, 1]])
+@LAYOUTS
+def test_add_at_adds_where_torch_does_and_twice_where_an_index_repeats(planes: bool) -> None:
+    grad = gaussian(6, 3, 4, 2, planes=planes)
+    value = torch.tensor([[1.0, 2, 4], [8, 16, 32], [0.5, 0.25, 1]])
     index = torch.tensor([[0, 47, 0], [5, 6, 7], [13, 13, 13]])
     want = norm_passes.add_at(grad.clone(), index, value)
     assert torch.equal(norm_kernels.add_at(grad, index, value), want)  # in place
 
 
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_residual_relu_and_its_mask(dtype: torch.dtype) -> None:
-    x, y = gaussian(6, 8, 5, 3, dtype=dtype), gaussian(6, 8, 5, 3, dtype=dtype, seed=1)
+def test_residual_relu_and_its_mask(dtype: torch.dtype, planes: bool) -> None:
+    x, y = (
+        gaussian(6, 8, 5, 3, dtype=dtype, planes=planes),
+        gaussian(6, 8, 5, 3, dtype=dtype, seed=1, planes=planes),
+    )
     x[0, 0], y[0, 0] = 1.0, -1.0  # a sum of 0 is off, as in torch
     x[1, 1, 0], x[1, 1, 1], y[1, 2, 0] = NAN, INF, -INF
-    grad = gaussian(6, 8, 5, 3, dtype=dtype, seed=2)
+    grad = gaussian(6, 8, 5, 3, dtype=dtype, seed=2, planes=planes)
     found = norm_kernels.add_relu(x, y)
     assert found is not None
     a, b = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, y))
@@ -453,21 +491,25 @@ def test_residual_relu_and_its_mask(dtype: torch.dtype) -> None:
     assert found[0].stride() == found[1].stride() == x.stride() and found[1].dtype == torch.bool
     back = norm_kernels.masked(grad, found[1])
     assert back is not None and a.grad is not None and torch.equal(back, a.grad)
-    plain = x.contiguous()
-    assert norm_kernels.add_relu(plain, y) is None  # of another layout, dtype or place: torch's
+    other = gaussian(6, 8, 5, 3, dtype=dtype, planes=not planes)
+    assert norm_kernels.add_relu(other, y) is None  # of another layout, dtype or place: torch's
     assert norm_kernels.add_relu(x, y.double()) is None
     assert norm_kernels.add_relu(x[:, ::2], y[:, ::2]) is None
-    assert norm_kernels.masked(grad.contiguous(), found[1]) is None
+    assert norm_kernels.masked(other, found[1]) is None
 
 
 # Awkward channels ---------------------------------------------------------------------------------
 
 
+@LAYOUTS
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("deviation", DEVIATIONS[:6], ids=str)
-def test_a_nonfinite_element_ends_in_its_channel_alone(deviation: Deviation, bad: float) -> None:
+def test_a_nonfinite_element_ends_in_its_channel_alone(
+    deviation: Deviation, bad: float, planes: bool
+) -> None:
     for carry in CARRIES:
-        x, grad = gaussian(150, 4, 2), gaussian(150, 4, 2, seed=1)
+        x = gaussian(150, 4, 2, planes=planes)
+        grad = gaussian(150, 4, 2, seed=1, planes=planes)
         norm = norm_for(x, NormRecipe(deviation=deviation, statistics_gradient=carry))
         clean = results(norm, x, grad)
         x[3, 1, 1] = bad
@@ -480,10 +522,11 @@ def test_a_nonfinite_element_ends_in_its_channel_alone(deviation: Deviation, bad
                 assert not rest[1].isfinite().any(), (name, carry)
 
 
+@LAYOUTS
 @pytest.mark.parametrize("deviation", DEVIATIONS[:6], ids=str)
-def test_a_dead_channel_is_as_torchs_passes_make_it(deviation: Deviation) -> None:
+def test_a_dead_channel_is_as_torchs_passes_make_it(deviation: Deviation, planes: bool) -> None:
     for carry in CARRIES:
-        x, grad = gaussian(40, 4, 3), gaussian(40, 4, 3, seed=1)
+        x, grad = gaussian(40, 4, 3, planes=planes), gaussian(40, 4, 3, seed=1, planes=planes)
         x[:, 1], x[:, 2] = 0.0, 0.3
         norm = norm_for(x, NormRecipe(deviation=deviation, statistics_gradient=carry))
         found, want = results(norm, x, grad), results(norm, x, grad, served=False)
@@ -510,10 +553,12 @@ def test_an_offset_a_thousand_times_the_deviation_costs_no_more_than_the_mean_do
 # Threads, layouts, other tensors ------------------------------------------------------------------
 
 
+@LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
+def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, planes: bool) -> None:
     shape = (9, 17, 19, 23)  # 3933 rows, 66861 elements: several threads, and rows to spare
-    x, grad = gaussian(*shape, dtype=dtype), gaussian(*shape, dtype=dtype, seed=1)
+    x = gaussian(*shape, dtype=dtype, planes=planes)
+    grad = gaussian(*shape, dtype=dtype, seed=1, planes=planes)
     runs: list[list[Tensor]] = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -535,14 +580,17 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-def test_gradients_in_any_layout_and_dtype_are_the_same_gradient() -> None:
-    x, grad = gaussian(6, 8, 5, 3), gaussian(6, 8, 5, 3, dtype=torch.bfloat16, seed=1).float()
+@LAYOUTS
+def test_gradients_in_any_layout_and_dtype_are_the_same_gradient(planes: bool) -> None:
+    x = gaussian(6, 8, 5, 3, planes=planes)
+    grad = gaussian(6, 8, 5, 3, dtype=torch.bfloat16, seed=1, planes=planes).float()
     grad[:, :, 1:] = grad[:, :, :1]
     row = grad[:, :, :1].expand(-1, -1, 5, -1)
     storage = torch.empty(6, 8, 5, 6)[..., ::2].copy_(grad)
     grads = [
         grad,
         grad.contiguous(),
+        grad.to(memory_format=torch.channels_last),
         row,
         storage,
         grad.transpose(0, 1).contiguous().transpose(0, 1),
@@ -600,7 +648,7 @@ def test_the_gradient_of_a_sum_and_of_many_outputs_at_once() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: x.contiguous(),
+        lambda x: x.transpose(2, 3),
         lambda x: torch.stack([x, x], -1)[..., 0],
         lambda x: x[:, :, ::2],
         lambda x: x[:, 1:],
@@ -608,7 +656,7 @@ def test_the_gradient_of_a_sum_and_of_many_outputs_at_once() -> None:
         lambda x: x.double(),
         lambda x: torch._neg_view(-x),
     ],
-    ids=["contiguous", "strided", "rows skipped", "channels skipped", "expanded", "fp64", "neg"],
+    ids=["transposed", "strided", "rows skipped", "channels skipped", "expanded", "fp64", "neg"],
 )
 def test_other_tensors_take_the_torch_passes(
     make: Callable[[Tensor], Tensor], kernel_passes: _Calls
@@ -648,8 +696,79 @@ def test_a_kernel_that_cannot_be_had_leaves_torchs(monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(found[name], t) for name, t in want.items())
 
 
-def test_evaluation_has_the_same_bits_with_and_without_the_kernels(kernel_passes: _Calls) -> None:
-    x = gaussian(6, 4, 6, 5)
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes the compilation of one kernel fail."""
+
+    def fail(name: str) -> None:
+        def refused(*numbers: int) -> Any:
+            raise RuntimeError(f"no {name}")
+
+        monkeypatch.setattr(norm_compiled, name, refused)
+        monkeypatch.setattr(serving, "_warned", [])
+        kernels.made.cache_clear()
+
+    yield fail
+    kernels.made.cache_clear()
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    "name",
+    ["statistics", "normalize", "codes", "backward_sums", "backward_input", "add_relu", "masked"],
+)
+def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
+    name: str, planes: bool, uncompiled: Callable[[str], None]
+) -> None:
+    x, grad = gaussian(6, 4, 6, 5, planes=planes), gaussian(6, 4, 6, 5, seed=1, planes=planes)
+    quantizer = Quantizer(format=uint8, range=minmax)
+    uncompiled(name)
+    with pytest.warns(RuntimeWarning, match=f"no {name}") as warned:
+        for deviation in DEVIATIONS[:5]:
+            norm = norm_for(x, NormRecipe(deviation=deviation))
+            assert_near(results(norm, x, grad), defined(norm, x, grad), {})
+            if name == "normalize":
+                assert norm.relu(x, True) is None
+                continue
+            assert_near(results(norm, x, grad, relu=True), defined(norm, x, grad, relu=True), {})
+            assert_codes_of_the_output(norm.relu(x, True).deferred, quantizer)
+        y, off = norm_computation.add_relu(x, grad)
+        assert torch.equal(y, (x + grad).relu()) and torch.equal(off, y <= 0)
+        back = norm_computation.masked(grad, off)
+        assert torch.equal(back, grad * ~off) and back.stride() == off.stride()
+    assert len(warned) == 1
+
+
+def assert_codes_of_the_output(deferred: Any, quantizer: Quantizer) -> None:
+    """Of a deferred output, what the quantizer makes of the output itself."""
+    found = deferred.quantized(quantizer, None, True)
+    want = quantizer(norm_passes.affine(deferred.x, deferred.of, torch.float32))
+    assert found.format == want.format and found.block == want.block
+    for a, b in zip(found[:3], want[:3], strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a.dtype == b.dtype and torch.equal(a, b))
+    assert found.elements.stride() == deferred.x.stride()
+
+
+@LAYOUTS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("deviation", DEVIATIONS, ids=str)
+def test_codes_of_a_deferred_output(deviation: Deviation, dtype: torch.dtype, planes: bool) -> None:
+    """Its range is of the extremes that a deviation has found, or of others."""
+    for shape in ((41, 3), (6, 8, 5, 3), (3, 4, 2, 3, 3)):
+        x = gaussian(*shape, dtype=dtype, shift=0.3, planes=planes)
+        norm = norm_for(x, NormRecipe(deviation=deviation))
+        deferred = norm.relu(x, True).deferred
+        assert (deferred.ends is not None) == (deviation.name == "range")
+        for quantizer in (Quantizer(format=uint8, range=minmax), Quantizer(format=int8)):
+            assert_codes_of_the_output(deferred, quantizer)
+
+
+@LAYOUTS
+def test_evaluation_has_the_same_bits_with_and_without_the_kernels(
+    kernel_passes: _Calls, planes: bool
+) -> None:
+    x = gaussian(6, 4, 6, 5, planes=planes)
     for activation in (None, fp16, bf16, e4m3):
         norm = norm_for(x, NormRecipe(deviation=range_(), activation=activation))
         norm(x)
@@ -678,13 +797,19 @@ def test_parameters_of_another_dtype_and_layout() -> None:
     torch.testing.assert_close(halved["output"], want["output"], rtol=0, atol=2.0**-11)
 
 
-def test_cuts_into_blocks_cover_every_row_once() -> None:
-    for start, number, length in ((0, 1, 1), (0, 1, 129), (5, 3, 257), (0, 40, 2), (7, 1, 128)):
-        starts, each = norm_kernels._starts(start, number, length)
-        assert starts[0] == start and starts[-1] == start + number * length
-        sizes = starts.diff()
-        assert sizes.numel() == number * each and (sizes > 0).all() and (sizes <= 128).all()
-        assert (starts[:-1].view(number, each)[:, 0] == torch.arange(number) * length + start).all()
+@pytest.mark.parametrize("width", [1, 16, 129, 50176])
+def test_cuts_into_blocks_cover_every_element_once(width: int) -> None:
+    for cut in (Cut(0, 1, 1), Cut(0, 1, 129), Cut(5, 3, 257), Cut(0, 40, 2), Cut(7, 1, 50000)):
+        start, number, length = cut
+        for planes in (False, True):
+            starts, each, lanes = norm_kernels._blocks(planes, width, cut)
+            assert 1 <= lanes <= (min(width, length, norm_kernels._LANES) if planes else 1)
+            assert starts[0] == start and starts[-1] == start + number * length
+            sizes = starts.diff()
+            assert sizes.numel() == number * each
+            assert (sizes > 0).all() and (sizes <= 128 * lanes).all()
+            firsts = torch.arange(number) * length + start
+            assert torch.equal(starts[:-1].view(number, each)[:, 0], firsts)
     assert Cut(0, 1, 129) == cuts(129, 1)[0]
 
 
