@@ -254,7 +254,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
     if wants_bias:
-        grad_bias = operation.grad_bias(grad_output, input_like, operation.canonical(weight_like))
+        if call.recipe.is_off("grad_weight"):
+            canonical_like = operation.canonical(weight_like)
+            grad_bias = operation.torch_grad_bias(grad_output, input_like, canonical_like)
+        else:  # on the CPU that call would compute a whole grad_weight as well
+            grad_bias = operation.grad_bias(grad_output)
         grad_bias = grad_bias.to(ctx.dtypes[2])
     return grad_input, grad_weight, grad_bias
 

@@ -50,9 +50,15 @@ class Operation(ABC):
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own aten call.  weight: canonical."""
 
-    @abstractmethod
-    def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
-        """Gradient of the bias, by the same aten call as torch's own backward."""
+    def grad_bias(self, grad_output: Tensor) -> Tensor:
+        """Gradient of the bias: the sum of grad_output over all but the channels."""
+        return grad_output.flatten(0, -2).sum(0)
+
+    def torch_grad_bias(
+        self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor
+    ) -> Tensor:
+        """The same, by the aten call of torch's own backward: its bits."""
+        return self.grad_bias(grad_output)
 
     @abstractmethod
     def along_channels(self, bias: Tensor) -> Tensor:
@@ -114,9 +120,6 @@ class Linear(Operation):
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(input, weight.squeeze(0), bias)
 
-    def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
-        return grad_output.flatten(0, -2).sum(0)
-
     def along_channels(self, bias: Tensor) -> Tensor:
         return bias
 
@@ -170,9 +173,6 @@ class BatchedMatmul(Operation):
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is None
         return input @ weight.transpose(1, 2)
-
-    def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
-        raise AssertionError("a matrix product has no bias")
 
     def along_channels(self, bias: Tensor) -> Tensor:
         raise AssertionError("a matrix product has no bias")
@@ -252,7 +252,12 @@ class Convolution(Operation):
             self.transposed, self._output_padding, self.groups,
         )  # fmt: skip
 
-    def grad_bias(self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor) -> Tensor:
+    def grad_bias(self, grad_output: Tensor) -> Tensor:
+        return grad_output.sum((0, *range(2, grad_output.dim())))
+
+    def torch_grad_bias(
+        self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor
+    ) -> Tensor:
         return self._backward(grad_output, input_like, self.raw(weight_like), 2)
 
     def along_channels(self, bias: Tensor) -> Tensor:

@@ -172,10 +172,14 @@ class Recipe:
         own = getattr(getattr(self, product), operand)
         return own is None or own == getattr(self.forward, operand)
 
+    def is_off(self, product: str) -> bool:
+        """Whether neither operand of a product is quantized."""
+        return all(isinstance(self.slot(*s), Off) for s in SLOTS if s[0] == product)
+
     @property
     def products_off(self) -> bool:
         """Whether a layer under this recipe is exactly the torch layer."""
-        return self.activation is None and all(isinstance(self.slot(*s), Off) for s in SLOTS)
+        return self.activation is None and all(self.is_off(product) for product, _ in SLOTS)
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""

@@ -129,8 +129,10 @@ def step(
 
 
 def _grad_bias(layer: nn.Module, x: Tensor, grad: Tensor, *args: Any) -> Tensor | None:
-    twin: Any = copy.deepcopy(layer)
+    """In fp64, rounded."""
+    twin: Any = copy.deepcopy(layer).double()
     if twin.bias is None:
         return None
-    found: Tensor = torch.autograd.grad(twin(x.detach(), *args), twin.bias, grad)[0]
-    return found
+    output = twin(x.detach().double(), *args)
+    found: Tensor = torch.autograd.grad(output, twin.bias, grad.double())[0]
+    return found.float()
