@@ -77,13 +77,14 @@ def _zero_point(zeros: Any, granule: Any) -> Any:
 
 @function
 def codes(
-    source: Any, target: Any, mode: Any, scaled: Any, folded: Any, words: Any, position: Any,
-    end: Any,
+    source: Any, target: Any, mode: Any, scaled: Any, folded: Any, striped: Any, words: Any,
+    position: Any, end: Any,
 ) -> None:  # fmt: skip
     """The elements of the walk from position to end.
 
     scaled: x is divided by the scale of its granule and moved by its zero point; folded: it is
     multiplied by a factor before, whose granules are those of the walk, and has one scale.
+    striped: whether granules may change along a row.
     """
     noisy = mode == 5  # stochastic
     low, high = u32(0), u32(0)
@@ -94,7 +95,7 @@ def codes(
     c = f32_at(words[CONSTANTS])
     constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
     scales, zeros, factors = words[SCALE], words[ZERO_POINT], words[FACTOR]
-    step, along = u32(words[INDEX_STEP]), words[GRANULE_STEP] != 0
+    step, along = u32(words[INDEX_STEP]), striped and words[GRANULE_STEP] != 0
     scale, zero, factor = f32(1.0), f32(0.0), f32(1.0)
     while position < end:
         length, x, y, index, granule = row(words, position, end)
@@ -132,7 +133,7 @@ def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
         words = numba.carray(data, (FACTOR + 1,), np.int64)
         size, own, team = words[SIZE], thread(), threads()
         start, end = size * own // team, size * (own + 1) // team
-        codes(source, target, mode, scaled, False, words, start, end)
+        codes(source, target, mode, scaled, False, True, words, start, end)
 
     return kernel(body)
 

@@ -24,6 +24,7 @@ from .compiled import (
     function,
     i32,
     i32_at,
+    i64,
     i64_at,
     kernel,
     load,
@@ -177,24 +178,27 @@ def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
     def body(data: Any) -> None:
         words = numba.carray(data, (USE + 1,), np.int64)
         size, granules, own, team = words[SIZE], words[GRANULES], thread(), threads()
-        if granules == 1:
-            start, end = size * own // team, size * (own + 1) // team
-            slots = i32_at(words[SLOTS])
+        shared = granules == 1
+        first, last = granules * own // team, granules * (own + 1) // team
+        if shared:
+            first, last = i64(0), i64(1)
+        each = size // granules
+        slots = i32_at(words[SLOTS])
+        for granule in range(first, last):  # one body: each more is compiled anew
+            start, end = granule * each, (granule + 1) * each
+            if shared:
+                start, end = size * own // team, size * (own + 1) // team
             low, high = _extremes(source, folded, words, start, end)
-            slots[2 * own], slots[2 * own + 1] = low, high
-            _barrier()
-            if own == 0:
-                for other in range(1, team):
-                    low, high = min(low, slots[2 * other]), max(high, slots[2 * other + 1])
-                _measured(words, 0, low, high)
-            _barrier()
-            codes(source, target, mode, True, folded, words, start, end)
-        else:
-            each = size // granules
-            for granule in range(granules * own // team, granules * (own + 1) // team):
-                start, end = granule * each, (granule + 1) * each
-                low, high = _extremes(source, folded, words, start, end)
+            if shared:
+                slots[2 * own], slots[2 * own + 1] = low, high
+                _barrier()
+                if own == 0:
+                    for other in range(1, team):
+                        low, high = min(low, slots[2 * other]), max(high, slots[2 * other + 1])
+            if not shared or own == 0:
                 _measured(words, granule, low, high)
-                codes(source, target, mode, True, folded, words, start, end)
+            if shared:
+                _barrier()
+            codes(source, target, mode, True, folded, folded, words, start, end)
 
     return kernel(body)
