@@ -123,7 +123,9 @@ def left(module: nn.Module, recipe: Recipe | None) -> str | None:
             f"then quantize it"
         )
     if isinstance(module, BATCH_NORMS):
-        if recipe.norm is None or recipe.norm.is_off:
+        if recipe.norm is None:
             return "norms are left unless asked (norm=)"
+        if recipe.norm.is_off:
+            return "its norm (l2, nothing quantized) is torch's own, which is kept"
         return None if can_convert(module) else "a subclass of batch-norm; kept in full precision"
     return left_type(module)

@@ -616,3 +616,12 @@ def test_the_summary_names_what_overrides_did_and_every_norm_left() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     text = str(summary(quantize(model, overrides={"2": 4})))
     assert "override   2: int8 at 4 bits" in text and "only batch-norm is converted" in text
+
+
+def test_a_norm_that_is_torchs_own_is_said_to_be() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert "torch's own" in quantized_left(model, "l2") and "unless asked" in quantized_left(model)
+
+
+def quantized_left(model: nn.Module, norm: str | None = None) -> str:
+    return summary(quantize(model, norm=norm)).left["1"]
