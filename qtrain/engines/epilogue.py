@@ -47,10 +47,11 @@ class Epilogue(NamedTuple):
         return output
 
     def scale_of(self, operation: Operation, channels: int) -> Tensor | None:
-        """The scale of each channel, fp32 (channels); None where it varies along anything else."""
+        """The scale of each channel, fp32 (channels) on the CPU where there is none; None where it
+        varies along anything else."""
         scale = self.scale
         if scale is None:
-            return torch.ones(channels)
+            return torch.ones(channels, dtype=torch.float32, device="cpu")
         if scale.numel() == 1:
             return scale.reshape(()).float().expand(channels).contiguous()
         axis = operation.channel_axis(scale.dim())

@@ -23,6 +23,11 @@ def _plain_units(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def _unsigned_zeros(sums: Tensor, work: Work) -> Tensor:
+    """The sums without -0: 0 times a negative number, where a sum has few terms and no start."""
+    return sums.add_(0.0) if work.count * work.per_index < 16 else sums
+
+
 class Float32:
     """fp32 units on sums cut so that each part stays within 2^24, the parts added as integers.
 
@@ -81,6 +86,7 @@ class Float32:
                     ).to(dtype)
                     total = part if total is None else total.add_(part)
         assert total is not None
+        total = _unsigned_zeros(total, work)
         return total if epilogue is None else epilogue(operation, total)
 
 
@@ -109,6 +115,7 @@ class Float64:
         assert zero_point is None
         with _plain_units(a.device):
             total = operation.product(kind, a.double(), b.double(), like)
+        total = _unsigned_zeros(total, work)
         return total if epilogue is None else epilogue(operation, total)
 
 

@@ -65,7 +65,7 @@ def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor
     if isinstance(operation, Linear):
         w = b if kind == "forward" else b.transpose(1, 2)
         # rows are a spatial axis of one image, whose channels come last
-        rows = a.reshape(1, -1, 1, a.shape[-1]).permute(0, 3, 1, 2)
+        rows = a.flatten(0, -2)[None, :, None].permute(0, 3, 1, 2)
         return Reduced(rows, w[..., None, None], Window((1, 1), (0, 0), (1, 1)), None, True)
     assert isinstance(operation, Convolution)
     window = Window(operation.stride, operation.padding, operation.dilation)

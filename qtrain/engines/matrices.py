@@ -57,9 +57,9 @@ class MatricesInt8:
         left, right = a, b
         single = isinstance(operation, Linear)  # its weight is a batch of one already
         if single:
-            left = left.reshape(1, -1, left.shape[-1])
+            left = left.flatten(0, -2).unsqueeze(0)
             if kind == "grad_weight":
-                right = right.reshape(1, -1, right.shape[-1])
+                right = right.flatten(0, -2).unsqueeze(0)
         if kind == "grad_weight":
             left = left.transpose(1, 2)
         elif kind == "forward":
@@ -67,7 +67,7 @@ class MatricesInt8:
         shift = None if zero_point is None else zero_point.reshape(()).to(torch.int32)
         if not work.a.within(-128, 127):
             left = (left.to(torch.uint8) ^ 128).view(torch.int8)
-            shift = torch.full((), -128, device=left.device) if shift is None else shift - 128
+            shift = right.new_full((), -128, dtype=torch.int32) if shift is None else shift - 128
         left, right = left.to(torch.int8), right.to(torch.int8)
         run = torch.ops.qtrain.matrices_int8 if torch.compiler.is_compiling() else _matrices
         total: Tensor = run(left, right)

@@ -64,7 +64,7 @@ class OneDnnInt8:
         else:
             x = x.to(torch.uint8)
         if zero_point is None:
-            zero_point = torch.full((), offset, dtype=torch.int32)
+            zero_point = torch.full((), offset, dtype=torch.int32, device="cpu")
         else:
             zero_point = zero_point.reshape(()).to(torch.int32) + offset
         channels = shape.w.shape[0] * shape.w.shape[1]
@@ -72,7 +72,8 @@ class OneDnnInt8:
         scale = after.scale_of(operation, channels)
         fused = scale is not None
         if scale is None:
-            scale = torch.ones(channels)
+            scale = Epilogue().scale_of(operation, channels)
+            assert scale is not None
         bias = after.bias.float() if fused and after.bias is not None else None
         run = torch.ops.qtrain.onednn_int8 if torch.compiler.is_compiling() else _convolution
         window = shape.window
@@ -101,8 +102,8 @@ def _convolution(
     x: uint8 (N, groups * summed, *S); w: int8 (groups, produced, summed, *kernel); zero_point:
     int32 (); scale, bias: fp32 (groups * produced) -> fp32 (N, groups * produced, *S').
     """
-    one = torch.ones(1)  # scales enter the product alone
-    zeros = torch.zeros(scale.numel(), dtype=torch.int64)
+    one = scale.new_ones(1)  # scales enter the product alone
+    zeros = scale.new_zeros(scale.numel(), dtype=torch.int64)
     space = [1] * (x.dim() - 2)
 
     def nothing(shape: Sequence[int]) -> Tensor:

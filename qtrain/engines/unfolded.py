@@ -110,11 +110,12 @@ def _gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
     groups, produced, summed, *kernel = w.shape
     size = window.gathered(x.shape[2:], kernel)
     result = x.new_empty((x.shape[0], *size, groups, produced), dtype=torch.int32)
-    matrices = w.movedim(2, -1).reshape(groups, produced, -1)
+    matrices = w.movedim(2, -1).flatten(2)
     for chunk in _chunks(x, window, kernel):
         for group in range(groups):
             part = x[chunk, group * summed : (group + 1) * summed]
-            rows = columns(part, window, kernel).reshape(-1, matrices.shape[2])
+            count = part.shape[0] * math.prod(size)
+            rows = columns(part, window, kernel).reshape(count, matrices.shape[2])
             product = _int_mm(rows, matrices[group].t())
             result[chunk, ..., group, :] = product.view(part.shape[0], *size, produced)
     return result.flatten(-2).movedim(-1, 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
 from qtrain.engines.cut import CutInt8
+from qtrain.engines.epilogue import Epilogue
 from qtrain.engines.exact import ENGINES, admitted, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
@@ -19,7 +23,8 @@ from qtrain.engines.onednn import OneDnnInt8
 from qtrain.engines.unfolded import UnfoldedInt8
 from qtrain.engines.work import Engine, Span, Work, holds
 from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
-from quantizers import IntFormat, Quantizer
+from qtrain.products import product
+from quantizers import IntFormat, QTensor, Quantizer
 
 FLOATS: tuple[Engine, ...] = (Float32(), reference)
 needs_int8 = pytest.mark.skipif(
@@ -243,3 +248,54 @@ def test_admission_is_tested_once_per_device_and_holds_here() -> None:
     before = admitted.cache_info().misses
     admitted(reference, "cpu")
     assert admitted.cache_info().misses == before
+
+
+@pytest.mark.parametrize("engines", [ENGINES["cpu"], FLOATS, (reference,)], ids=["all", "f", "f64"])
+def test_a_sum_of_zeros_is_the_integer_zero(engines: tuple[Engine, ...]) -> None:
+    """0 times a negative element, alone in its sum, is no -0."""
+    a = QTensor(torch.zeros(3, 1, dtype=torch.int8), None, None, IntFormat(8), (3, 1))
+    b = QTensor(torch.full((1, 5, 1), -3, dtype=torch.int8), None, None, IntFormat(8), (1, 5, 1))
+    found = product(Linear(), "forward", a, b, a.elements, engines)
+    assert not found.any() and not found.signbit().any()
+
+
+def test_products_do_not_see_torchs_default_dtype_and_device() -> None:
+    """Unscaled operands, in a process that admits its engines under odd defaults."""
+    script = textwrap.dedent("""
+        import torch
+        from qtrain.engines.exact import ENGINES, admitted
+        from qtrain.engines.floats import reference
+        from qtrain.operations import Convolution, Linear
+        from qtrain.products import product
+        from quantizers import IntFormat, QTensor
+
+        def q(*shape):
+            elements = torch.arange(torch.Size(shape).numel(), device="cpu") % 255 - 127
+            return QTensor(elements.view(shape).to(torch.int8), None, None, IntFormat(8), shape)
+
+        torch.set_default_dtype(torch.float64)
+        conv = Convolution((1, 1), (1, 1), (1, 1), 1)
+        cases = [(Linear(), q(128, 128), q(1, 128, 128))]
+        cases += [(conv, q(8, 64, 32, 32), q(1, 64, 64, 3, 3))]
+        with torch.device("meta"):
+            found = [product(op, "forward", a, b, a.elements) for op, a, b in cases]
+        for (op, a, b), got in zip(cases, found):
+            assert got.dtype == torch.float32
+            assert torch.equal(got, product(op, "forward", a, b, a.elements, (reference,)))
+        print([admitted(engine, "cpu") for engine in ENGINES["cpu"]])
+    """)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip() == str([admitted(engine, "cpu") for engine in ENGINES["cpu"]])
+
+
+@pytest.mark.parametrize("unit", [MatricesInt8(0, 0), UnfoldedInt8(0), OneDnnInt8(0)],
+                         ids=lambda unit: unit.name)  # fmt: skip
+def test_empty_linear_products_run_on_every_unit(unit: Any) -> None:
+    for rows, summed in ((17, 0), (0, 5), (0, 0)):
+        a = torch.zeros(rows, summed, dtype=torch.int8)
+        b = torch.zeros(1, 7, summed, dtype=torch.int8)
+        size = Work(summed, 1, Span(-128, 127), Span(-128, 127), sums=False)
+        if unit.supports(Linear(), "forward", size):
+            got = unit.product(Linear(), "forward", a, b, a, size, epilogue=Epilogue())
+            assert got.shape == (rows, 7) and not got.any()
