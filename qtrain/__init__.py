@@ -2,6 +2,10 @@
 
 from . import recipes as recipes
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .bounded import bound_weights as bound_weights
+from .bounded import bound_weights_ as bound_weights_
+from .bounded import unbound_weights_ as unbound_weights_
+from .channels import channel_norms as channel_norms
 from .checkpoint import CheckpointError as CheckpointError
 from .config import TrainConfig as TrainConfig
 from .conversion import summary as summary
@@ -13,6 +17,7 @@ from .converted import reseed as reseed
 from .inspection import inspect as inspect
 from .matmul import Matmul as Matmul
 from .nonfinite import NonFiniteError as NonFiniteError
+from .norm_history import NormHistory as NormHistory
 from .norm_recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
@@ -23,5 +28,8 @@ from .report import Row as Row
 from .results import Result as Result
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe
+from .weight_decay import CorrectedSteps as CorrectedSteps
+from .weight_decay import NormSchedule as NormSchedule
+from .weight_decay import effective_rates as effective_rates
 
 __version__ = "0.1.0"

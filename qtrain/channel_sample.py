@@ -32,6 +32,9 @@ class Sample(Protocol):
     @property
     def count(self) -> int: ...
 
+    def ones(self) -> Tensor:
+        """(C,), in the dtype of the statistics."""
+
     def mean_square(self) -> Tensor:
         """(C,)"""
 
@@ -64,6 +67,9 @@ class Rows:
     @property
     def count(self) -> int:
         return self.rows.shape[1]
+
+    def ones(self) -> Tensor:
+        return self.rows.new_ones(self.rows.shape[0])
 
     def mean_square(self) -> Tensor:
         return self.rows.square().mean(1)

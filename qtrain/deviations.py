@@ -5,6 +5,7 @@
     linf()     c(n) * max |x - mean|
     topk(k)    c(n) * mean of the k largest |x - mean|
     range_(K)  mean over K chunks of c(n) * (max - min)      n: elements of the chunk
+    none()     1: the norm subtracts the mean and nothing else
 
 `constant` names c.  "exact" is 1 / E[statistic of n unit Gaussians], so that the estimate is 1 on
 average at every n (for l2, its square is).  "paper" is the constant as published (Banner et al.
@@ -173,6 +174,23 @@ class _Range(Deviation):
         return f"range(chunks={self.chunks}, {self.constant})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _None(Deviation):
+    """Mean-only batch-norm: the divisor is 1, and the norm's scale is not trained."""
+
+    name = "none"
+
+    def of(self, sample: Sample) -> Estimate:
+        return Estimate(sample.ones())
+
+    def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
+        """1, whatever the running value was before."""
+        return torch.ones_like(sigma)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def _largest(sample: Sample, k: int, constant: Constant) -> Estimate:
     index = sample.largest(k)
     factor = largest_factor(constant, as_constant(sample.count), as_constant(k))
@@ -205,12 +223,19 @@ def range_(chunks: int = 1, constant: Constant = "exact") -> Deviation:
     return _Range(chunks=chunks, constant=constant)
 
 
+def none() -> Deviation:
+    """1: mean-only batch-norm (Salimans and Kingma 2016, arXiv 1602.07868), for layers whose
+    weights have a set norm; a converted norm's scale stays what it is, its bias is learned."""
+    return _None()
+
+
 _NAMED: dict[str, Callable[[], Deviation]] = {
     "l2": l2,
     "l1": l1,
     "linf": linf,
     "topk": topk,
     "range": range_,
+    "none": none,
 }
 
 

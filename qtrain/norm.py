@@ -12,7 +12,7 @@ from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fold, fp16, r
 from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
-from . import norm_kernels, norm_passes, norm_traced
+from . import deviations, norm_kernels, norm_passes, norm_traced
 from .layer_state import LayerState, Slot, rank
 from .norm_computation import Deferred, Form, folded, passes
 from .norm_functions import Normalize, QuantizeGradient, StraightThrough
@@ -231,7 +231,8 @@ def norm_slots(
 
 def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
     """Make a torch batch-norm follow `recipe`, in place; parameters and buffers stay the objects
-    they were; `state` (default: a fresh one) becomes its child.  TypeError for another module."""
+    they were; `state` (default: a fresh one) becomes its child.  Deviation none stops the scale's
+    training.  TypeError for another module."""
     if not can_convert(module):
         raise TypeError(
             f"convert_norm_: got {type(module).__name__}, need exactly BatchNorm1d, 2d or 3d"
@@ -242,3 +243,5 @@ def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | Non
     assert isinstance(module, QBatchNorm)
     module.recipe = recipe
     module.state = state.train(module.training)
+    if recipe.deviation == deviations.none() and module.weight is not None:
+        module.weight.requires_grad_(False)

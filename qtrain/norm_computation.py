@@ -150,7 +150,7 @@ def gradients(
     elif dense is not None:
         along = Slope(grad_divisor * deviation.dense_factor(divisor, count), dense)
         shift = shift if more is None else shift - along.factor * more
-    elif form.carry == "exact":
+    elif form.carry == "exact" and slope is not None:
         value = grad_divisor.unsqueeze(1) * slope
         shift = shift - value.sum(1)
     dtype = x.dtype if value is None else total.dtype

@@ -150,6 +150,9 @@ class _Channels:
         found = self._statistics(kind, Cut(0, 1, self.count))
         return None if found is None else _added(found[0][0]) / self.count
 
+    def ones(self) -> Tensor:
+        return torch.ones_like(self.mean)
+
     def mean_square(self) -> Tensor:
         mean = self._mean(0)
         return self._torch().mean_square() if mean is None else mean

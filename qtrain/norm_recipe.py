@@ -48,6 +48,11 @@ class NormRecipe:
                 f"deviations.get(name) gives one of {', '.join(deviations.names())}"
             )
         choice("statistics_gradient", self.statistics_gradient, ("exact", "l2", "detached"))
+        if self.deviation == deviations.none() and self.statistics_gradient == "l2":
+            raise ValueError(
+                "statistics_gradient: got 'l2' with deviation none, which has no statistic beyond "
+                "the mean; leave it 'exact'"
+            )
         for name, quantizer in self._quantizers:
             if not callable(quantizer):
                 raise TypeError(f"norm.{name}: got {quantizer!r}, need a quantizer (or OFF)")

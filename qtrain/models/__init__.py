@@ -9,3 +9,5 @@ from .resnet import resnet20 as resnet20
 from .resnet import resnet34 as resnet34
 from .resnet import resnet50 as resnet50
 from .resnet import resnet56 as resnet56
+from .vgg import VGG as VGG
+from .vgg import vgg11 as vgg11

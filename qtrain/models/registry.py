@@ -9,6 +9,7 @@ from torch import nn
 
 from .mlp import mlp
 from .resnet import ResNet, Stem, resnet18, resnet20, resnet34, resnet50, resnet56
+from .vgg import vgg11
 
 SMALL_IMAGE = 64  # pixels; up to here the CIFAR stem, which keeps the resolution
 _STEMMED: dict[str, Callable[..., ResNet]] = {
@@ -21,7 +22,7 @@ _CIFAR: dict[str, Callable[..., ResNet]] = {"resnet20": resnet20, "resnet56": re
 
 def names() -> list[str]:
     """The names that `get` takes, sorted."""
-    return sorted([*_STEMMED, *_CIFAR, "mlp"])
+    return sorted([*_STEMMED, *_CIFAR, "mlp", "vgg11"])
 
 
 def get(name: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -34,6 +35,8 @@ def get(name: str, *, num_classes: int, in_channels: int, image_size: int) -> nn
         raise ValueError(f"image_size: got {image_size!r}, need an integer of at least 1")
     if name == "mlp":
         return mlp(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    if name == "vgg11":
+        return vgg11(num_classes=num_classes, in_channels=in_channels)
     if name in _STEMMED:
         stem: Stem = "cifar" if image_size <= SMALL_IMAGE else "imagenet"
         return _STEMMED[name](num_classes=num_classes, in_channels=in_channels, stem=stem)
