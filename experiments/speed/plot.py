@@ -54,5 +54,8 @@ def _parts(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.barh(range(len(rows)), width, left=left, color=colour, height=0.7, label=part)
         left = [a + b for a, b in zip(left, width, strict=True)]
     axes.set_xlabel("ms of a profiled step, eager", fontsize=8)
-    axes.legend(fontsize=8)
+    # above the axes, where it covers no bar
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(PARTS), fontsize=8, frameon=False
+    )
     axes.grid(axis="x", alpha=0.3)
