@@ -76,7 +76,6 @@ def bound_weights_(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) 
     before still holds the parameters, which are now v, and start as the weights.  Raises ValueError
     for a weight that is parametrized already, or a model without any.
     """
-    checks.module(model)
     found = weights(model, skip=skip)
     if not found:
         raise ValueError(
@@ -98,7 +97,6 @@ def bound_weights_(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) 
 
 def unbound_weights_(model: nn.Module) -> nn.Module:
     """Make plain parameters of the bounded weights, with the values they have, in place."""
-    checks.module(model)
     bounded = [weight for weight in weights(model).values() if _is_bounded(weight)]
     if not bounded:
         raise ValueError("model: none of its weights is bounded")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import checks
+from .lineage import lineage
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -98,10 +99,9 @@ def weights(
         if not names:
             continue
         paths.append(path)
-        parts = path.split(".")
-        lineage = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        around = lineage(path)
         hits = {
-            field: [p for p in own if any(fnmatchcase(part, p) for part in lineage)]
+            field: [p for p in own if any(fnmatchcase(part, p) for part in around)]
             for field, own in patterns.items()
         }
         unused -= {(field, pattern) for field, own in hits.items() for pattern in own}

@@ -20,6 +20,7 @@ from .aside import detached, random_state_kept, unwrapped
 from .engines.exact import ENGINES, admitted
 from .layer_state import LayerState
 from .layers import QProduct
+from .lineage import lineage
 from .operations import KINDS, Kind, Operation
 
 _ATTRIBUTE = "_qtrain_conversion"
@@ -55,8 +56,7 @@ class Conversion:
 
     def is_intended(self, name: str) -> bool:
         """Whether a module, or one it is part of, was left by an override."""
-        parts = name.split(".")
-        return any(".".join(parts[: i + 1]) in self.on_purpose for i in range(len(parts)))
+        return any(part in self.on_purpose for part in lineage(name))
 
 
 @dataclass

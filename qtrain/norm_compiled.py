@@ -93,6 +93,12 @@ def _segment(planes: Any, at: Any, last: Any, width: Any) -> Any:
     return at, i64(0), i64(1)
 
 
+@function
+def _part(start: Any, end: Any, groups: Any) -> Any:
+    """What a thread's share has in its first block: the block, the first of its groups, the end."""
+    return start // groups, start % groups, min(groups, start % groups + end - start)
+
+
 def statistics(source: int, kind: int, planes: bool) -> Any:
     """Per block, channel and lane, by STATISTICS[kind]: the sum of (x - mean)^2 or |x - mean|;
     the largest |x - mean| with its index; the largest and smallest x with their indices."""
@@ -105,8 +111,7 @@ def statistics(source: int, kind: int, planes: bool) -> Any:
         groups, members = (channels, lanes) if planes else (i64(1), channels)
         start, end = _share(blocks * groups)
         while start < end:
-            block, low_group = start // groups, start % groups
-            high_group = min(groups, low_group + end - start)
+            block, low_group, high_group = _part(start, end, groups)
             start += high_group - low_group
             at, last = i64_at(starts)[block], i64_at(starts)[block + 1]
             place = 4 * groups * members * block
@@ -254,8 +259,7 @@ def backward_sums(
         groups, members = (channels, lanes) if planes else (i64(1), channels)
         start, end = _share(blocks * groups)
         while start < end:
-            block, low_group = start // groups, start % groups
-            high_group = min(groups, low_group + end - start)
+            block, low_group, high_group = _part(start, end, groups)
             start += high_group - low_group
             at, last = i64_at(starts)[block], i64_at(starts)[block + 1]
             place = 4 * groups * members * block

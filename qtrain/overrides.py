@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from . import deviations, recipes
 from .deviations import Deviation
+from .lineage import lineage
 from .norm_recipe import NormRecipe
 from .recipe import Recipe
 
@@ -81,9 +82,8 @@ class Chooser:
 
     def __call__(self, name: str) -> Recipe | None:
         self.names.append(name)
-        parts = name.split(".")
-        lineage = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        hits = [rule for rule in self.rules if any(fnmatchcase(p, rule[0]) for p in lineage)]
+        around = lineage(name)
+        hits = [rule for rule in self.rules if any(fnmatchcase(p, rule[0]) for p in around)]
         self.matched.update(pattern for pattern, _ in hits)
         if not hits:
             return self.base

@@ -41,6 +41,10 @@ class Setting:
     clip: float | None = None
     images: int | None = None
 
+    def drops(self, epoch: int) -> int:
+        """How often the rate has dropped by then."""
+        return sum(epoch >= milestone for milestone in self.milestones)
+
 
 def parser(text: str) -> argparse.ArgumentParser:
     """The options that every experiment has."""
@@ -95,10 +99,11 @@ def train(
     found = []
     with tqdm(total=setting.epochs * batches.total, desc=text, disable=None, leave=False) as bar:
         for epoch in range(setting.epochs):
-            passed = sum(epoch >= milestone for milestone in setting.milestones)
             for group in optimizer.param_groups:
                 follows = schedule(group.get("name", ""))
-                group["lr"] = setting.rate * (setting.gamma**passed if follows else 1)
+                group["lr"] = setting.rate * (
+                    setting.gamma ** setting.drops(epoch) if follows else 1
+                )
             if begin is not None:
                 begin(epoch)
             model.train()

@@ -74,9 +74,8 @@ def run(arm: str, dataset: DataSet, args: Any, seed: int, history: NormHistory) 
         schedule = NormSchedule(optimizer, model, history.at(0))
 
         def begin(epoch: int) -> None:
-            passed = sum(epoch >= milestone for milestone in setting.milestones)
             schedule.set_norms(history.at(epoch))
-            schedule.factor = math.sqrt(1 / setting.gamma) ** passed
+            schedule.factor = math.sqrt(1 / setting.gamma) ** setting.drops(epoch)
 
         return begin
 

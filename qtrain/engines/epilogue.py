@@ -77,20 +77,14 @@ class Epilogue(NamedTuple):
             matrices = shift.numel() // channels
         words = (
             rows, channels, sums.data_ptr(), rows // matrices,
-            zeros if shift is None else shift.data_ptr(), scale.data_ptr(),
-            minus_zeros if bias is None else bias.data_ptr(),
+            ctypes.addressof(zeros) if shift is None else shift.data_ptr(), scale.data_ptr(),
+            ctypes.addressof(minus_zeros) if bias is None else bias.data_ptr(),
         )  # fmt: skip
         team.run(kernel.address, words, sums.numel())
         return sums.view(torch.float32)
 
 
 @lru_cache(maxsize=256)
-def _kept(channels: int) -> tuple[Any, Any]:
+def _neutral(channels: int) -> tuple[Any, Any]:
+    """A shift and a bias that change nothing: x + -0.0 is x for every x, -0.0 too."""
     return (ctypes.c_int32 * channels)(), (ctypes.c_float * channels)(*[-0.0] * channels)
-
-
-def _neutral(channels: int) -> tuple[int, int]:
-    """Addresses of a shift and a bias that change nothing: x + -0.0 is x for every x, -0.0 too."""
-    size = 1 << (channels - 1).bit_length()
-    zeros, minus_zeros = _kept(size)
-    return ctypes.addressof(zeros), ctypes.addressof(minus_zeros)
