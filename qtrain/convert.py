@@ -11,12 +11,13 @@ from . import checks
 from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .deviations import Deviation
-from .kinds import BATCH_NORMS, left, left_type, plain_type, products, quantized_class, targets
+from .kinds import left, left_type, plain_type, products, quantized_class, targets
 from .layer_products import located
 from .layer_state import LayerState
 from .layers import QProduct
-from .norm import convert_norm_, norm_slots
+from .norm_module import QNorm
 from .norm_recipe import NormRecipe
+from .norms import convert_norm_, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .recipe import Recipe
 from .sequential import fuse_sequentials_
@@ -35,8 +36,9 @@ def quantize(
 
     bits        2..16 for a recipe that takes them; None: the recipe's own
     recipe      a Recipe or the name of one (see `qtrain.recipes.names()`)
-    norm        batch-norm's deviation ("l2", "l1", "linf", "topk", "range"), or a NormRecipe;
-                None: what the recipe says (int8: left alone)
+    norm        the norms' deviation ("l2", "l1", "linf", "topk", "range", "none"), or a NormRecipe:
+                of batch-norms, LayerNorm, RMSNorm and GroupNorm; None: what the recipe says (int8:
+                left alone)
     overrides   module-name patterns (fnmatch; a pattern that names a container covers all below)
                 -> None (leave), an int (bits), a Recipe or its name; the first match wins
     seed        of the rounding noise
@@ -97,7 +99,7 @@ def quantize_(
     if not work:
         raise ValueError(
             f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "
-            f"attention or (with norm=) batch-norm layer outside the overrides"
+            f"attention or (with norm=) norm layer outside the overrides"
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
     # build everything first: an error must leave the model as it was
@@ -127,12 +129,14 @@ def _check_attention(model: nn.Module, chosen: Mapping[str, Recipe | None]) -> N
 
 def _without_fast_paths_(model: nn.Module) -> None:
     """Take torch's inference fast paths, which skip a module's children, off whatever holds a
-    layer that is quantized; what is off entirely keeps them."""
+    layer or a norm that was converted; what is off entirely keeps them."""
     for module in model.modules():
         if not isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
             continue
-        products = [child for child in module.modules() if isinstance(child, QProduct)]
-        if all(product.recipe.products_off for product in products):
+        children = list(module.modules())
+        products = [child for child in children if isinstance(child, QProduct)]
+        plain = not any(isinstance(child, QNorm) for child in children)
+        if plain and all(product.recipe.products_off for product in products):
             continue
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
@@ -145,7 +149,7 @@ def _children(
 ) -> dict[str, LayerState]:
     """The state-holding children a layer gains; ValueError where a setting cannot be honoured."""
     device = next((p.device for p in module.parameters()), None)
-    if isinstance(module, BATCH_NORMS):
+    if is_norm(module):
         assert recipe.norm is not None
         slots = norm_slots(module, recipe.norm)
         state = LayerState(slots, name=name, seed=seed, stream=next(streams), device=device)
@@ -165,7 +169,7 @@ def _children(
 
 def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -> None:
     """Change a layer's class and give it its children, in place."""
-    if isinstance(module, BATCH_NORMS):
+    if is_norm(module):
         assert recipe.norm is not None
         convert_norm_(module, recipe.norm, children["state"])
         return

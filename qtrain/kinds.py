@@ -16,7 +16,7 @@ from .attention import (
 )
 from .layers import Shapes
 from .matmul import Matmul, QMatmul
-from .norm import can_convert
+from .norms import OTHERS, is_norm, left_norm
 from .recipe import Recipe
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -32,14 +32,6 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: QMultiheadAttention,
     nn.TransformerEncoderLayer: QTransformerEncoderLayer,
 }
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_OTHER_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-)
 #: methods in which a product layer does its work: a subclass that has its own is not ours to guess
 _WORK = ("forward", "_conv_forward", "_sa_block", "_ff_block", "_output_padding", "__call__")
 
@@ -50,8 +42,8 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in inside:
             continue
-        known = tuple(_PRODUCTS) + BATCH_NORMS + _OTHER_NORMS
-        if isinstance(module, known) or _holds_weights(module):
+        known = isinstance(module, (*_PRODUCTS, *OTHERS)) or is_norm(module)
+        if known or _holds_weights(module):
             yield name, module
             if isinstance(module, nn.MultiheadAttention) and left_type(module) is not None:
                 # left whole: its output projection is read directly, not called
@@ -98,8 +90,8 @@ def left_type(module: nn.Module) -> str | None:
             return "recurrent layers are not converted; kept in full precision"
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return "a lookup, no product; kept in full precision"
-        if isinstance(module, _OTHER_NORMS):
-            return "only batch-norm is converted; kept in full precision"
+        if isinstance(module, OTHERS):
+            return "no norm that is converted; kept in full precision"
         held = ", ".join(name for name, _ in module.named_parameters(recurse=False))
         return f"no conversion for this type; its own {held} kept in full precision"
     for cls in type(module).__mro__:
@@ -122,10 +114,6 @@ def left(module: nn.Module, recipe: Recipe | None) -> str | None:
             f"model: a {type(module).__name__} has no sizes yet; run one batch through the model, "
             f"then quantize it"
         )
-    if isinstance(module, BATCH_NORMS):
-        if recipe.norm is None:
-            return "norms are left unless asked (norm=)"
-        if recipe.norm.is_off:
-            return "its norm (l2, nothing quantized) is torch's own, which is kept"
-        return None if can_convert(module) else "a subclass of batch-norm; kept in full precision"
+    if is_norm(module):
+        return left_norm(module, recipe.norm)
     return left_type(module)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fold, fp16, round_to
-from quantizers.protocol import quantized, straight_through
-from quantizers.ranges import State
+from quantizers import FloatFormat, Off, bf16, fp16
 
-from . import deviations, norm_kernels, norm_passes, norm_traced
-from .layer_state import LayerState, Slot, rank
+from . import norm_kernels, norm_passes, norm_traced
 from .norm_computation import Deferred, Form, folded, passes
-from .norm_functions import Normalize, QuantizeGradient, StraightThrough
-from .norm_passes import wide
+from .norm_functions import Normalize
+from .norm_module import QNorm, Slots, role_slots
+from .norm_passes import others, wide
 from .norm_recipe import NormRecipe
-
-ROLES = ("input", "weight", "bias", "grad_output")
-
-
-def _role_key(key: Tensor | None, role: str) -> Tensor | None:
-    """A role's noise key: data differ between ranks, parameters do not."""
-    if key is None:
-        return None
-    data = role in ("input", "grad_output")
-    return fold(key, ROLES.index(role) + (len(ROLES) * (rank() + 1) if data else 0))
+from .norm_rounded import RoundedNorm
 
 
-class QBatchNorm(nn.modules.batchnorm._BatchNorm):
+class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
     """A torch batch-norm computed as its `recipe` says, with torch's parameters and buffers.
 
     Input (N, C, *S), fp16, bf16, fp32 or fp64, any layout; statistics and arithmetic in fp32 (fp64
@@ -43,24 +31,12 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
     an input that is not floating point.
     """
 
-    recipe: NormRecipe
-    state: LayerState
-
-    def _quantized(
-        self, role: str, x: Tensor, key: Tensor | None, states: Mapping[Slot, State]
-    ) -> Tensor:
-        quantizer: QuantizerLike = getattr(self.recipe, role)
-        if isinstance(quantizer, Off):
-            return x
-        state = states["norm", role]
-        with torch.no_grad():
-            own, training = _role_key(key, role), self.state.training
-            q = quantized(quantizer, x, key=own, state=state, training=training)
-            value = q.dequantize()
-        if not straight_through(quantizer):  # its backward sees the state of now
-            state = {name: tensor.clone() for name, tensor in state.items()}
-        straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
-        return straight
+    @staticmethod
+    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+        """The quantizers of a torch batch-norm and the shapes they meet."""
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        space = (None,) * _SPACE[type(module)]
+        return role_slots(recipe, (None, module.num_features, *space), (module.num_features,))
 
     def _check(self, input: Tensor) -> None:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
@@ -85,45 +61,59 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check(input)
         if input.numel() == 0:
             return super().forward(input)
-        recipe = self.recipe
-        key, states = self.state.begin()
-        x = self._quantized("input", input, key, states)
-        weight, bias = (
-            None if x is None else self._quantized(role, x, key, states)
-            for role, x in (("weight", self.weight), ("bias", self.bias))
-        )
-        # the gradient's quantizer sees the gradient of the output before it is rounded and stored
-        plain = isinstance(recipe.grad_output, Off)
-        dtype = input.dtype if plain else torch.promote_types(input.dtype, torch.float32)
-        activation = recipe.activation if plain else None
-        if self._of_batch:
-            form = Form(
-                recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype,
-                spec=recipe.spec(rounded=plain),
-            )  # fmt: skip
-            output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
-            if self.training and self.track_running_stats:
-                self._track(mean, sigma, input.numel() // input.shape[1])
+        x, weight, bias, key, states = self._operands(input)
+        dtype = input.dtype if self._plain else torch.promote_types(input.dtype, torch.float32)
+        if self.recipe.arithmetic is None:
+            output = self._normalized(x, weight, bias, dtype)
         else:
-            assert self.running_mean is not None and self.running_var is not None
-            divisor = recipe.deviation.stabilized(wide(self.running_var).sqrt(), self.eps)
-            of = folded(weight, bias, self.running_mean, divisor)
-            by = norm_passes if torch.is_grad_enabled() else passes(x)
-            output = by.affine(x, of, dtype)
-            if activation is not None:
-                output = self._rounded(output, activation)
-        if not plain:
-            output = QuantizeGradient.apply(  # type: ignore[no-untyped-call]
-                output,
-                recipe.grad_output,
-                _role_key(key, "grad_output"),
-                states["norm", "grad_output"],
-                self.state.training,
-            )
-            if recipe.activation is not None:
-                output = self._rounded(output, recipe.activation)
+            output = self._in_arithmetic(x, weight, bias, dtype)
+        if not self._plain:
+            output = self._with_quantized_gradient(output, key, states)
         result: Tensor = output.to(input.dtype)
         return result
+
+    def _form(self, dtype: torch.dtype, activation: FloatFormat | None) -> Form:
+        recipe = self.recipe
+        return Form(
+            recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype,
+            spec=recipe.spec(rounded=self._plain), arithmetic=recipe.arithmetic,
+        )  # fmt: skip
+
+    def _normalized(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        recipe = self.recipe
+        output: Tensor
+        if self._of_batch:
+            form = self._form(dtype, recipe.activation if self._plain else None)
+            output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
+            self._track(mean, sigma, x)
+            return output
+        mean, divisor = self._running()
+        of = folded(weight, bias, mean, divisor)
+        by = norm_passes if torch.is_grad_enabled() else passes(x)
+        output = by.affine(x, of, dtype)
+        return self._rounded(output) if self._plain else output
+
+    def _in_arithmetic(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """The same, operation by operation in the recipe's arithmetic."""
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        fixed = None if self._of_batch else tuple(one.view(shape) for one in self._running())
+        parameters = (None if one is None else one.view(shape) for one in (weight, bias))
+        form = self._form(dtype, None)
+        output: Tensor
+        output, mean, sigma = RoundedNorm.apply(x, *parameters, fixed, others(x), form)  # type: ignore[no-untyped-call]
+        if fixed is None:
+            self._track(mean.flatten(), sigma, x)
+        return self._rounded(output) if self._plain else output
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Mean and divisor of evaluation."""
+        assert self.running_mean is not None and self.running_var is not None
+        sigma = wide(self.running_var).sqrt()
+        return self.running_mean, self.recipe.deviation.stabilized(sigma, self.eps)
 
     def relu(self, input: Tensor, deferred: bool) -> Tensor | None:
         """relu(forward(input)), for which x alone is saved; None where that is not to be had.
@@ -134,6 +124,8 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         recipe = self.recipe
         operands = (recipe.input, recipe.weight, recipe.bias, recipe.grad_output)
         if not (self.training and all(isinstance(quantizer, Off) for quantizer in operands)):
+            return None
+        if recipe.arithmetic is not None:
             return None
         stored = {torch.float16: fp16, torch.bfloat16: bf16}.get(input.dtype)
         activation = stored or recipe.activation
@@ -152,8 +144,7 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
             input.dtype, deferred, spec,
         )  # fmt: skip
         output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
-        if self.track_running_stats:
-            self._track(mean, sigma, input.numel() // input.shape[1])
+        self._track(mean, sigma, input)
         if deferred:
             with torch.no_grad():
                 affine = form.affine(self.weight, self.bias, mean, sigma)
@@ -162,17 +153,14 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         result: Tensor = output
         return result
 
-    @staticmethod
-    def _rounded(output: Tensor, activation: FloatFormat) -> Tensor:
-        with torch.no_grad():
-            rounded = round_to(output, activation)
-        straight: Tensor = StraightThrough.apply(output, rounded, OFF, None)  # type: ignore[no-untyped-call]
-        return straight
-
     @torch.no_grad()
-    def _track(self, mean: Tensor, sigma: Tensor, count: int) -> None:
+    def _track(self, mean: Tensor, sigma: Tensor, input: Tensor) -> None:
+        """Update what evaluation uses; only in training."""
+        if not (self.training and self.track_running_stats):
+            return
         if self.running_mean is None or self.running_var is None:
             return
+        count = input.numel() // input.shape[1]
         variance = sigma.square()
         if self.recipe.deviation.name == "l2":
             variance = variance * (count / (count - 1))
@@ -184,13 +172,6 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 assert self.num_batches_tracked is not None
                 factor = self.num_batches_tracked.to(running.dtype).reciprocal()
             running.lerp_(new.to(running.dtype), factor)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
-
-    def extra_repr(self) -> str:
-        torch_part: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{torch_part}, {self.recipe}"
 
 
 class QBatchNorm1d(QBatchNorm, nn.BatchNorm1d):
@@ -205,43 +186,4 @@ class QBatchNorm3d(QBatchNorm, nn.BatchNorm3d):
     """nn.BatchNorm3d under a NormRecipe."""
 
 
-_CONVERTED: dict[type[nn.Module], type[QBatchNorm]] = {
-    nn.BatchNorm1d: QBatchNorm1d,
-    nn.BatchNorm2d: QBatchNorm2d,
-    nn.BatchNorm3d: QBatchNorm3d,
-}
 _SPACE = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-
-
-def can_convert(module: nn.Module) -> bool:
-    """Whether `convert_norm_` takes the module: torch's BatchNorm1d/2d/3d, not a subclass."""
-    return type(module) in _CONVERTED
-
-
-def norm_slots(
-    module: nn.Module, recipe: NormRecipe
-) -> dict[Slot, tuple[QuantizerLike, Sequence[int | None]]]:
-    """The quantizers of a norm and the shapes they meet, for its LayerState."""
-    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    space = (None,) * _SPACE[type(module)]
-    data, parameter = (None, module.num_features, *space), (module.num_features,)
-    shapes = {"input": data, "weight": parameter, "bias": parameter, "grad_output": data}
-    return {("norm", role): (getattr(recipe, role), shapes[role]) for role in ROLES}
-
-
-def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
-    """Make a torch batch-norm follow `recipe`, in place; parameters and buffers stay the objects
-    they were; `state` (default: a fresh one) becomes its child.  Deviation none stops the scale's
-    training.  TypeError for another module."""
-    if not can_convert(module):
-        raise TypeError(
-            f"convert_norm_: got {type(module).__name__}, need exactly BatchNorm1d, 2d or 3d"
-        )
-    if state is None:
-        state = LayerState(norm_slots(module, recipe), name="", seed=0, stream=0)
-    module.__class__ = _CONVERTED[type(module)]
-    assert isinstance(module, QBatchNorm)
-    module.recipe = recipe
-    module.state = state.train(module.training)
-    if recipe.deviation == deviations.none() and module.weight is not None:
-        module.weight.requires_grad_(False)

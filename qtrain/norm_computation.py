@@ -12,14 +12,18 @@ from quantizers.ranges import State
 
 from . import norm_kernels, norm_passes
 from .deviations import Deviation
+from .norm_arithmetic import Arithmetic
 from .norm_passes import Affine, Extra, Slope, flat_index, others
 from .norm_recipe import StatisticsGradient
 
 
 class Form(NamedTuple):
-    """How a norm is computed, besides its tensors; deferred: the output is not, see `Deferred`.
+    """How a norm is computed, besides its tensors.
 
-    spec   (deviation, carry, activation) as a string: quantizers.traced.spec
+    deferred     the output is not computed, see `Deferred`
+    spec         (deviation, carry, activation) as a string: quantizers.traced.spec
+    centered     whether the mean is subtracted
+    arithmetic   of few bits, see `norm_rounded`, or None
     """
 
     deviation: Deviation
@@ -30,6 +34,8 @@ class Form(NamedTuple):
     dtype: torch.dtype
     deferred: bool = False
     spec: str | None = None
+    centered: bool = True
+    arithmetic: Arithmetic | None = None
 
     def affine(
         self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
@@ -106,7 +112,10 @@ def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: F
     """x (N, C, *S) -> (x - mean) / divisor * weight + bias, then as `form` says."""
     by = passes(input, form.activation, form.relu)
     accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
-    mean = input.mean(others(input), dtype=accumulated)
+    if form.centered:
+        mean = input.mean(others(input), dtype=accumulated)
+    else:
+        mean = input.new_zeros(input.shape[1], dtype=accumulated)
     sigma, index, slope = form.deviation.of(by.sample(input, mean))
     of = form.affine(weight, bias, mean, sigma)
     if form.deferred:  # one NaN for all: nothing but a layer's product can use it
@@ -153,6 +162,8 @@ def gradients(
     elif form.carry == "exact" and slope is not None:
         value = grad_divisor.unsqueeze(1) * slope
         shift = shift - value.sum(1)
+    if not form.centered:
+        shift = torch.zeros_like(shift)
     dtype = x.dtype if value is None else total.dtype
     grad_input = by.grad_input(x, grad_output, of, shift / count, along, dtype)
     if value is not None:

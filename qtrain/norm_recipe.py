@@ -1,4 +1,4 @@
-"""How a batch-norm is simulated."""
+"""How a norm is simulated."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from quantizers import OFF, FloatFormat, Off, QuantizerLike, traced
 from . import deviations
 from .checks import choice
 from .deviations import Deviation
+from .norm_arithmetic import Arithmetic
 
 _L2 = deviations.l2()
 
@@ -18,7 +19,9 @@ StatisticsGradient = Literal["exact", "l2", "detached"]
 
 @dataclass(frozen=True, kw_only=True)
 class NormRecipe:
-    """The deviation of a batch-norm, its gradient, and one quantizer per operand.
+    """The deviation of a norm, its gradient, its arithmetic, and one quantizer per operand.
+
+    Of a batch-norm's channels, a LayerNorm's or RMSNorm's rows, a GroupNorm's groups.
 
     deviation             what estimates the standard deviation: deviations.range_() ...
     statistics_gradient   what the deviation passes back:  "exact", its own gradient, for range a
@@ -28,6 +31,8 @@ class NormRecipe:
     input, weight, bias   quantizers of x, the scale and the shift (straight-through)
     grad_output           quantizer of the gradient that enters the norm's backward
     activation            the float format in which the output is rounded, or None: not at all
+    arithmetic            what every operation and every partial sum is rounded to, forward and
+                          backward, or None: fp32, fp64 for fp64
     """
 
     deviation: Deviation = _L2
@@ -37,6 +42,7 @@ class NormRecipe:
     bias: QuantizerLike = OFF
     grad_output: QuantizerLike = OFF
     activation: FloatFormat | None = None
+    arithmetic: Arithmetic | None = None
     _specs: tuple[str | None, str | None] = field(
         default=(None, None), init=False, repr=False, compare=False
     )
@@ -58,6 +64,8 @@ class NormRecipe:
                 raise TypeError(f"norm.{name}: got {quantizer!r}, need a quantizer (or OFF)")
         if not isinstance(self.activation, FloatFormat | None):
             raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
+        if not isinstance(self.arithmetic, Arithmetic | None):
+            raise TypeError(f"arithmetic: got {self.arithmetic!r}, need an Arithmetic or None")
         own = self.deviation, self.statistics_gradient
         specs = traced.spec((*own, None)), traced.spec((*own, self.activation))
         object.__setattr__(self, "_specs", specs)
@@ -83,12 +91,15 @@ class NormRecipe:
             and self.statistics_gradient == "exact"
             and all(isinstance(quantizer, Off) for _, quantizer in self._quantizers)
             and self.activation is None
+            and self.arithmetic is None
         )
 
     def __str__(self) -> str:
         parts = [str(self.deviation)]
         if self.statistics_gradient != "exact":
             parts.append(f"statistics_gradient {self.statistics_gradient}")
+        if self.arithmetic is not None:
+            parts.append(str(self.arithmetic))
         parts += [f"{name} {q}" for name, q in self._quantizers if not isinstance(q, Off)]
         if self.activation is not None:
             parts.append(f"output {self.activation}")

@@ -16,14 +16,15 @@ from .norm_computation import Form, Normalized
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 _LIBRARY.define(
     "normalize(Tensor x, Tensor? weight, Tensor? bias, float eps, bool relu, ScalarType dtype,"
-    " str spec)"
+    " str spec, bool centered)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define("add_relu(Tensor x, Tensor y) -> (Tensor, Tensor)")
 _LIBRARY.define("masked(Tensor grad, Tensor off) -> Tensor")
 _LIBRARY.define(
     "normalize_backward(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor sigma,"
-    " Tensor index, Tensor slope, Tensor grad_output, float eps, bool relu, str spec)"
+    " Tensor index, Tensor slope, Tensor grad_output, float eps, bool relu, str spec,"
+    " bool centered)"
     " -> (Tensor, Tensor, Tensor)"
 )
 
@@ -36,7 +37,9 @@ def serves(x: Tensor, spec: str | None) -> bool:
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form) -> Normalized:
     """norm_computation.normalize, where nothing is deferred."""
     return Normalized(
-        *torch.ops.qtrain.normalize(x, weight, bias, form.eps, form.relu, form.dtype, form.spec)
+        *torch.ops.qtrain.normalize(
+            x, weight, bias, form.eps, form.relu, form.dtype, form.spec, form.centered
+        )
     )
 
 
@@ -50,14 +53,14 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """norm_computation.gradients of the same."""
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.qtrain.normalize_backward(
-        x, weight, bias, *made[1:], grad, form.eps, form.relu, form.spec
+        x, weight, bias, *made[1:], grad, form.eps, form.relu, form.spec, form.centered
     )
     return grads
 
 
-def _form(spec: str, eps: float, relu: bool, dtype: torch.dtype) -> Form:
+def _form(spec: str, eps: float, relu: bool, dtype: torch.dtype, centered: bool) -> Form:
     deviation, carry, activation = traced.restored(spec)
-    return Form(deviation, carry, eps, relu, activation, dtype)
+    return Form(deviation, carry, eps, relu, activation, dtype, centered=centered)
 
 
 def _normalize(
@@ -68,8 +71,9 @@ def _normalize(
     relu: bool,
     dtype: torch.dtype,
     spec: str,
+    centered: bool,
 ) -> tuple[Tensor, ...]:
-    made = norm_computation.normalize(x, weight, bias, _form(spec, eps, relu, dtype))
+    made = norm_computation.normalize(x, weight, bias, _form(spec, eps, relu, dtype, centered))
     index = x.new_empty(0, dtype=torch.int64) if made.where is None else made.where.contiguous()
     slope = made.mean.new_empty(0) if made.slope is None else made.slope.contiguous()
     return traced.laid_out_like(made.output, x), made.mean, made.sigma, index, slope
@@ -87,10 +91,11 @@ def _normalize_backward(
     eps: float,
     relu: bool,
     spec: str,
+    centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     none = not index.numel()
     made = Normalized(grad_output, mean, sigma, None if none else index, None if none else slope)
-    form = _form(spec, eps, relu, x.dtype)
+    form = _form(spec, eps, relu, x.dtype, centered)
     grad_input, grad_weight, grad_bias = norm_computation.gradients(
         x, weight, bias, made, grad_output, form
     )

@@ -615,7 +615,7 @@ def test_an_override_that_only_meets_layers_left_anyway_is_an_error() -> None:
 def test_the_summary_names_what_overrides_did_and_every_norm_left() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     text = str(summary(quantize(model, overrides={"2": 4})))
-    assert "override   2: int8 at 4 bits" in text and "only batch-norm is converted" in text
+    assert "override   2: int8 at 4 bits" in text and "norms are left unless asked" in text
 
 
 def test_a_norm_that_is_torchs_own_is_said_to_be() -> None:

@@ -12,15 +12,10 @@ from torch import Tensor, nn
 from qtrain import deviations, plain_state_dict
 from qtrain.deviation_constants import expected_range
 from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
-from qtrain.norm import (
-    ROLES,
-    QBatchNorm1d,
-    QBatchNorm2d,
-    QBatchNorm3d,
-    can_convert,
-    convert_norm_,
-)
+from qtrain.norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
+from qtrain.norm_module import ROLES
 from qtrain.norm_recipe import NormRecipe
+from qtrain.norms import can_convert, convert_norm_
 from quantizers import (
     FloatFormat,
     IntFormat,
@@ -277,7 +272,7 @@ class _Own(nn.BatchNorm2d):
 
 @pytest.mark.parametrize(
     "module",
-    [nn.SyncBatchNorm(3), nn.LayerNorm(3), nn.LazyBatchNorm2d(), _Own(3)],
+    [nn.InstanceNorm2d(3), nn.LocalResponseNorm(3), nn.LazyBatchNorm2d(), _Own(3)],
     ids=lambda module: type(module).__name__,
 )
 def test_other_norms_are_not_converted(module: nn.Module) -> None:

@@ -15,9 +15,9 @@ from qtrain import norm_compiled, norm_computation, norm_kernels, norm_passes
 from qtrain.channel_sample import Cut, cuts
 from qtrain.deviation_constants import largest_factor, range_factor
 from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
-from qtrain.norm import convert_norm_
 from qtrain.norm_passes import Affine, Extra, Slope
 from qtrain.norm_recipe import NormRecipe, StatisticsGradient
+from qtrain.norms import convert_norm_
 from quantizers import (
     FloatFormat,
     IntFormat,

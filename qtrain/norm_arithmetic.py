@@ -1,0 +1,85 @@
+"""A norm's arithmetic in few bits: what every operation and every partial sum is rounded to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quantizers import FloatFormat, fp32, round_to
+
+from .checks import choice
+
+#: computed in fp32 and rounded once, +, -, *, / and sqrt are those of a format of so few mantissa
+#: bits (Figueroa 1995: 24 >= 2 * 11 + 2 significant bits)
+_MANTISSA = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Every elementwise operation of a norm is rounded to `format`, every partial sum to
+    `accumulator`, to nearest even.
+
+    format        a FloatFormat of at most 10 mantissa bits, or fp32
+    accumulator   the same; a finished sum or mean is then rounded to `format`
+    sums          "plain": a sum is a sum, and overflows where the accumulator ends: fp16 holds the
+                  sum of 65504 ones;  "halved": every partial sum of a mean is halved, so that it
+                  stays where the terms are
+
+    A sum is a balanced tree: the terms, filled up with zeros to a power of two, are folded in
+    halves, element i with element i + n / 2, until one is left.
+    """
+
+    format: FloatFormat
+    accumulator: FloatFormat = fp32
+    sums: Literal["plain", "halved"] = "plain"
+
+    def __post_init__(self) -> None:
+        for name, got in (("format", self.format), ("accumulator", self.accumulator)):
+            if not isinstance(got, FloatFormat):
+                raise TypeError(f"arithmetic.{name}: got {got!r}, need a FloatFormat")
+            if (got.mantissa > _MANTISSA and got != fp32) or not (got.signed and got.zero):
+                raise ValueError(
+                    f"arithmetic.{name}: got {got}, need fp32 or a signed format with a zero and "
+                    f"at most {_MANTISSA} mantissa bits, whose operations fp32 can simulate"
+                )
+        choice("arithmetic.sums", self.sums, ("plain", "halved"))
+
+    def round(self, x: Tensor) -> Tensor:
+        """x as a register of the format holds it: fp32 or fp64 -> the same dtype."""
+        return x if self.format == fp32 else round_to(x, self.format)
+
+    def sum(self, x: Tensor, over: Sequence[int]) -> Tensor:
+        """The sum along the axes `over`, which stay, with length 1."""
+        total, terms = self._folded(x, over)
+        return self.round(total * terms if self.sums == "halved" else total)
+
+    def mean(self, x: Tensor, over: Sequence[int]) -> Tensor:
+        """The mean along the axes `over`, which stay, with length 1."""
+        total, terms = self._folded(x, over)
+        count = x.numel() // max(total.numel(), 1)
+        return self.round(total * (terms / count) if self.sums == "halved" else total / count)
+
+    def _folded(self, x: Tensor, over: Sequence[int]) -> tuple[Tensor, int]:
+        """The sum along `over`, halved so often as it has levels if asked; the number of terms,
+        filled up."""
+        kept = [1 if axis in over else size for axis, size in enumerate(x.shape)]
+        rest = [axis for axis in range(x.dim()) if axis not in over]
+        x = x.permute(*rest, *over).flatten(len(rest))
+        count = x.shape[-1]
+        terms = 1 << max(count - 1, 0).bit_length()
+        if terms > count:
+            x = torch.nn.functional.pad(x, (0, terms - count))
+        factor = 0.5 if self.sums == "halved" else 1.0
+        while x.shape[-1] > 1:
+            half = x.shape[-1] // 2
+            x = x[..., :half] + x[..., half:]
+            x = x if factor == 1 else x * factor
+            x = x if self.accumulator == fp32 else round_to(x, self.accumulator)
+        return x.reshape(kept), terms
+
+    def __str__(self) -> str:
+        return f"arithmetic {self.format}, {self.sums} sums in {self.accumulator}"

@@ -1,0 +1,69 @@
+"""Which norms of torch are converted, and how."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from . import deviations
+from .layer_state import LayerState
+from .norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
+from .norm_module import QNorm, Slots
+from .norm_recipe import NormRecipe
+from .row_norm import QGroupNorm, QLayerNorm, QRMSNorm
+
+CONVERTED: dict[type[nn.Module], type[QNorm]] = {
+    nn.BatchNorm1d: QBatchNorm1d,
+    nn.BatchNorm2d: QBatchNorm2d,
+    nn.BatchNorm3d: QBatchNorm3d,
+    nn.LayerNorm: QLayerNorm,
+    nn.RMSNorm: QRMSNorm,
+    nn.GroupNorm: QGroupNorm,
+}
+#: the norms that stay as they are
+OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is of a kind that is converted, or of a subclass of it."""
+    return isinstance(module, tuple(CONVERTED))
+
+
+def can_convert(module: nn.Module) -> bool:
+    """Whether `convert_norm_` takes the module: one of torch's own classes, not a subclass."""
+    return type(module) in CONVERTED
+
+
+def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
+    """Why a norm is left as it is, or None where it is converted."""
+    if recipe is None:
+        return "norms are left unless asked (norm=)"
+    if recipe.is_off:
+        return "its norm (l2, nothing quantized) is torch's own, which is kept"
+    if not can_convert(module):
+        kind = next(cls.__name__ for cls in CONVERTED if isinstance(module, cls))
+        return f"a subclass of {kind}; kept in full precision"
+    return CONVERTED[type(module)].refusal(module, recipe)
+
+
+def norm_slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    """The quantizers of a norm and the shapes they meet, for its LayerState."""
+    return CONVERTED[type(module)].slots(module, recipe)
+
+
+def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
+    """Make a torch norm follow `recipe`, in place; parameters and buffers stay the objects they
+    were; `state` (default: a fresh one) becomes its child.  Deviation none stops the scale's
+    training.  TypeError for another module."""
+    if not can_convert(module):
+        raise TypeError(
+            f"convert_norm_: got {type(module).__name__}, need exactly one of "
+            f"{', '.join(cls.__name__ for cls in CONVERTED)}"
+        )
+    if state is None:
+        state = LayerState(norm_slots(module, recipe), name="", seed=0, stream=0)
+    module.__class__ = CONVERTED[type(module)]
+    assert isinstance(module, QNorm)
+    module.recipe = recipe
+    module.state = state.train(module.training)
+    if recipe.deviation == deviations.none() and module.weight is not None:
+        module.weight.requires_grad_(False)

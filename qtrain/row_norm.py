@@ -1,0 +1,166 @@
+"""LayerNorm, RMSNorm and GroupNorm with a choice of deviation: batch-norm's statistics, of rows."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import deviations
+from .layer_state import autocast_dtype
+from .norm_computation import Form
+from .norm_functions import Normalize
+from .norm_module import QNorm, Slots, role_slots
+from .norm_recipe import NormRecipe
+from .norm_rounded import RoundedNorm
+
+
+class QRowNorm(QNorm):
+    """A torch norm over rows of each sample, computed as its `recipe` says.
+
+    fp16, bf16, fp32 or fp64, any layout; statistics and arithmetic in fp32 (fp64 for fp64), the
+    output in the dtype that torch's has.  The divisor is sigma + eps, for l2 torch's
+    sqrt(sigma^2 + eps).  Training and evaluation compute the same.  An empty input is torch's.
+    Second derivatives are not defined.
+
+    Raises ValueError for another shape, TypeError for an input that is not floating point.
+    """
+
+    centered: ClassVar[bool] = True
+
+    @abstractmethod
+    def _split(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """A view of x, and the axes of it along which each row runs: its last ones."""
+
+    @abstractmethod
+    def _lifted(self, parameter: Tensor) -> Tensor:
+        """The scale or the shift, broadcastable to the view."""
+
+    def _check(self, input: Tensor) -> None:
+        if not input.is_floating_point():
+            kind = type(self).__name__
+            raise TypeError(f"{kind}: got an input of {input.dtype}, need floating point")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        if input.numel() == 0:
+            empty: Tensor = super().forward(input)
+            return empty
+        if autocast_dtype(input) is not None:  # torch's norms of rows run in fp32 there
+            input = input.float()
+        x, weight, bias, key, states = self._operands(input)
+        view, over = self._split(x)
+        parameters = [None if one is None else self._lifted(one) for one in (weight, bias)]
+        output = self._normalized(view, over, *parameters).view(input.shape)
+        if self._plain:
+            output = self._rounded(output)
+        else:
+            output = self._with_quantized_gradient(output, key, states)
+        return output.to(input.dtype)
+
+    def _normalized(
+        self, x: Tensor, over: list[int], weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        recipe = self.recipe
+        own: Any = self.eps
+        eps = torch.finfo(x.dtype).eps if own is None else own
+        wide = torch.promote_types(x.dtype, torch.float32)
+        form = Form(
+            recipe.deviation, recipe.statistics_gradient, eps, False, None, wide,
+            spec=recipe.spec(rounded=False), centered=self.centered, arithmetic=recipe.arithmetic,
+        )  # fmt: skip
+        output: Tensor
+        if recipe.arithmetic is not None:
+            output = RoundedNorm.apply(x, weight, bias, None, over, form)[0]  # type: ignore[no-untyped-call]
+            return output
+        rows = x.reshape(1, -1, math.prod(x.shape[axis] for axis in over))
+        output = Normalize.apply(rows, None, None, form)[0].view(x.shape)  # type: ignore[no-untyped-call]
+        if weight is not None:
+            output = output * weight
+        return output if bias is None else output + bias
+
+
+class _LastAxes(QRowNorm):
+    """Rows are the last axes, `normalized_shape`; each element has its own scale and shift."""
+
+    normalized_shape: tuple[int, ...]
+
+    @staticmethod
+    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+        """The quantizers of such a norm and the shapes they meet."""
+        shape: Any = module.normalized_shape
+        return role_slots(recipe, (None, *shape), tuple(shape))
+
+    @staticmethod
+    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
+        shape: Any = module.normalized_shape
+        if math.prod(shape) == 1:
+            return "its rows have one element, which has no deviation; kept in full precision"
+        return None
+
+    def _check(self, input: Tensor) -> None:
+        super()._check(input)
+        own = tuple(self.normalized_shape)
+        if tuple(input.shape[-len(own) :]) != own:
+            raise ValueError(
+                f"{type(self).__name__}: got an input of {tuple(input.shape)}, need {own} as its "
+                f"last sizes"
+            )
+
+    def _split(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        x = x.contiguous()
+        return x, list(range(x.dim() - len(self.normalized_shape), x.dim()))
+
+    def _lifted(self, parameter: Tensor) -> Tensor:
+        return parameter
+
+
+class QLayerNorm(_LastAxes, nn.LayerNorm):
+    """nn.LayerNorm under a NormRecipe."""
+
+
+class QRMSNorm(_LastAxes, nn.RMSNorm):
+    """nn.RMSNorm under a NormRecipe: the statistic is about 0, and no mean is subtracted.
+
+    eps None is torch's: that of the input's dtype.
+    """
+
+    centered = False
+
+    @staticmethod
+    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
+        if recipe.deviation == deviations.none():
+            return "of an RMSNorm deviation none leaves nothing; kept in full precision"
+        return _LastAxes.refusal(module, recipe)
+
+
+class QGroupNorm(QRowNorm, nn.GroupNorm):
+    """nn.GroupNorm under a NormRecipe.  (N, C, *S), a scale and a shift for each channel."""
+
+    @staticmethod
+    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+        """The quantizers of a group norm and the shapes they meet; it takes any number of axes."""
+        channels: Any = module.num_channels
+        return role_slots(recipe, (None, channels), (channels,))
+
+    def _check(self, input: Tensor) -> None:
+        super()._check(input)
+        if input.dim() < 2 or input.shape[1] != self.num_channels:
+            raise ValueError(
+                f"QGroupNorm: got an input of {tuple(input.shape)}, need (N, {self.num_channels}, "
+                f"...)"
+            )
+        if 0 < input.numel() == input.shape[0] * self.num_groups:
+            raise ValueError(
+                f"Expected more than 1 value per group, got input size {tuple(input.shape)} and "
+                f"{self.num_groups} groups"
+            )
+
+    def _split(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        return x.reshape(x.shape[0], self.num_groups, x.shape[1] // self.num_groups, -1), [2, 3]
+
+    def _lifted(self, parameter: Tensor) -> Tensor:
+        return parameter.view(1, self.num_groups, -1, 1)
