@@ -17,6 +17,7 @@ from .converted import reseed as reseed
 from .inspection import inspect as inspect
 from .matmul import Matmul as Matmul
 from .nonfinite import NonFiniteError as NonFiniteError
+from .norm_arithmetic import Arithmetic as Arithmetic
 from .norm_history import NormHistory as NormHistory
 from .norm_recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward

@@ -14,8 +14,8 @@ x, weight, bias and grad_output rounded when they are read:
 
     grad_bias = sum(g)               grad_weight = sum(r(g * y))
     h = r(g * weight)                p = r(h - mean(h))
-    l2             q = mean(r(h * y));   grad_input = r(r(p - r(y * q)) / d)
-    l1             k = r(c1 * q), s = sign(c):  r(r(p - r(r(s - mean(s)) * k)) / d)
+    l2             q = mean(r(h * y)), times r(q * times^2);  grad_input = r(r(p - r(y * q)) / d)
+    l1             k = r(constant * q), s = sign(c):  r(r(p - r(r(s - mean(s)) * k)) / d)
     linf, topk, range                t = sum(r(h * y)): p loses v = r(t * slope) at the few elements
                                      that made the statistic, and gains r(sum(v) / n) everywhere
     statistics_gradient l2           as l2, with q / mean(r(y * y));  detached: r(p / d)
@@ -59,7 +59,7 @@ def _rows(x: Tensor, over: Sequence[int]) -> Tensor:
 
 
 def _length(x: Tensor, over: Sequence[int]) -> int:
-    return math.prod(x.shape[axis] for axis in over)
+    return math.prod([x.shape[axis] for axis in over])
 
 
 def _from_rows(rows: Tensor, like: Tensor, over: Sequence[int]) -> Tensor:
@@ -161,6 +161,8 @@ def _through_statistics(
         if form.carry == "l2":
             square = a.mean(a.round(y * y), over)
             q = torch.where(square == 0, 0.0, a.round(q / square))
+        elif deviation.times != 1:  # the divisor's root is of times^2 mean(c^2)
+            q = a.round(q * deviation.times**2)
         return a.round(p - a.round(y * q))
     if dense == "sign":
         count = _length(h, over)

@@ -36,8 +36,8 @@ class QRowNorm(QNorm):
         """A view of x, and the axes of it along which each row runs: its last ones."""
 
     @abstractmethod
-    def _lifted(self, parameter: Tensor) -> Tensor:
-        """The scale or the shift, broadcastable to the view."""
+    def _lifted(self, parameter: Tensor, view: Tensor) -> Tensor:
+        """The scale or the shift with the view's axes."""
 
     def _check(self, input: Tensor) -> None:
         if not input.is_floating_point():
@@ -49,11 +49,11 @@ class QRowNorm(QNorm):
         if input.numel() == 0:
             empty: Tensor = super().forward(input)
             return empty
-        if autocast_dtype(input) is not None:  # torch's norms of rows run in fp32 there
-            input = input.float()
+        if input.is_cuda and autocast_dtype(input) is not None:
+            input = input.float()  # as torch's norms of rows do there, and not on the CPU
         x, weight, bias, key, states = self._operands(input)
         view, over = self._split(x)
-        parameters = [None if one is None else self._lifted(one) for one in (weight, bias)]
+        parameters = [None if p is None else self._lifted(p, view) for p in (weight, bias)]
         output = self._normalized(view, over, *parameters).view(input.shape)
         if self._plain:
             output = self._rounded(output)
@@ -76,7 +76,7 @@ class QRowNorm(QNorm):
         if recipe.arithmetic is not None:
             output = RoundedNorm.apply(x, weight, bias, None, over, form)[0]  # type: ignore[no-untyped-call]
             return output
-        rows = x.reshape(1, -1, math.prod(x.shape[axis] for axis in over))
+        rows = x.reshape(1, -1, x.flatten(over[0]).shape[-1])
         output = Normalize.apply(rows, None, None, form)[0].view(x.shape)  # type: ignore[no-untyped-call]
         if weight is not None:
             output = output * weight
@@ -114,8 +114,8 @@ class _LastAxes(QRowNorm):
         x = x.contiguous()
         return x, list(range(x.dim() - len(self.normalized_shape), x.dim()))
 
-    def _lifted(self, parameter: Tensor) -> Tensor:
-        return parameter
+    def _lifted(self, parameter: Tensor, view: Tensor) -> Tensor:
+        return parameter.view(*[1] * (view.dim() - parameter.dim()), *parameter.shape)
 
 
 class QLayerNorm(_LastAxes, nn.LayerNorm):
@@ -162,5 +162,5 @@ class QGroupNorm(QRowNorm, nn.GroupNorm):
     def _split(self, x: Tensor) -> tuple[Tensor, list[int]]:
         return x.reshape(x.shape[0], self.num_groups, x.shape[1] // self.num_groups, -1), [2, 3]
 
-    def _lifted(self, parameter: Tensor) -> Tensor:
+    def _lifted(self, parameter: Tensor, view: Tensor) -> Tensor:
         return parameter.view(1, self.num_groups, -1, 1)
