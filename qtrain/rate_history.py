@@ -11,7 +11,7 @@ from torch import nn
 
 from . import checks
 from .channels import listed
-from .weight_decay import effective_rates
+from .weight_decay import CorrectedSteps, effective_rates
 
 
 class RateRow(NamedTuple):
@@ -28,6 +28,7 @@ class EffectiveRates:
     """Records eta / ||w||^2 (Hoffer et al. 2018, section 3) over a run: `rates.record(step)`.
 
     model, optimizer   as `effective_rates` takes them
+    correction         what multiplies the optimizer's steps; the rates are multiplied likewise
     only, skip         patterns of the layers that are recorded: see `channel_norms`
     rows               a RateRow for every recorded step and weight: three numbers, however many
                        channels it has; of two that a quartile lies between, the lower
@@ -41,10 +42,11 @@ class EffectiveRates:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
+        correction: CorrectedSteps | None = None,
         only: Iterable[str] = ("*",),
         skip: Iterable[str] = (),
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._correction = model, optimizer, correction
         self._patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
         self.rows: list[RateRow] = []
         if not effective_rates(model, optimizer, **self._patterns):
@@ -58,7 +60,9 @@ class EffectiveRates:
         checks.integer("step", step, low=0)
         if self.rows and step <= self.rows[-1].step:
             raise ValueError(f"step: got {step}, need more than the last, {self.rows[-1].step}")
+        ratios = {} if self._correction is None else self._correction.ratios()
         for name, rates in effective_rates(self._model, self._optimizer, **self._patterns).items():
+            rates = rates * ratios[name] if name in ratios else rates
             # none interpolated: between a finite rate and an infinite one there is no number
             ordered = rates.sort().values.tolist()
             low, median, high = (ordered[(len(ordered) - 1) * k // 4] for k in (1, 2, 3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from qtrain import EffectiveRates
+from qtrain import CorrectedSteps, EffectiveRates, channel_norms
 
 
 def network() -> nn.Sequential:
@@ -47,6 +47,21 @@ def test_the_rate_falls_as_the_weights_grow() -> None:
     rates.record(1)
     conv = [row for row in rates.rows if row.weight == "0.weight"]
     assert conv[1].median == pytest.approx(conv[0].median / 4)
+
+
+def test_corrected_steps_have_the_rates_of_the_decayed_run() -> None:
+    decayed, free = network(), network()
+    with torch.no_grad():
+        free[0].weight.mul_(3)  # eq. 4: eta ||w||^2 / ||w_decayed||^2 / ||w||^2
+    optimizer = sgd(free)
+    correction = CorrectedSteps(optimizer, free, channel_norms(decayed, only=["0"]))
+    torch.testing.assert_close(correction.ratios()["0.weight"], torch.full((8,), 9.0))
+    rates = EffectiveRates(free, optimizer, correction=correction)
+    other = EffectiveRates(decayed, sgd(decayed))
+    rates.record(0)
+    other.record(0)
+    for one, two in zip(rates.rows, other.rows, strict=True):
+        assert one[2:] == pytest.approx(two[2:])
 
 
 def test_a_record_is_of_the_same_size_however_many_channels() -> None:
