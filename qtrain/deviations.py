@@ -13,6 +13,9 @@ average at every n (for l2, its square is).  "paper" is the constant as publishe
 that of the papers' public code; a deviation that has no such constant refuses it.  The
 expectation is about the Gaussians' own mean; about the mean of the n elements themselves, the
 estimates other than range are low by about 1 / (2 n), relatively, as torch's biased variance is.
+
+`times` multiplies c, in all but none, and with it sigma and its gradient (Hoffer et al. 2018,
+section 4.1, train with the l1 constant at 1/4, 1 and 4 times).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .channel_sample import Extremes, Rows, Sample, cuts
-from .checks import choice, integer
+from .checks import choice, integer, number
 from .deviation_constants import Constant as Constant
 from .deviation_constants import largest_factor, range_factor
 
@@ -48,9 +51,11 @@ class Deviation(ABC):
     name: ClassVar[str]
     constants: ClassVar[tuple[Constant, ...]] = ("exact",)
     constant: Constant = "exact"
+    times: float = 1.0
 
     def __post_init__(self) -> None:
         choice(f"{self.name}.constant", self.constant, self.constants)
+        number(f"{self.name}.times", self.times, low=0, positive=True)
 
     #: what d divisor / d element is a multiple of, element by element, the mean held fixed: the
     #: element less the mean, or its sign; None where few elements count (Estimate.where)
@@ -75,7 +80,12 @@ class Deviation(ABC):
         raise AssertionError(f"{self.name} has no dense derivative")
 
     def __str__(self) -> str:
-        return f"{self.name}({self.constant})"
+        return self._named(self.constant)
+
+    def _named(self, *settings: str) -> str:
+        """The name, the settings behind it, and `times` where it says something."""
+        shown = settings if self.times == 1 else (*settings, f"times={self.times:g}")
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +94,18 @@ class _L2(Deviation):
     dense = "centered"
 
     def of(self, sample: Sample) -> Estimate:
-        return Estimate(sample.mean_square().sqrt())
+        root = sample.mean_square().sqrt()
+        return Estimate(root if self.times == 1 else root * self.times)
 
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """sqrt(sigma^2 + eps), torch's."""
         return (sigma.square() + eps).sqrt()
 
     def dense_factor(self, divisor: Tensor, count: int) -> Tensor:
-        return 1 / (divisor * count)
+        return self.times * self.times / (divisor * count)
 
     def __str__(self) -> str:
-        return self.name
+        return self._named()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +115,15 @@ class _L1(Deviation):
     dense = "sign"
 
     def of(self, sample: Sample) -> Estimate:
-        # E|N(0, sigma^2)| = sigma sqrt(2 / pi): the paper's constant is exact at every n
-        return Estimate(math.sqrt(math.pi / 2) * sample.mean_magnitude())
+        return Estimate(self._factor * sample.mean_magnitude())
 
     def dense_factor(self, divisor: Tensor, count: int) -> Tensor:
-        return torch.full_like(divisor, math.sqrt(math.pi / 2) / count)
+        return torch.full_like(divisor, self._factor / count)
+
+    @property
+    def _factor(self) -> float:
+        # E|N(0, sigma^2)| = sigma sqrt(2 / pi): the paper's constant is exact at every n
+        return self.times * math.sqrt(math.pi / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +134,7 @@ class _Linf(Deviation):
     constants = ("exact", "code")
 
     def of(self, sample: Sample) -> Estimate:
-        return _largest(sample, 1, self.constant)
+        return _largest(sample, 1, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +151,10 @@ class _TopK(Deviation):
         integer("topk.k", self.k, low=1)
 
     def of(self, sample: Sample) -> Estimate:
-        return _largest(sample, min(self.k, sample.count), self.constant)
+        return _largest(sample, min(self.k, sample.count), self)
 
     def __str__(self) -> str:
-        return f"topk({self.k}, {self.constant})"
+        return self._named(str(self.k), self.constant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +177,7 @@ class _Range(Deviation):
         sigmas, indices, slopes = [], [], []
         for part in cuts(sample.count, chunks):
             found: Extremes = sample.extremes(part)
-            factor = range_factor(self.constant, as_constant(part.length)) / chunks
+            factor = self.times * range_factor(self.constant, as_constant(part.length)) / chunks
             sigmas.append(factor * (found.high - found.low).sum(1))
             indices += [found.high_at, found.low_at]
             slope = torch.full_like(found.high, factor)
@@ -171,7 +186,7 @@ class _Range(Deviation):
         return Estimate(sigma, torch.cat(indices, 1), torch.cat(slopes, 1))
 
     def __str__(self) -> str:
-        return f"range(chunks={self.chunks}, {self.constant})"
+        return self._named(f"chunks={self.chunks}", self.constant)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,36 +206,37 @@ class _None(Deviation):
         return self.name
 
 
-def _largest(sample: Sample, k: int, constant: Constant) -> Estimate:
+def _largest(sample: Sample, k: int, deviation: Deviation) -> Estimate:
     index = sample.largest(k)
-    factor = largest_factor(constant, as_constant(sample.count), as_constant(k))
+    factor = largest_factor(deviation.constant, as_constant(sample.count), as_constant(k))
+    factor *= deviation.times
     chosen = sample.take(index)
     return Estimate(factor * chosen.abs().mean(1), index, chosen.sign() * (factor / k))
 
 
-def l2() -> Deviation:
+def l2(*, times: float = 1.0) -> Deviation:
     """The root mean square, torch's own."""
-    return _L2()
+    return _L2(times=times)
 
 
-def l1(constant: Constant = "exact") -> Deviation:
+def l1(constant: Constant = "exact", *, times: float = 1.0) -> Deviation:
     """The mean magnitude."""
-    return _L1(constant=constant)
+    return _L1(constant=constant, times=times)
 
 
-def linf(constant: Constant = "exact") -> Deviation:
+def linf(constant: Constant = "exact", *, times: float = 1.0) -> Deviation:
     """The largest magnitude."""
-    return _Linf(constant=constant)
+    return _Linf(constant=constant, times=times)
 
 
-def topk(k: int = 10, constant: Constant = "exact") -> Deviation:
+def topk(k: int = 10, constant: Constant = "exact", *, times: float = 1.0) -> Deviation:
     """The mean of the k largest magnitudes."""
-    return _TopK(k=k, constant=constant)
+    return _TopK(k=k, constant=constant, times=times)
 
 
-def range_(chunks: int = 1, constant: Constant = "exact") -> Deviation:
+def range_(chunks: int = 1, constant: Constant = "exact", *, times: float = 1.0) -> Deviation:
     """The range, max - min, averaged over chunks.  (The papers' code: 16 chunks.)"""
-    return _Range(chunks=chunks, constant=constant)
+    return _Range(chunks=chunks, constant=constant, times=times)
 
 
 def none() -> Deviation:

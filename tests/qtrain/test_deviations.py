@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -151,6 +152,40 @@ def test_counts_must_be_positive_integers() -> None:
         range_(True)
     with pytest.raises(TypeError, match=r"range\.chunks: got 1\.5"):
         range_(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [l2, l1, linf, topk, range_], ids=lambda make: make.__name__)
+def test_times_multiplies_sigma_and_its_slope(make: Callable[..., Deviation]) -> None:
+    x = torch.randn(5, 100, generator=generator(), dtype=torch.float64)
+    once, often = make().estimate(x), make(times=0.3).estimate(x)
+    # float64 rounding only, of a product taken in another order
+    torch.testing.assert_close(often.sigma, 0.3 * once.sigma, rtol=1e-15, atol=0)
+    if once.slope is not None:
+        assert once.where is not None and often.where is not None
+        torch.testing.assert_close(often.slope, 0.3 * once.slope, rtol=1e-15, atol=0)
+        assert torch.equal(often.where, once.where)
+    for a, b in zip(make(times=1).estimate(x), once, strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("make", [l2, l1, linf, topk, range_], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("times", [0, -1.0, math.nan, math.inf], ids=str)
+def test_times_must_be_finite_and_positive(make: Callable[..., Deviation], times: float) -> None:
+    with pytest.raises(ValueError, match=rf"\.times: got {times}, need a finite number above 0"):
+        make(times=times)
+    with pytest.raises(TypeError, match=r"\.times: got '4'"):
+        make(times="4")
+
+
+def test_times_is_shown_where_it_is_not_one() -> None:
+    given = [l2(times=4), l1(times=0.25), topk(3, times=4), range_(2, "code", times=4)]
+    assert [str(deviation) for deviation in given] == [
+        "l2(times=4)",
+        "l1(exact, times=0.25)",
+        "topk(3, exact, times=4)",
+        "range(chunks=2, code, times=4)",
+    ]
+    assert [str(l2(times=1)), str(l1(times=1))] == ["l2", "l1(exact)"]
 
 
 def test_equal_settings_are_equal_deviations() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,6 +49,11 @@ ALL = [
     range_(3, "paper"),
     range_(1, "code"),
     range_(3, "code"),
+    l2(times=3),
+    l1(times=0.25),
+    linf(times=4),
+    topk(3, times=4),
+    range_(3, times=0.25),
 ]
 ONE_EACH = [l2(), l1(), linf(), topk(3), range_(), range_(4)]
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -97,6 +103,22 @@ def test_analytic_gradients_equal_finite_differences(
         ),
         leaves,
     )
+
+
+@pytest.mark.parametrize("make", [l2, l1, linf, topk, range_], ids=lambda make: make.__name__)
+def test_times_divides_the_output_and_squares_into_the_running_variance(
+    make: Callable[..., Deviation],
+) -> None:
+    x, grad = gaussian(8, 3, 4, 4), gaussian(8, 3, 4, 4, seed=1)
+    settings: dict[str, Any] = {"affine": False, "eps": 1e-30, "momentum": 1.0}
+    once, often = (
+        norm_for(x, NormRecipe(deviation=make(times=times)), **settings) for times in (1, 4)
+    )
+    for a, b in zip(gradients(often, x, grad), gradients(once, x, grad), strict=True):
+        torch.testing.assert_close(4 * a, b)
+    # what the norm divides by, squared
+    torch.testing.assert_close(often.running_var, 16 * once.running_var)
+    torch.testing.assert_close(4 * often.eval()(x), once.eval()(x))
 
 
 def test_range_gradient_is_the_published_formula() -> None:
@@ -338,7 +360,7 @@ def test_frozen_parameters_get_no_gradient() -> None:
     assert norm.weight.grad is None and norm.bias.grad is not None and x.grad is not None
 
 
-@pytest.mark.parametrize("deviation", ONE_EACH, ids=str)
+@pytest.mark.parametrize("deviation", [*ONE_EACH, l2(times=4), range_(times=0.25)], ids=str)
 def test_compiled_norm_is_one_graph_with_the_same_result(deviation: Deviation) -> None:
     torch._dynamo.reset()
     x, grad = gaussian(6, 3, 4, 4), gaussian(6, 3, 4, 4, seed=1)
@@ -380,6 +402,16 @@ def test_quantized_operands_equal_a_norm_of_their_values() -> None:
     # straight-through: the gradient at the quantized value is the gradient
     for a, b in zip(gradients(ours, x, grad), expected, strict=True):
         assert torch.equal(a, b)
+
+
+def test_quantized_input_of_a_double_norm_keeps_the_double_output() -> None:
+    q = Quantizer(format=int8)  # its values are fp32, so that statistics are too
+    x, grad = (gaussian(8, 3, 4, 4, dtype=torch.float64, seed=seed) for seed in (0, 1))
+    found = gradients(norm_for(x, NormRecipe(deviation=range_(), input=q)), x, grad)
+    assert all(result.dtype == torch.float64 for result in found)
+    norm = norm_for(x.float(), NormRecipe(deviation=range_(), input=q))
+    for ours, single in zip(found, gradients(norm, x.float(), grad.float()), strict=True):
+        torch.testing.assert_close(ours.float(), single)
 
 
 def test_quantizers_own_backward_is_used() -> None:
@@ -431,6 +463,7 @@ def test_recipe_is_off_only_when_nothing_differs_from_torch() -> None:
     assert NormRecipe().is_off
     for recipe in (
         NormRecipe(deviation=l1()),
+        NormRecipe(deviation=l2(times=4)),
         NormRecipe(statistics_gradient="detached"),
         NormRecipe(grad_output=Quantizer(format=int8)),
         NormRecipe(activation=fp16),
