@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from loop import Curve, Setting, train
+from loop import Curve, train
 from runs import Job, options
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,12 +18,15 @@ from qtrain.data import DataSet, FileSplit
 from qtrain.models.blocks import BasicBlock, Bottleneck
 
 Batch = tuple[Tensor, Tensor]
+#: blocks a stage
+RESNETS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
 def parser(text: str) -> argparse.ArgumentParser:
     """The options of an experiment on images; text: its docstring."""
     found = options(text, data=data.names(), default="imagefolder")
     found.add_argument("--workers", type=int, default=0, help="processes that decode image files")
+    found.add_argument("--network", choices=tuple(RESNETS), help="in place of the setting's")
     return found
 
 
@@ -47,18 +50,27 @@ def load(job: Job) -> DataSet:
 
 
 def resnet(job: Job, dataset: DataSet) -> nn.Module:
-    """The setting's ResNet from the run's seed: "resnet18" and the like; "resnet10" has one block
-    a stage.  Up to 64 pixels with the CIFAR stem."""
+    """The setting's ResNet, initialised from the run's seed; up to 64 pixels with CIFAR's stem."""
     torch.manual_seed(job.seed)
     name, small = job.setting.network, dataset.image_size <= 64
     return models.ResNet(
         Bottleneck if name == "resnet50" else BasicBlock,
-        {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}[name],
+        RESNETS[name],
         num_classes=dataset.num_classes,
         in_channels=dataset.in_channels,
         width=job.setting.width,
         stem="cifar" if small else "imagenet",
     )
+
+
+def groups(job: Job, model: nn.Module) -> list[dict[str, Any]]:
+    """Weights decay as the setting says; norms and biases, of one axis, do not."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    return [
+        {"params": decayed, "weight_decay": job.setting.decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
 
 
 def fit(
@@ -68,15 +80,13 @@ def fit(
     *,
     groups: Callable[[nn.Module], Iterable[dict[str, Any]]] | None = None,
     prepare: Callable[[nn.Module, torch.optim.Optimizer], dict[str, Any]] = lambda *_: {},
-    setting: Setting | None = None,
 ) -> Curve:
     """Train a model by SGD as the job's setting says.
 
     groups    the optimizer's groups of the model, where all parameters are not one
     prepare   hangs on the model and its optimizer; gives `train` its hooks by name
-    setting   in place of the job's
     """
-    setting = setting or job.setting
+    setting = job.setting
     model = model.to(job.args.device, memory_format=torch.channels_last)
     own = [{"params": list(model.parameters())}] if groups is None else groups(model)
     optimizer = torch.optim.SGD(

@@ -108,8 +108,8 @@ def execute(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
     is missing: their numbers are not to be compared.
     """
     setting = experiment.settings[args.scale]
-    for name in ("epochs", "batch"):
-        if getattr(args, name) is not None:
+    for name in ("epochs", "batch", "network"):
+        if getattr(args, name, None) is not None:
             setting = replace(setting, **{name: getattr(args, name)})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
