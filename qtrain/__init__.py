@@ -5,6 +5,8 @@ from .attention import ScaledDotProductAttention as ScaledDotProductAttention
 from .bounded import bound_weights as bound_weights
 from .bounded import bound_weights_ as bound_weights_
 from .bounded import unbound_weights_ as unbound_weights_
+from .bounded import weight_norm as weight_norm
+from .bounded import weight_norm_ as weight_norm_
 from .channels import channel_norms as channel_norms
 from .checkpoint import CheckpointError as CheckpointError
 from .config import TrainConfig as TrainConfig
@@ -20,6 +22,8 @@ from .nonfinite import NonFiniteError as NonFiniteError
 from .norm_arithmetic import Arithmetic as Arithmetic
 from .norm_history import NormHistory as NormHistory
 from .norm_recipe import NormRecipe as NormRecipe
+from .rate_history import EffectiveRates as EffectiveRates
+from .rate_history import RateRow as RateRow
 from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight

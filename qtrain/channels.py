@@ -72,8 +72,8 @@ class Weight:
         original = getattr(chain[self.name], "original", None)
         if original is None:
             raise ValueError(
-                f"{self.name}: its parametrization has several parameters, which have no norm "
-                f"together"
+                f"{self.name}: its parametrization has several tensors, which have no norm "
+                f"together; skip it (only=, skip=), or for weight norm use qtrain.weight_norm"
             )
         found: Tensor = original
         return found
@@ -90,7 +90,7 @@ def weights(
     Raises ValueError for a pattern that matches no such layer.
     """
     checks.module(model)
-    patterns = {"only": _patterns("only", only), "skip": _patterns("skip", skip)}
+    patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
     unused = {(field, pattern) for field, own in patterns.items() for pattern in own}
     found: dict[str, Weight] = {}
     paths = []
@@ -131,7 +131,8 @@ def _held(module: nn.Module) -> tuple[list[str], Channels]:
     return (["weight"] if isinstance(module, _PLAIN) else []), Channels()
 
 
-def _patterns(field: str, got: Iterable[str]) -> list[str]:
+def listed(field: str, got: Iterable[str]) -> list[str]:
+    """The patterns as a list; TypeError for a bare string, whose letters they would be."""
     found = [] if isinstance(got, str) else list(got)
     if isinstance(got, str) or not all(isinstance(one, str) for one in found):
         raise TypeError(f"{field}: got {got!r}, need a list of module-name patterns")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .channels import channel_norms
+from .channels import channel_norms, listed
 from .files import write_atomically
 
 Norms = Mapping[str, Tensor]
@@ -22,7 +22,7 @@ class NormHistory:
     """
 
     def __init__(self, *, only: Iterable[str] = ("*",), skip: Iterable[str] = ()) -> None:
-        self.only, self.skip = list(only), list(skip)
+        self.only, self.skip = listed("only", only), listed("skip", skip)
         self.epochs: list[dict[str, Tensor]] = []
 
     def record(self, model: nn.Module) -> None:

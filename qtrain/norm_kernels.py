@@ -203,9 +203,8 @@ def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
     """y in `dtype`."""
     target = _TARGETS.get((dtype, of.activation))
     if target is None:
-        assert of.activation is not None
         y = affine(x, of._replace(activation=None, relu=False), torch.float32)
-        y = round_to(y, of.activation)
+        y = y if of.activation is None else round_to(y, of.activation)
         return (y.relu_() if of.relu else y).to(dtype)
     kernel = _made("normalize", SOURCES[x.dtype], target, of.relu, _planes(x))
     if kernel is None:

@@ -1,4 +1,4 @@
-"""Plots of a run: its curves and its layers' errors."""
+"""Plots of a run: its curves, its layers' errors and effective rates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .rate_history import RateRow
 from .report import Report
 
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
@@ -62,6 +63,31 @@ def plot_errors(report: Report, path: Path) -> None:
     axes.set_ylabel("SQNR in dB (higher is better)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)  # it covers no line there
+    figure.savefig(path, metadata=_metadata(path))
+
+
+def plot_rates(rows: Sequence[RateRow], path: Path) -> None:
+    """Each weight's eta / ||w||^2 against the step: the channels' median, and their quartiles as
+    a band, to a PNG or SVG."""
+    names = list(dict.fromkeys(row.weight for row in rows))
+    figure = _figure(10, max(4.0, 1 + 0.22 * len(names)))
+    axes = figure.subplots()
+    for i, name in enumerate(names):
+        # a channel of norm 0 has an infinite rate, which no axis shows
+        own = [row for row in rows if row.weight == name and math.isfinite(row.high)]
+        steps, colour = [row.step for row in own], COLOURS[i % len(COLOURS)]
+        style: dict[str, Any] = {"color": colour, "linestyle": DASHES[i // len(COLOURS) % 2]}
+        axes.plot(steps, [row.median for row in own], label=name, **style)
+        axes.fill_between(
+            steps, [row.low for row in own], [row.high for row in own], color=colour, alpha=0.15
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("learning rate / ||w||²")
+    axes.set_title("median and quartiles of each weight's channels", fontsize=9)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, metadata=_metadata(path))
 
 

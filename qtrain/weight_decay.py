@@ -88,6 +88,18 @@ class CorrectedSteps(_StepHook):
     """
 
     @torch.no_grad()
+    def ratios(self) -> dict[str, Tensor]:
+        """||w||^2 / ||w_decayed||^2 of now: weight's name -> (channels) fp32."""
+        return {
+            name: self._ratio(name, weight.parameter).flatten().float()
+            for name, weight in self._weights.items()
+        }
+
+    def _ratio(self, name: str, weight: Tensor) -> Tensor:
+        """Broadcastable to the weight's split view."""
+        return (self._weights[name].channels.norms(weight) / self._norms[name]).square()
+
+    @torch.no_grad()
     def _before(self, *_: Any) -> None:
         self._old = {name: w.parameter.detach().clone() for name, w in self._weights.items()}
 
@@ -95,9 +107,8 @@ class CorrectedSteps(_StepHook):
     def _after(self, *_: Any) -> None:
         for name, weight in self._weights.items():
             old, channels = self._old[name], weight.channels
-            ratio = (channels.norms(old) / self._norms[name]).square()
-            step = channels.split(weight.parameter - old)
-            weight.parameter.copy_(old + channels.joined(step * ratio))
+            step = channels.split(weight.parameter - old) * self._ratio(name, old)
+            weight.parameter.copy_(old + channels.joined(step))
         self._old = {}
 
 

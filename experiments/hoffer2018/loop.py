@@ -1,142 +1,129 @@
-"""What the experiments share: their options, data, and a plain training loop with callbacks."""
+"""One network's training: a setting, a loop with hooks around its epochs, and the curve of it."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-from tqdm import tqdm
-
-from qtrain import data
-from qtrain.data import DataSet
-from qtrain.environment import environment
-from qtrain.files import write_atomically
-
-RESULTS = Path(__file__).parent / "results"
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a network is trained by SGD.
+    """What is trained, on how much, and how; what an experiment adds is in `more`.
 
-    images       of the training set, the first of each class alike; None: all
-    milestones   epochs at which the rate drops by `gamma`
-    clip         largest gradient norm, or None
+    network, width   as the experiment understands them
+    images           of the training set, the first of each class alike; None: all
+    milestones       epochs at which the rate drops by `gamma`
+    warmup           epochs in which the rate rises linearly from 0
+    clip             largest gradient norm, or None
+    every            epochs between evaluations; the last epoch always ends with one
     """
 
+    network: str
     epochs: int
     batch: int
     rate: float
-    milestones: Sequence[int]
+    width: int = 64
+    images: int | None = None
+    milestones: Sequence[int] = ()
     gamma: float = 0.1
+    warmup: int = 0
     momentum: float = 0.9
     decay: float = 0.0
     clip: float | None = None
-    images: int | None = None
+    every: int = 1
+    more: Mapping[str, Any] | None = None
 
     def drops(self, epoch: int) -> int:
         """How often the rate has dropped by then."""
         return sum(epoch >= milestone for milestone in self.milestones)
 
-
-def parser(text: str) -> argparse.ArgumentParser:
-    """The options that every experiment has."""
-    found = argparse.ArgumentParser(description=text.splitlines()[0])
-    found.add_argument("--scale", choices=("here", "paper"), default="here")
-    found.add_argument("--data", default="imagefolder", choices=data.names())
-    found.add_argument("--data-dir", help="folder of the data set")
-    found.add_argument("--cache-dir", help="folder for decoded images")
-    found.add_argument("--seeds", type=int, default=3)
-    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--output", type=Path, default=RESULTS)
-    return found
+    def factor(self, epoch: int, done: float) -> float:
+        """What the rate is multiplied by when the part `done` of an epoch (from 0) is done."""
+        if epoch + done < self.warmup:
+            return (epoch + done) / self.warmup
+        return self.gamma ** self.drops(epoch)
 
 
-def load(args: argparse.Namespace, images: int | None) -> DataSet:
-    """The data set, its training part cut to `images`, a tenth of CIFAR-10's from each class."""
-    found = data.load(args.data, data_dir=args.data_dir, cache_dir=args.cache_dir)
-    if images is not None:
-        labels = found.train.labels
-        each = images // found.num_classes
-        kept = torch.cat([(labels == c).nonzero()[:each, 0] for c in range(found.num_classes)])
-        part = replace(found.train, images=found.train.images[kept], labels=labels[kept])
-        found = replace(found, train=part)
-    return found.to(args.device)
+class Epoch(Protocol):
+    """The batches of an epoch, each what the loss takes."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A run's numbers.
+
+    epochs   one mapping an epoch: "epoch" (from 1), "train_loss", and where it was evaluated what
+             the evaluation gave
+    failed   why the run ended early, such as "epoch 3, step 17: the loss is nan"; None: it did not
+    more     what else an experiment keeps, as plain data
+    """
+
+    epochs: list[dict[str, float]]
+    failed: str | None = None
+    more: Mapping[str, Any] | None = None
 
 
 def train(
     model: nn.Module,
-    dataset: DataSet,
+    optimizer: torch.optim.Optimizer,
     setting: Setting,
-    seed: int,
     *,
-    groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
-    prepare: Callable[[nn.Module, torch.optim.Optimizer], Callable[[int], None]] | None = None,
-    schedule: Callable[[str], bool] = lambda group: True,
-    after_epoch: Callable[[nn.Module], None] | None = None,
-    text: str = "",
-) -> list[float]:
-    """Train in place; test accuracy after every epoch.
+    batches: Callable[[int], Epoch],
+    loss: Callable[[nn.Module, Any], Tensor],
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    before_epoch: Callable[[int], None] = lambda epoch: None,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    tick: Callable[[], None] = lambda: None,
+) -> Curve:
+    """Train in place until the setting's last epoch, or until a number is not finite.
 
-    groups       the optimizer's groups of a model; each may have a "name"
-    prepare      hangs on the model and its optimizer; what it returns is called with each epoch
-    schedule     whether a group of that name follows the milestones
+    optimizer     its groups' rates are multiplied by the setting's factor, but for a group with
+                  "constant": True
+    batches       those of an epoch, from 0
+    loss          of a batch, 0-d
+    evaluate      metrics by name, of a model in eval mode, without gradients
+    before_epoch, after_epoch   called with the epoch, from 0
+    tick          called after every epoch
     """
-    device = next(model.parameters()).device
-    own = [{"params": list(model.parameters())}] if groups is None else groups(model)
-    optimizer = torch.optim.SGD(
-        own, lr=setting.rate, momentum=setting.momentum, weight_decay=setting.decay
-    )
-    begin = None if prepare is None else prepare(model, optimizer)
-    batches = data.Batches(dataset.train, batch_size=setting.batch, seed=seed, drop_last=True)
-    found = []
-    with tqdm(total=setting.epochs * batches.total, desc=text, disable=None, leave=False) as bar:
-        for epoch in range(setting.epochs):
-            for group in optimizer.param_groups:
-                follows = schedule(group.get("name", ""))
-                group["lr"] = setting.rate * (
-                    setting.gamma ** setting.drops(epoch) if follows else 1
-                )
-            if begin is not None:
-                begin(epoch)
-            model.train()
-            for images, labels in replace(batches, epoch=epoch):
-                optimizer.zero_grad(set_to_none=True)
-                images = images.to(device, memory_format=torch.channels_last)
-                F.cross_entropy(model(images), labels.to(device)).backward()
-                if setting.clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
-                optimizer.step()
-                bar.update()
-            found.append(accuracy(model, dataset))
-            if after_epoch is not None:
-                after_epoch(model)
-    return found
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, dataset: DataSet) -> float:
-    """On the test images."""
-    device = next(model.parameters()).device
-    model.eval()
-    right = 0
-    for images, labels in data.Batches(dataset.test, batch_size=500, train=False):
-        output = model(images.to(device, memory_format=torch.channels_last))
-        right += int((output.argmax(1) == labels.to(device)).sum())
-    return right / len(dataset.test)
-
-
-def save(args: argparse.Namespace, name: str, result: dict[str, Any]) -> None:
-    """results/<name>-<scale>.json, with the options and the machine."""
-    args.output.mkdir(parents=True, exist_ok=True)
-    options = {key: str(value) for key, value in vars(args).items() if not key.endswith("_dir")}
-    whole = {"options": options, "environment": environment(torch.device(args.device)), **result}
-    text = (json.dumps(whole, indent=1) + "\n").encode()
-    write_atomically(args.output / f"{name}-{args.scale}.json", lambda file: file.write(text))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    rows: list[dict[str, float]] = []
+    for epoch in range(setting.epochs):
+        before_epoch(epoch)
+        model.train()
+        total, own = 0.0, batches(epoch)
+        for step, batch in enumerate(own):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                constant = group.get("constant", False)
+                group["lr"] = rate * (1 if constant else setting.factor(epoch, step / len(own)))
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(model, batch)
+            if not math.isfinite(value.item()):
+                where = f"epoch {epoch + 1}, step {step + 1}"
+                return Curve(epochs=rows, failed=f"{where}: the loss is {value.item()}")
+            value.backward()
+            if setting.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
+            optimizer.step()
+            total += value.item()
+        row = {"epoch": epoch + 1, "train_loss": total / len(own)}
+        after_epoch(epoch)
+        if (epoch + 1) % setting.every == 0 or epoch + 1 == setting.epochs:
+            model.eval()
+            with torch.no_grad():
+                row |= evaluate(model)
+        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        if wrong:
+            return Curve(epochs=rows, failed=f"epoch {epoch + 1}: {wrong[0]} is {row[wrong[0]]}")
+        # six digits: what is written is what is compared
+        rows.append({name: float(f"{value:.6g}") for name, value in row.items()})
+        tick()
+    return Curve(epochs=rows)

@@ -1,4 +1,4 @@
-"""Bounded weight norm, on every kind of weight, with everything else that touches a weight."""
+"""Bounded weight norm and weight norm, on every kind of weight, with all else that touches one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qtrain import bound_weights, bound_weights_, plain_state_dict, quantize, unbound_weights_
-from qtrain.bounded import BoundedWeightNorm
+from qtrain import (
+    CorrectedSteps,
+    bound_weights,
+    bound_weights_,
+    channel_norms,
+    plain_state_dict,
+    quantize,
+    unbound_weights_,
+    weight_norm,
+    weight_norm_,
+)
+from qtrain.bounded import WeightNorm
 from qtrain.channels import Channels, weights
 
 ORDERS = (1, 2, math.inf)
@@ -75,7 +85,7 @@ def test_every_channel_has_the_mean_of_the_initial_norms(name: str, p: float) ->
 @pytest.mark.parametrize("p", ORDERS)
 def test_the_gradient_is_that_of_the_definition(p: float, groups: int) -> None:
     v = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    bound = BoundedWeightNorm(v.detach() * 2, p, Channels(groups))
+    bound = WeightNorm(v.detach() * 2, p, Channels(groups))
     assert torch.autograd.gradcheck(bound, (v,))
     if p == 2 and not groups:
         (grad,) = torch.autograd.grad(bound(v).square().mul(torch.rand_like(v)).sum(), v)
@@ -87,7 +97,7 @@ def test_a_channel_of_zeros_stays_one_and_poisons_nothing(p: float) -> None:
     v = torch.randn(3, 4)
     v[1] = 0
     v.requires_grad_()
-    w = BoundedWeightNorm(v.detach(), p)(v)
+    w = WeightNorm(v.detach(), p)(v)
     w.sum().backward()
     assert v.grad is not None and torch.isfinite(w).all() and torch.isfinite(v.grad).all()
     assert not w[1].any() and not v.grad[1].any() and v.grad[0].any()
@@ -96,7 +106,7 @@ def test_a_channel_of_zeros_stays_one_and_poisons_nothing(p: float) -> None:
 def test_nan_is_passed_on() -> None:
     v = torch.ones(2, 3)
     v[0, 0] = torch.nan
-    assert BoundedWeightNorm(torch.ones(2, 3))(v)[0].isnan().all()
+    assert WeightNorm(torch.ones(2, 3))(v)[0].isnan().all()
 
 
 def network() -> nn.Sequential:
@@ -186,7 +196,109 @@ def test_what_cannot_be_honoured_is_refused() -> None:
         bound_weights(network(), skip="0")
     with pytest.raises(ValueError, match=r"0\.weight is parametrized already"):
         bound_weights(bound_weights(network()))
-    with pytest.raises(ValueError, match=r"no weight to bound"):
+    with pytest.raises(ValueError, match=r"no weight to norm"):
         bound_weights(nn.ReLU())
     model = bound_weights(network(), skip=["4"])
     assert parametrize.is_parametrized(model[0]) and not parametrize.is_parametrized(model[4])
+
+
+@pytest.mark.parametrize("p", ORDERS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_weight_norm_starts_as_the_same_function_and_learns_the_norms(name: str, p: float) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    plain = make()
+    normed = weight_norm(plain, p)
+    assert not parametrize.is_parametrized(plain)  # a copy
+    x = torch.randn(shape)
+    for key, weight in weights(normed).items():
+        torch.testing.assert_close(weight.tensor, weights(plain)[key].tensor, rtol=1e-6, atol=0)
+    torch.testing.assert_close(output(normed, x), output(plain, x))
+    output(normed, x).square().sum().backward()
+    torch.optim.SGD(normed.parameters(), lr=0.1).step()
+    moved = 0.0
+    for weight in weights(normed).values():
+        g = weight.module.parametrizations[weight.name][0].g  # type: ignore[index,union-attr]
+        assert g.numel() == len(norms_by_hand(plain, weight.tensor, p))
+        moved += float(g.grad.abs().max())  # a cell's state of zeros gives its weight none
+        torch.testing.assert_close(norms_by_hand(plain, weight.tensor, p), g.abs().flatten())
+    assert moved > 0
+
+
+def test_weight_norm_is_torchs_own() -> None:
+    """Against torch.nn.utils.parametrizations.weight_norm, through steps with momentum."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).double()
+    theirs = copy.deepcopy(ours)
+    weight_norm_(ours)
+    for layer in (theirs[0], theirs[2]):
+        nn.utils.parametrizations.weight_norm(layer)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in (ours, theirs)]
+    for _ in range(3):
+        x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(weights(ours).values(), weights(theirs).values(), strict=True):
+        torch.testing.assert_close(a.tensor, b.tensor)
+
+
+def test_weight_norm_and_quantizing_commute() -> None:
+    one = quantize(weight_norm(network()))
+    other = weight_norm_(quantize(network()))
+    assert len(list(one.parameters())) == len(list(network().parameters())) + 2  # two g
+    for a, b in zip(step(one), step(other), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
+def test_weight_norm_is_copied_saved_compiled_and_removed() -> None:
+    model = weight_norm(network(), p=1, skip=["4"])
+    step(model)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()  # g and v now differ
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    fresh = weight_norm(network(), p=1, skip=["4"])
+    fresh.load_state_dict(torch.load(file))
+    torch._dynamo.reset()
+    model.zero_grad()
+    found = step(copy.deepcopy(model))
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    for a, b in zip(step(compiled), found, strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(a, b)
+    for a, b in zip(step(fresh), found, strict=True):
+        assert torch.equal(a, b)
+    value = model[0].weight.detach().clone()
+    unbound_weights_(model)
+    assert type(model[0].weight) is nn.Parameter and torch.equal(model[0].weight, value)
+    network().load_state_dict(plain_state_dict(model))
+
+
+def test_a_weight_that_is_assigned_is_taken_whole_or_as_directions() -> None:
+    torch.manual_seed(0)
+    w = torch.randn(7, 5)
+    free, bounded = weight_norm(nn.Linear(5, 7)), bound_weights(nn.Linear(5, 7))
+    rho = bounded.weight[0].detach().norm()
+    free.weight = w
+    bounded.weight = w
+    torch.testing.assert_close(free.weight.detach(), w)
+    torch.testing.assert_close(bounded.weight.detach(), rho * nn.functional.normalize(w))
+
+
+def test_a_frozen_weight_has_a_frozen_norm() -> None:
+    layer = nn.Linear(5, 7).requires_grad_(False)
+    assert not any(p.requires_grad for p in weight_norm(layer).parameters())
+
+
+def test_what_sees_weights_sees_v_and_refuses_parametrizations_of_several_tensors() -> None:
+    ours = weight_norm(nn.Linear(5, 7))
+    norms = channel_norms(ours)
+    assert list(norms) == ["weight"]
+    CorrectedSteps(torch.optim.SGD(ours.parameters(), lr=0.1), ours, norms)
+    theirs = nn.utils.parametrizations.weight_norm(nn.Linear(5, 7))
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
+    for ask in (channel_norms, lambda model: CorrectedSteps(optimizer, model, norms)):
+        with pytest.raises(ValueError, match=r"weight: its parametrization has several.*qtrain\."):
+            ask(theirs)

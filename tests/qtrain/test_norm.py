@@ -399,6 +399,16 @@ def test_quantized_operands_equal_a_norm_of_their_values() -> None:
         assert torch.equal(a, b)
 
 
+def test_quantized_input_of_a_double_norm_keeps_the_double_output() -> None:
+    q = Quantizer(format=int8)  # its values are fp32, so that statistics are too
+    x, grad = (gaussian(8, 3, 4, 4, dtype=torch.float64, seed=seed) for seed in (0, 1))
+    found = gradients(norm_for(x, NormRecipe(deviation=range_(), input=q)), x, grad)
+    assert all(result.dtype == torch.float64 for result in found)
+    norm = norm_for(x.float(), NormRecipe(deviation=range_(), input=q))
+    for ours, single in zip(found, gradients(norm, x.float(), grad.float()), strict=True):
+        torch.testing.assert_close(ours.float(), single)
+
+
 def test_quantizers_own_backward_is_used() -> None:
     clipping = Quantizer(format=int8, range=percentile(0.9), straight_through="inclusive")
     x, grad = gaussian(64, 2), gaussian(64, 2, seed=1)

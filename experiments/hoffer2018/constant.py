@@ -1,0 +1,48 @@
+"""Experiment 3: how much L1 batch-norm minds its constant: sqrt(pi / 2) times 1/4, 1 and 4.
+
+    python experiments/hoffer2018/constant.py --data-dir PATH [--scale paper]
+
+Scale `paper` is ResNet-18 on ImageNet, any image folder, for 80 epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import images
+import norms
+from deviations import EXPERIMENT as DEVIATIONS
+from loop import Curve
+from report import publish
+from runs import Experiment, Job, execute
+
+from qtrain import deviations
+
+
+def run(job: Job) -> Curve:
+    """One arm."""
+    times = {"quarter": 0.25, "whole": 1.0, "fourfold": 4.0}
+    return norms.run(job, {arm: deviations.l1(times=factor) for arm, factor in times.items()})
+
+
+EXPERIMENT = Experiment(
+    name="constant",
+    arms={"whole": "L1", "quarter": "L1, constant / 4", "fourfold": "L1, constant * 4"},
+    reference="whole",
+    paper={"whole": 66.2, "quarter": 64.0, "fourfold": 64.8},
+    published="ResNet-18, ImageNet, top-1 in %, read off the poster",
+    settings={
+        "here": DEVIATIONS.settings["here"],
+        "paper": replace(DEVIATIONS.settings["paper"], epochs=80),
+    },
+    run=run,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = images.parser(__doc__ or "").parse_args(arguments)
+    publish(execute(EXPERIMENT, args), args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What experiments 2, 3 and 7 share: a ResNet whose batch-norms have another deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import images
+from loop import Curve
+from runs import Job
+
+from qtrain import quantize
+from qtrain.deviations import Deviation
+
+
+def run(job: Job, deviations: Mapping[str, Deviation | None]) -> Curve:
+    """The arm's deviation in full precision; None: torch's own batch-norm, not converted."""
+    dataset = images.load(job)
+    model = images.resnet(job, dataset)
+    deviation = deviations[job.arm]
+    if deviation is not None:
+        model = quantize(model, recipe="fp32", norm=deviation)
+    return images.fit(model, dataset, job, groups=lambda model: images.groups(job, model))

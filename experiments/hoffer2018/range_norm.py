@@ -1,0 +1,49 @@
+"""Experiment 7: range batch-norm against batch-norm, both in full precision.
+
+    python experiments/hoffer2018/range_norm.py --data-dir PATH [--scale paper]
+
+The range of the whole batch, with the exact constant.  Scale `paper` is ResNet-50 on ImageNet, any
+image folder.  (From Banner et al. 2018, arXiv 1805.11046, which continues the paper's work.)
+"""
+
+from __future__ import annotations
+
+import images
+import norms
+from deviations import EXPERIMENT as DEVIATIONS
+from loop import Curve, Setting
+from report import publish
+from runs import Experiment, Job, execute
+
+from qtrain import deviations
+
+
+def run(job: Job) -> Curve:
+    """One arm."""
+    return norms.run(job, {"batch_norm": None, "range": deviations.range_()})
+
+
+EXPERIMENT = Experiment(
+    name="range_norm",
+    arms={"batch_norm": "torch's batch-norm", "range": "range batch-norm"},
+    reference="batch_norm",
+    paper={"batch_norm": 72.7, "range": 71.8},
+    published="ResNet-50, ImageNet, top-1 in %, read off the poster",
+    settings={
+        "here": DEVIATIONS.settings["here"],
+        "paper": Setting(
+            network="resnet50", epochs=90, warmup=5, milestones=(30, 60, 80), batch=128, rate=0.1,
+            decay=1e-4,
+        ),
+    },
+    run=run,
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = images.parser(__doc__ or "").parse_args(arguments)
+    publish(execute(EXPERIMENT, args), args.output)
+
+
+if __name__ == "__main__":
+    main()

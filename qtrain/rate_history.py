@@ -1,0 +1,85 @@
+"""How far steps turn each layer's weights, over a run: the effective step sizes eta / ||w||^2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from . import checks
+from .channels import listed
+from .weight_decay import CorrectedSteps, effective_rates
+
+
+class RateRow(NamedTuple):
+    """The channels' eta / ||w||^2 of one weight at one step: their quartiles and median."""
+
+    step: int
+    weight: str
+    low: float
+    median: float
+    high: float
+
+
+class EffectiveRates:
+    """Records eta / ||w||^2 (Hoffer et al. 2018, section 3) over a run: `rates.record(step)`.
+
+    model, optimizer   as `effective_rates` takes them
+    correction         what multiplies the optimizer's steps; the rates are multiplied likewise
+    only, skip         patterns of the layers that are recorded: see `channel_norms`
+    rows               a RateRow for every recorded step and weight: three numbers, however many
+                       channels it has; of two that a quartile lies between, the lower
+
+    A channel of norm 0 has the rate inf.  ValueError where the optimizer trains none of the
+    weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        correction: CorrectedSteps | None = None,
+        only: Iterable[str] = ("*",),
+        skip: Iterable[str] = (),
+    ) -> None:
+        self._model, self._optimizer, self._correction = model, optimizer, correction
+        self._patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
+        self.rows: list[RateRow] = []
+        if not effective_rates(model, optimizer, **self._patterns):
+            raise ValueError(
+                "optimizer: it trains none of the model's weights; build it from this model's "
+                "parameters"
+            )
+
+    def record(self, step: int) -> None:
+        """Append the rates of now; `step`, or an epoch: above the last one that was recorded."""
+        checks.integer("step", step, low=0)
+        if self.rows and step <= self.rows[-1].step:
+            raise ValueError(f"step: got {step}, need more than the last, {self.rows[-1].step}")
+        ratios = {} if self._correction is None else self._correction.ratios()
+        for name, rates in effective_rates(self._model, self._optimizer, **self._patterns).items():
+            rates = rates * ratios[name] if name in ratios else rates
+            # none interpolated: between a finite rate and an infinite one there is no number
+            ordered = rates.sort().values.tolist()
+            low, median, high = (ordered[(len(ordered) - 1) * k // 4] for k in (1, 2, 3))
+            self.rows.append(RateRow(step, name, low, median, high))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows as plain data, for a checkpoint."""
+        return {"rows": [list(row) for row in self.rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.rows = [RateRow(*row) for row in state["rows"]]
+
+    def plot(self, path: str | Path) -> None:
+        """Median and quartiles of every weight against the step, to a PNG or SVG."""
+        from .plots import plot_rates  # matplotlib takes a second to import
+
+        if not self.rows:
+            raise ValueError("rates: nothing to plot; call record(step) first")
+        plot_rates(self.rows, Path(path))
