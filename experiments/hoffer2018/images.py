@@ -80,11 +80,13 @@ def fit(
     *,
     groups: Callable[[nn.Module], Iterable[dict[str, Any]]] | None = None,
     prepare: Callable[[nn.Module, torch.optim.Optimizer], dict[str, Any]] = lambda *_: {},
+    loss_scale: float = 1.0,
 ) -> Curve:
     """Train a model by SGD as the job's setting says.
 
     groups    the optimizer's groups of the model, where all parameters are not one
     prepare   hangs on the model and its optimizer; gives `train` its hooks by name
+    loss_scale   as `train` has it
     """
     setting = job.setting
     model = model.to(job.args.device, memory_format=torch.channels_last)
@@ -93,7 +95,9 @@ def fit(
         own, lr=setting.rate, momentum=setting.momentum, weight_decay=setting.decay
     )
     batches = data.Batches(dataset.train, batch_size=setting.batch, seed=job.seed, drop_last=True)
-    hooks: dict[str, Any] = {"tick": job.tick, **prepare(model, optimizer)}
+    hooks: dict[str, Any] = {
+        "tick": job.tick, "loss_scale": loss_scale, **prepare(model, optimizer)
+    }  # fmt: skip
     return train(
         model,
         optimizer,

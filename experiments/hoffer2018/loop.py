@@ -83,6 +83,7 @@ def train(
     before_epoch: Callable[[int], None] = lambda epoch: None,
     after_epoch: Callable[[int], None] = lambda epoch: None,
     tick: Callable[[], None] = lambda: None,
+    loss_scale: float = 1.0,
 ) -> Curve:
     """Train in place until the setting's last epoch, or until a number is not finite.
 
@@ -93,6 +94,8 @@ def train(
     evaluate      metrics by name, of a model in eval mode, without gradients
     before_epoch, after_epoch   called with the epoch, from 0
     tick          called after every epoch
+    loss_scale    what the loss is multiplied by before the backward pass, and the gradients divided
+                  by after it
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     rows: list[dict[str, float]] = []
@@ -109,7 +112,11 @@ def train(
             if not math.isfinite(value.item()):
                 where = f"epoch {epoch + 1}, step {step + 1}"
                 return Curve(epochs=rows, failed=f"{where}: the loss is {value.item()}")
-            value.backward()
+            (value * loss_scale).backward()
+            if loss_scale != 1:
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.div_(loss_scale)
             if setting.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
             optimizer.step()
