@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers import FloatFormat, Off, bf16, fp16
+from quantizers import Off, bf16, fp16
 
 from . import norm_kernels, norm_passes, norm_traced
 from .norm_computation import Deferred, Form, folded, passes
 from .norm_functions import Normalize
 from .norm_module import QNorm, Slots, role_slots
 from .norm_passes import others, wide
+from .norm_ranks import Ranks, ranks_of
 from .norm_recipe import NormRecipe
 from .norm_rounded import RoundedNorm
 
@@ -47,11 +48,21 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
                 f"batch-norm: got {input.shape[1]} channels (input {tuple(input.shape)}), "
                 f"need {self.num_features}"
             )
-        if self._of_batch and 0 < input.numel() == input.shape[1]:
+
+    def _count(self, input: Tensor, ranks: Ranks | None) -> int:
+        """The elements that each channel has."""
+        count = input.numel() // input.shape[1] if ranks is None else ranks.total
+        if self._of_batch and count == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size "
                 f"{tuple(input.shape)}"
             )
+        return count
+
+    @property
+    def _group(self) -> Any:
+        """The process group whose batches are normalized as one; None: this process' alone."""
+        return None
 
     @property
     def _of_batch(self) -> bool:
@@ -59,54 +70,55 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
-        if input.numel() == 0:
-            return super().forward(input)
+        ranks = None if self._group is None else ranks_of(input, self._group)
+        if input.numel() == 0 and (ranks is None or ranks.total == 0):
+            return nn.modules.batchnorm._BatchNorm.forward(self, input)
+        count = self._count(input, ranks)
         x, weight, bias, key, states = self._operands(input)
         dtype = input.dtype if self._plain else torch.promote_types(input.dtype, torch.float32)
+        form = self._form(dtype, ranks)
         if self.recipe.arithmetic is None:
-            output = self._normalized(x, weight, bias, dtype)
+            output = self._normalized(x, weight, bias, form, count)
         else:
-            output = self._in_arithmetic(x, weight, bias, dtype)
+            output = self._in_arithmetic(x, weight, bias, form, count)
         if not self._plain:
             output = self._with_quantized_gradient(output, key, states)
         result: Tensor = output.to(input.dtype)
         return result
 
-    def _form(self, dtype: torch.dtype, activation: FloatFormat | None) -> Form:
-        recipe = self.recipe
+    def _form(self, dtype: torch.dtype, ranks: Ranks | None) -> Form:
+        recipe, plain = self.recipe, self._plain
         return Form(
-            recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype,
-            spec=recipe.spec(rounded=self._plain), arithmetic=recipe.arithmetic,
+            recipe.deviation, recipe.statistics_gradient, self.eps, False,
+            recipe.activation if plain else None, dtype,
+            spec=recipe.spec(rounded=plain) if ranks is None else None,
+            arithmetic=recipe.arithmetic, ranks=ranks,
         )  # fmt: skip
 
     def _normalized(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
     ) -> Tensor:
-        recipe = self.recipe
         output: Tensor
         if self._of_batch:
-            form = self._form(dtype, recipe.activation if self._plain else None)
             output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
-            self._track(mean, sigma, x)
+            self._track(mean, sigma, count)
             return output
-        mean, divisor = self._running()
-        of = folded(weight, bias, mean, divisor)
+        of = folded(weight, bias, *self._running())
         by = norm_passes if torch.is_grad_enabled() else passes(x)
-        output = by.affine(x, of, dtype)
+        output = by.affine(x, of, form.dtype)
         return self._rounded(output) if self._plain else output
 
     def _in_arithmetic(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
     ) -> Tensor:
         """The same, operation by operation in the recipe's arithmetic."""
         shape = [1, -1, *[1] * (x.dim() - 2)]
         fixed = None if self._of_batch else tuple(one.view(shape) for one in self._running())
         parameters = (None if one is None else one.view(shape) for one in (weight, bias))
-        form = self._form(dtype, None)
         output: Tensor
         output, mean, sigma = RoundedNorm.apply(x, *parameters, fixed, others(x), form)  # type: ignore[no-untyped-call]
         if fixed is None:
-            self._track(mean.flatten(), sigma, x)
+            self._track(mean.flatten(), sigma, count)
         return self._rounded(output) if self._plain else output
 
     def _running(self) -> tuple[Tensor, Tensor]:
@@ -125,7 +137,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         operands = (recipe.input, recipe.weight, recipe.bias, recipe.grad_output)
         if not (self.training and all(isinstance(quantizer, Off) for quantizer in operands)):
             return None
-        if recipe.arithmetic is not None:
+        if recipe.arithmetic is not None or self._group is not None:
             return None
         stored = {torch.float16: fp16, torch.bfloat16: bf16}.get(input.dtype)
         activation = stored or recipe.activation
@@ -138,13 +150,14 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         elif not norm_kernels.serves(input, activation, relu=True):
             return None
         self._check(input)
+        count = self._count(input, None)
         self.state.begin()
         form = Form(
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
             input.dtype, deferred, spec,
         )  # fmt: skip
         output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
-        self._track(mean, sigma, input)
+        self._track(mean, sigma, count)
         if deferred:
             with torch.no_grad():
                 affine = form.affine(self.weight, self.bias, mean, sigma)
@@ -154,13 +167,12 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         return result
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, sigma: Tensor, input: Tensor) -> None:
+    def _track(self, mean: Tensor, sigma: Tensor, count: int) -> None:
         """Update what evaluation uses; only in training."""
         if not (self.training and self.track_running_stats):
             return
         if self.running_mean is None or self.running_var is None:
             return
-        count = input.numel() // input.shape[1]
         variance = sigma.square()
         if self.recipe.deviation.name == "l2":
             variance = variance * (count / (count - 1))

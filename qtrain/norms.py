@@ -10,11 +10,13 @@ from .norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
 from .norm_module import QNorm, Slots
 from .norm_recipe import NormRecipe
 from .row_norm import QGroupNorm, QLayerNorm, QRMSNorm
+from .sync_norm import QSyncBatchNorm
 
 CONVERTED: dict[type[nn.Module], type[QNorm]] = {
     nn.BatchNorm1d: QBatchNorm1d,
     nn.BatchNorm2d: QBatchNorm2d,
     nn.BatchNorm3d: QBatchNorm3d,
+    nn.SyncBatchNorm: QSyncBatchNorm,
     nn.LayerNorm: QLayerNorm,
     nn.RMSNorm: QRMSNorm,
     nn.GroupNorm: QGroupNorm,

@@ -17,6 +17,7 @@ from qtrain.norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
 from qtrain.norm_module import ROLES
 from qtrain.norm_recipe import NormRecipe
 from qtrain.norms import can_convert, convert_norm_
+from qtrain.sync_norm import QSyncBatchNorm
 from quantizers import (
     FloatFormat,
     IntFormat,
@@ -267,6 +268,7 @@ def test_conversion_keeps_every_parameter_and_buffer() -> None:
         (nn.BatchNorm1d(3), QBatchNorm1d),
         (nn.BatchNorm2d(3), QBatchNorm2d),
         (nn.BatchNorm3d(3), QBatchNorm3d),
+        (nn.SyncBatchNorm(3), QSyncBatchNorm),
     ):
         before = plain.state_dict(keep_vars=True)
         assert can_convert(plain)
