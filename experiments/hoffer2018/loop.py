@@ -50,7 +50,7 @@ def parser(text: str) -> argparse.ArgumentParser:
     """The options that every experiment has."""
     found = argparse.ArgumentParser(description=text.splitlines()[0])
     found.add_argument("--scale", choices=("here", "paper"), default="here")
-    found.add_argument("--data", default="imagefolder", choices=data.names())
+    found.add_argument("--data", default="imagefolder", choices=data.names("images"))
     found.add_argument("--data-dir", help="folder of the data set")
     found.add_argument("--cache-dir", help="folder for decoded images")
     found.add_argument("--seeds", type=int, default=3)

@@ -63,7 +63,7 @@ def run(arm: str, dataset: DataSet, args: Any, seed: int, history: NormHistory) 
     torch.manual_seed(seed)
     model = models.vgg11(
         num_classes=dataset.num_classes,
-        in_channels=dataset.in_channels,
+        in_channels=dataset.sizes["in_channels"],
         width=WIDTHS[args.scale],
     ).to(args.device)
 
