@@ -161,7 +161,7 @@ def test_bad_sizes_of_models_of_text_are_refused(arguments: dict[str, Any], mess
 
 
 def test_a_window_longer_than_the_context_is_refused() -> None:
-    with pytest.raises(ValueError, match="a window of 13 characters, .* at most 12"):
+    with pytest.raises(ValueError, match=r"a window of 13 characters, .* at most 12"):
         models.CharTransformer(**TINY)(tokens(length=13))
 
 

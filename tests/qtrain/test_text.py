@@ -109,7 +109,7 @@ def test_offsets_never_change() -> None:
 
 
 def test_files_are_joined_in_sorted_order_compressed_or_not(tmp_path: Path) -> None:
-    (tmp_path / "b.txt").write_bytes("zweite\r\n".encode() * 200)
+    (tmp_path / "b.txt").write_bytes(b"zweite\r\n" * 200)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress("first é\n".encode() * 200))
     (tmp_path / "c.TXT").write_bytes("\ufeffthird 文".encode())
     (tmp_path / ".d.txt").write_bytes(b"\xff")
