@@ -38,8 +38,8 @@ def accuracy_gap(first: Tensor, second: Tensor) -> Interval:
 
     (N,): the interval is Agresti and Min's (2005): half a sample is added to each of the four
     cells, so it does not shrink to nothing where the two agree on every sample.  (N, T), N windows
-    of T tokens: those of a window depend on one another, so windows are paired, by their mean
-    accuracies, as `mean_difference` does.  ValueError for other shapes.
+    of T tokens: those of a window depend on one another, so windows, taken to be independent, are
+    paired by their mean accuracies as in `mean_difference`.  ValueError for other shapes.
     """
     if first.shape != second.shape or first.ndim not in (1, 2) or first.numel() == 0:
         got = f"{tuple(first.shape)} and {tuple(second.shape)}"
