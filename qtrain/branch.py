@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
+from .losses import cross_entropy
 from .nonfinite import NonFiniteError, first_nonfinite
 from .optimizers import build_optimizer, clip_gradients, gradient_norm, set_rate
 
@@ -68,7 +68,7 @@ class Branch:
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         smoothing = self._config.label_smoothing
-        return functional.cross_entropy(self.model(inputs), targets, label_smoothing=smoothing)
+        return cross_entropy(self.model(inputs), targets, label_smoothing=smoothing)
 
     def _fault(self, inputs: Tensor, targets: Tensor, step: int, value: float) -> NonFiniteError:
         """Run the step again, watched."""
@@ -86,15 +86,16 @@ class Branch:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, Tensor]:
-        """Mean cross-entropy (no smoothing), and which samples are right: (N,) bool on the CPU."""
+        """Mean cross-entropy (no smoothing), and which targets are met, bool on the CPU: of
+        samples (N,), or of the tokens of windows (N, T)."""
         self.model.eval()
         losses, right = [], []
         for inputs, targets in batches:
             logits = self.model(inputs)
-            losses.append(functional.cross_entropy(logits, targets, reduction="sum").double())
-            right.append(logits.argmax(dim=1) == targets)
+            losses.append(cross_entropy(logits, targets, reduction="sum").double())
+            right.append(logits.argmax(dim=-1) == targets)
         correct = torch.cat(right).cpu()
-        return float(torch.stack(losses).sum()) / len(correct), correct
+        return float(torch.stack(losses).sum()) / correct.numel(), correct
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs, as plain data."""

@@ -38,8 +38,9 @@ class TrainConfig:
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
     model: str = _option("resnet18", "model name")
     data: str = _option("digits", "data set name")
-    data_dir: str | None = _option(None, "folder of the data set; digits needs none")
+    data_dir: str | None = _option(None, "folder of the data set (text: or file); not for digits")
     image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
+    context: int | None = _option(None, "characters in a window of text, 2 to 65536; default: 128")
     cache_dir: str | None = _option(None, "folder for decoded images of an image folder")
     epochs: int = _option(8, "passes over the training set")
     batch_size: int = _option(64, "samples per step")
@@ -76,6 +77,7 @@ class TrainConfig:
             checks.choice("norm", self.norm, deviations.names())
         checks.choice("model", self.model, models.names())
         checks.choice("data", self.data, data.names())
+        _check_fit(self.model, self.data)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
         for name in ("data_dir", "cache_dir", "name"):
@@ -145,12 +147,27 @@ def default_of(option: Field[Any]) -> Any:
     return None if option.default is MISSING else option.default
 
 
+def _check_fit(model: str, data_name: str) -> None:
+    kind = data.kind(data_name)
+    fitting = models.names(kind)
+    if model not in fitting:
+        raise ValueError(
+            f"model: got {model!r}, but data {data_name!r} holds {kind}; models of {kind} are "
+            f"{', '.join(fitting)}"
+        )
+
+
 def _check_numbers(c: TrainConfig) -> None:
     checks.integer("epochs", c.epochs, low=1, high=10**6, hint="say epochs=8")
     checks.integer("batch_size", c.batch_size, low=1, high=10**9, hint="say batch_size=64")
     checks.integer("seed", c.seed, low=0, high=2**63 - 1, hint="say seed=0")
     checks.integer("workers", c.workers, low=0, high=256, hint="0 decodes in this process")
-    bounds = {"image_size": (8, 1024), "threads": (1, 1024), "checkpoint_every": (1, 10**12)}
+    bounds = {
+        "image_size": (8, 1024),
+        "context": (2, 65536),
+        "threads": (1, 1024),
+        "checkpoint_every": (1, 10**12),
+    }
     for name, (low, high) in bounds.items():
         if getattr(c, name) is not None:
             hint = "leave it out for the default"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quantizers import IntFormat, QTensor
 
@@ -17,6 +16,7 @@ from .aside import detached, random_state_kept, unwrapped
 from .conversion import forget_watch
 from .copies import copied
 from .layers import QProduct
+from .losses import cross_entropy
 from .operations import Kind, Operation
 from .recomputation import in_backward
 from .report import Report, Row
@@ -185,7 +185,7 @@ def inspect(
                 f"inspect: targets are {kind}; the default loss is the cross-entropy of integer "
                 f"class targets, so pass loss=, a function of (output, targets)"
             )
-        loss = _cross_entropy
+        loss = cross_entropy
     twin = copied(model)
     forget_watch(twin)
     recorders: dict[str, _Recorder] = {}
@@ -226,14 +226,6 @@ def _differentiate(model: nn.Module, loss: Tensor, outputs: list[tuple[Tensor, T
     grads = torch.autograd.grad(loss, [cut for _, cut in pairs], allow_unused=True)
     reached = [(x, g) for (x, _), g in zip(pairs, grads, strict=True) if g is not None]
     torch.autograd.backward([x for x, _ in reached], [g for _, g in reached])
-
-
-def _cross_entropy(output: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of (N, classes) outputs, of (N, classes, *S), or, as language models give
-    them, of (*, classes) outputs with targets (*)."""
-    if output.dim() > 2 and output.shape[:-1] == targets.shape:
-        output, targets = output.flatten(0, -2), targets.flatten()
-    return F.cross_entropy(output, targets)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

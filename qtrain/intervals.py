@@ -34,14 +34,19 @@ class Interval:
 
 
 def accuracy_gap(first: Tensor, second: Tensor) -> Interval:
-    """Accuracy of `second` minus that of `first` on the same samples; both (N,) bool.
+    """Accuracy of `second` minus that of `first` on the same samples; both (N,) or (N, T) bool.
 
-    The interval is Agresti and Min's (2005): half a sample is added to each of the four cells,
-    so it does not shrink to nothing where the two agree on every sample. ValueError for other
-    shapes.
+    (N,): the interval is Agresti and Min's (2005): half a sample is added to each of the four
+    cells, so it does not shrink to nothing where the two agree on every sample.  (N, T), N windows
+    of T tokens: those of a window depend on one another, so windows, taken to be independent, are
+    paired by their mean accuracies as in `mean_difference`.  ValueError for other shapes.
     """
-    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise ValueError(f"got {tuple(first.shape)} and {tuple(second.shape)}, need both (N,)")
+    if first.shape != second.shape or first.ndim not in (1, 2) or first.numel() == 0:
+        got = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"got {got}, need both (N,) or both (N, T)")
+    if first.ndim == 2:
+        a, b = (right.double().mean(1).tolist() for right in (first, second))
+        return mean_difference(a, b, over="test windows")
     n = len(first)
     gained = int((second & ~first).sum())
     lost = int((first & ~second).sum())
@@ -57,14 +62,28 @@ def accuracy_gap(first: Tensor, second: Tensor) -> Interval:
     )
 
 
-def mean_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of second - first over pairs (one per seed), with Student's t; ValueError below two."""
+def mean_difference(
+    first: Sequence[float], second: Sequence[float], *, over: str = "seeds"
+) -> Interval:
+    """Mean of second - first over pairs (one per seed, or of what `over` says), with Student's t.
+
+    ValueError below two pairs.
+    """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"got {len(first)} and {len(second)} values, need two pairs or more")
     differences = [b - a for a, b in zip(first, second, strict=True)]
     n = len(differences)
     mean = fmean(differences)
-    half = (_T[n - 2] if n - 2 < len(_T) else _Z) * stdev(differences) / math.sqrt(n)
-    return Interval(
-        value=mean, low=mean - half, high=mean + half, n=n, method="paired over seeds, Student t"
-    )
+    half = _student(n - 1) * stdev(differences) / math.sqrt(n)
+    method = f"paired over {over}, Student t"
+    return Interval(value=mean, low=mean - half, high=mean + half, n=n, method=method)
+
+
+def _student(degrees: int) -> float:
+    """97.5 % quantile of Student's t: a table, then Cornish and Fisher's first terms in 1 / degrees
+    (Abramowitz and Stegun 26.7.5), within 2e-4."""
+    if degrees <= len(_T):
+        return _T[degrees - 1]
+    first = (_Z**3 + _Z) / 4
+    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    return _Z + first / degrees + second / degrees**2

@@ -144,7 +144,8 @@ class Run:
         return text
 
     def _test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        size = max(self.config.batch_size, 256)  # no statistics are taken: larger is only faster
+        # no statistics are taken: larger is only faster, but a long window fills memory by itself
+        size = max(self.config.batch_size, 256 // self.dataset.sizes.get("context", 1))
         for inputs, targets in data.Batches(split=self.dataset.test, batch_size=size, train=False):
             yield inputs.to(self.device), targets.to(self.device)
 

@@ -51,12 +51,7 @@ def build_branches(
 ) -> list[Branch]:
     """The models to train, from one seeded initialisation: the baseline first, if wanted."""
     torch.manual_seed(config.seed)
-    network = models.get(
-        config.model,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.in_channels,
-        image_size=dataset.image_size,
-    )
+    network = models.get(config.model, **dataset.sizes)
     quantized = quantize(network, recipe=config.quantization(), norm=config.norm, seed=config.seed)
     pairs = [("quantized", config.label, quantized)]
     if config.baseline:
@@ -74,6 +69,7 @@ def load_data(config: TrainConfig) -> data.DataSet:
         config.data,
         data_dir=_folder(config.data_dir),
         image_size=config.image_size,
+        context=config.context,
         workers=config.workers,
         cache_dir=_folder(config.cache_dir),
     )

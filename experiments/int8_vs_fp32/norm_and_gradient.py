@@ -37,12 +37,7 @@ def main() -> None:
     rows = []
     for norm in (None, "l1", "range"):
         torch.manual_seed(0)
-        network = models.get(
-            config.model,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.in_channels,
-            image_size=dataset.image_size,
-        )
+        network = models.get(config.model, **dataset.sizes)
         network.load_state_dict(weights)
         model = quantize(network, recipe=config.quantization(), norm=norm).train()
         rows_of = [r for r in inspect(model, images, labels).rows if "(grad_input)" in r.role]

@@ -22,12 +22,13 @@ Batch = tuple[Tensor, Tensor]
 class Batches:
     """The batches `start`, `start + 1`, ... of one epoch, as one rank sees them.
 
-    Yields images (N, C, H, W) float32 and labels (N,) int64.  `batch_size` is per rank: batch k of
-    all ranks together is the k-th chunk of batch_size * world_size samples.  Training shuffles; a
-    last, short chunk is dropped or, so that all ranks get equally many samples, padded by the
-    epoch's first samples up to a multiple of world_size.  Evaluation keeps the order and sees each
-    sample once; there the last batch of a rank may be shorter or missing.  Nothing depends on the
-    number of workers or touches a global generator.  ValueError for arguments out of range.
+    Yields images (N, C, H, W) float32 and labels (N,) int64, or characters and the next ones, both
+    (N, context) int64.  `batch_size` is per rank: batch k of all ranks together is the k-th chunk
+    of batch_size * world_size samples.  Training shuffles; a last, short chunk is dropped or, so
+    that all ranks get equally many samples, padded by the epoch's first samples up to a multiple of
+    world_size.  Evaluation keeps the order and sees each sample once; there the last batch of a
+    rank may be shorter or missing.  Nothing depends on the number of workers or touches a global
+    generator.  ValueError for arguments out of range.
     """
 
     split: Split
@@ -129,5 +130,5 @@ class _Reader(Dataset["Batch | DataError"]):
 def _unwrap(item: Batch | DataError) -> Batch:
     if isinstance(item, DataError):
         raise item
-    images, labels = item
-    return images, labels
+    inputs, targets = item
+    return inputs, targets

@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from .cifar import load_cifar10
 from .dataset import DataSet
@@ -13,13 +14,26 @@ from .digits import load_digits
 from .errors import DataError
 from .imagefolder import load_imagefolder
 from .mnist import load_mnist
+from .text import CONTEXT, load_text
+
+#: What a data set holds, and so which models fit it.
+Kind = Literal["images", "text"]
 
 _FROM_FOLDER: dict[str, Callable[[Path], DataSet]] = {"cifar10": load_cifar10, "mnist": load_mnist}
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("digits", "imagefolder", *_FROM_FOLDER), "images"),
+    "text": "text",
+}
 
 
-def names() -> list[str]:
-    """The names that `load` takes, sorted."""
-    return sorted([*_FROM_FOLDER, "digits", "imagefolder"])
+def names(kind: Kind | None = None) -> list[str]:
+    """The names that `load` takes, sorted; of one kind where given."""
+    return sorted(name for name in _KINDS if kind in (None, _KINDS[name]))
+
+
+def kind(name: str) -> Kind:
+    """What the data set of that name holds."""
+    return _KINDS[name]
 
 
 def load(
@@ -27,14 +41,16 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
+    context: int | None = None,
     workers: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> DataSet:
-    """A data set; all but `digits` are read from `data_dir`.
+    """A data set; all but `digits` are read from `data_dir`, a folder (of `text` also a file).
 
-    `image_size` and `cache_dir` are for `imagefolder` (a fixed set accepts its own size);
-    `workers` processes decode image files, sets that need no decoding start none.  DataError where
-    data is missing or damaged, ValueError for an unknown name or a setting the set cannot honour.
+    `image_size` and `cache_dir` are for `imagefolder` (a fixed set accepts its own size), `context`
+    (characters in a window, 2 to 65536, default 128) for `text`; `workers` processes decode image
+    files, sets that need no decoding start none.  DataError where data is missing or damaged,
+    ValueError for an unknown name or a setting the set cannot honour.
     """
     if name not in names():
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
@@ -43,26 +59,54 @@ def load(
     _check_integer("workers", workers, 0)
     if image_size is not None:
         _check_integer("image_size", image_size, 1)
+    if context is not None:
+        _check_integer("context", context, 2, 65536)
+    _check_kind(name, image_size=image_size, context=context)
+    if cache_dir is not None and name != "imagefolder":
+        raise ValueError(f"cache_dir: got {str(cache_dir)!r}, but {name} needs no decoding")
     if name == "digits":
         if data_dir is not None:
             raise ValueError(f"data_dir: got {str(data_dir)!r}, but digits are part of the package")
-    elif data_dir is None:
-        raise DataError(f"{name}: no folder given; say where the data lies (data_dir)")
-    elif not Path(data_dir).is_dir():
-        raise DataError(f"{name}: looked for the folder {data_dir}, which does not exist")
-    if name == "imagefolder" and data_dir is not None:
+        return _of_size(load_digits(), image_size)
+    place = _place(name, data_dir)
+    if name == "text":
+        return load_text(place, context=CONTEXT if context is None else context)
+    if name == "imagefolder":
         cache = None if cache_dir is None else Path(cache_dir)
-        return load_imagefolder(Path(data_dir), size=image_size, workers=workers, cache_dir=cache)
-    if cache_dir is not None:
-        raise ValueError(f"cache_dir: got {str(cache_dir)!r}, but {name} needs no decoding")
-    data = load_digits() if data_dir is None else _FROM_FOLDER[name](Path(data_dir))
-    if image_size not in (None, data.image_size):
+        return load_imagefolder(place, size=image_size, workers=workers, cache_dir=cache)
+    return _of_size(_FROM_FOLDER[name](place), image_size)
+
+
+def _check_kind(name: str, *, image_size: int | None, context: int | None) -> None:
+    """ValueError for a setting of the other kind of data."""
+    for what, got, needs in (("image_size", image_size, "images"), ("context", context, "text")):
+        if got is not None and kind(name) != needs:
+            raise ValueError(f"{what}: got {got}, but {name} holds {kind(name)}, not {needs}")
+
+
+def _place(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+    """Where the data lies; DataError where that is not said or not there."""
+    what = "folder or file" if name == "text" else "folder"
+    if data_dir is None:
+        raise DataError(f"{name}: no {what} given; say where the data lies (data_dir)")
+    place = Path(data_dir)
+    if not place.is_dir() and not (name == "text" and place.exists()):
+        raise DataError(f"{name}: looked for the {what} {data_dir}, which does not exist")
+    return place
+
+
+def _of_size(data: DataSet, image_size: int | None) -> DataSet:
+    """A set of fixed size; ValueError where another one is asked for."""
+    own = data.sizes["image_size"]
+    if image_size not in (None, own):
         raise ValueError(
-            f"image_size: got {image_size}, but {name} images are {data.image_size} pixels wide"
+            f"image_size: got {image_size}, but {data.name} images are {own} pixels wide"
         )
     return data
 
 
-def _check_integer(what: str, value: int, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{what}: got {value!r}, need an integer of at least {low}")
+def _check_integer(what: str, value: int, low: int, high: int | None = None) -> None:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if not number or value < low or (high is not None and value > high):
+        need = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{what}: got {value!r}, need an integer {need}")

@@ -1,4 +1,4 @@
-"""A data set: a training and a test split of the same classes and image shape."""
+"""A data set: a training and a test split of the same classes and sizes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
-from .splits import FileSplit, TensorSplit
+from .splits import Split, TensorSplit
 from .transforms import Augmentation, normalisation_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
-    """Two splits of (in_channels, image_size, image_size); `classes` names labels 0, 1, ..."""
+    """Two splits; `classes` names labels 0, 1, ... (of text: its characters)."""
 
     name: str
-    train: TensorSplit | FileSplit
-    test: TensorSplit | FileSplit
+    train: Split
+    test: Split
     classes: tuple[str, ...]
-    in_channels: int
-    image_size: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model is built from: `models.get(name, **dataset.sizes)`.
+
+        num_classes, and of images in_channels and image_size, of text context.
+        """
+        return self.train.sizes
 
     @property
     def num_classes(self) -> int:
@@ -68,11 +74,4 @@ def tensor_data_set(
         )
         for part, (x, y) in (("train", train), ("test", test))
     ]
-    return DataSet(
-        name=name,
-        train=splits[0],
-        test=splits[1],
-        classes=tuple(classes),
-        in_channels=shapes[0][0],
-        image_size=shapes[0][1],
-    )
+    return DataSet(name=name, train=splits[0], test=splits[1], classes=tuple(classes))

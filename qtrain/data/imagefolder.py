@@ -93,14 +93,7 @@ def load_imagefolder(
     total = sum(len(split) for split in files) * 3 * size**2
     if small and (cache_dir is not None or total <= _MEMORY):
         splits = _in_memory(files, cache_dir)
-    return DataSet(
-        name="imagefolder",
-        train=splits[0],
-        test=splits[1],
-        classes=classes,
-        in_channels=3,
-        image_size=size,
-    )
+    return DataSet(name="imagefolder", train=splits[0], test=splits[1], classes=classes)
 
 
 def _in_memory(files: list[FileSplit], cache_dir: Path | None) -> list[TensorSplit]:

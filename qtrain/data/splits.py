@@ -1,4 +1,4 @@
-"""The two kinds of split: images held in memory, and image files decoded on demand."""
+"""What a split is, and the two kinds of image splits: held in memory, and decoded on demand."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ from .transforms import Augmentation, Box, Normalisation, central_box, random_bo
 
 
 class Split(Protocol):
-    """Labelled images.  `labels`: (N,) int64; `workers`: processes that decode its batches."""
+    """Samples with targets.  `workers`: processes that decode its batches."""
 
     @property
-    def labels(self) -> Tensor: ...
+    def sizes(self) -> dict[str, int]:
+        """What a model is built from, by the names that `models.get` takes."""
+        ...
 
     @property
     def workers(self) -> int: ...
 
     def __len__(self) -> int: ...
 
+    def to(self, device: torch.device | str) -> Split:
+        """The same split with what is held in memory on a device."""
+        ...
+
     def read(
         self, indices: NDArray[np.int64], *, seed: int, epoch: int, augment: bool
     ) -> tuple[Tensor, Tensor]:
-        """The samples `indices` (N,) -> images (N, C, H, W) float32, labels (N,) int64."""
+        """The samples `indices` (N,) -> inputs (N, ...), targets (N,) or (N, T) int64."""
         ...
+
+
+def image_sizes(num_classes: int, in_channels: int, image_size: int) -> dict[str, int]:
+    """`Split.sizes` of square images."""
+    return {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
 
 
 def check_labels(labels: Tensor, count: int, num_classes: int, source: str) -> None:
@@ -64,6 +75,11 @@ class TensorSplit:
             got = f"{tuple(self.images.shape)} {self.images.dtype}"
             raise DataError(f"{self.source}: images are {got}, need (N, C, H, W) uint8")
         check_labels(self.labels, len(self.images), self.num_classes, self.source)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model is built from: num_classes, in_channels and image_size."""
+        return image_sizes(self.num_classes, self.images.shape[1], self.images.shape[2])
 
     @property
     def workers(self) -> int:
@@ -107,6 +123,11 @@ class FileSplit:
 
     def __post_init__(self) -> None:
         check_labels(self.labels, len(self.paths), self.num_classes, self.source)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model is built from: num_classes, in_channels and image_size."""
+        return image_sizes(self.num_classes, 3, self.size)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,5 +1,7 @@
 """Small reference networks in plain torch."""
 
+from .charlstm import CharLSTM as CharLSTM
+from .chartransformer import CharTransformer as CharTransformer
 from .mlp import mlp as mlp
 from .registry import get as get
 from .registry import names as names

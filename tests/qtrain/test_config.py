@@ -58,6 +58,8 @@ BAD = [
     ("epochs", 10**5000, "16610 bits"),
     ("image_size", 7, "from 8"),
     ("image_size", 1025, "to 1024"),
+    ("context", 1, "from 2"),
+    ("context", 65537, "to 65536"),
     ("lr", 1e300, "below 3.4e+38"),
     ("lr", 10**400, "below 3.4e+38"),
     ("weight_decay", 1e300, "below 3.4e+38"),

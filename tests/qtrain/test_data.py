@@ -64,7 +64,8 @@ def test_digits_are_the_published_ones() -> None:
 def test_digits_split_is_fixed_stratified_and_complete() -> None:
     digits = data.load("digits")
     assert (len(digits.train), len(digits.test)) == (1437, 360)
-    assert (digits.in_channels, digits.image_size, digits.num_classes) == (1, 8, 10)
+    assert digits.sizes == {"in_channels": 1, "image_size": 8, "num_classes": 10}
+    assert digits.num_classes == 10
     train, test = (torch.bincount(s.labels) for s in (digits.train, digits.test))
     assert (train + test).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     # within one image of the exact share
@@ -113,7 +114,7 @@ def test_mnist_decodes_exactly(tmp_path: Path, suffix: str, inside: str) -> None
     assert np.array_equal(mnist.test.images[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
     assert np.array_equal(mnist.train.labels.numpy(), arrays["train-labels-idx1-ubyte"])
     assert np.array_equal(mnist.test.labels.numpy(), arrays["t10k-labels-idx1-ubyte"])
-    assert (mnist.in_channels, mnist.image_size, mnist.num_classes) == (1, 28, 10)
+    assert mnist.sizes == {"in_channels": 1, "image_size": 28, "num_classes": 10}
 
 
 def cut(path: Path) -> None:
@@ -219,7 +220,7 @@ def test_cifar10_decodes_exactly(tmp_path: Path, form: str, place: str) -> None:
     assert cifar.train.labels.tolist() == [y for _, labels in parts[:-1] for y in labels]
     assert np.array_equal(cifar.test.images, parts[-1][0])
     assert cifar.test.labels.tolist() == parts[-1][1]
-    assert cifar.classes[0] == "airplane" and cifar.image_size == 32
+    assert cifar.classes[0] == "airplane" and cifar.sizes["image_size"] == 32
 
 
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_small_images_are_decoded_once_and_exactly(
     for _ in range(2):
         tree = data.load("imagefolder", data_dir=small_tree, workers=workers, cache_dir=cache)
         assert isinstance(tree.train, data.TensorSplit)
-        assert tree.classes == ("cat", "dog") and tree.image_size == 16
+        assert tree.classes == ("cat", "dog") and tree.sizes["image_size"] == 16
         assert tree.train.labels.tolist() == [0] * 5 + [1] * 5
         with Image.open(small_tree / "train" / "dog" / "2.png") as image:
             expected = np.asarray(image).transpose(2, 0, 1)
@@ -355,7 +356,8 @@ def test_large_images_give_the_same_batches_for_any_worker_count(large_tree: Pat
     runs = []
     for workers in (0, 2):
         tree = data.load("imagefolder", data_dir=large_tree, workers=workers)
-        assert isinstance(tree.train, data.FileSplit) and tree.image_size == 224
+        assert isinstance(tree.train, data.FileSplit)
+        assert tree.sizes == {"in_channels": 3, "image_size": 224, "num_classes": 2}
         whole = list(data.Batches(tree.train, batch_size=4, seed=3, epoch=1))
         rest = list(data.Batches(tree.train, batch_size=4, seed=3, epoch=1, start=1))
         assert same(whole[1:], rest)
@@ -587,6 +589,8 @@ def test_bad_arguments_of_load_are_refused(tmp_path: Path, small_tree: Path) -> 
         ("digits", {"image_size": 32}, "image_size: got 32, but digits images are 8"),
         ("digits", {"cache_dir": tmp_path}, "cache_dir.*needs no decoding"),
         ("digits", {"workers": -1}, "workers: got -1"),
+        ("digits", {"context": 64}, "context: got 64, but digits holds images, not text"),
+        ("imagefolder", {"data_dir": small_tree, "context": 64}, "context: got 64, but imagefol"),
         ("imagefolder", {"data_dir": small_tree, "image_size": 0}, "image_size: got 0"),
         (
             "imagefolder",
@@ -606,4 +610,6 @@ def test_bad_arguments_of_load_are_refused(tmp_path: Path, small_tree: Path) -> 
 
 
 def test_the_names_are_known() -> None:
-    assert data.names() == ["cifar10", "digits", "imagefolder", "mnist"]
+    assert data.names() == ["cifar10", "digits", "imagefolder", "mnist", "text"]
+    assert data.names("images") == ["cifar10", "digits", "imagefolder", "mnist"]
+    assert data.names("text") == ["text"]

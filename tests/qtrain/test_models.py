@@ -38,7 +38,7 @@ def test_cifar_resnets_have_the_derived_parameter_count(name: str, n: int, param
     assert count(model) == derived_cifar_count(n, 16, 10) == parameters
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.names("images"))
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3), (65, 3)])
 def test_every_model_maps_images_to_logits(name: str, size: int, channels: int) -> None:
     model = models.get(name, num_classes=7, in_channels=channels, image_size=size)
@@ -48,7 +48,7 @@ def test_every_model_maps_images_to_logits(name: str, size: int, channels: int) 
         assert model.eval()(x[:1]).shape == (1, 7)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.names("images"))
 def test_every_relu_is_used_once_a_forward(name: str) -> None:
     model = models.get(name, num_classes=3, in_channels=1, image_size=8)
     calls: list[nn.Module] = []
