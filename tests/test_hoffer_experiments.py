@@ -54,7 +54,7 @@ def execute(experiment: Any, args: Namespace) -> Any:
 
 def test_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     experiment = tiny()
-    experiment = replace(experiment, arms={a: "" for a in ("on", "correction")})
+    experiment = replace(experiment, arms={a: "" for a in ("on", "off")})
     one = execute(experiment, options(tmp_path / "one", "--seeds", "1"))
     two = execute(experiment, options(tmp_path / "two", "--seeds", "1", "--jobs", "2"))
     assert one["runs"] == two["runs"] and len(one["runs"]) == 2
@@ -131,7 +131,7 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(tmp_path: Path) -> N
     result = execute(tiny(rate=1e20), options(tmp_path, "--seeds", "1"))
     on, off, correction = result["runs"]
     assert "the loss is" in on["failed"] and "the loss is" in off["failed"]
-    assert correction["failed"] == "needs on, which failed"
+    assert correction["failed"] == "needs on-seed0, which failed"
     assert "0 (1 failed)" in report.table(result)
     report.publish(result, tmp_path, beside="effective_rate", label="rate")
     assert "on (failed)" in (tmp_path / "weight_decay-here.svg").read_text()
@@ -144,6 +144,13 @@ def test_a_process_that_breaks_is_an_error_with_its_traceback(tmp_path: Path) ->
     args = options(tmp_path, "--seeds", "1", "--jobs", "2", "--batch", "1000")
     with pytest.raises(SystemExit, match=r"(?s)on, seed 0: .*batch_size: got 1000"):
         execute(experiment, args)
+
+
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    import range_norm
+
+    with pytest.raises(SystemExit, match=r"^imagefolder: no folder given"):
+        range_norm.main(["--output", str(tmp_path)])
 
 
 def result(one: list[float | None], two: list[float | None]) -> dict[str, Any]:
@@ -232,12 +239,12 @@ def test_one_command_runs_all_and_writes_the_table_of_claims(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    """A folder of noise: 3 classes, 4 training and 2 test images of so many pixels each."""
+    """A folder of noise: 3 classes, 2 training images and a test image of so many pixels each."""
     draw = np.random.default_rng(0)
 
     def of(size: int) -> str:
         root = tmp_path_factory.mktemp(f"images{size}")
-        for part, count in (("train", 4), ("val", 2)):
+        for part, count in (("train", 2), ("val", 1)):
             for name in "abc":
                 place = root / part / name
                 place.mkdir(parents=True)
@@ -258,13 +265,13 @@ def test_the_papers_setting_starts_on_a_folder_of_images(
     """Large images are streamed from their files; what is overridden is in the results."""
     small = name == "weight_decay"
     arguments = ["--scale", "paper", "--data-dir", folder(32 if small else 72), "--seeds", "1",
-                 "--epochs", "1", "--batch", "6", "--output", str(tmp_path)]  # fmt: skip
+                 "--epochs", "1", "--batch", "4", "--output", str(tmp_path)]  # fmt: skip
     if not small:
         arguments += ["--network", "resnet10"]
     script = __import__(name)
     script.main(arguments)
     result = json.loads((tmp_path / f"{name}-paper.json").read_text())
     assert [run["failed"] for run in result["runs"]] == [None] * len(script.EXPERIMENT.arms)
-    assert (result["setting"]["epochs"], result["setting"]["batch"]) == (1, 6)
+    assert (result["setting"]["epochs"], result["setting"]["batch"]) == (1, 4)
     assert result["setting"]["network"] == ("vgg11" if small else "resnet10")
     assert (tmp_path / f"{name}-paper.svg").exists()

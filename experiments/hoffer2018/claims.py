@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from experiment import RESULTS
 from report import Result, difference, failures, finals, shown
-from runs import RESULTS
 from tabulate import tabulate
 
 from qtrain.files import write_atomically

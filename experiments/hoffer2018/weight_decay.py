@@ -23,9 +23,10 @@ from typing import Any
 
 import images
 import torch
+from experiment import Experiment, Job
 from loop import Curve, Setting
 from report import publish
-from runs import Experiment, Job, execute
+from runs import execute
 from torch import nn
 
 from qtrain import CorrectedSteps, EffectiveRates, NormHistory, NormSchedule, models
