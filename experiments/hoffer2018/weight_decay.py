@@ -130,7 +130,7 @@ EXPERIMENT = Experiment(
 
 def main(arguments: list[str] | None = None) -> None:
     args: argparse.Namespace = images.parser(__doc__ or "").parse_args(arguments)
-    label = "learning rate / ||w||² of a convolution's median channel"
+    label = "learning rate / ||w||², convolutions"
     publish(execute(EXPERIMENT, args), args.output, beside="effective_rate", label=label)
 
 
