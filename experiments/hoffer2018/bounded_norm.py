@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import images
+from experiment import Experiment, Job
 from loop import Curve, Setting
 from report import publish
-from runs import Experiment, Job, execute
+from runs import execute
 from torch import nn
 
 from qtrain import bound_weights, quantize, weight_norm

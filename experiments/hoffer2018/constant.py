@@ -12,9 +12,10 @@ from dataclasses import replace
 import images
 import norms
 from deviations import EXPERIMENT as DEVIATIONS
+from experiment import Experiment, Job
 from loop import Curve
 from report import publish
-from runs import Experiment, Job, execute
+from runs import execute
 
 from qtrain import deviations
 

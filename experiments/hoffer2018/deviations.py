@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import images
 import norms
+from experiment import Experiment, Job
 from loop import Curve, Setting
 from report import publish
-from runs import Experiment, Job, execute
+from runs import execute
 
 from qtrain import deviations
 

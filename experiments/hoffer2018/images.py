@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from experiment import Job, options
 from loop import Curve, train
-from runs import Job, options
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,11 +32,17 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 
 def load(job: Job) -> DataSet:
-    """The run's data set, its training part cut to the setting's `images`, as many a class."""
+    """The run's data set, its training part cut to the setting's `images`, as many a class.
+
+    SystemExit where it is missing or damaged.
+    """
     args = job.args
-    found = data.load(
-        args.data, data_dir=args.data_dir, cache_dir=args.cache_dir, workers=args.workers
-    )
+    try:
+        found = data.load(
+            args.data, data_dir=args.data_dir, cache_dir=args.cache_dir, workers=args.workers
+        )
+    except data.DataError as error:
+        sys.exit(str(error))
     if job.setting.images is not None:
         labels = found.train.labels
         each = job.setting.images // found.num_classes
@@ -89,7 +96,7 @@ def fit(
     loss_scale   as `train` has it
     """
     setting = job.setting
-    model = model.to(job.args.device, memory_format=torch.channels_last)
+    model = model.to(job.args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = [{"params": list(model.parameters())}] if groups is None else groups(model)
     optimizer = torch.optim.SGD(
         own, lr=setting.rate, momentum=setting.momentum, weight_decay=setting.decay

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import images
+from experiment import Job
 from loop import Curve
-from runs import Job
 
 from qtrain import quantize
 from qtrain.deviations import Deviation

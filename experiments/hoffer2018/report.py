@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
 from qtrain.intervals import Interval, mean_difference
-from qtrain.plots import COLOURS
+from qtrain.plots import COLOURS, DASHES
 
 Result = Mapping[str, Any]
 
@@ -98,7 +98,7 @@ def plot(result: Result, path: Path, *, beside: str | None = None, label: str = 
 
 def _lines(axes: Axes, result: Result, column: str) -> None:
     for i, arm in enumerate(result["arms"]):
-        colour = COLOURS[i % len(COLOURS)]
+        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % 2]
         runs = [run["epochs"] for run in result["runs"] if run["arm"] == arm]
         curves = [_points(run, column) for run in runs if column in run]
         for curve in curves:
@@ -107,7 +107,7 @@ def _lines(axes: Axes, result: Result, column: str) -> None:
         mean = {x: statistics.fmean(curve[x] for curve in whole) for x in (whole or [{}])[0]}
         values = list(finals(result, arm).values())
         text = f"{arm} ({statistics.fmean(values):.2f})" if values else f"{arm} (failed)"
-        axes.plot(list(mean), list(mean.values()), color=colour, label=text)
+        axes.plot(list(mean), list(mean.values()), color=colour, linestyle=dashes, label=text)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
