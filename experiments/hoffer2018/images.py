@@ -25,7 +25,7 @@ RESNETS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4
 
 def parser(text: str) -> argparse.ArgumentParser:
     """The options of an experiment on images; text: its docstring."""
-    found = options(text, data=data.names(), default="imagefolder")
+    found = options(text, data=data.names("images"), default="imagefolder")
     found.add_argument("--workers", type=int, default=0, help="processes that decode image files")
     found.add_argument("--network", choices=tuple(RESNETS), help="in place of the setting's")
     return found
@@ -59,12 +59,12 @@ def load(job: Job) -> DataSet:
 def resnet(job: Job, dataset: DataSet) -> nn.Module:
     """The setting's ResNet, initialised from the run's seed; up to 64 pixels with CIFAR's stem."""
     torch.manual_seed(job.seed)
-    name, small = job.setting.network, dataset.image_size <= 64
+    name, small = job.setting.network, dataset.sizes["image_size"] <= 64
     return models.ResNet(
         Bottleneck if name == "resnet50" else BasicBlock,
         RESNETS[name],
         num_classes=dataset.num_classes,
-        in_channels=dataset.in_channels,
+        in_channels=dataset.sizes["in_channels"],
         width=job.setting.width,
         stem="cifar" if small else "imagenet",
     )

@@ -57,7 +57,9 @@ def run(job: Job) -> Curve:
     dataset = images.load(job)
     torch.manual_seed(job.seed)
     model = models.vgg11(
-        num_classes=dataset.num_classes, in_channels=dataset.in_channels, width=setting.width
+        num_classes=dataset.num_classes,
+        in_channels=dataset.sizes["in_channels"],
+        width=setting.width,
     )
     history = NormHistory(only=CONVOLUTIONS)
     if arm in ("correction", "norms"):
