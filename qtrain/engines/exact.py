@@ -29,6 +29,7 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
     lambda: (Float32(), reference),
     cpu=(
         OneDnnInt8(),
+        OneDnnInt8(shifted=2**24),
         MatricesInt8(),
         UnfoldedInt8(),
         CutInt8(MatricesInt8()),

@@ -201,9 +201,10 @@ def scatter(
         for phases in itertools.product(*axes)
         if all(p.meets(n) for p, n in zip(phases, x.shape[2:], strict=True))
     ]
-    if len(met) == 1 and math.prod(len(phases) for phases in axes) == 1:
+    every = math.prod([len(phases) for phases in axes])
+    if len(met) == every == 1:
         return dense(_phase(gather, x, w, met[0]), reduced.channels_last)
-    complete = len(met) == math.prod(len(phases) for phases in axes) and math.prod(shape) > 0
+    complete = len(met) == every and math.prod(shape) > 0
     if complete:
         kind, layout = nothing([0] * len(shape)), _layout(len(shape), reduced.channels_last)
         result = torch.empty(shape, dtype=kind.dtype, device=kind.device, memory_format=layout)

@@ -24,14 +24,18 @@ class OneDnnInt8:
     Small products it leaves to others: packing the weight takes longer than they do.
     """
 
-    name = "onednn_int8"
     device_types: tuple[str, ...] = ("cpu",)
     takes_zero_point = True
 
-    def __init__(self, smallest: int = 2**23) -> None:
+    def __init__(self, smallest: int = 2**23, *, shifted: int = 2**31) -> None:
         """smallest: multiplications from which it is faster than fp32 units (measured on two
-        cores with AVX512-VNNI)."""
-        self.smallest = smallest
+        cores with AVX512-VNNI).
+
+        shifted: what the sum of codes with a zero point must stay below, before the zero point is
+        taken off.  On AMX units oneDNN takes it off in fp32, which holds sums below 2^24.
+        """
+        self.smallest, self.shifted = smallest, shifted
+        self.name = "onednn_int8" if shifted == 2**31 else "onednn_int8_fp32_zero_point"
 
     def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
         if kind == "grad_weight" or not isinstance(operation, Convolution):
@@ -43,7 +47,8 @@ class OneDnnInt8:
         eight = work.a.within(0, 255) or work.a.within(-128, 127)
         # the codes enter as 0 .. 255, so the running sum may pass work.bound
         raw = work.count * work.per_index * 255 * work.b.magnitude
-        return eight and work.b.within(-128, 127) and raw < 2**31 and work.bound < 2**31
+        largest = self.shifted if work.zero_point or work.a.low < 0 else 2**31
+        return eight and work.b.within(-128, 127) and raw < largest and work.bound < 2**31
 
     def product(
         self,

@@ -139,6 +139,21 @@ def test_integers_that_fp32_cannot_return_do_not_take_units_that_round_them() ->
     assert not OneDnnInt8().supports(CONVOLUTION, "forward", Work(2**17, 1, *spans, sums=False))
 
 
+def test_a_zero_point_that_is_taken_off_in_fp32_needs_sums_that_fp32_holds() -> None:
+    """AMX units: 65 channels of 3x3, codes of 255 and 127, were off by one before."""
+    by_float = OneDnnInt8(0, shifted=2**24)
+    codes, weight = Span(0, 255), Span(-127, 127)
+    for count, fits in ((57, True), (58, False)):
+        shifted = Work(count, 9, codes, weight, zero_point=True, sums=False)
+        assert by_float.supports(CONVOLUTION, "forward", shifted) == fits
+        signed = Work(count, 9, Span(-127, 127), weight, sums=False)
+        assert by_float.supports(CONVOLUTION, "grad_input", signed) == fits
+        assert OneDnnInt8(0).supports(CONVOLUTION, "forward", shifted)
+    plain = Work(400, 9, codes, weight, sums=False)
+    assert by_float.supports(CONVOLUTION, "forward", plain)
+    assert by_float.name != OneDnnInt8().name
+
+
 def test_a_sum_that_no_engine_holds_is_refused() -> None:
     long = Work(2**23, 1, Span(0, 65534), Span(-32767, 32767))
     with pytest.raises(ValueError, match=r"65534 and 32767.*exact below 2\^53; use fewer bits"):

@@ -16,8 +16,9 @@ from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
-from qtrain.engines.exact import admitted
+from qtrain.engines.exact import ENGINES, admitted
 from qtrain.engines.onednn import OneDnnInt8
+from qtrain.engines.unfolded import UnfoldedInt8
 
 
 class Outside(nn.Module):
@@ -222,7 +223,8 @@ def test_the_summary_counts_and_says_why() -> None:
     found = summary(quantize(model, overrides={"2": None}))
     assert found.converted == {"0": "Linear", "1": "Conv1d"}
     assert set(found.left) == {"2", "3"}
-    assert found.outside is None and found.never_ran is None and found.refused == []
+    assert found.outside is None and found.never_ran is None
+    assert found.refused == [one.name for one in ENGINES["cpu"] if not admitted(one, "cpu")]
     text = str(found)
     parts = ["converted  2: 1 Linear, 1 Conv1d", "left       2", "left by an override (2)"]
     for part in (*parts, "a lookup, no product", "full precision", "an optimizer built before"):
@@ -254,24 +256,35 @@ class Shapes(nn.Module):
         return {"out": self.fc(x.mean((2, 3))), "hidden": x, "best": x.argmax(1)}
 
 
+def _eight(terms: int) -> str:
+    """What should serve a convolution of 8-bit codes with a zero point on this processor."""
+    if admitted(OneDnnInt8(), "cpu"):
+        return "onednn_int8"
+    by_float = OneDnnInt8(shifted=2**24)
+    if terms * 255 * 128 < 2**24 and admitted(by_float, "cpu"):
+        return by_float.name
+    return "unfolded_int8" if admitted(UnfoldedInt8(), "cpu") else "float32"
+
+
 def test_the_summary_names_the_engine_of_every_product() -> None:
-    eight = "onednn_int8" if admitted(OneDnnInt8(), "cpu") else "float32"
     x = torch.randn(8, 64, 17, 17)
     found = summary(quantize(Shapes()), x)
-    both = {"forward": eight, "grad_input": eight, "grad_weight": "torch (float operand)"}
-    first = {kind: name for kind, name in both.items() if kind != "grad_input"}
-    small = {**both, "forward": "float32", "grad_input": "float32"}
+    plain = {"grad_weight": "torch (float operand)"}
+    first = {"forward": _eight(64 * 9), **plain}
+    both = {"forward": _eight(64), "grad_input": _eight(64 * 4), **plain}
+    small = {"forward": "float32", "grad_input": "float32", **plain}
     assert found.engines == {"conv": first, "up": both, "fc": small}
     text = str(found)
-    if eight != "float32":
-        assert f"engine     {eight}: forward of 2 layers, grad_input of 1 layers\n" in text
+    if first["forward"] == both["forward"] != "float32":
+        line = f"engine     {first['forward']}: forward of 2 layers, grad_input of 1 layers\n"
+        assert line in text
         assert "engine     float32: forward of 1 layers, grad_input of 1 layers\n" in text
     assert "engine     torch (float operand): grad_weight of 3 layers\n" in text
     sixteen = summary(quantize(Shapes(), bits=16), x).engines or {}
     assert sixteen["fc"]["forward"] == "float64"
     assert summary(quantize(Shapes())).engines is None
     off = summary(quantize(Shapes(), recipe="fp32"), x)
-    assert off.engines == {} and "engine" not in str(off)
+    assert off.engines == {} and "\nengine" not in str(off)
 
 
 def test_the_summary_of_a_model_without_gradients_names_its_forward() -> None:
