@@ -26,11 +26,12 @@ from typing import Any
 
 import images
 import torch
+from experiment import Experiment, Job
 from loop import Curve, Setting
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from report import finals, table
-from runs import Experiment, Job, execute
+from runs import execute
 from torch import Tensor, nn
 
 from qtrain import Arithmetic, NormRecipe, deviations, quantize
@@ -38,7 +39,7 @@ from qtrain.deviations import Deviation
 from qtrain.plots import COLOURS
 from quantizers import FloatFormat, fp16, fp32
 
-SCALES = (-14, -12, -10, -8, -4, 0, 4, 6, 8, 10, 12)
+SCALES = (-12, -8, -4, 0, 4, 6, 8, 12)
 DEVIATIONS = {"l2": deviations.l2(), "l1": deviations.l1()}
 LOSS_SCALE = 1024.0
 EPS = 1e-5
