@@ -201,9 +201,11 @@ def test_verdicts_follow_the_stated_rule(name: str) -> None:
 
 def test_every_claim_names_arms_of_its_experiment() -> None:
     import claims
+    import lp_norm
     import run_all
 
-    known = {module.EXPERIMENT.name: module.EXPERIMENT for module in run_all.EXPERIMENTS}
+    every = [module.EXPERIMENT for module in run_all.ON_IMAGES]
+    known = {one.name: one for one in (*every, lp_norm.TRANSFORMER, lp_norm.LSTM)}
     for claim in claims.CLAIMS:
         assert {claim.arm, claim.other} <= known[claim.experiment].arms.keys()
     for experiment in known.values():
@@ -216,18 +218,28 @@ def test_one_command_runs_all_and_writes_the_table_of_claims(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import claims
+    import lp_norm
     import range_norm
     import run_all
 
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    readme.write_text(f"before\n{claims.BEGIN}\nstale\n{claims.END}\nafter\n")
     monkeypatch.setattr(claims, "README", readme)
-    monkeypatch.setattr(run_all, "EXPERIMENTS", (range_norm,))
-    arguments = ["--data", "digits", "--epochs", "1", "--seeds", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(run_all, "ON_IMAGES", (range_norm,))
+    text_file = tmp_path / "words.txt"
+    text_file.write_text("to be or not to be, that is the question. " * 40)
+    for experiment in ("TRANSFORMER", "LSTM"):
+        own = getattr(lp_norm, experiment)
+        here = replace(own.settings["here"], width=8, batch=4)
+        arms = {arm: own.arms[arm] for arm in ("l2", "linf")}
+        small = replace(own, settings={"here": here}, arms=arms)
+        monkeypatch.setattr(lp_norm, experiment, small)
+    arguments = ["--data", "digits", "--epochs", "1", "--seeds", "2", "--output", str(tmp_path),
+                 "--text-dir", str(text_file)]  # fmt: skip
     run_all.main(arguments)
     text = readme.read_text()
     assert text.startswith(f"before\n{claims.BEGIN}") and text.endswith(f"{claims.END}\nafter\n")
-    assert "old" not in text and text.count("not run") == len(claims.CLAIMS) - 2
+    assert "stale" not in text and text.count("not run") == len(claims.CLAIMS) - 2
     assert (tmp_path / "range_norm-here.svg").exists()
     assert "minus batch_norm, 95 % interval" in capsys.readouterr().out
     run_all.main(arguments)  # from the results that are there
@@ -254,6 +266,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
         return str(root)
 
     return of
+
+
+def test_norms_in_fp16_train_and_are_drawn_against_the_scale(
+    folder: Callable[[int], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import half_norm
+
+    arms = {arm: "" for arm in ("fp32", "l2 2^0", "l1 2^0", "l2 2^12", "l1 2^12", "l1 plain sums")}
+    monkeypatch.setattr(half_norm, "EXPERIMENT", replace(half_norm.EXPERIMENT, arms=arms))
+    monkeypatch.setattr(half_norm, "SCALES", (0, 12))
+    half_norm.main(
+        ["--scale", "paper", "--data-dir", folder(72), "--seeds", "1", "--epochs", "1", "--batch",
+         "4", "--network", "resnet10", "--output", str(tmp_path)]
+    )  # fmt: skip
+    result = json.loads((tmp_path / "half_norm-paper.json").read_text())
+    losses = {run["arm"]: run["epochs"]["train_loss"][0] for run in result["runs"]}
+    # the first step's loss is that of the same network, up to the norms' arithmetic
+    assert losses["l1 2^12"] == pytest.approx(losses["l1 2^0"], rel=0.01)
+    assert losses["l2 2^0"] == pytest.approx(losses["fp32"], rel=0.01)
+    assert abs(losses["l2 2^12"] - losses["fp32"]) > 0.02 * losses["fp32"]
+    assert (tmp_path / "half_norm-paper.svg").exists()
+
+
+def test_a_norm_alone_is_worst_where_squares_leave_fp16() -> None:
+    import half_norm
+
+    def alone(name: str, k: int) -> dict[str, float]:
+        recipe = half_norm.recipe(half_norm.DEVIATIONS[name], half_norm.fp16, "halved")
+        return half_norm.alone(recipe, k)
+
+    assert min(*alone("l1", 0).values(), *alone("l2", 0).values()) > 50
+    assert alone("l1", 8)["output"] > 50 and alone("l2", 8)["output"] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     python experiments/hoffer2018/claims.py [--scale paper] [--output FOLDER]
 
-d is the mean over seeds of one arm's metric minus another's, in points, with its 95 % interval
+d is the mean over seeds of one arm's metric minus another's, with its 95 % interval
 (paired over seeds, Student's t).  A claim
 
     below    holds if the interval is below 0, does not hold if it is above 0
@@ -40,7 +40,8 @@ class Claim:
 
     paper    its numbers, in words
     says     of `arm` against `other`; "fails": of `arm` alone
-    within   m, in points of the metric, for "alike"
+    within   m, in the metric's unit, for "alike"
+    unit     of the metric
     """
 
     experiment: str
@@ -50,6 +51,7 @@ class Claim:
     other: str
     says: Literal["below", "alike", "fails"]
     within: float = 0.0
+    unit: str = "%"
 
 
 CLAIMS = (
@@ -90,12 +92,52 @@ CLAIMS = (
         paper="error 35.2 against 33.8 %", arm="fourfold", other="whole", says="below",
     ),
     Claim(
+        experiment="half_norm", text="L2 in FP16 fails at the network's own scale",
+        paper="error 77 to 97 against 33.3 %", arm="l2 2^0", other="fp32", says="below",
+    ),
+    Claim(
+        experiment="half_norm", text="L2 in FP16 fails where inputs are 2^8 times as large",
+        paper="", arm="l2 2^8", other="fp32", says="below",
+    ),
+    Claim(
+        experiment="half_norm", text="L1 in FP16 is as good as L2 in FP32",
+        paper="error 34 against 33.3 %", arm="l1 2^0", other="fp32", says="alike", within=2.0,
+    ),
+    Claim(
+        experiment="half_norm", text="and where inputs are 2^8 times as large",
+        paper="", arm="l1 2^8", other="fp32", says="alike", within=2.0,
+    ),
+    Claim(
         experiment="bounded_norm", text="bounded weight norm is below batch-norm",
         paper="error 28.2 against 26.0 %", arm="bounded", other="batch_norm", says="below",
     ),
     Claim(
         experiment="bounded_norm", text="weight norm is below bounded weight norm",
         paper="error 33 against 28.2 %", arm="weight_norm", other="bounded", says="below",
+    ),
+    Claim(
+        experiment="lp_transformer", text="L1 weight norm is as good as L2 on a Transformer",
+        paper="not recovered", arm="l1", other="l2", says="alike", within=0.05, unit="nats",
+    ),
+    Claim(
+        experiment="lp_transformer", text="L-infinity is as good as L2 on a Transformer",
+        paper="not recovered", arm="linf", other="l2", says="alike", within=0.05, unit="nats",
+    ),
+    Claim(
+        experiment="lp_transformer", text="no weight norm is as good as L2 on a Transformer",
+        paper="not recovered", arm="plain", other="l2", says="alike", within=0.05, unit="nats",
+    ),
+    Claim(
+        experiment="lp_lstm", text="L1 weight norm is as good as L2 on an LSTM",
+        paper="not recovered", arm="l1", other="l2", says="alike", within=0.05, unit="nats",
+    ),
+    Claim(
+        experiment="lp_lstm", text="L-infinity is as good as L2 on an LSTM",
+        paper="not recovered", arm="linf", other="l2", says="alike", within=0.05, unit="nats",
+    ),
+    Claim(
+        experiment="lp_lstm", text="no weight norm is as good as L2 on an LSTM",
+        paper="not recovered", arm="plain", other="l2", says="alike", within=0.05, unit="nats",
     ),
     Claim(
         experiment="range_norm", text="range batch-norm is as good as batch-norm",
@@ -128,7 +170,8 @@ def verdict(claim: Claim, result: Result) -> str:
 
 def row(claim: Claim, result: Result | None) -> list[str]:
     """Claim, paper, ours, rule, verdict."""
-    rule = {"below": "below", "alike": f"within ±{claim.within:g}", "fails": "diverges"}[claim.says]
+    alike = f"within ±{claim.within:g} {claim.unit}"
+    rule = {"below": "below", "alike": alike, "fails": "diverges"}[claim.says]
     if result is None:
         return [claim.text, claim.paper, "not run", rule, "-"]
     means = [
@@ -137,7 +180,9 @@ def row(claim: Claim, result: Result | None) -> list[str]:
     ]
     gap = difference(result, claim.arm, claim.other)
     broken, count = failures(result, claim.arm)
-    ours = f"{means[0]} against {means[1]}, d = {shown(gap)}, n = {gap.n if gap else 0}"
+    ours = (
+        f"{means[0]} against {means[1]} {claim.unit}, d = {shown(gap)}, n = {gap.n if gap else 0}"
+    )
     if claim.says == "fails" or broken:
         ours = f"{broken} of {count} runs diverged; {ours}"
     return [claim.text, claim.paper, ours, rule, verdict(claim, result)]
@@ -146,7 +191,7 @@ def row(claim: Claim, result: Result | None) -> list[str]:
 def table(results: Mapping[str, Result], claims: Sequence[Claim] = CLAIMS) -> str:
     """As markdown."""
     rows = [row(claim, results.get(claim.experiment)) for claim in claims]
-    headers = ["claim", "paper", "ours, in %", "rule", "verdict"]
+    headers = ["claim", "paper", "ours", "rule", "verdict"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 

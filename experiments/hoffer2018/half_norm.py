@@ -122,7 +122,7 @@ def alone(norm: NormRecipe, k: int) -> dict[str, float]:
         if not own.is_off:
             layer = quantize(layer, recipe="fp32", norm=own)
         inputs = (x.float() if own is norm else x).requires_grad_()
-        output = layer(inputs)
+        output = layer.to(inputs.dtype)(inputs)
         output.backward(grad.to(output.dtype))
         assert inputs.grad is not None
         found.append((output.detach().double(), inputs.grad.double()))
