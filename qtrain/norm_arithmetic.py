@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,20 +67,33 @@ class Arithmetic:
     def _folded(self, x: Tensor, over: Sequence[int]) -> tuple[Tensor, int]:
         """The sum along `over`, halved so often as it has levels if asked; the number of terms,
         filled up."""
-        kept = [1 if axis in over else size for axis, size in enumerate(x.shape)]
-        rest = [axis for axis in range(x.dim()) if axis not in over]
-        x = x.permute(*rest, *over).flatten(len(rest))
-        count = x.shape[-1]
+        level = rows(x, over)
+        count = level.shape[1]
         terms = 1 << max(count - 1, 0).bit_length()
         if terms > count:
-            x = torch.nn.functional.pad(x, (0, terms - count))
-        factor = 0.5 if self.sums == "halved" else 1.0
-        while x.shape[-1] > 1:
-            half = x.shape[-1] // 2
-            x = x[..., :half] + x[..., half:]
-            x = x if factor == 1 else x * factor
-            x = x if self.accumulator == fp32 else round_to(x, self.accumulator)
-        return x.reshape(kept), terms
+            level = torch.nn.functional.pad(level, (0, terms - count))
+        while level.shape[1] > 1:
+            half = level.shape[1] // 2
+            level = level[:, :half] + level[:, half:]
+            level = level * 0.5 if self.sums == "halved" else level
+            level = level if self.accumulator == fp32 else round_to(level, self.accumulator)
+        return level.reshape(kept(x, over)), terms
 
     def __str__(self) -> str:
         return f"arithmetic {self.format}, {self.sums} sums in {self.accumulator}"
+
+
+def kept(x: Tensor, over: Sequence[int]) -> list[int]:
+    """x's shape, but for length 1 along the axes `over`."""
+    return [1 if axis in over else size for axis, size in enumerate(x.shape)]
+
+
+def rows(x: Tensor, over: Sequence[int]) -> Tensor:
+    """x as a matrix whose rows run along the axes `over`."""
+    rest = [axis for axis in range(x.dim()) if axis not in over]
+    return x.permute(*rest, *over).reshape(-1, length(x, over))
+
+
+def length(x: Tensor, over: Sequence[int]) -> int:
+    """The number of elements in such a row."""
+    return math.prod([x.shape[axis] for axis in over])

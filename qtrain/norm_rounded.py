@@ -23,7 +23,6 @@ x, weight, bias and grad_output rounded when they are read:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .channel_sample import Rows
-from .norm_arithmetic import Arithmetic
+from .norm_arithmetic import Arithmetic, kept, length, rows
 from .norm_computation import Form
 from .norm_passes import wide
 
@@ -52,22 +51,12 @@ class _RoundedRows(Rows):
         return self.arithmetic.mean(self.rows.abs(), [1]).squeeze(1)
 
 
-def _rows(x: Tensor, over: Sequence[int]) -> Tensor:
-    """x as a matrix whose rows run along `over`."""
-    rest = [axis for axis in range(x.dim()) if axis not in over]
-    return x.permute(*rest, *over).reshape(-1, _length(x, over))
-
-
-def _length(x: Tensor, over: Sequence[int]) -> int:
-    return math.prod([x.shape[axis] for axis in over])
-
-
-def _from_rows(rows: Tensor, like: Tensor, over: Sequence[int]) -> Tensor:
-    """The inverse of `_rows`, for a tensor of `like`'s shape."""
+def _from_rows(matrix: Tensor, like: Tensor, over: Sequence[int]) -> Tensor:
+    """The inverse of `rows`, for a tensor of `like`'s shape."""
     rest = [axis for axis in range(like.dim()) if axis not in over]
     order = [*rest, *over]
     back = [order.index(axis) for axis in range(like.dim())]
-    return rows.reshape([like.shape[axis] for axis in order]).permute(back)
+    return matrix.reshape([like.shape[axis] for axis in order]).permute(back)
 
 
 class RoundedNorm(torch.autograd.Function):
@@ -98,9 +87,9 @@ class RoundedNorm(torch.autograd.Function):
             sigma = divisor
             centered = a.round(x - mean)
         else:
-            mean = a.mean(x, over) if form.centered else x.new_zeros(_kept(x, over))
+            mean = a.mean(x, over) if form.centered else x.new_zeros(kept(x, over))
             centered = a.round(x - mean)
-            sigma, index, slope = form.deviation.of(_RoundedRows(_rows(centered, over), a))
+            sigma, index, slope = form.deviation.of(_RoundedRows(rows(centered, over), a))
             divisor = a.round(form.deviation.stabilized(sigma, form.eps)).reshape(mean.shape)
         y = a.round(centered / divisor)
         output = y if weight is None else a.round(y * a.round(weight.to(x.dtype)))
@@ -129,11 +118,6 @@ class RoundedNorm(torch.autograd.Function):
                 h = _through_statistics(h, y, centered, divisor, index, slope, ctx.over, ctx.form)
             grad_input = a.round(h / divisor).to(ctx.dtype)
         return grad_input, grad_weight, grad_bias, None, None, None
-
-
-def _kept(x: Tensor, over: Sequence[int]) -> list[int]:
-    """x's shape, but for length 1 along `over`."""
-    return [1 if axis in over else size for axis, size in enumerate(x.shape)]
 
 
 def _broadcast(parameter: Tensor, x: Tensor) -> list[int]:
@@ -165,7 +149,7 @@ def _through_statistics(
             q = a.round(q * deviation.times**2)
         return a.round(p - a.round(y * q))
     if dense == "sign":
-        count = _length(h, over)
+        count = length(h, over)
         constant = deviation.dense_factor(divisor, count) * count
         k = a.round(constant * a.mean(a.round(h * y), over))
         sign = centered.sign()
@@ -175,8 +159,8 @@ def _through_statistics(
     if form.carry == "exact" and index is not None and slope is not None:
         total = a.sum(a.round(h * y), over).reshape(-1, 1)
         value = a.round(total * slope)
-        rows = _rows(p, over).scatter_add(1, index, -value)
+        matrix = rows(p, over).scatter_add(1, index, -value)
         if form.centered:
-            rows = a.round(rows) + a.round(value.sum(1, keepdim=True) / rows.shape[1])
-        return _from_rows(a.round(rows), p, over)
+            matrix = a.round(matrix) + a.round(value.sum(1, keepdim=True) / matrix.shape[1])
+        return _from_rows(a.round(matrix), p, over)
     return p
