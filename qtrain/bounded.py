@@ -11,7 +11,6 @@ v_i (p = 2), and the size of v_i changes the length of its steps alone.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from . import checks
 from .channels import Channels, Weight, weights
+from .copies import copied
 
 ORDERS = (1, 2, math.inf)
 
@@ -83,7 +83,7 @@ class WeightNorm(nn.Module):
 def bound_weights(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) -> nn.Module:
     """A copy of `model` whose weights are bounded; see `bound_weights_`."""
     checks.module(model)
-    return bound_weights_(copy.deepcopy(model), p, skip=skip)
+    return bound_weights_(copied(model), p, skip=skip)
 
 
 def bound_weights_(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -56,6 +57,19 @@ def cuts(count: int, chunks: int) -> list[Cut]:
     size, longer = count // chunks, count % chunks  # torch.compile traces no divmod of sizes
     both = [Cut(0, longer, size + 1), Cut(longer * (size + 1), chunks - longer, size)]
     return [cut for cut in both if cut.number]
+
+
+def within(cut: Cut, low: int, high: int) -> Iterator[tuple[int, Cut]]:
+    """What of the cut's chunks lies among the elements low..high - 1: whole chunks that follow one
+    another, or a part of one, and which chunk of the cut is the first."""
+    start, end = max(low, cut.start), min(high, cut.start + cut.number * cut.length)
+    while start < end:
+        chunk, skipped = divmod(start - cut.start, cut.length)
+        whole = 0 if skipped else (end - start) // cut.length
+        part = Cut(start, 1, min(cut.length - skipped, end - start))
+        part = Cut(start, whole, cut.length) if whole else part
+        yield chunk, part
+        start += part.number * part.length
 
 
 class Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from quantizers import QTensor
 
 from .aside import detached, random_state_kept, unwrapped
+from .copies import copied
 from .engines.exact import ENGINES, admitted
 from .layer_state import LayerState
 from .layers import QProduct
@@ -230,7 +230,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
         return Summary(conversion, None, None, refused)
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     forget_watch(twin)
     probes: dict[str, _Engines] = {}
     for module in twin.modules():

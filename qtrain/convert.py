@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from . import checks
 from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
+from .copies import copied
 from .deviations import Deviation
 from .kinds import BATCH_NORMS, left, left_type, plain_type, products, quantized_class, targets
 from .layer_products import located
@@ -46,7 +46,7 @@ def quantize(
     """
     checks.module(model)
     try:
-        converted = copy.deepcopy(model)
+        converted = copied(model)
     except RuntimeError as error:  # tensors with a graph, as torch.nn.utils.weight_norm keeps
         raise ValueError(
             f"model: it cannot be copied ({error}); use quantize_(model) to convert it in place, "

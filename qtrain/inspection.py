@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from quantizers import IntFormat, QTensor
 
 from .aside import detached, random_state_kept, unwrapped
 from .conversion import forget_watch
+from .copies import copied
 from .layers import QProduct
 from .operations import Kind, Operation
 from .recomputation import in_backward
@@ -186,7 +186,7 @@ def inspect(
                 f"class targets, so pass loss=, a function of (output, targets)"
             )
         loss = _cross_entropy
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     forget_watch(twin)
     recorders: dict[str, _Recorder] = {}
     for product in twin.modules():

@@ -32,7 +32,7 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.MultiheadAttention: QMultiheadAttention,
     nn.TransformerEncoderLayer: QTransformerEncoderLayer,
 }
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _OTHER_NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from quantizers import OFF, FloatFormat, Off, QuantizerLike, bf16, fold, fp16, round_to
@@ -17,6 +18,7 @@ from .layer_state import LayerState, Slot, rank
 from .norm_computation import Deferred, Form, folded, passes
 from .norm_functions import Normalize, QuantizeGradient, StraightThrough
 from .norm_passes import wide
+from .norm_ranks import Ranks, ranks_of
 from .norm_recipe import NormRecipe
 
 ROLES = ("input", "weight", "bias", "grad_output")
@@ -71,11 +73,21 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"batch-norm: got {input.shape[1]} channels (input {tuple(input.shape)}), "
                 f"need {self.num_features}"
             )
-        if self._of_batch and 0 < input.numel() == input.shape[1]:
+
+    def _count(self, input: Tensor, ranks: Ranks | None) -> int:
+        """The elements that each channel has."""
+        count = input.numel() // input.shape[1] if ranks is None else ranks.total
+        if self._of_batch and count == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size "
                 f"{tuple(input.shape)}"
             )
+        return count
+
+    @property
+    def _group(self) -> Any:
+        """The process group whose batches are normalized as one; None: this process' alone."""
+        return None
 
     @property
     def _of_batch(self) -> bool:
@@ -83,9 +95,10 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
-        if input.numel() == 0:
-            return super().forward(input)
-        recipe = self.recipe
+        ranks = None if self._group is None else ranks_of(input, self._group)
+        if input.numel() == 0 and (ranks is None or ranks.total == 0):
+            return nn.modules.batchnorm._BatchNorm.forward(self, input)
+        recipe, count = self.recipe, self._count(input, ranks)
         key, states = self.state.begin()
         x = self._quantized("input", input, key, states)
         weight, bias = (
@@ -99,11 +112,11 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self._of_batch:
             form = Form(
                 recipe.deviation, recipe.statistics_gradient, self.eps, False, activation, dtype,
-                spec=recipe.spec(rounded=plain),
+                spec=recipe.spec(rounded=plain) if ranks is None else None, ranks=ranks,
             )  # fmt: skip
             output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
             if self.training and self.track_running_stats:
-                self._track(mean, sigma, input.numel() // input.shape[1])
+                self._track(mean, sigma, count)
         else:
             assert self.running_mean is not None and self.running_var is not None
             divisor = recipe.deviation.stabilized(wide(self.running_var).sqrt(), self.eps)
@@ -135,6 +148,8 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         operands = (recipe.input, recipe.weight, recipe.bias, recipe.grad_output)
         if not (self.training and all(isinstance(quantizer, Off) for quantizer in operands)):
             return None
+        if self._group is not None:
+            return None
         stored = {torch.float16: fp16, torch.bfloat16: bf16}.get(input.dtype)
         activation = stored or recipe.activation
         if activation != (recipe.activation or stored):  # rounded twice, to different formats
@@ -146,6 +161,7 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         elif not norm_kernels.serves(input, activation, relu=True):
             return None
         self._check(input)
+        count = self._count(input, None)
         self.state.begin()
         form = Form(
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
@@ -153,7 +169,7 @@ class QBatchNorm(nn.modules.batchnorm._BatchNorm):
         )  # fmt: skip
         output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
         if self.track_running_stats:
-            self._track(mean, sigma, input.numel() // input.shape[1])
+            self._track(mean, sigma, count)
         if deferred:
             with torch.no_grad():
                 affine = form.affine(self.weight, self.bias, mean, sigma)
@@ -205,16 +221,52 @@ class QBatchNorm3d(QBatchNorm, nn.BatchNorm3d):
     """nn.BatchNorm3d under a NormRecipe."""
 
 
+class QSyncBatchNorm(QBatchNorm):
+    """nn.SyncBatchNorm under a NormRecipe, on any device: in training, the batches of all ranks of
+    `process_group` (default: all there are), one after the other in rank order, are normalized as
+    one.  Their sizes may differ.  The gradients of scale and shift are the rank's own, to be
+    averaged as DDP does; a quantizer sees its own rank's tensor alone.
+
+    A ReLU behind it is not fused.  In evaluation, or with no other rank: QBatchNorm.  (No subclass
+    of torch's, which DDP refuses on the CPU.)
+    """
+
+    process_group: Any
+
+    @property
+    def _group(self) -> Any:
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return None
+        group = self.process_group or dist.group.WORLD
+        return group if dist.get_world_size(group) > 1 else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and self._group is not None:
+            output: Tensor = torch.compiler.disable(super().forward)(input)
+            return output
+        return super().forward(input)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2 or input.shape[1] == 0:
+            raise ValueError(
+                f"batch-norm: got an input of shape {tuple(input.shape)}, need (N, C, ...) with "
+                f"channels"
+            )
+
+
 _CONVERTED: dict[type[nn.Module], type[QBatchNorm]] = {
     nn.BatchNorm1d: QBatchNorm1d,
     nn.BatchNorm2d: QBatchNorm2d,
     nn.BatchNorm3d: QBatchNorm3d,
+    nn.SyncBatchNorm: QSyncBatchNorm,
 }
-_SPACE = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+#: axes behind the channel's; SyncBatchNorm takes any number, and most have images
+_SPACE = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: 2}
 
 
 def can_convert(module: nn.Module) -> bool:
-    """Whether `convert_norm_` takes the module: torch's BatchNorm1d/2d/3d, not a subclass."""
+    """Whether `convert_norm_` takes the module: torch's BatchNorm1d/2d/3d and
+    SyncBatchNorm, not a subclass."""
     return type(module) in _CONVERTED
 
 
@@ -235,7 +287,8 @@ def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | Non
     training.  TypeError for another module."""
     if not can_convert(module):
         raise TypeError(
-            f"convert_norm_: got {type(module).__name__}, need exactly BatchNorm1d, 2d or 3d"
+            f"convert_norm_: got {type(module).__name__}, need exactly BatchNorm1d, 2d or 3d, or "
+            f"SyncBatchNorm"
         )
     if state is None:
         state = LayerState(norm_slots(module, recipe), name="", seed=0, stream=0)

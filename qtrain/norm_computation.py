@@ -12,14 +12,16 @@ from quantizers.ranges import State
 
 from . import norm_kernels, norm_passes
 from .deviations import Deviation
-from .norm_passes import Affine, Extra, Slope, flat_index, others
+from .norm_passes import Affine, Extra, Slope, Sums, flat_index, others
+from .norm_ranks import Ranks, Together
 from .norm_recipe import StatisticsGradient
 
 
 class Form(NamedTuple):
     """How a norm is computed, besides its tensors; deferred: the output is not, see `Deferred`.
 
-    spec   (deviation, carry, activation) as a string: quantizers.traced.spec
+    spec    (deviation, carry, activation) as a string: quantizers.traced.spec
+    ranks   whose batches are normalized as one; None: this process' alone
     """
 
     deviation: Deviation
@@ -30,6 +32,7 @@ class Form(NamedTuple):
     dtype: torch.dtype
     deferred: bool = False
     spec: str | None = None
+    ranks: Ranks | None = None
 
     def affine(
         self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
@@ -107,7 +110,10 @@ def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: F
     by = passes(input, form.activation, form.relu)
     accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
     mean = input.mean(others(input), dtype=accumulated)
-    sigma, index, slope = form.deviation.of(by.sample(input, mean))
+    mean = mean if form.ranks is None else form.ranks.averaged(mean)
+    sample = by.sample(input, mean)
+    sample = sample if form.ranks is None else Together(sample, form.ranks)
+    sigma, index, slope = form.deviation.of(sample)
     of = form.affine(weight, bias, mean, sigma)
     if form.deferred:  # one NaN for all: nothing but a layer's product can use it
         output = input.new_full((), float("nan"), dtype=form.dtype).expand(input.shape)
@@ -124,7 +130,8 @@ def gradients(
     grad_output: Tensor,
     form: Form,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(grad_input, grad_weight, grad_bias), the latter two in the dtype of the statistics.
+    """(grad_input, grad_weight, grad_bias), the latter two in the dtype of the statistics, and this
+    process' own.
 
     made: what `normalize` returned; its output is not looked at.
     """
@@ -138,8 +145,13 @@ def gradients(
     extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
     grad_output = by.aligned(grad_output, x)
     total, product, more = by.sums(x, grad_output, of, extra)
+    own = product / divisor, total
+    if form.ranks is None:
+        count = x.numel() // x.shape[1]
+    else:
+        count = form.ranks.total
+        total, product, more = form.ranks.sums(Sums(total, product, more))
     product = product / divisor
-    count = x.numel() // x.shape[1]
     grad_divisor = -product * of.scale  # d loss / d divisor, per channel
     # the mean's own gradient: the output does not see a shift of the channel
     shift, along, value = -total * of.scale, None, None
@@ -155,9 +167,12 @@ def gradients(
         shift = shift - value.sum(1)
     dtype = x.dtype if value is None else total.dtype
     grad_input = by.grad_input(x, grad_output, of, shift / count, along, dtype)
-    if value is not None:
+    if value is not None and x.numel():
+        assert index is not None
+        if form.ranks is not None:
+            index, value = form.ranks.held(index, value)
         grad_input = by.add_at(grad_input, index, value).to(x.dtype)
-    return grad_input, product, total
+    return (grad_input, *own)
 
 
 def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from qtrain.norm import (
     QBatchNorm1d,
     QBatchNorm2d,
     QBatchNorm3d,
+    QSyncBatchNorm,
     can_convert,
     convert_norm_,
 )
@@ -272,6 +273,7 @@ def test_conversion_keeps_every_parameter_and_buffer() -> None:
         (nn.BatchNorm1d(3), QBatchNorm1d),
         (nn.BatchNorm2d(3), QBatchNorm2d),
         (nn.BatchNorm3d(3), QBatchNorm3d),
+        (nn.SyncBatchNorm(3), QSyncBatchNorm),
     ):
         before = plain.state_dict(keep_vars=True)
         assert can_convert(plain)
@@ -299,7 +301,7 @@ class _Own(nn.BatchNorm2d):
 
 @pytest.mark.parametrize(
     "module",
-    [nn.SyncBatchNorm(3), nn.LayerNorm(3), nn.LazyBatchNorm2d(), _Own(3)],
+    [nn.LayerNorm(3), nn.LazyBatchNorm2d(), _Own(3)],
     ids=lambda module: type(module).__name__,
 )
 def test_other_norms_are_not_converted(module: nn.Module) -> None:
