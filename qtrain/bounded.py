@@ -103,7 +103,7 @@ def bound_weights_(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) 
 def weight_norm(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) -> nn.Module:
     """A copy of `model` with weight norm; see `weight_norm_`."""
     checks.module(model)
-    return weight_norm_(copy.deepcopy(model), p, skip=skip)
+    return weight_norm_(copied(model), p, skip=skip)
 
 
 def weight_norm_(model: nn.Module, p: float = 2, *, skip: Iterable[str] = ()) -> nn.Module:
