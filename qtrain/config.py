@@ -34,7 +34,7 @@ class TrainConfig:
 
     recipe: str = field(metadata={"help": "quantization recipe"})
     bits: int | None = _option(None, "bits of a recipe that takes them, 2 to 16")
-    norm: str | None = _option(None, "deviation of batch-norms, e.g. range; default: the recipe's")
+    norm: str | None = _option(None, "deviation of the norms, e.g. range; default: the recipe's")
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
     model: str = _option("resnet18", "model name")
     data: str = _option("digits", "data set name")

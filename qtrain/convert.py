@@ -96,6 +96,11 @@ def quantize_(
             if own != choose.base:
                 record.overridden[name or "(model)"] = str(own)
     choose.check_all_honoured(record.left)
+    if norm is not None and not any(is_norm(module) for _, module, _ in plan):
+        raise ValueError(
+            f"norm: got {norm!r}, but {type(model).__name__} has no norm that could follow it; "
+            f"leave norm out"
+        )
     if not work:
         raise ValueError(
             f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "
@@ -142,6 +147,8 @@ def _without_fast_paths_(model: nn.Module) -> None:
             module.use_nested_tensor = False
         elif left_type(module) is None:
             _change_class_(module)
+        else:  # a subclass whose own forward, or parts of it, stay: torch then sees no such path
+            module.activation_relu_or_gelu = 0
 
 
 def _children(

@@ -59,6 +59,11 @@ class QProduct(LayerState):
                     f"layer {self.name!r}: {operand} is {got}, need a floating-point tensor "
                     f"(float16, bfloat16, float32 or float64)"
                 )
+            if x.is_nested:
+                raise TypeError(
+                    f"layer {self.name!r}: {operand} is a nested tensor; pad it "
+                    f"(torch.nested.to_padded_tensor)"
+                )
         autocast = autocast_dtype(input)
         with without_autocast(input.device.type):
             key, states = self.begin()

@@ -105,8 +105,10 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             return output
         of = folded(weight, bias, *self._running())
         by = norm_passes if torch.is_grad_enabled() else passes(x)
-        output = by.affine(x, of, form.dtype)
-        return self._rounded(output) if self._plain else output
+        if form.activation is None:
+            output = by.affine(x, of, form.dtype)
+            return output
+        return self._rounded(by.affine(x, of, torch.promote_types(form.dtype, torch.float32)))
 
     def _in_arithmetic(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
@@ -115,6 +117,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         shape = [1, -1, *[1] * (x.dim() - 2)]
         fixed = None if self._of_batch else tuple(one.view(shape) for one in self._running())
         parameters = (None if one is None else one.view(shape) for one in (weight, bias))
+        form = form._replace(dtype=torch.promote_types(form.dtype, torch.float32))
         output: Tensor
         output, mean, sigma = RoundedNorm.apply(x, *parameters, fixed, others(x), form)  # type: ignore[no-untyped-call]
         if fixed is None:

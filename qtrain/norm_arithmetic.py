@@ -30,6 +30,7 @@ class Arithmetic:
                   sum of 65504 ones;  "halved": every partial sum of a mean is halved, so that it
                   stays where the terms are
 
+    fp64 tensors are computed in fp64: there `fp32` rounds to nothing, as everywhere in a norm.
     A sum is a balanced tree: the terms, filled up with zeros to a power of two, are folded in
     halves, element i with element i + n / 2, until one is left.
     """

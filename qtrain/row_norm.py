@@ -26,7 +26,8 @@ class QRowNorm(QNorm):
     sqrt(sigma^2 + eps).  Training and evaluation compute the same.  An empty input is torch's.
     Second derivatives are not defined.
 
-    Raises ValueError for another shape, TypeError for an input that is not floating point.
+    Raises ValueError for another shape, TypeError for an input that is not floating point, or
+    nested.
     """
 
     centered: ClassVar[bool] = True
@@ -40,8 +41,10 @@ class QRowNorm(QNorm):
         """The scale or the shift with the view's axes."""
 
     def _check(self, input: Tensor) -> None:
+        kind = type(self).__name__
+        if input.is_nested:
+            raise TypeError(f"{kind}: got a nested tensor; pad it (torch.nested.to_padded_tensor)")
         if not input.is_floating_point():
-            kind = type(self).__name__
             raise TypeError(f"{kind}: got an input of {input.dtype}, need floating point")
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,9 +68,9 @@ class QRowNorm(QNorm):
         self, x: Tensor, over: list[int], weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         recipe = self.recipe
-        own: Any = self.eps
-        eps = torch.finfo(x.dtype).eps if own is None else own
         wide = torch.promote_types(x.dtype, torch.float32)
+        own: Any = self.eps
+        eps = torch.finfo(wide).eps if own is None else own
         form = Form(
             recipe.deviation, recipe.statistics_gradient, eps, False, None, wide,
             spec=recipe.spec(rounded=False), centered=self.centered, arithmetic=recipe.arithmetic,
@@ -123,9 +126,10 @@ class QLayerNorm(_LastAxes, nn.LayerNorm):
 
 
 class QRMSNorm(_LastAxes, nn.RMSNorm):
-    """nn.RMSNorm under a NormRecipe: the statistic is about 0, and no mean is subtracted.
+    """nn.RMSNorm under a NormRecipe: no mean is subtracted, and the statistic is about 0 (range:
+    max - min, as ever).
 
-    eps None is torch's: that of the input's dtype.
+    eps None is torch's: fp32's, for fp64 fp64's.
     """
 
     centered = False

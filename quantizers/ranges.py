@@ -186,8 +186,8 @@ class Ema:
 
     def init_state(self, compact: tuple[int, ...]) -> State:
         return {
-            "low": torch.zeros(compact),
-            "high": torch.zeros(compact),
+            "low": torch.zeros(compact, dtype=torch.float32),
+            "high": torch.zeros(compact, dtype=torch.float32),
             "steps": torch.zeros((), dtype=torch.int64),
         }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import deviations, plain_state_dict
+from qtrain import Arithmetic, deviations, plain_state_dict
 from qtrain.deviation_constants import expected_range
 from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
 from qtrain.norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
@@ -26,6 +26,7 @@ from quantizers import (
     e4m3,
     fold,
     fp16,
+    fp32,
     int8,
     percentile,
     stochastic,
@@ -454,6 +455,16 @@ def test_activation_rounds_the_output_and_passes_the_gradient(fmt: FloatFormat) 
     assert torch.equal(rounded[0], plain[0].to(dtype).float())
     assert rounded[0].dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(rounded[1:], plain[1:], strict=True))
+
+
+@pytest.mark.parametrize("arithmetic", [None, Arithmetic(format=fp32)], ids=str)
+def test_evaluation_rounds_16_bit_data_to_the_activation_once(
+    arithmetic: Arithmetic | None,
+) -> None:
+    x = gaussian(4000, 4, dtype=torch.float16)
+    recipe = NormRecipe(deviation=l1(), activation=e4m3, arithmetic=arithmetic)
+    norm = norm_for(gaussian(8, 4), recipe).eval()
+    assert torch.equal(norm(x), norm(x.float()).half())
 
 
 def test_recipe_is_off_only_when_nothing_differs_from_torch() -> None:

@@ -77,6 +77,23 @@ def test_l2_agrees_with_torch(kind: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours_, torchs, rtol=4 * unit, atol=30 * unit)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_rms_norms_own_eps_is_torchs_where_it_counts(dtype: torch.dtype) -> None:
+    norm = nn.RMSNorm(8, elementwise_affine=False)
+    x = (torch.randn(4, 8, dtype=torch.float64) * 3e-4).to(dtype)
+    ours = converted(norm, NormRecipe(deviation=l2()))
+    torch.testing.assert_close(ours(x), norm(x))
+    quantized = converted(norm, NormRecipe(deviation=l2(), input=Quantizer(format=fp16)))
+    torch.testing.assert_close(quantized(x), norm(x), rtol=4e-3, atol=4e-3)  # fp16's subnormals
+
+
+def test_a_nested_tensor_is_refused_by_name() -> None:
+    nested = torch.nested.nested_tensor([torch.randn(2, 6), torch.randn(3, 6)], layout=torch.jagged)
+    ours = converted(nn.LayerNorm(6), NormRecipe(deviation=l1()))
+    with pytest.raises(TypeError, match="QLayerNorm: got a nested tensor; pad it"):
+        ours(nested)
+
+
 @pytest.mark.parametrize("deviation", [l1(), linf(), topk(2), range_(), none()], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_divisor_is_the_deviation_of_each_row(kind: str, deviation: Deviation) -> None:
@@ -296,6 +313,31 @@ def test_torchs_inference_path_does_not_skip_a_converted_norm(recipe: str) -> No
     torch.testing.assert_close(fast, slow)  # fp32 products of either path
     assert isinstance(ours.norm1, QLayerNorm)
     assert not torch.allclose(fast, layer.eval()(x), atol=1e-3)  # l1 is another norm
+
+
+class _OwnPart(nn.TransformerEncoderLayer):
+    def _ff_block(self, x: Tensor) -> Tensor:
+        out: Tensor = super()._ff_block(x)  # type: ignore[no-untyped-call]
+        return out
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_nor_in_a_subclass_that_is_left(recipe: str) -> None:
+    layer = _OwnPart(16, 2, 32, batch_first=True, dropout=0.0)
+    x = torch.randn(2, 5, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first forward names what is left
+        ours = quantize(layer, recipe=recipe, norm="l1")
+        ours(x)
+    ours.eval()
+    with torch.no_grad():
+        fast = ours(x)
+    torch.testing.assert_close(fast, ours(x))
+
+
+def test_a_norm_that_no_module_can_follow_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"norm: got 'l1', but Sequential has no norm"):
+        quantize(nn.Sequential(nn.Linear(3, 3)), norm="l1")
 
 
 def test_an_l1_transformer_trains() -> None:
