@@ -31,7 +31,11 @@ _ROLES = {
     ("grad_weight", "input"): "input (grad_weight)",
 }
 #: the role under which each product's result is reported
-RESULTS: dict[Kind, str] = {"forward": "output", "grad_input": "grad_input", "grad_weight": "grad_weight"}
+RESULTS: dict[Kind, str] = {
+    "forward": "output",
+    "grad_input": "grad_input",
+    "grad_weight": "grad_weight",
+}
 _ORDER = (
     "input",
     "weight",

@@ -193,9 +193,7 @@ class Products(torch.autograd.Function):
         if call.probe is not None:
             canonical = call.operation.canonical(weight)
             call.probe.result(
-                Computed(
-                    call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype
-                )
+                Computed(call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype)
             )
 
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
