@@ -16,7 +16,8 @@ from .aside import unwrapped
 from .conversion import forget_watch, rehearsed
 from .convert import convert_left_
 from .copies import copied
-from .cost_report import CostReport, CostRow
+from .cost_report import CostReport
+from .cost_row import CostRow
 from .energy import SZE2017, EnergyTable
 from .layer_products import Computed
 from .layers import QProduct

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .cost_report import Trade
+from .cost_row import Trade
 from .operations import KINDS
 from .rate_history import RateRow
 from .report import Report
@@ -80,6 +81,7 @@ def plot_trades(trades: Sequence[Trade], path: Path) -> None:
     for i, product in enumerate(KINDS):
         # an error of zero has an infinite SQNR, which no axis shows
         shown = [t for t in trades if t.product == product and math.isfinite(t.sqnr_db)]
+        shown.sort(key=lambda trade: (trade.energy_pj, trade.sqnr_db))
         points = [(trade.energy_pj / 1e6, trade.sqnr_db) for trade in shown]
         axes.scatter(
             [x for x, _ in points],
@@ -89,9 +91,13 @@ def plot_trades(trades: Sequence[Trade], path: Path) -> None:
             alpha=0.8,
             label=product,
         )
-        for trade, point in zip(shown, points, strict=True):
+        above = Counter[float]()  # layers of one size lie above one another
+        for trade, (x, y) in zip(shown, points, strict=True):
             number = str(layers.index(trade.layer) + 1)
-            axes.annotate(number, point, (3, 3), textcoords="offset points", fontsize=7)
+            place = 6 + 12 * (above[x] % 4), -3
+            axes.annotate(number, (x, y), place, textcoords="offset points", fontsize=7)
+            above[x] += 1
+    axes.margins(x=0.1)
     axes.set_xscale("log")
     axes.set_xlabel("energy of the product's multiply-adds in µJ (lower is better)")
     axes.set_ylabel("SQNR in dB (higher is better)")
