@@ -284,6 +284,15 @@ def test_attention_left_or_off_counts_as_much_as_converted(left: str | None) -> 
     assert len(first) == 18 and set(first) == {"fp32"}
 
 
+def test_parts_converted_apart_keep_their_own_formats() -> None:
+    """Their layers share a name, "(model)"; the scales and widths of each are its own."""
+    four = quantize(nn.Linear(8, 8), recipe=replace(recipes.int8(4), activation=fp16))
+    with torch.no_grad():
+        rows = cost(nn.Sequential(four, quantize(nn.Linear(8, 8))), normal(3, 8)).rows
+    x, w = [12 + 4 + 0.5, 24 + 4 + 1], [32 + 8 * 4, 64 + 8 * 4]
+    assert [r.moved_bytes for r in rows] == [x[0] + w[0] + 24 * 2, x[1] + w[1] + 24 * 4]
+
+
 class Outside(nn.Module):
     """A product in a function, and a layer that never runs."""
 
@@ -422,6 +431,8 @@ def test_a_table_of_wrong_entries_is_refused() -> None:
     ):
         with pytest.raises(error, match=text):
             replace(SZE2017, **changes)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"table: got \{\}"):
+        cost(quantize(net()), X, table={})  # type: ignore[arg-type]
     for pj, um2 in ((-1, 1), (1, math.nan), (math.inf, 1)):
         with pytest.raises(ValueError, match="UnitCost"):
             UnitCost(pj, um2)
