@@ -16,6 +16,12 @@ from .convert import quantize_ as quantize_
 from .converted import calibrate as calibrate
 from .converted import plain_state_dict as plain_state_dict
 from .converted import reseed as reseed
+from .cost import cost as cost
+from .cost_report import CostReport as CostReport
+from .cost_row import CostRow as CostRow
+from .cost_row import Trade as Trade
+from .energy import EnergyTable as EnergyTable
+from .energy import UnitCost as UnitCost
 from .inspection import inspect as inspect
 from .matmul import Matmul as Matmul
 from .nonfinite import NonFiniteError as NonFiniteError

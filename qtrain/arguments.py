@@ -46,11 +46,13 @@ def build_parser() -> Parser:
     for option, kind in _options():
         _add(train, option, kind)
     look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")
-    look.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
-    look.add_argument("--data-dir", help="folder of the data set, if it moved")
-    look.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    count = commands.add_parser("cost", help="cost in hardware of each layer of a checkpoint")
+    for reader in (look, count):
+        reader.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
+        reader.add_argument("--data-dir", help="folder of the data set, if it moved")
+        reader.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+        reader.add_argument("--save", metavar="FILE", help="write the rows to a .json or .csv too")
     look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
-    look.add_argument("--save", metavar="FILE", help="write the report to a .json or .csv too")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")
     return parser

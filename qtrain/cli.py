@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, recipes, formats."""
+"""The command `qtrain`: train, inspect, cost, recipes, formats."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import TextIO
 import torch
 
 from .arguments import build_parser, train_settings
+from .cost_report import CostReport
 from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
+from .report import Report
 from .tables import formats_table, recipes_table
 
 
@@ -87,13 +89,30 @@ def _inspect(parsed: argparse.Namespace) -> int:
     print(
         report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
     )
-    if parsed.save is not None:
-        try:
-            report.save(parsed.save)
-        except OSError as error:
-            problem = error.strerror or error
-            raise ValueError(f"save: {parsed.save} cannot be written ({problem})") from error
+    _save(report, parsed.save)
     return 0
+
+
+def _cost(parsed: argparse.Namespace) -> int:
+    from .checkpoint import load_checkpoint
+    from .training import cost_of_checkpoint
+
+    path = Path(parsed.checkpoint)
+    report = cost_of_checkpoint(
+        load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
+    )
+    print(report)
+    _save(report, parsed.save)
+    return 0
+
+
+def _save(report: Report | CostReport, path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        report.save(path)
+    except OSError as error:
+        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
 
 
 def _recipes(parsed: argparse.Namespace) -> int:
@@ -106,7 +125,13 @@ def _formats(parsed: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"train": _train, "inspect": _inspect, "recipes": _recipes, "formats": _formats}
+_COMMANDS = {
+    "train": _train,
+    "inspect": _inspect,
+    "cost": _cost,
+    "recipes": _recipes,
+    "formats": _formats,
+}
 
 
 def _say(text: object) -> None:

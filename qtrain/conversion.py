@@ -18,10 +18,11 @@ from quantizers import QTensor
 from .aside import detached, random_state_kept, unwrapped
 from .copies import copied
 from .engines.exact import ENGINES, admitted
+from .layer_products import Computed
 from .layer_state import LayerState
 from .layers import QProduct
 from .lineage import lineage
-from .operations import KINDS, Kind, Operation
+from .operations import KINDS, Kind
 
 _ATTRIBUTE = "_qtrain_conversion"
 _PRODUCT_OPS = (
@@ -133,7 +134,7 @@ def _is_off(module: nn.Module) -> bool:
     return bool(products) and all(product.recipe.products_off for product in products)
 
 
-class _Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):
     """Notes every product, by the path of the module it runs in, and every layer that runs."""
 
     lets_kernels_pass = True  # a forward computes the same bits watched and unwatched
@@ -199,15 +200,7 @@ class _Engines:
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         pass
 
-    def result(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        bias: Tensor | None,
-        result: Tensor,
-    ) -> None:
+    def result(self, product: Computed) -> None:
         pass
 
     def engine(self, kind: Kind, name: str) -> None:
@@ -236,27 +229,38 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     for module in twin.modules():
         if isinstance(module, QProduct):
             module.probe = probes.setdefault(module.name or "(model)", _Engines())
-    learning = not torch.is_inference_mode_enabled()
+    watch, _ = rehearsed(twin, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
+    engines = {name: probe.found for name, probe in probes.items() if probe.found}
+    return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)
+
+
+def rehearsed(
+    twin: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, learning: bool
+) -> tuple[Watch, bool]:
+    """One pass through a model, watched: forward, and, where learning, backward from the sum of
+    every output that has a gradient.  -> the watch; whether there was a backward pass.
+
+    Run it on a copy: gradients and running statistics of `twin` change.
+    """
     with random_state_kept(), torch.set_grad_enabled(learning):
-        with _Watch(twin) as watch:
+        with Watch(twin) as watch:
             output = twin(*detached(inputs), **detached(kwargs))
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         sums = [leaf.sum() for leaf in leaves if leaf.requires_grad and leaf.is_floating_point()]
         if sums:
             torch.stack([one.double() for one in sums]).sum().backward()
-    engines = {name: probe.found for name, probe in probes.items() if probe.found}
-    return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)
+    return watch, bool(sums)
 
 
 class _FirstForward:
     """Watches a model's first eager forward, warns of what stayed outside, and takes itself off."""
 
     def __init__(self) -> None:
-        self.watch: _Watch | None = None
+        self.watch: Watch | None = None
 
     def before(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and self.watch is None:
-            self.watch = _Watch(module)
+            self.watch = Watch(module)
             self.watch.reached(module, args)  # the model itself is past its global hooks
             self.watch.__enter__()
 

@@ -120,6 +120,23 @@ def quantize_(
     return model
 
 
+def convert_left_(model: nn.Module, recipe: Recipe) -> None:
+    """Convert under `recipe`, in place, every layer that could be converted and is not.
+
+    For a copy on which something is measured; layers that are converted keep what they have.
+    """
+    work = [
+        (name, module)
+        for name, module in targets(model)
+        if left(module, recipe) is None and not isinstance(module, quantized_class(module))
+    ]
+    streams = iter(range(2**31))
+    built = [_children(name, module, recipe, 0, streams) for name, module in work]
+    for (_, module), children in zip(work, built, strict=True):
+        _swap_(module, recipe, children)
+    _without_fast_paths_(model)
+
+
 def _check_attention(model: nn.Module, chosen: Mapping[str, Recipe | None]) -> None:
     """ValueError where an attention layer is left, but not the projection it reads directly."""
     for name, module in model.named_modules():

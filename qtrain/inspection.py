@@ -15,9 +15,10 @@ from quantizers import IntFormat, QTensor
 from .aside import detached, random_state_kept, unwrapped
 from .conversion import forget_watch
 from .copies import copied
+from .layer_products import Computed
 from .layers import QProduct
 from .losses import cross_entropy
-from .operations import Kind, Operation
+from .operations import Kind
 from .recomputation import in_backward
 from .report import Report, Row
 
@@ -29,7 +30,12 @@ _ROLES = {
     ("grad_input", "weight"): "weight (grad_input)",
     ("grad_weight", "input"): "input (grad_weight)",
 }
-_RESULTS = {"forward": "output", "grad_input": "grad_input", "grad_weight": "grad_weight"}
+#: the role under which each product's result is reported
+RESULTS: dict[Kind, str] = {
+    "forward": "output",
+    "grad_input": "grad_input",
+    "grad_weight": "grad_weight",
+}
 _ORDER = (
     "input",
     "weight",
@@ -128,15 +134,8 @@ class _Recorder:
             other = "weight" if kind == "grad_input" else "input"
             row.note = f"grad_output times the {other}'s scale, as it is quantized"
 
-    def result(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        bias: Tensor | None,
-        result: Tensor,
-    ) -> None:
+    def result(self, product: Computed) -> None:
+        operation, kind, a, b, _, bias, result, _ = product
         if kind == "forward" and in_backward():
             return
         if kind == "forward":
@@ -146,7 +145,7 @@ class _Recorder:
         else:
             like = torch.empty(result.shape, dtype=torch.float64, device=result.device)
             exact = operation.product(kind, a.double(), b.double(), like)
-        self._at(_RESULTS[kind]).add(exact, result)
+        self._at(RESULTS[kind]).add(exact, result)
 
     def engine(self, kind: Kind, name: str) -> None:
         pass

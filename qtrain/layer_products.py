@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,22 +21,34 @@ from .products import folded, product
 from .recipe import SLOTS, Recipe
 
 
+class Computed(NamedTuple):
+    """One product of a layer, as a probe sees it.
+
+    a, b       its operands before they were quantized (weight: canonical)
+    operands   the two as they were multiplied; b keeps a scale that was folded into a
+    bias       the forward's, or None
+    result     what came out, in the dtype it was computed in
+    dtype      the dtype in which the result is handed on
+    """
+
+    operation: Operation
+    kind: Kind
+    a: Tensor
+    b: Tensor
+    operands: tuple[QTensor, QTensor]
+    bias: Tensor | None
+    result: Tensor
+    dtype: torch.dtype
+
+
 class Probe(Protocol):
     """Sees every quantization and every product of a layer, for inspection."""
 
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         """An operand before and after its quantizer; folded: times the other operand's scale."""
 
-    def result(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        bias: Tensor | None,
-        result: Tensor,
-    ) -> None:
-        """A product's result with the unquantized operands (weight: canonical) it stands for."""
+    def result(self, product: Computed) -> None:
+        """A product that was computed."""
 
     def engine(self, kind: Kind, name: str) -> None:
         """The engine that serves a product, or one block of it."""
@@ -180,7 +192,9 @@ class Products(torch.autograd.Function):
             output = round_to(output, call.recipe.activation)
         if call.probe is not None:
             canonical = call.operation.canonical(weight)
-            call.probe.result(call.operation, "forward", input, canonical, bias, output)
+            call.probe.result(
+                Computed(call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype)
+            )
 
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
         keep_input = wants_input and not straight_through(call.recipe.slot("forward", "input"))
@@ -229,28 +243,34 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     canonical = None if weight is None else operation.canonical(weight)
     grad_input = grad_weight = grad_bias = None
 
-    def one(kind: Kind, saved: QTensor, like: Tensor, other: Tensor | None) -> Tensor:
-        factor, saved = folded(operation, kind, grad_output, saved)
+    def one(
+        kind: Kind, saved: QTensor, like: Tensor, other: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        factor, bare = folded(operation, kind, grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor)
-        if _off(gq, saved):
-            wide = torch.promote_types(gq.elements.dtype, saved.elements.dtype)
-            result = operation.product(kind, gq.elements.to(wide), saved.elements.to(wide), like)
+        if _off(gq, bare):
+            wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
+            result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
             note = call.note(kind)
             unit = call.recipe.unit if kind == "grad_weight" else None
-            result = product(operation, kind, gq, saved, like, call.engines, note=note, unit=unit)
+            result = product(operation, kind, gq, bare, like, call.engines, note=note, unit=unit)
         if call.probe is not None and other is not None:
-            call.probe.result(operation, kind, grad_output, other, None, result)
+            operands = gq, saved
+            call.probe.result(
+                Computed(operation, kind, grad_output, other, operands, None, result, dtype)
+            )
         return result
 
     if wants_input:
         saved = QTensor(*tensors[:3], *ctx.meta[0])
-        grad_input = one("grad_input", saved, input_like, canonical)
+        grad_input = one("grad_input", saved, input_like, canonical, ctx.dtypes[0])
         grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
         saved = QTensor(*tensors[3:], *ctx.meta[1])
-        grad = one("grad_weight", saved, operation.canonical(weight_like), input)
+        like = operation.canonical(weight_like)
+        grad = one("grad_weight", saved, like, input, ctx.dtypes[1])
         grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
     if wants_bias:

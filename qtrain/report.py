@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
 
-from .files import write_atomically
+from .saving import save_rows
 
 
 @dataclass(frozen=True)
@@ -61,25 +58,7 @@ class Report:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows to a .json or .csv file, atomically.  ValueError for other endings."""
-        path = Path(path)
-        if path.suffix == ".json":
-            # strict JSON has no NaN or infinity: they are written as strings
-            rows = [
-                {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-                 for k, v in asdict(row).items()}
-                for row in self.rows
-            ]  # fmt: skip
-            text = json.dumps(rows, indent=1, allow_nan=False) + "\n"
-        elif path.suffix == ".csv":
-            buffer = io.StringIO(newline="")
-            writer = csv.writer(buffer)
-            writer.writerow(field.name for field in fields(Row))
-            writer.writerows(asdict(row).values() for row in self.rows)
-            text = buffer.getvalue()
-        else:
-            raise ValueError(f"save: got {str(path)!r}, need a path that ends in .json or .csv")
-        write_atomically(path, lambda file: file.write(text.encode()))
-        return path
+        return save_rows(self.rows, Row, path)
 
     def overview(self) -> str:
         """One line per layer: the SQNR in dB of each role."""

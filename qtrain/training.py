@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from . import data, models
 from .branch import Branch
 from .checkpoint import Checkpoint, CheckpointError
 from .config import TrainConfig
 from .convert import quantize
+from .cost import cost
+from .cost_report import CostReport
 from .inspection import inspect
 from .interrupt import StopRequest
 from .report import Report
@@ -87,6 +90,23 @@ def inspect_checkpoint(
 
     CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration.
     """
+    with _restored(checkpoint, where, data_dir, device) as (model, inputs, targets):
+        return inspect(model, inputs, targets)
+
+
+def cost_of_checkpoint(
+    checkpoint: Checkpoint, *, where: str, data_dir: str | None = None, device: str = "auto"
+) -> CostReport:
+    """What that model's products on that batch would cost in hardware; errors likewise."""
+    with _restored(checkpoint, where, data_dir, device) as (model, inputs, _):
+        return cost(model, inputs)
+
+
+@contextmanager
+def _restored(
+    checkpoint: Checkpoint, where: str, data_dir: str | None, device: str
+) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    """(quantized model in training mode, inputs, targets of the first training batch)."""
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
     try:
         config = TrainConfig.from_dict({**checkpoint.config, **here})
@@ -99,7 +119,7 @@ def inspect_checkpoint(
         dataset = load_data(config).to(on)
         branch = build_branches(config, dataset, on)[-1]
         branch.load_state_dict(checkpoint.branches.get("quantized"), where=where)
-        return inspect(branch.model.train(), *training_batch(config, dataset, on))
+        yield branch.model.train(), *training_batch(config, dataset, on)
 
 
 def _device(name: str) -> torch.device:

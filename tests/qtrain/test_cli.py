@@ -61,6 +61,8 @@ BAD = [
     ("inspect {tmp}/none.pt", "none.pt"),
     ("inspect {tmp}", "is a folder"),
     ("inspect {tmp}/file", "file"),
+    ("cost {tmp}/none.pt", "none.pt"),
+    ("cost {tmp}/none.pt --worst 3", "--worst"),
     ("", "command"),
 ]  # fmt: skip
 
@@ -134,6 +136,17 @@ def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: 
         status, _, err = run(capsys, "inspect", str(path), *more)
         assert status == 2 and err.count("\n") == 1 and more[0].strip("-") in err, err
         assert "did you mean" not in err
+
+
+def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train(small(tmp_path, epochs=1), say=quiet)
+    path, saved = tmp_path / "run" / "checkpoint.pt", tmp_path / "c.csv"
+    status, out, _ = run(capsys, "cost", str(path), "--save", str(saved), "--device", "cpu")
+    assert status == 0 and "grad_weight" in out and "fp32" in out
+    assert saved.read_text().startswith("layer,product")
+    for more in (("--save", "/no/such/c.csv"), ("--save", str(tmp_path / "c.xls"))):
+        status, _, err = run(capsys, "cost", str(path), *more)
+        assert status == 2 and err.count("\n") == 1 and "save" in err
 
 
 def test_recipes_and_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
