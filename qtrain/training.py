@@ -85,7 +85,8 @@ def inspect_checkpoint(
 ) -> Report:
     """The numeric error of a checkpoint's quantized model on its run's first training batch.
 
-    CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration.
+    CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration or
+    the data is not that of the run.
     """
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
     try:
@@ -97,6 +98,7 @@ def inspect_checkpoint(
     on = _device(config.device)
     with _settings(config, on):
         dataset = load_data(config).to(on)
+        checkpoint.check_data(dataset.fingerprint(), config.data_dir, where=where)
         branch = build_branches(config, dataset, on)[-1]
         branch.load_state_dict(checkpoint.branches.get("quantized"), where=where)
         return inspect(branch.model.train(), *training_batch(config, dataset, on))

@@ -63,6 +63,11 @@ class TextSplit:
         """0: gathering from memory needs no process."""
         return 0
 
+    @property
+    def truth(self) -> Tensor:
+        """The text itself, (L,) int32: each character is the target of those before it."""
+        return self.tokens
+
     def __len__(self) -> int:
         return (len(self.tokens) - self.offsets) // self.context
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from text_cases import write_text
 from torch import Tensor
 from training_cases import assert_same_run, lines, quiet, small
 
-from qtrain import models
+from qtrain import data, models
 from qtrain.branch import Branch
-from qtrain.checkpoint import load_checkpoint
+from qtrain.checkpoint import CheckpointError, load_checkpoint
 from qtrain.cli import main
 from qtrain.config import TrainConfig
 from qtrain.intervals import accuracy_gap, mean_difference
@@ -118,6 +119,59 @@ def test_another_context_cannot_resume(finished: Any, text: Path) -> None:
     runs = finished.folder.path.parent
     with pytest.raises(ValueError, match=r"context \(stored 16, now 8\)"):
         train(run_of(text, runs, context=8, resume=True), say=quiet)
+
+
+def swapped(text: Path, place: Path) -> Path:
+    """The text with the two letters exchanged that occur most: as many tokens, sizes and windows,
+    and the same characters."""
+    place.write_text(text.read_text("utf-8").translate(str.maketrans("et", "te")), "utf-8")
+    return place
+
+
+def test_another_text_of_the_same_sizes_neither_resumes_nor_is_inspected(
+    text: Path, tmp_path: Path, finished: Any
+) -> None:
+    folder = finished.folder.path
+    shutil.copytree(folder, tmp_path / "run")
+    other = swapped(text, tmp_path / "other.txt")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    message = rf"of a run on other data: .*was {text}.*that of {other} is .*--data-dir"
+    with pytest.raises(CheckpointError, match=message):
+        train(run_of(other, tmp_path, resume=True), say=quiet)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    stored = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for wrong in (other, write_text(tmp_path / "longer.txt", 4000)):
+        with pytest.raises(CheckpointError, match="of a run on other data"):
+            inspect_checkpoint(stored, where="x", data_dir=str(wrong))
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(text.read_bytes())
+    assert inspect_checkpoint(stored, where="x", data_dir=str(moved)).rows
+
+
+def test_a_checkpoint_of_a_version_without_fingerprints_resumes(
+    text: Path, tmp_path: Path, finished: Any
+) -> None:
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    del content["data"]
+    torch.save(content, path)
+    train(run_of(text, tmp_path, resume=True), say=quiet)
+    assert inspect_checkpoint(load_checkpoint(path), where="x").rows
+
+
+def test_a_fingerprint_is_of_what_is_learned_not_of_where_it_lies(
+    text: Path, tmp_path: Path
+) -> None:
+    def of(place: Path, context: int = 16) -> str:
+        return data.load("text", data_dir=place, context=context).fingerprint()
+
+    (tmp_path / "copy.txt").write_bytes(text.read_bytes())
+    assert of(text) == of(tmp_path / "copy.txt") == of(text, context=8)
+    (tmp_path / "end.txt").write_bytes(text.read_bytes()[:-1] + b"t")  # the last character
+    (tmp_path / "renamed.txt").write_text(text.read_text("utf-8").replace("ï", "ö"), "utf-8")
+    others = [swapped(text, tmp_path / "s.txt"), tmp_path / "end.txt", tmp_path / "renamed.txt"]
+    assert len({of(text), *map(of, others)}) == 4
 
 
 def test_a_checkpoint_of_text_is_inspected(finished: Any) -> None:
