@@ -262,13 +262,48 @@ def test_the_interval_of_windows_covers_where_one_of_tokens_would_not() -> None:
 
 
 def test_windows_are_paired_by_their_mean_accuracies() -> None:
-    first = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
-    second = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(40, 128, generator=generator)
+    shift = 0.05 * torch.randn(40, 1, generator=generator)  # windows vary, by some six tokens
+    first, second = chance < 0.6, chance < 0.6 + shift
     gap = accuracy_gap(first, second)
-    assert gap == mean_difference([0.5, 0.25, 1.0], [0.75, 0.0, 1.0], over="test windows")
-    assert gap.high == pytest.approx(4.3027 * 0.25 / 3**0.5)
+    a, b = (right.double().mean(1).tolist() for right in (first, second))
+    plain = mean_difference(a, b, over="test windows")
+    assert (gap.value, gap.n, gap.method) == (plain.value, plain.n, plain.method)
+    assert 1 < (gap.high - gap.value) / (plain.high - plain.value) < 1.02  # the floor is not felt
+    assert gap.high - gap.value == pytest.approx(gap.value - gap.low)
     with pytest.raises(ValueError, match=r"both \(N, T\)"):
         accuracy_gap(first[None], second[None])
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_windows_that_all_differ_alike_leave_the_doubt_of_some_tokens(lost: int) -> None:
+    first = torch.ones(20, 50, dtype=torch.bool)
+    second = first.clone()
+    second[:, :lost] = False
+    gap = accuracy_gap(first, second)
+    assert gap.value == pytest.approx(-lost / 50)
+    half = 2.0930 * (4 / 50**2 / (20 * 19)) ** 0.5  # t of 19 degrees of freedom
+    assert gap.high - gap.value == pytest.approx(half) and half == pytest.approx(4.3 / 1000, 0.01)
+    few = accuracy_gap(first[:2, :1], first[:2, :1])
+    assert (few.value, few.low, few.high) == (0, -1, 1)
+
+
+@pytest.mark.parametrize("both_ways", [False, True], ids=["lost", "lost or gained"])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 6, 20])
+def test_the_interval_covers_the_gap_of_rare_tokens(tokens: int, both_ways: bool) -> None:
+    # so many of 20 x 50 tokens differ on average: 500 trials; 5 sigma of 0.95 is 0.049
+    generator = torch.Generator().manual_seed(tokens)
+    rate = tokens / 1000
+    truth = 0.0 if both_ways else -rate
+    hits = 0
+    for _ in range(500):
+        chance = torch.rand(20, 50, generator=generator)
+        differs = chance < rate
+        gains = differs & (chance < rate / 2) if both_ways else torch.zeros_like(differs)
+        gap = accuracy_gap(~gains, ~(differs & ~gains))
+        hits += gap.low <= truth <= gap.high
+    assert hits / 500 > 0.95 - 0.049
 
 
 @pytest.mark.parametrize(
