@@ -192,6 +192,9 @@ def test_what_cannot_be_honoured_is_refused() -> None:
         bound_weights(network(), p=3)
     with pytest.raises(ValueError, match=r"p: got True"):
         bound_weights(network(), p=True)
+    for wrong in (torch.tensor([1, 2]), "2", None, [1, 2]):
+        with pytest.raises(ValueError, match=r"p: got .*, need 1, 2 or math.inf"):
+            weight_norm(network(), p=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"skip: 'fc' matches no layer with a weight; those are 0"):
         bound_weights(network(), skip=["fc"])
     with pytest.raises(TypeError, match=r"skip: got '0', need a list"):
