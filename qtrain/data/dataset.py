@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class DataSet:
         for split in (self.train, self.test):
             values = split.truth.cpu().numpy()
             found.update(f" {values.dtype} {values.shape} ".encode())
-            found.update(np.ascontiguousarray(values))
+            found.update(values.tobytes())
         return found.hexdigest()
 
     def to(self, device: torch.device | str) -> DataSet:
