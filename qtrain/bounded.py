@@ -46,7 +46,7 @@ class WeightNorm(nn.Module):
         learned: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(p, bool) or p not in ORDERS:
+        if isinstance(p, bool) or not isinstance(p, int | float) or p not in ORDERS:
             raise ValueError(f"p: got {p!r}, need 1, 2 or math.inf")
         self.p, self.channels, self.learned = p, channels or Channels(), learned
         with torch.no_grad():

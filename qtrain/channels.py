@@ -133,8 +133,9 @@ def _held(module: nn.Module) -> tuple[list[str], Channels]:
 
 def listed(field: str, got: Iterable[str]) -> list[str]:
     """The patterns as a list; TypeError for a bare string, whose letters they would be."""
-    found = [] if isinstance(got, str) else list(got)
-    if isinstance(got, str) or not all(isinstance(one, str) for one in found):
+    wrong = isinstance(got, str) or not isinstance(got, Iterable)
+    found = [] if wrong else list(got)
+    if wrong or not all(isinstance(one, str) for one in found):
         raise TypeError(f"{field}: got {got!r}, need a list of module-name patterns")
     return found
 

@@ -32,6 +32,7 @@ class Checkpoint:
                           random numbers of dropout and rounding all follow from it
     metrics_bytes         length of the metrics file at that step
     branches              the state of each model: see `Branch.state_dict`
+    data                  `DataSet.fingerprint`; "" in files of versions that kept none
     """
 
     config: dict[str, Any]
@@ -39,6 +40,17 @@ class Checkpoint:
     step: int
     metrics_bytes: int
     branches: dict[str, Any]
+    data: str = ""
+
+    def check_data(self, found: str, place: str | None, *, where: str) -> None:
+        """CheckpointError where the data of fingerprint `found`, read from `place` (data_dir), is
+        not that of the run."""
+        if self.data not in ("", found):
+            raise CheckpointError(
+                f"{where}: of a run on other data: its fingerprint is {self.data[:12]} (data_dir "
+                f"was {self.config.get('data_dir')}), but that of {place} is {found[:12]}; give "
+                "the run's own data with --data-dir, or train a new run on this"
+            )
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -85,7 +97,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         "step": int,
         "metrics_bytes": int,
         "branches": dict,
+        "data": str,
     }
+    content.setdefault("data", "")
     if set(content) != set(kinds):
         raise CheckpointError(f"{path}: got entries {sorted(map(str, content))}, need {[*kinds]}")
     for name, kind in kinds.items():

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def choice(field: str, got: object, allowed: Iterable[str]) -> str:
@@ -71,6 +71,19 @@ def module(got: object) -> None:
     """TypeError unless `got` is a torch module."""
     if not isinstance(got, nn.Module):
         raise TypeError(f"model: got {type(got).__name__}, need a torch.nn.Module")
+
+
+def tokens(got: object) -> None:
+    """TypeError unless `got` is a tensor of int32 or int64, ValueError unless it is (N, T)."""
+    kind = got.dtype if isinstance(got, Tensor) else type(got).__name__
+    if kind not in (torch.int32, torch.int64):
+        raise TypeError(f"tokens: got {kind}, need int64, the numbers of characters")
+    assert isinstance(got, Tensor)
+    if got.dim() != 2:
+        raise ValueError(
+            f"tokens: got {tuple(got.shape)}, need (N, T), N windows of T characters; "
+            "tokens[None] makes a batch of one"
+        )
 
 
 def seed(got: object) -> None:

@@ -43,8 +43,18 @@ class NormHistory:
         return {"only": self.only, "skip": self.skip, "epochs": self.epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.only, self.skip = list(state["only"]), list(state["skip"])
+        """Restore what `state_dict` gave; ValueError, with nothing restored, for anything else."""
+        needed = {"only", "skip", "epochs"}
+        if not isinstance(state, Mapping) or set(state) != needed:
+            got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"history: got {got}, need what state_dict() gave, {sorted(needed)}")
+        try:
+            only, skip = listed("only", state["only"]), listed("skip", state["skip"])
+        except TypeError as error:
+            raise ValueError(f"history: {error}") from error
+        if not isinstance(state["epochs"], list) or not all(map(_are_norms, state["epochs"])):
+            raise ValueError("history: its epochs are no list of norms by name, each (channels)")
+        self.only, self.skip = only, skip
         self.epochs = [dict(epoch) for epoch in state["epochs"]]
 
     def save(self, path: str | Path) -> None:
@@ -53,7 +63,25 @@ class NormHistory:
 
     @staticmethod
     def load(path: str | Path) -> NormHistory:
-        """The history that `save` wrote."""
+        """The history that `save` wrote; OSError for a file that cannot be opened, ValueError for
+        another or a damaged one."""
         history = NormHistory()
-        history.load_state_dict(torch.load(path, weights_only=True))
+        try:
+            with open(path, "rb") as file:
+                history.load_state_dict(torch.load(file, weights_only=True))
+        except OSError:
+            raise
+        except Exception as error:  # damaged files fail in many ways, all before any use
+            what = error if isinstance(error, ValueError) else type(error).__name__
+            raise ValueError(
+                f"{path}: not a history that save() wrote, or damaged ({what}); record a new one"
+            ) from error
         return history
+
+
+def _are_norms(epoch: object) -> bool:
+    """Whether these are the norms of one epoch."""
+    return isinstance(epoch, Mapping) and all(
+        isinstance(name, str) and isinstance(norms, Tensor) and norms.dim() == 1
+        for name, norms in epoch.items()
+    )

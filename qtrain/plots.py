@@ -1,4 +1,4 @@
-"""Plots of a run: its curves, its layers' errors, costs and effective rates."""
+"""Plots of a run: its curves, errors, costs and effective rates; each to a PNG or SVG."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(path, metadata=_metadata(path))
+    _save(figure, path)
 
 
 def plot_errors(report: Report, path: Path) -> None:
@@ -66,7 +66,7 @@ def plot_errors(report: Report, path: Path) -> None:
     axes.set_ylabel("SQNR in dB (higher is better)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)  # it covers no line there
-    figure.savefig(path, metadata=_metadata(path))
+    _save(figure, path)
 
 
 def plot_trades(trades: Sequence[Trade], path: Path) -> None:
@@ -105,7 +105,7 @@ def plot_trades(trades: Sequence[Trade], path: Path) -> None:
     axes.legend(fontsize=8)
     names = "\n".join(f"{number} {layer}" for number, layer in enumerate(layers, 1))
     figure.legend([], [], loc="outside right upper", title=names, title_fontsize=8, frameon=False)
-    figure.savefig(path, metadata=_metadata(path))
+    _save(figure, path)
 
 
 def plot_rates(rows: Sequence[RateRow], path: Path) -> None:
@@ -130,7 +130,7 @@ def plot_rates(rows: Sequence[RateRow], path: Path) -> None:
     axes.set_title("median and quartiles of each weight's channels", fontsize=9)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, metadata=_metadata(path))
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -143,6 +143,10 @@ def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [math.nan if line[name] is None else line[name] for line in lines]
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    """The same run gives the same file: no date in an SVG."""
-    return {"Date": None} if path.suffix == ".svg" else {}
+def _save(figure: Figure, path: Path) -> None:
+    """Write the figure; ValueError for another ending than .png or .svg."""
+    kind = path.suffix.lower()
+    if kind not in (".png", ".svg"):
+        raise ValueError(f"plot: got {str(path)!r}, need a path that ends in .png or .svg")
+    # the same run gives the same file: no date in an SVG
+    figure.savefig(path, metadata={"Date": None} if kind == ".svg" else {})

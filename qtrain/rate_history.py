@@ -77,7 +77,10 @@ class EffectiveRates:
         self.rows = [RateRow(*row) for row in state["rows"]]
 
     def plot(self, path: str | Path) -> None:
-        """Median and quartiles of every weight against the step, to a PNG or SVG."""
+        """Median and quartiles of every weight against the step, to a PNG or SVG.
+
+        ValueError for another ending, and where nothing was recorded.
+        """
         from .plots import plot_rates  # matplotlib takes a second to import
 
         if not self.rows:

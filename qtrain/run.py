@@ -67,12 +67,14 @@ class Run:
         self.branches, self.device = branches, device
         self.per_epoch = epoch_batches(config, dataset, epoch=0, start=0).total
         self.total = config.epochs * self.per_epoch
+        self.fingerprint = dataset.fingerprint()
         self.done = 0
         self.saved_at = time.monotonic()
 
     def restore(self, stored: Checkpoint) -> None:
         """Continue from a checkpoint; CheckpointError where it does not fit."""
         where = str(self.folder.checkpoint)
+        stored.check_data(self.fingerprint, self.config.data_dir, where=where)
         if stored.step > self.total or set(stored.branches) != {b.key for b in self.branches}:
             raise CheckpointError(f"{where}: of another run (step {stored.step} of {self.total})")
         for branch in self.branches:
@@ -164,6 +166,7 @@ class Run:
                 step=self.done,
                 metrics_bytes=self.log.position(),
                 branches={branch.key: branch.state_dict() for branch in self.branches},
+                data=self.fingerprint,
             ),
         )
         self.saved_at = time.monotonic()

@@ -88,7 +88,8 @@ def inspect_checkpoint(
 ) -> Report:
     """The numeric error of a checkpoint's quantized model on its run's first training batch.
 
-    CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration.
+    CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration or
+    the data is not that of the run.
     """
     with _restored(checkpoint, where, data_dir, device) as (model, inputs, targets):
         return inspect(model, inputs, targets)
@@ -117,6 +118,7 @@ def _restored(
     on = _device(config.device)
     with _settings(config, on):
         dataset = load_data(config).to(on)
+        checkpoint.check_data(dataset.fingerprint(), config.data_dir, where=where)
         branch = build_branches(config, dataset, on)[-1]
         branch.load_state_dict(checkpoint.branches.get("quantized"), where=where)
         yield branch.model.train(), *training_batch(config, dataset, on)

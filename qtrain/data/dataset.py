@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +36,19 @@ class DataSet:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the classes and the truth of both splits.
+
+        Equal for the same text, wherever it lies.  Of images it sees the labels in their order, no
+        pixels: decoders of other versions give others, and what is decoded batch by batch is large.
+        """
+        found = hashlib.sha256(json.dumps(self.classes).encode())
+        for split in (self.train, self.test):
+            values = split.truth.cpu().numpy()
+            found.update(f" {values.dtype} {values.shape} ".encode())
+            found.update(values.tobytes())
+        return found.hexdigest()
 
     def to(self, device: torch.device | str) -> DataSet:
         """The same set with what is held in memory on a device."""

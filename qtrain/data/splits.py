@@ -28,6 +28,11 @@ class Split(Protocol):
     @property
     def workers(self) -> int: ...
 
+    @property
+    def truth(self) -> Tensor:
+        """What models are to say of all samples, in order: tells one split from another."""
+        ...
+
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device | str) -> Split:
@@ -86,6 +91,11 @@ class TensorSplit:
         """0: gathering from memory needs no process."""
         return 0
 
+    @property
+    def truth(self) -> Tensor:
+        """The labels."""
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -128,6 +138,11 @@ class FileSplit:
     def sizes(self) -> dict[str, int]:
         """What a model is built from: num_classes, in_channels and image_size."""
         return image_sizes(self.num_classes, 3, self.size)
+
+    @property
+    def truth(self) -> Tensor:
+        """The labels."""
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -63,6 +63,11 @@ class TextSplit:
         """0: gathering from memory needs no process."""
         return 0
 
+    @property
+    def truth(self) -> Tensor:
+        """The text itself, (L,) int32: each character is the target of those before it."""
+        return self.tokens
+
     def __len__(self) -> int:
         return (len(self.tokens) - self.offsets) // self.context
 
@@ -129,6 +134,8 @@ def _files(place: Path) -> list[Path]:
 
 def _read(path: Path) -> str:
     """The characters of a file, line ends as they are; DataError where it holds none."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: cannot be read (it is no file); replace or remove it")
     try:
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":

@@ -12,7 +12,7 @@ class CharLSTM(nn.Module):
 
     (N, T) int64 -> logits (N, T, num_classes) of each next character, for any T.
     dropout   of the embedding, between the layers and before the head
-    ValueError or TypeError for sizes out of range.
+    ValueError or TypeError for sizes out of range and, in the forward, for other tokens.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class CharLSTM(nn.Module):
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        checks.tokens(tokens)
         y, _ = self.lstm(self.drop1(self.embedding(tokens)))
         logits: Tensor = self.fc(self.drop2(y))
         return logits

@@ -49,7 +49,7 @@ class CharTransformer(nn.Module):
     dropout   of the embedding and of what each residual branch adds (not of attention weights)
     norm      what makes the norm over so many features
     ValueError or TypeError for sizes out of range, heads that do not divide the width, and, in the
-    forward, for longer windows.
+    forward, for longer windows and other tokens.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class CharTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        checks.tokens(tokens)
         length = tokens.shape[-1]
         if length > self.context:
             raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from qtrain import checks
 from qtrain.data import Kind
 
 from .charlstm import CharLSTM
@@ -51,7 +52,7 @@ def get(
     Of images: (N, in_channels, image_size, image_size) -> (N, num_classes); ResNet-18/34/50 take
     the CIFAR stem up to 64 pixels.  Of text: (N, context) int64 -> (N, context, num_classes).
     ValueError for an unknown name (suggests the nearest), for the sizes of another kind of data,
-    and for a size below 1.
+    and for a size below 1; ValueError or TypeError for one that is no integer.
     """
     if name not in _KINDS:
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
@@ -86,6 +87,7 @@ def _of_images(name: str, num_classes: int, in_channels: int, image_size: int) -
 
 
 def _of_text(name: str, num_classes: int, context: int) -> nn.Module:
+    checks.integer("context", context, low=1)
     if name == "chartransformer":
         return CharTransformer(num_classes=num_classes, context=context)
     return CharLSTM(num_classes=num_classes)

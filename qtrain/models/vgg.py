@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from qtrain import checks
+
 #: output channels of each convolution, in units of `width`; 0: 2x2 max-pooling
 _ELEVEN = (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0)
 Norm = Callable[[int], nn.Module]
@@ -15,12 +17,16 @@ class VGG(nn.Module):
     """Convolutions 3x3 with norm and ReLU, five poolings, one linear layer.
 
     (N, in_channels, H, W) -> (N, num_classes).  A pooled map larger than 1x1 is averaged.
+    ValueError or TypeError for sizes out of range.
     """
 
     def __init__(
         self, *, num_classes: int, in_channels: int, width: int, norm: Norm = nn.BatchNorm2d
     ) -> None:
         super().__init__()
+        sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+        for what, size in sizes.items():
+            checks.integer(what, size, low=1)
         layers: list[nn.Module] = []
         channels = in_channels
         for times in _ELEVEN:

@@ -17,8 +17,10 @@ from qtrain import (
     bound_weights,
     bound_weights_,
     channel_norms,
+    inspect,
     plain_state_dict,
     quantize,
+    summary,
     unbound_weights_,
     weight_norm,
     weight_norm_,
@@ -190,6 +192,9 @@ def test_what_cannot_be_honoured_is_refused() -> None:
         bound_weights(network(), p=3)
     with pytest.raises(ValueError, match=r"p: got True"):
         bound_weights(network(), p=True)
+    for wrong in (torch.tensor([1, 2]), "2", None, [1, 2]):
+        with pytest.raises(ValueError, match=r"p: got .*, need 1, 2 or math.inf"):
+            weight_norm(network(), p=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"skip: 'fc' matches no layer with a weight; those are 0"):
         bound_weights(network(), skip=["fc"])
     with pytest.raises(TypeError, match=r"skip: got '0', need a list"):
@@ -274,6 +279,46 @@ def test_weight_norm_is_copied_saved_compiled_and_removed() -> None:
     unbound_weights_(model)
     assert type(model[0].weight) is nn.Parameter and torch.equal(model[0].weight, value)
     network().load_state_dict(plain_state_dict(model))
+
+
+class Recurrent(nn.Module):
+    """An LSTM and a head, as models of sequences are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(3, 4, 2, batch_first=True)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.lstm(x)[0])
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:qtrain. outside the recipe")
+@pytest.mark.parametrize("form", [weight_norm, bound_weights])
+def test_a_recurrent_model_is_copied_after_a_forward(form: Any) -> None:
+    model, x = form(Recurrent(), skip=["fc"]), torch.randn(2, 6, 3)
+    want = model(x)  # with gradients: torch keeps the weights it made
+    quantized = quantize(model, recipe="fp32")
+    assert torch.equal(quantized(x), want)
+    assert weight_norm(model, skip=["lstm"])(x).allclose(want)
+    assert bound_weights(model, skip=["lstm"])(x).shape == want.shape
+    trained = quantize(model)
+    trained(x).sum().backward()
+    found = summary(trained, x)
+    assert found.outside is not None and list(found.outside) == ["lstm"]
+    assert {row.layer for row in inspect(trained, x).rows} == {"fc"}
+    for one in (model, quantized):  # both still train their own weights, through g or rho and v
+        one.zero_grad()
+        one(x).square().sum().backward()
+    for (name, a), b in zip(model.named_parameters(), quantized.parameters(), strict=True):
+        assert a.grad is not None and a.grad.abs().sum() > 0, name
+        assert b.grad is not None and a is not b and torch.equal(a.grad, b.grad)
+    with torch.no_grad():
+        for parameter in quantized.lstm.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(model(x), want) and not quantized(x).allclose(want)
 
 
 def test_a_weight_that_is_assigned_is_taken_whole_or_as_directions() -> None:

@@ -165,6 +165,32 @@ def test_a_window_longer_than_the_context_is_refused() -> None:
         models.CharTransformer(**TINY)(tokens(length=13))
 
 
+@pytest.mark.parametrize("name", models.names("text"))
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (tokens()[0], ValueError, r"tokens: got \(12,\), need \(N, T\).*tokens\[None\]"),
+        (tokens()[None], ValueError, r"tokens: got \(1, 3, 12\)"),
+        (tokens().float(), TypeError, r"tokens: got torch.float32, need int64"),
+        (tokens() > 3, TypeError, r"tokens: got torch.bool, need int64"),
+        ("abc", TypeError, "tokens: got str"),
+    ],
+    ids=["one window", "three axes", "floating point", "bool", "str"],
+)
+def test_other_tokens_are_refused(name: str, given: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        models.get(name, num_classes=11, context=12)(given)
+
+
+@pytest.mark.parametrize("name", models.names("text"))
+@pytest.mark.parametrize(
+    ("context", "error"), [(0, ValueError), (-1, ValueError), ("x", TypeError), (True, TypeError)]
+)
+def test_every_model_of_text_refuses_a_bad_context(name: str, context: Any, error: Any) -> None:
+    with pytest.raises(error, match=rf"context: got {context!r}, need an integer of at least 1"):
+        models.get(name, num_classes=11, context=context)
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [

@@ -120,6 +120,7 @@ def test_hostile_checkpoint_runs_no_code(tmp_path: Path, container: str) -> None
         ({"step": "5"}, "step"),
         ({"metrics_bytes": 1.5}, "metrics_bytes"),
         ({"branches": []}, "branches"),
+        ({"data": None}, "data"),
         ({"extra": 1}, "extra"),
         ({"config": {"lr": torch.ones(2)}}, "plain data"),
         ({"environment": {"torch": torch.ones(2)}}, "plain data"),

@@ -7,6 +7,7 @@ import pickle
 import random
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def test_digits_are_the_published_ones() -> None:
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     assert np.array_equal(archive["images"], digits.images)
     assert np.array_equal(archive["labels"], digits.target)
+
+
+def test_the_fingerprint_of_images_is_of_their_labels_and_classes() -> None:
+    digits = data.load("digits")
+    assert isinstance(digits.test, data.TensorSplit)
+    labels = digits.test.labels.clone()
+    labels[-1] = (labels[-1] + 1) % 10
+    relabelled = replace(digits, test=replace(digits.test, labels=labels))
+    renamed = replace(digits, classes=("zero", *digits.classes[1:]))
+    found = [one.fingerprint() for one in (data.load("digits"), relabelled, renamed)]
+    assert found[0] == digits.fingerprint() and len(set(found)) == 3
 
 
 def test_digits_split_is_fixed_stratified_and_complete() -> None:

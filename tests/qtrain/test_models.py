@@ -122,9 +122,9 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 @pytest.mark.parametrize("bad", [0, -1, True, 2.5], ids=repr)
 def test_bad_sizes_are_refused(bad: int) -> None:
     good = {"num_classes": 10, "in_channels": 3, "image_size": 32}
-    for name in ["mlp", "resnet20", "resnet18"]:
+    for name in ["mlp", "resnet20", "resnet18", "vgg11"]:
         for what in good:
-            with pytest.raises(ValueError, match="need an integer of at least 1"):
+            with pytest.raises((ValueError, TypeError), match="need an integer of at least 1"):
                 models.get(name, **{**good, what: bad})
     with pytest.raises(ValueError, match="stem: got 'big'"):
         models.resnet18(stem="big")  # type: ignore[arg-type]

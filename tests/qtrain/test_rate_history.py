@@ -107,6 +107,18 @@ def test_a_plot_shows_every_layer_and_repeats(kind: str, tmp_path: Path) -> None
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["rates.pdf", "rates", "rates.png.gz"])
+def test_a_plot_of_another_ending_is_refused(name: str, tmp_path: Path) -> None:
+    model = network()
+    rates = EffectiveRates(model, sgd(model))
+    rates.record(0)
+    with pytest.raises(ValueError, match=rf"plot: got .*{name}.*, need a path that ends in \.png"):
+        rates.plot(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    rates.plot(tmp_path / "rates.SVG")
+    assert "<dc:date>" not in (tmp_path / "rates.SVG").read_text()
+
+
 def test_what_cannot_be_recorded_is_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match=r"it trains none of the model's weights"):

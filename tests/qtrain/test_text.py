@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,20 @@ def test_damaged_text_is_named_with_what_to_do(
     damage(folder)
     with pytest.raises(data.DataError, match=message):
         data.load("text", data_dir=folder, context=16)
+
+
+@pytest.mark.parametrize("place", ["", "b.txt"], ids=["in a folder", "alone"])
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path, place: str) -> None:
+    os.mkfifo(folder / "b.txt")
+    holder = os.open(folder / "b.txt", os.O_RDWR)  # lest a reader waits
+    os.write(holder, b"x" * 1000)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 20)  # ends the test's process where one waits
+        with pytest.raises(data.DataError, match=r"b\.txt: cannot be read \(it is no file\)"):
+            data.load("text", data_dir=folder / place, context=16)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.close(holder)
 
 
 def test_the_shortest_text_has_two_test_windows(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from text_cases import write_text
 from torch import Tensor
 from training_cases import assert_same_run, lines, quiet, small
 
-from qtrain import models
+from qtrain import data, models
 from qtrain.branch import Branch
-from qtrain.checkpoint import load_checkpoint
+from qtrain.checkpoint import CheckpointError, load_checkpoint
 from qtrain.cli import main
 from qtrain.config import TrainConfig
 from qtrain.intervals import accuracy_gap, mean_difference
@@ -120,6 +121,59 @@ def test_another_context_cannot_resume(finished: Any, text: Path) -> None:
         train(run_of(text, runs, context=8, resume=True), say=quiet)
 
 
+def swapped(text: Path, place: Path) -> Path:
+    """The text with the two letters exchanged that occur most: as many tokens, sizes and windows,
+    and the same characters."""
+    place.write_text(text.read_text("utf-8").translate(str.maketrans("et", "te")), "utf-8")
+    return place
+
+
+def test_another_text_of_the_same_sizes_neither_resumes_nor_is_inspected(
+    text: Path, tmp_path: Path, finished: Any
+) -> None:
+    folder = finished.folder.path
+    shutil.copytree(folder, tmp_path / "run")
+    other = swapped(text, tmp_path / "other.txt")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    message = rf"of a run on other data: .*was {text}.*that of {other} is .*--data-dir"
+    with pytest.raises(CheckpointError, match=message):
+        train(run_of(other, tmp_path, resume=True), say=quiet)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    stored = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for wrong in (other, write_text(tmp_path / "longer.txt", 4000)):
+        with pytest.raises(CheckpointError, match="of a run on other data"):
+            inspect_checkpoint(stored, where="x", data_dir=str(wrong))
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(text.read_bytes())
+    assert inspect_checkpoint(stored, where="x", data_dir=str(moved)).rows
+
+
+def test_a_checkpoint_of_a_version_without_fingerprints_resumes(
+    text: Path, tmp_path: Path, finished: Any
+) -> None:
+    shutil.copytree(finished.folder.path, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    del content["data"]
+    torch.save(content, path)
+    train(run_of(text, tmp_path, resume=True), say=quiet)
+    assert inspect_checkpoint(load_checkpoint(path), where="x").rows
+
+
+def test_a_fingerprint_is_of_what_is_learned_not_of_where_it_lies(
+    text: Path, tmp_path: Path
+) -> None:
+    def of(place: Path, context: int = 16) -> str:
+        return data.load("text", data_dir=place, context=context).fingerprint()
+
+    (tmp_path / "copy.txt").write_bytes(text.read_bytes())
+    assert of(text) == of(tmp_path / "copy.txt") == of(text, context=8)
+    (tmp_path / "end.txt").write_bytes(text.read_bytes()[:-1] + b"t")  # the last character
+    (tmp_path / "renamed.txt").write_text(text.read_text("utf-8").replace("ï", "ö"), "utf-8")
+    others = [swapped(text, tmp_path / "s.txt"), tmp_path / "end.txt", tmp_path / "renamed.txt"]
+    assert len({of(text), *map(of, others)}) == 4
+
+
 def test_a_checkpoint_of_text_is_inspected(finished: Any) -> None:
     path = finished.folder.checkpoint
     report = inspect_checkpoint(load_checkpoint(path), where=str(path))
@@ -208,13 +262,48 @@ def test_the_interval_of_windows_covers_where_one_of_tokens_would_not() -> None:
 
 
 def test_windows_are_paired_by_their_mean_accuracies() -> None:
-    first = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
-    second = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(40, 128, generator=generator)
+    shift = 0.05 * torch.randn(40, 1, generator=generator)  # windows vary, by some six tokens
+    first, second = chance < 0.6, chance < 0.6 + shift
     gap = accuracy_gap(first, second)
-    assert gap == mean_difference([0.5, 0.25, 1.0], [0.75, 0.0, 1.0], over="test windows")
-    assert gap.high == pytest.approx(4.3027 * 0.25 / 3**0.5)
+    a, b = (right.double().mean(1).tolist() for right in (first, second))
+    plain = mean_difference(a, b, over="test windows")
+    assert (gap.value, gap.n, gap.method) == (plain.value, plain.n, plain.method)
+    assert 1 < (gap.high - gap.value) / (plain.high - plain.value) < 1.02  # the floor is not felt
+    assert gap.high - gap.value == pytest.approx(gap.value - gap.low)
     with pytest.raises(ValueError, match=r"both \(N, T\)"):
         accuracy_gap(first[None], second[None])
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_windows_that_all_differ_alike_leave_the_doubt_of_some_tokens(lost: int) -> None:
+    first = torch.ones(20, 50, dtype=torch.bool)
+    second = first.clone()
+    second[:, :lost] = False
+    gap = accuracy_gap(first, second)
+    assert gap.value == pytest.approx(-lost / 50)
+    half = 2.0930 * (4 / 50**2 / (20 * 19)) ** 0.5  # t of 19 degrees of freedom
+    assert gap.high - gap.value == pytest.approx(half) and half == pytest.approx(4.3 / 1000, 0.01)
+    few = accuracy_gap(first[:2, :1], first[:2, :1])
+    assert (few.value, few.low, few.high) == (0, -1, 1)
+
+
+@pytest.mark.parametrize("both_ways", [False, True], ids=["lost", "lost or gained"])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 6, 20])
+def test_the_interval_covers_the_gap_of_rare_tokens(tokens: int, both_ways: bool) -> None:
+    # so many of 20 x 50 tokens differ on average: 500 trials; 5 sigma of 0.95 is 0.049
+    generator = torch.Generator().manual_seed(tokens)
+    rate = tokens / 1000
+    truth = 0.0 if both_ways else -rate
+    hits = 0
+    for _ in range(500):
+        chance = torch.rand(20, 50, generator=generator)
+        differs = chance < rate
+        gains = differs & (chance < rate / 2) if both_ways else torch.zeros_like(differs)
+        gap = accuracy_gap(~gains, ~(differs & ~gains))
+        hits += gap.low <= truth <= gap.high
+    assert hits / 500 > 0.95 - 0.049
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,44 @@ def test_a_history_is_saved_whole_and_its_last_epoch_lasts(tmp_path: Path) -> No
         again.at(-1)
 
 
+STATES: list[tuple[Any, str]] = [
+    ({}, r"got \[\], need what state_dict\(\) gave, \['epochs', 'only', 'skip'\]"),
+    ([], "got list, need what"),
+    ({"only": "*", "skip": [], "epochs": []}, r"history: only: got '\*', need a list"),
+    ({"only": None, "skip": [], "epochs": []}, "history: only: got None, need a list"),
+    ({"only": ["*"], "skip": [], "epochs": {"a": 1}}, "its epochs are no list of norms"),
+    ({"only": ["*"], "skip": [], "epochs": [{"a": 1.0}]}, "its epochs are no list of norms"),
+    ({"only": ["*"], "skip": [], "epochs": [{"a": torch.ones(2, 2)}]}, "its epochs are no list"),
+]
+
+
+@pytest.mark.parametrize(("state", "message"), STATES)
+def test_what_is_no_history_is_refused_whole(state: Any, message: str, tmp_path: Path) -> None:
+    history = NormHistory(only=["0"])
+    history.record(network())
+    with pytest.raises(ValueError, match=message):
+        history.load_state_dict(state)
+    assert history.only == ["0"] and list(history.at(0)) == ["0.weight"]
+    torch.save(state, tmp_path / "norms.pt")
+    with pytest.raises(ValueError, match=rf"norms\.pt: not a history.*{message}"):
+        NormHistory.load(tmp_path / "norms.pt")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.9])
+def test_a_damaged_history_is_named(part: float, tmp_path: Path) -> None:
+    path, history = tmp_path / "norms.pt", NormHistory()
+    history.record(network())
+    history.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(
+        ValueError, match=r"norms\.pt: not a history that save\(\) wrote, or damaged"
+    ):
+        NormHistory.load(path)
+    with pytest.raises(FileNotFoundError):
+        NormHistory.load(tmp_path / "none.pt")
+
+
 def test_norms_that_do_not_fit_are_refused() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
