@@ -196,6 +196,9 @@ class _Engines:
     def __init__(self) -> None:
         self.found: dict[Kind, str] = {}
 
+    def watches(self, training: bool) -> bool:
+        return True
+
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         pass
 
@@ -204,7 +207,7 @@ class _Engines:
         operation: Operation,
         kind: Kind,
         a: Tensor,
-        b: Tensor,
+        b: Tensor | None,
         bias: Tensor | None,
         result: Tensor,
     ) -> None:
