@@ -32,6 +32,8 @@ class Checkpoint:
                           random numbers of dropout and rounding all follow from it
     metrics_bytes         length of the metrics file at that step
     branches              the state of each model: see `Branch.state_dict`
+    monitor               see `Monitor.state_dict`; None, and no entry in the file, for a run
+                          without one
     """
 
     config: dict[str, Any]
@@ -39,12 +41,14 @@ class Checkpoint:
     step: int
     metrics_bytes: int
     branches: dict[str, Any]
+    monitor: dict[str, Any] | None = None
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint`, replacing an older one atomically; OSError where it cannot be."""
     # not dataclasses.asdict: it would deepcopy every tensor
-    content = {"format": FORMAT, **vars(checkpoint)}
+    entries = {name: value for name, value in vars(checkpoint).items() if value is not None}
+    content = {"format": FORMAT, **entries}
     buffer = io.BytesIO()  # torch.save to a full disk ends in an error that does not say so
     torch.save(content, buffer)
     try:
@@ -86,6 +90,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         "metrics_bytes": int,
         "branches": dict,
     }
+    if "monitor" in content:
+        kinds["monitor"] = dict
     if set(content) != set(kinds):
         raise CheckpointError(f"{path}: got entries {sorted(map(str, content))}, need {[*kinds]}")
     for name, kind in kinds.items():
