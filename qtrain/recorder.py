@@ -79,6 +79,12 @@ def _sum(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
+def _compiles() -> bool:
+    """Whether torch.compile waits for what this thread calls: parts of a model it could not trace
+    run so."""
+    return torch._C._dynamo.eval_frame.get_eval_frame_callback() not in (None, False)
+
+
 @dataclass
 class Recorder:
     """The probe of one layer, or of all that share its name.
@@ -92,8 +98,18 @@ class Recorder:
     details: dict[str, Detail] = field(default_factory=dict)
 
     def watches(self, training: bool) -> bool:
-        """Whether a call in this mode is measured: for a record of training, only there."""
-        return training or self.limit is None
+        """Whether a call in this mode is measured: for a record of training, only there.
+
+        ValueError where that would change the last bits of a training.
+        """
+        if self.limit is None:
+            return True
+        if torch.compiler.is_compiling() or _compiles():
+            raise ValueError(
+                "Monitor: the model runs compiled, and a measured step would run uncompiled, with "
+                "other last bits; close() the monitor, or do not compile the model"
+            )
+        return training
 
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         if operand != "grad_output" and in_backward():

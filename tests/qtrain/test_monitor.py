@@ -627,6 +627,23 @@ def test_models_it_cannot_serve_are_refused() -> None:
             monitor.report()
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, in its tracer
+@pytest.mark.parametrize("fullgraph", [False, True], ids=["with breaks", "one graph"])
+def test_a_model_that_is_compiled_later_is_refused_where_it_would_be_measured(
+    fullgraph: bool,
+) -> None:
+    torch._dynamo.reset()
+    model = quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), bits=8)
+    with Monitor(model, 2) as monitor:
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
+        with pytest.raises(Exception, match="runs compiled"):
+            compiled(normal(3, 4))
+        monitor.end_step()
+        assert compiled(normal(3, 4)).shape == (3, 4)  # no probe on it
+        assert monitor.rows == ()
+    torch._dynamo.reset()
+
+
 def test_a_state_of_something_else_is_refused_with_nothing_changed() -> None:
     model = converted()
     with Monitor(model, 1) as monitor:
