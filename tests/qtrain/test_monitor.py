@@ -371,6 +371,45 @@ def test_under_autocast_training_is_the_same_too() -> None:
         assert torch.equal(value, models[1].state_dict()[name]), name
 
 
+def attention() -> nn.Module:
+    return nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+
+def groups() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(5, 10, 3, groups=5), nn.ReLU(), nn.ConvTranspose1d(10, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "tensors"),
+    [
+        (attention, normal(3, 5, 16), 50),
+        (groups, normal(3, 5, 16).double(), 12),
+        (groups, normal(3, 5, 16).half(), 12),
+        (groups, normal(3, 5, 16)[:0], 12),
+    ],
+    ids=["attention", "fp64", "fp16", "empty"],
+)
+def test_other_layers_and_dtypes_train_the_same_too(
+    make: Callable[[], nn.Module], x: Tensor, tensors: int
+) -> None:
+    states = []
+    for monitored in (False, True):
+        torch.manual_seed(0)
+        model = quantize(make().to(x.dtype), bits=8)
+        optimizer = sgd(model)
+        with Monitor(model, 1 if monitored else 10**6, layers=None) as monitor:
+            if not monitored:
+                monitor.close()
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(x).float().square().sum().backward()
+                optimizer.step()
+        states.append(model.state_dict())
+    assert len({(row.layer, row.role) for row in monitor.rows}) == tensors
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 def test_a_step_that_is_not_recorded_has_no_probe_and_takes_turns_else() -> None:
     model = converted()
     optimizer = sgd(model)
