@@ -24,6 +24,9 @@ from .energy import EnergyTable as EnergyTable
 from .energy import UnitCost as UnitCost
 from .inspection import inspect as inspect
 from .matmul import Matmul as Matmul
+from .monitor import Monitor as Monitor
+from .monitor_rows import MonitorRow as MonitorRow
+from .monitor_rows import read_monitor as read_monitor
 from .nonfinite import NonFiniteError as NonFiniteError
 from .norm_arithmetic import Arithmetic as Arithmetic
 from .norm_history import NormHistory as NormHistory

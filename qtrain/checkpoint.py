@@ -33,6 +33,8 @@ class Checkpoint:
     metrics_bytes         length of the metrics file at that step
     branches              the state of each model: see `Branch.state_dict`
     data                  `DataSet.fingerprint`; "" in files of versions that kept none
+    monitor               see `Monitor.state_dict`; None, and no entry in the file, for a run
+                          without one
     """
 
     config: dict[str, Any]
@@ -41,6 +43,7 @@ class Checkpoint:
     metrics_bytes: int
     branches: dict[str, Any]
     data: str = ""
+    monitor: dict[str, Any] | None = None
 
     def check_data(self, found: str, place: str | None, *, where: str) -> None:
         """CheckpointError where the data of fingerprint `found`, read from `place` (data_dir), is
@@ -56,7 +59,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint`, replacing an older one atomically; OSError where it cannot be."""
     # not dataclasses.asdict: it would deepcopy every tensor
-    content = {"format": FORMAT, **vars(checkpoint)}
+    entries = {name: value for name, value in vars(checkpoint).items() if value is not None}
+    content = {"format": FORMAT, **entries}
     buffer = io.BytesIO()  # torch.save to a full disk ends in an error that does not say so
     torch.save(content, buffer)
     try:
@@ -100,6 +104,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         "data": str,
     }
     content.setdefault("data", "")
+    if "monitor" in content:
+        kinds["monitor"] = dict
     if set(content) != set(kinds):
         raise CheckpointError(f"{path}: got entries {sorted(map(str, content))}, need {[*kinds]}")
     for name, kind in kinds.items():

@@ -66,6 +66,9 @@ class TrainConfig:
     checkpoint_every: int | None = _option(
         None, "steps between checkpoints; default: a quarter of the run, at most 10 minutes"
     )
+    monitor: int | None = _option(
+        None, "steps between records of every layer's numeric error; default: none is kept"
+    )
     runs_dir: str = _option("runs", "folder of all runs")
     name: str | None = _option(None, "folder of this run; default: recipe-model-data-seed")
     resume: bool = _option(False, "continue from this run's checkpoint, if there is one")
@@ -167,6 +170,7 @@ def _check_numbers(c: TrainConfig) -> None:
         "context": (2, 65536),
         "threads": (1, 1024),
         "checkpoint_every": (1, 10**12),
+        "monitor": (1, 10**12),
     }
     for name, (low, high) in bounds.items():
         if getattr(c, name) is not None:
@@ -204,6 +208,11 @@ def _check_combinations(c: TrainConfig) -> None:
         raise ValueError(
             f"nesterov: got True with {c.optimizer} and momentum {c.momentum}; "
             "it needs sgd with momentum above 0"
+        )
+    if c.monitor is not None and c.quantization().products_off:
+        raise ValueError(
+            f"monitor: got {c.monitor}, but recipe {c.recipe!r} quantizes no product: there is no "
+            "error to record; leave monitor out, or choose another recipe"
         )
     if c.resume and c.overwrite:
         raise ValueError("resume and overwrite: got both; resume keeps what overwrite deletes")

@@ -197,6 +197,9 @@ class _Engines:
     def __init__(self) -> None:
         self.found: dict[Kind, str] = {}
 
+    def watches(self, training: bool) -> bool:
+        return True
+
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         pass
 

@@ -55,6 +55,9 @@ class Counter:
     def engine(self, kind: Kind, name: str) -> None:
         pass
 
+    def watches(self, training: bool) -> bool:
+        return True
+
     def result(self, product: Computed) -> None:
         kind, (a, b) = product.kind, product.operands
         row = self.sums.setdefault((kind, _format(a), _format(b)), Sums())
@@ -85,7 +88,8 @@ def _macs(product: Computed) -> int:
     output = input (x) weight is a sum of terms input * weight, and each backward product
     differentiates it: all three multiply as often, each weight once at each position it meets.
     """
-    kind, a, b, result = product.kind, product.a, product.b, product.result
+    a, b = (q.elements for q in product.operands)
+    kind, result = product.kind, product.result
     shapes = {
         "forward": (a, b, result),
         "grad_input": (result, b, a),

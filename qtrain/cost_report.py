@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .cost_row import CostRow, Trade
 from .cost_table import cost_tables
-from .inspection import RESULTS
 from .operations import Kind
+from .recorder import RESULTS
 from .report import Report
 from .saving import save_rows
 

@@ -24,7 +24,8 @@ from .recipe import SLOTS, Recipe
 class Computed(NamedTuple):
     """One product of a layer, as a probe sees it.
 
-    a, b       its operands before they were quantized (weight: canonical)
+    a, b       its operands before they were quantized (weight: canonical); b None where it has
+               been changed in place since the forward
     operands   the two as they were multiplied; b keeps a scale that was folded into a
     bias       the forward's, or None
     result     what came out, in the dtype it was computed in
@@ -34,7 +35,7 @@ class Computed(NamedTuple):
     operation: Operation
     kind: Kind
     a: Tensor
-    b: Tensor
+    b: Tensor | None
     operands: tuple[QTensor, QTensor]
     bias: Tensor | None
     result: Tensor
@@ -42,7 +43,13 @@ class Computed(NamedTuple):
 
 
 class Probe(Protocol):
-    """Sees every quantization and every product of a layer, for inspection."""
+    """Sees every quantization and every product of a layer, for inspection.
+
+    It changes none of their bits.
+    """
+
+    def watches(self, training: bool) -> bool:
+        """Whether it is to see a call in this mode."""
 
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         """An operand before and after its quantizer; folded: times the other operand's scale."""
@@ -85,7 +92,7 @@ class Call:
         quantizer = self.recipe.slot(kind, operand)
         slot = SLOTS.index((kind, operand))
         known: dict[str, Tensor] = {}
-        if factor is not None and type(quantizer) is Quantizer and self.probe is None:
+        if factor is not None and type(quantizer) is Quantizer:
             known["factor"] = factor
         elif factor is not None:
             x = x * factor
@@ -108,7 +115,8 @@ class Call:
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
-            self.probe.operand(kind, operand, x, q, factor is not None)
+            seen = x if factor is None or "factor" not in known else x * factor
+            self.probe.operand(kind, operand, seen, q, factor is not None)
         return q
 
     def note(self, kind: Kind) -> Note | None:
@@ -199,12 +207,11 @@ class Products(torch.autograd.Function):
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
         keep_input = wants_input and not straight_through(call.recipe.slot("forward", "input"))
         keep_weight = wants_weight and not straight_through(call.recipe.slot("forward", "weight"))
-        probing = call.probe is not None
         none = (None, None, None)
         ctx.save_for_backward(
             key if wants_input or wants_weight else None,
-            input if keep_input or probing else None,
-            weight if keep_weight or probing else None,
+            input if keep_input else None,
+            weight if keep_weight else None,
             *(backward_w[:3] if wants_input else none),
             *(backward_x[:3] if wants_weight else none),
         )
@@ -212,6 +219,13 @@ class Products(torch.autograd.Function):
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
+        )
+        # not saved: what a probe looks at must neither change what a checkpointed segment saves nor
+        # forbid a later operation in place
+        probing = call.probe is not None
+        ctx.seen = (
+            _Seen(weight) if probing and wants_input else None,
+            _Seen(input) if probing and wants_weight else None,
         )
         ctx.input, ctx.weight = _alike(xq.elements), _alike(weight)
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -244,7 +258,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     grad_input = grad_weight = grad_bias = None
 
     def one(
-        kind: Kind, saved: QTensor, like: Tensor, other: Tensor | None, dtype: torch.dtype
+        kind: Kind, saved: QTensor, like: Tensor, seen: _Seen | None, dtype: torch.dtype
     ) -> Tensor:
         factor, bare = folded(operation, kind, grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor)
@@ -255,7 +269,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             note = call.note(kind)
             unit = call.recipe.unit if kind == "grad_weight" else None
             result = product(operation, kind, gq, bare, like, call.engines, note=note, unit=unit)
-        if call.probe is not None and other is not None:
+        if call.probe is not None and seen is not None:
+            other = seen.unchanged()
+            if other is not None and kind == "grad_input":
+                other = operation.canonical(other)
             operands = gq, saved
             call.probe.result(
                 Computed(operation, kind, grad_output, other, operands, None, result, dtype)
@@ -264,13 +281,13 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
     if wants_input:
         saved = QTensor(*tensors[:3], *ctx.meta[0])
-        grad_input = one("grad_input", saved, input_like, canonical, ctx.dtypes[0])
+        grad_input = one("grad_input", saved, input_like, ctx.seen[0], ctx.dtypes[0])
         grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
         saved = QTensor(*tensors[3:], *ctx.meta[1])
         like = operation.canonical(weight_like)
-        grad = one("grad_weight", saved, like, input, ctx.dtypes[1])
+        grad = one("grad_weight", saved, like, ctx.seen[1], ctx.dtypes[1])
         grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
     if wants_bias:
@@ -281,6 +298,17 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             grad_bias = operation.grad_bias(grad_output)
         grad_bias = grad_bias.to(ctx.dtypes[2])
     return grad_input, grad_weight, grad_bias
+
+
+class _Seen:
+    """A tensor as a probe saw it, for as long as nothing is written into it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x.detach()  # shares its version
+        self._version = self._x._version
+
+    def unchanged(self) -> Tensor | None:
+        return self._x if self._x._version == self._version else None
 
 
 class _Once(torch.autograd.Function):

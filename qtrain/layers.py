@@ -65,11 +65,14 @@ class QProduct(LayerState):
                     f"(torch.nested.to_padded_tensor)"
                 )
         autocast = autocast_dtype(input)
+        probe = self.probe
+        if probe is not None and not probe.watches(self.training):
+            probe = None
         with without_autocast(input.device.type):
             key, states = self.begin()
             call = Call(
                 operation, self.recipe, states, self.training, rank(), autocast,
-                probe=self.probe, name=self.name,
+                probe=probe, name=self.name,
             )  # fmt: skip
             try:
                 return apply(call, input, weight, bias, key)

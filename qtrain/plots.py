@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from . import checks
 from .cost_row import Trade
+from .monitor_rows import MonitorRow
 from .operations import KINDS
 from .rate_history import RateRow
+from .recorder import ROLES
 from .report import Report
 
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
@@ -106,6 +109,63 @@ def plot_trades(trades: Sequence[Trade], path: Path) -> None:
     names = "\n".join(f"{number} {layer}" for number, layer in enumerate(layers, 1))
     figure.legend([], [], loc="outside right upper", title=names, title_fontsize=8, frameon=False)
     _save(figure, path)
+
+
+def plot_monitor(
+    rows: Sequence[MonitorRow],
+    path: Path,
+    *,
+    layers: Iterable[str] | None = None,
+    roles: Iterable[str] | None = None,
+) -> None:
+    """SQNR against the step, a panel a role and a line a layer, to a PNG or SVG.
+
+    layers, roles   which of those recorded; None: all.  ValueError for others, and without a row
+    """
+    if not rows:
+        raise ValueError("monitor: nothing to plot; no step is recorded")
+    chosen_layers = _chosen("layers", layers, [row.layer for row in rows])
+    chosen_roles = _chosen("roles", roles, sorted({row.role for row in rows}, key=ROLES.index))
+    columns = min(3, len(chosen_roles))
+    lines = -(-len(chosen_roles) // columns)
+    figure = _figure(2 + 4 * columns, max(3.2 * lines, 1 + 0.2 * len(chosen_layers)))
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True).flatten()
+    for role, axes in zip(chosen_roles, panels, strict=False):
+        for i, layer in enumerate(chosen_layers):
+            # an error of zero has an infinite SQNR, which no axis shows
+            own = [r for r in rows if (r.layer, r.role) == (layer, role)]
+            own = [row for row in own if math.isfinite(row.sqnr_db)]
+            axes.plot(
+                [row.step for row in own],
+                [row.sqnr_db for row in own],
+                marker=MARKERS[i // len(COLOURS) % len(MARKERS)],
+                markersize=3,
+                linewidth=1,
+                linestyle=DASHES[i // len(COLOURS) % 2],
+                color=COLOURS[i % len(COLOURS)],
+                label=layer if role == chosen_roles[0] else None,
+            )
+        axes.set_title(role, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(chosen_roles) :]:
+        axes.remove()
+    figure.supxlabel("step", fontsize=10)
+    figure.supylabel("SQNR in dB (higher is better)", fontsize=10)
+    figure.legend(loc="outside right upper", fontsize=8)
+    _save(figure, path)
+
+
+def _chosen(field: str, asked: Iterable[str] | None, known: Iterable[str]) -> list[str]:
+    """What was asked for, in the order of what is known; ValueError for what is not."""
+    names = list(dict.fromkeys(known))
+    wanted = [] if isinstance(asked, str) else names if asked is None else list(asked)
+    for name in wanted:
+        checks.choice(field, name, names)
+    if not wanted:
+        raise ValueError(f"{field}: got {asked!r}, need a list of some of {', '.join(names)}")
+    return [name for name in names if name in wanted]
 
 
 def plot_rates(rows: Sequence[RateRow], path: Path) -> None:

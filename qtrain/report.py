@@ -27,6 +27,8 @@ class Row:
     low, high   the range of x
     elements    how many elements
     note        what else to know, such as a scale folded in
+    relative_bias   the mean signed error in units of the mean magnitude, mean(q - x) / mean|x|
+    saturated   fraction of elements at an end of the format's range that is not 0
     """
 
     layer: str
@@ -41,6 +43,8 @@ class Row:
     high: float
     elements: int
     note: str = ""
+    relative_bias: float = math.nan
+    saturated: float = 0.0
 
 
 @dataclass(frozen=True)

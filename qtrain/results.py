@@ -11,6 +11,7 @@ from torch import nn
 
 from .config import TrainConfig
 from .intervals import Interval
+from .monitor import Monitor
 from .report import Report
 from .run_folder import RunFolder
 
@@ -25,6 +26,7 @@ class Result:
     models    branch key to the trained model
     gap       accuracy of the quantized model minus the baseline's; None without a baseline
     report    the per-layer numeric error on one training batch; None where nothing is quantized
+    monitor   the numeric error over the run; None where it was not recorded
     """
 
     config: TrainConfig
@@ -34,6 +36,7 @@ class Result:
     models: dict[str, nn.Module]
     gap: Interval | None
     report: Report | None
+    monitor: Monitor | None = None
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -76,6 +79,10 @@ class Result:
         if self.report is not None:
             text = "numeric error of each layer on one training batch (more in errors.csv, .png):"
             parts.insert(0, f"{text}\n{self.report.overview()}")
+        if self.monitor is not None:
+            parts.append(
+                f"numeric error over the run, every {self.monitor.every} steps: monitor.jsonl, .png"
+            )
         return "\n\n".join(parts)
 
     def text(self) -> str:
@@ -103,3 +110,6 @@ class Result:
             self.report.save(self.folder / "errors.json")
             self.report.save(self.folder / "errors.csv")
             plot_errors(self.report, self.folder / "errors.png")
+        if self.monitor is not None:
+            self.monitor.save(self.folder / "monitor.jsonl")
+            self.monitor.plot(self.folder / "monitor.png")

@@ -18,6 +18,7 @@ from .inspection import inspect
 from .interrupt import Interrupted, StopRequest
 from .intervals import Interval, accuracy_gap
 from .metrics import MetricsLog, read_metrics
+from .monitor import Monitor
 from .progress import Progress
 from .report import Report
 from .results import Result
@@ -70,6 +71,10 @@ class Run:
         self.fingerprint = dataset.fingerprint()
         self.done = 0
         self.saved_at = time.monotonic()
+        self.monitor: Monitor | None = None
+        if config.monitor is not None:
+            (quantized,) = (b.model for b in branches if b.key == "quantized")
+            self.monitor = Monitor(quantized, config.monitor)
 
     def restore(self, stored: Checkpoint) -> None:
         """Continue from a checkpoint; CheckpointError where it does not fit."""
@@ -83,6 +88,14 @@ class Run:
             if branch.samples != samples:
                 got = f"got sums over {branch.samples} samples"
                 raise CheckpointError(f"{where}: {got}, need {samples} at step {stored.step}")
+        if self.monitor is not None:
+            try:
+                self.monitor.load_state_dict(stored.monitor or {})
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{where}: {error}") from error
+            if self.monitor.step != stored.step:
+                got = f"got a monitor's record of {self.monitor.step} steps"
+                raise CheckpointError(f"{where}: {got}, need {stored.step}")
         self.done = stored.step
 
     def start_log(self, stored: Checkpoint | None) -> None:
@@ -157,7 +170,9 @@ class Run:
         return self.done % every == 0 or self.done == self.total or late
 
     def save(self) -> None:
-        """Write the checkpoint, after the metrics that belong to it."""
+        """Write the checkpoint, after the metrics and the monitor's record that belong to it."""
+        if self.monitor is not None:
+            self.monitor.save(self.folder / "monitor.jsonl")
         save_checkpoint(
             self.folder.checkpoint,
             Checkpoint(
@@ -167,6 +182,7 @@ class Run:
                 metrics_bytes=self.log.position(),
                 branches={branch.key: branch.state_dict() for branch in self.branches},
                 data=self.fingerprint,
+                monitor=None if self.monitor is None else self.monitor.state_dict(),
             ),
         )
         self.saved_at = time.monotonic()
@@ -174,6 +190,8 @@ class Run:
     def finish(self) -> Result:
         """Compare, inspect, save."""
         by_key = {branch.key: branch for branch in self.branches}
+        if self.monitor is not None:
+            self.monitor.close()
         result = Result(
             config=self.config,
             folder=self.folder,
@@ -182,6 +200,7 @@ class Run:
             models={branch.key: branch.model for branch in self.branches},
             gap=self._gap(by_key) if self.config.baseline else None,
             report=self._inspect(by_key["quantized"]),
+            monitor=self.monitor,
         )
         result.save()
         return result

@@ -1,0 +1,125 @@
+"""The rows of a Monitor, and their file: JSON lines, a header first."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+from .report import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorRow:
+    """The error of one tensor of one layer at one training step.
+
+    step     the steps that were done before it
+    layer, role, ..., saturated   as in `Row`, over the elements that were looked at; the fraction
+             that is not finite is nonfinite / elements
+    values   how many values of x lie in each of 97 bins: see `histograms.value_counts`
+    codes    how many codes lie in each of up to 256 bins: see `histograms.code_counts`; () for a
+             product and for what is not quantized
+    scale    (smallest, median, largest) scale of all granules; None where there is none
+    drift    the median scale in units of that at the layer's record before; None for the first
+    """
+
+    step: int
+    layer: str
+    role: str
+    sqnr_db: float
+    cosine: float
+    bias: float
+    relative_bias: float
+    clipped: float
+    zeroed: float
+    saturated: float
+    nonfinite: int
+    low: float
+    high: float
+    elements: int
+    note: str = ""
+    values: tuple[int, ...] = ()
+    codes: tuple[int, ...] = ()
+    scale: tuple[float, float, float] | None = None
+    drift: float | None = None
+
+    def error(self) -> Row:
+        """The row of a `Report`."""
+        return Row(**{f.name: getattr(self, f.name) for f in fields(Row)})
+
+
+#: Of every field: what JSON holds for it.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "nonfinite", "elements"), (int,)),
+    **dict.fromkeys(("layer", "role", "note"), (str,)),
+    **dict.fromkeys(("values", "codes"), (list,)),
+    "scale": (list, type(None)),
+    "drift": (float, type(None)),
+}
+
+
+def dumped(rows: Sequence[MonitorRow]) -> str:
+    """One line of strict JSON a row; NaN and infinities are written as strings."""
+    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+
+
+def parsed(text: str) -> list[MonitorRow]:
+    """The rows that `dumped` wrote, bit for bit; ValueError for other text."""
+    try:
+        return [_row(json.loads(line)) for line in text.splitlines()]
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _plain(row: MonitorRow) -> dict[str, Any]:
+    scale = None if row.scale is None else [_number(value) for value in row.scale]
+    return {**{name: _number(value) for name, value in vars(row).items()}, "scale": scale}
+
+
+def _number(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row(line: object) -> MonitorRow:
+    if not isinstance(line, dict) or set(line) != {f.name for f in fields(MonitorRow)}:
+        raise ValueError(f"no row of a monitor: {line!r:.60}")
+    given = {}
+    for name, value in line.items():
+        kinds = _KINDS.get(name, (float,))
+        if float in kinds and value is not None:
+            value = float(value)  # of a number, or of how a string spells inf and nan
+        if type(value) not in kinds:
+            raise ValueError(f"{name} is {value!r:.60}")
+        if name in ("values", "codes"):
+            if not all(type(count) is int for count in value):
+                raise ValueError(f"{name} holds other than counts")
+            value = tuple(value)
+        elif name == "scale" and value is not None:
+            low, median, high = map(float, value)
+            value = low, median, high
+        given[name] = value
+    return MonitorRow(**given)
+
+
+def save_rows(path: Path, header: Mapping[str, Any], rows: Sequence[MonitorRow]) -> None:
+    """Write the header and the rows atomically; ValueError for a path of another ending."""
+    if path.suffix != ".jsonl":
+        raise ValueError(f"save: got {str(path)!r}, need a path that ends in .jsonl")
+    text = json.dumps(dict(header), allow_nan=False) + "\n" + dumped(rows)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
+    """The rows of a file that `Monitor.save` wrote; ValueError for another file."""
+    try:
+        header, _, rows = Path(path).read_text().partition("\n")
+        if not isinstance(json.loads(header), dict):
+            raise ValueError("no header")
+        return parsed(rows)
+    except ValueError as error:
+        raise ValueError(f"{path}: is no record of a Monitor ({error})") from error

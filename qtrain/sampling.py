@@ -1,0 +1,40 @@
+"""A bounded number of a tensor's elements, evenly spread, the same ones for the same shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from quantizers import QTensor
+
+
+def places(count: int, limit: int, device: torch.device) -> Tensor:
+    """`limit` different numbers below `count`, int64; needs limit < count.
+
+    Multiples, modulo count, of the number coprime to it next to count / golden ratio: such a
+    sequence is even at every length and falls into step with no axis of a tensor.
+    """
+    step = round(count * (math.sqrt(5) - 1) / 2)
+    while math.gcd(step, count) != 1:
+        step += 1
+    return torch.arange(limit, device=device) * step % count
+
+
+def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | QTensor]:
+    """The tensors, all of x's shape, at the same `limit` places, flat; whole where x has no more
+    elements.  A quantized one has a scale and a zero point for each element that is left."""
+    if x.numel() <= limit:
+        return [x, *others]
+    at = torch.unravel_index(places(x.numel(), limit, x.device), x.shape)
+
+    def side(q: QTensor, compact: Tensor | None) -> Tensor | None:
+        return None if compact is None else q.spread(compact).expand(x.shape)[at]
+
+    return [
+        QTensor(t.elements[at], side(t, t.scale), side(t, t.zero_point), t.format, (1,))
+        if isinstance(t, QTensor)
+        else t[at]
+        for t in (x, *others)
+    ]
