@@ -24,17 +24,23 @@ def places(count: int, limit: int, device: torch.device) -> Tensor:
 
 def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | QTensor]:
     """The tensors, all of x's shape, at the same `limit` places, flat; whole where x has no more
-    elements.  A quantized one has a scale and a zero point for each element that is left."""
+    elements.  A quantized one keeps its only scale and zero point, or has one for each element."""
     if x.numel() <= limit:
         return [x, *others]
-    at = torch.unravel_index(places(x.numel(), limit, x.device), x.shape)
+    at = places(x.numel(), limit, x.device)
 
     def side(q: QTensor, compact: Tensor | None) -> Tensor | None:
-        return None if compact is None else q.spread(compact).expand(x.shape)[at]
+        if compact is None:
+            return None
+        if compact.numel() == 1:
+            return compact.reshape(1)
+        return q.spread(compact).expand(x.shape).take(at)
 
-    return [
-        QTensor(t.elements[at], side(t, t.scale), side(t, t.zero_point), t.format, (1,))
-        if isinstance(t, QTensor)
-        else t[at]
-        for t in (x, *others)
-    ]
+    def some(t: Tensor | QTensor) -> Tensor | QTensor:
+        if isinstance(t, Tensor):
+            return t.take(at)
+        block = limit if t.scale is None or t.scale.numel() == 1 else 1
+        scale, zero_point = side(t, t.scale), side(t, t.zero_point)
+        return QTensor(t.elements.take(at), scale, zero_point, t.format, (block,))
+
+    return [some(t) for t in (x, *others)]
