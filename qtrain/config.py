@@ -16,6 +16,8 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
 #: Formats of `activation`; fp32 means that outputs are not rounded.
 ACTIVATIONS = ("fp32", "fp16", "bf16")
+#: `norm`: what the recipe itself says.
+OWN_NORM = "recipe"
 #: Fields that say where and how a run executes, not what it computes.
 NOT_COMPARED = (
     "data_dir", "cache_dir", "device", "threads", "workers", "runs_dir", "name", "resume",
@@ -34,7 +36,10 @@ class TrainConfig:
 
     recipe: str = field(metadata={"help": "quantization recipe"})
     bits: int | None = _option(None, "bits of a recipe that takes them, 2 to 16")
-    norm: str | None = _option(None, "deviation of the norms, e.g. range; default: the recipe's")
+    norm: str | None = _option(
+        None,
+        "deviation of the norms, e.g. range; recipe: its own, whatever a named run says",
+    )
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
     model: str = _option("resnet18", "model name")
     data: str = _option("digits", "data set name")
@@ -67,7 +72,7 @@ class TrainConfig:
         None, "steps between checkpoints; default: a quarter of the run, at most 10 minutes"
     )
     monitor: int | None = _option(
-        None, "steps between records of every layer's numeric error; default: none is kept"
+        None, "steps between records of the numeric error of 8 layers, in turns; default: none"
     )
     runs_dir: str = _option("runs", "folder of all runs")
     name: str | None = _option(None, "folder of this run; default: recipe-model-data-seed")
@@ -77,7 +82,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self.quantization()
         if self.norm is not None:
-            checks.choice("norm", self.norm, deviations.names())
+            checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
         checks.choice("model", self.model, models.names())
         checks.choice("data", self.data, data.names())
         _check_fit(self.model, self.data)

@@ -82,7 +82,8 @@ def quantize_(
     plan = [(name, module, choose(name)) for name, module in targets(model)]
     choose.check_all_used()
     _check_attention(model, {name: own for name, _, own in plan})
-    record = Conversion(copied=_copied, recipe=str(choose.base))
+    own_norm = "" if choose.base.norm is None else f"; norm {choose.base.norm}"
+    record = Conversion(copied=_copied, recipe=f"{choose.base}{own_norm}")
     work = []
     for name, module, own in plan:
         reason = left(module, own)
@@ -99,7 +100,7 @@ def quantize_(
     if norm is not None and not any(is_norm(module) for _, module, _ in plan):
         raise ValueError(
             f"norm: got {norm!r}, but {type(model).__name__} has no norm that could follow it; "
-            f"leave norm out"
+            f"leave norm out (qtrain train: --norm recipe)"
         )
     if not work:
         raise ValueError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from . import deviations, recipes
+from .checks import choice
 from .deviations import Deviation
 from .lineage import lineage
 from .norm_recipe import NormRecipe
@@ -32,7 +33,7 @@ def _with_norm(recipe: Recipe, norm: str | Deviation | NormRecipe | None) -> Rec
     if norm is None:
         return recipe
     if isinstance(norm, str):
-        norm = deviations.get(norm)
+        norm = deviations.get(choice("norm", norm, deviations.names()))
     if isinstance(norm, Deviation):
         # the recipe's outputs are rounded after every converted layer, norms included
         own = recipe.norm or NormRecipe(activation=recipe.activation)

@@ -179,7 +179,7 @@ def plot_rates(rows: Sequence[RateRow], path: Path) -> None:
         own = [row for row in rows if row.weight == name and math.isfinite(row.high)]
         steps, colour = [row.step for row in own], COLOURS[i % len(COLOURS)]
         style: dict[str, Any] = {"color": colour, "linestyle": DASHES[i // len(COLOURS) % 2]}
-        axes.plot(steps, [row.median for row in own], label=name, **style)
+        axes.plot(steps, [row.median for row in own], label=name, marker=".", **style)
         axes.fill_between(
             steps, [row.low for row in own], [row.high for row in own], color=colour, alpha=0.15
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import data, models
 from .branch import Branch
 from .checkpoint import Checkpoint, CheckpointError
-from .config import TrainConfig
+from .config import OWN_NORM, TrainConfig
 from .convert import quantize
 from .cost import cost
 from .cost_report import CostReport
@@ -55,7 +55,8 @@ def build_branches(
     """The models to train, from one seeded initialisation: the baseline first, if wanted."""
     torch.manual_seed(config.seed)
     network = models.get(config.model, **dataset.sizes)
-    quantized = quantize(network, recipe=config.quantization(), norm=config.norm, seed=config.seed)
+    norm = None if config.norm == OWN_NORM else config.norm
+    quantized = quantize(network, recipe=config.quantization(), norm=norm, seed=config.seed)
     pairs = [("quantized", config.label, quantized)]
     if config.baseline:
         pairs.insert(0, ("baseline", "full precision", copy.deepcopy(network)))

@@ -107,7 +107,8 @@ def _lines(axes: Axes, result: Result, column: str) -> None:
         mean = {x: statistics.fmean(curve[x] for curve in whole) for x in (whole or [{}])[0]}
         values = list(finals(result, arm).values())
         text = f"{arm} ({statistics.fmean(values):.2f})" if values else f"{arm} (failed)"
-        axes.plot(list(mean), list(mean.values()), color=colour, linestyle=dashes, label=text)
+        line = {"color": colour, "linestyle": dashes, "marker": "o", "markersize": 2.5}
+        axes.plot(list(mean), list(mean.values()), label=text, **line)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -370,3 +370,12 @@ def test_every_pair_of_kind_and_carry_prints_itself() -> None:
         norm, _ = made(kind, torch.float32)
         text = repr(converted(norm, NormRecipe(deviation=l1(), statistics_gradient=carry)))
         assert "l1(exact)" in text and (carry == "exact" or carry in text)
+
+
+def test_the_summary_says_how_norms_are_computed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    text = str(summary(quantize(model, norm="l1")))
+    assert "; norm l1(exact)" in text
+    assert "; norm" not in str(summary(quantize(model)))
+    with pytest.raises(ValueError, match=r"norm: got 'L1', need one of .*did you mean 'l1'"):
+        quantize(model, norm="L1")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from qtrain.branch import Branch
 from qtrain.intervals import accuracy_gap, mean_difference
 from qtrain.nonfinite import NonFiniteError
 from qtrain.training import build_branches, load_data, train
+from qtrain.training_recipes import training_recipe
 
 
 def test_a_run_leaves_curves_gap_errors_and_all_files(tmp_path: Path) -> None:
@@ -231,3 +233,11 @@ def test_differences_over_seeds_use_students_t() -> None:
     assert interval.high - 0.5 == pytest.approx(4.3027 * 0.5 / 3**0.5)
     with pytest.raises(ValueError, match="two pairs"):
         mean_difference([1.0], [1.0])
+
+
+def test_a_named_runs_norm_can_be_left_to_the_recipe(tmp_path: Path) -> None:
+    settings: Any = {"model": "mlp", "epochs": 1, "baseline": False, "runs_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"norm: got 'range'.*--norm recipe"):
+        train(training_recipe("int8-resnet18", **settings), say=quiet)
+    result = train(training_recipe("int8-resnet18", norm="recipe", **settings), say=quiet)
+    assert 0 < result.accuracy["quantized"] <= 1
