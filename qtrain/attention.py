@@ -59,7 +59,7 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if self.scores.recipe.products_off:
+        if self.scores.recipe.products_off and self.context.recipe.products_off:
             return super().forward(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
             )
@@ -202,10 +202,11 @@ class QMultiheadAttention(nn.MultiheadAttention):
     @property
     def _is_off(self) -> bool:
         """Whether torch's forward, which reads the output projection's weight, will do."""
+        products = [self.q_proj, self.k_proj, self.v_proj, self.scores, self.context]
         projection = getattr(self.out_proj, "product", None)
-        return self.scores.recipe.products_off and (
-            not isinstance(projection, QProduct) or projection.recipe.products_off
-        )
+        if isinstance(projection, QProduct):
+            products.append(projection)
+        return all(product.recipe.products_off for product in products)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         if self._qkv_same_embed_dim:

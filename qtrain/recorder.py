@@ -18,7 +18,8 @@ from .operations import Kind
 from .recomputation import in_backward
 from .sampling import sampled
 
-_OPERANDS = {
+#: the role under which each operand slot is reported
+OPERANDS = {
     ("forward", "input"): "input",
     ("forward", "weight"): "weight",
     ("grad_input", "grad_output"): "grad_output (grad_input)",
@@ -120,7 +121,7 @@ class Recorder:
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         if operand != "grad_output" and in_backward():
             return  # a recomputed forward: counted already
-        role = _OPERANDS[kind, operand]
+        role = OPERANDS[kind, operand]
         sums = self._add(role, x, q)
         if self.limit is not None:
             self.details[role].add_scale(q.scale)
