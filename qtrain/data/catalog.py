@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from .. import checks
 from .cifar import load_cifar10
 from .dataset import DataSet
 from .digits import load_digits
@@ -50,17 +51,17 @@ def load(
     `image_size` and `cache_dir` are for `imagefolder` (a fixed set accepts its own size), `context`
     (characters in a window, 2 to 65536, default 128) for `text`; `workers` processes decode image
     files, sets that need no decoding start none.  DataError where data is missing or damaged,
-    ValueError for an unknown name or a setting the set cannot honour.
+    ValueError or TypeError for an unknown name or a setting the set cannot honour.
     """
     if name not in names():
         near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
         known = ", ".join(names())
         raise ValueError(f"data: got {name!r}, known: {known}; did you mean {near[0]!r}?")
-    _check_integer("workers", workers, 0)
+    checks.integer("workers", workers, low=0)
     if image_size is not None:
-        _check_integer("image_size", image_size, 1)
+        checks.integer("image_size", image_size, low=1)
     if context is not None:
-        _check_integer("context", context, 2, 65536)
+        checks.integer("context", context, low=2, high=65536)
     _check_kind(name, image_size=image_size, context=context)
     if cache_dir is not None and name != "imagefolder":
         raise ValueError(f"cache_dir: got {str(cache_dir)!r}, but {name} needs no decoding")
@@ -103,10 +104,3 @@ def _of_size(data: DataSet, image_size: int | None) -> DataSet:
             f"image_size: got {image_size}, but {data.name} images are {own} pixels wide"
         )
     return data
-
-
-def _check_integer(what: str, value: int, low: int, high: int | None = None) -> None:
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if not number or value < low or (high is not None and value > high):
-        need = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{what}: got {value!r}, need an integer {need}")
