@@ -1,9 +1,8 @@
 """Attention as modules, and their conversions.
 
 F.scaled_dot_product_attention is a function: a model that calls it keeps it in full precision;
-`ScaledDotProductAttention` is the same operation as a module.  `nn.MultiheadAttention` and
-`nn.TransformerEncoderLayer` read their children's weights directly and have an inference fast
-path; their conversions do neither.
+`ScaledDotProductAttention` is the same operation as a module.  `nn.MultiheadAttention` reads its
+children's weights directly and has an inference fast path; its conversion does neither.
 """
 
 from __future__ import annotations
@@ -264,33 +263,3 @@ class QMultiheadAttention(nn.MultiheadAttention):
     def __repr__(self) -> str:
         text = f"{self.embed_dim}, heads={self.num_heads}"
         return f"{type(self).__name__}({text}; {self.scores.recipe})"
-
-
-class QTransformerEncoderLayer(nn.TransformerEncoderLayer):
-    """torch.nn.TransformerEncoderLayer without the inference fast path."""
-
-    @staticmethod
-    def products(module: nn.Module) -> dict[str, Shapes]:
-        """None of its own: its children are layers."""
-        return {}
-
-    def forward(
-        self,
-        src: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        mask = F._canonical_mask(
-            src_mask, "src_mask", None, "", src.dtype, check_other=False
-        )  # fmt: skip
-        padding = F._canonical_mask(
-            src_key_padding_mask, "src_key_padding_mask", F._none_or_dtype(mask), "src_mask",
-            src.dtype,
-        )  # fmt: skip
-        x = src
-        if self.norm_first:
-            x = x + self._sa_block(self.norm1(x), mask, padding, is_causal=is_causal)
-            return x + self._ff_block(self.norm2(x))
-        x = self.norm1(x + self._sa_block(x, mask, padding, is_causal=is_causal))
-        return self.norm2(x + self._ff_block(x))  # type: ignore[no-any-return]

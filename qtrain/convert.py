@@ -11,7 +11,7 @@ from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .copies import copied
 from .deviations import Deviation
-from .kinds import left, left_type, plain_type, products, quantized_class, targets
+from .kinds import left, plain_type, products, quantized_class, targets
 from .layer_products import located
 from .layer_state import LayerState
 from .layers import QProduct
@@ -163,9 +163,7 @@ def _without_fast_paths_(model: nn.Module) -> None:
             continue
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
-        elif left_type(module) is None:
-            _change_class_(module)
-        else:  # a subclass whose own forward, or parts of it, stay: torch then sees no such path
+        else:  # of another activation, as torch takes it, there is no such path
             module.activation_relu_or_gelu = 0
 
 
@@ -198,14 +196,9 @@ def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -
         assert recipe.norm is not None
         convert_norm_(module, recipe.norm, children["state"])
         return
-    if not isinstance(module, nn.TransformerEncoderLayer):  # see _without_fast_paths_
-        _change_class_(module)
-    for key, child in children.items():
-        child.train(module.training)
-        module.add_module(key, child)
-
-
-def _change_class_(module: nn.Module) -> None:
     plain = plain_type(module)
     assert plain is not None
     change_class_(module, quantized_class(module), plain)
+    for key, child in children.items():
+        child.train(module.training)
+        module.add_module(key, child)

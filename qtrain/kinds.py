@@ -11,7 +11,6 @@ from . import layers
 from .attention import (
     QMultiheadAttention,
     QScaledDotProductAttention,
-    QTransformerEncoderLayer,
     ScaledDotProductAttention,
 )
 from .layers import Shapes
@@ -30,10 +29,9 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     Matmul: QMatmul,
     ScaledDotProductAttention: QScaledDotProductAttention,
     nn.MultiheadAttention: QMultiheadAttention,
-    nn.TransformerEncoderLayer: QTransformerEncoderLayer,
 }
 #: methods in which a product layer does its work: a subclass that has its own is not ours to guess
-_WORK = ("forward", "_conv_forward", "_sa_block", "_ff_block", "_output_padding", "__call__")
+_WORK = ("forward", "_conv_forward", "_output_padding", "__call__")
 
 
 def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
