@@ -12,12 +12,16 @@ LINE_SECONDS = 30.0
 
 
 class Progress:
-    """Counts the steps of a whole run, of which `done` were done before."""
+    """Counts the steps of a whole run, of which `done` were done before.
+
+    The time left is estimated from the steps after this process' first, which may compile kernels.
+    """
 
     def __init__(self, total: int, *, done: int, text: str) -> None:
         self._terminal = sys.stderr.isatty()
-        self._total, self._first, self._done = total, done, done
-        self._start = self._last_line = time.monotonic()
+        self._total, self._done = total, done
+        self._last_line = time.monotonic()
+        self._timed: tuple[int, float] | None = None  # steps done, and when, after the first
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -30,6 +34,8 @@ class Progress:
     def step(self) -> None:
         """Count one step."""
         self._done += 1
+        if self._timed is None:
+            self._timed = self._done, time.monotonic()
         self._bar.update()
         if not self._terminal and time.monotonic() - self._last_line >= LINE_SECONDS:
             self.line(f"step {self._done}/{self._total}")
@@ -40,9 +46,11 @@ class Progress:
             self._bar.write(text, file=sys.stderr)
             return
         self._last_line = time.monotonic()
-        steps = max(self._done - self._first, 1)
-        left = (self._last_line - self._start) / steps * (self._total - self._done)
-        print(f"{text}  (about {_clock(left)} left)", file=sys.stderr, flush=True)
+        first, start = self._timed or (self._done, 0.0)
+        if self._done > first:
+            left = (self._last_line - start) / (self._done - first) * (self._total - self._done)
+            text += f"  (about {_clock(left)} left)"
+        print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal clean."""

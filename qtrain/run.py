@@ -108,6 +108,9 @@ class Run:
     def train(self, stop: StopRequest) -> None:
         """The steps that are left; Interrupted, after a checkpoint, once `stop` is requested."""
         progress = Progress(self.total, done=self.done, text=self.config.run_name)
+        if self.done < self.total:
+            where = f"step {self.done}/{self.total}"
+            progress.line(f"{where}; the first may compile kernels, once a machine")
         try:
             with stop.postponed():
                 while self.done < self.total:
