@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, recipes, formats."""
+"""The command `qtrain`: train, inspect, cost, report, recipes, formats."""
 
 from __future__ import annotations
 
@@ -106,6 +106,19 @@ def _cost(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _report(parsed: argparse.Namespace) -> int:
+    from .page import read_run, save_page
+
+    record = read_run(parsed.run)
+    path = Path(parsed.run) / "report.html" if parsed.save is None else Path(parsed.save)
+    try:
+        save_page(record, path)
+    except OSError as error:
+        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
+    print(path)
+    return 0
+
+
 def _save(report: Report | CostReport, path: str | None) -> None:
     if path is None:
         return
@@ -129,6 +142,7 @@ _COMMANDS = {
     "train": _train,
     "inspect": _inspect,
     "cost": _cost,
+    "report": _report,
     "recipes": _recipes,
     "formats": _formats,
 }

@@ -60,7 +60,21 @@ class Report:
         return sorted(self.rows, key=key)[:count]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the rows to a .json or .csv file, atomically.  ValueError for other endings."""
+        """Write the rows to a .json or .csv file, or a page to an .html file, atomically.
+
+        ValueError for other endings.
+        """
+        kind = Path(path).suffix
+        if kind == ".html":
+            from .page import RunRecord, save_page  # a page knows runs, which know reports
+
+            return save_page(
+                RunRecord(name="Numeric error", errors=self, measured="one batch"), path
+            )
+        if kind not in (".json", ".csv"):
+            raise ValueError(
+                f"save: got {str(path)!r}, need a path that ends in .json, .csv or .html"
+            )
         return save_rows(self.rows, Row, path)
 
     @property
