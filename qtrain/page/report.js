@@ -129,7 +129,7 @@
     });
     const follow = () => { if (places.has(location.hash)) jump(places.get(location.hash)); };
     addEventListener('hashchange', follow);
-    follow();
+    addEventListener('load', () => setTimeout(follow));  // the browser's own move comes first
 
     const strip = document.querySelector('.strip svg');
     const under = (event) => {

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,30 @@ class Page:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait(self, expression: str) -> None:
+        """Until the expression is true; AssertionError after five seconds."""
+        for _ in range(100):
+            if self.evaluate(expression):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"never true: {expression}")
+
+    def set(self, id: str, value: str) -> None:
+        """Give a control a value, as a user does who types or chooses it."""
+        self.evaluate(
+            f"(() => {{ const c = document.getElementById('{id}'); c.value = '{value}';"
+            "for (const kind of ['input', 'change']) c.dispatchEvent(new Event(kind)); })()"
+        )
+
+    def box(self, selector: str) -> list[float]:
+        """Left, top, width and height of an element, brought into the window."""
+        found: list[float] = self.evaluate(
+            f"(() => {{ const e = document.querySelector('{selector}');"
+            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
+            "return [b.left, b.top, b.width, b.height]; })()"
+        )
+        return found
 
     def move(self, x: float, y: float) -> None:
         """Move the pointer."""
