@@ -57,6 +57,7 @@ def build_parser() -> Parser:
     page = commands.add_parser("report", help="a run as one HTML page")
     page.add_argument("run", help="runs/<name>, the folder of a run")
     page.add_argument("--save", metavar="FILE", help="the .html file (default: report.html there)")
+    page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
     look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")

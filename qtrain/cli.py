@@ -108,6 +108,7 @@ def _cost(parsed: argparse.Namespace) -> int:
 
 def _report(parsed: argparse.Namespace) -> int:
     from .page import read_run, save_page
+    from .tensorboard import to_tensorboard
 
     record = read_run(parsed.run)
     path = Path(parsed.run) / "report.html" if parsed.save is None else Path(parsed.save)
@@ -116,6 +117,9 @@ def _report(parsed: argparse.Namespace) -> int:
     except OSError as error:
         raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
     print(path)
+    if parsed.tensorboard is not None:
+        metrics = [*record.steps, *record.epochs]
+        print(to_tensorboard(record.monitor, parsed.tensorboard, metrics=metrics))
     return 0
 
 
