@@ -55,8 +55,8 @@ def build_parser() -> Parser:
             "--save", metavar="FILE", help="write the rows to a .json or .csv too (errors: .html)"
         )
     page = commands.add_parser("report", help="a run as one HTML page")
-    page.add_argument("run", help="runs/<name>, the folder of a run")
-    page.add_argument("--save", metavar="FILE", help="the .html file (default: report.html there)")
+    page.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
+    page.add_argument("--save", metavar="FILE", help="the .html file (default: beside it)")
     page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
     look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
     commands.add_parser("recipes", help="list recipes")

@@ -111,7 +111,9 @@ def _report(parsed: argparse.Namespace) -> int:
     from .tensorboard import to_tensorboard
 
     record = read_run(parsed.run)
-    path = Path(parsed.run) / "report.html" if parsed.save is None else Path(parsed.save)
+    run = Path(parsed.run)
+    own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
+    path = own if parsed.save is None else Path(parsed.save)
     try:
         save_page(record, path)
     except OSError as error:

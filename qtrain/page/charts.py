@@ -68,9 +68,10 @@ class _Axis:
         self, values: Sequence[float], start: float, end: float, *, whole: bool = False
     ) -> None:
         low, high = min(values), max(values)
-        if low == high:
-            margin = 1.0 if whole else abs(low) / 10 or 1.0
-            low, high = low - margin, high + margin
+        # less than a hundredth of the values is noise, and has no room for ticks of four digits
+        least = 2.0 if whole else max(abs(low), abs(high)) / 100 or 2.0
+        if high - low < least and (not whole or low == high):
+            low, high = (low + high - least) / 2, (low + high + least) / 2
         step = 10 ** math.floor(math.log10((high - low) / 4))
         step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 5)
         if whole:
@@ -78,8 +79,14 @@ class _Axis:
         else:
             low, high = math.floor(low / step) * step, math.ceil(high / step) * step
         self.low, self.high, self._start, self._end = low, high, start, end
+        self._decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         first = math.ceil(low / step - 1e-9)
         self.ticks = [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+    def text(self, value: float) -> str:
+        """A tick in as many decimals as tell it from the next."""
+        plain = self._decimals <= 4 and abs(value) < 1e5
+        return f"{value:.{self._decimals}f}" if plain else f"{value:.4g}"
 
     def __call__(self, value: float) -> str:
         share = (value - self.low) / (self.high - self.low)
@@ -90,7 +97,7 @@ def _horizontal(value: float, up: _Axis) -> str:
     y = up(value)
     return (
         f'<path class="grid" d="M{LEFT:g} {y}H{WIDTH - RIGHT:g}"/>'
-        f'<text x="{LEFT - 5:g}" y="{y}" dy=".35em" text-anchor="end">{short(value)}</text>'
+        f'<text x="{LEFT - 5:g}" y="{y}" dy=".35em" text-anchor="end">{up.text(value)}</text>'
     )
 
 

@@ -18,6 +18,8 @@ from qtrain.recorder import ROLES
 from qtrain.report import Report, Row
 from qtrain.saving import read_rows
 
+_LATEST = "the last record of each layer"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -52,23 +54,30 @@ class RunRecord:
         return {"baseline": "full precision", **quantized} if self.config.baseline else quantized
 
 
-def read_run(folder: str | os.PathLike[str]) -> RunRecord:
-    """The run in a folder that `qtrain train` wrote, at its end or on its way there.
+def read_run(path: str | os.PathLike[str]) -> RunRecord:
+    """The run in a folder that `qtrain train` wrote, at its end or on its way there; or what is
+    known of one from the file that a Monitor saved.
 
-    ValueError where the folder holds none, or a file in it is damaged.
+    ValueError where there is none, or a file is damaged.
     """
-    folder = Path(folder)
+    folder = Path(path)
+    if folder.suffix == ".jsonl" and folder.is_file():
+        monitor = read_monitor(folder)
+        return RunRecord(
+            name=folder.stem, errors=_latest(monitor), measured=_LATEST, monitor=monitor
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder}: holds no run; give a folder that qtrain train wrote, such as runs/NAME"
+            f"{folder}: holds no run; give a folder that qtrain train wrote, such as runs/NAME, or "
+            "a .jsonl file that a Monitor saved"
         )
     try:
         config = TrainConfig.from_dict(_read(folder / "config.json", dict))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: is refused: {error}") from error
-    monitor = _monitor(folder / "monitor.jsonl")
-    last = {(row.layer, row.role): row.error() for row in monitor}
-    errors, measured = Report(_in_order(last)), "the last record of each layer"
+    recorded = folder / "monitor.jsonl"
+    monitor = read_monitor(recorded) if recorded.is_file() else []
+    errors, measured = _latest(monitor), _LATEST
     if (folder / "errors.json").is_file():
         errors = Report(read_rows(folder / "errors.json", Row))
         measured = "one training batch after the last step"
@@ -105,15 +114,13 @@ def _read(path: Path, kind: type) -> Any:
     return content
 
 
-def _monitor(path: Path) -> list[MonitorRow]:
-    return read_monitor(path) if path.is_file() else []
-
-
-def _in_order(last: Mapping[tuple[str, str], Row]) -> tuple[Row, ...]:
-    """Layers as they are first seen, which is the network's order, and roles as ever."""
+def _latest(monitor: Sequence[MonitorRow]) -> Report:
+    """Of each layer and role the last record; layers as they are first seen, which is the network's
+    order, and roles as ever."""
+    last = {(row.layer, row.role): row.error() for row in monitor}
     layers = dict.fromkeys(layer for layer, _ in last)
     keys = [(layer, role) for layer in layers for role in ROLES]
-    return tuple(last[key] for key in keys if key in last)
+    return Report(tuple(last[key] for key in keys if key in last))
 
 
 def _environments(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from .text import count, decibels, esc, percent, table
 def lead(record: RunRecord) -> str:
     """One line on what was run."""
     if record.config is None:
-        return f"<p>Numeric error on {esc(record.measured)}.</p>"
+        return f"<p>Each layer and role against full precision, on {esc(record.measured)}.</p>"
     c = record.config
     sessions = record.environments
     machine = (
@@ -51,7 +51,7 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
     for branch, label in record.labels.items():
         if branch in record.accuracy:
             value = f"{100 * record.accuracy[branch]:.2f} <small>%</small>"
-            remark = f"{count(record.epochs[-1]['epoch'], 'epoch')} of {_epochs(record)}"
+            remark = f"after epoch {record.epochs[-1]['epoch']} of {_epochs(record)}"
             found.append((f"Test accuracy, {esc(label)}", value, remark))
     gap = record.gap
     if gap is not None:

@@ -23,6 +23,7 @@ from qtrain import Monitor, Report, inspect, quantize, train
 from qtrain.cli import main
 from qtrain.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.page import RunRecord, read_run, render, save_page
+from qtrain.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart
 from qtrain.page.histograms import code_picture, error_picture, value_picture
 from qtrain.page.network import LEVELS, level
 from qtrain.page.text import percent, short
@@ -354,6 +355,34 @@ def test_numbers_are_short_and_honest() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[2.0], [0.0, 0.0], [1e10, 1e10 + 1e-6], [0.0, 5e-324], [-3.4e38, 3.4e38], [2.30258, 2.3026],
+     [math.nan, 1.0, math.inf, 3.0], [40.0, 40.05]],
+    ids=str,
+)  # fmt: skip
+def test_charts_keep_every_finite_point_within_their_axes(values: list[float]) -> None:
+    line = Line(label="a", kind="low", points=list(enumerate(values)), marks=True)
+    chart = line_chart("t", unit="u", x="step", lines=[line])
+    parsed(chart)
+    marks = re.findall(r'cx="([^"]+)" cy="([^"]+)"', chart)
+    assert len(marks) == sum(map(math.isfinite, values))
+    for x, y in marks:
+        assert LEFT <= float(x) <= WIDTH - RIGHT and TOP <= float(y) <= HEIGHT - BOTTOM
+    labels = re.findall(r'text-anchor="end">([^<]+)</text>', chart)[:-1]
+    assert len(labels) >= 2 and len(set(labels)) == len(labels)
+
+
+def test_long_curves_keep_their_peaks_and_their_gaps() -> None:
+    values = [1.0] * 100_000
+    values[51_234], values[77_777] = 9.0, math.nan
+    line = Line(label="a", kind="low", points=list(enumerate(values)))
+    chart = line_chart("t", unit="u", x="step", lines=[line])
+    assert "highest 9" in chart and "1 not finite" in chart and chart.count("L") < 300
+    (path,) = re.findall(r'class="low" d="([^"]+)"', chart)
+    assert path.count("M") == 2
+
+
 # saving and reading
 
 
@@ -445,11 +474,16 @@ def test_a_damaged_file_is_named(
         read_run(tmp_path)
 
 
-def test_the_monitors_last_records_are_those_of_its_report(run: Path) -> None:
+def test_what_a_monitor_saved_is_shown_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = quantize(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
     with Monitor(model, every=1, layers=None) as monitor:
         model(torch.randn(4, 6)).sum().backward()
         monitor.end_step()
-    made = RunRecord(name="x", errors=monitor.report(), measured="x", monitor=monitor.rows)
-    root = parsed(render(made))
+    monitor.save(tmp_path / "own.jsonl")
+    assert read_run(tmp_path / "own.jsonl").errors == monitor.report()
+    assert main(["report", str(tmp_path / "own.jsonl")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'own.html'}\n"
+    root = parsed((tmp_path / "own.html").read_text(encoding="utf-8"))
     assert len(list(root.all("figure"))) == len(monitor.rows)
