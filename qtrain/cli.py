@@ -74,7 +74,8 @@ def _train(parsed: argparse.Namespace) -> int:
     except TypeError as error:  # a setting of the wrong kind; elsewhere it would be a bug of ours
         return _fail(error, 2)
     result = train(config, say=_say)
-    print(f"\n{result}\n\neverything is in {result.folder.path}/")
+    place = result.folder.path
+    print(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
     return 0
 
 
