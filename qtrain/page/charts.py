@@ -48,7 +48,7 @@ def line_chart(title: str, *, unit: str, x: str, lines: Sequence[Line]) -> str:
     plot = {
         "x": [across.low, across.high, LEFT, WIDTH - RIGHT],
         "unit": x,
-        "lines": [[line.label, [[a, short(b)] for a, b in line.points]] for line in lines],
+        "lines": [[line.label, _told(line)] for line in lines],
     }
     data = esc(json.dumps(plot, separators=(",", ":"), ensure_ascii=True))
     return (
@@ -128,6 +128,14 @@ def _drawn(line: Line, across: _Axis, up: _Axis) -> str:
             if math.isfinite(y)
         )
     return drawn
+
+
+def _told(line: Line) -> list[tuple[float, str]]:
+    """(x, what is shown under the pointer there) of every point."""
+    if not line.top:
+        return [(x, short(y)) for x, y in line.points]
+    both = zip(line.points, line.top, strict=True)
+    return [(x, f"{short(y)} to {short(top)}") for (x, y), top in both]
 
 
 def _thinned(line: Line) -> Line:

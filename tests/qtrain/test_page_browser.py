@@ -181,7 +181,10 @@ def test_values_appear_under_the_pointer(page: Page, files: dict[str, Path]) -> 
     page.resize(1280, 800)
     page.open(files["twenty"])
     tip = "document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent"
-    for target, words in ((".strip svg", (names(20)[10], " dB")), (".chart", ("step", "median: "))):
+    for target, words in (
+        (".strip svg", (names(20)[10], " dB")),
+        (".chart", ("step", "median: ", " to ")),
+    ):
         box = page.box(target)
         page.move(box[0] + 0.52 * box[2], box[1] + box[3] / 2)
         for word in words:
