@@ -144,7 +144,7 @@ def _bands(role: str, windows: Sequence[tuple[int, list[float]]]) -> str:
     low, middle, quarters, top = [], [], [], []
     for step, values in windows:
         finite = sorted(value for value in values if math.isfinite(value))
-        lost = any(math.isnan(value) for value in values)
+        lost = any(math.isnan(value) or value == -math.inf for value in values)
         low.append((float(step), math.nan if lost or not finite else finite[0]))
         a, b, c = _quartiles(finite)
         middle.append((float(step), b))

@@ -262,6 +262,18 @@ def test_without_a_finite_number_no_chart_is_drawn() -> None:
     parsed(text)
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf], ids=str)
+def test_the_lowest_error_of_all_layers_breaks_off_where_one_is_lost(value: float) -> None:
+    made, one = record(names(8), records=4), (2, names(8)[3], "input")
+    rows = [
+        replace(row, sqnr_db=value) if (row.step, row.layer, row.role) == one else row
+        for row in made.monitor
+    ]
+    root = parsed(render(replace(made, monitor=rows)))
+    (chart,) = (s for s in root.all("svg") if s.children[0].content == "SQNR of input")
+    assert ("lowest: 1 not finite" in chart.children[1].content) == (value != math.inf)
+
+
 def test_levels_are_those_of_the_legend() -> None:
     assert [level(low) for low in LEVELS] == [f"h{i}" for i in range(len(LEVELS))]
     assert level(LEVELS[0] - 1e-9) == "h1" and level(math.inf) == "h0" and level(math.nan) == "nan"
