@@ -40,6 +40,7 @@ from .recipe import Recipe as Recipe
 from .report import Report as Report
 from .report import Row as Row
 from .results import Result as Result
+from .tensorboard import to_tensorboard as to_tensorboard
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe
 from .weight_decay import CorrectedSteps as CorrectedSteps

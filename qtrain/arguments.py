@@ -51,7 +51,13 @@ def build_parser() -> Parser:
         reader.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
         reader.add_argument("--data-dir", help="folder of the data set, if it moved")
         reader.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
-        reader.add_argument("--save", metavar="FILE", help="write the rows to a .json or .csv too")
+        reader.add_argument(
+            "--save", metavar="FILE", help="write the rows to a .json or .csv too (errors: .html)"
+        )
+    page = commands.add_parser("report", help="a run as one HTML page")
+    page.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
+    page.add_argument("--save", metavar="FILE", help="the .html file (default: beside it)")
+    page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
     look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")

@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, recipes, formats."""
+"""The command `qtrain`: train, inspect, cost, report, recipes, formats."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def _train(parsed: argparse.Namespace) -> int:
     except TypeError as error:  # a setting of the wrong kind; elsewhere it would be a bug of ours
         return _fail(error, 2)
     result = train(config, say=_say)
-    print(f"\n{result}\n\neverything is in {result.folder.path}/")
+    place = result.folder.path
+    print(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
     return 0
 
 
@@ -106,6 +107,25 @@ def _cost(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _report(parsed: argparse.Namespace) -> int:
+    from .page import read_run, save_page
+    from .tensorboard import to_tensorboard
+
+    record = read_run(parsed.run)
+    run = Path(parsed.run)
+    own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
+    path = own if parsed.save is None else Path(parsed.save)
+    try:
+        save_page(record, path)
+    except OSError as error:
+        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
+    print(path)
+    if parsed.tensorboard is not None:
+        metrics = [*record.steps, *record.epochs]
+        print(to_tensorboard(record.monitor, parsed.tensorboard, metrics=metrics))
+    return 0
+
+
 def _save(report: Report | CostReport, path: str | None) -> None:
     if path is None:
         return
@@ -129,6 +149,7 @@ _COMMANDS = {
     "train": _train,
     "inspect": _inspect,
     "cost": _cost,
+    "report": _report,
     "recipes": _recipes,
     "formats": _formats,
 }

@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
+from .report_table import error_table, overview_table
 from .saving import save_rows
 
 
@@ -61,51 +60,42 @@ class Report:
         return sorted(self.rows, key=key)[:count]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the rows to a .json or .csv file, atomically.  ValueError for other endings."""
+        """Write the rows to a .json or .csv file, or a page to an .html file, atomically.
+
+        ValueError for other endings.
+        """
+        kind = Path(path).suffix
+        if kind == ".html":
+            from .page import RunRecord, save_page  # a page knows runs, which know reports
+
+            return save_page(
+                RunRecord(name="Numeric error", errors=self, measured="one batch"), path
+            )
+        if kind not in (".json", ".csv"):
+            raise ValueError(
+                f"save: got {str(path)!r}, need a path that ends in .json, .csv or .html"
+            )
         return save_rows(self.rows, Row, path)
+
+    @property
+    def layers(self) -> list[str]:
+        """Their names, in network order."""
+        return list(dict.fromkeys(row.layer for row in self.rows))
+
+    @property
+    def roles(self) -> list[str]:
+        """Every role that some layer has, in the order of the layer that has them all."""
+        places: dict[str, int] = {}
+        place, last = 0, None
+        for row in self.rows:
+            place = place + 1 if row.layer == last else 0
+            places[row.role] = max(places.get(row.role, 0), place)
+            last = row.layer
+        return sorted(places, key=lambda role: places[role])
 
     def overview(self) -> str:
         """One line per layer: the SQNR in dB of each role."""
-        roles = list(dict.fromkeys(row.role for row in self.rows))
-        layers = list(dict.fromkeys(row.layer for row in self.rows))
-        found = {(row.layer, row.role): f"{row.sqnr_db:.1f}" for row in self.rows}
-        table = [[layer, *(found.get((layer, role), "") for role in roles)] for layer in layers]
-        headers = ["SQNR (dB)", *(role.replace(" (", "\n(") for role in roles)]
-        align = ("left", *["right"] * len(roles))
-        return tabulate(table, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+        return overview_table(self.rows, self.roles)
 
     def __str__(self) -> str:
-        table: list[list[str]] = []
-        last = None
-        for row in self.rows:
-            if row.layer != last:
-                table.append([row.layer])
-                last = row.layer
-            table.append(
-                [
-                    f"- {row.role}{'*' if row.note else ''}",
-                    f"{row.sqnr_db:.1f}",
-                    f"{row.cosine:.5f}",
-                    f"{row.bias:+.1e}",
-                    f"{100 * row.clipped:.2f}",
-                    f"{100 * row.zeroed:.1f}",
-                    str(row.nonfinite),
-                    f"{row.low:.1e}",
-                    f"{row.high:.1e}",
-                ]
-            )
-        headers = [
-            "layer and role",
-            "SQNR\n(dB)",
-            "cosine",
-            "bias",
-            "clip\n(%)",
-            "zero\n(%)",
-            "not\nfinite",
-            "low",
-            "high",
-        ]
-        align = ("left", *["right"] * 8)
-        text = tabulate(table, headers, tablefmt="simple", colalign=align, disable_numparse=True)
-        notes = sorted({row.note for row in self.rows if row.note})
-        return text + "".join(f"\n* {note}" for note in notes)
+        return error_table(self.rows)

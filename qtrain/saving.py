@@ -1,4 +1,4 @@
-"""Rows of a report, as JSON or CSV."""
+"""Rows of a report, as JSON or CSV, and back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .files import write_atomically
+
+_Kind = TypeVar("_Kind")
 
 
 def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> Path:
@@ -39,3 +41,24 @@ def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> 
         raise ValueError(f"save: got {str(path)!r}, need a path that ends in .json or .csv")
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
+
+
+def read_rows(path: str | os.PathLike[str], kind: type[_Kind]) -> tuple[_Kind, ...]:
+    """The rows of a .json file that `save_rows` wrote; ValueError for another file."""
+    names: dict[str, Any] = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    try:
+        lines = json.loads(Path(path).read_bytes())
+        return tuple(
+            kind(**{k: _read(v, str(names[k])) for k, v in line.items()}) for line in lines
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: holds no rows of {kind.__name__} ({error})") from error
+
+
+def _read(value: Any, kind: str) -> Any:
+    """A field's value: a float of a number, or of how a string spells inf and nan."""
+    if kind == "float":
+        return float(value)
+    if type(value).__name__ != kind:
+        raise ValueError(f"got {value!r:.60}, need {kind}")
+    return value

@@ -379,7 +379,7 @@ def test_reports_survive_json_and_csv(make: Any, tmp_path: Any) -> None:
                 assert found == getattr(row, name) or math.isnan(found)
         assert a["nonfinite"] == int(b["nonfinite"]) == row.nonfinite
     assert {p.name for p in tmp_path.iterdir()} == {"r.json", "r.csv"}
-    with pytest.raises(ValueError, match=r"\.json or \.csv"):
+    with pytest.raises(ValueError, match=r"\.json, \.csv or \.html"):
         report.save(tmp_path / "r.xlsx")
     with pytest.raises(FileNotFoundError):
         report.save(tmp_path / "no" / "r.json")

@@ -1,0 +1,63 @@
+"""A report prints in 80 columns, whatever its names and numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from qtrain import Report, Row
+from qtrain.recorder import ROLES
+
+
+def row(layer: str, role: str, sqnr_db: float = 42.25) -> Row:
+    return Row(layer, role, sqnr_db, 0.99998, -7.7e-4, 0.0123, 0.5, 0, -1.5, 0.25, 1000)
+
+
+def report(names: list[str], roles: tuple[str, ...] = ROLES) -> Report:
+    return Report(tuple(row(name, role) for name in names for role in roles))
+
+
+EXTREME = {
+    "sqnr_db": -123.4, "cosine": -0.99999, "bias": -1e-300, "clipped": 1.0, "zeroed": 0.99999,
+    "nonfinite": 123456, "low": -1e-300, "note": "a long remark " * 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["fc", "blocks.11.attn.qkv", "layer3.17.downsample.0.conv" * 2, "x" * 300]
+)
+@pytest.mark.parametrize("extreme", [{}, EXTREME], ids=["usual", "extreme"])
+def test_no_line_is_wider_than_80_columns(name: str, extreme: dict[str, object]) -> None:
+    found = Report(tuple(replace(r, **extreme) for r in report([name, "conv1"]).rows))  # type: ignore[arg-type]
+    for text in (str(found), found.overview()):
+        assert max(map(len, text.splitlines())) <= 80
+        assert name in text.replace("\n", "")
+
+
+def test_every_figure_of_a_row_is_printed() -> None:
+    one = replace(row("conv1", "input"), note="why")
+    text = str(Report((one, row("conv1", "weight", math.nan), row("fc", "input", math.inf))))
+    lines = [line.split() for line in text.splitlines()]
+    assert ["-", "input*", "42.2", "0.99998", "-7.7e-4", "1.23", "50.00", "0", "1.5e0"] in lines
+    assert ["conv1"] in lines and ["fc"] in lines and lines[-1] == ["*", "why"]
+    assert " nan " in text and " inf " in text
+
+
+def test_a_timm_like_network_stands_in_columns() -> None:
+    found = report([f"blocks.{i}.attn.qkv" for i in range(12)], ROLES[:4] + ROLES[5:7] + ROLES[8:])
+    lines = found.overview().splitlines()
+    assert len(lines) == 12 + 5  # a heading of four lines and a rule: no name on a line of its own
+    assert lines[-1].split() == ["blocks.11.attn.qkv", *["42.2"] * 7]
+
+
+def test_roles_stand_in_the_order_of_the_layer_that_has_them_all() -> None:
+    first = tuple(role for role in ROLES if role != "grad_input")  # the first layer has no such
+    rows = (*report(["conv1"], first).rows, *report(["conv2", "fc"]).rows)
+    assert Report(rows).roles == list(ROLES)
+    assert Report(rows).layers == ["conv1", "conv2", "fc"]
+
+
+def test_a_report_without_rows_prints_its_headings() -> None:
+    assert "SQNR" in str(Report(())) and "SQNR" in Report(()).overview()
