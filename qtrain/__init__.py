@@ -41,6 +41,9 @@ from .report import Report as Report
 from .report import Row as Row
 from .results import Result as Result
 from .tensorboard import to_tensorboard as to_tensorboard
+from .sensitivity import sensitivity as sensitivity
+from .sensitivity_report import SensitivityReport as SensitivityReport
+from .sensitivity_report import SensitivityRow as SensitivityRow
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe
 from .weight_decay import CorrectedSteps as CorrectedSteps
