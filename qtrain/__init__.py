@@ -37,6 +37,8 @@ from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
+from .recommendation import Recommendation as Recommendation
+from .recommendation import recommend as recommend
 from .report import Report as Report
 from .report import Row as Row
 from .results import Result as Result

@@ -19,6 +19,19 @@ from .switches import Part, switched_off
 Batch = tuple[Any, Any]
 
 
+def batches_of(caller: str, inputs: Any, targets: Any, more: Iterable[Batch]) -> list[Batch]:
+    """A batch and more of them; ValueError, in the caller's name, for what is no pair."""
+    found = [(inputs, targets)]
+    for batch in more:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                f"{caller}: more: got a batch of type {type(batch).__name__}, need (inputs, "
+                f"targets), with None for targets that there are not"
+            )
+        found.append((batch[0], batch[1]))
+    return found
+
+
 class Outcome(NamedTuple):
     """Of a step: the loss, and each parameter's gradient."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional
 from .aside import unwrapped
 from .gradient_error import cosine_and_error, moments
 from .one_step import Loss
-from .paired_steps import Batch, PairedStep, paired_steps
+from .paired_steps import Batch, PairedStep, batches_of, paired_steps
 from .progress import Progress
 from .sensitivity_report import SensitivityReport, SensitivityRow
 from .switches import Part, rounded_parts
@@ -54,7 +54,7 @@ def sensitivity(
     units = grouped(parts, by)
     alone = _felt_alone(model, units)
     arms = _arms(units, alone)
-    batches = [(inputs, targets), *_pairs(more)]
+    batches = batches_of("sensitivity", inputs, targets, more)
     bar = Progress(2 * len(arms) * len(batches), done=0, text=f"sensitivity by {by}")
     try:
         found = [
@@ -101,16 +101,6 @@ def _means(found: Sequence[_Whole] | Sequence[_Part]) -> dict[str, Any]:
     return {
         name: sum(getattr(one, name) for one in found) / len(found) for name in found[0]._fields
     }
-
-
-def _pairs(more: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in more:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(
-                f"more: got a batch of type {type(batch).__name__}, need (inputs, targets), with "
-                f"None for targets that there are not"
-            )
-        yield batch[0], batch[1]
 
 
 def _felt_alone(model: nn.Module, units: Iterable[Unit]) -> dict[Unit, set[str]]:
