@@ -72,7 +72,8 @@ class Recommendation:
         )
         lines = [
             fill(head, WIDTH, subsequent_indent="  ", break_on_hyphens=False),
-            f"gradient's cosine: {self.before:.5f} without, {self.predicted:.5f} predicted, {found}",
+            f"gradient's cosine: {self.before:.5f} without, {self.predicted:.5f} predicted, "
+            f"{found}",
         ]
         if len(self.trials) > 1:
             tried = ", ".join(f"{len(one.widened)} ({one.measured:.5f})" for one in self.trials)
