@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -23,18 +23,7 @@ from .sensitivity_report import SensitivityReport
 from .switches import rounded_parts
 from .text_table import WIDTH
 from .units import owners
-
-#: Where a measurement misses the goal, the errors that may be kept are multiplied by what it is too
-#: much, within these bounds.
-_LOWER = 0.5, 0.95
-
-
-class Trial(NamedTuple):
-    """A set of layers in full precision, and the cosine of the gradient: predicted, measured."""
-
-    widened: tuple[str, ...]
-    predicted: float
-    measured: float
+from .widening import Trial, cosine_of, lowered, searched, unreachable
 
 
 @dataclass(frozen=True)
@@ -99,15 +88,17 @@ def recommend(
     cost     what widening a layer costs: its multiply-adds, from `cost(model, inputs)`, or numbers
              by name (energies, seconds); None: all the same
     model    the converted model that `report` is of; then the result is measured, on the batches of
-             `inputs`, `targets`, `loss` and `more`, as `sensitivity` takes them, and where it
-             misses the goal more is widened until it does not
+             `inputs`, `targets`, `loss` and `more`, as `sensitivity` takes them, and more or less
+             is widened until it reaches the goal at least cost
 
     Errors nearly at right angles to one another and to the gradient add up in 1/cos^2 - 1 (an error
     e of a gradient g has cos = 1/sqrt(1 + |e|^2 / |g|^2)): predicted is the sum of `alone_error` of
     what stays quantized.  Of all sets the cheapest is found by dynamic programming, costs rounded
-    to a 50,000th of their sum.  Where the measured error is above the goal's, the sum that is
-    allowed is lowered in proportion, by a twentieth to a half, and the cheapest set found again: no
-    set is tried twice, but a cheaper one that would do may be passed over.
+    to a 50,000th of their sum.
+
+    Errors that are not small compound, or hide one another.  Measured, less is allowed to stay
+    until the goal is reached, then as much as still reaches it, within 5 %: each time the cheapest
+    set for it, 12 of them at most once one does.  The cheapest that was measured to do is returned.
 
     Layers go to full precision (None), which is what was measured.  For another width, give
     `dict.fromkeys(found.overrides, 16)` to `quantize` and look at `sensitivity(...).cosine`.
@@ -125,43 +116,47 @@ def recommend(
     elif inputs is not None or targets is not None or loss is not None or len(batches) > 1:
         raise ValueError("recommend: got a batch, but no model= to measure the result on")
 
-    def kept(widened: Iterable[str]) -> float:
+    names = list(errors)
+
+    def cheapest_for(allowed: float) -> tuple[str, ...]:
+        chosen = cheapest(list(errors.values()), [costs[name] for name in names], allowed)
+        return tuple(names[i] for i in chosen)
+
+    def left(widened: Iterable[str]) -> float:
         return sum(error for name, error in errors.items() if name not in widened)
 
-    names = list(errors)
-    allowed = budget = 1 / goal**2 - 1
+    def spent(widened: Iterable[str]) -> float:
+        return sum(costs[name] for name in widened) / sum(costs.values())
+
+    budget = 1 / goal**2 - 1
     widened: tuple[str, ...] = ()
     measured: float | None = report.cosine
     trials: list[Trial] = []
-    while measured is not None and not measured >= goal:
-        if trials or kept(()) <= budget:  # it was predicted to do
-            error = 1 / measured**2 - 1 if measured > 0 else math.inf
-            allowed = kept(widened) * min(max(budget / error, _LOWER[0]), _LOWER[1])
-        chosen = cheapest(list(errors.values()), [costs[name] for name in names], allowed)
-        if len(chosen) == len(names) or allowed == 0:
-            raise ValueError(
-                f"cosine: got {goal:g}, which only full precision in every layer reaches; ask for "
-                f"less, or give the recipe more bits"
-            )
-        widened = tuple(names[i] for i in chosen)
-        measured = None if measure is None else measure(widened)
-        if measured is not None:
-            trials.append(Trial(widened, _cosine(kept(widened)), measured))
+    if not report.cosine >= goal:
+        start = budget
+        if left(()) <= budget:  # nothing was predicted to be needed, but it is
+            start = left(()) * lowered(budget, report.cosine)
+        if not start:
+            raise unreachable(goal)
+        if measure is None:
+            widened, measured = cheapest_for(start), None
+        else:
+            trials = searched(cheapest_for, left, measure, goal, start)
+            reached = [trial for trial in trials if trial.measured >= goal]
+            widened, _, measured = min(reached, key=lambda trial: spent(trial.widened))
+        if len(widened) == len(names):
+            raise unreachable(goal)
     return Recommendation(
         overrides={glob.escape(name): None for name in widened},
         layers=len(names),
         goal=goal,
         before=report.cosine,
-        predicted=_cosine(kept(widened)),
+        predicted=cosine_of(left(widened)),
         measured=measured,
-        cost_share=sum(costs[name] for name in widened) / sum(costs.values()),
+        cost_share=spent(widened),
         unit=unit,
         trials=tuple(trials),
     )
-
-
-def _cosine(error: float) -> float:
-    return 1 / math.sqrt(1 + error)
 
 
 def _errors(report: SensitivityReport) -> dict[str, float]:
