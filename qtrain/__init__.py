@@ -46,10 +46,10 @@ from .replay import replay as replay
 from .report import Report as Report
 from .report import Row as Row
 from .results import Result as Result
-from .tensorboard import to_tensorboard as to_tensorboard
 from .sensitivity import sensitivity as sensitivity
 from .sensitivity_report import SensitivityReport as SensitivityReport
 from .sensitivity_report import SensitivityRow as SensitivityRow
+from .tensorboard import to_tensorboard as to_tensorboard
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe
 from .weight_decay import CorrectedSteps as CorrectedSteps
