@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from qtrain import SensitivityReport, SensitivityRow, models, quantize, recipes, sensitivity
+from qtrain import SensitivityReport, SensitivityRow, quantize, recipes, sensitivity
+from qtrain.models.chartransformer import CharTransformer
 from qtrain.recipe import GradInput, GradWeight
 from qtrain.sensitivity_report import RANKINGS
 from qtrain.switches import rounded_parts, switched_off
@@ -355,8 +356,14 @@ def test_what_cannot_be_measured_is_refused(make: Any, kwargs: Any, says: str) -
 
 def test_models_of_text_are_measured() -> None:
     torch.manual_seed(0)
-    model = quantize(models.get("chartransformer", num_classes=11, context=8))
+    net = CharTransformer(num_classes=11, context=8, width=16, depth=1, heads=2)
     tokens = torch.randint(0, 11, (2, 8))
-    report = sensitivity(model, tokens, tokens, by="layer")
+    report = sensitivity(quantize(net), tokens, tokens, by="layer")
     assert 0.9 < report.cosine < 1
     assert all(row.alone_cosine > 0.9 for row in report.rows)
+    modules = {row.layer: row.module for row in report.rows}
+    own = {layer: module for layer, module in modules.items() if layer != module}
+    (attention,) = set(own.values())
+    assert set(own) == {f"{attention}.scores", f"{attention}.context"}
+    left = quantize(net, overrides={attention: None})
+    assert not {layer for layer, _ in rounded_parts(left)} & set(own)
