@@ -50,7 +50,8 @@ class Bisection:
     candidates: int
 
     def __str__(self) -> str:
-        count = f"{len(self.trials)} trials, {sum(t.seconds for t in self.trials):.1f} s"
+        many = "1 trial" if len(self.trials) == 1 else f"{len(self.trials)} trials"
+        count = f"{many}, {sum(t.seconds for t in self.trials):.1f} s"
         if self.outcome == "none needed":
             return f"it does not diverge as it is ({count})"
         if self.outcome == "none helps":
@@ -100,9 +101,10 @@ def bisect(
     """
     model = unwrapped(model)
     known = rounded_parts(model)
-    units = grouped(
-        known if parts is None else dict.fromkeys((layer, role) for layer, role in parts), by
-    )
+    candidates = known if parts is None else list(dict.fromkeys((a, b) for a, b in parts))
+    with switched_off(copied(model), candidates):
+        pass  # an unknown part is an error, also where no trial would meet it
+    units = grouped(candidates, by)
     if not units:
         raise ValueError("bisect: there is nothing to switch; quantize(model) first, or give parts")
     limit = most_trials(len(units)) + 2
@@ -137,8 +139,6 @@ def bisect(
         return Bisection(outcome, found, own, minimal, tuple(done), len(units))
 
     every = tuple(units)
-    with switched_off(copied(model), [part for own in units.values() for part in own]):
-        pass  # an unknown part is an error, also where no trial would meet it
     if not diverged(()):
         return result("none needed", (), True)
     if diverged(every):

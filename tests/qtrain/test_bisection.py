@@ -258,6 +258,8 @@ def test_what_cannot_be_honoured_is_refused() -> None:
         bisect(model, lambda model: True, [])
     with pytest.raises(ValueError, match="the model rounds nothing in '9'"):
         bisect(model, lambda model: False, [("9", "input")])
+    with pytest.raises(ValueError, match="rounds no 'sideways' there, only input, weight"):
+        bisect(model, lambda model: False, [("0", "sideways")])
     with pytest.raises(TypeError, match=r"diverges: its result: got 1\.0"):
         bisect(model, lambda model: 1.0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="by: got 'layers'"):

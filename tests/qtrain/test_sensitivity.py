@@ -83,6 +83,14 @@ def attention() -> nn.Module:
     return Attends()
 
 
+def fused() -> nn.Module:
+    """Norm, ReLU and layer are one pass (QSequential)."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()
+    )  # fmt: skip
+
+
 #: its own, wider quantizers for every operand of the backward products, outputs in 8 bits
 ALL_ROLES = replace(
     recipes.int8(bits=4),
@@ -94,6 +102,7 @@ ALL_ROLES = replace(
 )
 CASES = {
     "stochastic": lambda: net(bits=4, norm="range"),
+    "fused": lambda: quantize(fused(), bits=4, norm="range"),
     "all roles": lambda: net(recipe=ALL_ROLES),
     "shared weight": lambda: quantize(Tied(), bits=4),
     "parametrized": lambda: quantize(parametrized(), recipe=ALL_ROLES),
