@@ -2,6 +2,9 @@
 
 from . import recipes as recipes
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .bisection import Bisection as Bisection
+from .bisection import BisectTrial as BisectTrial
+from .bisection import bisect as bisect
 from .bounded import bound_weights as bound_weights
 from .bounded import bound_weights_ as bound_weights_
 from .bounded import unbound_weights_ as unbound_weights_
@@ -37,9 +40,15 @@ from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
+from .recommendation import Recommendation as Recommendation
+from .recommendation import recommend as recommend
+from .replay import replay as replay
 from .report import Report as Report
 from .report import Row as Row
 from .results import Result as Result
+from .sensitivity import sensitivity as sensitivity
+from .sensitivity_report import SensitivityReport as SensitivityReport
+from .sensitivity_report import SensitivityRow as SensitivityRow
 from .tensorboard import to_tensorboard as to_tensorboard
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe

@@ -47,7 +47,10 @@ def build_parser() -> Parser:
         _add(train, option, kind)
     look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")
     count = commands.add_parser("cost", help="cost in hardware of each layer of a checkpoint")
-    for reader in (look, count):
+    blame = commands.add_parser(
+        "sensitivity", help="which part of a checkpoint is to blame for the error of its gradient"
+    )
+    for reader in (look, count, blame):
         reader.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
         reader.add_argument("--data-dir", help="folder of the data set, if it moved")
         reader.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
@@ -58,7 +61,9 @@ def build_parser() -> Parser:
     page.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
     page.add_argument("--save", metavar="FILE", help="the .html file (default: beside it)")
     page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
-    look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
+    for ranked in (look, blame):
+        ranked.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
+    blame.add_argument("--by", default="product", help="layer, product (default) or role")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")
     return parser

@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, report, recipes, formats."""
+"""The command `qtrain`: train, inspect, cost, sensitivity, report, recipes, formats."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import TextIO
 
 import torch
 
+from . import checks
 from .arguments import build_parser, train_settings
 from .cost_report import CostReport
 from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
 from .report import Report
+from .sensitivity_report import SensitivityReport
 from .tables import formats_table, recipes_table
 
 
@@ -126,7 +128,23 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _save(report: Report | CostReport, path: str | None) -> None:
+def _sensitivity(parsed: argparse.Namespace) -> int:
+    from .checkpoint import load_checkpoint
+    from .training import sensitivity_of_checkpoint
+
+    if parsed.worst is not None:  # before minutes of work
+        checks.integer("worst", parsed.worst, low=1)
+    path = Path(parsed.checkpoint)
+    report = sensitivity_of_checkpoint(
+        load_checkpoint(path), where=str(path), by=parsed.by, data_dir=parsed.data_dir,
+        device=parsed.device,
+    )  # fmt: skip
+    print(report.table(parsed.worst))
+    _save(report, parsed.save)
+    return 0
+
+
+def _save(report: Report | CostReport | SensitivityReport, path: str | None) -> None:
     if path is None:
         return
     try:
@@ -150,6 +168,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "cost": _cost,
     "report": _report,
+    "sensitivity": _sensitivity,
     "recipes": _recipes,
     "formats": _formats,
 }

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from textwrap import wrap
 
-from tabulate import tabulate
-
 from .cost_row import CostRow
 from .operations import KINDS
-
-_WIDTH = 80
+from .text_table import WIDTH, tabulated
 
 
 def cost_tables(rows: Sequence[CostRow], fp32: Sequence[CostRow], remarks: Sequence[str]) -> str:
@@ -22,7 +19,7 @@ def cost_tables(rows: Sequence[CostRow], fp32: Sequence[CostRow], remarks: Seque
         _table("layer", lambda row: row.layer, rows, fp32, scales),
         _table("product", lambda row: row.product, ordered, fp32, scales),
         _units(rows, scales),
-        "\n".join(part for note in notes for part in wrap(note, _WIDTH, subsequent_indent="  ")),
+        "\n".join(part for note in notes for part in wrap(note, WIDTH, subsequent_indent="  ")),
     ])  # fmt: skip
 
 
@@ -51,7 +48,7 @@ def _units(rows: Sequence[CostRow], scales: _Scales) -> str:
         "multiply + add", f"MACs\n{scales.macs.heading}", "pJ a\nMAC", "um2 a\nunit",
         f"energy\n{scales.energy.heading}",
     ]  # fmt: skip
-    return _tabulated(table, headers)
+    return tabulated(table, headers)
 
 
 def _grouped(rows: Sequence[CostRow], key: Callable[[CostRow], str]) -> dict[str, list[CostRow]]:
@@ -107,7 +104,7 @@ def _table(
         title, f"MACs\n{scales.macs.heading}", f"moved\n{scales.bytes.heading}",
         f"stored\n{scales.bytes.heading}", f"energy\n{scales.energy.heading}", "energy\n/ fp32",
     ]  # fmt: skip
-    return _tabulated(table, headers)
+    return tabulated(table, headers)
 
 
 def _line(
@@ -126,18 +123,3 @@ def _line(
 
 def _ratio(value: float, whole: float, form: str = ".3f") -> str:
     return f"{value / whole:{form}}" if whole else "-"
-
-
-def _tabulated(table: list[list[str]], headers: list[str]) -> str:
-    """In at most 80 columns: a name that is too long for its own goes on in the next line."""
-    # tabulate leaves two columns between columns, and two more beside a heading
-    sizes = [
-        max(*(len(line) + 2 for line in headers[i].split("\n")), *(len(row[i]) for row in table))
-        for i in range(1, len(headers))
-    ]
-    room = _WIDTH - sum(2 + size for size in sizes)
-    align = ("left", *["right"] * (len(headers) - 1))
-    return tabulate(
-        table, headers, tablefmt="simple", colalign=align, disable_numparse=True,
-        maxcolwidths=[room, *[None] * (len(headers) - 1)],
-    )  # fmt: skip

@@ -25,6 +25,8 @@ from .report import Report
 from .results import Result
 from .run import Run, training_batch
 from .run_folder import open_run
+from .sensitivity import sensitivity
+from .sensitivity_report import SensitivityReport
 
 
 def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> Result:
@@ -102,6 +104,20 @@ def cost_of_checkpoint(
     """What that model's products on that batch would cost in hardware; errors likewise."""
     with _restored(checkpoint, where, data_dir, device) as (model, inputs, _):
         return cost(model, inputs)
+
+
+def sensitivity_of_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    where: str,
+    by: str = "product",
+    data_dir: str | None = None,
+    device: str = "auto",
+) -> SensitivityReport:
+    """Which part of that model is to blame for the error of loss and gradient on that batch; errors
+    likewise, and ValueError for an unknown `by`."""
+    with _restored(checkpoint, where, data_dir, device) as (model, inputs, targets):
+        return sensitivity(model, inputs, targets, by=by)
 
 
 @contextmanager

@@ -63,6 +63,7 @@ BAD = [
     ("inspect {tmp}/file", "file"),
     ("cost {tmp}/none.pt", "none.pt"),
     ("cost {tmp}/none.pt --worst 3", "--worst"),
+    ("sensitivity {tmp}/none.pt", "none.pt"),
     ("", "command"),
 ]  # fmt: skip
 
@@ -147,6 +148,22 @@ def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     for more in (("--save", "/no/such/c.csv"), ("--save", str(tmp_path / "c.xls"))):
         status, _, err = run(capsys, "cost", str(path), *more)
         assert status == 2 and err.count("\n") == 1 and "save" in err
+
+
+def test_sensitivity_prints_ranks_and_saves(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    train(small(tmp_path, epochs=1), say=quiet)
+    line = ("sensitivity", str(tmp_path / "run" / "checkpoint.pt"), "--device", "cpu")
+    saved = tmp_path / "s.csv"
+    status, whole, _ = run(capsys, *line, "--save", str(saved))
+    assert status == 0 and "grad_weight" in whole and "in full precision" in whole
+    assert saved.read_text().startswith("layer,part,module,gain_cosine")
+    status, worst, _ = run(capsys, *line, "--by", "layer", "--worst", "2")
+    assert status == 0 and len(worst.splitlines()) < len(whole.splitlines())
+    for more in (("--by", "layers"), ("--worst", "0"), ("--save", str(tmp_path / "s.xls"))):
+        status, _, err = run(capsys, *line, *more)
+        assert status == 2 and err.count("\n") == 1 and more[0].strip("-") in err, err
 
 
 def test_recipes_and_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

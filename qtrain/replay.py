@@ -1,0 +1,65 @@
+"""replay: the same steps of a training again and again, each time from the same state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .aside import unwrapped
+
+
+def not_finite(losses: Sequence[float]) -> bool:
+    """Whether the last loss is NaN or infinite."""
+    return not math.isfinite(losses[-1])
+
+
+def replay(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[nn.Module, torch.optim.Optimizer, Any], Tensor | float],
+    batches: Iterable[Any],
+    *,
+    diverged: Callable[[Sequence[float]], bool] = not_finite,
+) -> Callable[[nn.Module], bool]:
+    """A function of a copy of the model: does training it on these batches diverge?  For `bisect`.
+
+    optimizer   of the model's parameters, with the state that it has now, as the model
+    step        one step on (model, optimizer, batch), backward and optimizer.step() included; it
+                returns the loss, and uses what it is given alone
+    batches     of the steps in question; they are kept in memory
+    diverged    is asked after every step, with the losses so far, the newest last
+
+    Each call trains with a copy of the optimizer, whose parameters are those of the model it is
+    given.  ValueError for an optimizer with hooks, which copies lose, and for no batches.
+    """
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise ValueError(
+            "optimizer: it has hooks on its step, which a copy would lose; write a function of the "
+            "model for bisect that makes its own optimizer and hooks"
+        )
+    kept = list(batches)
+    if not kept:
+        raise ValueError("batches: got none; give those of the steps that diverge")
+    own = list(unwrapped(model).parameters())
+    start = copy.deepcopy(optimizer, {id(p): p for p in own})  # later steps do not move it
+
+    def diverges(twin: nn.Module) -> bool:
+        theirs = list(twin.parameters())
+        if [p.shape for p in theirs] != [p.shape for p in own]:
+            raise ValueError("model: it is no copy of the model that replay was given")
+        memo: dict[int, Any] = {id(a): b for a, b in zip(own, theirs, strict=True)}
+        twins = copy.deepcopy(start, memo)
+        losses: list[float] = []
+        for batch in kept:
+            loss = step(twin, twins, batch)
+            losses.append(loss.item() if isinstance(loss, Tensor) else float(loss))
+            if diverged(losses):
+                return True
+        return False
+
+    return diverges

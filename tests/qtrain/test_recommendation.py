@@ -1,0 +1,224 @@
+"""recommend: the cheapest of all sets, measured, and widened further where it misses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from qtrain import (
+    Recipe,
+    SensitivityReport,
+    SensitivityRow,
+    cost,
+    quantize,
+    recipes,
+    recommend,
+    sensitivity,
+)
+from qtrain.knapsack import GRID, cheapest
+from qtrain.recipe import GradInput
+from qtrain.widening import TRIALS
+from quantizers import IntFormat, Quantizer
+
+X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+TARGETS = torch.arange(16) % 4
+#: no noise: a model with another set of layers is quantized with the same bits in the others
+NEAREST = replace(
+    recipes.int8(bits=4), grad_input=GradInput(grad_output=Quantizer(format=IntFormat(5)))
+)
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4),
+    )  # fmt: skip
+
+
+def additive(errors: list[float]) -> SensitivityReport:
+    """A report of a model whose errors add up."""
+    rows = tuple(
+        SensitivityRow(f"layer{i}", "all", f"layer{i}", 0.0, 0.0, 1 / math.sqrt(1 + e), e, 0.0)
+        for i, e in enumerate(errors)
+    )
+    total = sum(errors)
+    return SensitivityReport("layer", 1, 1.0, 1.0, 1 / math.sqrt(1 + total), total, rows)
+
+
+ERRORS = st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=8)
+
+
+@given(ERRORS, st.data(), st.floats(0.3, 0.9999))
+def test_the_set_is_the_cheapest_of_all_sets(errors: list[float], draw: Any, goal: float) -> None:
+    costs = draw.draw(st.lists(st.floats(0.1, 10.0), min_size=len(errors), max_size=len(errors)))
+    report, names = additive(errors), [f"layer{i}" for i in range(len(errors))]
+    budget = 1 / goal**2 - 1
+    best = min(
+        sum(costs[i] for i in taken)
+        for n in range(len(errors) + 1)
+        for taken in itertools.combinations(range(len(errors)), n)
+        if sum(e for i, e in enumerate(errors) if i not in taken) <= budget
+    )
+    try:
+        found = recommend(report, goal, dict(zip(names, costs, strict=True)))
+    except ValueError as error:
+        assert "every layer" in str(error)
+        assert min(errors) > budget * (1 - 1e-9)
+        return
+    spent = sum(costs[names.index(name)] for name in found.overrides)
+    assert spent <= best + len(errors) / GRID * sum(costs) + 1e-9
+    assert found.cost_share == pytest.approx(spent / sum(costs))
+    left = sum(e for name, e in zip(names, errors, strict=True) if name not in found.overrides)
+    assert found.predicted == pytest.approx(1 / math.sqrt(1 + left))
+    assert found.predicted >= goal * (1 - 1e-9)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
+def test_of_equally_cheap_sets_the_one_that_leaves_least(errors: list[int], draw: Any) -> None:
+    budget = draw.draw(st.integers(0, sum(errors)))
+    taken = cheapest([float(e) for e in errors], [1.0] * len(errors), budget)
+    left = sorted(errors)
+    while sum(left) > budget:
+        left.pop()  # the largest
+    assert sorted(e for i, e in enumerate(errors) if i not in taken) == left
+
+
+def test_without_costs_layers_count_alike_and_with_a_report_by_multiply_adds() -> None:
+    model = quantize(plain(), recipe=NEAREST)
+    report = sensitivity(model, X, TARGETS)
+    costs = cost(model, X)
+    alike, by_macs = recommend(report, 0.99), recommend(report, 0.99, costs)
+    assert alike.unit == "layers" and alike.cost_share == len(alike.overrides) / 4
+    assert len(alike.overrides) <= len(by_macs.overrides)
+    macs = {row.layer: 0 for row in costs.rows}
+    for row in costs.rows:
+        macs[row.layer] += row.macs
+    share = sum(macs[name] for name in by_macs.overrides) / sum(macs.values())
+    assert by_macs.cost_share == pytest.approx(share)
+    assert by_macs.cost_share <= sum(macs[name] for name in alike.overrides) / sum(macs.values())
+
+
+@pytest.mark.parametrize("by", ["layer", "product", "role"])
+@pytest.mark.parametrize("part", [0.9, 0.5, 0.2])
+def test_the_measured_cosine_is_that_of_quantize_with_the_overrides(by: str, part: float) -> None:
+    model = quantize(plain(), recipe=NEAREST)
+    batch: Any = {"inputs": X, "targets": TARGETS, "more": [(X.flip(0) * 2, TARGETS)]}
+    report = sensitivity(model, X, TARGETS, by=by, more=batch["more"])
+    goal = 1 / math.sqrt(1 + part * (1 / report.cosine**2 - 1))
+    found = recommend(report, goal, model=model, **batch)
+    assert found.measured is not None and found.measured >= goal > report.cosine
+    again = quantize(plain(), recipe=NEAREST, overrides=found.overrides)
+    once = sensitivity(again, X, TARGETS, by="layer", more=batch["more"])
+    assert once.cosine == pytest.approx(found.measured, abs=1e-9)
+    assert (tuple(found.overrides), found.predicted, found.measured) in found.trials
+
+
+@pytest.mark.parametrize("shrink", [0.3, 1e-3])
+def test_where_a_prediction_misses_more_is_widened(shrink: float) -> None:
+    model = quantize(plain(), recipe=NEAREST)
+    report = sensitivity(model, X, TARGETS, by="layer")
+    rows = tuple(replace(row, alone_error=row.alone_error * shrink) for row in report.rows)
+    goal = 1 / math.sqrt(1 + 0.2 * report.error)
+    found = recommend(replace(report, rows=rows), goal, model=model, inputs=X, targets=TARGETS)
+    assert found.measured is not None and found.measured >= goal
+    assert found.trials[0].measured < goal
+    assert len({one.widened for one in found.trials}) == len(found.trials) <= TRIALS + 3
+    assert "layers tried" in str(found)
+
+
+@pytest.mark.parametrize("grow", [3.0, 30.0, 1e6])
+def test_where_a_prediction_asks_too_much_less_is_widened(grow: float) -> None:
+    """Errors that hide one another: they sum to more than what all of them do together."""
+    model = quantize(plain(), recipe=NEAREST)
+    report = sensitivity(model, X, TARGETS, by="layer")
+    rows = tuple(replace(row, alone_error=row.alone_error * grow) for row in report.rows)
+    goal = 1 / math.sqrt(1 + 0.7 * report.error)
+    batch: Any = {"model": model, "inputs": X, "targets": TARGETS}
+    found = recommend(replace(report, rows=rows), goal, **batch)
+    assert found.measured is not None and found.measured >= goal
+    assert found.cost_share <= recommend(report, goal, **batch).cost_share
+    assert found.cost_share == min(len(t.widened) / 4 for t in found.trials if t.measured >= goal)
+
+
+def test_a_layer_whose_gradient_is_lost_is_widened() -> None:
+    report = additive([0.001, math.inf, math.nan, 0.002])
+    report = replace(report, cosine=math.nan, error=math.nan)
+    assert list(recommend(report, 0.99).overrides) == ["layer1", "layer2"]
+
+
+def test_a_goal_that_is_reached_needs_nothing() -> None:
+    report = additive([0.001, 0.002])
+    found = recommend(report, 0.99)
+    assert (found.overrides, found.cost_share, found.measured) == ({}, 0.0, report.cosine)
+    assert "nothing to widen" in str(found)
+
+
+def test_an_attention_is_widened_whole() -> None:
+    rows = tuple(
+        SensitivityRow(layer, "all", module, 0.0, 0.0, 0.9, error, 0.0)
+        for layer, module, error in (
+            ("block.q_proj", "block", 0.02), ("block.scores", "block", 0.02), ("head", "head", 0.03)
+        )
+    )  # fmt: skip
+    report = replace(additive([0.07]), rows=rows)
+    assert list(recommend(report, 1 / math.sqrt(1.03)).overrides) == ["block"]
+
+
+def test_names_with_wildcards_are_taken_literally() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    net.add_module("a[0]", nn.Linear(36, 8))
+    net.add_module("a0", nn.Linear(8, 4))
+    model = quantize(net, recipe=NEAREST)
+    report = sensitivity(model, X.flatten(1), TARGETS, by="layer")
+    rows = (replace(report.rows[0], alone_error=9.0), replace(report.rows[1], alone_error=0.0))
+    found = recommend(replace(report, rows=rows), 0.9999)
+    left = quantize(net, recipe=NEAREST, overrides=found.overrides)
+    assert [type(layer).__name__ for layer in left] == ["Linear", "QLinear"]
+
+
+def test_it_prints_in_80_columns() -> None:
+    report = additive([0.001] * 30)
+    text = str(recommend(report, 0.99))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "30 of" not in text and "not measured" in text and "of 30 layers" in text
+
+
+MODEL: Any = quantize(plain(), recipe=NEAREST)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"cosine": 1}, "cosine: got 1"),
+        ({"cosine": 0.0}, "cosine: got 0.0"),
+        ({"cosine": 0.9999999}, "only full precision in every layer"),
+        ({"cost": {"layer0": 1.0}}, "cost: got none of layer1, which the report has"),
+        ({"cost": {"layer0": 1, "layer1": 1, "fc": 1}}, "cost: got fc; the report has layer0"),
+        ({"cost": {"layer0": 0, "layer1": 0}}, "cost: every layer's is 0"),
+        ({"cost": {"layer0": -1, "layer1": 1}}, "cost of 'layer0': got -1"),
+        ({"inputs": X}, "no model="),
+        ({"more": [(X, None)]}, "no model="),
+        ({"model": MODEL, "inputs": X, "targets": TARGETS}, "not those of the report"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(kwargs: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        recommend(additive([0.1, 0.2]), **kwargs)
+
+
+def test_a_model_that_no_set_mends_is_an_error() -> None:
+    off = Recipe(name="off")
+    model = quantize(plain(), recipe=NEAREST, overrides={"0": off, "2": off, "5": off})
+    report = sensitivity(model, X, TARGETS)
+    with pytest.raises(ValueError, match="only full precision in every layer"):
+        recommend(report, 0.99999, model=model, inputs=X, targets=TARGETS)
