@@ -1,6 +1,7 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
 from . import recipes as recipes
+from .accumulation import accumulated as accumulated
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
 from .bounded import bound_weights as bound_weights
 from .bounded import bound_weights_ as bound_weights_

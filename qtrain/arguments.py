@@ -59,6 +59,12 @@ def build_parser() -> Parser:
     page.add_argument("--save", metavar="FILE", help="the .html file (default: beside it)")
     page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
     look.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
+    look.add_argument(
+        "--accumulated",
+        action="store_true",
+        help="against the full-precision network, not each layer's own operands",
+    )
+    look.add_argument("--plot", metavar="FILE", help="draw the SQNRs to a .png or .svg too")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")
     return parser

@@ -7,18 +7,17 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
 from .arguments import build_parser, train_settings
-from .cost_report import CostReport
 from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
-from .report import Report
 from .tables import formats_table, recipes_table
 
 
@@ -80,17 +79,27 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
+    from .accumulation import accumulated
     from .checkpoint import load_checkpoint
+    from .inspection import inspect
     from .training import inspect_checkpoint
 
     path = Path(parsed.checkpoint)
     report = inspect_checkpoint(
-        load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
+        load_checkpoint(path),
+        where=str(path),
+        data_dir=parsed.data_dir,
+        device=parsed.device,
+        measure=accumulated if parsed.accumulated else inspect,
     )
     print(
         report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
     )
-    _save(report, parsed.save)
+    _write("save", parsed.save, report.save)
+    if parsed.plot is not None:
+        from .plots import plot_errors  # matplotlib takes a second to import
+
+        _write("plot", parsed.plot, partial(plot_errors, report))
     return 0
 
 
@@ -103,7 +112,7 @@ def _cost(parsed: argparse.Namespace) -> int:
         load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
     )
     print(report)
-    _save(report, parsed.save)
+    _write("save", parsed.save, report.save)
     return 0
 
 
@@ -115,10 +124,7 @@ def _report(parsed: argparse.Namespace) -> int:
     run = Path(parsed.run)
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
     path = own if parsed.save is None else Path(parsed.save)
-    try:
-        save_page(record, path)
-    except OSError as error:
-        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
+    _write("save", str(path), partial(save_page, record))
     print(path)
     if parsed.tensorboard is not None:
         metrics = [*record.steps, *record.epochs]
@@ -126,13 +132,15 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _save(report: Report | CostReport, path: str | None) -> None:
+def _write(field: str, path: str | None, write: Callable[[Path], object]) -> None:
+    """What `field` asks for, if anything; ValueError where the path cannot be written."""
     if path is None:
         return
     try:
-        report.save(path)
+        write(Path(path))
     except OSError as error:
-        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
+        message = f"{field}: {path} cannot be written ({error.strerror or error})"
+        raise ValueError(message) from error
 
 
 def _recipes(parsed: argparse.Namespace) -> int:

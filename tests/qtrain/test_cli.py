@@ -138,6 +138,18 @@ def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert "did you mean" not in err
 
 
+def test_inspect_accumulates_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train(small(tmp_path, epochs=1), say=quiet)
+    path = str(tmp_path / "run" / "checkpoint.pt")
+    drawn = tmp_path / "e.svg"
+    status, out, _ = run(capsys, "inspect", path, "--accumulated", "--plot", str(drawn))
+    assert status == 0 and "- grad_output " in out and "grad_output (grad_input)" not in out
+    assert drawn.read_text().startswith("<?xml")
+    for where in ("/no/such/e.png", str(tmp_path / "e.pdf")):
+        status, _, err = run(capsys, "inspect", path, "--plot", where)
+        assert status == 2 and err.count("\n") == 1 and "plot: " in err
+
+
 def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     train(small(tmp_path, epochs=1), say=quiet)
     path, saved = tmp_path / "run" / "checkpoint.pt", tmp_path / "c.csv"
