@@ -10,6 +10,8 @@ from .bounded import weight_norm as weight_norm
 from .bounded import weight_norm_ as weight_norm_
 from .channels import channel_norms as channel_norms
 from .checkpoint import CheckpointError as CheckpointError
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .config import TrainConfig as TrainConfig
 from .conversion import summary as summary
 from .convert import quantize as quantize

@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, report, recipes, formats."""
+"""The command `qtrain`: train, inspect, cost, compare, report, recipes, formats."""
 
 from __future__ import annotations
 
@@ -116,6 +116,13 @@ def _cost(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(parsed: argparse.Namespace) -> int:
+    from .comparison import compare
+
+    found = compare(parsed.run_a, parsed.run_b)
+    print(found)
+    _write("save", parsed.save, found.save)
+    _write("plot", parsed.plot, found.plot)
 def _report(parsed: argparse.Namespace) -> int:
     from .page import read_run, save_page
     from .tensorboard import to_tensorboard
@@ -157,6 +164,7 @@ _COMMANDS = {
     "train": _train,
     "inspect": _inspect,
     "cost": _cost,
+    "compare": _compare,
     "report": _report,
     "recipes": _recipes,
     "formats": _formats,

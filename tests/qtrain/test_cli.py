@@ -63,6 +63,8 @@ BAD = [
     ("inspect {tmp}/file", "file"),
     ("cost {tmp}/none.pt", "none.pt"),
     ("cost {tmp}/none.pt --worst 3", "--worst"),
+    ("compare {tmp} {tmp}", "config.json, environment.json, metrics.jsonl missing"),
+    ("compare {tmp}", "run_b"),
     ("", "command"),
 ]  # fmt: skip
 
