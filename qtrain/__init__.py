@@ -26,6 +26,8 @@ from .cost_row import Trade as Trade
 from .energy import EnergyTable as EnergyTable
 from .energy import UnitCost as UnitCost
 from .inspection import inspect as inspect
+from .lockstep import lockstep as lockstep
+from .lockstep_rows import Lockstep as Lockstep
 from .matmul import Matmul as Matmul
 from .monitor import Monitor as Monitor
 from .monitor_rows import MonitorRow as MonitorRow

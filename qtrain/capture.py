@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantizers import QTensor
 
@@ -34,6 +34,8 @@ FULL = _Shown(name="fp32")
 
 #: (layer, which of its calls in this pass, from 0, the product)
 See = Callable[[str, int, Computed], None]
+#: (layer, which of its calls, the product, which operand of it, before and after its quantizer)
+SeeOperand = Callable[[str, int, Kind, str, Tensor, QTensor], None]
 
 
 def watchable(model: nn.Module) -> nn.Module:
@@ -65,24 +67,19 @@ def products(model: nn.Module) -> list[QProduct]:
     return [module for module in model.modules() if isinstance(module, QProduct)]
 
 
-def show(twin: nn.Module, see: See) -> None:
-    """Have every product of a `watchable` model handed to `see` once it is computed.
+def show(twin: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
+    """Have every product of a `watchable` model handed to `see` once it is computed, and every
+    operand to `operand` once it is quantized, times the other operand's scale where that is folded
+    into it.
 
-    Forwards that activation checkpointing repeats are left out.  `see` must keep no tensor that it
-    is given, but may keep samples of it (`sampling.sampled`).  The probes stay on the model and
-    change no bit of what it computes.
+    Forwards that activation checkpointing repeats are left out.  Tensors that are handed on must
+    not be kept, but samples of them may (`sampling.sampled`).  The probes stay on the model and
+    change no bit of what it computes; calls are counted from when they were put there.
     """
     probes: dict[str, _Probe] = {}
     for product in products(twin):
         name = product.name or "(model)"
-        product.probe = probes.setdefault(name, _Probe(name, see))
-
-
-def begin_pass(twin: nn.Module) -> None:
-    """Count the calls of every layer from 0 again."""
-    for product in products(twin):
-        if isinstance(product.probe, _Probe):
-            product.probe.calls.clear()
+        product.probe = probes.setdefault(name, _Probe(name, see, operand))
 
 
 @dataclass
@@ -91,13 +88,18 @@ class _Probe:
 
     name: str
     see: See
+    see_operand: SeeOperand | None
     calls: dict[Kind, int] = field(default_factory=dict)
 
     def watches(self, training: bool) -> bool:
         return True
 
-    def operand(self, kind: Kind, operand: str, x: object, q: QTensor, folded: bool) -> None:
-        pass
+    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
+        if self.see_operand is None or (operand != "grad_output" and in_backward()):
+            return
+        # operands of a backward product are quantized in the forward, before that is counted
+        of: Kind = kind if operand == "grad_output" else "forward"
+        self.see_operand(self.name, self.calls.get(of, 0), kind, operand, x, q)
 
     def engine(self, kind: Kind, name: str) -> None:
         pass

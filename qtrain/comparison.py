@@ -14,7 +14,7 @@ from .comparison_text import comparison_text
 from .files import write_atomically
 from .partings import LossParting, cut_db, error_parting, loss_parting
 from .run_record import RunRecord, read_run
-from .saving import save_rows
+from .saving import save_rows, strict
 
 #: What must be equal for two runs to see the same samples in the same order.
 SAMPLES = ("data", "image_size", "context", "batch_size", "seed")
@@ -98,7 +98,7 @@ class Comparison:
             "accuracy": {branch: asdict(own) for branch, own in self.accuracy.items()},
             "errors": [asdict(pair) for pair in self.errors],
         }
-        text = json.dumps(_strict(content), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(strict(content), indent=1, allow_nan=False) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
         return path
 
@@ -191,14 +191,3 @@ def _errors(one: RunRecord, two: RunRecord) -> tuple[ErrorPair, ...]:
     return tuple(
         sorted(pairs, key=lambda p: math.inf if math.isnan(p.difference) else -abs(p.difference))
     )
-
-
-def _strict(value: object) -> object:
-    """Plain data in which numbers that are not finite are strings: strict JSON has none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _strict(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_strict(entry) for entry in value]
-    return value
