@@ -62,11 +62,13 @@ def lockstep(
     and how rarely chance does it (less than once in a million tensors).
     This measure does not see what came before, so it names the layer and role at fault.
 
-    Any tensor leaves its band ("deviation") where its distance from the reference's is more than 4
+    Any tensor leaves its band ("deviation") where its distance from the reference's is more than 3
     times the root-mean-square distance of the repeated runs, in that step and in the next (one step
-    alone may be a rare batch).  Systematic and random parts both count: the band holds as much
-    noise as the run.  Of some 60,000 tensors of healthy runs none was beyond 4 twice in a row.
-    Also a tensor that is not finite where the reference's is ("not finite").
+    alone may be a rare batch); or where it is not finite, but the reference's is ("not finite").
+    Systematic and random parts count alike: the band holds as much noise as the run, and over the
+    elements of a tensor noise averages out.  Of 62,000 tensors of 82 healthy runs (int8, int4, int3
+    and bf16; MLP, CNN, ResNet, Transformer; 20 to 150 steps) one step was 14 times as far, two in a
+    row never more than 2.1 times.
 
     Compared are `sampled` elements of the operands that are rounded, as they were multiplied, and
     of every product's result.  What is no product (norms, activations) is the same in all runs, and

@@ -26,8 +26,14 @@ from .switches import rounded_roles
 #: (layer, role, which call)
 Event = tuple[str, str, int]
 
+_NAMES: dict[Kind, tuple[str, str]] = {
+    "forward": ("input", "weight"),
+    "grad_input": ("grad_output", "weight"),
+    "grad_weight": ("grad_output", "input"),
+}
+
 #: How many times the band's root-mean-square deviation the quantized run's may be.
-DEVIATION = 4.0
+DEVIATION = 3.0
 #: What of a tensor is less than its own rounding in fp32, and no deviation.
 _NOTHING = 2.0**-20
 
@@ -58,6 +64,10 @@ class Step:
         for role, value in self._tensors(layer, product):
             self.events[layer, role, call] = None
             self.quantized[layer, role, call] = value
+        for operand, x in zip(_NAMES[product.kind], (product.a, product.b), strict=True):
+            event = layer, OPERANDS[product.kind, operand], call
+            if event in self.quantized and x is not None:
+                self.before[event] = self._some(x)
 
     def see_operand(
         self, layer: str, call: int, kind: Kind, operand: str, x: Tensor, q: QTensor
@@ -67,9 +77,6 @@ class Step:
             quantizer = self.recipes[layer].slot(kind, operand)
             self.events[event] = None
             self.own[event] = own_error(quantizer, x, q, self.samples)
-            (some,) = sampled(x, limit=self.samples)
-            assert isinstance(some, Tensor)
-            self.before[event] = some.detach().clone()
 
     def see_repeated(self, layer: str, call: int, product: Computed) -> None:
         for role, value in self._tensors(layer, product):
@@ -131,19 +138,14 @@ class Step:
     def _tensors(self, layer: str, product: Computed) -> Iterator[tuple[str, Tensor]]:
         """(role, samples in fp64) of the operands that the quantized run rounds, as they were
         multiplied, and of the result."""
-        a, b = product.operands
-        names = {
-            "forward": ("input", "weight"),
-            "grad_input": ("grad_output", "weight"),
-            "grad_weight": ("grad_output", "input"),
-        }[product.kind]
-        for operand, q in zip(names, (a, b), strict=True):
+        for operand, q in zip(_NAMES[product.kind], product.operands, strict=True):
             role = OPERANDS[product.kind, operand]
             if role in self._rounded(layer):
                 yield role, self._multiplied(product, operand, q)
-        (result,) = sampled(product.result, limit=self.samples)
-        assert isinstance(result, Tensor)
-        yield RESULTS[product.kind], _copied(result)
+        yield RESULTS[product.kind], self._some(product.result)
+
+    def _some(self, x: Tensor) -> Tensor:
+        return _copied(sampled(x, limit=self.samples)[0])
 
     def _multiplied(self, product: Computed, operand: str, q: QTensor) -> Tensor:
         """An operand as it was multiplied, without a scale that was folded into it."""
