@@ -123,6 +123,9 @@ def _compare(parsed: argparse.Namespace) -> int:
     print(found)
     _write("save", parsed.save, found.save)
     _write("plot", parsed.plot, found.plot)
+    return 0
+
+
 def _report(parsed: argparse.Namespace) -> int:
     from .page import read_run, save_page
     from .tensorboard import to_tensorboard

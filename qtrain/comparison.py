@@ -13,7 +13,7 @@ from statistics import median
 from .comparison_text import comparison_text
 from .files import write_atomically
 from .partings import LossParting, cut_db, error_parting, loss_parting
-from .run_record import RunRecord, read_run
+from .run_series import RunSeries, read_series
 from .saving import save_rows, strict
 
 #: What must be equal for two runs to see the same samples in the same order.
@@ -71,8 +71,8 @@ class Comparison:
                  what one run alone has comes last
     """
 
-    a: RunRecord
-    b: RunRecord
+    a: RunSeries
+    b: RunSeries
     settings: Mapping[str, tuple[object, object]]
     versions: Mapping[str, tuple[str, str]]
     same_samples: bool
@@ -118,7 +118,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
     Read are config.json, environment.json and metrics.jsonl, and, where there, monitor.jsonl and
     summary.json; the runs need not have ended.  ValueError where a folder is no run, or damaged.
     """
-    one, two = read_run(a), read_run(b)
+    one, two = read_series(a), read_series(b)
     branches = [branch for branch in one.losses if branch in two.losses]
     same_test = all(one.config.get(name) == two.config.get(name) for name in TESTS)
     return Comparison(
@@ -150,7 +150,7 @@ def _said(values: tuple[str, ...] | None) -> str:
     return "not recorded" if values is None else ", then ".join(values)
 
 
-def _accuracies(one: RunRecord, two: RunRecord) -> dict[str, Accuracy]:
+def _accuracies(one: RunSeries, two: RunSeries) -> dict[str, Accuracy]:
     found = {}
     for branch in one.epochs:
         a, b = (
@@ -172,7 +172,7 @@ def _accuracies(one: RunRecord, two: RunRecord) -> dict[str, Accuracy]:
     return found
 
 
-def _errors(one: RunRecord, two: RunRecord) -> tuple[ErrorPair, ...]:
+def _errors(one: RunSeries, two: RunSeries) -> tuple[ErrorPair, ...]:
     pairs = []
     for layer, role in dict.fromkeys([*one.errors, *two.errors]):
         series = [run.errors.get((layer, role), []) for run in (one, two)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median, stdev
 
-from .run_record import Series
+from .run_series import Series
 
 #: Standard errors by which the mean difference of a window must differ from 0.  They come from the
 #: window's own scatter, of as few as 5 differences: Student's t of 4 degrees of freedom lies beyond

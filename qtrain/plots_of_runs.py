@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from . import checks
 from .figures import COLOURS, DASHES, figure, save
 from .histograms import LOWEST, VALUE_BINS
-from .run_record import Series
+from .run_series import Series
 
 if TYPE_CHECKING:
     from .comparison import Comparison

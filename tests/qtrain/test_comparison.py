@@ -16,7 +16,7 @@ from training_cases import quiet, small
 from qtrain import compare
 from qtrain.cli import main
 from qtrain.partings import error_parting, loss_parting
-from qtrain.run_record import Series, read_run
+from qtrain.run_series import Series, read_series
 from qtrain.training import train
 
 
@@ -131,7 +131,7 @@ def test_a_folder_that_is_no_run_is_named_with_what_it_lacks(runs: Path, tmp_pat
             if name == "config.json" and part.startswith(b"{"):
                 continue
             with pytest.raises(ValueError, match=f"{name}: is damaged"):
-                read_run(damaged)
+                read_series(damaged)
         (damaged / name).write_bytes(whole)
 
 

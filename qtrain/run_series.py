@@ -18,8 +18,8 @@ Series = list[tuple[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """A run as its folder tells it.
+class RunSeries:
+    """A run as its folder tells it, for another to be laid beside: whatever fields it has.
 
     path          the folder
     config        config.json
@@ -46,7 +46,7 @@ class RunRecord:
         return str(self.config.get("name") or self.path.name)
 
 
-def read_run(path: str | os.PathLike[str]) -> RunRecord:
+def read_series(path: str | os.PathLike[str]) -> RunSeries:
     """The record of the run in a folder; ValueError where that holds none, or a damaged one."""
     folder = Path(path)
     if not folder.is_dir():
@@ -71,7 +71,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
                     series.setdefault(line["branch"], []).append(point)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / 'metrics.jsonl'}: is damaged: {line!r:.80}") from error
-    return RunRecord(
+    return RunSeries(
         path=folder,
         config=_mapping(folder / "config.json"),
         environment=_environment(folder / "environment.json"),
