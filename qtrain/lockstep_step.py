@@ -88,7 +88,7 @@ class Step:
     def rows(self, step: int) -> Iterator[LockstepRow]:
         """In the order of events; nothing of a tensor that the reference has not, or not finite.
 
-        "deviation" stands for this step alone: whether it lasts is seen in the next.
+        "deviation" stands for this step alone: whether it lasts is seen in those that follow.
         """
         for event in self.events:
             exact, value = self.reference.get(event), self.quantized.get(event)

@@ -12,7 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from . import checks
 from .cost_row import Trade
-from .figures import COLOURS, DASHES, MARKERS
+from .figures import COLOURS as COLOURS
+from .figures import DASHES as DASHES
+from .figures import MARKERS
 from .figures import figure as _figure
 from .figures import save as _save
 from .monitor_rows import MonitorRow

@@ -290,15 +290,15 @@ class Told:
 @pytest.mark.parametrize(
     ("leaves", "first"),
     [
-        (["", "deviation", "", "deviation"], None),
-        (["", "deviation", "deviation", ""], 1),
+        (["deviation", "deviation", "", "deviation"], None),
+        (["", "deviation", "deviation", "deviation"], 1),
         (["", "deviation", "error", ""], 1),
         (["", "", "bias", ""], 2),
         (["", "", "", "not finite"], 3),
     ],
     ids=str,
 )
-def test_a_deviation_must_last_for_two_steps(leaves: list[str], first: int | None) -> None:
+def test_a_deviation_must_last_for_three_steps(leaves: list[str], first: int | None) -> None:
     found = _Found()
     for number, reason in enumerate(leaves):
         found.add(Told(row(number, reason), row(number, "", "b")))  # type: ignore[arg-type]
