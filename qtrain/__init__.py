@@ -1,6 +1,7 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
 from . import recipes as recipes
+from .accumulation import accumulated as accumulated
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
 from .bisection import Bisection as Bisection
 from .bisection import BisectTrial as BisectTrial
@@ -12,6 +13,8 @@ from .bounded import weight_norm as weight_norm
 from .bounded import weight_norm_ as weight_norm_
 from .channels import channel_norms as channel_norms
 from .checkpoint import CheckpointError as CheckpointError
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
 from .config import TrainConfig as TrainConfig
 from .conversion import summary as summary
 from .convert import quantize as quantize
@@ -26,6 +29,8 @@ from .cost_row import Trade as Trade
 from .energy import EnergyTable as EnergyTable
 from .energy import UnitCost as UnitCost
 from .inspection import inspect as inspect
+from .lockstep import lockstep as lockstep
+from .lockstep_rows import Lockstep as Lockstep
 from .matmul import Matmul as Matmul
 from .monitor import Monitor as Monitor
 from .monitor_rows import MonitorRow as MonitorRow

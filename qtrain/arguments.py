@@ -64,6 +64,17 @@ def build_parser() -> Parser:
     for ranked in (look, blame):
         ranked.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
     blame.add_argument("--by", default="product", help="layer, product (default) or role")
+    look.add_argument(
+        "--accumulated",
+        action="store_true",
+        help="against the full-precision network, not each layer's own operands",
+    )
+    look.add_argument("--plot", metavar="FILE", help="draw the SQNRs to a .png or .svg too")
+    two = commands.add_parser("compare", help="what differs between two runs, where they part")
+    two.add_argument("run_a", help="runs/<name>")
+    two.add_argument("run_b", help="another runs/<name>")
+    two.add_argument("--save", metavar="FILE", help="write all to a .json, or errors to a .csv")
+    two.add_argument("--plot", metavar="FILE", help="draw losses and errors to a .png or .svg")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -16,16 +16,32 @@ from torch import Tensor, nn
 from . import checks
 
 
+def random_state() -> Callable[[], None]:
+    """Python's, NumPy's and torch's random state as it is now: call what is returned to restore
+    it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    torch_cpu = torch.get_rng_state()
+    devices = range(torch.cuda.device_count())
+    on_devices = [torch.cuda.get_rng_state(device) for device in devices]
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torch_cpu)
+        for device, state in zip(devices, on_devices, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    return restore
+
+
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Leave Python's, NumPy's and torch's random state as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
+    restore = random_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        restore()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, sensitivity, report, recipes, formats."""
+"""The command `qtrain`: train, inspect, cost, sensitivity, compare, report, recipes, formats."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -16,11 +17,8 @@ import torch
 
 from . import checks
 from .arguments import build_parser, train_settings
-from .cost_report import CostReport
 from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
-from .report import Report
-from .sensitivity_report import SensitivityReport
 from .tables import formats_table, recipes_table
 
 
@@ -82,17 +80,27 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
+    from .accumulation import accumulated
     from .checkpoint import load_checkpoint
+    from .inspection import inspect
     from .training import inspect_checkpoint
 
     path = Path(parsed.checkpoint)
     report = inspect_checkpoint(
-        load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
+        load_checkpoint(path),
+        where=str(path),
+        data_dir=parsed.data_dir,
+        device=parsed.device,
+        measure=accumulated if parsed.accumulated else inspect,
     )
     print(
         report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
     )
-    _save(report, parsed.save)
+    _write("save", parsed.save, report.save)
+    if parsed.plot is not None:
+        from .plots import plot_errors  # matplotlib takes a second to import
+
+        _write("plot", parsed.plot, partial(plot_errors, report))
     return 0
 
 
@@ -105,7 +113,17 @@ def _cost(parsed: argparse.Namespace) -> int:
         load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
     )
     print(report)
-    _save(report, parsed.save)
+    _write("save", parsed.save, report.save)
+    return 0
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from .comparison import compare
+
+    found = compare(parsed.run_a, parsed.run_b)
+    print(found)
+    _write("save", parsed.save, found.save)
+    _write("plot", parsed.plot, found.plot)
     return 0
 
 
@@ -117,10 +135,7 @@ def _report(parsed: argparse.Namespace) -> int:
     run = Path(parsed.run)
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
     path = own if parsed.save is None else Path(parsed.save)
-    try:
-        save_page(record, path)
-    except OSError as error:
-        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
+    _write("save", str(path), partial(save_page, record))
     print(path)
     if parsed.tensorboard is not None:
         metrics = [*record.steps, *record.epochs]
@@ -140,17 +155,19 @@ def _sensitivity(parsed: argparse.Namespace) -> int:
         device=parsed.device,
     )  # fmt: skip
     print(report.table(parsed.worst))
-    _save(report, parsed.save)
+    _write("save", parsed.save, report.save)
     return 0
 
 
-def _save(report: Report | CostReport | SensitivityReport, path: str | None) -> None:
+def _write(field: str, path: str | None, write: Callable[[Path], object]) -> None:
+    """What `field` asks for, if anything; ValueError where the path cannot be written."""
     if path is None:
         return
     try:
-        report.save(path)
+        write(Path(path))
     except OSError as error:
-        raise ValueError(f"save: {path} cannot be written ({error.strerror or error})") from error
+        message = f"{field}: {path} cannot be written ({error.strerror or error})"
+        raise ValueError(message) from error
 
 
 def _recipes(parsed: argparse.Namespace) -> int:
@@ -167,6 +184,7 @@ _COMMANDS = {
     "train": _train,
     "inspect": _inspect,
     "cost": _cost,
+    "compare": _compare,
     "report": _report,
     "sensitivity": _sensitivity,
     "recipes": _recipes,

@@ -7,28 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .aside import unwrapped
-from .conversion import forget_watch, rehearsed
-from .convert import convert_left_
-from .copies import copied
+from .capture import products, watchable
+from .conversion import rehearsed
 from .cost_counter import Counter
 from .cost_report import CostReport
 from .cost_row import CostRow
 from .energy import SZE2017, EnergyTable
-from .layers import QProduct
 from .operations import KINDS, Kind
-from .recipe import Recipe
-
-
-class _Watched(Recipe):
-    """Full precision, but computed by our own products, which a probe sees."""
-
-    @property
-    def products_off(self) -> bool:
-        return False
-
-
-_FULL = _Watched(name="fp32")
 
 
 def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs: Any) -> CostReport:
@@ -59,16 +44,11 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     """
     if not isinstance(table, EnergyTable):
         raise TypeError(f"table: got {table!r}, need a qtrain.EnergyTable")
-    twin = copied(unwrapped(model))
-    forget_watch(twin)
-    convert_left_(twin, _FULL)
+    twin = watchable(model)
     counters: list[tuple[str, Counter]] = []
-    for product in twin.modules():
-        if isinstance(product, QProduct):
-            if product.recipe.products_off:
-                product.recipe = _FULL
-            product.probe = counter = Counter(product.recipe)
-            counters.append((product.name or "(model)", counter))
+    for product in products(twin):
+        product.probe = counter = Counter(product.recipe)
+        counters.append((product.name or "(model)", counter))
     learning = torch.is_grad_enabled()
     watch, learned = rehearsed(twin, inputs, kwargs, learning=learning)
     if learning and not learned:

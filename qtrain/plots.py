@@ -8,22 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from . import checks
 from .cost_row import Trade
+from .figures import COLOURS as COLOURS
+from .figures import DASHES as DASHES
+from .figures import MARKERS
+from .figures import figure as _figure
+from .figures import save as _save
 from .monitor_rows import MonitorRow
 from .operations import KINDS
 from .rate_history import RateRow
 from .recorder import ROLES
 from .report import Report
-
-#: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-DASHES = ("-", "--")
-MARKERS = "osD^v<>x"
 
 
 def plot_curves(epochs: Sequence[Mapping[str, Any]], labels: Mapping[str, str], path: Path) -> None:
@@ -193,20 +191,5 @@ def plot_rates(rows: Sequence[RateRow], path: Path) -> None:
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # no display, no pyplot state
-    return figure
-
-
 def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [math.nan if line[name] is None else line[name] for line in lines]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write the figure; ValueError for another ending than .png or .svg."""
-    kind = path.suffix.lower()
-    if kind not in (".png", ".svg"):
-        raise ValueError(f"plot: got {str(path)!r}, need a path that ends in .png or .svg")
-    # the same run gives the same file: no date in an SVG
-    figure.savefig(path, metadata={"Date": None} if kind == ".svg" else {})

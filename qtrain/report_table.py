@@ -36,7 +36,7 @@ def error_table(rows: Sequence[Row]) -> str:
     ]  # fmt: skip
     notes = sorted({row.note for row in rows if row.note})
     remarks = [part for note in notes for part in wrap(f"* {note}", _WIDTH, subsequent_indent="  ")]
-    return "\n".join([*_aligned(headers, lines), *remarks])
+    return "\n".join([*aligned(headers, lines), *remarks])
 
 
 def overview_table(rows: Sequence[Row], roles: Sequence[str]) -> str:
@@ -47,10 +47,10 @@ def overview_table(rows: Sequence[Row], roles: Sequence[str]) -> str:
         [layer, *(found.get((layer, role), "") for role in roles)] for layer in layers
     ]
     broken = [role.replace("_", "_\n").replace(" ", "\n") for role in roles]
-    return "\n".join(_aligned(["SQNR (dB)", *broken], lines))
+    return "\n".join(aligned(["SQNR (dB)", *broken], lines))
 
 
-def _aligned(headers: Sequence[str], lines: Sequence[list[str] | str]) -> list[str]:
+def aligned(headers: Sequence[str], lines: Sequence[list[str] | str]) -> list[str]:
     """Columns under their headers, the first flush left.  A line that is one string, and a first
     cell that is too long for its column, stands above and is broken at 80 columns."""
     cells = [line for line in lines if isinstance(line, list)]

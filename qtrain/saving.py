@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,4 +61,15 @@ def _read(value: Any, kind: str) -> Any:
         return float(value)
     if type(value).__name__ != kind:
         raise ValueError(f"got {value!r:.60}, need {kind}")
+    return value
+
+
+def strict(value: object) -> object:
+    """Plain data in which numbers that are not finite are strings: strict JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: strict(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [strict(entry) for entry in value]
     return value

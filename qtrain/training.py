@@ -87,15 +87,22 @@ def _folder(name: str | None) -> str | None:
 
 
 def inspect_checkpoint(
-    checkpoint: Checkpoint, *, where: str, data_dir: str | None = None, device: str = "auto"
+    checkpoint: Checkpoint,
+    *,
+    where: str,
+    data_dir: str | None = None,
+    device: str = "auto",
+    measure: Callable[[nn.Module, Tensor, Tensor], Report] = inspect,
 ) -> Report:
     """The numeric error of a checkpoint's quantized model on its run's first training batch.
+
+    measure: `inspect`, or `accumulated`.
 
     CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration or
     the data is not that of the run.
     """
     with _restored(checkpoint, where, data_dir, device) as (model, inputs, targets):
-        return inspect(model, inputs, targets)
+        return measure(model, inputs, targets)
 
 
 def cost_of_checkpoint(

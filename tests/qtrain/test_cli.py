@@ -64,6 +64,8 @@ BAD = [
     ("cost {tmp}/none.pt", "none.pt"),
     ("cost {tmp}/none.pt --worst 3", "--worst"),
     ("sensitivity {tmp}/none.pt", "none.pt"),
+    ("compare {tmp} {tmp}", "config.json, environment.json, metrics.jsonl missing"),
+    ("compare {tmp}", "run_b"),
     ("", "command"),
 ]  # fmt: skip
 
@@ -137,6 +139,18 @@ def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: 
         status, _, err = run(capsys, "inspect", str(path), *more)
         assert status == 2 and err.count("\n") == 1 and more[0].strip("-") in err, err
         assert "did you mean" not in err
+
+
+def test_inspect_accumulates_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train(small(tmp_path, epochs=1), say=quiet)
+    path = str(tmp_path / "run" / "checkpoint.pt")
+    drawn = tmp_path / "e.svg"
+    status, out, _ = run(capsys, "inspect", path, "--accumulated", "--plot", str(drawn))
+    assert status == 0 and "- grad_output " in out and "grad_output (grad_input)" not in out
+    assert drawn.read_text().startswith("<?xml")
+    for where in ("/no/such/e.png", str(tmp_path / "e.pdf")):
+        status, _, err = run(capsys, "inspect", path, "--plot", where)
+        assert status == 2 and err.count("\n") == 1 and "plot: " in err
 
 
 def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""What a run of `qtrain train` wrote down: configuration, versions, metrics, monitored errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Files without which a folder is no run.
+NEEDED = ("config.json", "environment.json", "metrics.jsonl")
+
+#: (step, value) in the order of steps.
+Series = list[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSeries:
+    """A run as its folder tells it, for another to be laid beside: whatever fields it has.
+
+    path          the folder
+    config        config.json
+    environment   of each entry every value it had: of several where the run was resumed elsewhere
+    losses, norms   branch ("baseline", "quantized") -> training loss and gradient norm of the
+                  steps that were logged; NaN where it was not finite
+    epochs        branch -> the lines of its epochs
+    errors        (layer, role) -> SQNR in dB of the monitored steps; {} where none was monitored
+    tests         how many test samples or windows the accuracy is of; None where the run has not
+                  ended or trained no baseline
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, tuple[str, ...]]
+    losses: Mapping[str, Series]
+    norms: Mapping[str, Series]
+    epochs: Mapping[str, list[dict[str, Any]]]
+    errors: Mapping[tuple[str, str], Series] = field(default_factory=dict)
+    tests: int | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.path.name)
+
+
+def read_series(path: str | os.PathLike[str]) -> RunSeries:
+    """The record of the run in a folder; ValueError where that holds none, or a damaged one."""
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "there is no such folder"
+        raise ValueError(f"{folder}: {what}; give the folder of a run, runs/<name>")
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder}: is no run: {', '.join(missing)} missing; give a folder that qtrain train "
+            f"wrote, runs/<name>"
+        )
+    losses: dict[str, Series] = {}
+    norms: dict[str, Series] = {}
+    epochs: dict[str, list[dict[str, Any]]] = {}
+    for line in _lines(folder / "metrics.jsonl", "kind"):
+        try:
+            if line["kind"] == "epoch":
+                epochs.setdefault(line["branch"], []).append(line)
+            elif line["kind"] == "step":
+                for series, key in ((losses, "loss"), (norms, "grad_norm")):
+                    point = int(line["step"]), _number(line[key])
+                    series.setdefault(line["branch"], []).append(point)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'metrics.jsonl'}: is damaged: {line!r:.80}") from error
+    return RunSeries(
+        path=folder,
+        config=_mapping(folder / "config.json"),
+        environment=_environment(folder / "environment.json"),
+        losses=losses,
+        norms=norms,
+        epochs=epochs,
+        errors=_errors(folder / "monitor.jsonl"),
+        tests=_tests(folder / "summary.json"),
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is damaged: no JSON") from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is damaged: holds no JSON object")
+    return content
+
+
+def _environment(path: Path) -> dict[str, tuple[str, ...]]:
+    sessions = _json(path)
+    if not isinstance(sessions, list) or not all(isinstance(one, dict) for one in sessions):
+        raise ValueError(f"{path}: is damaged: holds no list of environments")
+    names = dict.fromkeys(name for session in sessions for name in session)
+    return {
+        name: tuple(dict.fromkeys(str(session.get(name)) for session in sessions)) for name in names
+    }
+
+
+def _lines(path: Path, key: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line, that have `key`."""
+    try:
+        found = [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is damaged: a line of it is no JSON") from error
+    if not all(isinstance(line, dict) for line in found):
+        raise ValueError(f"{path}: is damaged: a line of it is no JSON object")
+    return [line for line in found if key in line]
+
+
+def _errors(path: Path) -> dict[tuple[str, str], Series]:
+    if not path.is_file():
+        return {}
+    errors: dict[tuple[str, str], Series] = {}
+    for line in _lines(path, "sqnr_db"):  # the first line is a header
+        try:
+            key = str(line["layer"]), str(line["role"])
+            errors.setdefault(key, []).append((int(line["step"]), _number(line["sqnr_db"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: is damaged: {line!r:.80}") from error
+    return errors
+
+
+def _tests(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    gap = _mapping(path).get("gap")
+    count = gap.get("n") if isinstance(gap, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def _number(value: object) -> float:
+    """A number of JSON; null, where a metric was not finite, is NaN."""
+    return math.nan if value is None else float(value)  # type: ignore[arg-type]
