@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from experiment import Job, options
-from loop import Curve, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.harness.experiment import Job, options
+from experiments.harness.loop import Curve, train
 from qtrain import data, models
 from qtrain.data import DataSet, FileSplit
 from qtrain.models.blocks import BasicBlock, Bottleneck
@@ -23,9 +23,9 @@ Batch = tuple[Tensor, Tensor]
 RESNETS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
-def parser(text: str) -> argparse.ArgumentParser:
-    """The options of an experiment on images; text: its docstring."""
-    found = options(text, data=data.names("images"), default="imagefolder")
+def parser(text: str, script: str) -> argparse.ArgumentParser:
+    """The options of an experiment on images; text, script: its docstring and its file."""
+    found = options(text, script, data=data.names("images"), default="imagefolder")
     found.add_argument("--workers", type=int, default=0, help="processes that decode image files")
     found.add_argument("--network", choices=tuple(RESNETS), help="in place of the setting's")
     return found

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Experiment, Job
-from loop import Curve, Setting
-from processes import curves
 
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.processes import curves
 from qtrain.environment import changed, environment
 from qtrain.files import write_atomically
 from qtrain.progress import Progress
