@@ -19,8 +19,14 @@ from qtrain.data import DataSet, FileSplit
 from qtrain.models.blocks import BasicBlock, Bottleneck
 
 Batch = tuple[Tensor, Tensor]
-#: blocks a stage
-RESNETS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+#: blocks a stage; those of three stages are the CIFAR section's, with padding shortcuts
+RESNETS = {
+    "resnet8": (1, 1, 1),
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet20": (3, 3, 3),
+    "resnet50": (3, 4, 6, 3),
+}
 
 
 def parser(text: str, script: str) -> argparse.ArgumentParser:
@@ -67,6 +73,7 @@ def resnet(job: Job, dataset: DataSet) -> nn.Module:
         in_channels=dataset.sizes["in_channels"],
         width=job.setting.width,
         stem="cifar" if small else "imagenet",
+        shortcut="padding" if len(RESNETS[name]) == 3 else "projection",
     )
 
 
@@ -118,7 +125,7 @@ def fit(
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Of a batch of images, moved to the model's device."""
-    images, labels = _moved(model, batch)
+    images, labels = moved(model, batch)
     return F.cross_entropy(model(images), labels)
 
 
@@ -126,12 +133,12 @@ def accuracy(model: nn.Module, dataset: DataSet) -> float:
     """Top-1 on the test images, in percent."""
     right = 0
     for batch in data.Batches(dataset.test, batch_size=500, train=False):
-        images, labels = _moved(model, batch)
+        images, labels = moved(model, batch)
         right += int((model(images).argmax(1) == labels).sum())
     return 100 * right / len(dataset.test)
 
 
-def _moved(model: nn.Module, batch: Batch) -> Batch:
+def moved(model: nn.Module, batch: Batch) -> Batch:
     device = next(model.parameters()).device
     images, labels = batch
     return images.to(device, memory_format=torch.channels_last), labels.to(device)
