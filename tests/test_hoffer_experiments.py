@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from experiments.harness import claims, images, report, runs
 from experiments.hoffer2018 import (
@@ -232,25 +230,6 @@ def test_one_command_runs_all_and_writes_the_table_of_claims(
     readme.write_text("no markers")
     with pytest.raises(SystemExit, match=r"need the lines <!-- claims"):
         hoffer_claims.main(["--output", str(tmp_path)])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    """A folder of noise: 3 classes, 2 training images and a test image of so many pixels each."""
-    draw = np.random.default_rng(0)
-
-    def of(size: int) -> str:
-        root = tmp_path_factory.mktemp(f"images{size}")
-        for part, count in (("train", 2), ("val", 1)):
-            for name in "abc":
-                place = root / part / name
-                place.mkdir(parents=True)
-                for i in range(count):
-                    pixels = draw.integers(0, 256, (size, size, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(place / f"{i}.png")
-        return str(root)
-
-    return of
 
 
 def test_norms_in_fp16_train_and_are_drawn_against_the_scale(

@@ -33,9 +33,8 @@ from qtrain.data import DataSet
 ATTENTION = "blocks.*.attention"
 
 
-def run(job: Job) -> Curve:
-    """One arm."""
-    dataset = text.load(job)
+def network(job: Job, dataset: DataSet) -> nn.Module:
+    """The arm's model under the run's seed."""
     more: dict[str, Any] = dict(job.setting.more or {})
     torch.manual_seed(job.seed)
     model: nn.Module = models.CharTransformer(
@@ -44,6 +43,13 @@ def run(job: Job) -> Curve:
     if job.arm != "fp32":
         overrides = {ATTENTION: None} if job.arm == "linear" else None
         model = quantize(model, recipe="int8", overrides=overrides, seed=job.seed)
+    return model
+
+
+def run(job: Job) -> Curve:
+    """One arm."""
+    dataset = text.load(job)
+    model = network(job, dataset)
     return text.fit(model, dataset, job, decay=job.setting.decay, evaluate=evaluate)
 
 

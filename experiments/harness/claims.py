@@ -40,6 +40,7 @@ class Claim:
     unit     of the metric
     metric   what is compared, a column of the curves; None: the experiment's
     against  that of `other`, where it is another one
+    places   decimals that the table shows
     """
 
     experiment: str
@@ -52,6 +53,7 @@ class Claim:
     unit: str = "%"
     metric: str | None = None
     against: str | None = None
+    places: int = 2
 
     def of(self, result: Result) -> tuple[dict[int, float], dict[int, float]]:
         """{seed: value} of the arm and of the other."""
@@ -86,10 +88,14 @@ def row(claim: Claim, result: Result | None) -> list[str]:
     if result is None:
         return [claim.text, claim.paper, "not run", rule, "-"]
     both = claim.of(result)
-    means = [f"{statistics.fmean(values.values()):.2f}" if values else "-" for values in both]
+    means = [
+        f"{statistics.fmean(values.values()):.{claim.places}f}" if values else "-"
+        for values in both
+    ]
     gap = difference(*both)
     broken, count = failures(result, claim.arm)
-    ours = f"{means[0]} against {means[1]}{unit}, d = {shown(gap)}, n = {gap.n if gap else 0}"
+    d, n = shown(gap, claim.places), gap.n if gap else 0
+    ours = f"{means[0]} against {means[1]}{unit}, d = {d}, n = {n}"
     if claim.says == "fails" or broken:
         ours = f"{broken} of {count} runs diverged; {ours}"
     return [claim.text, claim.paper, ours, rule, verdict(claim, result)]

@@ -44,11 +44,12 @@ def difference(one: Mapping[int, float], two: Mapping[int, float]) -> Interval |
     return mean_difference([two[seed] for seed in seeds], [one[seed] for seed in seeds])
 
 
-def shown(interval: Interval | None) -> str:
+def shown(interval: Interval | None, places: int = 2) -> str:
     """Such as "-1.20 [-1.93, -0.47]"."""
     if interval is None:
         return "-"
-    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+    value, low, high = (f"{x:+.{places}f}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
 
 
 def table(result: Result) -> str:
