@@ -94,7 +94,7 @@ def tensors(model: nn.Module, batch: images.Batch) -> dict[str, list[tuple[str, 
 
 def curve(found: Sequence[tuple[str, Tensor]]) -> Curve:
     """The row of a run's tensors (of vectors in rows: the mean over them), and each of them."""
-    each = []
+    each: list[dict[str, Any]] = []
     for name, x in found:
         rows = x if name.isdecimal() else x.reshape(1, -1)
         cosines = [statistics.fmean(cosine(row, bits) for row in rows) for bits in WIDTHS]
