@@ -28,7 +28,7 @@ from experiments.banner2018 import (
     run_all,
     transformer,
 )
-from experiments.harness import text
+from experiments.harness import images, text
 from experiments.harness.claims import BEGIN, END
 from experiments.harness.experiment import Job
 from experiments.harness.loop import Curve
@@ -226,6 +226,14 @@ def test_ranks_agree_and_do_together_what_one_process_does(tmp_path: Path) -> No
     # no batch-norm: halves of a batch, averaged, are the batch
     for mine, theirs in zip(alone["mlp"]["epochs"], first["mlp"]["epochs"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+def test_digits_need_no_folder_whatever_the_images_do(tmp_path: Path) -> None:
+    own = job("fp32", int8_resnet, tmp_path)
+    args = Namespace(**{**vars(own.args), "data": "imagefolder", "data_dir": "x", "cache_dir": "y"})
+    digits = images.load(replace(own, args=int8_resnet.on_digits(args), setting=replace(
+        own.setting, images=None)))  # fmt: skip
+    assert len(digits.train) == 1437
 
 
 def test_torchrun_refuses_an_experiment_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@
         --scale paper --workers 8
 
 fp32         full precision, torch's batch-norm
+range        full precision, range batch-norm with the exact constant
 banner2018   the paper's recipe, quantized range batch-norm with the paper's constant included
 int8         the house recipe with range batch-norm: weights per channel, a bf16 copy of the
-             gradient for grad_weight
+             gradient for grad_weight, the exact constant
 
 Scale `paper` is ImageNet, any image folder; under torchrun each rank takes its part of every batch.
 Scale `here` runs a narrow ResNet on images, then again on the digits that come with the package
@@ -32,13 +33,15 @@ def run(job: Job) -> Curve:
     model = images.resnet(job, dataset)
     if job.arm == "banner2018":
         model = quantize(model, recipe="banner2018", seed=job.seed)
-    if job.arm == "int8":
-        model = quantize(model, recipe="int8", norm="range", seed=job.seed)
+    elif job.arm != "fp32":
+        recipe = "int8" if job.arm == "int8" else "fp32"
+        model = quantize(model, recipe=recipe, norm="range", seed=job.seed)
     return images.fit(model, dataset, job, groups=lambda model: images.groups(job, model))
 
 
 ARMS = {
     "fp32": "full precision, torch's batch-norm",
+    "range": "full precision, range batch-norm",
     "banner2018": "the paper's recipe",
     "int8": "the house recipe, range batch-norm",
 }
@@ -78,11 +81,16 @@ DIGITS = Experiment(
 )  # fmt: skip
 
 
+def on_digits(args: Namespace) -> Namespace:
+    """The options for the data that come with the package."""
+    return Namespace(**{**vars(args), "data": "digits", "data_dir": None, "cache_dir": None})
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = images.parser(__doc__ or "", __file__).parse_args(arguments)
     todo = [(EXPERIMENT, args)]
     if args.scale == "here":
-        todo.append((DIGITS, Namespace(**{**vars(args), "data": "digits", "data_dir": None})))
+        todo.append((DIGITS, on_digits(args)))
     with ranks.joined(args.device):
         for experiment, own in todo:
             result = execute(experiment, own)
