@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "hoffer2018"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts() -> Iterator[None]:
-    """The scripts' folder is where Python looks for modules, as when one of them is run."""
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
+from experiments.harness import claims, images, report, runs
+from experiments.hoffer2018 import (
+    bounded_norm,
+    constant,
+    deviations,
+    half_norm,
+    lp_norm,
+    range_norm,
+    run_all,
+    weight_decay,
+)
+from experiments.hoffer2018 import claims as hoffer_claims
 
 
 def tiny(**changes: Any) -> Any:
     """Experiment 1, three of its arms, on 100 digits."""
-    import weight_decay
-
     own = weight_decay.EXPERIMENT
     setting = replace(
         own.settings["here"],
@@ -41,14 +39,12 @@ def tiny(**changes: Any) -> Any:
 
 
 def options(folder: Path, *more: str) -> Namespace:
-    import images
-
-    return images.parser("").parse_args(["--data", "digits", "--output", str(folder), *more])
+    return images.parser("", __file__).parse_args(
+        ["--data", "digits", "--output", str(folder), *more]
+    )
 
 
 def execute(experiment: Any, args: Namespace) -> Any:
-    import runs
-
     return runs.execute(experiment, args)
 
 
@@ -126,8 +122,6 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverges_is_marked_and_the_others_go_on(tmp_path: Path) -> None:
-    import report
-
     result = execute(tiny(rate=1e20), options(tmp_path, "--seeds", "1"))
     on, off, correction = result["runs"]
     assert "the loss is" in on["failed"] and "the loss is" in off["failed"]
@@ -147,8 +141,6 @@ def test_a_process_that_breaks_is_an_error_with_its_traceback(tmp_path: Path) ->
 
 
 def test_missing_data_is_one_line(tmp_path: Path) -> None:
-    import range_norm
-
     with pytest.raises(SystemExit, match=r"^imagefolder: no folder given"):
         range_norm.main(["--output", str(tmp_path)])
 
@@ -187,8 +179,6 @@ CASES: dict[str, tuple[str, list[float | None], list[float | None], str]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_verdicts_follow_the_stated_rule(name: str) -> None:
-    import claims
-
     says, one, two, expected = CASES[name]
     claim = claims.Claim(
         experiment="x", text="t", paper="p", arm="one", other="two", says=says, within=1.0
@@ -200,13 +190,9 @@ def test_verdicts_follow_the_stated_rule(name: str) -> None:
 
 
 def test_every_claim_names_arms_of_its_experiment() -> None:
-    import claims
-    import lp_norm
-    import run_all
-
     every = [module.EXPERIMENT for module in run_all.ON_IMAGES]
     known = {one.name: one for one in (*every, lp_norm.TRANSFORMER, lp_norm.LSTM)}
-    for claim in claims.CLAIMS:
+    for claim in hoffer_claims.CLAIMS:
         assert {claim.arm, claim.other} <= known[claim.experiment].arms.keys()
     for experiment in known.values():
         assert experiment.reference in experiment.arms
@@ -217,14 +203,9 @@ def test_every_claim_names_arms_of_its_experiment() -> None:
 def test_one_command_runs_all_and_writes_the_table_of_claims(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import claims
-    import lp_norm
-    import range_norm
-    import run_all
-
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{claims.BEGIN}\nstale\n{claims.END}\nafter\n")
-    monkeypatch.setattr(claims, "README", readme)
+    monkeypatch.setattr(hoffer_claims, "README", readme)
     monkeypatch.setattr(run_all, "ON_IMAGES", (range_norm,))
     text_file = tmp_path / "words.txt"
     text_file.write_text("to be or not to be, that is the question. " * 40)
@@ -241,40 +222,19 @@ def test_one_command_runs_all_and_writes_the_table_of_claims(
     assert text.startswith(f"before\n{claims.BEGIN}") and text.endswith(f"{claims.END}\nafter\n")
     assert "stale" not in text
     run = {"range_norm", "lp_transformer", "lp_lstm"}
-    assert text.count("not run") == sum(c.experiment not in run for c in claims.CLAIMS)
+    assert text.count("not run") == sum(c.experiment not in run for c in hoffer_claims.CLAIMS)
     assert (tmp_path / "range_norm-here.svg").exists()
     assert "minus batch_norm, 95 % interval" in capsys.readouterr().out
     run_all.main(arguments)  # from the results that are there
     assert readme.read_text() == text
     readme.write_text("no markers")
     with pytest.raises(SystemExit, match=r"need the lines <!-- claims"):
-        claims.main(["--output", str(tmp_path)])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], str]:
-    """A folder of noise: 3 classes, 2 training images and a test image of so many pixels each."""
-    draw = np.random.default_rng(0)
-
-    def of(size: int) -> str:
-        root = tmp_path_factory.mktemp(f"images{size}")
-        for part, count in (("train", 2), ("val", 1)):
-            for name in "abc":
-                place = root / part / name
-                place.mkdir(parents=True)
-                for i in range(count):
-                    pixels = draw.integers(0, 256, (size, size, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(place / f"{i}.png")
-        return str(root)
-
-    return of
+        hoffer_claims.main(["--output", str(tmp_path)])
 
 
 def test_norms_in_fp16_train_and_are_drawn_against_the_scale(
     folder: Callable[[int], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import half_norm
-
     arms = {arm: "" for arm in ("fp32", "l2 2^0", "l1 2^0", "l2 2^12", "l1 2^12", "l1 plain sums")}
     monkeypatch.setattr(half_norm, "EXPERIMENT", replace(half_norm.EXPERIMENT, arms=arms))
     monkeypatch.setattr(half_norm, "SCALES", (0, 12))
@@ -292,8 +252,6 @@ def test_norms_in_fp16_train_and_are_drawn_against_the_scale(
 
 
 def test_a_norm_alone_is_worst_where_squares_leave_fp16() -> None:
-    import half_norm
-
     def alone(name: str, k: int) -> dict[str, float]:
         recipe = half_norm.recipe(half_norm.DEVIATIONS[name], half_norm.fp16, "halved")
         return half_norm.alone(recipe, k)
@@ -303,18 +261,20 @@ def test_a_norm_alone_is_worst_where_squares_leave_fp16() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["weight_decay", "deviations", "constant", "bounded_norm", "range_norm"]
+    "script",
+    [weight_decay, deviations, constant, bounded_norm, range_norm],
+    ids=lambda script: script.EXPERIMENT.name,
 )
 def test_the_papers_setting_starts_on_a_folder_of_images(
-    name: str, folder: Callable[[int], str], tmp_path: Path
+    script: Any, folder: Callable[[int], str], tmp_path: Path
 ) -> None:
     """Large images are streamed from their files; what is overridden is in the results."""
-    small = name == "weight_decay"
+    name = script.EXPERIMENT.name
+    small = script is weight_decay
     arguments = ["--scale", "paper", "--data-dir", folder(32 if small else 72), "--seeds", "1",
                  "--epochs", "1", "--batch", "4", "--output", str(tmp_path)]  # fmt: skip
     if not small:
         arguments += ["--network", "resnet10"]
-    script = __import__(name)
     script.main(arguments)
     result = json.loads((tmp_path / f"{name}-paper.json").read_text())
     assert [run["failed"] for run in result["runs"]] == [None] * len(script.EXPERIMENT.arms)

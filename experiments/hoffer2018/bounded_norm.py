@@ -1,6 +1,6 @@
 """Experiment 5: bounded weight norm against weight norm and batch-norm.
 
-    python experiments/hoffer2018/bounded_norm.py --data-dir PATH [--scale paper]
+    python -m experiments.hoffer2018.bounded_norm --data-dir PATH [--scale paper]
 
 Both weight norms (p = 2) leave the classifier's weight, the only one that decays, and go with
 mean-only batch-norm; their rate and clipping are in the setting's `more`.  Batch-norm is trained
@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import images
-from experiment import Experiment, Job
-from loop import Curve, Setting
-from report import publish
-from runs import execute
 from torch import nn
 
+from experiments.harness import images
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import publish
+from experiments.harness.runs import execute
 from qtrain import bound_weights, quantize, weight_norm
 
 
@@ -66,7 +66,7 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = images.parser(__doc__ or "").parse_args(arguments)
+    args = images.parser(__doc__ or "", __file__).parse_args(arguments)
     publish(execute(EXPERIMENT, args), args.output)
 
 

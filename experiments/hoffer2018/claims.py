@@ -1,58 +1,15 @@
-"""The paper's claims against the results: a table in README.md, its verdicts computed.
+"""The paper's claims: the table in README.md, its verdicts computed from the results.
 
-    python experiments/hoffer2018/claims.py [--scale paper] [--output FOLDER]
-
-d is the mean over seeds of one arm's metric minus another's, with its 95 % interval
-(paired over seeds, Student's t).  A claim
-
-    below    holds if the interval is below 0, does not hold if it is above 0
-    alike    holds if the interval lies within +-m points, does not hold if it lies outside
-    fails    holds if all of the arm's runs diverged, does not hold if none did
-
-and "does not show" otherwise: the interval is too wide, or there is none.  An arm whose runs all
-diverged is below any that has none such, and alike to none.
+python -m experiments.hoffer2018.claims [--scale paper] [--output FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from experiment import RESULTS
-from report import Result, difference, failures, finals, shown
-from tabulate import tabulate
-
-from qtrain.files import write_atomically
+from experiments.harness.claims import Claim, publish
 
 README = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
-HOLDS, NOT, OPEN = "holds", "does not hold", "does not show"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What the paper says of two arms of an experiment.
-
-    paper    its numbers, in words
-    says     of `arm` against `other`; "fails": of `arm` alone
-    within   m, in the metric's unit, for "alike"
-    unit     of the metric
-    """
-
-    experiment: str
-    text: str
-    paper: str
-    arm: str
-    other: str
-    says: Literal["below", "alike", "fails"]
-    within: float = 0.0
-    unit: str = "%"
-
 
 CLAIMS = (
     Claim(
@@ -151,80 +108,8 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def verdict(claim: Claim, result: Result) -> str:
-    """By the rule above."""
-    broken, count = failures(result, claim.arm)
-    if claim.says == "fails":
-        return OPEN if count == 0 or 0 < broken < count else HOLDS if broken else NOT
-    others, _ = failures(result, claim.other)
-    if broken and broken == count and not others:
-        return HOLDS if claim.says == "below" else NOT
-    interval = difference(result, claim.arm, claim.other)
-    if interval is None or broken or others:
-        return OPEN
-    low, high, m = interval.low, interval.high, claim.within
-    if claim.says == "below":
-        return HOLDS if high < 0 else NOT if low > 0 else OPEN
-    return HOLDS if -m <= low and high <= m else NOT if low > m or high < -m else OPEN
-
-
-def row(claim: Claim, result: Result | None) -> list[str]:
-    """Claim, paper, ours, rule, verdict."""
-    alike = f"within ±{claim.within:g} {claim.unit}"
-    rule = {"below": "below", "alike": alike, "fails": "diverges"}[claim.says]
-    if result is None:
-        return [claim.text, claim.paper, "not run", rule, "-"]
-    means = [
-        f"{statistics.fmean(values):.2f}" if (values := finals(result, arm).values()) else "-"
-        for arm in (claim.arm, claim.other)
-    ]
-    gap = difference(result, claim.arm, claim.other)
-    broken, count = failures(result, claim.arm)
-    ours = (
-        f"{means[0]} against {means[1]} {claim.unit}, d = {shown(gap)}, n = {gap.n if gap else 0}"
-    )
-    if claim.says == "fails" or broken:
-        ours = f"{broken} of {count} runs diverged; {ours}"
-    return [claim.text, claim.paper, ours, rule, verdict(claim, result)]
-
-
-def table(results: Mapping[str, Result], claims: Sequence[Claim] = CLAIMS) -> str:
-    """As markdown."""
-    rows = [row(claim, results.get(claim.experiment)) for claim in claims]
-    headers = ["claim", "paper", "ours", "rule", "verdict"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def load(folder: Path, scale: str) -> dict[str, Result]:
-    """{experiment: its results} of those that are in the folder."""
-    names = dict.fromkeys(claim.experiment for claim in CLAIMS)
-    paths = {name: folder / f"{name}-{scale}.json" for name in names}
-    return {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name, path in paths.items()
-        if path.exists()
-    }
-
-
-def insert(text: str, into: Path) -> None:
-    """Put the text between the file's two markers; SystemExit where it lacks them."""
-    before, begin, rest = into.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{into}: need the lines {BEGIN} and {END}")
-    whole = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    write_atomically(into, lambda file: file.write(whole.encode()))
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scale", choices=("here", "paper"), default="here")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--readme", type=Path, default=README)
-    args = parser.parse_args(arguments)
-    found = table(load(args.output, args.scale))
-    print(found)
-    insert(found, args.readme)
+    publish(CLAIMS, README, __doc__ or "", arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Experiment 3: how much L1 batch-norm minds its constant: sqrt(pi / 2) times 1/4, 1 and 4.
 
-    python experiments/hoffer2018/constant.py --data-dir PATH [--scale paper]
+    python -m experiments.hoffer2018.constant --data-dir PATH [--scale paper]
 
 Scale `paper` is ResNet-18 on ImageNet, any image folder, for 80 epochs.
 """
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import images
-import norms
-from deviations import EXPERIMENT as DEVIATIONS
-from experiment import Experiment, Job
-from loop import Curve
-from report import publish
-from runs import execute
-
+from experiments.harness import images
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve
+from experiments.harness.report import publish
+from experiments.harness.runs import execute
+from experiments.hoffer2018 import norms
+from experiments.hoffer2018.deviations import EXPERIMENT as DEVIATIONS
 from qtrain import deviations
 
 
@@ -41,7 +40,7 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = images.parser(__doc__ or "").parse_args(arguments)
+    args = images.parser(__doc__ or "", __file__).parse_args(arguments)
     publish(execute(EXPERIMENT, args), args.output)
 
 

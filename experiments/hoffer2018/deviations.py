@@ -1,6 +1,6 @@
 """Experiment 2: batch-norm with the L1, L-infinity and top-10 deviation instead of L2.
 
-    python experiments/hoffer2018/deviations.py --data-dir PATH [--scale paper] [--network resnet50]
+    python -m experiments.hoffer2018.deviations --data-dir PATH [--scale paper] [--network resnet50]
 
 Full precision throughout; each constant is the one that makes the deviation 1 on a unit Gaussian.
 Scale `paper` is ImageNet, any image folder.
@@ -8,13 +8,12 @@ Scale `paper` is ImageNet, any image folder.
 
 from __future__ import annotations
 
-import images
-import norms
-from experiment import Experiment, Job
-from loop import Curve, Setting
-from report import publish
-from runs import execute
-
+from experiments.harness import images
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import publish
+from experiments.harness.runs import execute
+from experiments.hoffer2018 import norms
 from qtrain import deviations
 
 
@@ -57,7 +56,7 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = images.parser(__doc__ or "").parse_args(arguments)
+    args = images.parser(__doc__ or "", __file__).parse_args(arguments)
     publish(execute(EXPERIMENT, args), args.output)
 
 

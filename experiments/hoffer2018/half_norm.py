@@ -1,6 +1,6 @@
 """Experiment 4: batch-norm in FP16, with the L2 and the L1 deviation, at every scale of its input.
 
-    python experiments/hoffer2018/half_norm.py --data-dir PATH [--scale paper]
+    python -m experiments.hoffer2018.half_norm --data-dir PATH [--scale paper]
 
 Every operation of the norms is rounded to FP16, forward and backward; their sums run in FP16 too
 (arms fp16/fp16) or in FP32 (fp16/fp32).  Partial sums of a mean are halved, so that a long sum does
@@ -24,16 +24,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import images
 import torch
-from experiment import Experiment, Job
-from loop import Curve, Setting
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from report import finals, table
-from runs import execute
 from torch import Tensor, nn
 
+from experiments.harness import images
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import finals, table
+from experiments.harness.runs import execute
 from qtrain import Arithmetic, NormRecipe, deviations, quantize
 from qtrain.deviations import Deviation
 from qtrain.plots import COLOURS
@@ -191,7 +191,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = images.parser(__doc__ or "").parse_args(arguments)
+    args = images.parser(__doc__ or "", __file__).parse_args(arguments)
     result = execute(EXPERIMENT, args)
     print(table(result))
     plot(result, args.output / f"half_norm-{args.scale}.svg")

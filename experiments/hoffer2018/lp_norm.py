@@ -1,6 +1,6 @@
 """Experiment 6: Lp weight norm on a Transformer and an LSTM that model text.
 
-    python experiments/hoffer2018/lp_norm.py --data text --data-dir PATH [--scale paper]
+    python -m experiments.hoffer2018.lp_norm --data text --data-dir PATH [--scale paper]
 
 plain         the weights as they are
 l2, l1, linf  bounded weight norm: every output channel of every linear and recurrent layer but the
@@ -15,26 +15,22 @@ Writes results/lp_transformer-<scale>.json, lp_lstm-<scale>.json and their figur
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from experiment import Experiment, Job, options
-from loop import Curve, Setting, train
-from report import publish
-from runs import execute
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from qtrain import bound_weights, data, models
+from experiments.harness import text
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import publish
+from experiments.harness.runs import execute
+from qtrain import bound_weights, models
 from qtrain.data import DataSet
 
 ORDERS = {"l2": 2.0, "l1": 1.0, "linf": math.inf}
-Batch = tuple[Tensor, Tensor]
 
 
 def network(job: Job, dataset: DataSet) -> nn.Module:
@@ -60,47 +56,14 @@ def network(job: Job, dataset: DataSet) -> nn.Module:
 
 def run(job: Job) -> Curve:
     """One arm."""
-    setting, args = job.setting, job.args
-    more: dict[str, Any] = dict(setting.more or {})
-    try:
-        dataset = data.load("text", data_dir=args.data_dir, context=more["context"])
-    except data.DataError as error:
-        sys.exit(str(error))
-    dataset = dataset.to(args.device)
-    model = network(job, dataset).to(args.device)
-    decay = setting.decay if job.arm == "plain" else 0.0
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": weights, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=setting.rate,
-        betas=(setting.momentum, 0.99),
+    dataset = text.load(job)
+    return text.fit(
+        network(job, dataset),
+        dataset,
+        job,
+        decay=job.setting.decay if job.arm == "plain" else 0.0,
+        evaluate=lambda model, dataset: {"loss": text.evaluated(model, dataset)["loss"]},
     )
-    batches = data.Batches(dataset.train, batch_size=setting.batch, seed=job.seed, drop_last=True)
-    return train(
-        model,
-        optimizer,
-        setting,
-        batches=lambda epoch: replace(batches, epoch=epoch),
-        loss=loss,
-        evaluate=lambda model: {"loss": evaluated(model, dataset)},
-        tick=job.tick,
-    )
-
-
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy in nats a character."""
-    tokens, following = batch
-    return F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-
-
-def evaluated(model: nn.Module, dataset: DataSet) -> float:
-    """The same over the whole test text."""
-    total, count = 0.0, 0
-    for batch in data.Batches(dataset.test, batch_size=64, train=False):
-        total += float(loss(model, batch)) * batch[0].numel()
-        count += batch[0].numel()
-    return total / count
 
 
 def experiment(name: str, here: Setting, paper: Setting, run: Callable[[Job], Curve]) -> Experiment:
@@ -149,8 +112,7 @@ LSTM = experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser: argparse.ArgumentParser = options(__doc__ or "", data=["text"], default="text")
-    args = parser.parse_args(arguments)
+    args = text.parser(__doc__ or "", __file__).parse_args(arguments)
     for one in (TRANSFORMER, LSTM):
         publish(execute(one, args), args.output)
 

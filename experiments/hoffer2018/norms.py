@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import images
-from experiment import Job
-from loop import Curve
-
+from experiments.harness import images
+from experiments.harness.experiment import Job
+from experiments.harness.loop import Curve
 from qtrain import quantize
 from qtrain.deviations import Deviation
 

@@ -1,6 +1,6 @@
 """Experiment 7: range batch-norm against batch-norm, both in full precision.
 
-    python experiments/hoffer2018/range_norm.py --data-dir PATH [--scale paper]
+    python -m experiments.hoffer2018.range_norm --data-dir PATH [--scale paper]
 
 The range of the whole batch, as the paper's text has it, and the mean range of its 16 parts, as the
 published code; both with the exact constant.  Scale `paper` is ResNet-50 on ImageNet, any image
@@ -9,14 +9,13 @@ folder.  (From Banner et al. 2018, arXiv 1805.11046, which continues the paper's
 
 from __future__ import annotations
 
-import images
-import norms
-from deviations import EXPERIMENT as DEVIATIONS
-from experiment import Experiment, Job
-from loop import Curve, Setting
-from report import publish
-from runs import execute
-
+from experiments.harness import images
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import publish
+from experiments.harness.runs import execute
+from experiments.hoffer2018 import norms
+from experiments.hoffer2018.deviations import EXPERIMENT as DEVIATIONS
 from qtrain import deviations
 
 
@@ -50,7 +49,7 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = images.parser(__doc__ or "").parse_args(arguments)
+    args = images.parser(__doc__ or "", __file__).parse_args(arguments)
     publish(execute(EXPERIMENT, args), args.output)
 
 

@@ -1,6 +1,6 @@
 """Experiment 1: what weight decay does to VGG-11, and three ways to have it without weight decay.
 
-    python experiments/hoffer2018/weight_decay.py --data-dir PATH [--scale paper]
+    python -m experiments.hoffer2018.weight_decay --data-dir PATH [--scale paper]
 
 on            weight decay
 off           none, but on the classifier
@@ -22,14 +22,14 @@ import argparse
 import math
 from typing import Any
 
-import images
 import torch
-from experiment import Experiment, Job
-from loop import Curve, Setting
-from report import publish
-from runs import execute
 from torch import nn
 
+from experiments.harness import images
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import publish
+from experiments.harness.runs import execute
 from qtrain import CorrectedSteps, EffectiveRates, NormHistory, NormSchedule, models
 
 CONVOLUTIONS = ["features"]
@@ -132,7 +132,7 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args: argparse.Namespace = images.parser(__doc__ or "").parse_args(arguments)
+    args: argparse.Namespace = images.parser(__doc__ or "", __file__).parse_args(arguments)
     label = "learning rate / ||w||², convolutions"
     publish(execute(EXPERIMENT, args), args.output, beside="effective_rate", label=label)
 

@@ -2,7 +2,7 @@
 
 Every run uses one thread and its own seed, so its numbers depend neither on the number of processes
 nor on the runs before it.  results/<name>-<scale>.json holds the runs that have finished, which
-are not repeated.
+are not repeated.  Under torchrun all ranks do one run together, and the first writes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import Experiment, Job
-from loop import Curve, Setting
-from processes import curves
 
+from experiments.harness import ranks
+from experiments.harness.experiment import Experiment, Job
+from experiments.harness.loop import Curve, Setting
+from experiments.harness.processes import curves
 from qtrain.environment import changed, environment
 from qtrain.files import write_atomically
 from qtrain.progress import Progress
@@ -29,8 +30,11 @@ def execute(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
     """Do the runs that are missing; returns the results, which the file then holds.
 
     SystemExit where the file holds runs of another setting, data set or machine, or a run's data
-    is missing: their numbers are not to be compared.
+    is missing: their numbers are not to be compared; and for what several ranks cannot do.
     """
+    ranks.check()
+    if ranks.count() > 1 and (args.jobs > 1 or experiment.needs):
+        sys.exit("under torchrun runs go one after the other, and none needs another's file")
     setting = experiment.settings[args.scale]
     for name in ("epochs", "batch", "network"):
         if getattr(args, name, None) is not None:
@@ -59,7 +63,7 @@ class _Runs:
             "metric": experiment.metric,
             "paper": dict(experiment.paper),
             "published": experiment.published,
-            "environment": environment(torch.device(args.device)),
+            "environment": environment(torch.device(args.device)) | {"ranks": str(ranks.count())},
             "runs": [],
         }
         if self.path.exists():
@@ -72,6 +76,8 @@ class _Runs:
             if stored[key] != self.result[key]
         ]
         odd += changed(stored["environment"], self.result["environment"])
+        then, now = (held["environment"].get("ranks", "1") for held in (stored, self.result))
+        odd += [f"ranks (then {then}, now {now})"] if then != now else []
         if odd:
             sys.exit(
                 f"{self.path}: holds runs that are not to be compared with these: "
@@ -131,7 +137,7 @@ class _Runs:
                 self._finished(job, curve, bar)
         finally:
             bar.close()
-        shutil.rmtree(self.kept)
+        shutil.rmtree(self.kept, ignore_errors=ranks.count() > 1)  # every rank tries to
         return self.result
 
     def _finished(self, job: Job, curve: Curve, bar: Progress) -> None:
@@ -149,7 +155,8 @@ class _Runs:
                 [*self.result["runs"], run | more],
                 key=lambda run: (order.index(run["arm"]), run["seed"]),
             )
-            self._write()
+            if ranks.rank() == 0:
+                self._write()
         metric = self.experiment.metric
         last = f"failed, {curve.failed}" if curve.failed else f"{curve.epochs[-1][metric]:.4g}"
         bar.line(f"{job.arm}, seed {job.seed}: {metric} {last}")

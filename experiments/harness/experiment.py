@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from loop import Curve, Setting
 
-RESULTS = Path(__file__).parent / "results"
+from experiments.harness.loop import Curve, Setting
 
 
 def nothing() -> None:
@@ -60,8 +59,15 @@ class Experiment:
     needs: Mapping[str, str] | None = None
 
 
-def options(text: str, *, data: Iterable[str], default: str) -> argparse.ArgumentParser:
-    """The options that every experiment has.  text: its docstring; data: names of data sets."""
+def options(
+    text: str, script: str, *, data: Iterable[str], default: str
+) -> argparse.ArgumentParser:
+    """The options that every experiment has.
+
+    text     its docstring
+    script   its file, beside whose folder `results` the results go there by default
+    data     names of data sets
+    """
     found = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,7 +80,8 @@ def options(text: str, *, data: Iterable[str], default: str) -> argparse.Argumen
     found.add_argument("--epochs", type=_count, help="in place of the setting's")
     found.add_argument("--batch", type=_count, help="in place of the setting's")
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    results = Path(script).parent / "results"
+    found.add_argument("--output", type=Path, default=results, help="folder of the results")
     return found
 
 

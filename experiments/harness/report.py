@@ -20,10 +20,11 @@ from qtrain.plots import COLOURS, DASHES
 Result = Mapping[str, Any]
 
 
-def finals(result: Result, arm: str) -> dict[int, float]:
-    """{seed: the metric after the last epoch} of the arm's runs that did not fail."""
+def finals(result: Result, arm: str, metric: str | None = None) -> dict[int, float]:
+    """{seed: the metric after the last epoch} of the arm's runs that did not fail; None: the
+    experiment's metric."""
     return {
-        run["seed"]: run["epochs"][result["metric"]][-1]
+        run["seed"]: run["epochs"][metric or result["metric"]][-1]
         for run in result["runs"]
         if run["arm"] == arm and run["failed"] is None
     }
@@ -35,21 +36,20 @@ def failures(result: Result, arm: str) -> tuple[int, int]:
     return sum(run["failed"] is not None for run in own), len(own)
 
 
-def difference(result: Result, arm: str, other: str) -> Interval | None:
-    """The metric of `arm` minus that of `other`, over the seeds that finished in both; None for
-    less than two."""
-    one, two = finals(result, arm), finals(result, other)
+def difference(one: Mapping[int, float], two: Mapping[int, float]) -> Interval | None:
+    """`one` minus `two`, both {seed: value}, over the seeds of both; None for less than two."""
     seeds = sorted(one.keys() & two.keys())
     if len(seeds) < 2:
         return None
     return mean_difference([two[seed] for seed in seeds], [one[seed] for seed in seeds])
 
 
-def shown(interval: Interval | None) -> str:
+def shown(interval: Interval | None, places: int = 2) -> str:
     """Such as "-1.20 [-1.93, -0.47]"."""
     if interval is None:
         return "-"
-    return f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+    value, low, high = (f"{x:+.{places}f}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
 
 
 def table(result: Result) -> str:
@@ -59,7 +59,8 @@ def table(result: Result) -> str:
         values = list(finals(result, arm).values())
         failed, count = failures(result, arm)
         is_reference = arm == result["reference"]
-        gap = "" if is_reference else shown(difference(result, arm, result["reference"]))
+        other = finals(result, result["reference"])
+        gap = "" if is_reference else shown(difference(finals(result, arm), other))
         rows.append(
             [
                 arm,

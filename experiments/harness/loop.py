@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from experiments.harness import ranks
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -87,6 +89,8 @@ def train(
 ) -> Curve:
     """Train in place until the setting's last epoch, or until a number is not finite.
 
+    Under several ranks every one takes its own batches, and the losses are their mean.
+
     optimizer     its groups' rates are multiplied by the setting's factor, but for a group with
                   "constant": True
     batches       those of an epoch, from 0
@@ -109,9 +113,11 @@ def train(
                 group["lr"] = rate * (1 if constant else setting.factor(epoch, step / len(own)))
             optimizer.zero_grad(set_to_none=True)
             value = loss(model, batch)
-            if not math.isfinite(value.item()):
+            # the ranks' mean, so that all of them end where one does
+            found = ranks.total(value.detach() / ranks.count()).item()
+            if not math.isfinite(found):
                 where = f"epoch {epoch + 1}, step {step + 1}"
-                return Curve(epochs=rows, failed=f"{where}: the loss is {value.item()}")
+                return Curve(epochs=rows, failed=f"{where}: the loss is {found}")
             (value * loss_scale).backward()
             if loss_scale != 1:
                 for parameter in model.parameters():
@@ -120,7 +126,7 @@ def train(
             if setting.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
             optimizer.step()
-            total += value.item()
+            total += found
         row = {"epoch": epoch + 1, "train_loss": total / len(own)}
         after_epoch(epoch)
         if (epoch + 1) % setting.every == 0 or epoch + 1 == setting.epochs:

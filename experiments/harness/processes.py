@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from experiment import Job
-from loop import Curve
+
+from experiments.harness.experiment import Job
+from experiments.harness.loop import Curve
 
 Run = Callable[[Job], Curve]
 
