@@ -30,8 +30,8 @@ StepFunction = Callable[[nn.Module, Any, Any], Tensor | float]
 def lockstep(
     model: nn.Module,
     optimizer: Optimizer,
-    batches: Iterable[Any],
     step: StepFunction,
+    batches: Iterable[Any],
     *,
     reference: str = "fp32",
     runs: int = 4,
@@ -43,11 +43,11 @@ def lockstep(
 
     model, optimizer   in the state to start from, as a checkpoint holds it; both are left as they
                        are, every run has copies
-    batches            one a step, the same object for every run
     step               step(model, optimizer, batch) -> loss: zeroes gradients, runs forward and
                        backward, updates.  It is called runs + 2 times a batch, with the same random
                        state, and must use nothing that changes but its arguments: a learning rate
                        that moves comes with the batch
+    batches            one a step, the same object for every run
     reference          "fp32": every product in full precision; "bf16": what is quantized, in bf16
     runs               repeated runs, that make the band
     samples            elements of each tensor that are looked at, evenly spread
@@ -80,12 +80,12 @@ def lockstep(
     by design (banner2018) leaves the band from the start.  In memory are samples of every tensor of
     one step, and the copies.
 
-    Which of the parts that left are to blame: run from the same state with some in full precision,
-    `found.parts` names them in order of events:
+    Which of the parts that left are to blame, `bisect` finds: they are its candidates, and the
+    steps up to the parting, or on to where the losses part, its window:
 
-        found = lockstep(model, optimizer, batches, step)
-        with switched_off(model, found.parts[:1]):
-            again = lockstep(model, optimizer, batches, step)
+        found = lockstep(model, optimizer, step, batches)
+        until = batches[: found.first.row.step + 1]
+        bisect(model, replay(model, optimizer, step, until, diverged=...), parts=found.parts)
 
     Raises ValueError for a model without a quantized layer, an optimizer that cannot be copied, a
     step that trains the model itself or returns no number, and without a batch.

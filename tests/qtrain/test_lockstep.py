@@ -75,7 +75,7 @@ def case(
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_a_healthy_int8_run_stays_in_its_band(name: str, seed: int) -> None:
     model, optimizer = case(name, seed=seed)
-    found = lockstep(model, optimizer, batches(12, image=name == "cnn", seed=seed), step, runs=3)
+    found = lockstep(model, optimizer, step, batches(12, image=name == "cnn", seed=seed), runs=3)
     assert found.first is None and found.steps == 12 and found.parts == ()
     nearest = found.nearest()
     assert nearest is not None and 0.3 < nearest.deviation / nearest.band < 6
@@ -84,7 +84,7 @@ def test_a_healthy_int8_run_stays_in_its_band(name: str, seed: int) -> None:
 @pytest.mark.parametrize("options", [{"bits": 4}, {"recipe": "bf16"}, {"norm": "range"}], ids=str)
 def test_so_do_other_healthy_recipes(options: dict[str, Any]) -> None:
     model, optimizer = case("cnn", **options)
-    found = lockstep(model, optimizer, batches(10, image=True), step, runs=3)
+    found = lockstep(model, optimizer, step, batches(10, image=True), runs=3)
     assert found.first is None
 
 
@@ -107,7 +107,7 @@ def test_a_fault_planted_at_a_step_is_the_first_to_leave(fault: tuple[str, str, 
     data = batches(9)
     if kind == "nan":  # what follows is NaN, too
         data = data[:6]
-    found = lockstep(model, optimizer, data, step, runs=3)
+    found = lockstep(model, optimizer, step, data, runs=3)
     assert found.first is not None
     row = found.first.row
     assert (row.step, row.layer, row.role, row.leaves) == (5, layer, role, reason)
@@ -119,7 +119,7 @@ def test_a_fault_planted_at_a_step_is_the_first_to_leave(fault: tuple[str, str, 
 def test_a_convolutions_gradient_is_found_too() -> None:
     model, optimizer = case("cnn", warm=0)
     plant_(model, "3", "grad_output (grad_input)", "floor", start=4)
-    row = lockstep(model, optimizer, batches(8, image=True), step, runs=3).first
+    row = lockstep(model, optimizer, step, batches(8, image=True), runs=3).first
     assert row is not None
     assert (row.row.step, row.row.layer, row.row.role) == (4, "3", "grad_output (grad_input)")
 
@@ -128,7 +128,7 @@ def test_a_range_that_freezes_is_found_once_the_tensor_outgrows_it() -> None:
     """It grows by 1.3 a step: two steps later a fifth of the elements at the ends is cut."""
     model, optimizer = case(warm=0)
     plant_(model, "0", "input", "freeze", start=5)
-    found = lockstep(model, optimizer, batches(10, growth=1.3), step, runs=3)
+    found = lockstep(model, optimizer, step, batches(10, growth=1.3), runs=3)
     assert found.first is not None
     row = found.first.row
     assert (row.layer, row.role, row.leaves) == ("0", "input", "error") and 5 <= row.step <= 7
@@ -140,7 +140,7 @@ def test_noise_that_rows_share_leaves_where_it_adds_up() -> None:
     own = replace(recipes.int8(), grad_weight=GradWeight(grad_output=four))
     model, optimizer = case(warm=0, recipe=own)
     plant_(model, "3", "grad_output (grad_weight)", "share", start=4)
-    found = lockstep(model, optimizer, batches(7, size=192), step, runs=3)
+    found = lockstep(model, optimizer, step, batches(7, size=192), runs=3)
     assert found.first is not None
     row = found.first.row
     assert (row.step, row.layer, row.role, row.leaves) == (4, "3", "grad_weight", "deviation")
@@ -150,10 +150,10 @@ def test_noise_that_rows_share_leaves_where_it_adds_up() -> None:
 def test_parts_that_are_switched_off_are_run_in_full_precision() -> None:
     model, optimizer = case(warm=0)
     plant_(model, "3", "input", "clip", start=3)
-    found = lockstep(model, optimizer, batches(6), step, runs=2)
+    found = lockstep(model, optimizer, step, batches(6), runs=2)
     assert found.first is not None and found.parts[0] == ("3", "input")
     with switched_off(model, found.parts[:1]):
-        again = lockstep(model, optimizer, batches(6), step, runs=2)
+        again = lockstep(model, optimizer, step, batches(6), runs=2)
     assert again.first is None
 
 
@@ -170,7 +170,7 @@ def test_both_runs_are_the_models_and_the_unconverted_networks_bit_for_bit() -> 
     model = quantize(net)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     torch.manual_seed(3)
-    found = lockstep(model, optimizer, batches(6), step, runs=2)
+    found = lockstep(model, optimizer, step, batches(6), runs=2)
     assert list(found.losses["quantized"]) == trained(model, 6, 3)
     assert list(found.losses["reference"]) == trained(net, 6, 3)
     assert len({own[-1] for own in found.losses.values()}) == 4
@@ -181,7 +181,7 @@ def test_model_optimizer_and_random_state_are_left_as_they_were() -> None:
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     state = torch.get_rng_state()
-    lockstep(model, optimizer, batches(2, image=True), step, runs=2)
+    lockstep(model, optimizer, step, batches(2, image=True), runs=2)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, before[0][name]) for name, a in model.state_dict().items())
     assert str(optimizer.state_dict()) == str(before[1])
@@ -193,7 +193,7 @@ def test_model_optimizer_and_random_state_are_left_as_they_were() -> None:
 def test_beside_bf16_the_reference_rounds_what_the_model_rounds() -> None:
     model, optimizer = case(overrides={"0": None})
     exact, half = (
-        lockstep(model, optimizer, batches(3), step, runs=2, reference=kind)
+        lockstep(model, optimizer, step, batches(3), runs=2, reference=kind)
         for kind in ("fp32", "bf16")
     )
     assert exact.losses["quantized"] == half.losses["quantized"]
@@ -219,7 +219,7 @@ def test_products_within_attention_and_every_call_of_a_shared_layer_are_seen() -
     model = quantize(Attends())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     data = [(x.view(48, 2, 16), y) for x, y in batches(3)]
-    found = lockstep(model, optimizer, data, step, runs=2)
+    found = lockstep(model, optimizer, step, data, runs=2)
     seen = {(row.layer, row.role, row.call) for row in found.rows}
     for name in ("scores", "context", "out_proj"):
         assert {(f"attention.{name}", role, 0) for role in ("output", "grad_input")} <= seen
@@ -235,7 +235,7 @@ def test_products_within_attention_and_every_call_of_a_shared_layer_are_seen() -
 def faulty() -> Lockstep:
     model, optimizer = case(warm=0)
     plant_(model, "3", "input", "clip", start=3)
-    return lockstep(model, optimizer, batches(6), step, runs=2)
+    return lockstep(model, optimizer, step, batches(6), runs=2)
 
 
 def test_the_parting_shows_the_tensors_values(faulty: Lockstep) -> None:
@@ -328,5 +328,4 @@ def test_what_cannot_run_is_refused() -> None:
         if changes.get("model"):
             given["optimizer"] = torch.optim.SGD(given["model"].parameters(), lr=0.1)
         with pytest.raises(ValueError, match=says):
-            lockstep(given.pop("model"), given.pop("optimizer"), given.pop("batches"),
-                     given.pop("step"), **given)  # fmt: skip
+            lockstep(**given)
