@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .aside import unwrapped
+from .replicas import copied_optimizer
 
 
 def not_finite(losses: Sequence[float]) -> bool:
@@ -35,25 +35,19 @@ def replay(
     diverged    is asked after every step, with the losses so far, the newest last
 
     Each call trains with a copy of the optimizer, whose parameters are those of the model it is
-    given.  ValueError for an optimizer with hooks, which copies lose, and for no batches.
+    given.  ValueError for an optimizer that cannot be copied (see `replicas`), and for no batches.
     """
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise ValueError(
-            "optimizer: it has hooks on its step, which a copy would lose; write a function of the "
-            "model for bisect that makes its own optimizer and hooks"
-        )
     kept = list(batches)
     if not kept:
         raise ValueError("batches: got none; give those of the steps that diverge")
     own = list(unwrapped(model).parameters())
-    start = copy.deepcopy(optimizer, {id(p): p for p in own})  # later steps do not move it
+    start = copied_optimizer(optimizer, own, own)  # later steps do not move it
 
     def diverges(twin: nn.Module) -> bool:
         theirs = list(twin.parameters())
         if [p.shape for p in theirs] != [p.shape for p in own]:
             raise ValueError("model: it is no copy of the model that replay was given")
-        memo: dict[int, Any] = {id(a): b for a, b in zip(own, theirs, strict=True)}
-        twins = copy.deepcopy(start, memo)
+        twins = copied_optimizer(start, own, theirs)
         losses: list[float] = []
         for batch in kept:
             loss = step(twin, twins, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -24,16 +24,25 @@ def replica(
 
     make     returns a copy of the model with the same parameters, in the same order
 
-    Raises ValueError for an optimizer that cannot be copied: one that trains other tensors than the
-    model's parameters, has step hooks, or keeps something of its own that cannot be copied.
+    Raises ValueError for an optimizer that cannot be copied.
+    """
+    twin = make(model)
+    for old, new in zip(model.parameters(), twin.parameters(), strict=True):
+        new.grad = None if old.grad is None else old.grad.clone()
+    return twin, copied_optimizer(optimizer, model.parameters(), twin.parameters())
+
+
+def copied_optimizer(
+    optimizer: Optimizer, old: Iterable[nn.Parameter], new: Iterable[nn.Parameter]
+) -> Optimizer:
+    """A copy that trains the `new` parameters in place of the `old`, in the optimizer's state.
+
+    Raises ValueError for an optimizer that cannot be copied: one that trains other tensors than
+    `old`, has step hooks, or keeps something of its own that cannot be copied.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}, need a torch.optim.Optimizer")
-    twin = make(model)
-    memo: dict[int, Any] = {}
-    for old, new in zip(model.parameters(), twin.parameters(), strict=True):
-        memo[id(old)] = new
-        new.grad = None if old.grad is None else old.grad.clone()
+    memo: dict[int, Any] = {id(one): other for one, other in zip(old, new, strict=True)}
     kind = type(optimizer).__name__
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
@@ -55,4 +64,4 @@ def replica(
                 vars(own)[name] = copy.deepcopy(value, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"optimizer: this {kind} cannot be copied ({error})") from error
-    return twin, own
+    return own
