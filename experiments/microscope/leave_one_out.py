@@ -13,9 +13,9 @@ how well one half of the seeds of the retraining agrees with the other, which is
 noise of the truth allows.
 
 With 3 bits in every layer, as first set, the truth itself did not repeat: the halves agreed at 0.24
-over layers and -0.16 over products (loss of the last 2 of 6 epochs, rate 0.1, 5 seeds), and at -0.19
-over layers (this setting otherwise, 8 seeds).  gain_cosine had 0.71 [-0.09, 0.95] and 0.20 [-0.23,
-0.56] there, and 0.43 [-0.43, 0.88]: where layers cost much the same, neither ranks them.
+over layers and -0.16 over products (loss of the last 2 of 6 epochs, rate 0.1, 5 seeds), and at
+-0.19 over layers (this setting otherwise, 8 seeds).  gain_cosine had 0.71 [-0.09, 0.95] and 0.20
+[-0.23, 0.56], and 0.43 [-0.43, 0.88]: where parts cost much the same, runs do not rank them.
 """
 
 from __future__ import annotations
