@@ -49,7 +49,7 @@ def test_a_run_is_looked_at_and_put_back_parts_train_better(script: Any, monkeyp
     monkeypatch.setattr(script, "POINTS", (0.5,))
     (report,) = script.looked(0, "layer")
     assert len(report.rows) == 8
-    assert script.trained(0, {"*": Recipe(name="off")}) < script.trained(0, {})
+    assert script.trained(0, dict.fromkeys(script.BITS, Recipe(name="off"))) < script.trained(0, {})
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -58,7 +58,7 @@ def test_the_committed_correlations_are_those_of_the_committed_runs(
 ) -> None:
     committed = json.loads(path.read_text())
     assert committed["setting"]["primary"] == script.PRIMARY
-    assert committed["recipe"] == str(script.recipe())
+    assert committed["recipes"] == {a: str(script.recipe(b)) for a, b in script.BITS.items()}
     truth = [fmean(own) for own in committed["falls"]]
     assert len(committed["parts"]) == len(truth)
     for name, scores in committed["scores"].items():
