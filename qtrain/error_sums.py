@@ -37,7 +37,7 @@ class Sums:
         if x.numel() == 0:
             return
         if isinstance(q, QTensor):
-            self.clipped += int(_outside(x, q).sum())
+            self.clipped += int(outside(x, q).sum())
             self.saturated += int(_saturated(q).sum())
             q = q.dequantize()
         x, q = x.detach().double(), q.detach().double()
@@ -65,6 +65,9 @@ class Sums:
             cosine = self.dot / norms if norms > 0 else float(self.signal == self.power)
         else:
             sqnr = cosine = math.nan
+        gain = math.nan if math.isnan(sqnr) else 0.0
+        if self.signal > 0 and not math.isnan(sqnr):
+            gain = (self.dot - self.signal) / self.signal
         if self.magnitude > 0:
             relative = self.error / self.magnitude
         else:
@@ -74,11 +77,11 @@ class Sums:
         return Row(
             layer, role, sqnr, cosine, self.error / count, self.clipped / count,
             self.zeroed / count, self.nonfinite, low, high, self.elements, self.note,
-            relative_bias=relative, saturated=self.saturated / count,
+            relative_bias=relative, saturated=self.saturated / count, gain=gain,
         )  # fmt: skip
 
 
-def _outside(x: Tensor, q: QTensor) -> Tensor:
+def outside(x: Tensor, q: QTensor) -> Tensor:
     """Where x lies outside the interval its format and scale can represent."""
     if q.format is None:
         return torch.zeros_like(x, dtype=torch.bool)

@@ -67,9 +67,13 @@ class Monitor:
         self._model = unwrapped(model)
         _refuse_compiled(model)
         self._products: dict[str, list[QProduct]] = {}
-        for module in self._model.modules():
-            if isinstance(module, QProduct) and not module.recipe.products_off:
-                self._products.setdefault(module.name or "(model)", []).append(module)
+        self._channels: dict[str, int] = {}  # the axis of each layer's input's channels
+        for layer in self._model.modules():
+            for module in layer.children():
+                if isinstance(module, QProduct) and not module.recipe.products_off:
+                    name = module.name or "(model)"
+                    self._products.setdefault(name, []).append(module)
+                    self._channels[name] = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
         if not self._products:
             raise ValueError("Monitor: the model has no quantized layer; quantize(model) first")
         count = len(self._products)
@@ -121,7 +125,10 @@ class Monitor:
                 f"report: step {chosen} is not recorded (every={self.every}, {self.thinned} "
                 f"thinned out); the nearest that are: {', '.join(map(str, sorted(near)))}"
             )
-        return Report(tuple(row.error() for row in self._record.rows if row.step == chosen))
+        rows = tuple(row.error() for row in self._record.rows if row.step == chosen)
+        shown, count = len({row.layer for row in rows}), len(self._products)
+        turns = f"{shown} of {count} layers; the others take turns (layers=None: all at once)"
+        return Report(rows, remark=turns if shown < count else "")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a .jsonl file, atomically: a line that says what was recorded, then one a row."""
@@ -205,7 +212,7 @@ class Monitor:
         if any(product.probe is not None for name in names for product in self._products[name]):
             raise ValueError("Monitor: the model is monitored already; close() the other one")
         for name in names:
-            self._open[name] = Recorder(self.samples)
+            self._open[name] = Recorder(self.samples, self._channels[name])
             for product in self._products[name]:
                 product.probe = self._open[name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,12 +23,31 @@ def places(count: int, limit: int, device: torch.device) -> Tensor:
     return torch.arange(limit, device=device) * step % count
 
 
+def chosen(x: Tensor, limit: int) -> Tensor:
+    """Where `sampled` looks: places in x's logical order, int64; all where x has no more."""
+    if x.numel() <= limit:
+        return torch.arange(x.numel(), device=x.device)
+    return places(x.numel(), limit, x.device)
+
+
+def cropped(shape: Sequence[int], limit: int) -> tuple[slice, ...]:
+    """A smaller block of a tensor, of at most `limit` elements where every axis may shrink to one:
+    the longest axis is thinned out to every second index, then the next."""
+    steps = [1] * len(shape)
+    sizes = list(shape)
+    while math.prod(sizes) > limit:
+        axis = max(range(len(sizes)), key=sizes.__getitem__)
+        steps[axis] *= 2
+        sizes[axis] = -(-shape[axis] // steps[axis])
+    return tuple(slice(None, None, step) for step in steps)
+
+
 def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | QTensor]:
     """The tensors, all of x's shape, at the same `limit` places, flat; whole where x has no more
     elements.  A quantized one keeps its only scale and zero point, or has one for each element."""
     if x.numel() <= limit:
         return [x, *others]
-    at = places(x.numel(), limit, x.device)
+    at = chosen(x, limit)
 
     def side(q: QTensor, compact: Tensor | None) -> Tensor | None:
         if compact is None:
