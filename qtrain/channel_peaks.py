@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from quantizers import QTensor
 
+from .sampling import block, cropped
+
 #: The fewest channels that have a median, and the fewest elements of each that have a peak.
 _FEWEST = 4
+#: How many elements are looked at.
+_BLOCK = 2**14
 
 
-def outlier(
-    x: Tensor, q: QTensor, at: Tensor, shape: Sequence[int], axis: int
-) -> float | None:
-    """The largest channel's peak |x| / scale in units of the median channel's; channels that are
-    0 throughout do not count.  None where fewer than four channels have four elements each.
-
-    x, q: the elements of a tensor of `shape` at the places `at`, flat.
-    """
-    axis %= len(shape)
-    count = shape[axis]
-    if count < _FEWEST or x.numel() < _FEWEST * count:
+def outlier(x: Tensor, q: QTensor, axis: int) -> float | None:
+    """The largest channel's peak |x| / scale in units of the median channel's, in a sub-block with
+    every channel; channels that are 0 throughout do not count.  None where fewer than four are
+    left, or have fewer than four elements each."""
+    axis %= x.dim()
+    some, part = block(x.detach(), q, cropped(x.shape, _BLOCK, keep=axis))
+    count = some.shape[axis]
+    if count < _FEWEST or some.numel() < _FEWEST * count:
         return None
-    magnitude = x.detach().flatten().double().abs()
-    if q.scale is not None:
-        magnitude = magnitude / q.spread(q.scale).expand(x.shape).flatten().double()
-    channel = at // math.prod(shape[axis + 1 :]) % count
-    peaks = magnitude.new_zeros(count).scatter_reduce(0, channel, magnitude, "amax")
+    magnitude = some.abs()
+    if part.scale is not None:
+        magnitude = magnitude / part.scale
+    peaks = magnitude.amax([other for other in range(x.dim()) if other != axis]).float()
     peaks = peaks[torch.isfinite(peaks) & (peaks > 0)]
-    if peaks.numel() < _FEWEST:
-        return None
-    return (peaks.max() / peaks.median()).item()
+    return (peaks.max() / peaks.median()).item() if peaks.numel() >= _FEWEST else None

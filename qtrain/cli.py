@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, report, recipes, formats."""
+"""The command `qtrain`: train, inspect, diagnose, cost, report, recipes, formats."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
 from .report import Report
 from .tables import formats_table, recipes_table
+from .verdict import Verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,7 +127,16 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _save(report: Report | CostReport, path: str | None) -> None:
+def _diagnose(parsed: argparse.Namespace) -> int:
+    from .diagnosis import diagnose
+
+    verdict = diagnose(parsed.run)
+    print(verdict)
+    _save(verdict, parsed.save)
+    return 0
+
+
+def _save(report: Report | CostReport | Verdict, path: str | None) -> None:
     if path is None:
         return
     try:
@@ -148,6 +158,7 @@ def _formats(parsed: argparse.Namespace) -> int:
 _COMMANDS = {
     "train": _train,
     "inspect": _inspect,
+    "diagnose": _diagnose,
     "cost": _cost,
     "report": _report,
     "recipes": _recipes,

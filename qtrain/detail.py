@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from quantizers import QTensor
 
 from .channel_peaks import outlier
+from .comparison import Comparison
 from .histograms import code_counts, value_counts
-from .rounding_errors import Rounded, rounded, shared_noise
-from .sampling import chosen, sampled
+from .rounding_errors import Rounded, Shared, rounded, shared_noise
 from .weight_watch import WeightWatch
 
 
@@ -25,7 +26,8 @@ class Detail:
     codes      counts in the bins of `code_counts`; None for a product
     scales     (smallest, median, largest) scale of the granules of each call; of two that a median
                lies between, the lower
-    roundings, shared, outliers   of each call: see `rounded`, `shared_noise`, `outlier`
+    roundings, shared, outliers   of each call that has one: see `rounded`, `shared_noise` (where
+               it rounds with noise), `outlier`
     weight     of a weight: what its elements do from here on; None for all else
     """
 
@@ -33,32 +35,31 @@ class Detail:
     codes: Tensor | None = None
     scales: list[tuple[float, float, float]] = field(default_factory=list)
     roundings: list[Rounded] = field(default_factory=list)
-    shared: list[list[float]] = field(default_factory=list)
+    shared: list[list[Shared]] = field(default_factory=list)
     outliers: list[float] = field(default_factory=list)
     weight: WeightWatch | None = None
 
-    def add(self, x: Tensor, q: Tensor | QTensor) -> None:
+    def add(self, pair: Comparison, *, quantized: bool) -> None:
         """A sample of a tensor and of what became of it."""
-        self.values = _sum(self.values, value_counts(x))
-        if isinstance(q, QTensor):
-            self.codes = _sum(self.codes, code_counts(q))
+        self.values = _sum(self.values, value_counts(pair.x))
+        if quantized:
+            self.codes = _sum(self.codes, code_counts(pair.q))
+            found = rounded(pair)
+            if found is not None:
+                self.roundings.append(found)
 
-    def add_operand(self, x: Tensor, q: QTensor, limit: int, channel_axis: int) -> None:
-        """A whole operand, of which `limit` elements are looked at."""
+    def add_whole(self, x: Tensor, q: QTensor, channel_axis: int) -> None:
+        """A whole operand, a sample of which was added."""
         if q.scale is not None:
             ordered = q.scale.detach().flatten().sort().values
             middle = (ordered.numel() - 1) // 2
             low, median, high = ordered[[0, middle, -1]].tolist()
             self.scales.append((low, median, high))
-        sample, part = sampled(x, q, limit=limit)
-        assert isinstance(sample, Tensor) and isinstance(part, QTensor)
-        found = rounded(sample, part)
-        if found is not None:
-            self.roundings.append(found)
-        shared = shared_noise(x, q)
-        if shared is not None:
-            self.shared.append(shared)
-        peak = outlier(sample, part, chosen(x, limit), x.shape, channel_axis)
+        if q.format is None or x.numel() == 0:
+            return
+        if self.roundings[-1].noisy:
+            self.shared.append(shared_noise(x.detach(), q))
+        peak = outlier(x, q, channel_axis)
         if peak is not None:
             self.outliers.append(peak)
 
@@ -70,28 +71,35 @@ class Detail:
         lows, medians, highs = zip(*self.scales, strict=True)
         return min(lows), sum(medians) / len(medians), max(highs)
 
-    def figures(self) -> dict[str, float | int | None]:
-        """The fields of a `MonitorRow` that are numbers of this tensor: the mean over the calls of
-        what errors average, the largest of what they do not."""
+    def figures(self) -> dict[str, Any]:
+        """The fields of a `MonitorRow` that are known of this tensor: the mean over the calls of
+        what is an error, the largest of what is not."""
+        found: dict[str, Any] = {}
+        if self.roundings:
+            offsets = [(r.offset, r.offset_error) for r in self.roundings]
+            found["offset"], found["offset_error"] = _mean(offsets)
+            squares = [r.spread**2 for r in self.roundings]
+            found["spread"] = math.sqrt(sum(squares) / len(squares))
         reaches = [r.reach for r in self.roundings if r.reach is not None]
-        calls = len(self.roundings)
-        errors = [r.offset_error**2 for r in self.roundings]
-        along = [_mean(axis) for axis in zip(*self.shared, strict=False)]
-        worst = max(range(len(along)), key=along.__getitem__) if along else None
-        return {
-            "offset": _mean([r.offset for r in self.roundings]) if calls else None,
-            "offset_error": sum(errors) ** 0.5 / calls if calls else None,
-            "spread": _mean([r.spread**2 for r in self.roundings]) ** 0.5 if calls else None,
-            "reach": max(reaches) if reaches else None,
-            "shared": None if worst is None else along[worst],
-            "axis": worst,
-            "outlier": max(self.outliers) if self.outliers else None,
-            "update": None if self.weight is None else self.weight.update(),
-        }
+        if reaches:
+            found["reach"] = max(reaches)
+        along = [_mean(axis) for axis in zip(*self.shared, strict=True)]
+        if along:
+            worst = max(range(len(along)), key=lambda axis: along[axis][0] - 3 * along[axis][1])
+            found["axis"] = worst
+            found["shared"], found["shared_error"] = along[worst]
+        if self.outliers:
+            found["outlier"] = max(self.outliers)
+        if self.weight is not None:
+            found["update"] = self.weight.update()
+        return found
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of (value, its standard error), and its own standard error."""
+    values, errors = zip(*measured, strict=True)
+    count = len(measured)
+    return sum(values) / count, math.sqrt(sum(error**2 for error in errors)) / count
 
 
 def _sum(a: Tensor | None, b: Tensor) -> Tensor:

@@ -82,14 +82,14 @@ def _findings(rows: Sequence[MonitorRow]) -> list[Finding]:
             finding = _finding(rule, rows)
             if finding is not None:
                 found[rule.symptom] = finding
-    explained: dict[str, float] = {}
+    explained: set[str] = set()
     kept = []
     for rule in RULES:  # causes stand before what they explain
         finding = found.get(rule.symptom)
         if finding is None or rule.symptom in explained:
             continue
         brought = [found[name].severity for name in rule.explains if name in found]
-        explained.update(dict.fromkeys(rule.explains, 0.0))
+        explained.update(rule.explains)
         kept.append(replace(finding, severity=max([finding.severity, *brought])))
     return kept
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from . import checks
-from .monitor_rows import MonitorRow, dumped, parsed
 from .detail import Detail
+from .monitor_rows import MonitorRow, dumped, parsed
 from .recorder import Recorder
 from .weight_watch import HISTORY, oscillation
 
@@ -59,7 +59,7 @@ class Record:
                         scale=detail.scale,
                         drift=self._drift((name, role), detail),
                         oscillation=self._oscillation(name, detail),
-                        **detail.figures(),  # type: ignore[arg-type]
+                        **detail.figures(),
                     )
                 )
         if len(self.steps) > self._keep:
@@ -97,7 +97,6 @@ class Record:
         if before == 0:
             return 1.0 if now == 0 else math.inf * now
         return now / before
-
 
     def _oscillation(self, layer: str, detail: Detail) -> float | None:
         if detail.weight is None:

@@ -28,8 +28,9 @@ class MonitorRow:
     drift    the median scale in units of that at the layer's record before; None for the first
     gain     what the error has of the signal: see `Row`; of grad_weight: the bias along the update
     offset, offset_error, spread, reach   the rounding in steps: see `Rounded`
-    shared   the correlation of the rounding's noise along `axis`, where it is largest: see
-             `shared_noise`; weights are (groups, out, in, *kernel)
+    shared, shared_error   the correlation of the rounding's noise along `axis`, where it is
+             largest, and its standard error: see `shared_noise`; a weight is (groups, out, in,
+             *kernel)
     outlier  the largest channel's peak in units of the median channel's: see `outlier`
     update   the mean |change| of a weight by this step, in units of its quantization step; None for
              what is no parameter, or was not written to (by another optimizer, later)
@@ -64,6 +65,7 @@ class MonitorRow:
     spread: float | None = None
     reach: float | None = None
     shared: float | None = None
+    shared_error: float | None = None
     axis: int | None = None
     outlier: float | None = None
     update: float | None = None
@@ -83,8 +85,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "axis": (int, type(None)),
     **dict.fromkeys(
         (
-            "drift", "offset", "offset_error", "spread", "reach", "shared", "outlier", "update",
-            "oscillation",
+            "drift", "offset", "offset_error", "spread", "reach", "shared", "shared_error",
+            "outlier", "update", "oscillation",
         ),
         (float, type(None)),
     ),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantizers import QTensor
 
+from .comparison import Comparison
 from .detail import Detail
 from .error_sums import Sums
 from .layer_products import Computed
@@ -90,7 +91,7 @@ class Recorder:
         if self.limit is not None:
             detail = self.details[role]
             axis = 1 if operand == "weight" else self.channel_axis
-            detail.add_operand(x, q, self.limit, axis)
+            detail.add_whole(x, q, axis)
             if role == "weight" and detail.weight is None and parameter(x):
                 detail.weight = WeightWatch(x, q, self.limit)
         if folded:
@@ -134,8 +135,10 @@ class Recorder:
         sums = self.sums.setdefault(role, Sums())
         if self.limit is not None:
             x, q = sampled(x, q, limit=self.limit)  # type: ignore[assignment]
-            self.details.setdefault(role, Detail()).add(x, q)
-        sums.add(x, q)
+        pair, quantized = Comparison(x, q), isinstance(q, QTensor)
+        sums.add(pair, quantized=quantized)
+        if self.limit is not None:
+            self.details.setdefault(role, Detail()).add(pair, quantized=quantized)
         return sums
 
     def _shadow_dtype(self, a: Tensor, b: Tensor) -> torch.dtype:

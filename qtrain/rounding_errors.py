@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from .error_sums import outside
-from .sampling import cropped
+from .comparison import Comparison
+from .sampling import block, cropped
 
 #: The fewest means along an axis from which their variance is estimated.
 _FEWEST = 8
@@ -34,113 +34,110 @@ class Rounded(NamedTuple):
                    rounding of even fractions
     reach          the interval that all of x takes, in units of the representable: above 1 it
                    clips.  None where there is no scale
+    noisy          whether a hundredth or more goes elsewhere than to the nearest
     """
 
     offset: float
     offset_error: float
     spread: float
     reach: float | None
+    noisy: bool
 
 
-def steps_of(q: QTensor) -> Tensor:
-    """The distance from each element's value to the next, fp64, broadcastable to the elements; q:
-    quantized."""
-    scale = torch.ones((), dtype=torch.float64, device=q.elements.device)
-    if q.scale is not None:
-        scale = q.spread(q.scale).double()
-    if q.format is None or isinstance(q.format, IntFormat):
-        return scale
-    elements = q.elements.double()
-    low = q.format.min_exponent
-    exponent = (torch.frexp(elements).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
-    exponent = torch.where(elements == 0, low, exponent)
-    return scale * torch.ldexp(torch.ones_like(elements), exponent - q.format.mantissa)
-
-
-def _errors(x: Tensor, q: QTensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x, its error and the error of nearest rounding, in steps, fp64."""
-    step = steps_of(q)
-    position = x.detach().double() / step
-    error = q.dequantize().double() / step - position
-    return position, error, position.round() - position
-
-
-def rounded(x: Tensor, q: QTensor) -> Rounded | None:
-    """None for a tensor that is not quantized, or empty.  x, q: of the same shape."""
-    if q.format is None or x.numel() == 0:
+def rounded(pair: Comparison) -> Rounded | None:
+    """None for a tensor that is not quantized, or empty."""
+    if pair.q.format is None or pair.x.numel() == 0:
         return None
-    position, error, nearest = _errors(x, q)
-    reach = _reach(x, q)
-    within = torch.isfinite(error) & ~outside(x, q)
-    error, nearest, sign = error[within], nearest[within], position[within].sign()
-    if error.numel() == 0:
-        return Rounded(0.0, 0.0, 0.0, reach)
-    beyond = error - nearest
-    beyond = torch.where(beyond.abs() < _EXACT, 0.0, beyond)
-    other = beyond != 0
-    near = not bool(other.any()) or error[other].abs().mean().item() < 0.6
-    found = []
-    for direction in (torch.ones_like(sign), sign):
-        means = [_mean(error * direction), _mean(beyond * direction)]
-        mean, deviation = min(means, key=lambda m: abs(m[0]))
-        found.append((mean, 0.0 if near else deviation))
-    offset, deviation = max(found, key=lambda m: abs(m[0]) - 4 * m[1])
+    reach = _reach(pair)
+    position = pair.position
+    error = pair.error / pair.step
+    within = torch.isfinite(error) & ~pair.outside
+    if not bool(within.all()):
+        error, position = error[within], position[within]
+    count = error.numel()
+    if count == 0:
+        return Rounded(0.0, 0.0, 0.0, reach, False)
     spread = math.sqrt(error.square().mean().item())
-    return Rounded(offset, deviation, spread, reach)
+    beyond = error - (position.round() - position)
+    other = beyond.abs() > _EXACT
+    noisy = int(other.sum())
+    if noisy == 0:
+        return Rounded(0.0, 0.0, spread, reach, False)
+    beyond = torch.where(other, beyond, 0.0)
+    near = (error.abs() * other).sum().item() / noisy < 0.6
+    found = []
+    for errors in ((error, beyond), (error * position.sign(), beyond * position.sign())):
+        value, deviation = min(map(_mean, errors), key=lambda m: abs(m[0]))
+        found.append((value, 0.0 if near else deviation))
+    offset, deviation = max(found, key=lambda m: abs(m[0]) - 4 * m[1])
+    return Rounded(offset, deviation, spread, reach, noisy >= 0.01 * count)
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
     """The mean and its standard error."""
-    count = values.numel()
-    deviation = values.std(correction=0).item() / math.sqrt(count)
-    return values.mean().item(), deviation
+    deviation, mean = torch.std_mean(values, correction=0)
+    return mean.item(), deviation.item() / math.sqrt(values.numel())
 
 
-def _reach(x: Tensor, q: QTensor) -> float | None:
-    if q.scale is None or q.format is None:
+def _reach(pair: Comparison) -> float | None:
+    fmt = pair.q.format
+    if pair.q.scale is None or fmt is None:
         return None
-    codes = x.detach().double() / q.spread(q.scale).double()
-    codes = codes[~torch.isnan(codes)]  # 0 / 0, and what is no number
-    if codes.numel() == 0:
-        return None
-    low, high = min(codes.min().item(), 0.0), max(codes.max().item(), 0.0)
-    if isinstance(q.format, IntFormat) and not q.format.symmetric:
-        return (high - low) / (q.format.high - q.format.low)
-    return max(-low, high) / q.format.largest
+    codes = pair.position if isinstance(fmt, IntFormat) else pair.x / pair.scale
+    low, high = (end.item() for end in codes.aminmax())
+    if math.isnan(low):  # 0 / 0, and what is no number
+        codes = codes[~torch.isnan(codes)]
+        if codes.numel() == 0:
+            return None
+        low, high = codes.min().item(), codes.max().item()
+    low, high = min(low, 0.0), max(high, 0.0)
+    if isinstance(fmt, IntFormat) and not fmt.symmetric:
+        return (high - low) / (fmt.high - fmt.low)
+    return max(-low, high) / fmt.largest
 
 
-def shared_noise(x: Tensor, q: QTensor) -> list[float] | None:
-    """How far the noise of a rounding is one along each axis: the correlation of errors, less three
-    standard errors, at least 0.  None for a tensor that is not quantized.
+class Shared(NamedTuple):
+    """How far the noise of a rounding is one along an axis.
+
+    correlation   of the errors along it;  error: its standard error, were they independent
+    """
+
+    correlation: float
+    error: float
+
+
+def shared_noise(x: Tensor, q: QTensor) -> list[Shared]:
+    """The correlation of rounding errors along each axis of a sub-block of x; 0 along one that
+    allows no estimate.  q: quantized with noise; errors of nearest rounding are alike where values
+    are.
 
     With n errors along an axis, n * var(mean error) / var(error) is 1 where they are independent
-    and n where they are one.  Errors are compared as they are and outward; of a sub-block of x.
-    Rounding to the nearest has no noise: errors alike come from values alike.
+    and n where they are one.  Errors are compared as they are and outward (times the sign of x),
+    whichever shows more.
     """
-    if q.format is None or x.numel() == 0:
-        return None
-    at = cropped(x.shape, _BLOCK)
-    scale, zero_point = (
-        None if part is None else q.spread(part).expand(x.shape)[at]
-        for part in (q.scale, q.zero_point)
-    )
-    block = QTensor(q.elements[at], scale, zero_point, q.format, (1,) * x.dim())
-    position, error, nearest = _errors(x[at], block)
-    within = (error.abs() < 1 + _EXACT) & ~outside(x[at], block)
-    noisy = within & ((error - nearest).abs() > _EXACT)
-    found = [0.0] * x.dim()
-    count = int(within.sum())
-    if int(noisy.sum()) < max(0.01 * count, 1):
-        return found
+    pair = Comparison(*block(x, q, cropped(x.shape, _BLOCK)))
+    error, position = pair.error / pair.step, pair.position
+    within = (error.abs() < 1 + _EXACT) & ~pair.outside
+    count = max(int(within.sum()), 1)
+    found = [Shared(0.0, 0.0)] * x.dim()
     for direction in (1.0, position.sign()):
         e = torch.where(within, error * direction, 0.0)
         e = torch.where(within, e - e.sum() / count, 0.0)
-        power = e.square().mean().item()
         for axis, n in enumerate(e.shape):
-            if n == 1 or e.numel() // n < _FEWEST or power == 0:
-                continue
-            squares = n * e.mean(axis).square() / power
-            deviation = squares.std().item() / math.sqrt(squares.numel())
-            correlation = (squares.mean().item() - 1 - 3 * deviation) / (n - 1)
-            found[axis] = max(found[axis], correlation)
+            if n > 1 and e.numel() // n >= _FEWEST:
+                own = _correlation(e, axis, n)
+                found[axis] = max(found[axis], own, key=lambda s: s.correlation - 3 * s.error)
     return found
+
+
+def _correlation(e: Tensor, axis: int, n: int) -> Shared:
+    squares = e.square()
+    power = squares.mean(axis)
+    total = power.sum().item()
+    if total == 0:
+        return Shared(0.0, 0.0)
+    ratio = n * e.mean(axis).square().sum().item() / total
+    # the variance of n * mean^2 of independent errors: 2 power^2, and what a fourth moment adds
+    variance = 2 * power.square() + squares.square().mean(axis) / n
+    deviation = math.sqrt(variance.sum().item()) / total
+    return Shared((ratio - 1) / (n - 1), deviation / (n - 1))

@@ -23,23 +23,26 @@ def places(count: int, limit: int, device: torch.device) -> Tensor:
     return torch.arange(limit, device=device) * step % count
 
 
-def chosen(x: Tensor, limit: int) -> Tensor:
-    """Where `sampled` looks: places in x's logical order, int64; all where x has no more."""
-    if x.numel() <= limit:
-        return torch.arange(x.numel(), device=x.device)
-    return places(x.numel(), limit, x.device)
-
-
-def cropped(shape: Sequence[int], limit: int) -> tuple[slice, ...]:
-    """A smaller block of a tensor, of at most `limit` elements where every axis may shrink to one:
-    the longest axis is thinned out to every second index, then the next."""
+def cropped(shape: Sequence[int], limit: int, *, keep: int | None = None) -> tuple[slice, ...]:
+    """A smaller block of a tensor, of at most `limit` elements where the axes that may shrink allow
+    it: the longest one is thinned out to every second index, then the next; `keep` stays whole."""
     steps = [1] * len(shape)
     sizes = list(shape)
-    while math.prod(sizes) > limit:
-        axis = max(range(len(sizes)), key=sizes.__getitem__)
+    thin = [axis for axis in range(len(shape)) if axis != keep]
+    while math.prod(sizes) > limit and any(sizes[axis] > 1 for axis in thin):
+        axis = max(thin, key=sizes.__getitem__)
         steps[axis] *= 2
         sizes[axis] = -(-shape[axis] // steps[axis])
     return tuple(slice(None, None, step) for step in steps)
+
+
+def block(x: Tensor, q: QTensor, at: tuple[slice, ...]) -> tuple[Tensor, QTensor]:
+    """A block of a tensor and of its quantized self."""
+    scale, zero_point = (
+        None if part is None else q.spread(part).expand(x.shape)[at]
+        for part in (q.scale, q.zero_point)
+    )
+    return x[at], QTensor(q.elements[at], scale, zero_point, q.format, (1,) * x.dim())
 
 
 def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | QTensor]:
@@ -47,7 +50,7 @@ def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | Q
     elements.  A quantized one keeps its only scale and zero point, or has one for each element."""
     if x.numel() <= limit:
         return [x, *others]
-    at = chosen(x, limit)
+    at = places(x.numel(), limit, x.device)
 
     def side(q: QTensor, compact: Tensor | None) -> Tensor | None:
         if compact is None:

@@ -78,15 +78,15 @@ def stale(rows: Series) -> Values:
     return found
 
 
-def noise_of_mean(rows: Series) -> float:
-    """The standard error of the mean of `offset`.  A weight's errors hardly change from record to
-    record: there it is that of one."""
-    errors = [row.offset_error for row in rows if row.offset_error is not None]
-    if not errors:
-        return 0.0
-    if rows[0].role.startswith("weight"):
-        return sum(errors) / len(errors)
-    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
+def noise_of_mean(name: str) -> Callable[[Series], float]:
+    """The standard error of the mean of a field with one of its own."""
+
+    def noise(rows: Series) -> float:
+        errors = [getattr(row, name) for row in rows]
+        errors = [error for error in errors if error is not None]
+        return math.sqrt(sum(error**2 for error in errors)) / len(errors) if errors else 0.0
+
+    return noise
 
 
 def noise_of_gain(rows: Series) -> float:

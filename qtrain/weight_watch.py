@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quantizers import FloatFormat, QTensor
 
-from .rounding_errors import steps_of
+from .comparison import Comparison
 from .sampling import sampled
 
 #: How many weights of a layer are followed, over how many of its records.
@@ -33,8 +33,8 @@ class WeightWatch:
         self._version = weight._version
         before, part = sampled(weight.detach(), q, limit=limit)
         assert isinstance(before, Tensor) and isinstance(part, QTensor)
-        self._before = before.double()  # a copy, also where the sample is the whole weight
-        self._steps = steps_of(part)
+        self._before = before.clone()
+        self._steps = Comparison(before, part).step
         (some,) = sampled(numbered(q), limit=FOLLOWED)
         assert isinstance(some, Tensor)
         self.codes: list[int] = some.flatten().tolist()
@@ -46,7 +46,7 @@ class WeightWatch:
             return None
         (now,) = sampled(self._weight, limit=self._limit)
         assert isinstance(now, Tensor)
-        moved = (now.double() - self._before).abs() / self._steps
+        moved = (now.double() - self._before.double()).abs() / self._steps
         moved = moved[torch.isfinite(moved)]
         return moved.mean().item() if moved.numel() else None
 

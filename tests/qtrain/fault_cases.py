@@ -1,4 +1,4 @@
-"""A small ResNet-18 on the digits, sound or with one broken quantizer, for the tests of verdicts."""
+"""A small ResNet-18 on the digits, sound or with one broken quantizer: for tests of verdicts."""
 
 from __future__ import annotations
 
@@ -81,13 +81,15 @@ def backward_role(layer: str) -> str:
 
 
 def batches(seed: int, steps: int, *, skip: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """The training batches of the digits from step `skip` on."""
+    """The training batches of the digits from step `skip` on; their contrast changes, as the range
+    of inputs does in training."""
     found: list[tuple[Tensor, Tensor]] = []
     split, epoch = data.load("digits").train, 0
     while len(found) < skip + steps:
         found += data.Batches(split, batch_size=BATCH, seed=seed, epoch=epoch, drop_last=True)
         epoch += 1
-    return found[skip : skip + steps]
+    contrast = [1 - 0.1 * (step % 4) for step in range(len(found))]
+    return [(x * c, y) for (x, y), c in zip(found, contrast, strict=True)][skip : skip + steps]
 
 
 class Healthy:
