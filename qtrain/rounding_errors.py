@@ -34,7 +34,7 @@ class Rounded(NamedTuple):
                    rounding of even fractions
     reach          the interval that all of x takes, in units of the representable: above 1 it
                    clips.  None where there is no scale
-    noisy          whether a hundredth or more goes elsewhere than to the nearest
+    noisy          whether a hundredth or more goes elsewhere than to the nearest, and further
     """
 
     offset: float
@@ -70,7 +70,7 @@ def rounded(pair: Comparison) -> Rounded | None:
         value, deviation = min(map(_mean, errors), key=lambda m: abs(m[0]))
         found.append((value, 0.0 if near else deviation))
     offset, deviation = max(found, key=lambda m: abs(m[0]) - 4 * m[1])
-    return Rounded(offset, deviation, spread, reach, noisy >= 0.01 * count)
+    return Rounded(offset, deviation, spread, reach, not near and noisy >= 0.01 * count)
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -38,7 +38,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "int8 at 4 bits, range batch-norm": {"bits": 4, "norm": "range"},
 }
 SETS = {"thresholds": range(100, 110), "rate": range(200, 220)}
-WIDTH, BATCH, EPOCHS, EVERY = 16, 64, 3, 8
+WIDTH, BATCH, EPOCHS, EVERY = 8, 64, 3, 8
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4  # SGD; a quarter epoch of warm-up, then a cosine to 0
 
 

@@ -125,9 +125,10 @@ class Healthy:
             optimizer.step()
 
 
-#: by name: the broken quantizer of a role, and the symptoms that name it
+#: The faults by name: (what is broken in a quantizer that rounds with noise or without, the
+#: symptoms that name it).
 FAULTS: dict[str, tuple[Callable[[bool], Planted], set[str]]] = {
-    "wrong clip": (lambda noise: Planted(noise, clip=0.25), {"range too narrow", "clipped"}),
+    "wrong clip": (lambda noise: Planted(noise, clip=0.25), {"range too narrow"}),
     "biased rounding": (lambda noise: Planted(noise, bias=0.1), {"biased rounding"}),
     "dead scale": (lambda noise: Planted(noise, dead=True), {"dead scale"}),
     "shared noise": (lambda noise: Planted(True, shared=0), {"shared noise"}),
