@@ -10,7 +10,7 @@ from pathlib import Path
 from .monitor import Monitor
 from .monitor_rows import MonitorRow, read_monitor
 from .recorder import RESULTS, ROLES
-from .rules import OPERANDS, RULES, Rule
+from .rules import NOT_FINITE, OPERANDS, RULES, Rule
 from .verdict import Finding, Verdict
 
 #: The file of a run folder that is looked at.
@@ -120,17 +120,24 @@ def _finding(rule: Rule, rows: Sequence[MonitorRow]) -> Finding | None:
 
 
 def _following(role: str, found: dict[str, list[Finding]]) -> list[Finding]:
-    """The findings of a role; of a product as a consequence of its operands', where these have
-    any."""
-    operands = [finding for other in _operands(role) for finding in found.get(other, [])]
-    if not operands:
-        return found[role]
-    most = max(operands, key=lambda finding: finding.severity)
-    cause = f"follows from {most.role}: {most.symptom}"
-    return [
-        replace(f, severity=min(f.severity, most.severity), cause=cause, remedy=most.remedy)
-        for f in found[role]
-    ]
+    """The findings of a role; those of a product as consequences of its operands' errors, where
+    these have any: NaN and infinities of theirs alone, all else of any."""
+    errors = {rule.symptom for rule in RULES if rule.error}
+    operands = [f for other in _operands(role) for f in found.get(other, []) if f.symptom in errors]
+    kept = []
+    for finding in found[role]:
+        overflow = finding.symptom == NOT_FINITE
+        causes = [f for f in operands if not overflow or f.symptom == NOT_FINITE]
+        if causes:
+            most = max(causes, key=lambda f: f.severity)
+            finding = replace(
+                finding,
+                severity=min(finding.severity, most.severity),
+                cause=f"follows from {most.role}: {most.symptom}",
+                remedy=most.remedy,
+            )
+        kept.append(finding)
+    return kept
 
 
 def _operands(role: str) -> tuple[str, ...]:

@@ -119,15 +119,15 @@ def shared_noise(x: Tensor, q: QTensor) -> list[Shared]:
     error, position = pair.error / pair.step, pair.position
     within = (error.abs() < 1 + _EXACT) & ~pair.outside
     count = max(int(within.sum()), 1)
-    found = [Shared(0.0, 0.0)] * x.dim()
+    by_axis: list[list[Shared]] = [[] for _ in x.shape]
     for direction in (1.0, position.sign()):
         e = torch.where(within, error * direction, 0.0)
         e = torch.where(within, e - e.sum() / count, 0.0)
         for axis, n in enumerate(e.shape):
             if n > 1 and e.numel() // n >= _FEWEST:
-                own = _correlation(e, axis, n)
-                found[axis] = max(found[axis], own, key=lambda s: s.correlation - 3 * s.error)
-    return found
+                by_axis[axis].append(_correlation(e, axis, n))
+    least = [Shared(0.0, 0.0)]
+    return [max(own or least, key=lambda s: s.correlation - 3 * s.error) for own in by_axis]
 
 
 def _correlation(e: Tensor, axis: int, n: int) -> Shared:

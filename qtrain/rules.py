@@ -12,6 +12,7 @@ from .series import Series, Values
 
 PRODUCTS = tuple(RESULTS.values())
 OPERANDS = tuple(role for role in ROLES if role not in PRODUCTS)
+NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,12 @@ class Rule:
     values     the figure of each record
     threshold  from where on it is a symptom
     smallest   whether small values are bad, not large ones
-    mean       takes one value from all records instead: the magnitude of a mean that noise leaves
-               near 0; None: what a quarter of the records reaches (`series.often`)
+    mean       takes one value from all records, a mean that noise leaves near 0; None: what a
+               quarter of the records reaches (`series.often`)
     noise      the standard error of that mean: five of them are added to the threshold
     base       severity at the threshold; `most`: the highest.  Severity is `base` and the decades
                between threshold and value
+    error      whether it is an error of the rounding, from which the operand's products suffer
     explains   symptoms of the same tensor that this one brings along, and that are not named beside
     cause, remedy   with {layer} and {slot}, the operand's quantizer in a recipe
     source     where the threshold comes from
@@ -42,6 +44,7 @@ class Rule:
     noise: Callable[[Series], float] | None = None
     base: float = 0.0
     most: float = 3.0
+    error: bool = True
     explains: tuple[str, ...] = ()
     cause: str
     remedy: str
@@ -70,7 +73,7 @@ _ERRORS = ("clipped", "range too narrow", "range too wide", "gain", "saturated",
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        symptom="not finite",
+        symptom=NOT_FINITE,
         roles=ROLES,
         values=series.nonfinite,
         threshold=0.0,
@@ -167,7 +170,7 @@ RULES: tuple[Rule, ...] = (
         symptom="biased rounding",
         roles=OPERANDS,
         values=series.field("offset"),
-        mean=series.mean("offset"),
+        mean=series.size_of_mean("offset"),
         noise=series.noise_of_mean("offset_error"),
         threshold=0.002,
         explains=("gain",),
@@ -181,7 +184,7 @@ RULES: tuple[Rule, ...] = (
         symptom="gain",
         roles=ROLES,
         values=series.field("gain"),
-        mean=series.mean("gain"),
+        mean=series.size_of_mean("gain"),
         noise=series.noise_of_gain,
         threshold=0.1,
         cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "
@@ -229,6 +232,7 @@ RULES: tuple[Rule, ...] = (
         values=series.field("outlier"),
         threshold=30.0,
         most=1.0,
+        error=False,
         cause="one channel is so much larger than the others that it sets their step too",
         remedy="one scale a channel, granularity=per_axis(...) in {slot}, or "
         "overrides={{'{layer}': None}}",
@@ -240,6 +244,7 @@ RULES: tuple[Rule, ...] = (
         values=series.field("oscillation"),
         threshold=0.5,
         most=1.0,
+        error=False,
         cause="weights go to and fro between two codes: they sit on the threshold between them",
         remedy="a lower learning rate, or more bits: overrides={{'{layer}': 8}}",
         source="healthy: at most 0.2 (4 bits)",
@@ -250,6 +255,7 @@ RULES: tuple[Rule, ...] = (
         values=series.field("update"),
         threshold=30.0,
         most=1.0,
+        error=False,
         cause="one update moves the weights by many quantization steps",
         remedy="a lower learning rate, or a longer warm-up",
         source="healthy: at most 2.4",
@@ -261,6 +267,7 @@ RULES: tuple[Rule, ...] = (
         threshold=1e-4,
         smallest=True,
         most=1.0,
+        error=False,
         cause="codes hardly ever change: the quantized weights stand still",
         remedy="a higher learning rate, or more bits: overrides={{'{layer}': 16}}",
         source="healthy: at least 0.0003 (4 bits)",

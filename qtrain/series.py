@@ -100,12 +100,22 @@ def noise_of_gain(rows: Series) -> float:
 
 
 def mean(name: str) -> Callable[[Series], float | None]:
-    """The magnitude of a signed field's mean over all records: noise changes its sign."""
+    """A signed field's mean over all records: noise changes its sign."""
 
     def value(rows: Series) -> float | None:
         found = [getattr(row, name) for row in rows if getattr(row, name) is not None]
         found = [v for v in found if not math.isnan(v)]
-        return abs(sum(found)) / len(found) if found else None
+        return sum(found) / len(found) if found else None
+
+    return value
+
+
+def size_of_mean(name: str) -> Callable[[Series], float | None]:
+    """The magnitude of a signed field's mean."""
+
+    def value(rows: Series) -> float | None:
+        found = mean(name)(rows)
+        return None if found is None else abs(found)
 
     return value
 

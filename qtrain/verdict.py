@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 
 from tabulate import tabulate
 
@@ -14,6 +14,8 @@ from . import checks
 from .saving import save_rows
 
 _WIDTH = 80
+#: columns of a layer's name
+_NAME = 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +84,25 @@ def _table(findings: Sequence[Finding]) -> str:
     rows = [
         [
             f"{f.severity:.1f}",
-            f"{f.layer}\n- {f.role}",
-            f.symptom,
+            "\n".join([*wrap(f.layer, _NAME), *wrap(f"- {f.role}", _NAME, subsequent_indent="  ")]),
+            "\n".join(wrap(f.symptom, 14)),
             f"{f.value:.2g}",
             f"{f.threshold:.2g}",
-            f"{f.seen} of {f.records}\n({f.first} to {f.last})",
+            f"{f.seen} of {f.records}
+" + _span(f),
+            + ("\n" if f.last > 999 else " ")
+            + f"{f.last}",
         ]
         for f in findings
     ]
-    headers = ["severity", "layer and role", "symptom", "value", "limit", "records\n(steps)"]
+    headers = ["sev-\nerity", "layer\n- role", "symptom", "value", "limit", "records\nsteps"]
     align = ("right", "left", "left", "right", "right", "left")
     return tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+def _span(finding: Finding) -> str:
+    gap = "\n" if finding.last > 999 else " "
+    return f"{finding.first} to{gap}{finding.last}"
 
 
 def _explained(findings: Sequence[Finding]) -> list[str]:
