@@ -88,10 +88,7 @@ def _table(findings: Sequence[Finding]) -> str:
             "\n".join(wrap(f.symptom, 14)),
             f"{f.value:.2g}",
             f"{f.threshold:.2g}",
-            f"{f.seen} of {f.records}
-" + _span(f),
-            + ("\n" if f.last > 999 else " ")
-            + f"{f.last}",
+            f"{f.seen} of {f.records}\n{_span(f)}",
         ]
         for f in findings
     ]
