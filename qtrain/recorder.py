@@ -92,7 +92,8 @@ class Recorder:
             detail = self.details[role]
             axis = 1 if operand == "weight" else self.channel_axis
             detail.add_whole(x, q, axis)
-            if role == "weight" and detail.weight is None and parameter(x):
+            first = role == "weight" and detail.weight is None
+            if first and q.format is not None and parameter(x):
                 detail.weight = WeightWatch(x, q, self.limit)
         if folded:
             other = "weight" if kind == "grad_input" else "input"

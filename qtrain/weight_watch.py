@@ -25,7 +25,7 @@ class WeightWatch:
     q        the same, quantized
     limit    how many elements are looked at
 
-    codes    of FOLLOWED of them, always the same ones: elements, counted in steps of the format
+    codes    of FOLLOWED of them, always the same ones: see `numbered`
     """
 
     def __init__(self, weight: Tensor, q: QTensor, limit: int) -> None:
@@ -35,9 +35,9 @@ class WeightWatch:
         assert isinstance(before, Tensor) and isinstance(part, QTensor)
         self._before = before.clone()
         self._steps = Comparison(before, part).step
-        (some,) = sampled(numbered(q), limit=FOLLOWED)
-        assert isinstance(some, Tensor)
-        self.codes: list[int] = some.flatten().tolist()
+        _, some = sampled(weight.detach(), q, limit=FOLLOWED)
+        assert isinstance(some, QTensor)
+        self.codes: list[int] = numbered(some).flatten().tolist()
 
     def update(self) -> float | None:
         """The mean distance that the weights have moved since, in quantization steps; None where
@@ -58,14 +58,15 @@ def parameter(weight: Tensor) -> bool:
 
 def numbered(q: QTensor) -> Tensor:
     """Elements, less their zero point, as integers of which neighbours on the format's grid differ
-    by 1: int64."""
+    by 1: int64.  What is not finite counts as 0."""
     if not isinstance(q.format, FloatFormat):
         return q.unshifted().long()
-    codes = q.format.encode(q.elements.nan_to_num(0.0, 0.0, 0.0))
-    if not q.format.signed:
-        return codes
-    low = 2 ** (q.format.bits - 1)  # sign and magnitude
-    return torch.where(codes < low, codes, low - codes)
+    magnitude = q.elements.abs().double().nan_to_num(0.0, 0.0, 0.0)
+    lowest, mantissa = q.format.min_exponent, q.format.mantissa
+    exponent = (torch.frexp(magnitude).exponent - 1).clamp(min=lowest)  # frexp: 0.5 <= |m| < 1
+    exponent = torch.where(magnitude == 0, lowest, exponent)
+    significand = torch.ldexp(magnitude, mantissa - exponent).round().long()
+    return q.elements.sign().long() * (((exponent - lowest) << mantissa) + significand)
 
 
 def oscillation(history: Sequence[Sequence[int]]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,10 @@ def test_it_prints_within_80_columns_with_every_cause_once() -> None:
     text = " ".join(" ".join(lines).split())
     for finding in verdict.findings:
         assert finding.symptom in text and text.count(f"{finding.symptom}: {finding.cause}") == 1
-    assert text.index("b - grad_output (grad_weight)") < text.index(f"{LONG} - ")
+    heads = [line.split() for line in lines if re.match(r" +\d\.\d  ", line)]
+    assert [head[:2] for head in heads] == [
+        [f"{f.severity:.1f}", f.layer] for f in verdict.findings
+    ]
     assert "checked: 2 layers, 18 tensors" in text
 
 
