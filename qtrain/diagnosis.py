@@ -98,6 +98,8 @@ def _finding(rule: Rule, rows: Sequence[MonitorRow]) -> Finding | None:
     value, limit = rule.value(rows), rule.limit(rows)
     if value is None or (severity := rule.severity(value, limit)) < 0:
         return None
+    if rule.where is not None and not rule.where(rows):
+        return None
     values = zip(rows, rule.values(rows), strict=True)
     past = [row.step for row, v in values if v is not None and rule.severity(v, limit) >= 0]
     steps = past or [row.step for row in rows]  # each alone may be within what noise allows

@@ -24,9 +24,10 @@ class Rule:
     values     the figure of each record
     threshold  from where on it is a symptom
     smallest   whether small values are bad, not large ones
-    mean       takes one value from all records, a mean that noise leaves near 0; None: what a
-               quarter of the records reaches (`series.often`)
-    noise      the standard error of that mean: five of them are added to the threshold
+    over_all   takes one value from all records; None: what a quarter of them reaches, see
+               `series.often`
+    noise      the standard error of that value: five of them are added to the threshold
+    where      of which tensors it is a symptom; None: of all
     base       severity at the threshold; `most`: the highest.  Severity is `base` and the decades
                between threshold and value
     error      whether it is an error of the rounding, from which the operand's products suffer
@@ -40,8 +41,9 @@ class Rule:
     values: Callable[[Series], Values]
     threshold: float
     smallest: bool = False
-    mean: Callable[[Series], float | None] | None = None
+    over_all: Callable[[Series], float | None] | None = None
     noise: Callable[[Series], float] | None = None
+    where: Callable[[Series], bool] | None = None
     base: float = 0.0
     most: float = 3.0
     error: bool = True
@@ -52,8 +54,8 @@ class Rule:
 
     def value(self, rows: Series) -> float | None:
         """The figure over all records; None where no record has it."""
-        if self.mean is not None:
-            return self.mean(rows)
+        if self.over_all is not None:
+            return self.over_all(rows)
         return series.often(self.values(rows), smallest=self.smallest)
 
     def limit(self, rows: Series) -> float:
@@ -76,6 +78,7 @@ RULES: tuple[Rule, ...] = (
         symptom=NOT_FINITE,
         roles=ROLES,
         values=series.nonfinite,
+        over_all=series.overflow,
         threshold=0.0,
         base=4.0,
         most=4.0,
@@ -113,6 +116,7 @@ RULES: tuple[Rule, ...] = (
         symptom="range too narrow",
         roles=OPERANDS,
         values=series.field("reach"),
+        where=series.loses,
         threshold=3.0,
         base=0.5,
         explains=("clipped", "gain", "saturated"),
@@ -157,7 +161,7 @@ RULES: tuple[Rule, ...] = (
         symptom="shared noise",
         roles=OPERANDS,
         values=series.field("shared"),
-        mean=series.mean("shared"),
+        over_all=series.mean("shared"),
         noise=series.noise_of_mean("shared_error"),
         threshold=0.05,
         explains=("biased rounding",),
@@ -170,7 +174,7 @@ RULES: tuple[Rule, ...] = (
         symptom="biased rounding",
         roles=OPERANDS,
         values=series.field("offset"),
-        mean=series.size_of_mean("offset"),
+        over_all=series.size_of_mean("offset"),
         noise=series.noise_of_mean("offset_error"),
         threshold=0.002,
         explains=("gain",),
@@ -184,7 +188,7 @@ RULES: tuple[Rule, ...] = (
         symptom="gain",
         roles=ROLES,
         values=series.field("gain"),
-        mean=series.size_of_mean("gain"),
+        over_all=series.size_of_mean("gain"),
         noise=series.noise_of_gain,
         threshold=0.1,
         cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "

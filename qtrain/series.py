@@ -28,6 +28,20 @@ def nonfinite(rows: Series) -> Values:
     return [row.nonfinite / max(row.elements, 1) for row in rows]
 
 
+def overflow(rows: Series) -> float | None:
+    """The largest such fraction; of a gradient that is finite in the end, what is often so: a
+    GradScaler meets infinities now and then."""
+    found = nonfinite(rows)
+    passing = "grad" in rows[0].role and found[-1] == 0
+    return often(found) if passing else max(value or 0.0 for value in found)
+
+
+def loses(rows: Series) -> bool:
+    """Whether the error takes a fiftieth of the signal or more: a clip of rare peaks does not."""
+    found = often(lost(rows))
+    return found is None or found >= 0.02
+
+
 def lost(rows: Series) -> Values:
     """What the error takes of the signal: 1 where nothing of it is left."""
     return [None if math.isnan(row.gain) or not _has_signal(row) else -row.gain for row in rows]

@@ -76,7 +76,11 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"scale": (1.0, 1.0, 1.0), "reach": 2.1},
         {"scale": (1.0, 1.0, 1.0), "reach": 1.9},
     ),
-    "range too narrow": ("input", {"reach": 3.1}, {"reach": 2.9}),
+    "range too narrow": (
+        "input",
+        {"reach": 3.1, "gain": -0.021},
+        {"reach": 2.9, "gain": -0.021},
+    ),
     "range too wide": ("input", {"reach": 0.015}, {"reach": 0.016}),
     "clipped": ("input", {"clipped": 0.16}, {"clipped": 0.14}),
     "excess error": ("input", {"spread": 0.61}, {"spread": 0.59}),
@@ -134,7 +138,7 @@ def test_every_rule_is_tried_here_and_names_what_it_explains() -> None:
         # a cause stands above what it explains
         assert all(names.index(other) > names.index(rule.symptom) for other in rule.explains)
         if rule.noise is not None:
-            assert rule.mean is not None
+            assert rule.over_all is not None
 
 
 def test_remedies_name_slots_and_overrides_that_exist() -> None:
@@ -149,6 +153,26 @@ def test_remedies_name_slots_and_overrides_that_exist() -> None:
                     text = f.remedy[f.remedy.index("overrides={") + len("overrides=") :]
                     wanted = eval(text[: text.index("}") + 1])
                     assert Chooser(recipes.int8(), None, wanted)("b") != recipes.int8(4)
+
+
+def test_peaks_that_are_cut_off_at_no_cost_are_no_symptom() -> None:
+    assert not diagnose(moving(rows(**{"b/input": {"reach": 10.0, "gain": -0.019}})))
+
+
+def test_an_infinite_gradient_now_and_then_is_a_grad_scalers_and_nan_at_the_end_is_not() -> None:
+    def with_nan(role: str, step: int) -> Verdict:
+        found = [
+            replace(row, nonfinite=9)
+            if (row.role, row.step, row.layer) == (role, step, "b")
+            else row
+            for row in rows(steps=12)
+        ]
+        return diagnose(moving(found))
+
+    assert not with_nan("grad_weight", 5)
+    last = with_nan("grad_weight", 11).findings[0]
+    assert (last.symptom, last.seen, last.first, last.last) == ("not finite", 1, 11, 11)
+    assert named(with_nan("output", 5)) == [("b", "output", "not finite")]
 
 
 def test_a_scale_that_stands_still_beside_a_range_that_does_too_is_not_stale() -> None:
@@ -182,9 +206,9 @@ def test_a_mean_that_changes_its_sign_is_noise() -> None:
 
 
 def test_more_severe_findings_come_first_and_of_equal_ones_the_earlier_in_a_step() -> None:
-    wrong = {"reach": 6.0}
+    wrong = {"reach": 6.0, "gain": -0.05}
     bad = {f"{layer}/{role}": wrong for layer in "abc" for role in OPERANDS}
-    bad["b/weight"] = {"reach": 60.0}
+    bad["b/weight"] = {"reach": 60.0, "gain": -0.05}
     order = [(f.layer, f.role) for f in diagnose(moving(rows(**bad))).findings]
     backward = [role for role in OPERANDS if ROLES.index(role) > ROLES.index("output")]
     expected = [("b", "weight"), ("a", "input"), ("a", "weight"), ("b", "input")]
@@ -201,7 +225,7 @@ def test_a_product_follows_the_operand_that_it_suffers_from() -> None:
     assert second.cause == "follows from input: range too narrow"
     # nor does an overflow follow from a clip, or an error from long steps
     nan = {"nonfinite": 5, "sqnr_db": math.nan, "gain": math.nan}
-    bad = {"b/weight": {"reach": 4.0}, "b/output": nan, "c/weight": {"update": 99.0}}
+    bad = {"b/weight": {"reach": 4.0, "gain": -0.05}, "b/output": nan, "c/weight": {"update": 99.0}}
     verdict = diagnose(moving(rows(**bad, **{"c/output": {"gain": -0.9}})))
     assert named(verdict)[0] == ("b", "output", "not finite")
     assert not any(f.cause.startswith("follows") for f in verdict.findings)
@@ -232,7 +256,9 @@ LONG = "layer4.1.downsample.conv2"
 def long_verdict() -> Verdict:
     bad = {f"{LONG}/{role}": EDGES[symptom][1] for symptom, (role, *_) in EDGES.items()}
     layers = (LONG, "b")
-    return diagnose(moving(rows(layers, **bad, **{"b/grad_output (grad_weight)": {"reach": 1e9}})))
+    return diagnose(
+        moving(rows(layers, **bad, **{"b/grad_output (grad_weight)": {"clipped": 1e9}}))
+    )
 
 
 def test_it_prints_within_80_columns_with_every_cause_once() -> None:
@@ -250,7 +276,7 @@ def test_it_prints_within_80_columns_with_every_cause_once() -> None:
 
 
 def test_it_saves_as_json_and_csv(tmp_path: Path) -> None:
-    verdict = diagnose(moving(rows(**{"b/input": {"reach": math.inf}})))
+    verdict = diagnose(moving(rows(**{"b/input": {"reach": math.inf, "gain": -0.05}})))
     path = verdict.save(tmp_path / "verdict.json")
     (entry,) = json.loads(path.read_text())
     assert (entry["layer"], entry["symptom"], entry["value"]) == ("b", "range too narrow", "inf")
