@@ -193,7 +193,7 @@ RULES: tuple[Rule, ...] = (
         threshold=0.1,
         cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "
         "changes",
-        remedy="more bits for the operands: overrides={{'{layer}': 8}}, or a range that clips less",
+        remedy="more bits: overrides={{'{layer}': 16}}, or a range that clips less",
         source="healthy: at most 0.04 (4 bits, banner2018)",
     ),
     Rule(
@@ -205,7 +205,7 @@ RULES: tuple[Rule, ...] = (
         cause="nearly all that is not 0 became 0: the step is larger than the tensor's typical "
         "value",
         remedy="stochastic() rounding, more bits, or a float format in {slot}: "
-        "overrides={{'{layer}': 8}}",
+        "overrides={{'{layer}': 16}}",
         source="healthy: at least 0.05 (4 bits)",
     ),
     Rule(
@@ -250,7 +250,7 @@ RULES: tuple[Rule, ...] = (
         most=1.0,
         error=False,
         cause="weights go to and fro between two codes: they sit on the threshold between them",
-        remedy="a lower learning rate, or more bits: overrides={{'{layer}': 8}}",
+        remedy="a lower learning rate, or more bits: overrides={{'{layer}': 16}}",
         source="healthy: at most 0.2 (4 bits)",
     ),
     Rule(
