@@ -59,7 +59,8 @@ def rounded(pair: Comparison) -> Rounded | None:
         return Rounded(0.0, 0.0, 0.0, reach, False)
     spread = math.sqrt(error.square().mean().item())
     beyond = error - (position.round() - position)
-    other = beyond.abs() > _EXACT
+    # ties, as fp32 quotients have them, may go either way
+    other = (beyond.abs() > _EXACT) & (error.abs() > 0.5 + position.abs() * 2.0**-22)
     noisy = int(other.sum())
     if noisy == 0:
         return Rounded(0.0, 0.0, spread, reach, False)

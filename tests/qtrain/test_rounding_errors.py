@@ -84,6 +84,14 @@ def test_the_offset_of_biased_roundings_is_the_bias() -> None:
     assert by(floor, normal(4000)).offset == pytest.approx(-0.5, abs=0.03)
 
 
+def test_what_is_a_tie_in_fp32_may_go_either_way() -> None:
+    x = torch.full((72,), 2.5 + 1e-7, dtype=torch.float64)
+    for code in (2, 3):
+        q = QTensor(torch.full((72,), code, dtype=torch.int8), torch.ones(1), None, int8, (72,))
+        found = rounded(Comparison(x, q))
+        assert found is not None and (found.offset, found.noisy) == (0, False)
+
+
 def test_what_is_clipped_has_no_part_in_the_rounding() -> None:
     position = torch.rand(8000, generator=torch.Generator().manual_seed(0)) * 1000 - 500
     found = coded(position, position.round().clamp(-127, 127))
