@@ -54,7 +54,7 @@ class MonitorRow:
     low: float
     high: float
     elements: int
-    gain: float
+    gain: float = math.nan
     note: str = ""
     values: tuple[int, ...] = ()
     codes: tuple[int, ...] = ()
