@@ -26,6 +26,7 @@ from .cost import cost as cost
 from .cost_report import CostReport as CostReport
 from .cost_row import CostRow as CostRow
 from .cost_row import Trade as Trade
+from .diagnosis import diagnose as diagnose
 from .energy import EnergyTable as EnergyTable
 from .energy import UnitCost as UnitCost
 from .inspection import inspect as inspect
@@ -57,6 +58,8 @@ from .sensitivity_report import SensitivityRow as SensitivityRow
 from .tensorboard import to_tensorboard as to_tensorboard
 from .training import train as train
 from .training_recipes import training_recipe as training_recipe
+from .verdict import Finding as Finding
+from .verdict import Verdict as Verdict
 from .weight_decay import CorrectedSteps as CorrectedSteps
 from .weight_decay import NormSchedule as NormSchedule
 from .weight_decay import effective_rates as effective_rates

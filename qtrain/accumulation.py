@@ -19,6 +19,7 @@ from .layer_state import LayerState
 from .one_step import Loss, called, chosen_loss, step
 from .report import Report
 from .sampling import sampled
+from .tensor_pair import TensorPair
 
 _ROLES = ("output", "grad_output", "grad_input", "grad_weight")
 #: (layer, role, which call of the layer)
@@ -78,7 +79,7 @@ def accumulated(
             if before is None or before.shape != now.shape:
                 own.note = "not all compared: the reference ran this layer otherwise"
             else:
-                own.add(before, now)
+                own.add(TensorPair(before, now), quantized=False)
 
     twin = watchable(model)
     show(twin, compare)

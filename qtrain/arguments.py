@@ -75,6 +75,9 @@ def build_parser() -> Parser:
     two.add_argument("run_b", help="another runs/<name>")
     two.add_argument("--save", metavar="FILE", help="write all to a .json, or errors to a .csv")
     two.add_argument("--plot", metavar="FILE", help="draw losses and errors to a .png or .svg")
+    judge = commands.add_parser("diagnose", help="what is wrong with a monitored run, and why")
+    judge.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
+    judge.add_argument("--save", metavar="FILE", help="write the findings to a .json or .csv too")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")
     return parser

@@ -1,4 +1,4 @@
-"""The command `qtrain`: train, inspect, cost, sensitivity, compare, report, recipes, formats."""
+"""The command `qtrain`, and its sub-commands."""
 
 from __future__ import annotations
 
@@ -143,6 +143,15 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(parsed: argparse.Namespace) -> int:
+    from .diagnosis import diagnose
+
+    verdict = diagnose(parsed.run)
+    print(verdict)
+    _write("save", parsed.save, verdict.save)
+    return 0
+
+
 def _sensitivity(parsed: argparse.Namespace) -> int:
     from .checkpoint import load_checkpoint
     from .training import sensitivity_of_checkpoint
@@ -183,6 +192,7 @@ def _formats(parsed: argparse.Namespace) -> int:
 _COMMANDS = {
     "train": _train,
     "inspect": _inspect,
+    "diagnose": _diagnose,
     "cost": _cost,
     "compare": _compare,
     "report": _report,

@@ -45,11 +45,14 @@ class Monitor:
     A loop without such an optimizer calls `end_step()`.  Only training forwards are recorded, each
     once: not those that activation checkpointing repeats.
 
+    Of data-parallel processes each records its own tensors: the weights' rows are the same on all
+    ranks, the others are of the rank's share of the batch; a rank may go without.
+
     The training stays the same, bit for bit.  A step that is not recorded has no probe on any layer
     and waits for no device; a recorded one waits, and keeps the inputs of the layers it measures
     until their backward pass.  A row takes one or two milliseconds of a CPU core, and a product's
     as much again as the product: at every=100 under 1 % of a ResNet's run, more of one whose steps
-    are that short.  A copy of the model is not monitored.
+    are that short.  A copy of the model is not monitored.  `diagnose(monitor)` judges the record.
 
     Raises ValueError for a model without a quantized layer, one that is compiled (a measured step
     would run uncompiled, with other last bits) or monitored already, and for `keep` too small.
@@ -67,9 +70,13 @@ class Monitor:
         self._model = unwrapped(model)
         _refuse_compiled(model)
         self._products: dict[str, list[QProduct]] = {}
-        for module in self._model.modules():
-            if isinstance(module, QProduct) and not module.recipe.products_off:
-                self._products.setdefault(module.name or "(model)", []).append(module)
+        self._channels: dict[str, int] = {}  # the axis of each layer's input's channels
+        for layer in self._model.modules():
+            for module in layer.children():
+                if isinstance(module, QProduct) and not module.recipe.products_off:
+                    name = module.name or "(model)"
+                    self._products.setdefault(name, []).append(module)
+                    self._channels[name] = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
         if not self._products:
             raise ValueError("Monitor: the model has no quantized layer; quantize(model) first")
         count = len(self._products)
@@ -121,7 +128,10 @@ class Monitor:
                 f"report: step {chosen} is not recorded (every={self.every}, {self.thinned} "
                 f"thinned out); the nearest that are: {', '.join(map(str, sorted(near)))}"
             )
-        return Report(tuple(row.error() for row in self._record.rows if row.step == chosen))
+        rows = tuple(row.error() for row in self._record.rows if row.step == chosen)
+        shown, count = len({row.layer for row in rows}), len(self._products)
+        turns = f"{shown} of {count} layers; the others take turns (layers=None: all at once)"
+        return Report(rows, remark=turns if shown < count else "")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a .jsonl file, atomically: a line that says what was recorded, then one a row."""
@@ -205,7 +215,7 @@ class Monitor:
         if any(product.probe is not None for name in names for product in self._products[name]):
             raise ValueError("Monitor: the model is monitored already; close() the other one")
         for name in names:
-            self._open[name] = Recorder(self.samples)
+            self._open[name] = Recorder(self.samples, self._channels[name])
             for product in self._products[name]:
                 product.probe = self._open[name]
 

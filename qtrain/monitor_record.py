@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from . import checks
+from .detail import Detail
 from .monitor_rows import MonitorRow, dumped, parsed
-from .recorder import Detail, Recorder
+from .recorder import Recorder
+from .weight_watch import HISTORY, oscillation
 
 
 def thinned_out(steps: set[int], every: int, turns: int) -> set[int]:
@@ -35,6 +37,8 @@ class Record:
         self.rows: list[MonitorRow] = []
         self.thinned = 0
         self._medians: dict[tuple[str, str], float] = {}
+        #: of each layer: the codes of some weights, at its last records
+        self._codes: dict[str, list[list[int]]] = {}
 
     @property
     def steps(self) -> list[int]:
@@ -54,6 +58,8 @@ class Record:
                         codes=_counts(detail.codes),
                         scale=detail.scale,
                         drift=self._drift((name, role), detail),
+                        oscillation=self._oscillation(name, detail),
+                        **detail.figures(),
                     )
                 )
         if len(self.steps) > self._keep:
@@ -63,7 +69,11 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         medians = [[layer, role, value] for (layer, role), value in self._medians.items()]
-        return {"thinned": self.thinned, "medians": medians, "rows": dumped(self.rows)}
+        return {
+            "thinned": self.thinned, "medians": medians,
+            "codes": {layer: list(history) for layer, history in self._codes.items()},
+            "rows": dumped(self.rows),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave; ValueError, with nothing changed, where it is damaged."""
@@ -71,9 +81,11 @@ class Record:
             thinned = checks.integer("thinned", state["thinned"], low=0)
             rows = parsed(state["rows"])
             medians = {(str(layer), str(role)): float(m) for layer, role, m in state["medians"]}
+            codes = {str(layer): _history(own) for layer, own in state["codes"].items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"Monitor: the state is damaged: {error}") from error
         self.thinned, self.rows, self._medians = thinned, rows, medians
+        self._codes = codes
 
     def _drift(self, key: tuple[str, str], detail: Detail) -> float | None:
         if detail.scale is None:
@@ -85,6 +97,22 @@ class Record:
         if before == 0:
             return 1.0 if now == 0 else math.inf * now
         return now / before
+
+    def _oscillation(self, layer: str, detail: Detail) -> float | None:
+        if detail.weight is None:
+            return None
+        history = self._codes.setdefault(layer, [])
+        history.append(detail.weight.codes)
+        del history[:-HISTORY]
+        return oscillation(history)
+
+
+def _history(stored: Any) -> list[list[int]]:
+    """ValueError or TypeError for other than HISTORY equally long lists of integers at most."""
+    history = [[int(code) for code in codes] for codes in stored]
+    if len(history) > HISTORY or len({len(codes) for codes in history}) > 1:
+        raise ValueError(f"codes of {len(history)} records")
+    return history
 
 
 def _counts(counts: torch.Tensor | None) -> tuple[int, ...]:

@@ -26,6 +26,18 @@ class MonitorRow:
              product and for what is not quantized
     scale    (smallest, median, largest) scale of all granules; None where there is none
     drift    the median scale in units of that at the layer's record before; None for the first
+    gain     what the error has of the signal: see `Row`; of grad_weight: the bias along the update
+    offset, offset_error, spread, reach   the rounding in steps: see `Rounded`
+    shared, shared_error   the correlation of the rounding's noise along `axis`, where it is
+             largest, and its standard error: see `shared_noise`; a weight is (groups, out, in,
+             *kernel)
+    outlier  the largest channel's peak in units of the median channel's: see `outlier`
+    update   the mean |change| of a weight by this step, in units of its quantization step; None for
+             what is no parameter, or was not written to (by another optimizer, later)
+    oscillation   which fraction of some 256 weights went to and fro between two neighbouring codes
+             over the layer's last 8 records: see `weight_watch.oscillation`
+
+    What a role has not is None: of products, of tensors that are not quantized.
     """
 
     step: int
@@ -42,11 +54,22 @@ class MonitorRow:
     low: float
     high: float
     elements: int
+    gain: float = math.nan
     note: str = ""
     values: tuple[int, ...] = ()
     codes: tuple[int, ...] = ()
     scale: tuple[float, float, float] | None = None
     drift: float | None = None
+    offset: float | None = None
+    offset_error: float | None = None
+    spread: float | None = None
+    reach: float | None = None
+    shared: float | None = None
+    shared_error: float | None = None
+    axis: int | None = None
+    outlier: float | None = None
+    update: float | None = None
+    oscillation: float | None = None
 
     def error(self) -> Row:
         """The row of a `Report`."""
@@ -59,8 +82,15 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("layer", "role", "note"), (str,)),
     **dict.fromkeys(("values", "codes"), (list,)),
     "scale": (list, type(None)),
-    "drift": (float, type(None)),
-}
+    "axis": (int, type(None)),
+    **dict.fromkeys(
+        (
+            "drift", "offset", "offset_error", "spread", "reach", "shared", "shared_error",
+            "outlier", "update", "oscillation",
+        ),
+        (float, type(None)),
+    ),
+}  # fmt: skip
 
 
 def dumped(rows: Sequence[MonitorRow]) -> str:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from quantizers import QTensor
 
+from .detail import Detail
 from .error_sums import Sums
-from .histograms import code_counts, value_counts
 from .layer_products import Computed
 from .operations import Kind
 from .recomputation import in_backward
 from .sampling import sampled
+from .tensor_pair import TensorPair
+from .weight_watch import WeightWatch, parameter
 
 #: the role under which each operand slot is reported
 OPERANDS = {
@@ -47,45 +49,6 @@ ROLES = (
 )
 
 
-@dataclass
-class Detail:
-    """What else is known of a role, over every call of a layer.
-
-    values   counts in the bins of `value_counts`, of the tensor before it was quantized
-    codes    counts in the bins of `code_counts`; None for a product
-    scales   (smallest, median, largest) scale of the granules of each call; of two that a median
-             lies between, the lower
-    """
-
-    values: Tensor | None = None
-    codes: Tensor | None = None
-    scales: list[tuple[float, float, float]] = field(default_factory=list)
-
-    def add(self, x: Tensor, q: Tensor | QTensor) -> None:
-        self.values = _sum(self.values, value_counts(x))
-        if isinstance(q, QTensor):
-            self.codes = _sum(self.codes, code_counts(q))
-
-    def add_scale(self, scale: Tensor | None) -> None:
-        if scale is not None:
-            ordered = scale.detach().flatten().sort().values
-            middle = (ordered.numel() - 1) // 2
-            low, median, high = ordered[[0, middle, -1]].tolist()
-            self.scales.append((low, median, high))
-
-    @property
-    def scale(self) -> tuple[float, float, float] | None:
-        """The smallest scale of all calls, the mean of their medians, the largest."""
-        if not self.scales:
-            return None
-        lows, medians, highs = zip(*self.scales, strict=True)
-        return min(lows), sum(medians) / len(medians), max(highs)
-
-
-def _sum(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else a + b
-
-
 def _compiles() -> bool:
     """Whether torch.compile waits for what this thread calls: parts of a model it could not trace
     run so."""
@@ -98,9 +61,11 @@ class Recorder:
 
     limit     how many elements of each tensor are looked at (`sampled`) and described in detail;
               None: all, without detail
+    channel_axis   of inputs and outputs
     """
 
     limit: int | None = None
+    channel_axis: int = -1
     sums: dict[str, Sums] = field(default_factory=dict)
     details: dict[str, Detail] = field(default_factory=dict)
 
@@ -124,7 +89,12 @@ class Recorder:
         role = OPERANDS[kind, operand]
         sums = self._add(role, x, q)
         if self.limit is not None:
-            self.details[role].add_scale(q.scale)
+            detail = self.details[role]
+            axis = 1 if operand == "weight" else self.channel_axis
+            detail.add_whole(x, q, axis)
+            first = role == "weight" and detail.weight is None
+            if first and q.format is not None and parameter(x):
+                detail.weight = WeightWatch(x, q, self.limit)
         if folded:
             other = "weight" if kind == "grad_input" else "input"
             sums.note = f"grad_output times the {other}'s scale, as it is quantized"
@@ -166,8 +136,10 @@ class Recorder:
         sums = self.sums.setdefault(role, Sums())
         if self.limit is not None:
             x, q = sampled(x, q, limit=self.limit)  # type: ignore[assignment]
-            self.details.setdefault(role, Detail()).add(x, q)
-        sums.add(x, q)
+        pair, quantized = TensorPair(x, q), isinstance(q, QTensor)
+        sums.add(pair, quantized=quantized)
+        if self.limit is not None:
+            self.details.setdefault(role, Detail()).add(pair, quantized=quantized)
         return sums
 
     def _shadow_dtype(self, a: Tensor, b: Tensor) -> torch.dtype:

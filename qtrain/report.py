@@ -28,6 +28,8 @@ class Row:
     note        what else to know, such as a scale folded in
     relative_bias   the mean signed error in units of the mean magnitude, mean(q - x) / mean|x|
     saturated   fraction of elements at an end of the format's range that is not 0
+    gain        what the error has of the signal, <q - x, x> / <x, x>: 0 where it has nothing of it,
+                -1 where nothing of the signal is left
     """
 
     layer: str
@@ -44,13 +46,18 @@ class Row:
     note: str = ""
     relative_bias: float = math.nan
     saturated: float = 0.0
+    gain: float = math.nan
 
 
 @dataclass(frozen=True)
 class Report:
-    """Rows in network order.  `print(report)`, `report.worst(5)`, `report.save("errors.json")`."""
+    """Rows in network order.  `print(report)`, `report.worst(5)`, `report.save("errors.json")`.
+
+    remark   what to know of all rows: which layers they are of; printed below them
+    """
 
     rows: tuple[Row, ...]
+    remark: str = ""
 
     def worst(self, count: int = 5) -> list[Row]:
         """The rows of lowest SQNR, a NaN first."""
@@ -95,7 +102,10 @@ class Report:
 
     def overview(self) -> str:
         """One line per layer: the SQNR in dB of each role."""
-        return overview_table(self.rows, self.roles)
+        return self._with_remark(overview_table(self.rows, self.roles))
 
     def __str__(self) -> str:
-        return error_table(self.rows)
+        return self._with_remark(error_table(self.rows))
+
+    def _with_remark(self, text: str) -> str:
+        return f"{text}\n{self.remark}" if self.remark else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +21,28 @@ def places(count: int, limit: int, device: torch.device) -> Tensor:
     while math.gcd(step, count) != 1:
         step += 1
     return torch.arange(limit, device=device) * step % count
+
+
+def cropped(shape: Sequence[int], limit: int, *, keep: int | None = None) -> tuple[slice, ...]:
+    """A smaller block of a tensor, of at most `limit` elements where the axes that may shrink allow
+    it: the longest one is thinned out to every second index, then the next; `keep` stays whole."""
+    steps = [1] * len(shape)
+    sizes = list(shape)
+    thin = [axis for axis in range(len(shape)) if axis != keep]
+    while math.prod(sizes) > limit and any(sizes[axis] > 1 for axis in thin):
+        axis = max(thin, key=sizes.__getitem__)
+        steps[axis] *= 2
+        sizes[axis] = -(-shape[axis] // steps[axis])
+    return tuple(slice(None, None, step) for step in steps)
+
+
+def block(x: Tensor, q: QTensor, at: tuple[slice, ...]) -> tuple[Tensor, QTensor]:
+    """A block of a tensor and of its quantized self."""
+    scale, zero_point = (
+        None if part is None else q.spread(part).expand(x.shape)[at]
+        for part in (q.scale, q.zero_point)
+    )
+    return x[at], QTensor(q.elements[at], scale, zero_point, q.format, (1,) * x.dim())
 
 
 def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | QTensor]:

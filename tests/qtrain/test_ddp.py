@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from training_cases import start
 
+from qtrain import read_monitor
+
 RANK = """
 import sys
 import torch
@@ -52,3 +54,63 @@ def test_two_ranks_end_with_the_same_bits_from_different_batches(tmp_path: Path)
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name]), name
         assert not isinstance(weight, nn.Parameter)
+
+
+MONITORED = """
+import sys
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from qtrain import Monitor, data, quantize
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+)
+digits = data.load("digits")
+
+def trained(monitored):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+    model = DistributedDataParallel(quantize(network, bits=8, seed=3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    monitor = Monitor(model, every=1) if monitored else None
+    batches = data.Batches(split=digits.train, batch_size=16, seed=0, rank=rank, world_size=2)
+    for step, (inputs, targets) in zip(range(4), batches):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    if monitor is not None:
+        monitor.close()
+    return model.module.state_dict(), monitor
+
+plain, _ = trained(False)
+watched, monitor = trained(True)
+monitor.save(f"{folder}/rank{rank}.jsonl")
+same = all(torch.equal(plain[name], watched[name]) for name in plain)
+torch.save({"same": same, "state": watched}, f"{folder}/rank{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_each_rank_monitors_its_own_tensors_and_training_stays_the_same(tmp_path: Path) -> None:
+    processes = [start(MONITORED, str(rank), str(tmp_path)) for rank in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=150)
+        assert process.returncode == 0, errors
+    results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    assert [result["same"] for result in results] == [True, True]
+    records = [read_monitor(tmp_path / f"rank{rank}.jsonl") for rank in range(2)]
+    for first, second in zip(*records, strict=True):
+        key = first.step, first.layer, first.role
+        assert key == (second.step, second.layer, second.role)
+        # the weights are one, the data is not
+        same = first.role == "weight"
+        assert ((first.sqnr_db, first.values) == (second.sqnr_db, second.values)) == same, key
+        if same:
+            assert first.update == second.update and first.update is not None
+    assert {row.step for row in records[0]} == {0, 1, 2, 3}

@@ -138,6 +138,7 @@ def measured(x: np.ndarray, q: np.ndarray) -> dict[str, float]:
     error = q - x
     return {
         "sqnr_db": 10 * math.log10((x * x).sum() / (error * error).sum()),
+        "gain": (error * x).sum() / (x * x).sum(),
         "cosine": (x * q).sum() / math.sqrt((x * x).sum() * (q * q).sum()),
         "bias": error.mean(),
         "relative_bias": error.mean() / np.abs(x).mean(),
@@ -202,6 +203,7 @@ def test_every_number_is_the_definitions_in_float64() -> None:
             assert (row.layer, row.elements, row.nonfinite) == ("(model)", exact.numel(), 0)
             if q is None:
                 assert (row.codes, row.scale, row.drift) == ((), None, None)
+                assert (row.offset, row.spread, row.reach, row.outlier) == (None,) * 4
                 assert row.clipped == row.saturated == 0
                 continue
             assert row.values == tuple(binade_counts(reference))
@@ -220,11 +222,53 @@ def test_every_number_is_the_definitions_in_float64() -> None:
             assert len(row.codes) == (q.format.high - q.format.low) // width + 1
             ends = (codes == q.format.low) | (codes == q.format.high)
             assert row.saturated == (ends & (value != 0)).mean() > 0
+            # neighbours on the grid differ by the scale: the roundings are to the nearest
+            error = (value - reference) / q.spread(q.scale).double().numpy()
+            if q.format != e4m3 and row.clipped == 0:
+                assert row.spread == pytest.approx(math.sqrt((error**2).mean()), rel=1e-3)
+                assert (row.offset, row.offset_error, row.shared) == (0, 0, None)
+                assert row.reach == pytest.approx(1, abs=1e-6)
     clipped = monitor.rows[3]
     limit = CLIPPING(grad).scale.item() * 127.5  # type: ignore[union-attr]
     assert clipped.role == "grad_output (grad_input)"
     assert clipped.clipped == (grad.abs() > limit).double().mean().item() > 0
     assert monitor.rows[0].clipped == 0
+
+
+def test_an_update_is_the_optimizers_in_steps_of_the_weight() -> None:
+    """Plain descent moves a weight by the rate times its gradient."""
+    model = converted()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with Monitor(model, 1) as monitor:
+        trained(model, optimizer, 2)
+    weights = {row.layer: row for row in monitor.rows if row.role == "weight" and row.step == 1}
+    assert len(weights) == 4
+    for name, row in weights.items():
+        weight = model.get_parameter(f"{name}.weight")
+        assert weight.grad is not None
+        before = (weight + 0.05 * weight.grad).detach()
+        scale = before.flatten(1).abs().amax(1) / 127
+        moved = (0.05 * weight.grad.flatten(1).abs() / scale[:, None]).mean().item()
+        assert row.update == pytest.approx(moved, rel=1e-3)
+    assert {row.update for row in monitor.rows if row.role != "weight"} == {None}
+
+
+def test_weights_that_swing_between_two_codes_oscillate() -> None:
+    torch.manual_seed(0)
+    model = quantize(nn.Linear(8, 4, bias=False), bits=8)
+    weight = model.weight
+    with torch.no_grad():
+        weight[:, 0] = 1.27  # codes are hundredths
+        weight[:, 1:] = 0.254
+    with Monitor(model, 1) as monitor:
+        for step in range(12):
+            with torch.no_grad():
+                weight[:, 1:3] = 0.256 if step % 2 else 0.254  # 26, 25
+                weight[:, 3] = 0.25 + step / 100  # on its way
+            model(normal(5, 8)).sum().backward()
+            monitor.end_step()
+    found = [row.oscillation for row in monitor.rows if row.role == "weight"]
+    assert found == [None, None, None, *[2 / 8] * 9]
 
 
 def monitor_at(monitor: Monitor, step: int, role: str) -> tuple[float, float, float] | None:
@@ -611,6 +655,20 @@ def test_copies_are_not_monitored_and_the_forgotten_is_gone() -> None:
     trained(model, sgd(model), 1)
 
 
+def test_a_report_says_which_layers_were_not_in_turn() -> None:
+    model = converted()
+    with Monitor(model, 1, layers=3) as monitor:
+        trained(model, sgd(model), 2)
+    assert str(monitor.report(0)).endswith(
+        "\n3 of 4 layers; the others take turns (layers=None: all at once)"
+    )
+    assert monitor.report(1).overview().endswith(monitor.report(1).remark)
+    assert monitor.report(1).remark.startswith("1 of 4 layers")
+    with Monitor(model, 1, layers=None) as monitor:
+        trained(model, sgd(model), 1)
+    assert monitor.report().remark == ""
+
+
 def test_closed_it_keeps_what_it_has_and_records_no_more() -> None:
     model = converted()
     optimizer = sgd(model)
@@ -699,6 +757,9 @@ def test_a_state_of_something_else_is_refused_with_nothing_changed() -> None:
             {**good, "rows": good["rows"].replace('"values": [', '"values": ["a", ')},
             {**good, "rows": 5},
             {**good, "medians": [1]},
+            {**good, "codes": {"last": [[0], [0, 1]]}},
+            {**good, "codes": {"last": [[0]] * 9}},
+            {**good, "codes": [1]},
         ]
         for state in bad:
             with pytest.raises((ValueError, TypeError)):

@@ -1,0 +1,86 @@
+"""A tensor beside what became of it, in fp64: its figures are computed from these, each once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from quantizers import IntFormat, QTensor
+
+
+class TensorPair:
+    """x, and its quantized or otherwise changed self, of the same shape."""
+
+    def __init__(self, x: Tensor, q: Tensor | QTensor) -> None:
+        self._x, self._q = x.detach(), q
+
+    @property
+    def q(self) -> QTensor:
+        """As it was quantized."""
+        assert isinstance(self._q, QTensor)
+        return self._q
+
+    @cached_property
+    def x(self) -> Tensor:
+        return self._x.double()
+
+    @cached_property
+    def value(self) -> Tensor:
+        """What became of x."""
+        value = self._q.dequantize() if isinstance(self._q, QTensor) else self._q.detach()
+        return value.double()
+
+    @cached_property
+    def error(self) -> Tensor:
+        return self.value - self.x
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Broadcastable to x."""
+        if self.q.scale is None:
+            return torch.ones((), dtype=torch.float64, device=self._x.device)
+        return self.q.spread(self.q.scale).double()
+
+    @cached_property
+    def step(self) -> Tensor:
+        """The distance from each value to the next of its format, broadcastable to x."""
+        fmt = self.q.format
+        if fmt is None or isinstance(fmt, IntFormat):
+            return self.scale
+        elements = self.q.elements.double()
+        low = fmt.min_exponent
+        exponent = (torch.frexp(elements).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
+        exponent = torch.where(elements == 0, low, exponent)
+        return self.scale * torch.ldexp(torch.ones_like(elements), exponent - fmt.mantissa)
+
+    @cached_property
+    def position(self) -> Tensor:
+        """x in steps."""
+        return self.x / self.step
+
+    @cached_property
+    def outside(self) -> Tensor:
+        """Where x lies outside the interval that its format and scale can represent."""
+        q = self.q
+        if q.format is None:
+            return torch.zeros_like(self._x, dtype=torch.bool)
+        if isinstance(q.format, IntFormat):
+            shift = q.spread(q.zero_point) if q.zero_point is not None else 0
+            low, high = (q.format.low - shift) * self.scale, (q.format.high - shift) * self.scale
+            return (self.x < low - self.scale / 2) | (self.x > high + self.scale / 2)
+        largest = q.format.largest * self.scale * (1 + 2.0**-20)  # the scale's own rounding
+        return self.x.abs() > largest
+
+    @cached_property
+    def saturated(self) -> Tensor:
+        """Where an element is the format's largest or smallest; not where that stands for 0, as the
+        lowest code does for all a ReLU cut off."""
+        q = self.q
+        if q.format is None:
+            return torch.zeros_like(self._x, dtype=torch.bool)
+        if isinstance(q.format, IntFormat):
+            ends = (q.elements == q.format.low) | (q.elements == q.format.high)
+            return ends & (self.value != 0)
+        return q.elements.abs() >= q.format.largest

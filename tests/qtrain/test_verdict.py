@@ -1,0 +1,350 @@
+"""Verdicts: which rows are a symptom, in which order, how they print, save and are asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training_cases import quiet, small
+
+from qtrain import (
+    Finding,
+    Monitor,
+    MonitorRow,
+    Verdict,
+    diagnose,
+    quantize,
+    recipes,
+    train,
+)
+from qtrain.cli import main
+from qtrain.overrides import Chooser
+from qtrain.recipe import SLOTS
+from qtrain.recorder import ROLES
+from qtrain.rules import OPERANDS, PRODUCTS, RULES, Rule
+from qtrain.series import often
+
+SOUND: dict[str, Any] = {
+    "sqnr_db": 40.0, "cosine": 0.9999, "bias": 0.0, "relative_bias": 0.0, "clipped": 0.0,
+    "zeroed": 0.01, "saturated": 0.01, "nonfinite": 0, "low": -1.0, "high": 1.0, "elements": 4096,
+    "gain": 1e-4, "values": (0,) * 48 + (96,) + (4000,) + (0,) * 47,
+}  # fmt: skip
+QUANTIZED: dict[str, Any] = {
+    "offset": 0.0, "offset_error": 0.0, "spread": 0.29, "reach": 1.0, "outlier": 3.0,
+}  # fmt: skip
+
+
+def rows(
+    layers: tuple[str, ...] = ("a", "b", "c"), steps: int = 4, **bad: dict[str, Any]
+) -> list[MonitorRow]:
+    """Records of a sound run, but for {"layer/role": fields}; a scale that moves with the step."""
+    found = []
+    for step in range(steps):
+        for layer in layers:
+            for role in ROLES:
+                fields = dict(SOUND)
+                if role not in PRODUCTS:
+                    scale = 1.0 + step / 100
+                    fields |= {**QUANTIZED, "scale": (scale, scale, scale)}
+                if role == "weight":
+                    fields |= {"update": 0.3, "oscillation": 0.02}
+                fields |= bad.get(f"{layer}/{role}", {})
+                found.append(MonitorRow(step=step, layer=layer, role=role, **fields))
+    return found
+
+
+def named(verdict: Verdict) -> list[tuple[str, str, str]]:
+    return [(f.layer, f.role, f.symptom) for f in verdict.findings]
+
+
+# Rules --------------------------------------------------------------------------------------------
+
+#: of each symptom: a role, and fields that are just past the threshold and just within it
+EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "not finite": ("grad_input", {"nonfinite": 1}, {"nonfinite": 0}),
+    "dead scale": ("input", {"gain": -0.91}, {"gain": -0.09}),
+    "stale range": (
+        "weight",
+        {"scale": (1.0, 1.0, 1.0), "reach": 2.1},
+        {"scale": (1.0, 1.0, 1.0), "reach": 1.9},
+    ),
+    "range too narrow": (
+        "input",
+        {"reach": 3.1, "gain": -0.021},
+        {"reach": 2.9, "gain": -0.021},
+    ),
+    "range too wide": ("input", {"reach": 0.015}, {"reach": 0.016}),
+    "clipped": ("input", {"clipped": 0.16}, {"clipped": 0.14}),
+    "excess error": ("input", {"spread": 0.61}, {"spread": 0.59}),
+    "shared noise": (
+        "grad_output (grad_input)",
+        {"shared": 0.16, "shared_error": 0.04, "axis": 0},  # 0.05 + 5 * 0.04 / sqrt(4) = 0.15
+        {"shared": 0.14, "shared_error": 0.04, "axis": 0},
+    ),
+    "biased rounding": (
+        "grad_output (grad_input)",
+        {"offset": -0.0125, "offset_error": 0.004},  # 0.002 + 5 * 0.004 / sqrt(4) = 0.012
+        {"offset": -0.0115, "offset_error": 0.004},
+    ),
+    "gain": ("grad_weight", {"gain": 0.101}, {"gain": 0.099}),
+    "underflow": ("input", {"zeroed": 0.96}, {"zeroed": 0.955}),  # of the 4000 / 4096 not 0
+    "saturated": ("input", {"saturated": 0.76}, {"saturated": 0.74}),
+    "gradient below noise": ("grad_weight", {"sqnr_db": 4.7}, {"sqnr_db": 4.8}),
+    "outlier channels": ("input", {"outlier": 31.0}, {"outlier": 29.0}),
+    "oscillating weights": ("weight", {"oscillation": 0.51}, {"oscillation": 0.49}),
+    "steps too long": ("weight", {"update": 31.0}, {"update": 29.0}),
+    "steps too short": ("weight", {"update": 0.9e-4}, {"update": 1.1e-4}),
+}
+
+
+def moving(found: list[MonitorRow]) -> list[MonitorRow]:
+    """The same with a range that moves."""
+    return [replace(row, high=row.high + row.step / 10) for row in found]
+
+
+def test_sound_rows_are_no_symptom_and_say_what_was_checked() -> None:
+    verdict = diagnose(moving(rows()))
+    assert not verdict and verdict.findings == ()
+    text = str(verdict)
+    assert text.startswith("nothing is wrong in 3 layers, 27 tensors, 4 records of the steps 0 to")
+    assert all(rule.symptom in " ".join(text.split()) for rule in RULES)
+
+
+@pytest.mark.parametrize("symptom", EDGES)
+def test_each_rule_fires_past_its_threshold_and_not_before(symptom: str) -> None:
+    role, past, within = EDGES[symptom]
+    verdict = diagnose(moving(rows(**{f"b/{role}": past})))
+    assert verdict and named(verdict)[0] == ("b", role, symptom)
+    finding = verdict.findings[0]
+    assert (finding.seen, finding.records, finding.first, finding.last) == (4, 4, 0, 3)
+    assert symptom not in [
+        name for _, _, name in named(diagnose(moving(rows(**{f"b/{role}": within}))))
+    ]
+
+
+def test_every_rule_is_tried_here_and_names_what_it_explains() -> None:
+    names = [rule.symptom for rule in RULES]
+    assert set(names) == set(EDGES) and len(set(names)) == len(names)
+    for rule in RULES:
+        assert set(rule.roles) <= set(ROLES) and rule.cause and rule.remedy and rule.source
+        # a cause stands above what it explains
+        assert all(names.index(other) > names.index(rule.symptom) for other in rule.explains)
+        if rule.noise is not None:
+            assert rule.over_all is not None
+
+
+def test_remedies_name_slots_and_overrides_that_exist() -> None:
+    for rule in RULES:
+        for role in rule.roles:
+            fields = EDGES[rule.symptom][1]
+            for f in diagnose(moving(rows(**{f"b/{role}": fields}))).findings:
+                if role in OPERANDS and "{slot}" in rule.remedy and f.symptom == rule.symptom:
+                    assert any(f"{kind}.{operand}" in f.remedy for kind, operand in SLOTS)
+                assert "{" not in f.remedy.replace("overrides={", "")
+                if "overrides={" in f.remedy:
+                    text = f.remedy[f.remedy.index("overrides={") + len("overrides=") :]
+                    wanted = eval(text[: text.index("}") + 1])
+                    assert Chooser(recipes.int8(), None, wanted)("b") != recipes.int8(4)
+
+
+def test_peaks_that_are_cut_off_at_no_cost_are_no_symptom() -> None:
+    assert not diagnose(moving(rows(**{"b/input": {"reach": 10.0, "gain": -0.019}})))
+
+
+def test_an_infinite_gradient_now_and_then_is_a_grad_scalers_and_nan_at_the_end_is_not() -> None:
+    def with_nan(role: str, step: int) -> Verdict:
+        found = [
+            replace(row, nonfinite=9)
+            if (row.role, row.step, row.layer) == (role, step, "b")
+            else row
+            for row in rows(steps=12)
+        ]
+        return diagnose(moving(found))
+
+    assert not with_nan("grad_weight", 5)
+    last = with_nan("grad_weight", 11).findings[0]
+    assert (last.symptom, last.seen, last.first, last.last) == ("not finite", 1, 11, 11)
+    assert named(with_nan("output", 5)) == [("b", "output", "not finite")]
+
+
+def test_a_scale_that_stands_still_beside_a_range_that_does_too_is_not_stale() -> None:
+    still = {"scale": (1.0, 1.0, 1.0), "reach": 2.5}
+    assert not diagnose(rows(**{"b/input": still}))
+    assert diagnose(moving(rows(**{"b/input": still})))
+    # nor is one of two records
+    assert not diagnose(moving(rows(steps=2, **{"b/input": still})))
+
+
+def test_a_figure_counts_that_a_quarter_of_the_records_reaches() -> None:
+    assert often([None, None]) is None and often([3.0]) == 3
+    assert often([0.0, 9.0]) == 0  # one of two is no habit
+    assert often([0.0, 9.0, 0.0, 8.0]) == 8
+    assert often([float(i) for i in range(12)]) == 9
+    assert often([float(i) for i in range(12)], smallest=True) == 2
+    once = rows(steps=12)
+    once[3] = replace(once[3], clipped=0.9)
+    assert not diagnose(moving(once))
+
+
+def test_a_mean_that_changes_its_sign_is_noise() -> None:
+    found = [
+        replace(row, offset=0.01 * (-1) ** row.step) if row.role == "input" else row
+        for row in rows()
+    ]
+    assert not diagnose(moving(found))
+
+
+# Order --------------------------------------------------------------------------------------------
+
+
+def test_more_severe_findings_come_first_and_of_equal_ones_the_earlier_in_a_step() -> None:
+    wrong = {"reach": 6.0, "gain": -0.05}
+    bad = {f"{layer}/{role}": wrong for layer in "abc" for role in OPERANDS}
+    bad["b/weight"] = {"reach": 60.0, "gain": -0.05}
+    order = [(f.layer, f.role) for f in diagnose(moving(rows(**bad))).findings]
+    backward = [role for role in OPERANDS if ROLES.index(role) > ROLES.index("output")]
+    expected = [("b", "weight"), ("a", "input"), ("a", "weight"), ("b", "input")]
+    expected += [("c", "input"), ("c", "weight")]
+    expected += [(layer, role) for layer in "cba" for role in backward]
+    assert order == expected
+
+
+def test_a_product_follows_the_operand_that_it_suffers_from() -> None:
+    bad = {"b/input": {"reach": 4.0, "gain": -0.2}, "b/output": {"gain": -0.9}}
+    first, second = diagnose(moving(rows(**bad))).findings
+    assert (first.role, second.role) == ("input", "output")
+    assert second.severity <= first.severity
+    assert second.cause == "follows from input: range too narrow"
+    # nor does an overflow follow from a clip, or an error from long steps
+    nan = {"nonfinite": 5, "sqnr_db": math.nan, "gain": math.nan}
+    bad = {"b/weight": {"reach": 4.0, "gain": -0.05}, "b/output": nan, "c/weight": {"update": 99.0}}
+    verdict = diagnose(moving(rows(**bad, **{"c/output": {"gain": -0.9}})))
+    assert named(verdict)[0] == ("b", "output", "not finite")
+    assert not any(f.cause.startswith("follows") for f in verdict.findings)
+    alone = diagnose(moving(rows(**{"b/output": {"gain": -0.9}}))).findings
+    assert len(alone) == 1 and alone[0].severity > 0.9
+
+
+def test_an_overflow_is_traced_to_where_it_comes_up_first() -> None:
+    nan = {"nonfinite": 5, "sqnr_db": math.nan, "gain": math.nan}
+    bad = {f"{layer}/{role}": nan for layer in "bc" for role in ROLES}
+    bad |= {"a/grad_input": nan, "a/grad_weight": nan}
+    del bad["b/input"], bad["b/weight"]
+    verdict = diagnose(moving(rows(**bad)))
+    assert named(verdict)[0] == ("b", "output", "not finite")
+    assert {f.symptom for f in verdict.findings} == {"not finite"}
+
+
+def test_a_symptom_that_another_explains_is_not_named_beside_it() -> None:
+    dead = {"gain": -1.0, "zeroed": 0.97, "reach": math.inf, "clipped": 0.97}
+    assert named(diagnose(moving(rows(**{"b/weight": dead})))) == [("b", "weight", "dead scale")]
+
+
+# Print, save, ask ---------------------------------------------------------------------------------
+
+LONG = "layer4.1.downsample.conv2"
+
+
+def long_verdict() -> Verdict:
+    bad = {f"{LONG}/{role}": EDGES[symptom][1] for symptom, (role, *_) in EDGES.items()}
+    layers = (LONG, "b")
+    return diagnose(
+        moving(rows(layers, **bad, **{"b/grad_output (grad_weight)": {"clipped": 1e9}}))
+    )
+
+
+def test_it_prints_within_80_columns_with_every_cause_once() -> None:
+    verdict = long_verdict()
+    lines = str(verdict).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for finding in verdict.findings:
+        assert finding.symptom in text and text.count(f"{finding.symptom}: {finding.cause}") == 1
+    heads = [line.split() for line in lines if re.match(r" +\d\.\d  ", line)]
+    assert [head[:2] for head in heads] == [
+        [f"{f.severity:.1f}", f.layer] for f in verdict.findings
+    ]
+    assert "checked: 2 layers, 18 tensors" in text
+
+
+def test_it_saves_as_json_and_csv(tmp_path: Path) -> None:
+    verdict = diagnose(moving(rows(**{"b/input": {"reach": math.inf, "gain": -0.05}})))
+    path = verdict.save(tmp_path / "verdict.json")
+    (entry,) = json.loads(path.read_text())
+    assert (entry["layer"], entry["symptom"], entry["value"]) == ("b", "range too narrow", "inf")
+    with open(verdict.save(tmp_path / "verdict.csv"), newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert line["remedy"] == entry["remedy"] and float(line["severity"]) == entry["severity"]
+    with pytest.raises(ValueError, match=r"\.json or \.csv"):
+        verdict.save(tmp_path / "verdict.html")
+
+
+def test_the_worst_are_the_first() -> None:
+    verdict = long_verdict()
+    assert verdict.worst(2) == list(verdict.findings[:2])
+    assert isinstance(verdict.worst(1)[0], Finding)
+    with pytest.raises(ValueError, match="worst: got 0"):
+        verdict.worst(0)
+
+
+def test_a_monitor_its_rows_its_file_and_its_folder_give_one_verdict(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    broken = recipes.int8(2)
+    model = quantize(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), recipe=broken)
+    optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+    with Monitor(model, every=1) as monitor:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(32, 8)).square().sum().backward()
+            optimizer.step()
+    verdict = diagnose(monitor)
+    assert verdict
+    assert repr(diagnose(monitor.rows)) == repr(verdict)
+    file = monitor.save(tmp_path / "monitor.jsonl")
+    assert repr(diagnose(file)) == repr(diagnose(str(tmp_path))) == repr(verdict)
+
+
+def test_what_holds_no_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing is recorded; train a few steps"):
+        diagnose([])
+    with pytest.raises(ValueError, match=r"holds no monitor\.jsonl; run it again with --monitor"):
+        diagnose(tmp_path)
+    with pytest.raises(TypeError, match="need each a MonitorRow"):
+        diagnose([{"layer": "a"}])  # type: ignore[list-item]
+    (tmp_path / "monitor.jsonl").write_text("nothing")
+    with pytest.raises(ValueError, match="is no record of a Monitor"):
+        diagnose(tmp_path)
+
+
+def test_the_command_reads_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(small(tmp_path, monitor=2, baseline=False), say=quiet)
+    folder, saved = tmp_path / "run", tmp_path / "verdict.json"
+    assert main(["diagnose", str(folder), "--save", str(saved)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("nothing is wrong in 3 layers")
+    assert json.loads(saved.read_text()) == []
+    (folder / "monitor.jsonl").unlink()
+    assert main(["diagnose", str(folder)]) == 2
+    assert "--monitor N" in capsys.readouterr().err
+    assert main(["diagnose", str(tmp_path / "none")]) == 2
+
+
+def test_a_rule_counts_decades_and_stops_at_its_most() -> None:
+    def rule(**options: Any) -> Rule:
+        empty: dict[str, Any] = {"roles": (), "values": lambda rows: []}
+        return Rule(symptom="s", cause="c", remedy="r", source="s", **empty, **options)
+
+    plain = rule(threshold=0.1)
+    assert plain.severity(1.0, 0.1) == pytest.approx(1.0)
+    assert plain.severity(0.1, 0.1) < 0 and plain.severity(math.inf, 0.1) == 3
+    below = rule(threshold=0.1, smallest=True, base=0.5, most=2.0)
+    assert below.severity(0.01, 0.1) == pytest.approx(1.5)
+    assert below.severity(0.0, 0.1) == 2 and below.severity(0.2, 0.1) < 0
