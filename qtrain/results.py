@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tabulate import tabulate
 from torch import nn
 
 from .config import TrainConfig
+from .diagnosis import diagnose
 from .intervals import Interval
 from .monitor import Monitor
 from .report import Report
 from .run_folder import RunFolder
+
+#: How many of a verdict's findings a run ends with.
+WORST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,10 @@ class Result:
             parts.append(
                 f"numeric error over the run, every {self.monitor.every} steps: monitor.jsonl, .png"
             )
+            verdict = diagnose(self.monitor)
+            parts.append(str(replace(verdict, findings=verdict.findings[:WORST])))
+            if len(verdict.findings) > WORST:
+                parts.append(f"{len(verdict.findings) - WORST} more: qtrain diagnose")
         return "\n\n".join(parts)
 
     def text(self) -> str:

@@ -15,10 +15,12 @@ from .record import RunRecord
 from .settings import configuration_section, environment_section, recipe_section
 from .shell import Section, page
 from .summary import lead, summary_section
+from .verdict import verdict_section
 
 #: Each makes a section of what is known, or none where nothing is known for it.
 SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     summary_section,
+    verdict_section,
     network_section,
     errors_section,
     training_section,

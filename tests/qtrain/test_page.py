@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from page_cases import HOSTILE, names, nonfinite, record, report
+from page_cases import HOSTILE, monitored, names, nonfinite, record, report
 from torch import nn
 from training_cases import quiet, small
 
-from qtrain import Monitor, Report, quantize, train
+from qtrain import Monitor, Report, diagnose, quantize, train
 from qtrain.cli import main
 from qtrain.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.page import RunRecord, read_run, render, save_page
@@ -30,6 +30,7 @@ from qtrain.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, li
 from qtrain.page.histograms import code_picture, error_picture, value_picture
 from qtrain.page.network import LEVELS, level
 from qtrain.page.text import percent, short
+from qtrain.page.verdict import verdict_section
 from qtrain.recorder import ROLES
 
 VOID = {"meta", "wbr", "br", "input"}
@@ -410,6 +411,25 @@ def test_long_curves_keep_their_peaks_and_their_gaps() -> None:
     assert path.count("M") == 2
 
 
+def test_the_verdict_names_what_is_wrong_and_leads_to_the_layer() -> None:
+    layers = names(3)
+    rows = [row for step in range(4) for i, layer in enumerate(layers)
+            for row in monitored(layer, i, step)]  # fmt: skip
+    broken = [
+        replace(row, nonfinite=9) if (row.layer, row.role) == (layers[1], "weight") else row
+        for row in rows
+    ]
+    errors = report(layers)
+    first = diagnose(broken).worst(1)[0]
+    section = verdict_section(RunRecord(name="x", errors=errors, measured="", monitor=broken))
+    assert section is not None
+    (body,) = parsed(section.body).all("tbody")
+    cells = [cell.content for cell in body.all("td")]
+    assert next(body.all("a")).attributes["href"] == "#layer-1" and cells[0] == "weight"
+    assert first.symptom == cells[1] == "not finite" and first.cause in cells
+    assert verdict_section(RunRecord(name="x", errors=errors, measured="")) is None
+
+
 # saving and reading
 
 
@@ -452,7 +472,7 @@ def test_the_command_writes_the_page_into_the_run(
     assert elsewhere.read_bytes() == (run / "report.html").read_bytes()
     root = parsed(elsewhere.read_text(encoding="utf-8"))
     assert [h.content for h in root.all("h2")] == [
-        "Summary", "Network", "Errors over the run", "Training", "Layers", "Recipe",
+        "Summary", "Verdict", "Network", "Errors over the run", "Training", "Layers", "Recipe",
         "Configuration", "Environment",
     ]  # fmt: skip
     for value in ("full precision", "int8", "95 % interval", "stochastic", "torch", "batch_size"):

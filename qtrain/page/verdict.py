@@ -1,0 +1,49 @@
+"""What is wrong with a run, why, and what to do: the verdict on its records."""
+
+from __future__ import annotations
+
+from qtrain.diagnosis import diagnose
+
+from .network import name
+from .record import RunRecord
+from .shell import Section
+from .text import count, esc, short, table
+
+#: The most findings that are shown.
+MOST = 50
+
+
+def verdict_section(record: RunRecord) -> Section | None:
+    """The findings, the most severe first; None for a run that was not monitored."""
+    if not record.monitor:
+        return None
+    verdict = diagnose(record.monitor)
+    looked = f"{esc(verdict.checked)}; for: {esc(', '.join(verdict.rules))}"
+    if not verdict:
+        return Section(id="verdict", title="Verdict", body=f"<p>Nothing is wrong in {looked}.</p>")
+    shown = verdict.findings[:MOST]
+    places = {layer: i for i, layer in enumerate(record.errors.layers)}
+    lines = [
+        [
+            f'<a href="#layer-{places[f.layer]}">{name(f.layer)}</a>'
+            if f.layer in places
+            else name(f.layer),
+            esc(f.role),
+            esc(f.symptom),
+            short(f.severity),
+            short(f.value),
+            short(f.threshold),
+            f"{f.seen:,} of {f.records:,} (steps {f.first:,} to {f.last:,})",
+            esc(f.cause),
+            f"{esc(f.remedy)} <small>(limit: {esc(f.source)})</small>",
+        ]
+        for f in shown
+    ]
+    headers = ("layer", "role", "symptom", "severity", "value", "limit", "records", "cause",
+               "remedy")  # fmt: skip
+    caption = f"{count(len(verdict.findings), 'finding')}, the most severe first"
+    if len(shown) < len(verdict.findings):
+        caption += f"; the first {len(shown)}"
+    words = ("role", "symptom", "records", "cause", "remedy")
+    found = table(caption, headers, lines, words=words)
+    return Section(id="verdict", title="Verdict", body=f"{found}<p>Looked for in {looked}.</p>")
