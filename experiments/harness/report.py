@@ -121,6 +121,25 @@ def _points(epochs: Mapping[str, Sequence[float | None]], column: str) -> dict[f
     return {x: y for x, y in pairs if x is not None and y is not None and math.isfinite(y)}
 
 
+def plot_arms(result: Result, path: Path) -> None:
+    """The metric of every run, a row an arm, its seeds as dots and their mean as a bar, to SVG."""
+    arms = list(result["arms"])
+    figure = Figure(figsize=(6.5, 0.8 + 0.33 * len(arms)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for y, arm in enumerate(arms):
+        values = list(finals(result, arm).values())
+        colour = COLOURS[1 if arm == result["reference"] else 0]
+        axes.scatter(values, [y] * len(values), s=14, color=colour, alpha=0.6)
+        if values:
+            axes.plot(statistics.fmean(values), y, "|", color=colour, markersize=14, mew=2)
+    axes.set_yticks(range(len(arms)), arms, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{result['metric']}, of each seed and their mean")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def publish(result: Result, output: Path, **panels: Any) -> None:
     """Print the table, and draw results/<name>-<scale>.svg; panels: as in `plot`."""
     print(table(result))
