@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,10 +79,17 @@ def table(result: Result) -> str:
     return tabulate(rows, headers, disable_numparse=True)
 
 
-def plot(result: Result, path: Path, *, beside: str | None = None, label: str = "") -> None:
+def plot(
+    result: Result,
+    path: Path,
+    *,
+    beside: str | None = None,
+    label: str = "",
+    scale: Literal["log", "linear"] = "log",
+) -> None:
     """The metric against the epoch, a line an arm (mean of its seeds, each of them faint), to SVG.
 
-    beside   a column of the curves to draw in a second panel, on a logarithmic axis of that label
+    beside   a column of the curves to draw in a second panel, on an axis of that label and scale
     """
     figure = Figure(figsize=(6.5 if beside is None else 11, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -92,7 +99,7 @@ def plot(result: Result, path: Path, *, beside: str | None = None, label: str = 
     panels[0].legend(fontsize=8)
     if beside is not None:
         _lines(panels[1], result, beside)
-        panels[1].set_yscale("log")
+        panels[1].set_yscale(scale)
         panels[1].set_ylabel(label)
     figure.savefig(path, metadata={"Date": None})
 
