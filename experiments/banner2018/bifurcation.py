@@ -22,7 +22,7 @@ from dataclasses import replace
 from experiments.harness import images
 from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
-from experiments.harness.report import publish
+from experiments.harness.report import plot_arms, table
 from experiments.harness.runs import execute
 from qtrain import GradInput, GradWeight, NormRecipe, Recipe, deviations, quantize, recipes
 from quantizers import IntFormat, Quantizer, minmax, nearest_even, stochastic
@@ -110,7 +110,9 @@ EXPERIMENT = Experiment(
 
 def main(arguments: list[str] | None = None) -> None:
     args = images.parser(__doc__ or "", __file__).parse_args(arguments)
-    publish(execute(EXPERIMENT, args), args.output)
+    result = execute(EXPERIMENT, args)
+    print(table(result))
+    plot_arms(result, args.output / f"bifurcation-{args.scale}.svg")
 
 
 if __name__ == "__main__":

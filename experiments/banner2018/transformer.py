@@ -85,8 +85,13 @@ EXPERIMENT = Experiment(
 
 def main(arguments: list[str] | None = None) -> None:
     args = text.parser(__doc__ or "", __file__).parse_args(arguments)
-    panel = {"beside": "perplexity", "label": "perplexity, mean of the seeds"}
-    publish(execute(EXPERIMENT, args), args.output, **panel)
+    publish(
+        execute(EXPERIMENT, args),
+        args.output,
+        beside="perplexity",
+        label="perplexity, mean of the seeds",
+        scale="linear",
+    )
 
 
 if __name__ == "__main__":

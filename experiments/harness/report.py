@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,10 +79,17 @@ def table(result: Result) -> str:
     return tabulate(rows, headers, disable_numparse=True)
 
 
-def plot(result: Result, path: Path, *, beside: str | None = None, label: str = "") -> None:
+def plot(
+    result: Result,
+    path: Path,
+    *,
+    beside: str | None = None,
+    label: str = "",
+    scale: Literal["log", "linear"] = "log",
+) -> None:
     """The metric against the epoch, a line an arm (mean of its seeds, each of them faint), to SVG.
 
-    beside   a column of the curves to draw in a second panel, on a logarithmic axis of that label
+    beside   a column of the curves to draw in a second panel, on an axis of that label and scale
     """
     figure = Figure(figsize=(6.5 if beside is None else 11, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -92,7 +99,7 @@ def plot(result: Result, path: Path, *, beside: str | None = None, label: str = 
     panels[0].legend(fontsize=8)
     if beside is not None:
         _lines(panels[1], result, beside)
-        panels[1].set_yscale("log")
+        panels[1].set_yscale(scale)
         panels[1].set_ylabel(label)
     figure.savefig(path, metadata={"Date": None})
 
@@ -119,6 +126,25 @@ def _points(epochs: Mapping[str, Sequence[float | None]], column: str) -> dict[f
     """{epoch: value} where the column has one."""
     pairs = zip(epochs["epoch"], epochs[column], strict=True)
     return {x: y for x, y in pairs if x is not None and y is not None and math.isfinite(y)}
+
+
+def plot_arms(result: Result, path: Path) -> None:
+    """The metric of every run, a row an arm, its seeds as dots and their mean as a bar, to SVG."""
+    arms = list(result["arms"])
+    figure = Figure(figsize=(6.5, 0.8 + 0.33 * len(arms)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for y, arm in enumerate(arms):
+        values = list(finals(result, arm).values())
+        colour = COLOURS[1 if arm == result["reference"] else 0]
+        axes.scatter(values, [y] * len(values), s=14, color=colour, alpha=0.6)
+        if values:
+            axes.plot(statistics.fmean(values), y, "|", color=colour, markersize=14, mew=2)
+    axes.set_yticks(range(len(arms)), arms, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{result['metric']}, of each seed and their mean")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def publish(result: Result, output: Path, **panels: Any) -> None:
