@@ -71,7 +71,10 @@ class Rule:
         return min(self.base + decades, self.most)
 
 
-_ERRORS = ("clipped", "range too narrow", "range too wide", "gain", "saturated", "underflow")
+_ERRORS = (
+    "clipped", "range too narrow", "range too wide", "gain", "saturated", "underflow",
+    "noise above signal",
+)  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -119,7 +122,7 @@ RULES: tuple[Rule, ...] = (
         where=series.loses,
         threshold=3.0,
         base=0.5,
-        explains=("clipped", "gain", "saturated"),
+        explains=("clipped", "gain", "saturated", "noise above signal"),
         cause="the tensor reaches far beyond the representable interval: its ends are cut off",
         remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1; where rare "
         "peaks set it: one scale a channel, per_axis(...)",
@@ -130,7 +133,7 @@ RULES: tuple[Rule, ...] = (
         roles=OPERANDS,
         values=series.field("clipped"),
         threshold=0.15,
-        explains=("gain", "saturated"),
+        explains=("gain", "saturated", "noise above signal"),
         cause="more of the tensor lies outside the representable interval than a clip should cut",
         remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1",
         source="healthy: at most 0.09 (banner2018, which clips by design)",
@@ -141,7 +144,7 @@ RULES: tuple[Rule, ...] = (
         values=series.room,
         threshold=1 / 64,
         smallest=True,
-        explains=("underflow", "gain"),
+        explains=("underflow", "gain", "noise above signal"),
         cause="six bits or more are not used: the range is that of other or rarer values",
         remedy="a range of this tensor in {slot}: absmax, percentile(0.9999) where rare peaks set "
         "it, or one scale a channel, per_axis(...)",
@@ -152,7 +155,7 @@ RULES: tuple[Rule, ...] = (
         roles=OPERANDS,
         values=series.field("spread"),
         threshold=0.6,
-        explains=("biased rounding", "shared noise", "gain"),
+        explains=("biased rounding", "shared noise", "gain", "noise above signal"),
         cause="unclipped elements are off by more than a step: codes do not stand for values",
         remedy="{slot}: divide by the scale and zero point that its QTensor returns",
         source="unbiased rounding to neighbours: at most 0.5; healthy: at most 0.44",
@@ -202,6 +205,7 @@ RULES: tuple[Rule, ...] = (
         values=series.kept,
         threshold=0.02,
         smallest=True,
+        explains=("noise above signal",),
         cause="nearly all that is not 0 became 0: the step is larger than the tensor's typical "
         "value",
         remedy="stochastic() rounding, more bits, or a float format in {slot}: "
@@ -217,6 +221,18 @@ RULES: tuple[Rule, ...] = (
         cause="most elements lie on the two end codes",
         remedy="range=absmax (affine: minmax) in {slot}",
         source="healthy: at most 0.6 (pixels that are white)",
+    ),
+    Rule(
+        symptom="noise above signal",
+        roles=tuple(role for role in ROLES if role != "grad_weight"),
+        values=series.over_noise,
+        threshold=1.0,
+        smallest=True,
+        most=1.0,
+        cause="the rounding error is larger than the tensor: too few bits for its spread",
+        remedy="more bits: overrides={{'{layer}': 16}}; or less spread under one scale: one a "
+        "channel or block in {slot}; range batch-norm widens layer gradients, norm='l1' less so",
+        source="Banner et al. 2018: noise of 0.9 of layer gradients cost 6 points",
     ),
     Rule(
         symptom="gradient below noise",
