@@ -101,7 +101,7 @@ def bisect(
     """
     model = unwrapped(model)
     known = rounded_parts(model)
-    candidates = known if parts is None else list(dict.fromkeys((a, b) for a, b in parts))
+    candidates = known if parts is None else _given(parts)
     with switched_off(copied(model), candidates):
         pass  # an unknown part is an error, also where no trial would meet it
     units = grouped(candidates, by)
@@ -144,6 +144,15 @@ def bisect(
     if diverged(every):
         return result("none helps", (), True)
     return result("found", *smallest(every, lambda off: not diverged(off)))
+
+
+def _given(parts: Iterable[Part]) -> list[Part]:
+    """Each once; ValueError for what is no pair."""
+    found = dict.fromkeys(part if isinstance(part, str) else tuple(part) for part in parts)
+    odd = [part for part in found if isinstance(part, str) or len(part) != 2]
+    if odd:
+        raise ValueError(f"parts: got {odd[0]!r}, need (layer, role) each, as rounded_parts has it")
+    return [(layer, role) for layer, role in found]
 
 
 def _named(unit: Unit) -> str:

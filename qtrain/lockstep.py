@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from . import checks
@@ -17,14 +17,12 @@ from .lockstep_rows import Lockstep, LockstepRow, Parting
 from .lockstep_step import Event, Step, recipes_of
 from .recipes import bf16
 from .replicas import replica
+from .step_function import StepFunction, Watch, loss_of
 from .switches import rounded_parts
 from .unbiased import make_unbiased_
 
 #: In how many steps in a row a deviation must be, to count.
 LASTS = 3
-
-#: What `step` is called with: a model, its optimizer, a batch; it returns the loss.
-StepFunction = Callable[[nn.Module, Any, Any], Tensor | float]
 
 
 def lockstep(
@@ -88,7 +86,7 @@ def lockstep(
         bisect(model, replay(model, optimizer, step, until, diverged=...), parts=found.parts)
 
     Raises ValueError for a model without a quantized layer, an optimizer that cannot be copied, a
-    step that trains the model itself or returns no number, and without a batch.
+    step that changes what lockstep was given or returns no number, and without a batch.
     """
     model = unwrapped(model)
     if all(product.recipe.products_off for product in products(model)):
@@ -107,22 +105,18 @@ def lockstep(
         recipes = recipes_of(trained["quantized"][0])
         found = _Found()
         losses: dict[str, list[float]] = {name: [] for name in kinds}
-        versions = _versions(model)
         for batch in batches:
             now = Step(recipes, samples)
             restore = random_state()
+            watch = Watch(model, optimizer, batch)
             for name, (twin, own) in trained.items():
                 restore()
                 if name == "quantized":
                     show(twin, now.see_quantized, now.see_operand)
                 else:
                     show(twin, now.see_reference if name == "reference" else now.see_repeated)
-                losses[name].append(_number(step(twin, own, batch)))
-                if _versions(model) != versions:
-                    raise ValueError(
-                        "step: it changed the model that lockstep was given; it must train the "
-                        "model and use the optimizer that it is called with"
-                    )
+                losses[name].append(loss_of(step(twin, own, batch)))
+                watch.check()
             found.add(now)
     if not losses["reference"]:
         raise ValueError("batches: got none; pass at least one")
@@ -175,16 +169,3 @@ class _Found:
     def partings(self) -> tuple[Parting, ...]:
         ordered = sorted(self._first.values(), key=lambda one: one[:2])
         return tuple(parting for _, _, parting in ordered)
-
-
-def _versions(model: nn.Module) -> list[int]:
-    return [t._version for t in (*model.parameters(), *model.buffers())]
-
-
-def _number(loss: object) -> float:
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return float(loss.detach())
-    if isinstance(loss, float | int) and not isinstance(loss, bool):
-        return float(loss)
-    got = f"a tensor of {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:60]
-    raise ValueError(f"step: it returned {got}, need the loss, one number")

@@ -11,8 +11,11 @@ from typing import Any
 
 from .checkpoint import CheckpointError
 
-#: What every line of kind "epoch" holds; its numbers are null where they were not finite.
+#: What every line of a kind holds, beside its branch and the integer that counts; numbers are null
+#: where they were not finite.
 EPOCH_NUMBERS = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds")
+STEP_NUMBERS = ("step", "loss", "grad_norm")
+_NUMBERS = {"epoch": EPOCH_NUMBERS, "step": STEP_NUMBERS}
 
 
 class MetricsLog:
@@ -65,7 +68,7 @@ def check_metrics(path: Path, keep: int) -> None:
             "the file was changed since. Restore it, or start again with --overwrite"
         )
     try:
-        whole = kept[-1:] in (b"", b"\n") and all(_is_metrics(line) for line in _parse(kept))
+        whole = kept[-1:] in (b"", b"\n") and all(is_metrics(line) for line in _parse(kept))
     except (ValueError, RecursionError):
         whole = False
     if not whole:
@@ -75,12 +78,21 @@ def check_metrics(path: Path, keep: int) -> None:
         )
 
 
-def _is_metrics(line: object) -> bool:
+def is_metrics(line: object) -> bool:
+    """Whether this is a line of metrics: of a kind, and with all that the kind holds."""
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         return False
-    return line["kind"] != "epoch" or (
+    names = _NUMBERS.get(line["kind"])
+    if names is None:
+        return True
+    count, *values = (line.get(name, "") for name in names)
+    accuracy = line.get("test_accuracy")
+    return (
         isinstance(line.get("branch"), str)
-        and all(isinstance(line.get(name, ""), int | float | None) for name in EPOCH_NUMBERS)
+        and type(count) is int
+        and 0 <= count < 2**53
+        and all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in values)
+        and (line["kind"] == "step" or accuracy is None or 0 <= accuracy <= 1)
     )
 
 

@@ -23,7 +23,7 @@ from .sensitivity_report import SensitivityReport
 from .switches import rounded_parts
 from .text_table import WIDTH
 from .units import owners
-from .widening import Trial, cosine_of, lowered, searched, unreachable
+from .widening import Trial, cosine_of, error_of, lowered, searched, unreachable
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def recommend(
     Layers go to full precision (None), which is what was measured.  For another width, give
     `dict.fromkeys(found.overrides, 16)` to `quantize` and look at `sensitivity(...).cosine`.
 
-    Raises ValueError where only full precision in every layer reaches the cosine, or a cost is
-    missing.
+    Raises ValueError where only full precision in every layer reaches the cosine, where the report
+    holds no cosine that is a number, or a cost is missing.
     """
     goal = checks.number("cosine", cosine, low=0, high=1, positive=True)
     errors = _errors(report)
@@ -128,7 +128,7 @@ def recommend(
     def spent(widened: Iterable[str]) -> float:
         return sum(costs[name] for name in widened) / sum(costs.values())
 
-    budget = 1 / goal**2 - 1
+    budget = error_of(goal)
     widened: tuple[str, ...] = ()
     measured: float | None = report.cosine
     trials: list[Trial] = []
@@ -161,6 +161,13 @@ def recommend(
 
 def _errors(report: SensitivityReport) -> dict[str, float]:
     """The errors of the parts of each layer, or attention, quantized alone; inf for a NaN."""
+    if not isinstance(report, SensitivityReport):
+        raise TypeError(f"report: got {type(report).__name__}, need what sensitivity() returns")
+    if all(math.isnan(row.alone_cosine) for row in report.rows):
+        raise ValueError(
+            "report: every cosine in it is NaN: the gradient in full precision is 0 or not finite, "
+            "or is not with any one layer quantized; give sensitivity another batch or loss"
+        )
     found: dict[str, float] = {}
     for row in report.rows:
         error = math.inf if math.isnan(row.alone_error) else row.alone_error
@@ -176,6 +183,10 @@ def _costs(
     names = dict.fromkeys(modules.values())
     if cost is None:
         return dict.fromkeys(names, 1.0), "layers"
+    if not isinstance(cost, CostReport | Mapping):
+        raise TypeError(
+            f"cost: got {type(cost).__name__}, need a CostReport, or numbers by layer's name"
+        )
     found: dict[str, float] = {}
     if isinstance(cost, CostReport):
         for row in cost.rows:

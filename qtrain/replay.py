@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .aside import unwrapped
 from .replicas import copied_optimizer
+from .step_function import StepFunction, Watch, loss_of
 
 
 def not_finite(losses: Sequence[float]) -> bool:
@@ -21,7 +22,7 @@ def not_finite(losses: Sequence[float]) -> bool:
 def replay(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    step: Callable[[nn.Module, torch.optim.Optimizer, Any], Tensor | float],
+    step: StepFunction,
     batches: Iterable[Any],
     *,
     diverged: Callable[[Sequence[float]], bool] = not_finite,
@@ -35,7 +36,8 @@ def replay(
     diverged    is asked after every step, with the losses so far, the newest last
 
     Each call trains with a copy of the optimizer, whose parameters are those of the model it is
-    given.  ValueError for an optimizer that cannot be copied (see `replicas`), and for no batches.
+    given.  ValueError for an optimizer that cannot be copied (see `replicas`), for no batches, and,
+    when called, for a step that returns no number, or changes its batch or what replay was given.
     """
     kept = list(batches)
     if not kept:
@@ -50,8 +52,9 @@ def replay(
         twins = copied_optimizer(start, own, theirs)
         losses: list[float] = []
         for batch in kept:
-            loss = step(twin, twins, batch)
-            losses.append(loss.item() if isinstance(loss, Tensor) else float(loss))
+            watch = Watch(model, optimizer, batch)
+            losses.append(loss_of(step(twin, twins, batch)))
+            watch.check()
             if diverged(losses):
                 return True
         return False

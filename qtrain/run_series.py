@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .metrics import is_metrics
+
 #: Files without which a folder is no run.
 NEEDED = ("config.json", "environment.json", "metrics.jsonl")
 
@@ -62,15 +64,13 @@ def read_series(path: str | os.PathLike[str]) -> RunSeries:
     norms: dict[str, Series] = {}
     epochs: dict[str, list[dict[str, Any]]] = {}
     for line in _lines(folder / "metrics.jsonl", "kind"):
-        try:
-            if line["kind"] == "epoch":
-                epochs.setdefault(line["branch"], []).append(line)
-            elif line["kind"] == "step":
-                for series, key in ((losses, "loss"), (norms, "grad_norm")):
-                    point = int(line["step"]), _number(line[key])
-                    series.setdefault(line["branch"], []).append(point)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / 'metrics.jsonl'}: is damaged: {line!r:.80}") from error
+        if not is_metrics(line):
+            raise ValueError(f"{folder / 'metrics.jsonl'}: is damaged: {line!r:.80}")
+        if line["kind"] == "epoch":
+            epochs.setdefault(line["branch"], []).append(line)
+        elif line["kind"] == "step":
+            for series, key in ((losses, "loss"), (norms, "grad_norm")):
+                series.setdefault(line["branch"], []).append((line["step"], _number(line[key])))
     return RunSeries(
         path=folder,
         config=_mapping(folder / "config.json"),
@@ -126,7 +126,7 @@ def _errors(path: Path) -> dict[tuple[str, str], Series]:
         try:
             key = str(line["layer"]), str(line["role"])
             errors.setdefault(key, []).append((int(line["step"]), _number(line["sqnr_db"])))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: is damaged: {line!r:.80}") from error
     return errors
 
@@ -136,7 +136,7 @@ def _tests(path: Path) -> int | None:
         return None
     gap = _mapping(path).get("gap")
     count = gap.get("n") if isinstance(gap, dict) else None
-    return count if isinstance(count, int) else None
+    return count if isinstance(count, int) and count > 0 else None
 
 
 def _number(value: object) -> float:

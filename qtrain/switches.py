@@ -11,6 +11,7 @@ from torch import nn
 
 from quantizers import OFF, Off
 
+from .capture import FULL
 from .layers import QProduct
 from .operations import Kind
 from .recipe import Recipe
@@ -82,8 +83,10 @@ def without(recipe: Recipe, roles: Iterable[str]) -> Recipe:
 def switched_off(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
     """Within it, these parts of a converted model run in full precision.
 
-    With every part off a layer is torch's own, bit for bit; norms stay as converted.  ValueError
-    for a part that is not among `rounded_parts(model)`.
+    With every part off a layer is torch's own, bit for bit; norms stay as converted.  Where a model
+    keeps outputs in 16 bits (`Recipe.narrow`), a layer that is given 16 bits still hands on as
+    many, and attention is computed in its parts.  ValueError for a part that is not among
+    `rounded_parts(model)`.
     """
     chosen = list(parts)
     known = rounded_parts(model)
@@ -100,10 +103,14 @@ def switched_off(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
         for product in model.modules()
         if isinstance(product, QProduct) and (layer := product.name or "(model)")
     ]
+    narrow = any(recipe.narrow for _, recipe, _ in changed)
     try:
         for product, recipe, roles in changed:
             here = set(roles) & set(rounded_roles(recipe))  # layers of one name may differ
-            product.recipe = without(recipe, here) if here else recipe
+            if here:
+                off = without(recipe, here)
+                # torch's own layers take no input that is narrower than their weights
+                product.recipe = FULL if narrow and off.products_off else off
         yield
     finally:
         for product, recipe, _ in changed:

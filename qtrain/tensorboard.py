@@ -53,7 +53,11 @@ def to_tensorboard(
             f"tensorboard: {folder} holds events already, which would show beside these; give "
             "another folder, or delete that one"
         )
-    for branch in dict.fromkeys([*(line["branch"] for line in metrics), "quantized"]):
+    branches = dict.fromkeys([*(line["branch"] for line in metrics), "quantized"])
+    for branch in branches:
+        if not branch.isidentifier():  # it becomes the name of a folder
+            raise ValueError(f"tensorboard: got a branch {branch!r:.60}, need a plain name")
+    for branch in branches:
         own = [line for line in metrics if line["branch"] == branch]
         errors = rows if branch == "quantized" else ()
         if own or errors:

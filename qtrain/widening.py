@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,11 @@ class Trial(NamedTuple):
     measured: float
 
 
+def error_of(cosine: float) -> float:
+    """1/cosine^2 - 1; inf where that is beyond fp64."""
+    return (1 / cosine) * (1 / cosine) - 1
+
+
 def cosine_of(error: float) -> float:
     """The cosine whose 1/cos^2 - 1 this is."""
     return 1 / math.sqrt(1 + error)
@@ -29,7 +35,7 @@ def cosine_of(error: float) -> float:
 def unreachable(goal: float) -> ValueError:
     """What to raise where no set but that of all layers will do."""
     return ValueError(
-        f"cosine: got {goal:g}, which only full precision in every layer reaches; ask for less, or "
+        f"cosine: got {goal!r}, which only full precision in every layer reaches; ask for less, or "
         f"give the recipe more bits"
     )
 
@@ -37,7 +43,7 @@ def unreachable(goal: float) -> ValueError:
 def lowered(budget: float, measured: float) -> float:
     """What to multiply the error that may stay by, where a measured cosine misses the goal, whose
     error is `budget`: in proportion, within 0.5 and 0.95."""
-    error = 1 / measured**2 - 1 if measured > 0 else math.inf
+    error = error_of(measured) if measured > 0 else math.inf
     return min(max(budget / error, 0.5), 0.95)
 
 
@@ -55,10 +61,12 @@ def searched(
     start          the error that may stay at first: one for which something is widened
 
     Less may stay until the goal is reached, then the most that reaches it is bracketed, within 5 %,
-    by `TRIALS` trials at most.  ValueError where nothing more can be widened.
+    by `TRIALS` trials at most, or is all that may ever stay: what has an infinite error may not.
+    ValueError where nothing more can be widened.
     """
     trials: dict[Layers, Trial] = {}
     does, misses, allowed = 0.0, math.inf, start
+    fewest = cheapest_for(sys.float_info.max)
     while len(trials) < TRIALS or not does:
         widened = cheapest_for(allowed)
         measured = -math.inf  # with nothing widened the goal is missed: that is why we are here
@@ -71,11 +79,11 @@ def searched(
         else:
             misses = allowed
         if does:
-            if misses <= 1.05 * does:
+            if misses <= 1.05 * does or widened == fewest:
                 break
             allowed = math.sqrt(does * misses) if misses < math.inf else 2 * does
         elif not left(widened):
             raise unreachable(goal)
         else:
-            allowed *= lowered(1 / goal**2 - 1, measured)
+            allowed *= lowered(error_of(goal), measured)
     return list(trials.values())

@@ -71,7 +71,7 @@ def error_picture(points: Sequence[tuple[int, float]]) -> str:
     low, high = min(values), max(values)
     first, last = drawn[0][0], drawn[-1][0]
     path = "L".join(
-        f"{(step - first) / (last - first) * (WIDTH - 4) + 2:.0f} "
+        f"{(step - first) / max(last - first, 1) * (WIDTH - 4) + 2:.0f} "
         f"{BARS - 3 - (value - low) / max(high - low, 1.0) * (BARS - 6):.0f}"
         for step, value in drawn
     )

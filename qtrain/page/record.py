@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from qtrain.config import TrainConfig
@@ -138,7 +139,13 @@ def _metrics(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def _gap(path: Path, values: Any) -> Interval | None:
-    try:
-        return None if values is None else Interval(**values)
-    except TypeError as error:
-        raise ValueError(f"{path}: its gap is no interval; restore or delete it") from error
+    if values is None:
+        return None
+    kinds: dict[str, type | UnionType] = {
+        **dict.fromkeys(("value", "low", "high"), int | float), "n": int, "method": str
+    }  # fmt: skip
+    if not isinstance(values, dict) or set(values) != set(kinds) or not all(
+        isinstance(values[name], kind) for name, kind in kinds.items()
+    ):  # fmt: skip
+        raise ValueError(f"{path}: its gap is no interval; restore or delete it")
+    return Interval(**values)

@@ -256,6 +256,8 @@ def test_what_cannot_be_honoured_is_refused() -> None:
         bisect(nn.Linear(2, 2), lambda model: True)
     with pytest.raises(ValueError, match="nothing to switch"):
         bisect(model, lambda model: True, [])
+    with pytest.raises(ValueError, match=r"parts: got '0', need \(layer, role\)"):
+        bisect(model, lambda model: True, ["0"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="the model rounds nothing in '9'"):
         bisect(model, lambda model: False, [("9", "input")])
     with pytest.raises(ValueError, match="rounds no 'sideways' there, only input, weight"):

@@ -135,6 +135,29 @@ def test_a_folder_that_is_no_run_is_named_with_what_it_lacks(runs: Path, tmp_pat
         (damaged / name).write_bytes(whole)
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("metrics.jsonl", "test_accuracy", -1),
+        ("metrics.jsonl", "test_accuracy", "0.5"),
+        ("metrics.jsonl", "epoch", [1]),
+        ("metrics.jsonl", "loss", math.inf),
+        ("metrics.jsonl", "branch", None),
+        ("monitor.jsonl", "step", math.inf),
+    ],
+)
+def test_a_line_with_another_value_is_damage(
+    name: str, field: str, value: object, runs: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(runs / "a", damaged)
+    lines = [json.loads(line) for line in (damaged / name).read_text().splitlines()]
+    next(line for line in lines[1:] if field in line)[field] = value
+    (damaged / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=f"{name}: is damaged"):
+        compare(damaged, runs / "a")
+
+
 def test_extra_fields_and_kinds_of_lines_are_passed_over(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "a", tmp_path / "run")
     for name in ("metrics.jsonl", "monitor.jsonl"):

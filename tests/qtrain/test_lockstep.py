@@ -318,7 +318,7 @@ def test_what_cannot_run_is_refused() -> None:
         ({"reference": "fp16"}, "reference: got 'fp16'"),
         ({"runs": 1}, "runs: got 1"),
         ({"samples": 0}, "samples: got 0"),
-        ({"step": trains_the_original}, "changed the model that lockstep was given"),
+        ({"step": trains_the_original}, "changed the model that was given"),
         ({"step": lambda *a: None}, "step: it returned None"),
         ({"step": lambda *a: torch.ones(2)}, r"a tensor of \(2,\)"),
         ({"optimizer": torch.optim.SGD(mlp().parameters(), lr=1)}, "no parameter of the model"),

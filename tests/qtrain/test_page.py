@@ -368,6 +368,7 @@ def test_a_curve_of_errors_says_where_it_begins_and_ends() -> None:
     )
     assert picture.count("L") < 40
     assert "fewer than two" in error_picture([(0, 1.0), (5, math.nan)])
+    assert "nan" not in error_picture([(3, 1.0), (3, 2.0)])  # a step that was recorded twice
 
 
 def test_numbers_are_short_and_honest() -> None:
@@ -497,6 +498,9 @@ def test_a_run_on_its_way_is_shown_as_far_as_it_is(run: Path, tmp_path: Path) ->
     assert "No error was measured" in parsed(render(read_run(tmp_path))).content
 
 
+STEP = '{"kind": "step", "step": 0, "branch": "baseline", "loss": 1.5, "grad_norm": null}\n'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -506,6 +510,14 @@ def test_a_run_on_its_way_is_shown_as_far_as_it_is(run: Path, tmp_path: Path) ->
         ("errors.json", '[{"layer": 1}]', "no rows of Row"),
         ("summary.json", '{"gap": {"x": 1}}', "no interval"),
         ("metrics.jsonl", '{"kind": 3}\n', "metrics.jsonl: damaged"),
+        (
+            "summary.json",
+            '{"gap": {"value": "0", "low": 0, "high": 0, "n": 1, "method": ""}}',
+            "no i",
+        ),
+        ("metrics.jsonl", STEP.replace("1.5", '"1.5"'), "metrics.jsonl: damaged"),
+        ("metrics.jsonl", STEP.replace("1.5", "1e999"), "metrics.jsonl: damaged"),
+        ("metrics.jsonl", STEP.replace('"step": 0', '"step": null'), "metrics.jsonl: damaged"),
         ("monitor.jsonl", "[]\n", "no record of a Monitor"),
     ],
 )

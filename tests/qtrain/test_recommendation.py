@@ -155,6 +155,17 @@ def test_a_layer_whose_gradient_is_lost_is_widened() -> None:
     assert list(recommend(report, 0.99).overrides) == ["layer1", "layer2"]
 
 
+def test_a_layer_whose_error_is_infinite_ends_no_search() -> None:
+    """Such a layer never may stay, so that there is no bound from above."""
+    model = quantize(plain(), recipe=NEAREST)
+    report = sensitivity(model, X, TARGETS, by="layer")
+    lost = (replace(report.rows[0], alone_error=math.inf), *report.rows[1:])
+    goal = report.cosine + 1e-6
+    found = recommend(replace(report, rows=lost), goal, model=model, inputs=X, targets=TARGETS)
+    assert list(found.overrides) == ["0"] and found.measured is not None
+    assert found.measured >= goal
+
+
 def test_a_goal_that_is_reached_needs_nothing() -> None:
     report = additive([0.001, 0.002])
     found = recommend(report, 0.99)
@@ -201,7 +212,7 @@ MODEL: Any = quantize(plain(), recipe=NEAREST)
     [
         ({"cosine": 1}, "cosine: got 1"),
         ({"cosine": 0.0}, "cosine: got 0.0"),
-        ({"cosine": 0.9999999}, "only full precision in every layer"),
+        ({"cosine": 0.9999999}, r"cosine: got 0\.9999999, which only full precision in every"),
         ({"cost": {"layer0": 1.0}}, "cost: got none of layer1, which the report has"),
         ({"cost": {"layer0": 1, "layer1": 1, "fc": 1}}, "cost: got fc; the report has layer0"),
         ({"cost": {"layer0": 0, "layer1": 0}}, "cost: every layer's is 0"),
@@ -222,3 +233,15 @@ def test_a_model_that_no_set_mends_is_an_error() -> None:
     report = sensitivity(model, X, TARGETS)
     with pytest.raises(ValueError, match="only full precision in every layer"):
         recommend(report, 0.99999, model=model, inputs=X, targets=TARGETS)
+
+
+def test_what_has_no_errors_to_weigh_is_refused() -> None:
+    report = additive([0.1, 0.2])
+    nan = tuple(replace(row, alone_cosine=math.nan, alone_error=math.nan) for row in report.rows)
+    with pytest.raises(ValueError, match="the gradient in full precision is 0 or not finite"):
+        recommend(replace(report, rows=nan, cosine=math.nan))
+    with pytest.raises(TypeError, match="report: got list"):
+        recommend([])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="cost: got list"):
+        recommend(report, 0.99, [1.0, 2.0])  # type: ignore[arg-type]
+    assert not recommend(report, 1e-300).overrides

@@ -24,7 +24,7 @@ from qtrain.recipe import GradInput, GradWeight
 from qtrain.sensitivity_report import RANKINGS
 from qtrain.switches import rounded_parts, switched_off
 from qtrain.units import BY, PRODUCTS
-from quantizers import IntFormat, Quantizer, e4m3
+from quantizers import IntFormat, Quantizer, e4m3, fp16
 
 X = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -338,6 +338,21 @@ def test_evaluation_mode_and_other_dtypes() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         report = sensitivity(net(bits=4).to(dtype), X.to(dtype), TARGETS, by="layer")
         assert 0.5 < report.cosine < 1
+
+
+def test_outputs_kept_in_16_bits_reach_layers_that_are_put_back() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(75, 16), nn.ReLU(), nn.Linear(16, 4))
+    recipe = replace(recipes.int8(bits=4), activation=fp16, narrow=True)
+    model = quantize(plain, recipe=recipe)
+    report = sensitivity(model, X, TARGETS, by="layer")
+    assert report.full_loss == F.cross_entropy(plain(X), TARGETS).item()
+    # the last layer alone in full precision: torch's own, kept in the 16 bits that it was given
+    with switched_off(model, [part for part in rounded_parts(model) if part[0] == "3"]):
+        output = model(X)
+    first = quantize(plain[:2], recipe=recipe)(X).relu()
+    assert first.dtype == torch.float16
+    assert torch.equal(output, plain[3](first.float()).half())
 
 
 def frozen() -> nn.Module:

@@ -91,3 +91,11 @@ def test_without_the_package_the_remedy_is_named(
 def test_nothing_recorded_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing is recorded"):
         to_tensorboard((), tmp_path)
+
+
+@pytest.mark.parametrize("branch", ["../out", "/out", "", "a/b"])
+def test_a_branch_cannot_leave_the_folder(branch: str, tmp_path: Path) -> None:
+    line = {"kind": "step", "step": 0, "branch": branch, "loss": 1.0, "grad_norm": 1.0}
+    with pytest.raises(ValueError, match="tensorboard: got a branch"):
+        to_tensorboard([], tmp_path / "events", metrics=[line])
+    assert not list(tmp_path.iterdir())
