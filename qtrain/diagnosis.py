@@ -59,6 +59,10 @@ def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> li
         return list(record.rows)
     if isinstance(record, str | os.PathLike):
         path = Path(record)
+        if not path.exists():
+            raise ValueError(
+                f"diagnose: there is no {path}; give runs/<name>, or a Monitor's .jsonl"
+            )
         if path.is_dir():
             if not (path / FILE).is_file():
                 raise ValueError(

@@ -34,7 +34,8 @@ class Rounded(NamedTuple):
                    rounding of even fractions
     reach          the interval that all of x takes, in units of the representable: above 1 it
                    clips.  None where there is no scale
-    noisy          whether a hundredth or more goes elsewhere than to the nearest, and further
+    noisy          whether a hundredth or more goes elsewhere than to the nearest, and further, and
+                   not all up, down, toward or away from 0: there errors follow from the values, too
     """
 
     offset: float
@@ -71,7 +72,17 @@ def rounded(pair: TensorPair) -> Rounded | None:
         value, deviation = min(map(_mean, errors), key=lambda m: abs(m[0]))
         found.append((value, 0.0 if near else deviation))
     offset, deviation = max(found, key=lambda m: abs(m[0]) - 4 * m[1])
-    return Rounded(offset, deviation, spread, reach, not near and noisy >= 0.01 * count)
+    random = not near and noisy >= 0.01 * count and not _directed(position, error)
+    return Rounded(offset, deviation, spread, reach, random)
+
+
+def _directed(position: Tensor, error: Tensor) -> bool:
+    """Whether 99 in 100 elements go up, or down, toward 0 or away from it."""
+    up, down = position.ceil(), position.floor()
+    positive = position > 0
+    targets = (up, down, torch.where(positive, down, up), torch.where(positive, up, down))
+    off = [((error - (target - position)).abs() > _EXACT).double().mean() for target in targets]
+    return min(off).item() <= 0.01
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

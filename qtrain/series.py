@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from .histograms import VALUE_BINS
 from .monitor_rows import MonitorRow
 
 #: The rows of one layer and role, in the order of steps.
@@ -70,6 +71,22 @@ def over_noise(rows: Series) -> Values:
         10 ** (row.sqnr_db / 20) if math.isfinite(row.sqnr_db) and _has_signal(row) else None
         for row in rows
     ]
+
+
+def stride(rows: Series) -> Values:
+    """A weight's update in units of its largest magnitude; None where its steps are no unit of
+    that: in a float format."""
+    found: Values = []
+    for row in rows:
+        largest = max(abs(row.low), abs(row.high))
+        float_format = len(row.codes) == VALUE_BINS
+        known = row.update is not None and row.scale is not None and largest > 0
+        if not known or float_format:
+            found.append(None)
+        else:
+            assert row.update is not None and row.scale is not None
+            found.append(row.update * row.scale[1] / largest)
+    return found
 
 
 def stale(rows: Series) -> Values:

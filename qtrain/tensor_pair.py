@@ -45,15 +45,16 @@ class TensorPair:
 
     @cached_property
     def step(self) -> Tensor:
-        """The distance from each value to the next of its format, broadcastable to x."""
+        """The distance between the two values of its format that x lies between, broadcastable to
+        x; of the quantized value it would be another where x was rounded up to a power of two."""
         fmt = self.q.format
         if fmt is None or isinstance(fmt, IntFormat):
             return self.scale
-        elements = self.q.elements.double()
+        unscaled = self.x / self.scale
         low = fmt.min_exponent
-        exponent = (torch.frexp(elements).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
-        exponent = torch.where(elements == 0, low, exponent)
-        return self.scale * torch.ldexp(torch.ones_like(elements), exponent - fmt.mantissa)
+        exponent = (torch.frexp(unscaled).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
+        exponent = torch.where(torch.isfinite(unscaled) & (unscaled != 0), exponent, low)
+        return self.scale * torch.ldexp(torch.ones_like(unscaled), exponent - fmt.mantissa)
 
     @cached_property
     def position(self) -> Tensor:

@@ -14,6 +14,11 @@ from . import checks
 from .saving import save_rows
 
 _WIDTH = 80
+#: What no record of errors shows.
+_ELSEWHERE = (
+    "behind full precision all the same? sensitivity and recommend: what the bits\n"
+    "cost; accumulated(..., reference=): norms, too"
+)
 #: columns of a layer's name
 _NAME = 26
 
@@ -73,7 +78,8 @@ class Verdict:
 
     def __str__(self) -> str:
         if not self.findings:
-            return _wrapped(f"nothing is wrong in {self.checked}; looked for: ", self.rules)
+            text = _wrapped(f"nothing is wrong in {self.checked}; looked for: ", self.rules)
+            return f"{text}\n{_ELSEWHERE}"
         return "\n\n".join([_table(self.findings), *_explained(self.findings), self._below()])
 
     def _below(self) -> str:
@@ -111,7 +117,7 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
         "\n".join(
             fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
             for text in (
-                f"{f.symptom}: {f.cause} (limit: {f.source})",
+                f"{f.symptom}: {f.cause} [{f.source}]",
                 f"  do: {f.remedy}",
             )
         )

@@ -35,7 +35,7 @@ def verdict_section(record: RunRecord) -> Section | None:
             short(f.threshold),
             f"{f.seen:,} of {f.records:,} (steps {f.first:,} to {f.last:,})",
             esc(f.cause),
-            f"{esc(f.remedy)} <small>(limit: {esc(f.source)})</small>",
+            f"{esc(f.remedy)} <small>[{esc(f.source)}]</small>",
         ]
         for f in shown
     ]

@@ -55,7 +55,7 @@ def rows(
                     scale = 1.0 + step / 100
                     fields |= {**QUANTIZED, "scale": (scale, scale, scale)}
                 if role == "weight":
-                    fields |= {"update": 0.3, "oscillation": 0.02}
+                    fields |= {"update": 0.03, "oscillation": 0.02}
                 fields |= bad.get(f"{layer}/{role}", {})
                 found.append(MonitorRow(step=step, layer=layer, role=role, **fields))
     return found
@@ -97,11 +97,11 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gain": ("grad_weight", {"gain": 0.101}, {"gain": 0.099}),
     "underflow": ("input", {"zeroed": 0.96}, {"zeroed": 0.955}),  # of the 4000 / 4096 not 0
     "saturated": ("input", {"saturated": 0.76}, {"saturated": 0.74}),
-    "noise above signal": ("grad_output (grad_input)", {"sqnr_db": -0.1}, {"sqnr_db": 0.1}),
+    "too few bits": ("grad_output (grad_input)", {"sqnr_db": 2.9}, {"sqnr_db": 3.1}),
     "gradient below noise": ("grad_weight", {"sqnr_db": 4.7}, {"sqnr_db": 4.8}),
     "outlier channels": ("input", {"outlier": 31.0}, {"outlier": 29.0}),
     "oscillating weights": ("weight", {"oscillation": 0.51}, {"oscillation": 0.49}),
-    "steps too long": ("weight", {"update": 31.0}, {"update": 29.0}),
+    "steps too long": ("weight", {"update": 0.33}, {"update": 0.26}),
     "steps too short": ("weight", {"update": 0.9e-4}, {"update": 1.1e-4}),
 }
 
