@@ -57,7 +57,7 @@ def _table(
     cells: list[list[str] | str] = []
     for name, (a, b) in rows.items():
         first, second = _shown(a), _shown(b)
-        if len(first) + len(second) > 50:  # each on a line of its own
+        if max(len(first), len(second)) > 25:  # each on a line of its own
             for run, text in (("A", first), ("B", second)):
                 cells += wrap(f"{name}, {run}: {text}", _WIDTH, subsequent_indent="    ")
         else:

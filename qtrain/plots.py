@@ -14,7 +14,7 @@ from . import checks
 from .cost_row import Trade
 from .figures import COLOURS as COLOURS
 from .figures import DASHES as DASHES
-from .figures import MARKERS
+from .figures import MARKERS, plain
 from .figures import figure as _figure
 from .figures import save as _save
 from .monitor_rows import MonitorRow
@@ -63,7 +63,7 @@ def plot_errors(report: Report, path: Path) -> None:
             color=COLOURS[i % len(COLOURS)],
             label=role,
         )
-    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    axes.set_xticks(range(len(layers)), [plain(name) for name in layers], rotation=90, fontsize=8)
     axes.set_ylabel("SQNR in dB (higher is better)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)  # it covers no line there
@@ -141,7 +141,7 @@ def plot_monitor(
                 linewidth=1,
                 linestyle=DASHES[i // len(COLOURS) % 2],
                 color=COLOURS[i % len(COLOURS)],
-                label=layer if role == chosen_roles[0] else None,
+                label=plain(layer) if role == chosen_roles[0] else None,
             )
         axes.set_title(role, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from . import checks
-from .figures import COLOURS, DASHES, figure, save
+from .figures import COLOURS, DASHES, figure, plain, save
 from .histograms import LOWEST, VALUE_BINS
 from .run_series import Series
 
@@ -40,11 +40,11 @@ def plot_comparison(found: Comparison, path: Path, *, rows: int) -> None:
     for pair, axes in zip(pairs, panels[len(branches) :], strict=False):
         key = pair.layer, pair.role
         _lines(axes, found.a.errors[key], found.b.errors[key], pair.parts)
-        axes.set_title(f"{pair.layer}\n{pair.role}", fontsize=8)
+        axes.set_title(plain(f"{pair.layer}\n{pair.role}"), fontsize=8)
         axes.set_ylabel("SQNR in dB", fontsize=9)
     for axes in panels[count:]:
         axes.remove()
-    names = [f"A: {found.a.name}", f"B: {found.b.name}"]
+    names = [plain(f"A: {found.a.name}"), plain(f"B: {found.b.name}")]
     drawn.legend(panels[0].get_lines()[:2], names, loc="outside upper center", ncols=2, fontsize=8)
     drawn.supxlabel("step (dotted: where the runs part)", fontsize=9)
     save(drawn, path)
@@ -90,7 +90,7 @@ def plot_lockstep(found: Lockstep, path: Path) -> None:
             own_steps, [one.deviation for one in series], COLOURS[1], ls="--", label="quantized"
         )
         panels[1].set_yscale("log")
-        panels[1].set_title(f"{row.layer}\n{row.role}", fontsize=8)
+        panels[1].set_title(plain(f"{row.layer}\n{row.role}"), fontsize=8)
         panels[1].set_ylabel("|difference from reference| / |reference|", fontsize=9)
     for axes in panels[:2]:
         axes.set_xlabel("step", fontsize=9)

@@ -158,6 +158,19 @@ def test_a_line_with_another_value_is_damage(
         compare(damaged, runs / "a")
 
 
+def test_names_of_formulas_and_long_settings_are_text(runs: Path, tmp_path: Path) -> None:
+    changed = ({"name": "$\\frac{$", "p": "a" * 45, "q": "b"}, {"p": "c", "q": "d" * 45})
+    for name, own in zip(("one", "two"), changed, strict=True):
+        shutil.copytree(runs / "a", tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    found = compare(tmp_path / "one", tmp_path / "two")
+    assert max(map(len, str(found).partition("\n\n")[2].splitlines())) <= 80
+    found.plot(tmp_path / "c.svg")
+    assert "frac{" in (tmp_path / "c.svg").read_text()
+    assert not list(tmp_path.glob(".qtrain-*"))
+
+
 def test_extra_fields_and_kinds_of_lines_are_passed_over(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "a", tmp_path / "run")
     for name in ("metrics.jsonl", "monitor.jsonl"):
