@@ -154,11 +154,11 @@ RULES: tuple[Rule, ...] = (
         symptom="excess error",
         roles=OPERANDS,
         values=series.field("spread"),
-        threshold=0.6,
+        threshold=1.0,
         explains=("biased rounding", "shared noise", "gain", "too few bits"),
         cause="unclipped elements are off by more than a step: codes do not stand for values",
         remedy="{slot}: divide by the scale and zero point that its QTensor returns",
-        source="unbiased rounding to neighbours: at most 0.5; healthy: at most 0.44",
+        source="rounding in one direction: at most 1; to neighbours, unbiased: at most 0.5",
     ),
     Rule(
         symptom="shared noise",
