@@ -108,11 +108,16 @@ def _span(finding: Finding) -> str:
     return f"{finding.first} to{gap}{finding.last}"
 
 
+def explanations(findings: Sequence[Finding]) -> list[Finding]:
+    """The most severe finding of each symptom and cause: what has to be explained once."""
+    first: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        first.setdefault((finding.symptom, finding.cause), finding)
+    return list(first.values())
+
+
 def _explained(findings: Sequence[Finding]) -> list[str]:
     """Cause and remedy of each symptom once, as of its most severe finding."""
-    first: dict[str, Finding] = {}
-    for finding in findings:
-        first.setdefault(f"{finding.symptom} {finding.cause}", finding)
     return [
         "\n".join(
             fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
@@ -121,7 +126,7 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
                 f"  do: {f.remedy}",
             )
         )
-        for f in first.values()
+        for f in explanations(findings)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtrain.diagnosis import diagnose
+from qtrain.verdict import explanations
 
 from .network import name
 from .record import RunRecord
@@ -30,20 +31,24 @@ def verdict_section(record: RunRecord) -> Section | None:
             else name(f.layer),
             esc(f.role),
             esc(f.symptom),
-            short(f.severity),
+            f"{f.severity:.1f}",
             short(f.value),
             short(f.threshold),
-            f"{f.seen:,} of {f.records:,} (steps {f.first:,} to {f.last:,})",
-            esc(f.cause),
-            f"{esc(f.remedy)} <small>[{esc(f.source)}]</small>",
+            f"{f.seen:,} of {f.records:,}, steps {f.first:,} to {f.last:,}",
         ]
         for f in shown
     ]
-    headers = ("layer", "role", "symptom", "severity", "value", "limit", "records", "cause",
-               "remedy")  # fmt: skip
+    headers = ("layer", "role", "symptom", "severity", "value", "limit", "records")
     caption = f"{count(len(verdict.findings), 'finding')}, the most severe first"
     if len(shown) < len(verdict.findings):
         caption += f"; the first {len(shown)}"
-    words = ("role", "symptom", "records", "cause", "remedy")
-    found = table(caption, headers, lines, words=words)
-    return Section(id="verdict", title="Verdict", body=f"{found}<p>Looked for in {looked}.</p>")
+    found = table(caption, headers, lines, words=("role", "symptom", "records"))
+    causes = "".join(
+        f"<li><b>{esc(f.symptom)}</b> ({name(f.layer)}): {esc(f.cause)} [{esc(f.source)}]. "
+        f"<b>Do</b>: {esc(f.remedy)}</li>\n"
+        for f in explanations(verdict.findings)
+    )
+    return Section(
+        id="verdict", title="Verdict",
+        body=f"{found}<ul>\n{causes}</ul>\n<p>Looked for in {looked}.</p>",
+    )  # fmt: skip

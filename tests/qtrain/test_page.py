@@ -427,7 +427,9 @@ def test_the_verdict_names_what_is_wrong_and_leads_to_the_layer() -> None:
     (body,) = parsed(section.body).all("tbody")
     cells = [cell.content for cell in body.all("td")]
     assert next(body.all("a")).attributes["href"] == "#layer-1" and cells[0] == "weight"
-    assert first.symptom == cells[1] == "not finite" and first.cause in cells
+    assert first.symptom == cells[1] == "not finite"
+    (reason, *_) = [item.content for item in parsed(section.body).all("li")]
+    assert first.cause in reason and first.remedy in reason
     assert verdict_section(RunRecord(name="x", errors=errors, measured="")) is None
 
 
