@@ -99,8 +99,9 @@ def errors_section(record: RunRecord) -> Section | None:
     for role in ROLES:
         rows = [row for row in record.monitor if row.role == role]
         windows = _windows(rows)
-        if windows:
+        if len(windows) > 1:  # one point is no curve
             charts.append(_titled(role, "dB", _bands(role, windows)))
+        if windows:
             lines.append(_line(role, rows, windows))
     headers = ("role", "median at first", "median at last", "lowest", "at step", "in layer")
     return Section(
