@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from . import checks
 from .aside import random_state_kept, unwrapped
-from .capture import in_full_precision, products, show, watchable
+from .capture import in_full_precision, show, watchable
 from .converted import plain_state_dict
 from .copies import copied
 from .error_sums import Sums
 from .layer_products import Computed
 from .layer_state import LayerState
+from .layers import products_of
 from .one_step import Loss, called, chosen_loss, step
 from .report import Report
 from .sampling import sampled
@@ -55,7 +56,7 @@ def accumulated(
     not take the model's state, and where no loss can be formed.
     """
     model = unwrapped(model)
-    if all(product.recipe.products_off for product in products(model)):
+    if all(product.recipe.products_off for product in products_of(model)):
         raise ValueError("accumulated: the model has no quantized layer; quantize(model) first")
     if samples is not None:
         checks.integer("samples", samples, low=1, hint="None looks at every element")

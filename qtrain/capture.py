@@ -14,7 +14,7 @@ from .conversion import forget_watch
 from .convert import convert_left_
 from .copies import copied
 from .layer_products import Computed
-from .layers import QProduct
+from .layers import products_of
 from .operations import Kind
 from .recipe import Recipe
 from .recomputation import in_backward
@@ -48,7 +48,7 @@ def watchable(model: nn.Module) -> nn.Module:
     twin = copied(unwrapped(model))
     forget_watch(twin)
     convert_left_(twin, FULL)
-    for product in products(twin):
+    for product in products_of(twin):
         if product.recipe.products_off:
             product.recipe = FULL
     return twin
@@ -57,14 +57,9 @@ def watchable(model: nn.Module) -> nn.Module:
 def in_full_precision(model: nn.Module) -> nn.Module:
     """`watchable`, with every product in full precision; norms as they are."""
     twin = watchable(model)
-    for product in products(twin):
+    for product in products_of(twin):
         product.recipe = FULL
     return twin
-
-
-def products(model: nn.Module) -> list[QProduct]:
-    """The model's converted products."""
-    return [module for module in model.modules() if isinstance(module, QProduct)]
 
 
 def show(twin: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
@@ -77,8 +72,8 @@ def show(twin: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
     change no bit of what it computes; calls are counted from when they were put there.
     """
     probes: dict[str, _Probe] = {}
-    for product in products(twin):
-        name = product.name or "(model)"
+    for product in products_of(twin):
+        name = product.name
         product.probe = probes.setdefault(name, _Probe(name, see, operand))
 
 

@@ -20,7 +20,7 @@ from .copies import copied
 from .engines.exact import ENGINES, admitted
 from .layer_products import Computed
 from .layer_state import LayerState
-from .layers import QProduct
+from .layers import QProduct, products_of
 from .lineage import lineage
 from .operations import KINDS, Kind
 
@@ -130,7 +130,7 @@ class Summary:
 
 def _is_off(module: nn.Module) -> bool:
     """Whether a layer was converted under a recipe that leaves its products to torch."""
-    products = [child for child in module.modules() if isinstance(child, QProduct)]
+    products = products_of(module)
     return bool(products) and all(product.recipe.products_off for product in products)
 
 
@@ -184,11 +184,7 @@ class Watch(TorchDispatchMode):
     def never_ran(self) -> list[str]:
         """Products that no forward reached."""
         products = [s for s in self.states if isinstance(s, QProduct)]
-        return [
-            p.name or "(model)"
-            for p in products
-            if id(p) not in self.ran and not p.recipe.products_off
-        ]
+        return [p.name for p in products if id(p) not in self.ran and not p.recipe.products_off]
 
 
 class _Engines:
@@ -229,9 +225,8 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     twin = copied(model)
     forget_watch(twin)
     probes: dict[str, _Engines] = {}
-    for module in twin.modules():
-        if isinstance(module, QProduct):
-            module.probe = probes.setdefault(module.name or "(model)", _Engines())
+    for product in products_of(twin):
+        product.probe = probes.setdefault(product.name, _Engines())
     watch, _ = rehearsed(twin, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
     return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)

@@ -14,7 +14,7 @@ from .deviations import Deviation
 from .kinds import left, plain_type, products, quantized_class, targets
 from .layer_products import located
 from .layer_state import LayerState
-from .layers import QProduct
+from .layers import QProduct, products_of
 from .norm_module import QNorm
 from .norm_recipe import NormRecipe
 from .norms import convert_norm_, is_norm, norm_slots
@@ -156,10 +156,8 @@ def _without_fast_paths_(model: nn.Module) -> None:
     for module in model.modules():
         if not isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
             continue
-        children = list(module.modules())
-        products = [child for child in children if isinstance(child, QProduct)]
-        plain = not any(isinstance(child, QNorm) for child in children)
-        if plain and all(product.recipe.products_off for product in products):
+        plain = not any(isinstance(child, QNorm) for child in module.modules())
+        if plain and all(product.recipe.products_off for product in products_of(module)):
             continue
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False

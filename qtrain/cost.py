@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture import products, watchable
+from .capture import watchable
 from .conversion import rehearsed
 from .cost_counter import Counter
 from .cost_report import CostReport
 from .cost_row import CostRow
 from .energy import SZE2017, EnergyTable
+from .layers import products_of
 from .operations import KINDS, Kind
 
 
@@ -46,9 +47,9 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
         raise TypeError(f"table: got {table!r}, need a qtrain.EnergyTable")
     twin = watchable(model)
     counters: list[tuple[str, Counter]] = []
-    for product in products(twin):
+    for product in products_of(twin):
         product.probe = counter = Counter(product.recipe)
-        counters.append((product.name or "(model)", counter))
+        counters.append((product.name, counter))
     learning = torch.is_grad_enabled()
     watch, learned = rehearsed(twin, inputs, kwargs, learning=learning)
     if learning and not learned:

@@ -10,7 +10,7 @@ from torch import nn
 from .aside import random_state_kept, unwrapped
 from .conversion import forget_watch
 from .copies import copied
-from .layers import QProduct
+from .layers import products_of
 from .one_step import Loss, called, chosen_loss, step
 from .recorder import Recorder
 from .report import Report
@@ -39,16 +39,14 @@ def inspect(
     Raises ValueError for a model without a quantized layer, or where no loss can be formed.
     """
     model = unwrapped(model)
-    products = [m for m in model.modules() if isinstance(m, QProduct)]
-    if not any(not p.recipe.products_off for p in products):
+    if all(product.recipe.products_off for product in products_of(model)):
         raise ValueError("inspect: the model has no quantized layer; quantize(model) first")
     loss = chosen_loss("inspect", loss, targets)
     twin = copied(model)
     forget_watch(twin)
     recorders: dict[str, Recorder] = {}
-    for product in twin.modules():
-        if isinstance(product, QProduct):
-            product.probe = recorders.setdefault(product.name, Recorder())
+    for product in products_of(twin):
+        product.probe = recorders.setdefault(product.name, Recorder())
     with random_state_kept():
         if loss is not None:
             step("inspect", twin, inputs, targets, loss)
@@ -56,7 +54,7 @@ def inspect(
             with torch.no_grad():
                 called(twin, inputs)
     rows = [
-        sums.row(name or "(model)", role)
+        sums.row(name, role)
         for name, recorder in recorders.items()
         for role, sums, _ in recorder.rows()
     ]

@@ -26,7 +26,10 @@ Shapes = tuple[Shape, Shape, Shape]
 
 
 class QProduct(LayerState):
-    """One product under a recipe: `product(operation, input, weight, bias)`."""
+    """One product under a recipe: `product(operation, input, weight, bias)`.
+
+    name    its path in the model, "(model)" where the layer is the whole model
+    """
 
     def __init__(
         self,
@@ -81,6 +84,11 @@ class QProduct(LayerState):
 
     def extra_repr(self) -> str:
         return str(self.recipe)
+
+
+def products_of(module: nn.Module) -> list[QProduct]:
+    """The converted products of a module and all below it, in the order of the network."""
+    return [child for child in module.modules() if isinstance(child, QProduct)]
 
 
 class QuantizedLayer(Protocol):

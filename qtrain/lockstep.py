@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from . import checks
 from .aside import random_state, random_state_kept, unwrapped
-from .capture import FULL, products, show, watchable
+from .capture import FULL, show, watchable
 from .converted import reseed
+from .layers import products_of
 from .lockstep_rows import Lockstep, LockstepRow, Parting
 from .lockstep_step import Event, Step, recipes_of
 from .recipes import bf16
@@ -89,7 +90,7 @@ def lockstep(
     step that changes what lockstep was given or returns no number, and without a batch.
     """
     model = unwrapped(model)
-    if all(product.recipe.products_off for product in products(model)):
+    if all(product.recipe.products_off for product in products_of(model)):
         raise ValueError("lockstep: the model has no quantized layer; quantize(model) first")
     checks.choice("reference", reference, ("fp32", "bf16"))
     checks.integer("runs", runs, low=2, hint="4 make a band")
@@ -131,7 +132,7 @@ def lockstep(
 
 def _referred(model: nn.Module, *, kind: str) -> nn.Module:
     twin = watchable(model)
-    for product in products(twin):
+    for product in products_of(twin):
         product.recipe = FULL if kind == "fp32" or product.recipe is FULL else bf16()
     return twin
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from quantizers import QTensor
 
-from .capture import products
 from .histograms import value_counts
 from .layer_products import Computed
+from .layers import products_of
 from .lockstep_rows import LockstepRow, Parting
 from .operations import Kind
 from .own_error import OwnError, own_error
@@ -40,7 +40,7 @@ _NOTHING = 2.0**-20
 
 def recipes_of(model: nn.Module) -> dict[str, Recipe]:
     """Layer -> the recipe of its products."""
-    return {product.name or "(model)": product.recipe for product in products(model)}
+    return {product.name: product.recipe for product in products_of(model)}
 
 
 @dataclass

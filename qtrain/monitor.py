@@ -74,7 +74,7 @@ class Monitor:
         for layer in self._model.modules():
             for module in layer.children():
                 if isinstance(module, QProduct) and not module.recipe.products_off:
-                    name = module.name or "(model)"
+                    name = module.name
                     self._products.setdefault(name, []).append(module)
                     self._channels[name] = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
         if not self._products:

@@ -12,7 +12,7 @@ from torch import nn
 from quantizers import OFF, Off
 
 from .capture import FULL
-from .layers import QProduct
+from .layers import products_of
 from .operations import Kind
 from .recipe import Recipe
 from .recorder import OPERANDS
@@ -48,9 +48,8 @@ def rounded_roles(recipe: Recipe) -> tuple[str, ...]:
 def rounded_parts(model: nn.Module) -> tuple[Part, ...]:
     """(layer, role) of everything that a converted model's products round, in network order."""
     parts = {
-        (product.name or "(model)", role): None
-        for product in model.modules()
-        if isinstance(product, QProduct)
+        (product.name, role): None
+        for product in products_of(model)
         for role in rounded_roles(product.recipe)
     }
     return tuple(parts)
@@ -99,9 +98,8 @@ def switched_off(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
             + (f"no {role!r} there, only {', '.join(own)}" if own else f"nothing in {layer!r}")
         )
     changed = [
-        (product, product.recipe, [role for name, role in chosen if name == layer])
-        for product in model.modules()
-        if isinstance(product, QProduct) and (layer := product.name or "(model)")
+        (product, product.recipe, [role for name, role in chosen if name == product.name])
+        for product in products_of(model)
     ]
     narrow = any(recipe.narrow for _, recipe, _ in changed)
     try:

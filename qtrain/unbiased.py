@@ -26,7 +26,7 @@ from quantizers import (
 from quantizers.noise import root_key
 from quantizers.ranges import State
 
-from .capture import products
+from .layers import products_of
 from .recipe import SLOTS, Recipe
 
 
@@ -104,7 +104,7 @@ def make_unbiased_(model: nn.Module, seed: int) -> None:
 
     seed: of the thresholds that stay
     """
-    for number, product in enumerate(products(model)):
+    for number, product in enumerate(products_of(model)):
         product.recipe = _unbiased(product.recipe, (seed, number))
 
 

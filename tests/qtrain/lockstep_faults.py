@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qtrain.capture import products
+from qtrain.layers import products_of
 from qtrain.recorder import OPERANDS
 from quantizers import Format, QTensor, Quantizer, floor, random_bits
 from quantizers.ranges import Ema, RangeRule, State
@@ -76,7 +76,7 @@ class Fault:
 def plant_(model: nn.Module, layer: str, role: str, kind: Kind, start: int) -> None:
     """Put a fault into a converted model, in place, before its first step."""
     kind_of_product, operand = SLOTS[role]
-    (product,) = (p for p in products(model) if p.name == layer)
+    (product,) = (p for p in products_of(model) if p.name == layer)
     own = getattr(product.recipe, kind_of_product)
     fault = Fault(getattr(own, operand), kind, start)
     recipe = replace(product.recipe, **{kind_of_product: replace(own, **{operand: fault})})
