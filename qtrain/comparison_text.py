@@ -10,11 +10,11 @@ from .config import NOT_COMPARED
 from .environment import DECISIVE
 from .partings import LIMIT_DB, LossParting
 from .report_table import aligned
+from .text_table import WIDTH
 
 if TYPE_CHECKING:
     from .comparison import Accuracy, Comparison, ErrorPair
 
-_WIDTH = 80
 #: How many rows of errors are printed; `save` writes them all.
 _ROWS = 20
 
@@ -59,7 +59,7 @@ def _table(
         first, second = _shown(a), _shown(b)
         if max(len(first), len(second)) > 25:  # each on a line of its own
             for run, text in (("A", first), ("B", second)):
-                cells += wrap(f"{name}, {run}: {text}", _WIDTH, subsequent_indent="    ")
+                cells += wrap(f"{name}, {run}: {text}", WIDTH, subsequent_indent="    ")
         else:
             cells.append([name, first, second])
     if not any(isinstance(cell, list) for cell in cells):
@@ -76,7 +76,7 @@ def _losses(found: Comparison) -> list[str]:
         return ["no branch was trained in both: no losses to compare"]
     lines = []
     for branch, loss in found.losses.items():
-        lines += wrap(f"loss of {branch}: {_loss(loss)}", _WIDTH, subsequent_indent="  ")
+        lines += wrap(f"loss of {branch}: {_loss(loss)}", WIDTH, subsequent_indent="  ")
     return lines
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from .histograms import LOWEST, VALUE_BINS
 from .report_table import aligned
+from .text_table import WIDTH
 
 if TYPE_CHECKING:
     from .lockstep_rows import Lockstep, LockstepRow, Parting
 
-_WIDTH = 80
 #: How many partings and how many steps' losses are printed; `save` writes them all.
 _PARTINGS, _LOSSES = 12, 10
 _REASONS = {
@@ -50,7 +50,7 @@ def lockstep_text(found: Lockstep) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(wrap(text, _WIDTH, subsequent_indent="  "))
+    return "\n".join(wrap(text, WIDTH, subsequent_indent="  "))
 
 
 def _role(row: LockstepRow) -> str:

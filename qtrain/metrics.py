@@ -103,3 +103,11 @@ def read_metrics(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]
 
 def _parse(content: bytes) -> list[Any]:
     return [json.loads(line) for line in content.splitlines()]
+
+
+def number(value: Any) -> float:
+    """A figure of a metrics line, where null stands for what is not finite, as NaN.
+
+    TypeError or ValueError for what is no number.
+    """
+    return math.nan if value is None else float(value)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from .text_table import WIDTH
+
 if TYPE_CHECKING:
     from .report import Row
-
-_WIDTH = 80
 
 
 def error_table(rows: Sequence[Row]) -> str:
@@ -35,7 +35,7 @@ def error_table(rows: Sequence[Row]) -> str:
         "not\nfinite", "largest",
     ]  # fmt: skip
     notes = sorted({row.note for row in rows if row.note})
-    remarks = [part for note in notes for part in wrap(f"* {note}", _WIDTH, subsequent_indent="  ")]
+    remarks = [part for note in notes for part in wrap(f"* {note}", WIDTH, subsequent_indent="  ")]
     return "\n".join([*aligned(headers, lines), *remarks])
 
 
@@ -59,8 +59,8 @@ def aligned(headers: Sequence[str], lines: Sequence[list[str] | str]) -> list[st
     top = [[""] * (height - len(parts)) + parts for parts in above]
     sizes = [max(map(len, column)) for column in zip(*cells, *zip(*top, strict=True), strict=True)]
     others = sum(sizes[1:])
-    gap = 2 if sizes[0] + others + 2 * len(sizes[1:]) <= _WIDTH else 1
-    room = max(_WIDTH - others - gap * len(sizes[1:]), len(headers[0]))
+    gap = 2 if sizes[0] + others + 2 * len(sizes[1:]) <= WIDTH else 1
+    room = max(WIDTH - others - gap * len(sizes[1:]), len(headers[0]))
     names = [headers[0].split("\n")[-1], *(line[0] for line in cells)]
     sizes[0] = max(len(name) for name in names if len(name) <= room)
 
@@ -73,7 +73,7 @@ def aligned(headers: Sequence[str], lines: Sequence[list[str] | str]) -> list[st
     for row in lines:
         first, *rest = [row] if isinstance(row, str) else row
         if len(first) > sizes[0] or not rest:
-            found += wrap(first, _WIDTH) or [""]
+            found += wrap(first, WIDTH) or [""]
             first = ""
         if rest:
             found.append(line(first, rest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from tabulate import tabulate
@@ -15,6 +16,7 @@ from .intervals import Interval
 from .monitor import Monitor
 from .report import Report
 from .run_folder import RunFolder
+from .verdict import Verdict
 
 #: How many of a verdict's findings a run ends with.
 WORST = 5
@@ -41,6 +43,11 @@ class Result:
     gap: Interval | None
     report: Report | None
     monitor: Monitor | None = None
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """What is wrong with the run, by the monitor's record; None where there is no record."""
+        return None if self.monitor is None else diagnose(self.monitor)
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -87,10 +94,11 @@ class Result:
             parts.append(
                 f"numeric error over the run, every {self.monitor.every} steps: monitor.jsonl, .png"
             )
-            verdict = diagnose(self.monitor)
-            parts.append(str(replace(verdict, findings=verdict.findings[:WORST])))
-            if len(verdict.findings) > WORST:
-                parts.append(f"{len(verdict.findings) - WORST} more: qtrain diagnose")
+        if self.verdict is not None:
+            found = self.verdict.findings
+            parts.append(str(replace(self.verdict, findings=found[:WORST])))
+            if len(found) > WORST:
+                parts.append(f"{len(found) - WORST} more: qtrain diagnose")
         return "\n\n".join(parts)
 
     def text(self) -> str:

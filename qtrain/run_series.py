@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .metrics import is_metrics
+from .metrics import is_metrics, number
 
 #: Files without which a folder is no run.
 NEEDED = ("config.json", "environment.json", "metrics.jsonl")
@@ -70,7 +69,7 @@ def read_series(path: str | os.PathLike[str]) -> RunSeries:
             epochs.setdefault(line["branch"], []).append(line)
         elif line["kind"] == "step":
             for series, key in ((losses, "loss"), (norms, "grad_norm")):
-                series.setdefault(line["branch"], []).append((line["step"], _number(line[key])))
+                series.setdefault(line["branch"], []).append((line["step"], number(line[key])))
     return RunSeries(
         path=folder,
         config=_mapping(folder / "config.json"),
@@ -125,7 +124,7 @@ def _errors(path: Path) -> dict[tuple[str, str], Series]:
     for line in _lines(path, "sqnr_db"):  # the first line is a header
         try:
             key = str(line["layer"]), str(line["role"])
-            errors.setdefault(key, []).append((int(line["step"]), _number(line["sqnr_db"])))
+            errors.setdefault(key, []).append((int(line["step"]), number(line["sqnr_db"])))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: is damaged: {line!r:.80}") from error
     return errors
@@ -137,8 +136,3 @@ def _tests(path: Path) -> int | None:
     gap = _mapping(path).get("gap")
     count = gap.get("n") if isinstance(gap, dict) else None
     return count if isinstance(count, int) and count > 0 else None
-
-
-def _number(value: object) -> float:
-    """A number of JSON; null, where a metric was not finite, is NaN."""
-    return math.nan if value is None else float(value)  # type: ignore[arg-type]

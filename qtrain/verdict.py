@@ -12,8 +12,8 @@ from tabulate import tabulate
 
 from . import checks
 from .saving import save_rows
+from .text_table import WIDTH
 
-_WIDTH = 80
 #: What no record of errors shows.
 _ELSEWHERE = (
     "behind full precision all the same? sensitivity and recommend: what the bits\n"
@@ -120,7 +120,7 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
     """Cause and remedy of each symptom once, as of its most severe finding."""
     return [
         "\n".join(
-            fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
             for text in (
                 f"{f.symptom}: {f.cause} [{f.source}]",
                 f"  do: {f.remedy}",
@@ -131,4 +131,4 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
 
 
 def _wrapped(text: str, names: Sequence[str]) -> str:
-    return fill(text + ", ".join(names), _WIDTH, subsequent_indent="  ")
+    return fill(text + ", ".join(names), WIDTH, subsequent_indent="  ")

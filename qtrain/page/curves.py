@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
+from qtrain.metrics import number
 from qtrain.monitor_rows import MonitorRow
 from qtrain.recorder import ROLES
 
 from .charts import Line, line_chart
-from .record import RunRecord, number
+from .record import RunRecord
 from .shell import Section
 from .text import count, decibels, esc, short, table
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from qtrain.config import TrainConfig
 from qtrain.intervals import Interval
-from qtrain.metrics import check_metrics, read_metrics
+from qtrain.metrics import check_metrics, number, read_metrics
 from qtrain.monitor_rows import MonitorRow, read_monitor
 from qtrain.recorder import ROLES
 from qtrain.report import Report, Row
@@ -98,11 +97,6 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         epochs=epochs,
         monitor=monitor,
     )
-
-
-def number(value: float | None) -> float:
-    """A figure of the metrics, where null stands for what is not finite."""
-    return math.nan if value is None else float(value)
 
 
 def _read(path: Path, kind: type) -> Any:
