@@ -60,8 +60,9 @@ from .training import train as train
 from .training_recipes import training_recipe as training_recipe
 from .verdict import Finding as Finding
 from .verdict import Verdict as Verdict
+from .version import VERSION
 from .weight_decay import CorrectedSteps as CorrectedSteps
 from .weight_decay import NormSchedule as NormSchedule
 from .weight_decay import effective_rates as effective_rates
 
-__version__ = "0.1.0"
+__version__ = VERSION

@@ -9,7 +9,7 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from .config import TrainConfig, default_of
-from .environment import package_version
+from .version import VERSION
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,8 +36,7 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(prog="qtrain", description="Simulates low-precision training.")
-    version = f"qtrain {package_version('qtrain')}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"qtrain {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     train = commands.add_parser(
         "train", help="train a quantized model beside full precision", description=_TRAIN

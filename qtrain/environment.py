@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
+from .version import VERSION
+
 #: Entries that can change the bits of a result.
-DECISIVE = ("torch", "machine", "processor", "capability", "threads", "device")
+DECISIVE = ("qtrain", "torch", "machine", "processor", "capability", "threads", "device")
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Versions, machine, processor, vector instructions, threads and device, as text."""
     cuda = device.type == "cuda"
     return {
-        **{name: package_version(name) for name in ("qtrain", "torch", "numpy")},
+        "qtrain": VERSION,
+        **{name: package_version(name) for name in ("torch", "numpy")},
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),

@@ -102,7 +102,7 @@ class Run:
         """Open the metrics where the checkpoint left them; say what the run is and runs on."""
         self.environment = describe(self.folder, self.config, self.device)
         for difference in changed(stored.environment, self.environment) if stored else ():
-            warnings.warn(f"resuming elsewhere may change bits: {difference}", stacklevel=3)
+            warnings.warn(f"resuming may change bits: {difference}", stacklevel=3)
         self.log = MetricsLog(self.folder.metrics, keep=stored.metrics_bytes if stored else 0)
 
     def train(self, stop: StopRequest) -> None:

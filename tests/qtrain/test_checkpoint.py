@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pickle
 import zipfile
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from training_cases import quiet, small, states
 
+import qtrain
 from qtrain import checkpoint as checkpoint_module
 from qtrain import run as run_module
 from qtrain.checkpoint import (
@@ -364,13 +366,16 @@ def test_resume_without_a_checkpoint_starts_afresh_and_says_so(tmp_path: Path) -
     assert "starting afresh" in said[0]
 
 
-def test_resume_on_another_machine_warns(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", ["qtrain", "torch"])
+def test_resume_under_other_versions_warns(finished: Path, tmp_path: Path, entry: str) -> None:
     folder = copy_run(finished, tmp_path)
     stored = content(finished)
-    stored["environment"]["torch"] = "1.0"
+    stored["environment"][entry] = "0.0.1"
     torch.save(stored, folder / "checkpoint.pt")
-    with pytest.warns(UserWarning, match=r"torch \(then 1.0, now"):
+    with pytest.warns(UserWarning, match=rf"may change bits: {entry} \(then 0.0.1, now"):
         train(small(tmp_path, epochs=1, resume=True), say=quiet)
+    sessions = json.loads((folder / "environment.json").read_text())
+    assert sessions[-1]["qtrain"] == qtrain.__version__
 
 
 def test_metrics_shorter_than_the_checkpoint_are_refused(finished: Path, tmp_path: Path) -> None:
