@@ -18,6 +18,7 @@ from . import norm_computation
 from .layer_state import autocast_dtype
 from .layers import takes_extremes
 from .norm import QBatchNorm
+from .selective import unseen
 
 
 def norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor) -> Tensor:
@@ -74,6 +75,7 @@ def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) 
     return norm.relu(input, deferred)
 
 
+@unseen
 def norm_add_relu(norm: nn.Module, relu: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
     """relu(norm(input) + residual), of which a converted norm's keeps one byte an element."""
     y = norm(input)

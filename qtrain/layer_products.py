@@ -19,6 +19,7 @@ from .layer_state import without_autocast
 from .operations import Kind, Operation
 from .products import folded, product
 from .recipe import SLOTS, Recipe
+from .selective import shown
 
 
 class Computed(NamedTuple):
@@ -190,7 +191,7 @@ class Products(torch.autograd.Function):
         if _off(xq, wq):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
             shift = None if bias is None else bias.to(wide)
-            output = call.operation.native(xq.elements.to(wide), wq.elements.to(wide), shift)
+            output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
             output = product(
                 call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias,

@@ -13,7 +13,7 @@ from quantizers import QuantizerLike, fold, root_key
 from quantizers.protocol import init_state, needs_key
 from quantizers.ranges import State
 
-from .recomputation import recall
+from .recomputation import needs_gradient, recall
 
 Slot = tuple[str, str]
 
@@ -22,7 +22,7 @@ class LayerState(nn.Module):
     """Buffers of a converted layer; no parameters.
 
     noise_key     int64, from (seed, stream): the layer's own stream of noise
-    noise_count   int64, training forwards so far
+    noise_count   int64, forwards so far in training, or through which a gradient flows
     <product>_<operand>_<name>   the state of each quantizer that keeps one
 
     A state_dict without these entries loads strictly: they keep their values.
@@ -62,16 +62,14 @@ class LayerState(nn.Module):
         buffers = self.named_buffers(recurse=False)
         return [int(buffer) for name, buffer in buffers if name.endswith("_input_steps")]
 
-    def begin(self) -> tuple[Tensor | None, dict[Slot, State]]:
-        """Start a forward: (its noise key, the quantizers' states).
+    def begin(self, *operands: Tensor | None) -> tuple[Tensor | None, dict[Slot, State]]:
+        """Start a forward on these operands: (its noise key, the quantizers' states).
 
-        A training forward advances the counter; one that recomputes an earlier forward takes that
-        forward's noise and works on copies of the states.
+        A forward in training, and one that a gradient flows through, advances the counter; one that
+        recomputes an earlier forward takes that forward's noise and works on copies of the states.
         """
-        if self.training:
-            count, repeated = recall(self, self.noise_count)
-        else:
-            count, repeated = self.noise_count, False
+        counted = self.training or needs_gradient(*operands)
+        count, repeated = recall(self, self.noise_count, counted)
         states = {
             slot: {key: getattr(self, name) for key, name in names.items()}
             for slot, names in self._slots.items()

@@ -19,6 +19,7 @@ from .layer_products import Call, Probe, apply, located
 from .layer_state import LayerState, autocast_dtype, rank, without_autocast
 from .operations import Convolution, Linear, Operation, pair
 from .recipe import SLOTS, Recipe
+from .selective import hidden
 
 Shape = tuple[int | None, ...]
 #: of a product's input, canonical weight and output; None for a size that changes
@@ -71,8 +72,8 @@ class QProduct(LayerState):
         probe = self.probe
         if probe is not None and not probe.watches(self.training):
             probe = None
-        with without_autocast(input.device.type):
-            key, states = self.begin()
+        with hidden(), without_autocast(input.device.type):
+            key, states = self.begin(input, weight, bias)
             call = Call(
                 operation, self.recipe, states, self.training, rank(), autocast,
                 probe=probe, name=self.name,

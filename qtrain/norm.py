@@ -17,6 +17,7 @@ from .norm_passes import others, wide
 from .norm_ranks import Ranks, ranks_of
 from .norm_recipe import NormRecipe
 from .norm_rounded import RoundedNorm
+from .selective import unseen
 
 
 class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
@@ -68,6 +69,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
     def _of_batch(self) -> bool:
         return self.training or self.running_mean is None or self.running_var is None
 
+    @unseen
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
         ranks = None if self._group is None else ranks_of(input, self._group)
@@ -130,6 +132,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         sigma = wide(self.running_var).sqrt()
         return self.running_mean, self.recipe.deviation.stabilized(sigma, self.eps)
 
+    @unseen
     def relu(self, input: Tensor, deferred: bool) -> Tensor | None:
         """relu(forward(input)), for which x alone is saved; None where that is not to be had.
 
@@ -154,7 +157,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             return None
         self._check(input)
         count = self._count(input, None)
-        self.state.begin()
+        self._begin(input)
         form = Form(
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
             input.dtype, deferred, spec,

@@ -52,11 +52,14 @@ class QNorm(nn.Module):
         """Why a torch norm of this kind cannot follow the recipe, or None."""
         return None
 
+    def _begin(self, input: Tensor) -> tuple[Tensor | None, Mapping[Slot, State]]:
+        return self.state.begin(input, getattr(self, "weight", None), getattr(self, "bias", None))
+
     def _operands(
         self, input: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Mapping[Slot, State]]:
         """Start a forward: input, weight and bias quantized, its noise key, its states."""
-        key, states = self.state.begin()
+        key, states = self._begin(input)
         x = self._quantized("input", input, key, states)
         given: Any = [(role, getattr(self, role, None)) for role in ("weight", "bias")]
         weight, bias = (

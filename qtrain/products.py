@@ -20,6 +20,7 @@ from .engines.epilogue import Epilogue
 from .engines.work import Engine
 from .integer_products import Note, Operand, exact, lifted, pairs
 from .operations import Kind, Operation
+from .selective import shown
 from .sketch import Sketch, planned, sketch
 
 #: what serves a product with an operand that is not integer
@@ -46,10 +47,10 @@ def _block(
     left, right = as_real(a.unshifted()), as_real(b.unshifted())
     wide = torch.promote_types(left.dtype, right.dtype)
     if blocks > 1 and wide == torch.float32:
-        sums = operation.product(kind, left.double(), right.double(), like).float()
+        sums = shown(operation.product, kind, left.double(), right.double(), like).float()
     else:
         inner = unit or wide
-        sums = operation.product(kind, left.to(inner), right.to(inner), like).to(wide)
+        sums = shown(operation.product, kind, left.to(inner), right.to(inner), like).to(wide)
     return epilogue.applied_(operation, sums)
 
 

@@ -1,4 +1,4 @@
-"""Which training forward a forward that runs inside a backward pass repeats.
+"""Which forward is counted, and which one a forward that runs inside a backward pass repeats.
 
 Activation checkpointing runs a segment's forward a second time during backward.  The noise of that
 second run must be the first one's, also when other forwards happened in between or a layer ran
@@ -49,6 +49,11 @@ def _segments() -> tuple[list[Any], Any | None]:
     return recording, None
 
 
+def _is_first_pass(segment: Any) -> bool:
+    """Whether a backward pass will run a segment again whose gradients are off meanwhile."""
+    return bool(getattr(segment, "next_functions", ()))
+
+
 @torch.library.custom_op("qtrain::next_count", mutates_args=())
 def _next_count(count: Tensor) -> Tensor:
     """count + 1, opaque to the compiler: it would otherwise compute the noise key a second time in
@@ -61,13 +66,21 @@ def _(count: Tensor) -> Tensor:
     return torch.empty_like(count)
 
 
-def recall(layer: object, count: Tensor) -> tuple[Tensor, bool]:
-    """(the noise count of this training forward, whether it repeats an earlier one).
+def needs_gradient(*operands: Tensor | None) -> bool:
+    """Whether a gradient will flow through what is computed from these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
 
-    count: the layer's counter, 0-d int64: advanced in place unless the forward is a repetition.
-    A repetition outside torch.utils.checkpoint reuses the last count.
+
+def recall(layer: object, count: Tensor, counted: bool) -> tuple[Tensor, bool]:
+    """(the noise count of this forward, whether it repeats an earlier one).
+
+    count: the layer's counter, 0-d int64: advanced in place where the forward is `counted`, or is
+    the first pass of a reentrant checkpoint, whose gradients are off until its backward; a
+    repetition never is.  A repetition outside torch.utils.checkpoint reuses the last count.
     """
     if torch.compiler.is_compiling():
+        if not counted:
+            return count, False
         used = _next_count(count)
         count.copy_(used)
         return used, False
@@ -78,8 +91,10 @@ def recall(layer: object, count: Tensor) -> tuple[Tensor, bool]:
         counts.append(used)  # in turn, so that a second backward finds them again
     elif in_backward():
         used = count.clone()
-    else:
+    elif counted or any(map(_is_first_pass, recording)):
         used = count.add_(1).clone()
+    else:
+        used = count.clone() if recording else count
     for segment in recording:
         if not hasattr(segment, _ATTRIBUTE):
             setattr(segment, _ATTRIBUTE, {})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qtrain.operations import Kind, Operation
+from qtrain.selective import shown
 from quantizers import kernels
 
 from .epilogue import Epilogue
@@ -74,11 +75,12 @@ class Float32:
         total: Tensor | None = None
         with _plain_units(a.device):
             if parts <= 1:
-                total = operation.product(kind, a, b, like)
+                total = shown(operation.product, kind, a, b, like)
             else:
                 for start in range(0, work.count, size):
                     length = min(size, work.count - start)
-                    part = operation.product(
+                    part = shown(
+                        operation.product,
                         kind,
                         operation.narrow(kind, "a", a, start, length),
                         operation.narrow(kind, "b", b, start, length),
@@ -114,7 +116,7 @@ class Float64:
     ) -> Tensor:
         assert zero_point is None
         with _plain_units(a.device):
-            total = operation.product(kind, a.double(), b.double(), like)
+            total = shown(operation.product, kind, a.double(), b.double(), like)
         total = _unsigned_zeros(total, work)
         return total if epilogue is None else epilogue(operation, total)
 
