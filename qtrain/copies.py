@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.utils.parametrize import is_parametrized
 
 
@@ -24,12 +26,22 @@ def copied(model: nn.Module) -> nn.Module:
         memo[id(group)] = group
         if _lists_computed_weights(module):
             memo[id(module._flat_weights)] = []
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if isinstance(tensor, FakeTensor):  # which deepcopy fails on
+            memo[id(tensor)] = _cloned(tensor)
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
         if _lists_computed_weights(module):
             with torch.no_grad():  # the next forward computes them anew
                 module._init_flat_weights()  # type: ignore[operator]
     return twin
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    twin = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(twin, tensor.requires_grad)
+    return twin.requires_grad_(tensor.requires_grad)
 
 
 def _lists_computed_weights(module: nn.Module) -> bool:

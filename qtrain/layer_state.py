@@ -25,7 +25,8 @@ class LayerState(nn.Module):
     noise_count   int64, forwards so far in training, or through which a gradient flows
     <product>_<operand>_<name>   the state of each quantizer that keeps one
 
-    A state_dict without these entries loads strictly: they keep their values.
+    A state_dict without these entries loads strictly: they keep their values.  Values that were
+    never there, on the meta device or taken by `to_empty`, are those of a new conversion.
     """
 
     noise_key: Tensor
@@ -43,18 +44,28 @@ class LayerState(nn.Module):
         super().__init__()
         self.name = name
         self.noisy = any(needs_key(quantizer) for quantizer, _ in quantizers.values())
-        self.register_buffer("noise_key", root_key(seed, stream).to(device))
-        self.register_buffer("noise_count", torch.zeros((), dtype=torch.int64, device=device))
-        self._slots: dict[Slot, dict[str, str]] = {}
-        for slot, (quantizer, shape) in quantizers.items():
-            names = {}
-            for key, value in init_state(quantizer, shape).items():
-                names[key] = f"{'_'.join(slot)}_{key}"
-                self.register_buffer(names[key], value.to(device))
-            self._slots[slot] = names
+        self._quantizers = dict(quantizers)
+        self._stream = seed, stream
+        self._slots: dict[Slot, dict[str, str]] = {slot: {} for slot in quantizers}
+        for name, value in self._initial().items():
+            self.register_buffer(name, value.to(device))
+
+    def _initial(self) -> dict[str, Tensor]:
+        """The buffers of a new conversion, on the CPU."""
+        with torch.device("cpu"):  # whatever default device surrounds a quantizer of the user's own
+            found = {
+                "noise_key": root_key(*self._stream),
+                "noise_count": torch.zeros((), dtype=torch.int64),
+            }
+            for slot, (quantizer, shape) in self._quantizers.items():
+                for key, value in init_state(quantizer, shape).items():
+                    name = self._slots[slot][key] = f"{'_'.join(slot)}_{key}"
+                    found[name] = value
+        return found
 
     def reseed(self, seed: int, stream: int) -> None:
         """Another stream of noise, in place."""
+        self._stream = seed, stream
         self.noise_key.copy_(root_key(seed, stream))
 
     def range_steps(self) -> list[int]:
@@ -82,18 +93,33 @@ class LayerState(nn.Module):
         return (fold(self.noise_key, count) if self.noisy else None), states
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move with the model; half() and double() leave ranges in the dtype they are kept in."""
+        """Move with the model: half() and double() leave ranges in the dtype they are kept in,
+        to_empty() leaves them their values."""
+        own = {id(buffer): name for name, buffer in self.named_buffers(recurse=False)}
 
         def moved(tensor: Tensor) -> Tensor:
             found: Tensor = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+            if tensor.is_meta and not found.is_meta:
+                tensor = self._initial()[own[id(tensor)]]
+            return tensor.to(found.device)
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
-            state_dict.setdefault(prefix + name, buffer.detach().clone())
+            if prefix + name in state_dict:
+                continue
+            if buffer.is_meta:  # where the layer's parameters come from, for assign=True
+                buffer = self._initial()[name].to(_device_in(state_dict, prefix))
+            state_dict[prefix + name] = buffer.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _device_in(state_dict: Mapping[str, Any], prefix: str) -> torch.device:
+    """The device of the tensors that a state_dict has for the layer whose state has this prefix."""
+    layer = "".join(prefix.removesuffix(".").rpartition(".")[:2])
+    near = [v for k, v in state_dict.items() if isinstance(v, Tensor) and k.startswith(layer)]
+    return near[0].device if near else torch.device("cpu")
 
 
 def rank() -> int:
@@ -103,16 +129,20 @@ def rank() -> int:
     return 0
 
 
+def _autocasts(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype autocast asks for on x's device, or None outside it and for fp64, as torch's."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not _autocasts(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """What runs within it takes the dtypes it is given; entered only where autocast is on."""
-    if torch.is_autocast_enabled(device_type):
+    if _autocasts(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

@@ -432,8 +432,11 @@ def test_contract_5_a_submodule_called_alone_advances_its_own_count_only() -> No
     assert model[0].product.noise_count == 1 and model[2].product.noise_count == 0
     assert torch.equal(twin[2](x), model[2](x))
     model.eval()
-    model(x)
+    with torch.no_grad():
+        model(x)
     assert model[0].product.noise_count == 1, "evaluation does not advance the count"
+    model(x)
+    assert model[0].product.noise_count == 2, "a gradient that flows does"
 
 
 class _Twice(nn.Module):
