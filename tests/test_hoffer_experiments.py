@@ -121,6 +121,20 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
         execute(tiny(), options(tmp_path, "--seeds", "1"))
 
 
+def test_finished_runs_are_redrawn_on_another_machine_but_none_is_added(tmp_path: Path) -> None:
+    whole = execute(tiny(), options(tmp_path, "--seeds", "1"))
+    path = tmp_path / "weight_decay-here.json"
+    held = json.loads(path.read_text())
+    assert whole["paper"] and not {"paper", "published"} & held.keys()
+    held["environment"]["processor"] = "another"
+    path.write_text(json.dumps(held))
+    again, begun = counted(tiny())
+    assert execute(again, options(tmp_path, "--seeds", "1"))["runs"] == held["runs"] and not begun
+    with pytest.raises(SystemExit, match=r"with these: processor \(then another, now .*another"):
+        execute(again, options(tmp_path, "--seeds", "2"))
+    assert not begun
+
+
 def test_a_run_that_diverges_is_marked_and_the_others_go_on(tmp_path: Path) -> None:
     result = execute(tiny(rate=1e20), options(tmp_path, "--seeds", "1"))
     on, off, correction = result["runs"]
@@ -258,6 +272,9 @@ def test_a_norm_alone_is_worst_where_squares_leave_fp16() -> None:
 
     assert min(*alone("l1", 0).values(), *alone("l2", 0).values()) > 50
     assert alone("l1", 8)["output"] > 50 and alone("l2", 8)["output"] == 0
+    # squares leave FP16 before they are summed: FP32 sums do not save them
+    wide = half_norm.recipe(half_norm.DEVIATIONS["l2"], half_norm.fp32, "plain")
+    assert half_norm.alone(wide, 0)["output"] > 50 and half_norm.alone(wide, 8)["output"] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Every run uses one thread and its own seed, so its numbers depend neither on the number of processes
 nor on the runs before it.  results/<name>-<scale>.json holds the runs that have finished, which
-are not repeated.  Under torchrun all ranks do one run together, and the first writes.
+are not repeated; not the paper's numbers, which are no result.  Under torchrun all ranks do one run
+together, and the first writes.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from qtrain.progress import Progress
 def execute(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
     """Do the runs that are missing; returns the results, which the file then holds.
 
-    SystemExit where the file holds runs of another setting, data set or machine, or a run's data
-    is missing: their numbers are not to be compared; and for what several ranks cannot do.
+    SystemExit where the file holds runs of another setting or data set, or, while some are missing,
+    of another machine: their numbers are not to be compared; where a run's data is missing; and for
+    what several ranks cannot do.
     """
     ranks.check()
     if ranks.count() > 1 and (args.jobs > 1 or experiment.needs):
@@ -66,6 +68,7 @@ class _Runs:
             "environment": environment(torch.device(args.device)) | {"ranks": str(ranks.count())},
             "runs": [],
         }
+        self.elsewhere: list[str] = []
         if self.path.exists():
             self._resume(json.loads(self.path.read_text(encoding="utf-8")))
 
@@ -75,15 +78,18 @@ class _Runs:
             for key in ("data", "setting")
             if stored[key] != self.result[key]
         ]
-        odd += changed(stored["environment"], self.result["environment"])
+        self._refuse(odd)
+        self.elsewhere = changed(stored["environment"], self.result["environment"])
         then, now = (held["environment"].get("ranks", "1") for held in (stored, self.result))
-        odd += [f"ranks (then {then}, now {now})"] if then != now else []
+        self.elsewhere += [f"ranks (then {then}, now {now})"] if then != now else []
+        self.result["runs"] = stored["runs"]
+
+    def _refuse(self, odd: list[str]) -> None:
         if odd:
             sys.exit(
                 f"{self.path}: holds runs that are not to be compared with these: "
                 f"{'; '.join(odd)}. Remove it, or give another --output"
             )
-        self.result["runs"] = stored["runs"]
 
     def _done(self, arm: str, seed: int) -> dict[str, Any] | None:
         runs: list[dict[str, Any]] = self.result["runs"]
@@ -123,8 +129,9 @@ class _Runs:
         return folder / f"{arm}-seed{seed}.pt"
 
     def all(self) -> dict[str, Any]:
-        self.kept.mkdir(parents=True, exist_ok=True)
         jobs = self._missing()
+        self._refuse(self.elsewhere if jobs else [])
+        self.kept.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             job.kept.unlink(missing_ok=True)  # of an older run
         epochs = len(self.experiment.arms) * self.args.seeds * self.setting.epochs
@@ -163,7 +170,7 @@ class _Runs:
 
     def _write(self) -> None:
         """A run a line, so that the file can be read and compared."""
-        head = {key: value for key, value in self.result.items() if key != "runs"}
+        head = {k: v for k, v in self.result.items() if k not in ("runs", "paper", "published")}
         runs = ",\n".join(json.dumps(run, allow_nan=False) for run in self.result["runs"])
         text = json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{runs}\n ]\n}}\n'
         write_atomically(self.path, lambda file: file.write(text.encode()))

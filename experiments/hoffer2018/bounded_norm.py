@@ -49,7 +49,8 @@ EXPERIMENT = Experiment(
         "weight_norm": "weight norm, learned g",
     },
     reference="batch_norm",
-    paper={"batch_norm": 74.0, "bounded": 71.8, "weight_norm": 67.0},
+    # the poster's weight norm, error 33, is a constant line quoted from another paper: not an arm
+    paper={"batch_norm": 74.0, "bounded": 71.8},
     published="ResNet-50, ImageNet, top-1 in %, read off the poster",
     settings={
         "here": Setting(

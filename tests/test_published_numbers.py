@@ -1,0 +1,314 @@
+"""What the READMEs print as measured is what the stored results say."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from experiments.banner2018 import claims as banner_claims
+from experiments.banner2018 import run_all as banner
+from experiments.banner2018 import transformer
+from experiments.banner2018.bits import PAPER
+from experiments.harness.claims import BEGIN, END, load, table
+from experiments.harness.experiment import Experiment
+from experiments.harness.report import difference, failures, finals
+from experiments.hoffer2018 import claims as hoffer_claims
+from experiments.hoffer2018 import lp_norm
+from experiments.hoffer2018 import run_all as hoffer
+from experiments.int8_vs_fp32 import norm_and_gradient as script
+from qtrain import train, training_recipe
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS: dict[ModuleType, list[Experiment]] = {
+    hoffer_claims: [
+        *(script.EXPERIMENT for script in hoffer.ON_IMAGES), lp_norm.TRANSFORMER, lp_norm.LSTM,
+    ],
+    banner_claims: [
+        *(script.EXPERIMENT for script in banner.ON_IMAGES), transformer.EXPERIMENT,
+    ],
+}  # fmt: skip
+papers = pytest.mark.parametrize(
+    "module", EXPERIMENTS, ids=lambda module: Path(module.README).parent.name
+)
+
+
+def stored(path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "experiments" / path).read_text(encoding="utf-8"))
+    return found
+
+
+def prose(path: str) -> str:
+    """The text with its line breaks as spaces."""
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+
+
+@papers
+def test_the_table_of_claims_is_what_the_results_give(module: Any) -> None:
+    text = module.README.read_text(encoding="utf-8")
+    held = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert held == table(
+        load(module.CLAIMS, module.README.parent / "results", "here"), module.CLAIMS
+    )
+
+
+@papers
+def test_results_hold_none_of_the_papers_numbers(module: Any) -> None:
+    for path in (module.README.parent / "results").glob("*.json"):
+        assert not {"paper", "published"} & json.loads(path.read_text(encoding="utf-8")).keys()
+
+
+@papers
+def test_a_claims_paper_column_is_its_scripts_numbers(module: Any) -> None:
+    """In the claim's order, as accuracy or its error; a range of them is not looked at."""
+    compared = 0
+    scripts = {experiment.name: experiment for experiment in EXPERIMENTS[module]}
+    for claim in module.CLAIMS:
+        found = scripts[claim.experiment].paper if claim.experiment in scripts else {}
+        if claim.metric or not {claim.arm, claim.other} <= found.keys() or " to " in claim.paper:
+            continue
+        numbers = [float(x) for x in re.findall(r"\d+\.?\d*", claim.paper)]
+        own = [found[claim.arm], found[claim.other]]
+        if "error" in claim.paper:
+            own = [100 - x for x in own]
+        assert numbers == pytest.approx(own, abs=0.051), claim.text
+        compared += 1
+    assert compared >= 5
+
+
+def mean(result: dict[str, Any], arm: str, metric: str | None = None) -> float:
+    return statistics.fmean(finals(result, arm, metric).values())
+
+
+def norm_matters() -> list[str]:
+    decay = stored("hoffer2018/results/weight_decay-here.json")
+    seeds = len(finals(decay, "on"))
+    on, off, corrected, norms = (mean(decay, arm) for arm in ("on", "off", "correction", "norms"))
+    return [
+        f"from {on:.1f} to {off:.1f} % top-1 ({seeds} seeds), with eq. 4's rates it comes back to "
+        f"{corrected:.1f} %, with norms set instead of the rate to {norms:.1f} %",
+    ]
+
+
+def scalable() -> list[str]:
+    bits = stored("banner2018/results/bits-here.json")
+    resnet = stored("banner2018/results/int8_resnet-here.json")
+    text = stored("banner2018/results/transformer-here.json")
+    backward = [mean(bits, f"{n} bits", "cosine_backward") for n in (4, 6, 8)]
+    poster = [PAPER["cosine_backward"][n] for n in (4, 6, 8)]
+    nearest = stored("banner2018/results/bifurcation-here.json")
+    worth = mean(nearest, "4 bits") - mean(nearest, "4 bits, nearest")
+    return [
+        "is {:.2f}, {:.2f} and {:.3f} at 4, 6 and 8 bits".format(*backward),
+        "(the paper: {:.2f}, {:.2f}, {:.3f})".format(*poster),
+        f"{mean(resnet, 'int8'):.1f} against {mean(resnet, 'range'):.1f} % top-1), which itself "
+        f"costs {mean(resnet, 'fp32') - mean(resnet, 'range'):.1f} points",
+        f"predicts {mean(text, 'int8'):.1f} % of characters against {mean(text, 'fp32'):.1f} %",
+        f"and is worth {worth:.0f} points at 4",
+    ]
+
+
+def int8_against_fp32() -> list[str]:
+    digits, cifar = (stored(f"int8_vs_fp32/results/{name}.json") for name in ("digits", "cifar10"))
+    accuracy = [
+        f"{100 * statistics.fmean(values):.1f} % (std {100 * statistics.stdev(values):.1f}, n = "
+        f"{len(values)})"
+        for values in digits["accuracy"].values()
+    ]
+    seconds = [
+        f"{min(values) / digits['config']['epochs']:.1f} to "
+        f"{max(values) / digits['config']['epochs']:.1f}"
+        for values in digits["train_seconds"].values()
+    ]
+    gaps = [
+        "{value:+.1f} points [{low:+.1f}, {high:+.1f}]".format(
+            **{key: 100 * run["gap"][key] for key in ("value", "low", "high")}
+        )
+        for run in (digits, cifar)
+    ]
+    full, int8 = (f"{100 * values[0]:.1f} %" for values in cifar["accuracy"].values())
+    assert digits["config"]["threads"] == 1
+    minutes = sum(values[0] for values in cifar["train_seconds"].values()) / 60
+    return [
+        f"| {accuracy[0]} | {accuracy[1]} | {gaps[0]}",
+        f"one thread, {len(digits['seeds'])} runs on a busy machine, at the commit of those runs | "
+        f"{seconds[0]} | {seconds[1]} |",
+        f"| {full} | {int8} | {gaps[1]}",
+        f"what {round(minutes, -1):.0f} minutes of one busy core allowed",
+    ]
+
+
+def norm_and_gradient() -> list[str]:
+    found = stored("int8_vs_fp32/results/norm_and_gradient-digits.json")["sqnr_db"]
+    own = found["range"]
+    others = [x for role in ("input", "weight", "grad_weight") for x in own[role].values()]
+    gradient = own["grad_output (grad_input)"].values()
+    rows = []
+    for norm, roles in found.items():
+        values = roles["grad_output (grad_input)"].values()
+        figures = (min(values), statistics.median(values), max(values))
+        rows.append(f"| {norm} | " + " | ".join(f"{x:.1f}" for x in figures) + " |")
+    return [
+        f"stay at {min(others):.0f} to {max(others):.0f} dB in every layer, the 8-bit layer "
+        f"gradient at {min(gradient):.0f} to {max(gradient):.0f}:",
+        *rows,
+    ]
+
+
+def test_the_norms_and_the_gradient_of_a_run_are_stored(tmp_path: Path) -> None:
+    changes = {"model": "resnet20", "epochs": 1, "batch_size": 256, "threads": 1}
+    train(
+        training_recipe(
+            "int8-resnet18", runs_dir=str(tmp_path), name="tiny", baseline=False, **changes
+        )
+    )
+    checkpoint = str(tmp_path / "tiny" / "checkpoint.pt")
+    script.main([checkpoint, "--batch-size", "16", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "norm_and_gradient-tiny.json").read_text(encoding="utf-8"))
+    assert found["config"]["epochs"] == 1 and found["environment"]["threads"] == "1"
+    gradients = [roles["grad_output (grad_input)"] for roles in found["sqnr_db"].values()]
+    assert list(found["sqnr_db"]) == ["l2", "l1", "range"] and len(gradients[0]) == 19
+    assert all(0 < x < 60 for own in gradients for x in own.values())
+    assert gradients[0] != gradients[1] != gradients[2]
+
+
+#: README's label: the file in experiments/speed/results, its network, the method and its layout
+STEPS = {
+    "ResNet-18, 32x32, batch 64: int8, range batch-norm, eager, 3 rows in the process":
+        ("resnet18-three-rows", "resnet18", "int8 range-norm", "channels_last"),
+    "the same in the table of 19 rows":
+        ("resnet18", "resnet18", "int8 range-norm", "channels_last"),
+    "the same, unfused norms (`norm=None`)": ("resnet18", "resnet18", "int8", "channels_last"),
+    '`int8(unit="bf16")`, eager':
+        ("resnet18", "resnet18", "int8 range-norm bf16-units", "channels_last"),
+    "FP16 outputs kept in 16 bits, eager":
+        ("resnet18", "resnet18", "int8 range-norm fp16-stored", "channels_last"),
+    "a machine without VNNI (integer units refused)":
+        ("resnet18-without-vnni", "resnet18", "int8 range-norm", "channels_last"),
+    "contiguous instead of channels-last":
+        ("resnet18", "resnet18", "int8 range-norm", "contiguous"),
+    "`banner2018`": ("resnet18", "resnet18", "banner2018", "channels_last"),
+    "what users would run instead: bf16 autocast":
+        ("resnet18", "resnet18", "bf16 autocast", "channels_last"),
+    "QPyTorch, 8-bit block floating point": ("resnet18", "resnet18", "QPyTorch", "contiguous"),
+    "ResNet-18, 224x224, batch 16: int8, range batch-norm":
+        ("larger", "resnet18-imagenet", "int8 range-norm", "channels_last"),
+    "ResNet-50, 224x224, batch 8: int8, range batch-norm":
+        ("larger", "resnet50", "int8 range-norm", "channels_last"),
+    "ViT (DeiT-Ti), batch 16: int8, attention too": ("larger", "vit", "int8", "contiguous"),
+    "Transformer block, 2048 tokens, width 512: int8, attention too":
+        ("transformer-block", "transformer-block", "int8", "contiguous"),
+}  # fmt: skip
+
+
+def speed_row(file: str, network: str, *wanted: str, mode: str = "eager") -> dict[str, Any]:
+    """The row of a file's network; wanted: its method and layout."""
+    tables = stored(f"speed/results/{file}.json")["tables"]
+    rows = next(table["rows"] for table in tables if table["network"] == network)
+    found: dict[str, Any] = next(
+        row for row in rows if (row["method"], row["layout"], row["mode"]) == (*wanted, mode)
+    )
+    return found
+
+
+def ratio(values: list[float]) -> str:
+    low, median, high = values
+    return f"{median:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def growth() -> list[str]:
+    found = stored("speed/results/growth.json")
+    slopes = {kind: 1000 * line[1] for kind, line in found["per_layer"]["lines"].items()}
+    batches = {row["batch"]: row["ratio"][1] for row in found["sweeps"]["batch"]}
+    own = speed_row("resnet18-three-rows", "resnet18", "int8 range-norm", "channels_last")
+    products = own["parts"]["seconds"]["products"] / own["parts"]["step"]
+    return [
+        f"one more tiny `Conv2d` {slopes['int8']:.2f} ms, forward and backward, against "
+        f"{slopes['fp32']:.2f} ms",
+        f"takes {batches[8]:.2f} of full precision at batch 8, {batches[128]:.2f} at batch 128",
+        f"Quantizers take {100 * own['quantizers_share']:.0f} % of the int8 step, products "
+        f"{100 * products:.0f} %",
+    ]
+
+
+def microscope() -> list[str]:
+    cost = stored("microscope/results/cost.json")
+    wall = {row["sensitivity by"]: row["wall (s)"] for row in cost["sensitivity"]}
+    found = stored("microscope/results/leave_one_out_layer.json")
+    rho, low, high = found["spearman"]["gain_cosine"]
+    return [
+        f"takes {wall['product']:.0f} s by product and {wall['role']:.0f} s by role",
+        f"a record of a `Monitor` {cost['monitor'][1]['% at every=100']:.1f} % of 100 steps",
+        f"rho = {rho:.2f} [{low:.2f}, {high:.2f}] ({len(found['seeds'])} seeds; retraining with "
+        f"itself: {found['halves'][0]:.2f})",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [norm_matters, scalable, int8_against_fp32, norm_and_gradient, growth, microscope],
+    ids=lambda sentences: sentences.__name__,
+)
+def test_the_sentences_on_what_was_measured_hold_the_stored_numbers(sentences: Any) -> None:
+    text = prose("README.md")
+    assert [sentence for sentence in sentences() if sentence not in text] == []
+
+
+@pytest.mark.parametrize("label", STEPS)
+def test_the_table_of_steps_holds_the_stored_ratios(label: str) -> None:
+    row = speed_row(*STEPS[label])
+    begin, end = f"| {label} | {ratio(row['ratio'])} |", f" | {row['saved_ratio']:.2f} |"
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith(begin) and line.endswith(end) for line in lines)
+
+
+def test_the_rows_of_compiled_steps_and_of_peers_hold_the_stored_ratios() -> None:
+    wanted = ("int8 range-norm", "channels_last")
+    compiled = speed_row("resnet18-compiled", "resnet18", *wanted, mode="compiled")
+    block = ("transformer-block", "transformer-block")
+    torchao, qtorch = (
+        speed_row(*block, name, "contiguous")["ratio"] for name in ("torchao int8", "QPyTorch")
+    )
+    text = prose("README.md")
+    assert f"compiled full precision | {ratio(compiled['ratio_to_compiled'])} |" in text
+    assert f"mixed precision; QPyTorch | {ratio(torchao)}; {ratio(qtorch)} |" in text
+
+
+def test_the_sentences_on_norm_matters_hold_the_stored_numbers() -> None:
+    text = prose("experiments/hoffer2018/README.md")
+    training = stored("hoffer2018/results/deviations-here.json")
+    ranges = stored("hoffer2018/results/range_norm-here.json")
+    losses = [
+        mean(ranges, "range", "train_loss"),
+        *(mean(training, arm, "train_loss") for arm in ("top10", "linf", "l2")),
+    ]
+    assert "(range {:.2f}, top-10 {:.2f}, L∞ {:.2f}, against {:.2f})".format(*losses) in text
+    half = stored("hoffer2018/results/half_norm-here.json")
+    chance = {arm: set(finals(half, arm).values()) for arm in half["arms"]}
+    failed = {arm: failures(half, arm)[0] for arm in half["arms"]}
+    assert "(one run of three at 2^6)" in text and failed["l2 2^6"] == 1
+    assert all(chance[f"l2 2^{k}"] == {10.0} for k in (4, 6, 8, 12)) and failed["l2 2^-12"] == 3
+    assert all(min(chance[f"l1 2^{k}"]) > 30 for k in (-12, -8, 0, 4, 6, 8))
+    assert all(failed[f"{norm} plain sums"] == 3 for norm in ("l1", "l2"))
+    assert all(min(chance[f"{norm} fp16/fp32"]) > 30 for norm in ("l1", "l2"))
+
+
+def test_the_sentences_on_scalable_methods_hold_the_stored_numbers() -> None:
+    text = prose("experiments/banner2018/README.md")
+    ablation = stored("banner2018/results/bifurcation-here.json")
+    four, both = mean(ablation, "4 bits"), mean(ablation, "4 bits, narrow, nearest")
+    gap = difference(finals(ablation, "4 bits, nearest"), finals(ablation, "4 bits"))
+    assert f"with both {four - both:.0f} more, {both:.1f} % (chance is 10)" in text
+    assert gap is not None
+    assert f"to nearest {-gap.value:.0f} more [{-gap.high:.1f}, {-gap.low:.1f}]" in text
+    bits = stored("banner2018/results/bits-here.json")
+    for n, places in ((4, 2), (6, 2), (8, 3)):
+        ours = f"{mean(bits, f'{n} bits', 'cosine_backward'):.{places}f}"
+        assert re.search(
+            rf"{ours}\s*\((the paper )?{PAPER['cosine_backward'][n]:.{places}f}\)", text
+        )
