@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import qtrain
 from qtrain import deviations, quantize, recipes
+from qtrain.layer_state import LayerState
 from qtrain.norm_recipe import NormRecipe
 from quantizers import IntFormat, Quantizer, e4m3, stochastic
 
@@ -108,7 +113,9 @@ def test_noise_moves_with_every_forward_that_a_gradient_flows_through(
         WAYS[way](model, leaf).square().sum().backward()
         gradients.append(leaf.grad)
     assert len({g.numpy().tobytes() for g in gradients if g is not None}) == 8
-    counts = [m.noise_count for m in model.modules() if isinstance(m, qtrain.layer_state.LayerState)]
+    counts = [
+        m.noise_count for m in model.modules() if isinstance(m, qtrain.layer_state.LayerState)
+    ]
     assert len(counts) == 3 and all(count == 8 for count in counts)
 
 
@@ -219,15 +226,17 @@ def test_selective_checkpointing_keeps_the_products_of_floating_point(case: str)
     assert products >= 2 and counts[0] - counts[1] == products
 
 
-def test_selective_checkpointing_compiles() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, raised as it compiles
+@pytest.mark.parametrize("selective", [False, True])
+def test_compiled_checkpointing_without_noise_is_the_eager_one(selective: bool) -> None:
     model, x = quantize(rows(), recipe="bf16"), normal(8, 24)
-    context = partial(create_selective_checkpoint_contexts, PRODUCTS)
+    context = {"context_fn": partial(create_selective_checkpoint_contexts, PRODUCTS)}
     found = []
     for compiled in (False, True):
         own, leaf = copy.deepcopy(model), x.clone().requires_grad_()
 
         def forward(x: Tensor, own: nn.Module = own) -> Tensor:
-            y = checkpoint(own, x, use_reentrant=False, context_fn=context)
+            y = checkpoint(own, x, use_reentrant=False, **(context if selective else {}))
             return y  # type: ignore[no-any-return]
 
         run = torch.compile(forward, fullgraph=True) if compiled else forward
