@@ -210,7 +210,7 @@ def attack(draw: random.Random) -> str | None:
         rule, slow = absmax, reference.absmax  # the others read fp64 as fp32
     if isinstance(fmt, FloatFormat) and (fmt.largest > 2.0**48 or draw.random() < 0.15):
         rule, slow, grain = None, None, Granularity()
-    scale = {}
+    scale: dict[str, Any] = {}
     if rule is not None and draw.random() < 0.3:
         scale = {
             "scale_format": draw.choice(_SCALES),
