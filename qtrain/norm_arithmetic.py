@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quantizers import FloatFormat, fp32, round_to
+from quantizers.numbers import divided
 
 from .checks import choice
 
@@ -63,7 +64,9 @@ class Arithmetic:
         """The mean along the axes `over`, which stay, with length 1."""
         total, terms = self._folded(x, over)
         count = x.numel() // max(total.numel(), 1)
-        return self.round(total * (terms / count) if self.sums == "halved" else total / count)
+        return self.round(
+            total * (terms / count) if self.sums == "halved" else divided(total, count)
+        )
 
     def _folded(self, x: Tensor, over: Sequence[int]) -> tuple[Tensor, int]:
         """The sum along `over`, halved so often as it has levels if asked; the number of terms,

@@ -224,7 +224,7 @@ def codes(source: int, target: int, relu: bool, rounding: int, planes: bool) -> 
                 if relu:
                     v = f32(0.0) if v < f32(0.0) else v
                 v = f32(v / step)
-                v = element(target, 0, v, zero, u32(0), u32(0), f32(0), constants)
+                v = element(target, 0, v, v, zero, u32(0), u32(0), f32(0), constants)
                 store(target, y, i, v)
 
     return kernel(body)

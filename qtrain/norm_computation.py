@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, kernels
+from quantizers.numbers import divided
 from quantizers.ranges import State
 
 from . import norm_kernels, norm_passes
@@ -177,7 +178,7 @@ def gradients(
     if not form.centered:
         shift = torch.zeros_like(shift)
     dtype = x.dtype if value is None else total.dtype
-    grad_input = by.grad_input(x, grad_output, of, shift / count, along, dtype)
+    grad_input = by.grad_input(x, grad_output, of, divided(shift, count), along, dtype)
     if value is not None and x.numel():
         assert index is not None
         if form.ranks is not None:

@@ -18,6 +18,7 @@ from quantizers import FloatFormat, IntFormat, bf16, fp16, kernels, round_to
 from quantizers.kernels import team
 from quantizers.kernels.plan import constants
 from quantizers.kernels.serving import SOURCES, TARGETS
+from quantizers.numbers import divided
 
 from . import norm_passes
 from .channel_sample import Cut, Extremes, Sample
@@ -148,7 +149,7 @@ class _Channels:
 
     def _mean(self, kind: int) -> Tensor | None:
         found = self._statistics(kind, Cut(0, 1, self.count))
-        return None if found is None else _added(found[0][0]) / self.count
+        return None if found is None else divided(_added(found[0][0]), self.count)
 
     def ones(self) -> Tensor:
         return torch.ones_like(self.mean)

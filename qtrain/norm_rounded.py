@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from quantizers.numbers import divided
+
 from .channel_sample import Rows
 from .norm_arithmetic import Arithmetic, kept, length, rows
 from .norm_computation import Form
@@ -161,6 +163,6 @@ def _through_statistics(
         value = a.round(total * slope)
         matrix = rows(p, over).scatter_add(1, index, -value)
         if form.centered:
-            matrix = a.round(matrix) + a.round(value.sum(1, keepdim=True) / matrix.shape[1])
+            matrix = a.round(matrix) + a.round(divided(value.sum(1, keepdim=True), matrix.shape[1]))
         return _from_rows(a.round(matrix), p, over)
     return p

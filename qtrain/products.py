@@ -2,8 +2,9 @@
 
     product = sum over blocks of (scale_a * scale_b) * (sum within the block of a_k * b_k)
 
-Integer elements: the inner sum is the exact integer; the epilogue is fl32(fl32(sum) * fl32(scale_a
-* scale_b)), each rounding once; blocks are added in fp32 in ascending order; then the bias.  With a
+Integer elements: the inner sum is the exact integer; the epilogue is fl32(fl32(sum) * fl24(scale_a
+* scale_b)), each rounding once (fl24: fl32 without its ends, so that two small scales may meet a
+large sum); blocks are added in fp32 in ascending order; then the bias.  With a
 floating-point operand the inner sum is accumulated in fp32 (fp64 for fp64 data); where blocks lie
 along the sum, each block's sum is taken in fp64, where it is exact for formats of up to 8 bits.
 """
@@ -17,6 +18,7 @@ from quantizers import IntFormat, QTensor
 from quantizers.quantizer import as_real
 
 from .engines.epilogue import Epilogue
+from .engines.scales import times
 from .engines.work import Engine
 from .integer_products import Note, Operand, exact, lifted, pairs
 from .operations import Kind, Operation
@@ -163,15 +165,19 @@ def product(
 
 
 def _scale(operation: Operation, kind: Kind, a: QTensor, b: QTensor) -> Tensor | None:
-    """fl32 of the two scales' product, broadcastable to the result of the product."""
+    """The product of the two scales (see `engines.scales`), broadcastable to the product."""
     scales = [
-        q.scale.view(()) if q.scale.numel() == 1 else lifted(operation, kind, operand, q, q.scale)
+        (
+            q.scale.view(())
+            if q.scale.numel() == 1
+            else lifted(operation, kind, operand, q, q.scale)
+        ).float()
         for operand, q in pairs(a, b)
         if q.scale is not None
     ]
     if not scales:
         return None
-    return scales[0] * scales[1] if len(scales) == 2 else scales[0]
+    return times(*scales) if len(scales) == 2 else scales[0]
 
 
 @planned

@@ -116,7 +116,10 @@ class FloatFormat:
             )
         if self.specials == "fn" and self.exponent + self.mantissa < 2:
             raise ValueError("specials: 'fn' needs at least 2 bits besides the sign")
-        if self.smallest < 2.0**-149 or self.largest > torch.finfo(torch.float32).max:
+        if (
+            self.min_exponent - self.mantissa < -149
+            or self.largest > torch.finfo(torch.float32).max
+        ):
             raise ValueError(
                 f"{self}: values from {self.smallest:g} to {self.largest:g} are not all exact in "
                 f"fp32 (2^-149 to 3.4e38); change exponent or bias"

@@ -110,23 +110,18 @@ def expand(compact: Tensor, shape: Sequence[int], block: Sequence[int]) -> Tenso
     return compact
 
 
-def blocked(x: Tensor, block: Sequence[int], fill: float | None = None) -> tuple[Tensor, list[int]]:
+def blocked(x: Tensor, block: Sequence[int]) -> tuple[Tensor, list[int]]:
     """x viewed so that some axes run within the blocks: (view, those axes).
 
-    Ragged tails are padded with the axis' last element, which changes no minimum or maximum, or
-    with `fill`.  Reducing the returned axes with keepdim=False after moving gives compact_shape.
+    Ragged tails are padded with the axis' last element, which changes no minimum or maximum.
+    Reducing the returned axes with keepdim=False after moving gives compact_shape.
     """
     shape, inner = [], []
     for axis, (size, b) in enumerate(zip(tuple(x.shape), block, strict=True)):
         count = -(-size // b)
         if count * b != size:
-            if fill is None:
-                index = torch.arange(count * b, device=x.device).clamp(max=size - 1)
-                x = x.index_select(axis, index)
-            else:
-                tail = list(x.shape)
-                tail[axis] = count * b - size
-                x = torch.cat([x, x.new_full(tail, fill)], dim=axis)
+            index = torch.arange(count * b, device=x.device).clamp(max=size - 1)
+            x = x.index_select(axis, index)
         shape.append(count)
         inner.append(len(shape))
         shape.append(b)

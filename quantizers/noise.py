@@ -23,6 +23,7 @@ from .kernels.serving import number
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_BEYOND = 0x5851F42D4C957F2D
 
 
 def _signed(value: int, bits: int) -> int:
@@ -71,10 +72,18 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
 
 
 def root_key(*parts: int) -> Tensor:
-    """A key, 0-d int64 on the CPU, from integers such as (seed, stream)."""
+    """A key, 0-d int64 on the CPU, from integers such as (seed, stream), of any size and sign.
+
+    One beyond int64, which `fold` takes modulo 2^64, is folded in pieces of 32 bits after a mark.
+    """
     key = torch.zeros((), dtype=torch.int64, device="cpu")
     for part in parts:
-        key = fold(key, part)
+        if -(1 << 63) <= part < 1 << 63:
+            key = fold(key, part)
+            continue
+        key = fold(fold(key, _BEYOND), int(part < 0))
+        for place in range(0, part.bit_length(), 32):
+            key = fold(key, (abs(part) >> place) & 0xFFFFFFFF)
     return key
 
 

@@ -1,10 +1,10 @@
-"""Quantizer (what to do to a tensor) and QTensor (what came out)."""
+"""Quantizer: what to do to a tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,53 +13,10 @@ from . import kernels, traced
 from .formats import FloatFormat, Format, IntFormat, Overflow, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
 from .noise import random_bits
+from .numbers import divided
+from .qtensor import QTensor as QTensor
 from .ranges import AbsMax, Ema, MinMax, RangeRule, State, Stateless, absmax
 from .rounding import Rounding, nearest_even, round_to_float
-
-
-class QTensor(NamedTuple):
-    """A quantized tensor: value = (elements - zero_point) * scale.
-
-    elements     unscaled numbers on the format's grid, x's shape: the smallest integer dtype for
-                 an IntFormat; fp32 for a FloatFormat; x itself where nothing was quantized
-    scale        fp32, one entry per block, or None for 1
-    zero_point   int32, scale's shape, or None for 0
-    format       the elements' format, or None where nothing was quantized
-    block        block size along each axis of elements
-    """
-
-    elements: Tensor
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-    format: Format | None = None
-    block: tuple[int, ...] = ()
-
-    @property
-    def values_dtype(self) -> torch.dtype:
-        """The dtype of `dequantize()`."""
-        return self.elements.dtype if self.elements.is_floating_point() else torch.float32
-
-    def spread(self, compact: Tensor) -> Tensor:
-        """A per-block tensor, broadcastable to the elements."""
-        shape = tuple(self.elements.shape)
-        return expand(compact, shape, self.block)
-
-    def unshifted(self) -> Tensor:
-        """elements - zero_point as exact floating-point numbers, the elements' shape."""
-        fused = kernels.unshifted(self.elements, self.zero_point)
-        if fused is not None:
-            return fused
-        values = self.elements.to(self.values_dtype)
-        if self.zero_point is None:
-            return values
-        shift = self.spread(self.zero_point)
-        return values - shift if values is self.elements else values.sub_(shift)
-
-    def dequantize(self) -> Tensor:
-        """The real values: one rounding, of the product with the scale.  fp32, or x's dtype where
-        x was not quantized; fp64 where x was fp64 and its elements are floating point."""
-        values = self.unshifted()
-        return values if self.scale is None else values * self.spread(self.scale)
 
 
 class Off:
@@ -87,6 +44,9 @@ class Off:
 
 OFF = Off()
 
+#: what a range may scale to: 2^31 products of two such elements add up within fp32
+_LARGEST = 2.0**48
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
@@ -94,7 +54,8 @@ class Quantizer:
 
     format            IntFormat or FloatFormat of the elements
     granularity       which elements share a scale
-    range             a range rule, or None: no scale, the elements are x rounded (FloatFormat only)
+    range             a range rule, or None: no scale, the elements are x rounded (a FloatFormat's
+                      way, and the only one of those as wide as fp32, bf16 and tf32 among them)
     scale_format      format of the scale: fp32, e8m0 (power of two), e4m3, ...
     scale_rounding    how the scale is rounded to it (ceil: up, floor: down, nearest_even)
     rounding          how elements are rounded
@@ -107,8 +68,13 @@ class Quantizer:
                 elements = clamp(round(x / scale) + zero_point);  0 is exact
 
     A FloatFormat whose overflow is stated follows it instead of the clamp, and so does one without
-    a range.  All by division, in fp32 (fp64 elements for fp64 x).  A zero range gives scale 0 and
-    elements that stand for 0; a non-finite element makes its granule's scale non-finite.
+    a range; a scale format too, which saturates else.  All by division, in fp32 (fp64 elements for
+    fp64 x); high - low as the double of high / 2 - low / 2, which fits.  A zero range gives scale 0
+    and elements that stand for 0; a non-finite element makes its granule's scale non-finite, and
+    no other does.
+
+    A range fills a format: one whose elements' products, or 2^31 of these added up, pass the
+    largest fp32 number (largest > 2^48) is refused with a range, by ValueError.
     """
 
     format: Format
@@ -133,6 +99,13 @@ class Quantizer:
         if self.range is None and isinstance(self.format, IntFormat):
             raise ValueError(
                 f"range: got None, but {self.format} needs a range rule such as absmax"
+            )
+        if self.range is not None and self.format.largest > _LARGEST:
+            raise ValueError(
+                f"range: got {self.range!r} for {self.format}, whose largest value of "
+                f"{self.format.largest:.3g} would make the sums of a product overflow fp32; pass "
+                f"range=None (elements are x rounded to {self.format}), or a format that reaches "
+                f"2^48 at most, by fewer exponent bits or a larger bias"
             )
         if self.range is not None and not callable(self.range):
             raise TypeError(f"range: got {self.range!r}, need a range rule such as absmax or None")
@@ -279,13 +252,16 @@ class Quantizer:
     ) -> Tensor:
         """What `kernels.elements` computes, by torch's own operations."""
         bits = None if key is None or not self.rounding.random_bits else random_bits(key, x.shape)
+        scaled = x
         if scale is not None:
             # x / inf = 0: where the scale is zero, so is every element, without a branch
             divisor = torch.where(scale == 0, float("inf"), scale)
-            x = x / expand(divisor, x.shape, block)
+            scaled = x / expand(divisor, x.shape, block)
         if isinstance(self.format, FloatFormat):
-            return round_to_float(x, self.format, self.rounding, bits, overflow=overflow)
-        elements = self.rounding(x, bits)
+            return round_to_float(
+                scaled, self.format, self.rounding, bits, overflow=overflow, source=x
+            )
+        elements = self.rounding(scaled, bits)
         if zero_point is not None:
             elements = elements + expand(zero_point, x.shape, block)
         elements = elements.clamp_(self.format.low, self.format.high)
@@ -301,16 +277,20 @@ class Quantizer:
         if affine:
             assert isinstance(self.format, IntFormat)
             low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-            width = high - low
-            scale = width / (self.format.high - self.format.low)
+            half = high * 0.5 - low * 0.5  # in halves, whose difference passes no end of fp32
+            scale = divided(half, (self.format.high - self.format.low) / 2)
         else:
             if self.format.signed:
                 width = torch.maximum(low.abs(), high.abs())
             else:  # low is clipped, but a non-finite one must still be seen
                 width = torch.where(torch.isfinite(low), high.clamp(min=0.0), float("nan"))
-            scale = width / self.format.largest
+            scale = divided(width, self.format.largest)
+            if self.format.largest < 1:  # what passes fp32 here is no infinity
+                beyond = torch.isinf(scale) & torch.isfinite(width)
+                scale = torch.where(beyond, torch.finfo(scale.dtype).max, scale)
         if self.scale_format != fp32:
-            rounded = round_to_float(scale, self.scale_format, self.scale_rounding)
+            limit = self.scale_format.overflow or "saturate"
+            rounded = round_to_float(scale, self.scale_format, self.scale_rounding, overflow=limit)
             scale = torch.where(scale == 0, scale, rounded)
         if not affine:
             return scale, None
@@ -333,7 +313,7 @@ class Quantizer:
             scale, zero_point = self._scale(x, block, state, training=False)
             lowest = self.format.low if isinstance(self.format, IntFormat) else None
             bottom = lowest if lowest is not None else -self.format.largest * self.format.signed
-            shift = 0 if zero_point is None else zero_point
+            shift = 0.0 if zero_point is None else zero_point.to(scale.dtype)
             low = expand((bottom - shift) * scale, x.shape, block)
             high = expand((self.format.largest - shift) * scale, x.shape, block)
         strict = self.straight_through == "strict"

@@ -7,6 +7,7 @@ tensor gets the range (0, 0).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .formats import check_int
 from .granularity import blocked, compact_shape, is_plain
+from .numbers import constant, divided
 
 State = dict[str, Tensor]
 Range = tuple[Tensor, Tensor]
@@ -74,9 +76,25 @@ class MinMax(Stateless):
         return _reduce(x, block, largest=False), _reduce(x, block, largest=True)
 
 
-def _rows(x: Tensor, block: Sequence[int], fill: float | None) -> Tensor:
-    """x as (granules, elements of a granule), in C order; ragged blocks padded with `fill`."""
-    view, inner = blocked(x, block, fill)
+def _cut_apart(rule: RangeRule, x: Tensor, block: Sequence[int]) -> Range | None:
+    """The ranges of full blocks and of shorter last ones, each found alone; None where no block is
+    shorter."""
+    for axis, (size, b) in enumerate(zip(x.shape, block, strict=True)):
+        if size % b:
+            full = size - size % b
+            last = [*block[:axis], size - full, *block[axis + 1 :]]
+            parts = (
+                rule(x.narrow(axis, 0, full), block),
+                rule(x.narrow(axis, full, size - full), last),
+            )
+            low, high = (torch.cat(ends, axis) for ends in zip(*parts, strict=True))
+            return low, high
+    return None
+
+
+def _rows(x: Tensor, block: Sequence[int]) -> Tensor:
+    """x as (granules, elements of a granule), in C order; blocks divide the axes."""
+    view, inner = blocked(x, block)
     outer = [axis for axis in range(view.dim()) if axis not in inner]
     granules = 1
     for axis in outer:
@@ -105,10 +123,13 @@ class ChunkedMinMax(Stateless):
         if x.numel() == 0:
             zero = x.new_zeros(compact, dtype=torch.float32)
             return zero, zero
+        ragged = _cut_apart(self, x, block)
+        if ragged is not None:
+            return ragged
         chunks = self.chunks
         if chunks is None:
             chunks = block[0] if block else 1
-        rows = _rows(x, block, None)
+        rows = _rows(x, block)
         size = -(-rows.shape[1] // chunks)
         parts = torch.split(rows, size, dim=1)
         if all(part.shape[1] == size for part in parts):
@@ -117,10 +138,10 @@ class ChunkedMinMax(Stateless):
         else:
             low = torch.stack([part.amin(1) for part in parts], 1)
             high = torch.stack([part.amax(1) for part in parts], 1)
-        return (
-            low.float().mean(1).reshape(compact),
-            high.float().mean(1).reshape(compact),
-        )
+        # fp64 holds a sum of the largest fp32 numbers, and rounds far below their last bit
+        total = (end.float().sum(1, dtype=torch.float64) for end in (low, high))
+        low, high = (divided(end, len(parts)).float().reshape(compact) for end in total)
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -143,19 +164,18 @@ class Percentile(Stateless):
         if x.numel() == 0:
             zero = x.new_zeros(compact, dtype=torch.float32)
             return zero, zero
-        # padding sorts to the end as NaN does, so each row's own elements come first
-        ordered = _rows(x.float(), block, float("nan")).sort(dim=1).values
-        # fp64: fp32 positions are off by 1e-7 of the count, and wrong beyond 2^24 elements
-        own = _rows(torch.ones_like(x, dtype=torch.float32), block, 0.0)
-        count = own.sum(1, keepdim=True, dtype=torch.float64)
-        finite = _rows(torch.isfinite(x).float(), block, 1.0).amin(1) > 0
+        ragged = _cut_apart(self, x, block)
+        if ragged is not None:
+            return ragged
+        ordered = _rows(x.float(), block).sort(dim=1).values
+        finite = torch.isfinite(ordered[:, 0]) & torch.isfinite(ordered[:, -1])  # NaN sorts last
 
         def quantile(fraction: float) -> Tensor:
-            position = (count - 1) * fraction
-            below = position.floor()
-            left = ordered.gather(1, below.long())
-            right = ordered.gather(1, torch.minimum(below + 1, count - 1).long())
-            value = (left + (right - left) * (position - below)).float().squeeze(1)
+            position = (ordered.shape[1] - 1) * fraction
+            below = math.floor(position)
+            left = ordered[:, below].double()  # where the difference of two fp32 numbers fits
+            right = ordered[:, min(below + 1, ordered.shape[1] - 1)].double()
+            value = (left + (right - left) * (position - below)).float()
             return torch.where(finite, value, float("nan")).reshape(compact)
 
         return quantile(1 - self.fraction), quantile(self.fraction)
@@ -166,7 +186,8 @@ class Ema:
     """An exponential moving average of another rule's range, kept in the state.
 
     rule       the rule that is averaged
-    momentum   torch's convention: running <- (1 - momentum) * running + momentum * new
+    momentum   torch's convention: running <- (1 - momentum) * running + momentum * new, as
+               2 * ((new / 2 - running / 2) * momentum + running / 2) in fp32
     train_on   "running": training uses the average (the newest batch counted in);
                "batch": training uses the batch's own range; the average serves evaluation
 
@@ -203,11 +224,14 @@ class Ema:
         if training:
             if x.numel() == 0:
                 return low, high
-            weight = torch.where(state["steps"] == 0, 1.0, self.momentum)
-            for name, new in (("low", low), ("high", high)):
-                old = state[name]
-                moved = old + (new.view(old.shape) - old) * weight
-                old.copy_(torch.where(finite.view(old.shape), moved, old))
+            weight = torch.where(state["steps"] == 0, 1.0, constant(self.momentum, low))
+            old = torch.stack([state["low"], state["high"]])
+            new = torch.stack([low, high]).view(old.shape)
+            half = old * 0.5  # in halves, whose difference passes no end of fp32
+            moved = ((new * 0.5 - half) * weight + half) * 2.0
+            moved = torch.where(finite.view(old.shape[1:]), moved, old)
+            state["low"].copy_(moved[0])
+            state["high"].copy_(moved[1])
             state["steps"].add_(finite.all())
             if self.train_on == "batch":
                 return low, high

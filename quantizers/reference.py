@@ -13,14 +13,16 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .formats import FloatFormat, Format, IntFormat
+from .formats import FloatFormat, Format, IntFormat, Overflow
 
+MOST = (2 - 2.0**-23) * 2.0**127  # fp32's largest
 Rule = Callable[[list[float]], tuple[float, float]]
 Index = tuple[int, ...]
 
@@ -96,8 +98,15 @@ def round_integer(x: float, mode: str = "nearest_even", draw: float = 0.5) -> fl
     return math.copysign(whole + up, x)
 
 
-def round_float(x: float, fmt: FloatFormat, mode: str = "nearest_even", draw: float = 0.5) -> float:
-    """x rounded once to a value of `fmt`.
+def round_float(
+    x: float,
+    fmt: FloatFormat,
+    mode: str = "nearest_even",
+    draw: float = 0.5,
+    *,
+    overflow: Overflow | None = None,
+) -> float:
+    """x rounded once to a value of `fmt`; overflow: in place of the format's own rule.
 
     Beyond the largest value the grid goes on for one more step of the top binade: what rounds to
     that or beyond overflows, in every mode.  Ties: to the even bit pattern; with no mantissa bits
@@ -125,7 +134,7 @@ def round_float(x: float, fmt: FloatFormat, mode: str = "nearest_even", draw: fl
         up = goes_up(mode, fraction, x < 0, odd, draw)
     if below + up < len(values):
         return math.copysign(values[below + up], x)
-    rule = fmt.overflow or ("inf" if fmt.specials == "ieee" else "saturate")
+    rule = overflow or fmt.overflow or ("inf" if fmt.specials == "ieee" else "saturate")
     return math.copysign({"inf": math.inf, "nan": math.nan, "saturate": values[-1]}[rule], x)
 
 
@@ -229,8 +238,10 @@ def scale_and_zero(
     """Scale and zero point of one block.  scale_format None: fp32.
 
     symmetric  scale = max(|low|, |high|) / largest, high / largest for an unsigned format
-    affine     low, high widened to include 0;  scale = (high - low) / (qmax - qmin);
+    affine     low, high widened to include 0;  scale = (high / 2 - low / 2) / ((qmax - qmin) / 2);
                zero = qmin - round(low / scale), clamped to qmin .. qmax
+
+    A scale beyond fp32, or beyond a scale format whose overflow is not stated, is the largest.
     """
     low, high = fl32(low), fl32(high)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -238,16 +249,17 @@ def scale_and_zero(
     affine = isinstance(fmt, IntFormat) and not fmt.symmetric
     if affine:
         low, high = min(low, 0.0), max(high, 0.0)
-        width = fl32(high - low)
+        half = fl32(fl32(high / 2) - fl32(low / 2))
     else:
         width = max(abs(low), abs(high)) if fmt.signed else max(high, 0.0)
     if isinstance(fmt, IntFormat):
         qmin, qmax = bounds(fmt)
-        scale = fl32(width / (qmax - qmin if affine else qmax))
+        scale = fl32(half / ((qmax - qmin) / 2) if affine else width / qmax)
     else:
-        qmin, scale = 0, fl32(width / grid(fmt)[-1])
+        qmin, scale = 0, min(fl32(width / grid(fmt)[-1]), MOST)
     if scale_format is not None and scale != 0:
-        scale = round_float(scale, scale_format, scale_mode)
+        over = scale_format.overflow or "saturate"
+        scale = round_float(scale, scale_format, scale_mode, overflow=over)
     if not affine or scale == 0 or not math.isfinite(scale):
         return scale, qmin if affine and scale == 0 else 0
     return scale, min(max(qmin - int(round_integer(fl32(low / scale))), qmin), qmax)
@@ -269,7 +281,7 @@ def quantize(
 
     rule: range of a list of values; sizes: block size along each axis (`block_sizes`); random:
     random bits of mode "stochastic".  value = fl32((element - zero) * scale), without fl32 where
-    x is fp64 and fmt a FloatFormat.
+    x is fp64 and fmt a FloatFormat; finite where the element is.
     """
     elements = torch.full(x.shape, math.nan, dtype=torch.float64)
     values = elements.clone()
@@ -286,6 +298,8 @@ def quantize(
         for index, member in zip(indices, members, strict=True):
             scaled = 0.0 if scale == 0 else member / scale
             scaled = math.copysign(fl32(scaled) if narrow else scaled, member)
+            if math.isinf(scaled):  # a finite number, beyond every format
+                scaled = math.copysign(sys.float_info.max, member)
             position = sum(i * stride for i, stride in zip(index, strides, strict=True))
             draw = (random_bits(key, position) >> (32 - random)) + 0.5
             if isinstance(fmt, IntFormat):
@@ -293,10 +307,12 @@ def quantize(
                 element = round_integer(scaled, mode, draw / 2**random) + zero
                 element = min(max(element, qmin), qmax)
             else:
-                if fmt.overflow is None:
-                    scaled = min(max(scaled, -grid(fmt)[-1]), grid(fmt)[-1])
-                element = round_float(scaled, fmt, mode, draw / 2**random)
+                over = fmt.overflow or "saturate"
+                element = round_float(scaled, fmt, mode, draw / 2**random, overflow=over)
             value = (element - zero) * scale
-            single = narrow or isinstance(fmt, IntFormat)
-            elements[index], values[index] = element, fl32(value) if single else value
+            if narrow or isinstance(fmt, IntFormat):
+                value = fl32(value)
+                if math.isinf(value) and math.isfinite(element):
+                    value = math.copysign(MOST, value)
+            elements[index], values[index] = element, value
     return elements, values

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .formats import FloatFormat, Overflow, bf16, check_int, fp16
 from .noise import uniform_integers
+from .numbers import constant
 
 Mode = Literal["nearest_even", "half_away", "toward_zero", "floor", "ceil", "stochastic"]
 
@@ -94,6 +95,7 @@ def round_to_float(
     bits: Tensor | None = None,
     *,
     overflow: Overflow | None = None,
+    source: Tensor | None = None,
 ) -> Tensor:
     """x rounded once to the values of `fmt`.  fp32 or fp64, any shape -> same dtype and shape.
 
@@ -101,6 +103,9 @@ def round_to_float(
     follows `overflow` (None: `fmt.on_overflow`); inf and NaN are kept as FloatFormat states.
     Negative numbers become +0 in an unsigned format; without a zero, what is too small becomes
     +-`fmt.smallest`.
+
+    source: what x was before it was scaled (None: x itself), x's shape.  Where it is finite, an
+    infinite x is one of the finite values beyond the largest.
     """
     overflow = fmt.on_overflow if overflow is None else overflow
     native = fmt in _NATIVE and overflow == "inf"
@@ -108,8 +113,15 @@ def round_to_float(
         # The same bits in two passes.  Not when compiling: the compiler drops such cast pairs.
         if not torch.compiler.is_compiling():
             return x.to(_NATIVE[fmt]).to(torch.float32)
+    if fmt.min_exponent < _LOWEST and x.dtype == torch.float32:
+        # the exponents of fp32's subnormals are not in their bits; in fp64 they are normal
+        wide = x.double()
+        source = wide if source is None else source
+        return round_to_float(wide, fmt, rounding, bits, overflow=overflow, source=source).float()
+    source = x if source is None else source
+    finite, infinite = torch.isfinite(source), torch.isinf(source)
     if not fmt.signed:
-        x = torch.where(x <= 0, torch.where(torch.isinf(x), float("nan"), 0.0), x)
+        x = torch.where(x <= 0, 0.0, x)
     if x.dtype == torch.float64:
         exponent = ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
     else:
@@ -122,16 +134,15 @@ def round_to_float(
     rest = exponent - half
     scaled = x * _power_of_two(-half, x.dtype) * _power_of_two(-rest, x.dtype)
     y = rounding(scaled, bits) * _power_of_two(half, x.dtype) * _power_of_two(rest, x.dtype)
-    finite = torch.isfinite(x)
     over = {"inf": float("inf"), "nan": float("nan"), "saturate": fmt.largest}[overflow]
-    y = torch.where(
-        finite & (y.abs() > fmt.largest), torch.copysign(torch.full_like(y, over), y), y
-    )
+    y = torch.where(finite & (y.abs() > fmt.largest), torch.copysign(constant(over, y), y), y)
     if not fmt.zero:
-        lifted = torch.copysign(torch.full_like(y, fmt.smallest), y)
+        lifted = torch.copysign(constant(fmt.smallest, y), y)
         y = torch.where(finite & (y.abs() < fmt.smallest), lifted, y)
     if not fmt.has_inf:
-        y = torch.where(torch.isinf(x), torch.full_like(y, float("nan")), y)
+        y = torch.where(infinite, float("nan"), y)
+    elif not fmt.signed:
+        y = torch.where(infinite & (source < 0), float("nan"), y)
     return y
 
 
@@ -144,4 +155,6 @@ def round_to(x: Tensor, fmt: FloatFormat) -> Tensor:
     return round_to_float(wide, fmt).to(x.dtype)
 
 
+#: exponent of fp32's smallest normal number
+_LOWEST = -126
 _NATIVE = {fp16: torch.float16, bf16: torch.bfloat16}

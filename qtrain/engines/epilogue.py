@@ -17,7 +17,8 @@ from quantizers.kernels import team
 class Epilogue(NamedTuple):
     """fl32(fl32(sum) * scale) + bias, each rounded once.
 
-    scale   fp32, broadcastable to the sums, or None for 1
+    scale   fp32, or fp64 with an axis at least and 24 significant bits where fp32 may not hold it
+            (`scales.times`), broadcastable to the sums, or None for 1
     bias    (out channels), or None
     """
 
@@ -47,16 +48,16 @@ class Epilogue(NamedTuple):
         return output
 
     def scale_of(self, operation: Operation, channels: int) -> Tensor | None:
-        """The scale of each channel, fp32 (channels) on the CPU where there is none; None where it
+        """The scale of each channel, (channels), fp32 on the CPU where there is none; None where it
         varies along anything else."""
         scale = self.scale
         if scale is None:
             return torch.ones(channels, dtype=torch.float32, device="cpu")
         if scale.numel() == 1:
-            return scale.reshape(()).float().expand(channels).contiguous()
+            return scale.reshape(()).expand(channels).contiguous()
         axis = operation.channel_axis(scale.dim())
         if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
-            return scale.reshape(-1).float().contiguous()
+            return scale.reshape(-1).contiguous()
         return None
 
     def _fused(self, operation: Operation, sums: Tensor, shift: Tensor | None) -> Tensor | None:
@@ -68,7 +69,7 @@ class Epilogue(NamedTuple):
         scale = self.scale_of(operation, channels)
         bias = None if self.bias is None else self.bias.float().contiguous()
         kernel = kernels.made("qtrain.engines.epilogue_compiled", "finish")
-        if sums.numel() == 0 or scale is None or kernel is None:
+        if sums.numel() == 0 or scale is None or scale.dtype != torch.float32 or kernel is None:
             return None
         zeros, minus_zeros = _neutral(channels)
         rows, matrices = sums.numel() // channels, 1

@@ -12,6 +12,7 @@ from qtrain.operations import Convolution, Kind, Operation
 
 from .epilogue import Epilogue
 from .geometry import Reduced, Window, dense, reduced, restored, scatter
+from .scales import narrowed
 from .work import Work
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
@@ -105,8 +106,20 @@ def _convolution(
     """A gather or scatter with its epilogue.
 
     x: uint8 (N, groups * summed, *S); w: int8 (groups, produced, summed, *kernel); zero_point:
-    int32 (); scale, bias: fp32 (groups * produced) -> fp32 (N, groups * produced, *S').
+    int32 (); scale: as `scales.times` makes it, bias: fp32, both (groups * produced)
+    -> fp32 (N, groups * produced, *S').
     """
+    if scale.dtype == torch.float64:
+        held = narrowed(scale)
+        if held is None:
+            ones = torch.ones_like(scale, dtype=torch.float32)
+            result = _convolution(
+                x, zero_point, w, ones, None, stride, padding, dilation, scattered, channels_last
+            )
+            over = [1, -1, *[1] * (x.dim() - 2)]
+            result = result.mul_(scale.view(over))
+            return result if bias is None else result.add_(bias.view(over))
+        scale = held
     one = scale.new_ones(1)  # scales enter the product alone
     zeros = scale.new_zeros(scale.numel(), dtype=torch.int64)
     space = [1] * (x.dim() - 2)
@@ -159,7 +172,8 @@ def _fake(
     if size is None:
         window = Window(tuple(stride), tuple(padding), tuple(dilation))
         size = window.gathered(x.shape[2:], w.shape[3:])
-    return dense(scale.new_empty([x.shape[0], scale.shape[0], *size]), channels_last)
+    empty = scale.new_empty([x.shape[0], scale.shape[0], *size], dtype=torch.float32)
+    return dense(empty, channels_last)
 
 
 _LIBRARY.define(

@@ -212,32 +212,43 @@ def _power(exponent: Any) -> Any:
 
 
 @function
-def _float(mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any) -> Any:
-    """x / scale -> the value of a format that `rounding.round_to_float` gives."""
+def _exponent(x: Any) -> Any:
+    """The exponent field, -127 where it is 0."""
+    return i32(i32((float_bits(x) >> u32(23)) & u32(0xFF)) - i32(127))
+
+
+@function
+def _float(mode: Any, x: Any, source: Any, bits: Any, shift: Any, top: Any, constants: Any) -> Any:
+    """x = source / scale -> the value of a format that `rounding.round_to_float` gives."""
     mantissa, lowest, largest, over, signed, has_zero, smallest, has_inf = constants
     infinity, nan = f32(np.inf), f32(np.nan)
-    if signed == f32(0.0):
-        low = nan if x == -infinity else f32(0.0)
-        x = low if x <= f32(0.0) else x
-    exponent = i32(i32((float_bits(x) >> u32(23)) & u32(0xFF)) - i32(127))
+    unsigned = signed == f32(0.0)
+    if unsigned:
+        x = f32(0.0) if x <= f32(0.0) else x
+    exponent = _exponent(x)
+    if exponent == i32(-127):  # subnormal: 2^24 times as large it is not
+        exponent = i32(_exponent(f32(x * f32(2.0**24))) - i32(24))
     exponent = i32(max(i32(lowest), min(exponent, i32(127))) - i32(mantissa))
     half = i32(exponent >> i32(1))
     rest = i32(exponent - half)
     y = f32(f32(x * _power(i32(-half))) * _power(i32(-rest)))
     y = f32(f32(_rounded(mode, y, bits, shift, top) * _power(half)) * _power(rest))
-    magnitude, size = f32(abs(y)), f32(abs(x))
+    magnitude, size = f32(abs(y)), f32(abs(source))
     finite = size < infinity
     y = _signed(over, y) if finite & (magnitude > largest) else y
     y = _signed(smallest, y) if finite & (has_zero == f32(0.0)) & (magnitude < smallest) else y
-    return nan if (has_inf == f32(0.0)) & (size == infinity) else y
+    lost = (has_inf == f32(0.0)) | (unsigned & (source < f32(0.0)))
+    return nan if lost & (size == infinity) else y
 
 
 @function
 def element(
-    target: Any, mode: Any, x: Any, zero: Any, bits: Any, shift: Any, top: Any, constants: Any
-) -> Any:
+    target: Any, mode: Any, x: Any, source: Any, zero: Any, bits: Any, shift: Any, top: Any,
+    constants: Any,
+) -> Any:  # fmt: skip
+    """x = source / scale -> element; source: what tells a finite x from one beyond fp32."""
     if target == 0:
-        return _float(mode, x, zero, bits, shift, top, constants)
+        return _float(mode, x, source, bits, shift, top, constants)
     return f32(_integer(mode, x, zero, bits, shift, top, constants))
 
 

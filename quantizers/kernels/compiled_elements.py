@@ -114,15 +114,17 @@ def codes(
                 bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
                 v = load(source, x, i)
                 v = f32(v * factor) if folded else v
-                v = f32(v / scale) if scaled else v
-                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
+                e = f32(v / scale) if scaled else v
+                e = element(target, mode, e, v, zero, bits, shift, top, constants)
+                store(target, y, i, e)
         else:
             for i in range(length):
                 bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
                 v = load(source, x, i)
                 v = f32(v * factor) if folded else v
-                v = f32(v / scale) if scaled else v
-                store(target, y, i, element(target, mode, v, zero, bits, shift, top, constants))
+                e = f32(v / scale) if scaled else v
+                e = element(target, mode, e, v, zero, bits, shift, top, constants)
+                store(target, y, i, e)
         position += length
 
 

@@ -51,6 +51,7 @@ from .team import openmp
 GRANULES, SLOTS, SYMMETRIC, SIGNED, STEPS, LOW, HIGH, UPDATE, USE = range(FACTOR + 1, FACTOR + 10)
 #: places among the constants
 _LARGEST, _MOMENTUM = 8, 9
+_MOST = np.finfo(np.float32).max
 
 if openmp() is None:
 
@@ -118,6 +119,13 @@ def _larger(a: Any, b: Any) -> Any:
 
 
 @function
+def _moved(old: Any, new: Any, weight: Any) -> Any:
+    half = f32(old * f32(0.5))
+    part = f32(f32(f32(new * f32(0.5)) - half) * weight)
+    return f32(f32(part + half) * f32(2.0))
+
+
+@function
 def _ranged(words: Any, low: Any, high: Any) -> Any:
     """The range that the rule gives for these extremes, moving the running one."""
     if words[SYMMETRIC] != 0:
@@ -129,8 +137,8 @@ def _ranged(words: Any, low: Any, high: Any) -> Any:
     steps, running_low, running_high = i64_at(words[STEPS]), f32_at(words[LOW]), f32_at(words[HIGH])
     if (words[UPDATE] != 0) & finite:
         weight = f32(1.0) if steps[0] == 0 else f32_at(words[CONSTANTS])[_MOMENTUM]
-        running_low[0] = f32(running_low[0] + f32(f32(low - running_low[0]) * weight))
-        running_high[0] = f32(running_high[0] + f32(f32(high - running_high[0]) * weight))
+        running_low[0] = _moved(running_low[0], low, weight)
+        running_high[0] = _moved(running_high[0], high, weight)
         steps[0] += 1
     if words[USE] != 0:
         if not finite:
@@ -148,7 +156,8 @@ def _scaled(words: Any, low: Any, high: Any) -> Any:
     if words[ZERO_POINT] != 0:
         low = f32(0.0) if low > f32(0.0) else low
         high = f32(0.0) if high < f32(0.0) else high
-        scale = f32(f32(high - low) / f32(largest - lowest))
+        half = f32(f32(high * f32(0.5)) - f32(low * f32(0.5)))
+        scale = f32(half / f32(f32(largest - lowest) * f32(0.5)))
         divisor = f32(np.inf) if scale == f32(0.0) else scale
         zero = f32(lowest - f32(np.rint(f32(low / divisor))))
         zero = lowest if zero < lowest else zero
@@ -159,7 +168,8 @@ def _scaled(words: Any, low: Any, high: Any) -> Any:
     else:
         width = f32(0.0) if high < f32(0.0) else high
         width = width if _is_finite(low) else f32(np.nan)
-    return f32(width / c[_LARGEST]), f32(0.0)
+    scale = f32(width / c[_LARGEST])
+    return _MOST if (scale == f32(np.inf)) & (width < f32(np.inf)) else scale, f32(0.0)
 
 
 @function

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import (
 
 import qtrain
 from qtrain import deviations, quantize, recipes
-from qtrain.layer_state import LayerState
 from qtrain.norm_recipe import NormRecipe
 from quantizers import IntFormat, Quantizer, e4m3, stochastic
 

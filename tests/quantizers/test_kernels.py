@@ -131,6 +131,8 @@ def test_every_float_format_and_overflow(fmt: FloatFormat) -> None:
         stated = replace(fmt, overflow=overflow)
         for mode in (nearest_even, stochastic(8), ceil):
             check(Quantizer(format=stated, range=None, rounding=mode), x)
+            if fmt.largest > 2.0**48:  # none that a range fills
+                continue
             scaled = Quantizer(
                 format=stated, rounding=mode, scale_format=formats.e8m0, scale_rounding=nearest_even
             )
@@ -329,7 +331,7 @@ def test_any_shape_order_and_format(data: st.DataObject) -> None:
     x = x if data.draw(st.booleans()) else x.nan_to_num(2.0, 2.0, 2.0)
     axes = data.draw(st.sets(st.integers(0, len(shape) - 1)))
     quantizer = Quantizer(
-        format=data.draw(st.sampled_from([*TARGETS, formats.e8m0, formats.e2m1, formats.e5m2])),
+        format=data.draw(st.sampled_from([*TARGETS, formats.e3m0, formats.e2m1, formats.e5m2])),
         granularity=per_axis(*axes),
         range=data.draw(st.sampled_from([absmax, minmax])),
         rounding=data.draw(st.sampled_from([nearest_even, stochastic(), stochastic(4)])),

@@ -59,6 +59,16 @@ def test_fold_has_one_result_however_it_is_computed() -> None:
             assert as_int(fast(key, everyone[i])) == as_int(fold(fold(key, values[i]), 7))
 
 
+def test_no_two_seeds_are_one_stream() -> None:
+    """Of any size and sign: fold alone takes an integer modulo 2^64."""
+    seeds = [0, 1, 5, 2**31, 2**32, 2**32 + 5, 2**63 - 1, 2**63, 2**64, 2**64 + 5, 2**96, 2**100]
+    seeds = [*seeds, *(-seed for seed in seeds if seed), 2**64 - 1, -(2**63) - 1, 2**128 + 2**64]
+    assert len({as_int(root_key(seed)) for seed in seeds}) == len(seeds) == len(set(seeds))
+    assert as_int(root_key(2**64 + 5)) != as_int(root_key(5, 1))
+    for seed in (0, 7, -7, 2**63 - 1, -(2**63)):  # those of 64 bits are what they were
+        assert as_int(root_key(seed)) == reference.fold(0, seed & MASK)
+
+
 def test_fold_of_keys_that_are_not_numbers_in_memory() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode

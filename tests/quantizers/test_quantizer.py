@@ -1,6 +1,8 @@
 """Quantizers against the reference, and the facts that training relies on."""
 
-from dataclasses import replace
+import itertools
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,11 +20,13 @@ from quantizers import (
     Quantizer,
     absmax,
     ceil,
+    chunked_minmax,
     ema,
     floor,
     formats,
     half_away,
     int8,
+    kernels,
     minmax,
     nearest_even,
     per_axis,
@@ -38,6 +42,7 @@ from quantizers import (
     uint8,
 )
 from quantizers.protocol import needs_key, straight_through
+from quantizers.ranges import Ema
 
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")
@@ -246,7 +251,7 @@ def test_a_scale_of_0_gives_zeros_also_for_elements_that_are_not_zero() -> None:
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-@pytest.mark.parametrize("fmt", [*INTS, *FLOATS, formats.e8m0], ids=repr)
+@pytest.mark.parametrize("fmt", [*INTS, *FLOATS], ids=repr)
 def test_a_nonfinite_element_poisons_its_own_block_only(fmt, bad: float) -> None:
     x = numbers(3, 8)
     x[1, 2] = bad
@@ -317,6 +322,81 @@ def test_a_clipping_range_saturates_floats_unless_the_format_states_its_overflow
             assert elements[-2:].tolist() == [fmt.largest, -fmt.largest]
     stated = replace(formats.e5m2, overflow="inf")
     assert Quantizer(format=stated, range=percentile(0.9))(x).elements[-2:].tolist() == [INF, -INF]
+
+
+CLIPPED = [
+    *FLOATS,
+    FloatFormat(6, 3, name="e6m3"),
+    FloatFormat(4, 4, signed=False, name="unsigned"),
+    FloatFormat(4, 3, signed=False, specials="finite", name="unsigned finite"),
+    FloatFormat(4, 3, specials="fn", overflow="nan", name="e4m3 to nan"),
+    replace(formats.e5m2, overflow="inf"),
+]
+
+
+@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
+@pytest.mark.parametrize("fmt", [*CLIPPED, *INTS], ids=repr)
+def test_a_finite_value_beyond_a_range_follows_the_overflow_rule(fmt, served) -> None:
+    """However far beyond: x / scale passes fp32, or fp64, itself."""
+    state = {"low": torch.tensor([-1e-30]), "high": torch.tensor([1e-30]), "steps": torch.tensor(1)}
+    rule = fmt.overflow if isinstance(fmt, FloatFormat) else None
+    most = {"inf": INF, "nan": NAN}.get(rule, fmt.largest)
+    least = -most if fmt.signed else 0.0
+    least = fmt.low if isinstance(fmt, IntFormat) else least
+    for dtype, size in ((torch.float32, 1e30), (torch.float64, 1e300), (torch.bfloat16, 1e30)):
+        x = numbers(40).to(dtype) * size
+        expected = torch.full(x.shape, least, dtype=torch.float64).masked_fill_(x > 0, most)
+        for mode, range_, grain in itertools.product(
+            (nearest_even, stochastic(), ceil),
+            (ema(), ema(absmax), _Fixed(1e-30)),
+            (per_tensor, per_axis(0), per_block({-1: 7})),
+        ):
+            memory = isinstance(range_, Ema)
+            if memory and (grain != per_tensor or dtype == torch.float64):
+                continue  # beyond fp32 a range is not finite
+            quantizer = Quantizer(format=fmt, granularity=grain, range=range_, rounding=mode)
+            kept = state if memory else None
+            with served():
+                q = quantizer(x, key=KEY, state=kept, training=False)
+                bad = quantizer(x.index_fill(0, torch.tensor(3), INF), key=KEY, state=kept,
+                                training=False)  # fmt: skip
+            assert torch.equal(q.elements.double().nan_to_num(7.25), expected.nan_to_num(7.25))
+            assert not memory or not bool(torch.isfinite(bad.dequantize()).any())
+
+
+@pytest.mark.parametrize(
+    "fmt", [*INTS, formats.e4m3, FloatFormat(3, 2, bias=12, name="small")], ids=repr
+)
+def test_the_ends_of_fp32_are_quantized_within_a_step(fmt) -> None:
+    most = torch.finfo(torch.float32).max
+    for ends in ((-most, most), (-2e38, 3e38), (-3e38, 1e30), (0.0, most), (-most, 0.0)):
+        x = torch.cat([torch.tensor(ends), numbers(30).clamp(-1, 1) * 1e38])
+        for served in (nullcontext, kernels.eager):
+            for rule in (minmax, absmax, percentile(0.99), chunked_minmax(2), ema(momentum=0.9)):
+                quantizer = Quantizer(format=fmt, range=rule)
+                state = quantizer.init_state(x.shape)
+                with served():
+                    quantizer(-x.flip(0), state=state)
+                    q = quantizer(x, state=state)
+                assert torch.isfinite(q.scale) and torch.isfinite(q.dequantize()).all(), rule
+                if rule in (minmax, absmax) and isinstance(fmt, IntFormat) and fmt.signed:
+                    step = q.scale.double()
+                    assert ((q.dequantize().double() - x).abs() <= step * 1.001).all()
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A range of a user's own."""
+
+    bound: float
+
+    def init_state(self, compact: tuple) -> dict:
+        return {}
+
+    def __call__(self, x: Tensor, block, *, state=None, training=True) -> tuple:
+        _, high = absmax(x, block)
+        high = torch.full_like(high, self.bound)
+        return -high, high
 
 
 def test_layouts_dtypes_and_scalars() -> None:
@@ -435,6 +515,11 @@ def test_a_users_quantizer_is_asked_for_its_backward_and_given_a_key() -> None:
         (
             {"format": int8, "range": ema(train_on="batch"), "straight_through": "strict"},
             "straight_through",
+        ),
+        *(
+            ({"format": fmt, "range": rule}, r"pass range=None .*2\^48")
+            for fmt in (formats.fp32, formats.tf32, formats.bf16, formats.e8m0, FloatFormat(7, 2))
+            for rule in (absmax, ema())
         ),
     ],
     ids=str,

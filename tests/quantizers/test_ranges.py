@@ -97,6 +97,20 @@ def test_chunked_minmax_takes_samples_by_default() -> None:
     assert torch.allclose(low.flatten(), x.amin(2).mean(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunks", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    "grain", [per_block({0: 3}, rest="whole"), per_block({0: 2, 1: 3})], ids=str
+)
+def test_a_shorter_last_block_is_chunked_by_its_own_elements(grain, chunks: int | None) -> None:
+    x = numbers(8, 5, 4)
+    block = grain.block_shape(x.shape)
+    low, high = chunked_minmax(chunks)(x, block)
+    for place, indices in reference.blocks(x.shape, block):
+        own = chunks or len({index[0] for index in indices})  # its samples
+        expected = reference.chunked_minmax([x[index].item() for index in indices], own)
+        assert (low[place].item(), high[place].item()) == tuple(map(reference.fl32, expected))
+
+
 ALL_RULES = [absmax, minmax, chunked_minmax(), chunked_minmax(3), percentile(0.9)]
 
 

@@ -1,0 +1,68 @@
+"""QTensor: what a quantizer made of a tensor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .formats import FloatFormat, Format
+from .granularity import expand
+from .numbers import constant
+
+
+class QTensor(NamedTuple):
+    """A quantized tensor: value = (elements - zero_point) * scale.
+
+    elements     unscaled numbers on the format's grid, x's shape: the smallest integer dtype for
+                 an IntFormat; fp32 for a FloatFormat; x itself where nothing was quantized
+    scale        fp32, one entry per block, or None for 1
+    zero_point   int32, scale's shape, or None for 0
+    format       the elements' format, or None where nothing was quantized
+    block        block size along each axis of elements
+    """
+
+    elements: Tensor
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    format: Format | None = None
+    block: tuple[int, ...] = ()
+
+    @property
+    def values_dtype(self) -> torch.dtype:
+        """The dtype of `dequantize()`."""
+        return self.elements.dtype if self.elements.is_floating_point() else torch.float32
+
+    def spread(self, compact: Tensor) -> Tensor:
+        """A per-block tensor, broadcastable to the elements."""
+        shape = tuple(self.elements.shape)
+        return expand(compact, shape, self.block)
+
+    def unshifted(self) -> Tensor:
+        """elements - zero_point as exact floating-point numbers, the elements' shape."""
+        fused = kernels.unshifted(self.elements, self.zero_point)
+        if fused is not None:
+            return fused
+        values = self.elements.to(self.values_dtype)
+        if self.zero_point is None:
+            return values
+        shift = self.spread(self.zero_point)
+        return values - shift if values is self.elements else values.sub_(shift)
+
+    def dequantize(self) -> Tensor:
+        """The real values: one rounding, of the product with the scale; fp32's largest where a
+        finite one passes that.  fp32, or x's dtype where x was not quantized; fp64 where x was fp64
+        and its elements are floating point."""
+        values = self.unshifted()
+        if self.scale is None:
+            return values
+        scale = self.spread(self.scale)
+        values = values * scale
+        infinite = isinstance(self.format, FloatFormat) and self.format.overflow == "inf"
+        if values.dtype != torch.float32 or self.format is None or infinite:
+            return values
+        most = constant(torch.finfo(torch.float32).max, values)
+        most = torch.where(torch.isfinite(scale), most, float("inf"))
+        return values.clamp_(-most, most)

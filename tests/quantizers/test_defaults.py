@@ -1,0 +1,157 @@
+"""torch's default dtype and default device are the caller's: no result depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from quantizer_checks import MODES, same_bits
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quantizers import (
+    FloatFormat,
+    Format,
+    IntFormat,
+    Quantizer,
+    absmax,
+    ceil,
+    chunked_minmax,
+    ema,
+    floor,
+    formats,
+    kernels,
+    minmax,
+    per_axis,
+    per_block,
+    per_tensor,
+    percentile,
+    random_bits,
+    root_key,
+)
+from quantizers.ranges import Ema
+
+FORMATS: list[Format] = [
+    *formats.NAMED.values(),
+    FloatFormat(4, 4, signed=False, name="unsigned"),
+    FloatFormat(4, 3, specials="fn", overflow="nan", name="to nan"),
+    FloatFormat(3, 2, bias=140, specials="finite", name="below fp32's normal numbers"),
+    IntFormat(7, signed=False),
+    IntFormat(5, symmetric=False),
+]
+RULES = [
+    absmax, minmax, chunked_minmax(), chunked_minmax(3), percentile(0.9), ema(),
+    ema(absmax, momentum=0.3), ema(chunked_minmax(2), train_on="batch"),
+]  # fmt: skip
+GRAINS = [per_tensor, per_axis(1), per_block({-1: 4})]
+SCALES = [
+    {}, {"scale_format": formats.e8m0, "scale_rounding": ceil},
+    {"scale_format": formats.e4m3, "scale_rounding": floor}, {"scale_format": formats.e8m0},
+]  # fmt: skip
+KEY = root_key(3)
+
+
+def numbers() -> Tensor:
+    x = random_bits(root_key(1), (6, 5, 7)).float() / 2**29
+    x[2] = 0.0
+    x[3, 1, 1:3] = torch.tensor([1e-38, -3e38])
+    return x
+
+
+class Case(NamedTuple):
+    name: str
+    quantizer: Quantizer
+    state: dict[str, Tensor]
+
+
+def cases() -> Iterator[Case]:
+    """Every format by every range rule; by every rounding, granularity and scale format in turn."""
+    for number, fmt in enumerate(FORMATS):
+        if isinstance(fmt, FloatFormat):
+            for mode in MODES:
+                plain = Quantizer(format=fmt, range=None, rounding=mode)
+                yield Case(f"{fmt} {mode}", plain, {})
+        for i, rule in enumerate(RULES if fmt.largest < 2**48 else []):
+            mode = MODES[(number + i) % len(MODES)]
+            grain = GRAINS[(number + 2 * i) % len(GRAINS)]
+            if isinstance(rule, Ema) and grain == GRAINS[2]:
+                grain = per_axis(1)
+            scale = SCALES[(2 * number + i) % len(SCALES)]
+            batch = isinstance(rule, Ema) and rule.train_on == "batch"
+            quantizer = Quantizer(
+                format=fmt, range=rule, granularity=grain, rounding=mode,
+                straight_through="identity" if batch else "inclusive", **scale,
+            )  # fmt: skip
+            name = f"{fmt} {rule} {grain} {scale} {mode}"
+            yield Case(name, quantizer, quantizer.init_state((None, 5, None)))
+
+
+def results(case: Case, x: Tensor) -> list[Tensor]:
+    """All of two steps and an evaluation: elements, scales, values, gradients, states."""
+    _, quantizer, state = case
+    state, found = {key: value.clone() for key, value in state.items()}, []
+    for part, training in ((x, True), (x * 0.3, True), (x, False)):
+        made = quantizer(part, state=state, key=KEY, training=training)
+        found += [one for one in made[:3] if one is not None]
+        found.append(made.dequantize())
+    return [*found, quantizer.backward(x, x, state), *state.values()]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def assert_same_under(context: Callable[[], AbstractContextManager[Any]]) -> None:
+    x, every = numbers(), list(cases())
+    assert len(every) > 300
+    for case in every:
+        expected = results(case, x)
+        with context():
+            got = results(case, x)
+        assert len(got) == len(expected)
+        for i, (one, other) in enumerate(zip(got, expected, strict=True)):
+            assert same_bits(one, other), f"{case.name}: result {i}"
+
+
+@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_no_quantizer_depends_on_the_default_dtype(dtype: torch.dtype, served: Any) -> None:
+    with served():
+        assert_same_under(lambda: default_dtype(dtype))
+
+
+@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
+def test_no_quantizer_depends_on_the_default_device(served: Any) -> None:
+    with served():
+        assert_same_under(lambda: torch.device("meta"))
+    with torch.device("meta"):
+        assert root_key(1, 2).is_cpu
+
+
+class _Divisions(TorchDispatchMode):
+    """Fails where a tensor is divided by a number, which CUDA does by a multiplication."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        assert name != "mean"
+        if name in ("div", "divide", "true_divide"):
+            assert isinstance(args[1], Tensor) and args[1].device == args[0].device, (func, args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_quantizer_divides_by_a_python_number() -> None:
+    x = numbers()
+    for case in cases():
+        with _Divisions():
+            results(case, x)
+    with pytest.raises(AssertionError), _Divisions():
+        x / 255

@@ -1,0 +1,118 @@
+"""A tensor is divided by a Python number in one place, `quantizers.numbers.divided`.
+
+torch on CUDA multiplies by the reciprocal instead, which is off in the last bit: a scale, and with
+it every code, would depend on the device.  What divides in the files whose bits reach a result is
+listed here, by what makes it safe.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+#: files whose bits reach a result: all of quantizers, and of qtrain what runs in a training step
+CHECKED = (
+    "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/engines/*.py", "qtrain/*norm*.py",
+    "qtrain/deviations.py", "qtrain/channel_sample.py", "qtrain/layer*.py", "qtrain/products.py",
+    "qtrain/*_products.py", "qtrain/operations.py", "qtrain/matmul.py", "qtrain/accumulation.py",
+    "qtrain/attention.py", "qtrain/bounded.py", "qtrain/weight_decay.py", "qtrain/fused.py",
+    "qtrain/unbiased.py", "qtrain/recomputation.py", "qtrain/data/transforms.py",
+)  # fmt: skip
+#: the slow specification, in Python's floats
+UNCHECKED = {"quantizers/reference.py"}
+
+TENSOR_BY_TENSOR = {
+    "quantizers/formats.py: magnitude / step",
+    "quantizers/numbers.py: x / constant(number, x)",
+    "quantizers/quantizer.py: x / expand(divisor, x.shape, block)",
+    "quantizers/quantizer.py: low / divisor",
+    "qtrain/bounded.py: self.size / torch.where(off, 1.0, norms)",
+    "qtrain/data/transforms.py: (images.float() - mean) / std",
+    "qtrain/norm_computation.py: weight.to(dtype) / divisor",
+    "qtrain/norm_computation.py: product / divisor",
+    "qtrain/norm_computation.py: grad_divisor * divisor / more",
+    "qtrain/norm_rounded.py: centered / divisor",
+    "qtrain/norm_rounded.py: h / divisor",
+    "qtrain/norm_rounded.py: q / square",
+    "qtrain/weight_decay.py: self._norms[name] * self.factor / torch.where(norms == 0, 1.0, norms)",
+    "qtrain/weight_decay.py: self._weights[name].channels.norms(weight) / self._norms[name]",
+}
+#: torch takes the tensor's reciprocal on every device alike
+NUMBER_BY_TENSOR = {
+    "qtrain/deviations.py: self.times * self.times / (divisor * count)",
+    "qtrain/norm_computation.py: 1 / divisor",
+    "qtrain/weight_decay.py: rate / norms.flatten().float().square()",
+}
+PYTHON = {
+    "quantizers/quantizer.py: (self.format.high - self.format.low) / 2",
+    "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
+    "qtrain/attention.py: 1 / math.sqrt(query.shape[-1])",
+    "qtrain/data/transforms.py: (height - side) / 2",
+    "qtrain/data/transforms.py: (second * count - first * first) / count ** 2",
+    "qtrain/data/transforms.py: (width - side) / 2",
+    "qtrain/data/transforms.py: 4 / 3",
+    "qtrain/data/transforms.py: first / count",
+    "qtrain/data/transforms.py: target / aspect",
+    "qtrain/deviations.py: factor / k",
+    "qtrain/deviations.py: math.pi / 2",
+    "qtrain/deviations.py: self._factor / count",
+    "qtrain/deviations.py: self.times * range_factor(self.constant, as_constant(part.length)) "
+    "/ chunks",
+    "qtrain/norm.py: count / (count - 1)",
+    "qtrain/norm_arithmetic.py: terms / count",
+    "qtrain/norm_ranks.py: count / self.total",
+    "qtrain/norm_ranks.py: place.div(k, rounding_mode='floor')",  # integers
+}
+#: numba's own numbers, on the CPU alone
+COMPILED = {
+    "quantizers/kernels/compiled_elements.py: v / scale",
+    "quantizers/kernels/compiled_whole.py: half / f32(f32(largest - lowest) * f32(0.5))",
+    "quantizers/kernels/compiled_whole.py: low / divisor",
+    "quantizers/kernels/compiled_whole.py: width / c[_LARGEST]",
+    "qtrain/norm_compiled.py: v / step",
+}
+#: means of floating-point numbers, whose sums are added in the device's own order as well
+MEANS = {
+    "qtrain/attention.py: weights.mean(1)",
+    "qtrain/bounded.py: norms.mean()",
+    "qtrain/channel_sample.py: self.rows.abs().mean(1)",
+    "qtrain/channel_sample.py: self.rows.square().mean(1)",
+    "qtrain/deviations.py: chosen.abs().mean(1)",
+    "qtrain/norm_computation.py: input.mean(others(input), dtype=accumulated)",
+}
+ALLOWED = TENSOR_BY_TENSOR | NUMBER_BY_TENSOR | PYTHON | COMPILED | MEANS
+#: other names of a division; `Arithmetic.mean` and `Sample`'s own are divisions by `divided`
+CALLS = {"div", "div_", "divide", "divide_", "true_divide", "true_divide_", "mean", "nanmean"}
+OWN = ("a.", "self.arithmetic.")
+
+
+def divisions(source: str) -> set[str]:
+    """Every division in a file, as it is written."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            written = ast.unparse(node)
+            if node.func.attr in CALLS and not written.startswith(OWN):
+                found.add(written)
+    return found
+
+
+def test_nothing_divides_a_tensor_by_a_number() -> None:
+    files = {path for pattern in CHECKED for path in ROOT.glob(pattern)}
+    names = {str(path.relative_to(ROOT)): path for path in files}
+    found = {
+        f"{name}: {text}"
+        for name, path in names.items()
+        if name not in UNCHECKED
+        for text in divisions(path.read_text())
+    }
+    assert not found - ALLOWED, "divide by quantizers.numbers.divided, or say why it is safe"
+    assert not ALLOWED - found, "no longer there"
+
+
+def test_the_search_finds_every_way_to_divide() -> None:
+    source = "x / 2\nx /= n\ntorch.div(x, 3)\nx.div_(3)\nx.mean(1)\nx * 2\nx // 2\ndivided(x, 2)"
+    assert divisions(source) == {"x / 2", "x /= n", "torch.div(x, 3)", "x.div_(3)", "x.mean(1)"}
