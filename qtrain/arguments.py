@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from .config import TrainConfig, default_of
 from .environment import package_version
+from .terminal import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, printable(f"{self.prog}: error: {message}\n"))
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """As argparse, but an unknown argument is answered with the nearest flag it could be."""
