@@ -9,6 +9,7 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from .config import TrainConfig, default_of
+from .terminal import printable
 from .version import VERSION
 
 
@@ -20,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, printable(f"{self.prog}: error: {message}\n"))
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """As argparse, but an unknown argument is answered with the nearest flag it could be."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from . import checks
+from . import checks, terminal
 from .aside import random_state_kept, unwrapped
 from .conversion import forget_watch
 from .copies import copied
@@ -110,7 +109,7 @@ def bisect(
     limit = most_trials(len(units)) + 2
     if trials is not None:
         limit = checks.integer("trials", trials, low=2)
-    tell = say or _print
+    tell = say or terminal.say
     done: list[BisectTrial] = []
 
     def diverged(off: tuple[Unit, ...]) -> bool:
@@ -158,7 +157,3 @@ def _given(parts: Iterable[Part]) -> list[Part]:
 def _named(unit: Unit) -> str:
     layer, part = unit
     return layer if part == "all" else f"{layer} {part}"
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from .files import write_atomically
+from .tensor_file import Damaged, read_tensors
 
 FORMAT = "qtrain-checkpoint-1"
 
@@ -120,13 +120,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Any:
-    """What is in the file, once every entry's checksum is right: torch.load checks none."""
-    with open(path, "rb") as file:
-        damaged = zipfile.ZipFile(file).testzip()
-        if damaged is not None:
-            raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged} is wrong")
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return read_tensors(path)
+    except Damaged as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_model(model: nn.Module, state: object, *, where: str) -> None:

@@ -15,7 +15,7 @@ from typing import TextIO
 
 import torch
 
-from . import checks
+from . import checks, terminal
 from .arguments import build_parser, train_settings
 from .interrupt import Interrupted
 from .nonfinite import NonFiniteError
@@ -75,7 +75,7 @@ def _train(parsed: argparse.Namespace) -> int:
         return _fail(error, 2)
     result = train(config, say=_say)
     place = result.folder.path
-    print(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
+    terminal.show(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
     return 0
 
 
@@ -93,7 +93,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         measure=accumulated if parsed.accumulated else inspect,
     )
-    print(
+    terminal.show(
         report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
     )
     _write("save", parsed.save, report.save)
@@ -112,7 +112,7 @@ def _cost(parsed: argparse.Namespace) -> int:
     report = cost_of_checkpoint(
         load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
     )
-    print(report)
+    terminal.show(report)
     _write("save", parsed.save, report.save)
     return 0
 
@@ -121,7 +121,7 @@ def _compare(parsed: argparse.Namespace) -> int:
     from .comparison import compare
 
     found = compare(parsed.run_a, parsed.run_b)
-    print(found)
+    terminal.show(found)
     _write("save", parsed.save, found.save)
     _write("plot", parsed.plot, found.plot)
     return 0
@@ -136,10 +136,10 @@ def _report(parsed: argparse.Namespace) -> int:
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
     path = own if parsed.save is None else Path(parsed.save)
     _write("save", str(path), partial(save_page, record))
-    print(path)
+    terminal.show(path)
     if parsed.tensorboard is not None:
         metrics = [*record.steps, *record.epochs]
-        print(to_tensorboard(record.monitor, parsed.tensorboard, metrics=metrics))
+        terminal.show(to_tensorboard(record.monitor, parsed.tensorboard, metrics=metrics))
     return 0
 
 
@@ -147,7 +147,7 @@ def _diagnose(parsed: argparse.Namespace) -> int:
     from .diagnosis import diagnose
 
     verdict = diagnose(parsed.run)
-    print(verdict)
+    terminal.show(verdict)
     _write("save", parsed.save, verdict.save)
     return 0
 
@@ -163,7 +163,7 @@ def _sensitivity(parsed: argparse.Namespace) -> int:
         load_checkpoint(path), where=str(path), by=parsed.by, data_dir=parsed.data_dir,
         device=parsed.device,
     )  # fmt: skip
-    print(report.table(parsed.worst))
+    terminal.show(report.table(parsed.worst))
     _write("save", parsed.save, report.save)
     return 0
 
@@ -180,12 +180,12 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
 
 
 def _recipes(parsed: argparse.Namespace) -> int:
-    print(recipes_table())
+    terminal.show(recipes_table())
     return 0
 
 
 def _formats(parsed: argparse.Namespace) -> int:
-    print(formats_table())
+    terminal.show(formats_table())
     return 0
 
 
@@ -203,7 +203,7 @@ _COMMANDS = {
 
 
 def _say(text: object) -> None:
-    print(f"qtrain: {text}", file=sys.stderr, flush=True)
+    terminal.say(f"qtrain: {text}")
 
 
 def _fail(error: object, status: int) -> int:

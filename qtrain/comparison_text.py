@@ -10,6 +10,7 @@ from .config import NOT_COMPARED
 from .environment import DECISIVE
 from .partings import LIMIT_DB, LossParting
 from .report_table import aligned
+from .terminal import printable
 from .text_table import WIDTH
 
 if TYPE_CHECKING:
@@ -21,14 +22,15 @@ _ROWS = 20
 
 def comparison_text(found: Comparison) -> str:
     """What differs, where the losses part, the accuracies, and the errors, the worst first."""
+    places = (("A", found.a.path), ("B", found.b.path))
     parts = [
-        f"A  {found.a.path}\nB  {found.b.path}",
+        "\n".join(f"{run}  {printable(path, keep='')}" for run, path in places),
         _settings(found),
         "\n".join(_losses(found)),
         *(["\n".join(_accuracies(found))] if found.accuracy else []),
         _errors(found),
     ]
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def _settings(found: Comparison) -> str:
@@ -68,7 +70,7 @@ def _table(
 
 
 def _shown(value: object) -> str:
-    return "default" if value is None else str(value)
+    return "default" if value is None else printable(value)
 
 
 def _losses(found: Comparison) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .files import there
 from .monitor import Monitor
 from .monitor_rows import MonitorRow, read_monitor
 from .recorder import RESULTS, ROLES
@@ -64,7 +65,7 @@ def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> li
                 f"diagnose: there is no {path}; give runs/<name>, or a Monitor's .jsonl"
             )
         if path.is_dir():
-            if not (path / FILE).is_file():
+            if not there(path / FILE):
                 raise ValueError(
                     f"{path}: holds no {FILE}; run it again with --monitor N (qtrain train), or "
                     "save a Monitor's record there"

@@ -1,11 +1,13 @@
-"""Files that are whole or not there, and folders that one process at a time writes into."""
+"""Files that are whole or not there, and no pipes; folders that one process at a time writes to."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +38,46 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
+def opened(path: str | os.PathLike[str], *, flags: int = os.O_RDONLY) -> IO[bytes]:
+    """A regular file, open for reading, or for writing where `flags`, those of `os.open`, say so.
+
+    OSError for a pipe, a socket, a device or a folder: none is waited for, no device is touched.
+    """
+    for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # none matters to a regular file
+        flags |= getattr(os, name, 0)
+    with suppress(FileNotFoundError):  # where it is to be made
+        _check_regular(os.stat(path).st_mode, path)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        _check_regular(os.fstat(descriptor).st_mode, path)  # another may have taken its place
+        return os.fdopen(descriptor, "ab" if flags & os.O_APPEND else "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(mode: int, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no file", os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """All that is in a regular file; OSError for anything else: see `opened`."""
+    with opened(path) as file:
+        return file.read()
+
+
+def there(path: Path) -> bool:
+    """Whether there is such a file; ValueError where something else is in its place."""
+    if not os.path.lexists(path):
+        return False
+    if not path.is_file():
+        raise ValueError(f"{path}: is no file, or a link to none; remove it")
+    return True
+
+
 @contextmanager
 def lock(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
     """Keep other processes that ask out of `folder`; ValueError where one was there before.
@@ -43,7 +85,7 @@ def lock(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
     The system drops the lock when the process ends, however it ends; where there are no locks, a
     remark goes to `say`.
     """
-    with open(folder / ".lock", "ab") as file:
+    with opened(folder / ".lock", flags=os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

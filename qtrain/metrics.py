@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from . import checked_lines
 from .checkpoint import CheckpointError
+from .files import read_bytes
 
 #: What every line of a kind holds, beside its branch and the integer that counts; numbers are null
 #: where they were not finite.
@@ -19,14 +20,14 @@ _NUMBERS = {"epoch": EPOCH_NUMBERS, "step": STEP_NUMBERS}
 
 
 class MetricsLog:
-    """Appends one JSON object per line.
+    """Appends one JSON object per line, with a checksum: see `checked_lines`.
 
     The file is first cut to `keep` bytes, so that lines written after a checkpoint are neither
     lost nor doubled when the run resumes there: see `check_metrics`.
     """
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
-        check_metrics(path, keep)
+        self._checksum = check_metrics(path, keep)
         self._path = path
         self._file = open(path, "ab")
         self._file.truncate(keep)
@@ -39,7 +40,8 @@ class MetricsLog:
             for name, value in values.items()
         }
         try:
-            self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+            line, self._checksum = checked_lines.line(plain, self._checksum)
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise OSError(
@@ -59,23 +61,25 @@ class MetricsLog:
             self._file.close()
 
 
-def check_metrics(path: Path, keep: int) -> None:
-    """CheckpointError unless the file's first `keep` bytes are whole lines of metrics."""
-    kept = path.read_bytes()[:keep] if path.exists() else b""
+def check_metrics(path: Path, keep: int) -> int:
+    """The checksum of the file's first `keep` bytes; CheckpointError unless they are whole lines of
+    metrics, as they were written."""
+    kept = read_bytes(path)[:keep] if path.exists() else b""
     if len(kept) < keep:
         raise CheckpointError(
             f"{path}: got {len(kept)} bytes, but the checkpoint was written after {keep}; "
             "the file was changed since. Restore it, or start again with --overwrite"
         )
     try:
-        whole = kept[-1:] in (b"", b"\n") and all(is_metrics(line) for line in _parse(kept))
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
+        found, checksum = checked_lines.lines(kept)
+        if kept[-1:] not in (b"", b"\n") or not all(map(is_metrics, found)):
+            raise ValueError("no lines of metrics")
+    except ValueError as error:
         raise CheckpointError(
-            f"{path}: damaged: the {keep} bytes that the checkpoint counts are no lines of "
-            "metrics. Restore it, or start again with --overwrite"
-        )
+            f"{path}: damaged ({error}) within the {keep} bytes that count. Restore it, or start "
+            "again with --overwrite"
+        ) from error
+    return checksum
 
 
 def is_metrics(line: object) -> bool:
@@ -97,12 +101,9 @@ def is_metrics(line: object) -> bool:
 
 
 def read_metrics(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines of a metrics file, those of one kind where given."""
-    return [line for line in _parse(path.read_bytes()) if kind is None or line["kind"] == kind]
-
-
-def _parse(content: bytes) -> list[Any]:
-    return [json.loads(line) for line in content.splitlines()]
+    """The lines of a metrics file, those of one kind where given; ValueError for damaged ones."""
+    found, _ = checked_lines.lines(read_bytes(path))
+    return [line for line in found if kind is None or line["kind"] == kind]
 
 
 def number(value: Any) -> float:

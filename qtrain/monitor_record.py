@@ -82,7 +82,7 @@ class Record:
             rows = parsed(state["rows"])
             medians = {(str(layer), str(role)): float(m) for layer, role, m in state["medians"]}
             codes = {str(layer): _history(own) for layer, own in state["codes"].items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"Monitor: the state is damaged: {error}") from error
         self.thinned, self.rows, self._medians = thinned, rows, medians
         self._codes = codes

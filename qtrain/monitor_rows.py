@@ -10,7 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .files import write_atomically
+from . import checked_lines
+from .files import read_bytes, write_atomically
+from .plain_json import parse
 from .report import Row
 
 
@@ -101,8 +103,8 @@ def dumped(rows: Sequence[MonitorRow]) -> str:
 def parsed(text: str) -> list[MonitorRow]:
     """The rows that `dumped` wrote, bit for bit; ValueError for other text."""
     try:
-        return [_row(json.loads(line)) for line in text.splitlines()]
-    except (TypeError, RecursionError) as error:
+        return [_row(parse(line)) for line in text.splitlines()]
+    except (OverflowError, TypeError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -137,19 +139,30 @@ def _row(line: object) -> MonitorRow:
 
 
 def save_rows(path: Path, header: Mapping[str, Any], rows: Sequence[MonitorRow]) -> None:
-    """Write the header and the rows atomically; ValueError for a path of another ending."""
+    """Write the header and the rows atomically, each with a checksum (see `checked_lines`), the
+    header with their number; ValueError for a path of another ending."""
     if path.suffix != ".jsonl":
         raise ValueError(f"save: got {str(path)!r}, need a path that ends in .jsonl")
-    text = json.dumps(dict(header), allow_nan=False) + "\n" + dumped(rows)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    text, checksum = [], 0
+    for values in ({**header, "rows": len(rows)}, *map(_plain, rows)):
+        line, checksum = checked_lines.line(values, checksum)
+        text.append(line)
+    write_atomically(path, lambda file: file.writelines(text))
+
+
+def monitor_lines(path: str | os.PathLike[str]) -> list[Any]:
+    """The values of every line behind the header; ValueError for a file of something else."""
+    (header, *rows), _ = checked_lines.lines(read_bytes(path) or b"null")
+    if not isinstance(header, dict) or header.get("kind") != "monitor":
+        raise ValueError("no header")
+    if header.get("rows", len(rows)) != len(rows):
+        raise ValueError(f"{len(rows)} rows, but the header says {header['rows']!r:.20}")
+    return rows
 
 
 def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
     """The rows of a file that `Monitor.save` wrote; ValueError for another file."""
     try:
-        header, _, rows = Path(path).read_text().partition("\n")
-        if not isinstance(json.loads(header), dict):
-            raise ValueError("no header")
-        return parsed(rows)
-    except ValueError as error:
+        return [_row(line) for line in monitor_lines(path)]
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no record of a Monitor ({error})") from error

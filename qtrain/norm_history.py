@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .channels import channel_norms, listed
 from .files import write_atomically
+from .tensor_file import read_tensors
 
 Norms = Mapping[str, Tensor]
 
@@ -67,8 +68,7 @@ class NormHistory:
         another or a damaged one."""
         history = NormHistory()
         try:
-            with open(path, "rb") as file:
-                history.load_state_dict(torch.load(file, weights_only=True))
+            history.load_state_dict(read_tensors(path))
         except OSError:
             raise
         except Exception as error:  # damaged files fail in many ways, all before any use

@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from .terminal import printable, say
+
 #: Seconds between lines where stderr is not a terminal.
 LINE_SECONDS = 30.0
 
@@ -25,7 +27,7 @@ class Progress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            desc=text,
+            desc=printable(text, keep=""),
             unit="step",
             disable=not self._terminal,
             dynamic_ncols=True,
@@ -43,14 +45,14 @@ class Progress:
     def line(self, text: str) -> None:
         """Print a line that stays, with the time left where no bar shows it."""
         if self._terminal:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(printable(text), file=sys.stderr)
             return
         self._last_line = time.monotonic()
         first, start = self._timed or (self._done, 0.0)
         if self._done > first:
             left = (self._last_line - start) / (self._done - first) * (self._total - self._done)
             text += f"  (about {_clock(left)} left)"
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def close(self) -> None:
         """Leave the terminal clean."""

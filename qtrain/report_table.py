@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from .terminal import printable
 from .text_table import WIDTH
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ def error_table(rows: Sequence[Row]) -> str:
         "not\nfinite", "largest",
     ]  # fmt: skip
     notes = sorted({row.note for row in rows if row.note})
-    remarks = [part for note in notes for part in wrap(f"* {note}", WIDTH, subsequent_indent="  ")]
+    remarks = [
+        part
+        for note in notes
+        for part in wrap(printable(f"* {note}"), WIDTH, subsequent_indent="  ")
+    ]
     return "\n".join([*aligned(headers, lines), *remarks])
 
 
@@ -46,13 +51,18 @@ def overview_table(rows: Sequence[Row], roles: Sequence[str]) -> str:
     lines: list[list[str] | str] = [
         [layer, *(found.get((layer, role), "") for role in roles)] for layer in layers
     ]
-    broken = [role.replace("_", "_\n").replace(" ", "\n") for role in roles]
+    names = (printable(role, keep="") for role in roles)
+    broken = [name.replace("_", "_\n").replace(" ", "\n") for name in names]
     return "\n".join(aligned(["SQNR (dB)", *broken], lines))
 
 
 def aligned(headers: Sequence[str], lines: Sequence[list[str] | str]) -> list[str]:
     """Columns under their headers, the first flush left.  A line that is one string, and a first
     cell that is too long for its column, stands above and is broken at 80 columns."""
+    lines = [
+        printable(line, keep="") if isinstance(line, str) else [printable(c, keep="") for c in line]
+        for line in lines
+    ]
     cells = [line for line in lines if isinstance(line, list)]
     above = [header.split("\n") for header in headers]
     height = max(map(len, above))

@@ -15,8 +15,9 @@ import torch
 from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from .config import TrainConfig
 from .environment import environment
-from .files import UNFINISHED, lock, write_atomically
+from .files import UNFINISHED, lock, read_bytes, write_atomically
 from .metrics import check_metrics
+from .plain_json import parse
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
 FILES = (
@@ -144,6 +145,6 @@ def _sessions(folder: RunFolder) -> list[dict[str, str]]:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse(read_bytes(path))
+    except ValueError as error:
         raise CheckpointError(f"{path}: is no JSON; restore or delete it") from error

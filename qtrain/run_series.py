@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import checked_lines
+from .files import read_bytes, there
 from .metrics import is_metrics, number
+from .monitor_rows import monitor_lines
+from .plain_json import parse
 
 #: Files without which a folder is no run.
 NEEDED = ("config.json", "environment.json", "metrics.jsonl")
@@ -53,7 +56,7 @@ def read_series(path: str | os.PathLike[str]) -> RunSeries:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: {what}; give the folder of a run, runs/<name>")
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    missing = [name for name in NEEDED if not there(folder / name)]
     if missing:
         raise ValueError(
             f"{folder}: is no run: {', '.join(missing)} missing; give a folder that qtrain train "
@@ -62,7 +65,7 @@ def read_series(path: str | os.PathLike[str]) -> RunSeries:
     losses: dict[str, Series] = {}
     norms: dict[str, Series] = {}
     epochs: dict[str, list[dict[str, Any]]] = {}
-    for line in _lines(folder / "metrics.jsonl", "kind"):
+    for line in _lines(folder / "metrics.jsonl", _all, "kind"):
         if not is_metrics(line):
             raise ValueError(f"{folder / 'metrics.jsonl'}: is damaged: {line!r:.80}")
         if line["kind"] == "epoch":
@@ -84,8 +87,8 @@ def read_series(path: str | os.PathLike[str]) -> RunSeries:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse(read_bytes(path))
+    except ValueError as error:
         raise ValueError(f"{path}: is damaged: no JSON") from error
 
 
@@ -106,22 +109,26 @@ def _environment(path: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _lines(path: Path, key: str) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line, that have `key`."""
+def _lines(path: Path, found: Callable[[Path], list[Any]], key: str) -> list[dict[str, Any]]:
+    """What `found` reads of the file, JSON objects, those that have `key`."""
     try:
-        found = [json.loads(line) for line in path.read_bytes().splitlines()]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is damaged: a line of it is no JSON") from error
-    if not all(isinstance(line, dict) for line in found):
+        lines = found(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged: {error}") from error
+    if not all(isinstance(line, dict) for line in lines):
         raise ValueError(f"{path}: is damaged: a line of it is no JSON object")
-    return [line for line in found if key in line]
+    return [line for line in lines if key in line]
+
+
+def _all(path: Path) -> list[Any]:
+    return checked_lines.lines(read_bytes(path))[0]
 
 
 def _errors(path: Path) -> dict[tuple[str, str], Series]:
-    if not path.is_file():
+    if not there(path):
         return {}
     errors: dict[tuple[str, str], Series] = {}
-    for line in _lines(path, "sqnr_db"):  # the first line is a header
+    for line in _lines(path, monitor_lines, "sqnr_db"):
         try:
             key = str(line["layer"]), str(line["role"])
             errors.setdefault(key, []).append((int(line["step"]), number(line["sqnr_db"])))
@@ -131,7 +138,7 @@ def _errors(path: Path) -> dict[tuple[str, str], Series]:
 
 
 def _tests(path: Path) -> int | None:
-    if not path.is_file():
+    if not there(path):
         return None
     gap = _mapping(path).get("gap")
     count = gap.get("n") if isinstance(gap, dict) else None

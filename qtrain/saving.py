@@ -12,7 +12,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .files import write_atomically
+from .files import read_bytes, write_atomically
+from .plain_json import parse
 
 _Kind = TypeVar("_Kind")
 
@@ -35,7 +36,7 @@ def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> 
         buffer = io.StringIO(newline="")
         writer = csv.writer(buffer)
         writer.writerow(field.name for field in fields(kind))
-        writer.writerows(asdict(row).values() for row in rows)
+        writer.writerows(map(_cell, asdict(row).values()) for row in rows)
         text = buffer.getvalue()
     else:
         raise ValueError(f"save: got {str(path)!r}, need a path that ends in .json or .csv")
@@ -43,15 +44,26 @@ def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> 
     return path
 
 
+def _cell(value: object) -> object:
+    """A value as a cell that no spreadsheet takes for a formula: text that begins like one, and is
+    no number, gets an apostrophe in front (OWASP, "CSV Injection")."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value
+
+
 def read_rows(path: str | os.PathLike[str], kind: type[_Kind]) -> tuple[_Kind, ...]:
     """The rows of a .json file that `save_rows` wrote; ValueError for another file."""
     names: dict[str, Any] = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
     try:
-        lines = json.loads(Path(path).read_bytes())
+        lines = parse(read_bytes(path))
         return tuple(
             kind(**{k: _read(v, str(names[k])) for k, v in line.items()}) for line in lines
         )
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: holds no rows of {kind.__name__} ({error})") from error
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from .terminal import printable
+
 WIDTH = 80
 
 
 def tabulated(table: list[list[str]], headers: list[str]) -> str:
     """Names and numbers: a name that is too long for its column goes on in the next line."""
+    table = [[printable(cell) for cell in row] for row in table]
     # tabulate leaves two columns between columns, and two more beside a heading
     sizes = [
         max(*(len(line) + 2 for line in headers[i].split("\n")), *(len(row[i]) for row in table))

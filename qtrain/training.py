@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from . import data, models
+from . import data, models, terminal
 from .branch import Branch
 from .checkpoint import Checkpoint, CheckpointError
 from .config import OWN_NORM, TrainConfig
@@ -36,7 +35,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> R
     for a NaN, Interrupted after Ctrl-C or SIGTERM; warns where a resumed run's machine differs.
     torch's random state and settings are left as they were.
     """
-    report = say or (lambda text: print(text, file=sys.stderr, flush=True))
+    report = say or terminal.say
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config).to(device)

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from . import checks
 from .saving import save_rows
+from .terminal import printable
 from .text_table import WIDTH
 
 #: What no record of errors shows.
@@ -90,7 +91,12 @@ def _table(findings: Sequence[Finding]) -> str:
     rows = [
         [
             f"{f.severity:.1f}",
-            "\n".join([*wrap(f.layer, _NAME), *wrap(f"- {f.role}", _NAME, subsequent_indent="  ")]),
+            "\n".join(
+                [
+                    *wrap(printable(f.layer), _NAME),
+                    *wrap(printable(f"- {f.role}"), _NAME, subsequent_indent="  "),
+                ]
+            ),
             "\n".join(wrap(f.symptom, 14)),
             f"{f.value:.2g}",
             f"{f.threshold:.2g}",
@@ -120,7 +126,7 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
     """Cause and remedy of each symptom once, as of its most severe finding."""
     return [
         "\n".join(
-            fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            fill(printable(text), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
             for text in (
                 f"{f.symptom}: {f.cause} [{f.source}]",
                 f"  do: {f.remedy}",

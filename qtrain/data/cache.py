@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..files import opened
 from .errors import DataError
 from .splits import FileSplit
 
@@ -48,7 +49,7 @@ def _decode_into(split: FileSplit, out: NDArray[np.uint8]) -> None:
 
 def _fingerprint(split: FileSplit) -> str:
     """Changes with the size, and with any file's path, length or time of change."""
-    digest = hashlib.sha256(f"1 {split.size}\n".encode())  # 1: the version of the decoding rule
+    digest = hashlib.sha256(f"2 {split.size}\n".encode())  # 2: the version of the decoding rule
     for path in split.paths:
         stat = path.stat()
         digest.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
@@ -87,7 +88,8 @@ def decode_all(split: FileSplit, cache_dir: Path | None) -> Tensor:
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     """Whether the file is there with the right type and size; a damaged one is made anew."""
     try:
-        mapped = np.lib.format.open_memmap(path, "r")
+        with opened(path):  # else the memory map would wait for a pipe
+            mapped = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError):
         return False
     return mapped.shape == shape and mapped.dtype == np.uint8

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import tarfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..files import read_bytes
 from .dataset import DataSet, tensor_data_set
-from .errors import DataError
+from .errors import DataError, reason
 from .safe_pickle import read_pickle
 from .transforms import Augmentation
+from .unpack import ERRORS, unpacked
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+_MOST = 2**28  # bytes of an unpacked archive; the official ones have 186 million
 _PIXELS = 3 * 32 * 32  # red, green, blue planes, each row by row
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -74,13 +77,16 @@ def _from_archive(path: Path, folder: str, names: list[str]) -> Mapping[str, byt
     wanted = {f"{folder}/{name}": name for name in names}
     found = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with (
+            unpacked(path, _MOST) as stream,
+            tarfile.open(None, "r|", cast(IO[bytes], stream)) as archive,
+        ):
             for member in archive:
                 file = archive.extractfile(member) if member.name in wanted else None
                 if file is not None:
                     found[wanted[member.name]] = file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged ({error}); get it again from {ADDRESS}") from None
+    except (tarfile.TarError, *ERRORS) as error:
+        raise DataError(f"{path}: damaged ({reason(error)}); get it again from {ADDRESS}") from None
     return found
 
 
@@ -98,7 +104,7 @@ def load_cifar10(data_dir: Path) -> DataSet:
                 found = _from_archive(place, folder, names)
             elif place.is_dir():
                 files = {name: place / name for name in names}
-                found = {name: f.read_bytes() for name, f in files.items() if f.is_file()}
+                found = {name: read_bytes(f) for name, f in files.items() if f.is_file()}
             if found:
                 break
         if not found:

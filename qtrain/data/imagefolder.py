@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,24 +14,10 @@ from .decode import SMALL, image_size
 from .errors import DataError
 from .splits import FileSplit, TensorSplit
 from .transforms import IMAGENET, Augmentation, normalisation_of
+from .tree import class_images
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MEMORY = 4 * 2**30  # bytes; decoded images up to here are held in memory
-_LAYOUT = "need train/<class>/*.jpg (or .jpeg, .png) and val/<class>/ or test/<class>/"
-
-
-def _scan(root: Path) -> dict[str, list[Path]]:
-    """Each class folder and its images, both sorted by name."""
-    folders = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-    found = {}
-    for folder in folders:
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES)
-        found[folder.name] = [f for f in files if not f.name.startswith(".")]
-        if not found[folder.name]:
-            raise DataError(f"{folder}: holds no image ({', '.join(_SUFFIXES)}); fill or remove it")
-    if not found:
-        raise DataError(f"{root}: holds no class folders; {_LAYOUT}")
-    return found
+_LAYOUT = "need train/<class>/*.jpg (or .png, .bmp, .webp ...) and val/<class>/ or test/<class>/"
 
 
 def _splits(data_dir: Path) -> tuple[Path, Path]:
@@ -56,6 +43,9 @@ def load_imagefolder(
 ) -> DataSet:
     """(3, size, size) images of a folder tree; the size is that of the images up to 64, else 224.
 
+    Files are found as torchvision's ImageFolder finds them (see `class_images`); a warning names
+    what is not read.
+
     Up to 64 pixels all images are decoded once, into memory or a memory-mapped file in
     `cache_dir` (without one, more than 4 GiB of them are decoded batch by batch), normalised by
     the training images, shifted by up to 4 pixels and flipped.  Larger ones are decoded batch by
@@ -63,10 +53,18 @@ def load_imagefolder(
     DataError where something is missing or damaged; ValueError for a `cache_dir` at larger sizes.
     """
     roots = _splits(data_dir)
-    train, test = (_scan(root) for root in roots)
+    (train, odd_train), (test, odd_test) = map(class_images, roots)
+    for root, found in zip(roots, (train, test), strict=True):
+        if not found:
+            raise DataError(f"{root}: holds no class folders; {_LAYOUT}")
     if train.keys() != test.keys():
         odd = sorted(train.keys() ^ test.keys())[:5]
         raise DataError(f"imagefolder: {roots[0]} and {roots[1]} differ in classes: {odd}")
+    for root, left_out in zip(roots, (odd_train, odd_test), strict=True):
+        if left_out:
+            shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+            what = f"{len(left_out)} not read, by name no images of a class: {shown}"
+            warnings.warn(f"{root}: {what}", stacklevel=2)
     classes = tuple(train)
     if size is None:
         width, height = image_size(train[classes[0]][0])

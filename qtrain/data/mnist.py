@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..files import read_bytes
 from .dataset import DataSet, tensor_data_set
-from .errors import DataError
+from .errors import DataError, reason
 from .transforms import Augmentation
+from .unpack import ERRORS, unpacked
 
 ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # mirrors yann.lecun.com/exdb/mnist
+_MOST = 2**30  # bytes of an unpacked file; the largest official one has 47,040,016
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -24,21 +26,48 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     DataError for another magic number and for a file that is too short or too long.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); get it again from {ADDRESS}") from None
-    magic = bytes((0, 0, 8, dimensions))
-    header = 4 + 4 * dimensions
+        data = _unpacked(path, dimensions) if path.suffix == ".gz" else read_bytes(path)
+    except ERRORS as error:
+        raise DataError(
+            f"{path}: cannot be read ({reason(error)}); get it again from {ADDRESS}"
+        ) from None
+    magic, header = _magic(dimensions), _header(dimensions)
     if data[:4] != magic:
         got = data[:4].hex() or "an empty file"
         raise DataError(f"{path}: not such an idx file: magic number {got}, need {magic.hex()}")
-    shape = tuple(int(n) for n in np.frombuffer(data[4 : len(data[:header]) // 4 * 4], ">u4"))
-    if len(shape) < dimensions or len(data) - header != int(np.prod(shape, dtype=object)):
+    shape = _shape(data[:header])
+    if len(shape) < dimensions or len(data) - header != math.prod(shape):
         raise DataError(
             f"{path}: damaged: {len(data)} bytes do not hold the sizes {shape} that its header "
             f"states; get it again from {ADDRESS}"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _magic(dimensions: int) -> bytes:
+    return bytes((0, 0, 8, dimensions))
+
+
+def _header(dimensions: int) -> int:
+    """Bytes ahead of the data."""
+    return 4 + 4 * dimensions
+
+
+def _shape(header: bytes) -> tuple[int, ...]:
+    """The sizes that a header states, as many as it holds whole."""
+    return tuple(int(n) for n in np.frombuffer(header[4 : len(header) // 4 * 4], ">u4"))
+
+
+def _unpacked(path: Path, dimensions: int) -> bytes:
+    """The content of a compressed file, to its end or to one byte beyond what its header states."""
+    with unpacked(path, _MOST) as file:
+        header = file.read(_header(dimensions))
+        if header[:4] != _magic(dimensions):
+            return header
+        size = math.prod(_shape(header))
+        if size > _MOST:
+            raise OSError(f"its header states {size:,} bytes, as no such file has")
+        return header + file.read(size + 1)
 
 
 def _find(folders: list[Path], name: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import struct
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+_TUPLES = 1000  # the official files hold about ten
 
 
 class _Type:
@@ -90,12 +94,28 @@ def _build(array: _Array) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
+def _check(data: bytes) -> None:
+    """ValueError for what takes more memory, or a deeper recursion, than its bytes tell.
+
+    An index into the unpickler's memory makes it that large; tuples in tuples, thousands deep, are
+    hashed by a recursion that nobody bounds.
+    """
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in _PUTS and int(argument or 0) > len(data):
+            raise ValueError(f"it numbers {argument} objects in {len(data)} bytes")
+        tuples += "TUPLE" in opcode.name
+        if tuples > _TUPLES:
+            raise ValueError(f"it holds more than {_TUPLES} tuples")
+
+
 def read_pickle(data: bytes, source: str) -> Any:
     """The pickled object; uint8 arrays may stand in it or be values of its outermost dictionary.
 
     DataError for anything damaged or that names other code.
     """
     try:
+        _check(data)
         content = _Reader(io.BytesIO(data), encoding="bytes").load()
         if isinstance(content, _Array):
             return _build(content)

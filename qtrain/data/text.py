@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..files import read_bytes
 from . import draws
 from .dataset import DataSet
-from .errors import DataError
+from .errors import DataError, reason
+from .unpack import ERRORS, unpacked
 
 CONTEXT = 128  # characters; the default
 _SUFFIXES = (".txt", ".txt.gz")
+#: An unpacked text is at most so many times as long as its file, or so many bytes.  Prose is 2 to 5
+#: times as long (of gzip: Bell, Witten, Cleary 1990), tables and logs some 20 times.
+_RATIO, _SHORT = 50, 2**26
 _NEED = f"need one or more UTF-8 files ({', '.join(_SUFFIXES)})"
 
 
@@ -134,14 +137,10 @@ def _files(place: Path) -> list[Path]:
 
 def _read(path: Path) -> str:
     """The characters of a file, line ends as they are; DataError where it holds none."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise DataError(f"{path}: cannot be read (it is no file); replace or remove it")
     try:
-        content = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); replace or remove it") from None
+        content = _unpacked(path) if path.suffix.lower() == ".gz" else read_bytes(path)
+    except ERRORS as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)}); replace or remove it") from None
     try:
         text = content.decode("utf-8-sig")  # some editors put a mark first, which is no text
     except UnicodeDecodeError as error:
@@ -152,3 +151,9 @@ def _read(path: Path) -> str:
     if not text:
         raise DataError(f"{path}: is empty; fill or remove it")
     return text
+
+
+def _unpacked(path: Path) -> bytes:
+    most = max(_RATIO * path.stat().st_size, _SHORT)
+    with unpacked(path, most) as file:
+        return file.read(most + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,11 @@ from types import UnionType
 from typing import Any
 
 from qtrain.config import TrainConfig
+from qtrain.files import read_bytes, there
 from qtrain.intervals import Interval
 from qtrain.metrics import check_metrics, number, read_metrics
 from qtrain.monitor_rows import MonitorRow, read_monitor
+from qtrain.plain_json import parse
 from qtrain.recorder import ROLES
 from qtrain.report import Report, Row
 from qtrain.saving import read_rows
@@ -66,7 +67,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         return RunRecord(
             name=folder.stem, errors=_latest(monitor), measured=_LATEST, monitor=monitor
         )
-    if not (folder / "config.json").is_file():
+    if not there(folder / "config.json"):
         raise ValueError(
             f"{folder}: holds no run; give a folder that qtrain train wrote, such as runs/NAME, or "
             "a .jsonl file that a Monitor saved"
@@ -76,12 +77,12 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: is refused: {error}") from error
     recorded = folder / "monitor.jsonl"
-    monitor = read_monitor(recorded) if recorded.is_file() else []
+    monitor = read_monitor(recorded) if there(recorded) else []
     errors, measured = _latest(monitor), _LATEST
-    if (folder / "errors.json").is_file():
+    if there(folder / "errors.json"):
         errors = Report(read_rows(folder / "errors.json", Row))
         measured = "one training batch after the last step"
-    finished = (folder / "summary.json").is_file()
+    finished = there(folder / "summary.json")
     summary = _read(folder / "summary.json", dict) if finished else {}
     epochs = _metrics(folder / "metrics.jsonl", "epoch")
     return RunRecord(
@@ -101,8 +102,8 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
 
 def _read(path: Path, kind: type) -> Any:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse(read_bytes(path))
+    except ValueError as error:
         raise ValueError(f"{path}: is no JSON; restore or delete it") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path}: holds no {kind.__name__}; restore or delete it")
@@ -119,14 +120,14 @@ def _latest(monitor: Sequence[MonitorRow]) -> Report:
 
 
 def _environments(path: Path) -> list[dict[str, str]]:
-    sessions: list[dict[str, str]] = _read(path, list) if path.is_file() else []
+    sessions: list[dict[str, str]] = _read(path, list) if there(path) else []
     if not all(isinstance(session, dict) for session in sessions):
         raise ValueError(f"{path}: holds no list of environments; restore or delete it")
     return sessions
 
 
 def _metrics(path: Path, kind: str) -> list[dict[str, Any]]:
-    if not path.is_file():
+    if not there(path):
         return []
     check_metrics(path, path.stat().st_size)
     return read_metrics(path, kind=kind)

@@ -6,15 +6,14 @@ import html
 import math
 from collections.abc import Sequence
 
+from qtrain.terminal import printable
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def esc(text: object) -> str:
     """Text that is harmless anywhere in a page; characters that do not print are spelt out."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
-    )
-    return html.escape(shown, quote=True)
+    return html.escape(printable(text, keep=""), quote=True)
 
 
 def decibels(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_cases import quiet, small
+from training_cases import quiet, rewrite, small, unchecked
 
 from qtrain import compare
 from qtrain.cli import main
@@ -32,8 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "a", folder / "plain")
     (folder / "plain" / "monitor.jsonl").unlink()
     metrics = folder / "plain" / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True)
-    metrics.write_text("".join(line for line in lines if "baseline" not in line))
+    rewrite(metrics, [line for line in unchecked(metrics) if line["branch"] != "baseline"])
     return folder
 
 
@@ -151,9 +150,9 @@ def test_a_line_with_another_value_is_damage(
 ) -> None:
     damaged = tmp_path / "run"
     shutil.copytree(runs / "a", damaged)
-    lines = [json.loads(line) for line in (damaged / name).read_text().splitlines()]
+    lines = unchecked(damaged / name)
     next(line for line in lines[1:] if field in line)[field] = value
-    (damaged / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rewrite(damaged / name, lines)
     with pytest.raises(ValueError, match=f"{name}: is damaged"):
         compare(damaged, runs / "a")
 
@@ -175,9 +174,7 @@ def test_extra_fields_and_kinds_of_lines_are_passed_over(runs: Path, tmp_path: P
     shutil.copytree(runs / "a", tmp_path / "run")
     for name in ("metrics.jsonl", "monitor.jsonl"):
         path = tmp_path / "run" / name
-        lines = [{**json.loads(line), "new": [1]} for line in path.read_text().splitlines()]
-        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"kind": "new"}])
-        path.write_text(text)
+        rewrite(path, [*({**line, "new": [1]} for line in unchecked(path)), {"kind": "new"}])
     assert all(p.difference == 0 for p in compare(runs / "a", tmp_path / "run").errors)
 
 

@@ -757,6 +757,8 @@ def test_a_state_of_something_else_is_refused_with_nothing_changed() -> None:
             {**good, "rows": good["rows"].replace('"values": [', '"values": ["a", ')},
             {**good, "rows": 5},
             {**good, "medians": [1]},
+            {**good, "medians": [["last", "weight", 10**400]]},
+            {**good, "codes": {"last": [[math.inf]]}},
             {**good, "codes": {"last": [[0], [0, 1]]}},
             {**good, "codes": {"last": [[0]] * 9}},
             {**good, "codes": [1]},
