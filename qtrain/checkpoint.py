@@ -183,7 +183,7 @@ def _state_misfits(
         return [f"got {sorted(map(str, entries))}, need {sorted(names)}"]
     problems = []
     for name, value in entries.items():
-        need = torch.zeros(()) if name == "step" else parameter
+        need = torch.zeros((), device="cpu") if name == "step" else parameter
         problems += _misfit(name, value, need)
         if name == "step" and not problems and not 0 <= value.item() < math.inf:
             problems.append(f"step is {value.item()}")

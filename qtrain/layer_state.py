@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +17,13 @@ from quantizers.ranges import State
 from .recomputation import recall
 
 Slot = tuple[str, str]
+_CPU = torch.device("cpu")
+
+
+def device_of(*modules: nn.Module) -> torch.device:
+    """Where the first of these modules that has a parameter or a buffer keeps it, else the CPU."""
+    tensors = (t for m in modules for t in itertools.chain(m.parameters(), m.buffers()))
+    return next((tensor.device for tensor in tensors), _CPU)
 
 
 class LayerState(nn.Module):
@@ -38,7 +46,7 @@ class LayerState(nn.Module):
         name: str,
         seed: int,
         stream: int,
-        device: torch.device | None = None,
+        device: torch.device = _CPU,
     ) -> None:
         super().__init__()
         self.name = name
@@ -48,7 +56,9 @@ class LayerState(nn.Module):
         self._slots: dict[Slot, dict[str, str]] = {}
         for slot, (quantizer, shape) in quantizers.items():
             names = {}
-            for key, value in init_state(quantizer, shape).items():
+            with device:  # not on a default device of the user's
+                state = init_state(quantizer, shape)
+            for key, value in state.items():
                 names[key] = f"{'_'.join(slot)}_{key}"
                 self.register_buffer(names[key], value.to(device))
             self._slots[slot] = names
@@ -62,12 +72,15 @@ class LayerState(nn.Module):
         buffers = self.named_buffers(recurse=False)
         return [int(buffer) for name, buffer in buffers if name.endswith("_input_steps")]
 
-    def begin(self) -> tuple[Tensor | None, dict[Slot, State]]:
-        """Start a forward: (its noise key, the quantizers' states).
+    def begin(self, device: torch.device) -> tuple[Tensor | None, dict[Slot, State]]:
+        """Start a forward: (its noise key, the quantizers' states), on its operands' device.
 
         A training forward advances the counter; one that recomputes an earlier forward takes that
-        forward's noise and works on copies of the states.
+        forward's noise and works on copies of the states.  A module without parameters has no
+        device but its operands': its state goes where they are.
         """
+        if self.noise_key.device != device and device.type != "meta":
+            self.to(device)
         if self.training:
             count, repeated = recall(self, self.noise_count)
         else:

@@ -39,7 +39,7 @@ class QProduct(LayerState):
         name: str,
         seed: int,
         stream: int,
-        device: torch.device | None = None,
+        device: torch.device,
     ) -> None:
         by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
         quantizers = {
@@ -72,7 +72,7 @@ class QProduct(LayerState):
         if probe is not None and not probe.watches(self.training):
             probe = None
         with without_autocast(input.device.type):
-            key, states = self.begin()
+            key, states = self.begin(input.device)
             call = Call(
                 operation, self.recipe, states, self.training, rank(), autocast,
                 probe=probe, name=self.name,

@@ -154,7 +154,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             return None
         self._check(input)
         count = self._count(input, None)
-        self.state.begin()
+        self.state.begin(input.device)
         form = Form(
             recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
             input.dtype, deferred, spec,

@@ -56,7 +56,7 @@ class QNorm(nn.Module):
         self, input: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Mapping[Slot, State]]:
         """Start a forward: input, weight and bias quantized, its noise key, its states."""
-        key, states = self.state.begin()
+        key, states = self.state.begin(input.device)
         x = self._quantized("input", input, key, states)
         given: Any = [(role, getattr(self, role, None)) for role in ("weight", "bias")]
         weight, bias = (

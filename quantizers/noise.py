@@ -72,7 +72,7 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
 
 def root_key(*parts: int) -> Tensor:
     """A key, 0-d int64 on the CPU, from integers such as (seed, stream)."""
-    key = torch.zeros((), dtype=torch.int64)
+    key = torch.zeros((), dtype=torch.int64, device="cpu")
     for part in parts:
         key = fold(key, part)
     return key
