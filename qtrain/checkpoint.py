@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .files import write_atomically
+from .layer_state import LayerState
 
 FORMAT = "qtrain-checkpoint-1"
 
@@ -137,6 +138,10 @@ def load_model(model: nn.Module, state: object, *, where: str) -> None:
     own = model.state_dict()
     if not isinstance(state, dict):
         raise CheckpointError(f"{where}: got {type(state).__name__}, need a model's state")
+    state = dict(state)
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LayerState):
+            module.complete_(state, f"{prefix}." if prefix else "")
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in the model" for name in state if name not in own]
     for name, value in own.items():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quantizers import QuantizerLike, fold, root_key
 from quantizers.protocol import init_state, needs_key
-from quantizers.ranges import State
+from quantizers.ranges import State, with_share
 
 from .recomputation import recall
 
@@ -105,7 +105,18 @@ class LayerState(nn.Module):
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
+    def complete_(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Add to a state_dict what it lacks because an older version wrote it."""
+        for names in self._slots.values():
+            given = {
+                k: state_dict[prefix + n] for k, n in names.items() if prefix + n in state_dict
+            }
+            for key, value in with_share(given).items():
+                if key in names:
+                    state_dict.setdefault(prefix + names[key], value)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.complete_(state_dict, prefix)
         for name, buffer in self.named_buffers(recurse=False):
             state_dict.setdefault(prefix + name, buffer.detach().clone())
         super()._load_from_state_dict(state_dict, prefix, *args)

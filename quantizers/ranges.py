@@ -7,7 +7,7 @@ tensor gets the range (0, 0).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -172,6 +172,11 @@ class Ema:
 
     The first range initialises the average; until then evaluation uses the batch's own range.  A
     non-finite range is not averaged in, and still makes this tensor's scale non-finite.
+
+    State: low, high, the share of them that ranges have given, 0 or 1, and how many have.  The
+    range is low / share, high / share: so a moving average of states that begins with an empty
+    one, as averages of models do, is a range too, as Adam's moments are (Kingma and Ba 2015,
+    section 3).  The count decides nothing: averages truncate it.
     """
 
     rule: RangeRule = field(default_factory=MinMax)
@@ -188,6 +193,7 @@ class Ema:
         return {
             "low": torch.zeros(compact, dtype=torch.float32),
             "high": torch.zeros(compact, dtype=torch.float32),
+            "share": torch.zeros((), dtype=torch.float32),
             "steps": torch.zeros((), dtype=torch.int64),
         }
 
@@ -203,20 +209,32 @@ class Ema:
         if training:
             if x.numel() == 0:
                 return low, high
-            weight = torch.where(state["steps"] == 0, 1.0, self.momentum)
+            share, every = state["share"], finite.all()
+            one = torch.ones_like(share)
+            rate = torch.where(share == 0, one, self.momentum)
+            divisor = torch.where(share == 0, one, share)
             for name, new in (("low", low), ("high", high)):
-                old = state[name]
-                moved = old + (new.view(old.shape) - old) * weight
-                old.copy_(torch.where(finite.view(old.shape), moved, old))
-            state["steps"].add_(finite.all())
+                kept = state[name]
+                old = kept / divisor
+                moved = old + (new.view(old.shape) - old) * rate
+                kept.copy_(torch.where(finite.view(old.shape), moved, old))
+            share.copy_((share > 0) | every)
+            state["steps"].add_(every)
             if self.train_on == "batch":
                 return low, high
-        seen = state["steps"] > 0
-        running_low = torch.where(seen, state["low"].view(low.shape), low)
-        running_high = torch.where(seen, state["high"].view(high.shape), high)
+        share = state["share"]
+        running_low = torch.where(share > 0, state["low"].view(low.shape) / share, low)
+        running_high = torch.where(share > 0, state["high"].view(high.shape) / share, high)
         # the average has not seen these elements: a non-finite one must still be seen
         bad = float("nan")
         return torch.where(finite, running_low, bad), torch.where(finite, running_high, bad)
+
+
+def with_share(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An `Ema`'s state as it was kept before it had a share, completed; any other as it is."""
+    if set(state) != {"low", "high", "steps"}:
+        return dict(state)
+    return {**state, "share": (state["steps"] > 0).to(torch.float32)}
 
 
 absmax = AbsMax()
