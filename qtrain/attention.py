@@ -3,19 +3,25 @@
 F.scaled_dot_product_attention is a function: a model that calls it keeps it in full precision;
 `ScaledDotProductAttention` is the same operation as a module.  `nn.MultiheadAttention` reads its
 children's weights directly and has an inference fast path; its conversion does neither.
+
+A query that its masks hide from every key, or whose mask is not finite, is judged alone: its output
+is what torch's is, 0 or NaN, and the others keep the bits they have without it, as do all gradients
+of a loss that ignores it (torch's would be NaN).  That is said of masks: query, key and value, as
+the operands of every layer, have the scales their quantizers give them, and where one scale serves
+them all a NaN in one row, which somebody may mean to mask later, is everybody's.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attend import attend, lost_rows
 from .layers import QProduct, Shapes
-from .matmul import ANY_SHAPES, matmul
+from .matmul import ANY_SHAPES
 from .operations import Linear
 
 
@@ -70,11 +76,11 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
                 raise ValueError("is_causal and attn_mask were both given; give one of them")
             size = query.shape[-2], key.shape[-2]
             attn_mask = query.new_full(size, float("-inf")).triu(1)
-        output, _ = attend(
+        found = attend(
             self.scores, self.context, query, key, value, attn_mask, dropout_p, scale,
-            hidden_rows_zero=not is_causal,  # every query sees the first key
+            unseeing=None if is_causal else "zero",  # every query sees the first key
         )  # fmt: skip
-        return output
+        return lost_rows(found.output, found.lost)
 
     @staticmethod
     def products(module: nn.Module) -> dict[str, Shapes]:
@@ -83,60 +89,6 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.scores.recipe})"
-
-
-def attend(
-    scores: QProduct,
-    context: QProduct,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout_p: float,
-    scale: float | None,
-    *,
-    hidden_rows_zero: bool,
-) -> tuple[Tensor, Tensor]:
-    """(softmax(query key^T scale + mask) value, the weights after dropout).
-
-    mask               added, or, boolean, True where attention is allowed
-    hidden_rows_zero   whether a query that the mask lets attend to nothing gets weights of 0, as
-                       from F.scaled_dot_product_attention, or NaN, as from softmax
-    """
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = matmul(scores, query * factor, key.transpose(-2, -1))
-    if mask is None:
-        weights = logits.softmax(-1)
-    else:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=logits.dtype).masked_fill_(~mask, float("-inf"))
-        # adding costs nothing in the backward pass: at a weight of 0 the gradient is 0 already
-        logits = logits + mask
-        if hidden_rows_zero:
-            hidden = (mask == float("-inf")).all(-1, keepdim=True)
-            weights = _Weights.apply(logits, hidden)  # type: ignore[no-untyped-call]
-        else:
-            weights = logits.softmax(-1)
-    if dropout_p > 0:
-        weights = F.dropout(weights, dropout_p)
-    return matmul(context, weights, value), weights
-
-
-class _Weights(torch.autograd.Function):
-    """softmax over the last axis, 0 in hidden rows; their gradient is 0 because the weights are."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, hidden: Tensor) -> Tensor:
-        weights = logits.softmax(-1).masked_fill_(hidden, 0.0)
-        ctx.dtype = logits.dtype
-        ctx.save_for_backward(weights)
-        return weights
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (weights,) = ctx.saved_tensors
-        grad: Tensor = torch._softmax_backward_data(grad_output, weights, -1, weights.dtype)
-        return grad.to(ctx.dtype), None
 
 
 class QMultiheadAttention(nn.MultiheadAttention):
@@ -186,11 +138,15 @@ class QMultiheadAttention(nn.MultiheadAttention):
         if mask is not None:  # learned and zero keys are appended and always visible
             mask = F.pad(mask, (0, k.shape[2] - mask.shape[-1]))
         dropout = self.dropout if self.training else 0.0
-        output, weights = attend(
+        output, weights, lost = attend(
             self.scores, self.context, q, k, v, mask, dropout, None,
-            hidden_rows_zero=not need_weights,
+            unseeing="nan" if need_weights else "zero",
         )  # fmt: skip
         output = self.out_proj(output.transpose(1, 2).flatten(2))
+        if lost is not None:  # by one head is by all: the projection adds them
+            lost_by_any = lost.any(1) if lost.dim() == 4 else lost
+            output = lost_rows(output, lost_by_any)
+        weights = lost_rows(weights, lost)
         if average_attn_weights:
             weights = weights.mean(1)
         if not batched:

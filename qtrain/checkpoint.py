@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .files import write_atomically
+from .layer_state import LayerState
 from .tensor_file import Damaged, read_tensors
 
 FORMAT = "qtrain-checkpoint-1"
@@ -134,6 +135,10 @@ def load_model(model: nn.Module, state: object, *, where: str) -> None:
     own = model.state_dict()
     if not isinstance(state, dict):
         raise CheckpointError(f"{where}: got {type(state).__name__}, need a model's state")
+    state = dict(state)
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LayerState):
+            module.complete_(state, f"{prefix}." if prefix else "")
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in the model" for name in state if name not in own]
     for name, value in own.items():
@@ -180,7 +185,7 @@ def _state_misfits(
         return [f"got {sorted(map(str, entries))}, need {sorted(names)}"]
     problems = []
     for name, value in entries.items():
-        need = torch.zeros(()) if name == "step" else parameter
+        need = torch.zeros((), device="cpu") if name == "step" else parameter
         problems += _misfit(name, value, need)
         if name == "step" and not problems and not 0 <= value.item() < math.inf:
             problems.append(f"step is {value.item()}")

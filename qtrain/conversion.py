@@ -19,7 +19,7 @@ from .aside import detached, random_state_kept, unwrapped
 from .copies import copied
 from .engines.exact import ENGINES, admitted
 from .layer_products import Computed
-from .layer_state import LayerState
+from .layer_state import LayerState, device_of
 from .layers import QProduct, products_of
 from .lineage import lineage
 from .operations import KINDS, Kind
@@ -218,7 +218,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     conversion = getattr(model, _ATTRIBUTE, None)
     if conversion is None:
         raise ValueError("summary: this model was not converted by quantize or quantize_")
-    device = next((p.device.type for p in model.parameters()), "cpu")
+    device = device_of(model).type
     refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
         return Summary(conversion, None, None, refused)

@@ -13,7 +13,7 @@ from .copies import copied
 from .deviations import Deviation
 from .kinds import left, plain_type, products, quantized_class, targets
 from .layer_products import located
-from .layer_state import LayerState
+from .layer_state import LayerState, device_of
 from .layers import QProduct, products_of
 from .norm_module import QNorm
 from .norm_recipe import NormRecipe
@@ -110,7 +110,7 @@ def quantize_(
         )
     # build everything first: an error must leave the model as it was
     streams = iter(range(2**31))
-    built = [(m, _children(name, m, own, seed, streams)) for name, m, own in work]
+    built = [(m, _children(model, name, m, own, seed, streams)) for name, m, own in work]
     for (name, module, own), (_, children) in zip(work, built, strict=True):
         record.converted[name or "(model)"] = (plain_type(module) or type(module)).__name__
         _swap_(module, own, children)
@@ -132,7 +132,7 @@ def convert_left_(model: nn.Module, recipe: Recipe) -> None:
         if left(module, recipe) is None and not isinstance(module, quantized_class(module))
     ]
     streams = iter(range(2**31))
-    built = [_children(name, module, recipe, 0, streams) for name, module in work]
+    built = [_children(model, name, module, recipe, 0, streams) for name, module in work]
     for (_, module), children in zip(work, built, strict=True):
         _swap_(module, recipe, children)
     _without_fast_paths_(model)
@@ -166,10 +166,15 @@ def _without_fast_paths_(model: nn.Module) -> None:
 
 
 def _children(
-    name: str, module: nn.Module, recipe: Recipe, seed: int, streams: Iterator[int]
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    streams: Iterator[int],
 ) -> dict[str, LayerState]:
     """The state-holding children a layer gains; ValueError where a setting cannot be honoured."""
-    device = next((p.device for p in module.parameters()), None)
+    device = device_of(module, model)
     if is_norm(module):
         assert recipe.norm is not None
         slots = norm_slots(module, recipe.norm)

@@ -37,7 +37,7 @@ def code_counts(q: QTensor) -> Tensor:
     unscaled.  Nothing quantized: no bins.
     """
     if q.format is None:
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.int64, device="cpu")
     if not isinstance(q.format, IntFormat):
         return value_counts(q.elements)
     width = 2 ** max(q.format.bits - 8, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,11 +12,18 @@ from torch import Tensor, nn
 
 from quantizers import QuantizerLike, fold, root_key
 from quantizers.protocol import init_state, needs_key
-from quantizers.ranges import State
+from quantizers.ranges import State, with_share
 
 from .recomputation import needs_gradient, recall
 
 Slot = tuple[str, str]
+_CPU = torch.device("cpu")
+
+
+def device_of(*modules: nn.Module) -> torch.device:
+    """Where the first of these modules that has a parameter or a buffer keeps it, else the CPU."""
+    tensors = (t for m in modules for t in itertools.chain(m.parameters(), m.buffers()))
+    return next((tensor.device for tensor in tensors), _CPU)
 
 
 class LayerState(nn.Module):
@@ -39,7 +47,7 @@ class LayerState(nn.Module):
         name: str,
         seed: int,
         stream: int,
-        device: torch.device | None = None,
+        device: torch.device = _CPU,
     ) -> None:
         super().__init__()
         self.name = name
@@ -52,7 +60,7 @@ class LayerState(nn.Module):
 
     def _initial(self) -> dict[str, Tensor]:
         """The buffers of a new conversion, on the CPU."""
-        with torch.device("cpu"):  # whatever default device surrounds a quantizer of the user's own
+        with _CPU:  # whatever default device surrounds a quantizer of the user's own
             found = {
                 "noise_key": root_key(*self._stream),
                 "noise_count": torch.zeros((), dtype=torch.int64),
@@ -73,13 +81,19 @@ class LayerState(nn.Module):
         buffers = self.named_buffers(recurse=False)
         return [int(buffer) for name, buffer in buffers if name.endswith("_input_steps")]
 
-    def begin(self, *operands: Tensor | None) -> tuple[Tensor | None, dict[Slot, State]]:
-        """Start a forward on these operands: (its noise key, the quantizers' states).
+    def begin(
+        self, input: Tensor, *others: Tensor | None
+    ) -> tuple[Tensor | None, dict[Slot, State]]:
+        """Start a forward on these operands: (its noise key, the quantizers' states), on the
+        input's device.
 
         A forward in training, and one that a gradient flows through, advances the counter; one that
         recomputes an earlier forward takes that forward's noise and works on copies of the states.
+        A module without parameters has no device but its operands': its state goes where they are.
         """
-        counted = self.training or needs_gradient(*operands)
+        if self.noise_key.device != input.device and not input.is_meta:
+            self.to(input.device)
+        counted = self.training or needs_gradient(input, *others)
         count, repeated = recall(self, self.noise_count, counted)
         states = {
             slot: {key: getattr(self, name) for key, name in names.items()}
@@ -105,7 +119,18 @@ class LayerState(nn.Module):
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
 
+    def complete_(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Add to a state_dict what it lacks because an older version wrote it."""
+        for names in self._slots.values():
+            given = {
+                k: state_dict[prefix + n] for k, n in names.items() if prefix + n in state_dict
+            }
+            for key, value in with_share(given).items():
+                if key in names:
+                    state_dict.setdefault(prefix + names[key], value)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.complete_(state_dict, prefix)
         for name, buffer in self.named_buffers(recurse=False):
             if prefix + name in state_dict:
                 continue

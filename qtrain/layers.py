@@ -40,7 +40,7 @@ class QProduct(LayerState):
         name: str,
         seed: int,
         stream: int,
-        device: torch.device | None = None,
+        device: torch.device,
     ) -> None:
         by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
         quantizers = {

@@ -101,10 +101,11 @@ def _blocks(planes: bool, width: int, cut: Cut) -> _Blocks:
     turns = -(-width // _LANES)
     lanes = min(-(-width // turns), length) if planes else 1
     each = max(1, -(-length // (_BLOCK * lanes)))
-    inner = torch.arange(each + 1) * length // each
-    chunks = start + length * torch.arange(number).unsqueeze(1)
-    starts = torch.cat([(chunks + inner[:-1]).flatten(), torch.tensor([start + number * length])])
-    return _Blocks(starts, each, lanes)
+    with torch.device("cpu"):  # whose memory the kernels read
+        inner = torch.arange(each + 1) * length // each
+        chunks = start + length * torch.arange(number).unsqueeze(1)
+        end = torch.tensor([start + number * length])
+    return _Blocks(torch.cat([(chunks + inner[:-1]).flatten(), end]), each, lanes)
 
 
 def _run(kernel: Any, count: int, *words: int | Tensor) -> None:

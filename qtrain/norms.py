@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import deviations
-from .layer_state import LayerState
+from .layer_state import LayerState, device_of
 from .norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
 from .norm_module import QNorm, Slots
 from .norm_recipe import NormRecipe
@@ -62,7 +62,8 @@ def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | Non
             f"{', '.join(cls.__name__ for cls in CONVERTED)}"
         )
     if state is None:
-        state = LayerState(norm_slots(module, recipe), name="", seed=0, stream=0)
+        slots = norm_slots(module, recipe)
+        state = LayerState(slots, name="", seed=0, stream=0, device=device_of(module))
     module.__class__ = CONVERTED[type(module)]
     assert isinstance(module, QNorm)
     module.recipe = recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -158,12 +158,18 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """The run's threads and repeatable, true fp32 kernels; restores them and the random state."""
+    """The run's threads and repeatable, true fp32 kernels; restores them and the random state.
+
+    Weights are drawn, and files read, on the CPU, whatever default device the caller has set.
+    """
     threads = torch.get_num_threads()
     cudnn = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), cudnn:
+    usual = torch.get_default_device().type == "cpu"  # torch.device costs a little at every call
+    on_cpu = nullcontext() if usual else torch.device("cpu")
+    random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with random, cudnn, on_cpu:
         try:
             if config.threads is not None:
                 torch.set_num_threads(config.threads)

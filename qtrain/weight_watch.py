@@ -77,7 +77,7 @@ def oscillation(history: Sequence[Sequence[int]]) -> float | None:
     """
     if len(history) < _SHORTEST or not history[0]:
         return None
-    codes = torch.tensor(history)
+    codes = torch.tensor(history, device="cpu")
     two = codes.amax(0) - codes.amin(0) == 1
     changes = (codes.diff(dim=0) != 0).sum(0)
     return (two & (changes >= 2)).double().mean().item()

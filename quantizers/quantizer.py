@@ -200,7 +200,7 @@ class Quantizer:
         if state:
             if not isinstance(self.range, Ema):
                 return None
-            running = [state["low"], state["high"], state["steps"]]
+            running = [state["low"], state["high"], state["share"], state["steps"]]
         elements, scale, zero_point = torch.ops.quantizers.quantize(
             x.detach(), key, factor, running, training, self._spec
         )
@@ -226,8 +226,9 @@ class Quantizer:
         if isinstance(rule, Ema) and state is not None:
             use = not (training and rule.train_on == "batch")
             running = kernels.Running(
-                state["low"], state["high"], state["steps"], rule.momentum, training, use
-            )
+                state["low"], state["high"], state["share"], state["steps"],
+                rule.momentum, training, use,
+            )  # fmt: skip
             rule = rule.rule
         # `in`: the same object is equal at once
         if type(rule) not in (AbsMax, MinMax) or self.scale_format not in (fp32,):

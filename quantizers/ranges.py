@@ -8,7 +8,7 @@ tensor gets the range (0, 0).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -193,6 +193,11 @@ class Ema:
 
     The first range initialises the average; until then evaluation uses the batch's own range.  A
     non-finite range is not averaged in, and still makes this tensor's scale non-finite.
+
+    State: low, high, the share of them that ranges have given, 0 or 1, and how many have.  The
+    range is low / share, high / share: so a moving average of states that begins with an empty
+    one, as averages of models do, is a range too, as Adam's moments are (Kingma and Ba 2015,
+    section 3).  The count decides nothing: averages truncate it.
     """
 
     rule: RangeRule = field(default_factory=MinMax)
@@ -209,6 +214,7 @@ class Ema:
         return {
             "low": torch.zeros(compact, dtype=torch.float32),
             "high": torch.zeros(compact, dtype=torch.float32),
+            "share": torch.zeros((), dtype=torch.float32),
             "steps": torch.zeros((), dtype=torch.int64),
         }
 
@@ -224,23 +230,33 @@ class Ema:
         if training:
             if x.numel() == 0:
                 return low, high
-            weight = torch.where(state["steps"] == 0, 1.0, constant(self.momentum, low))
-            old = torch.stack([state["low"], state["high"]])
+            share, every = state["share"], finite.all()
+            one = torch.ones_like(share)
+            weight = torch.where(share == 0, one, constant(self.momentum, share))
+            old = torch.stack([state["low"], state["high"]]) / torch.where(share == 0, one, share)
             new = torch.stack([low, high]).view(old.shape)
             half = old * 0.5  # in halves, whose difference passes no end of fp32
             moved = ((new * 0.5 - half) * weight + half) * 2.0
             moved = torch.where(finite.view(old.shape[1:]), moved, old)
             state["low"].copy_(moved[0])
             state["high"].copy_(moved[1])
-            state["steps"].add_(finite.all())
+            share.copy_((share > 0) | every)
+            state["steps"].add_(every)
             if self.train_on == "batch":
                 return low, high
-        seen = state["steps"] > 0
-        running_low = torch.where(seen, state["low"].view(low.shape), low)
-        running_high = torch.where(seen, state["high"].view(high.shape), high)
+        share = state["share"]
+        running_low = torch.where(share > 0, state["low"].view(low.shape) / share, low)
+        running_high = torch.where(share > 0, state["high"].view(high.shape) / share, high)
         # the average has not seen these elements: a non-finite one must still be seen
         bad = float("nan")
         return torch.where(finite, running_low, bad), torch.where(finite, running_high, bad)
+
+
+def with_share(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An `Ema`'s state as it was kept before it had a share, completed; any other as it is."""
+    if set(state) != {"low", "high", "steps"}:
+        return dict(state)
+    return {**state, "share": (state["steps"] > 0).to(torch.float32)}
 
 
 absmax = AbsMax()

@@ -46,9 +46,9 @@ def _quantize(
     training: bool,
     spec: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """running: what ranges.Ema keeps, low, high and steps, or nothing.
+    """running: what ranges.Ema keeps, low, high, share and steps, or nothing.
     -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
-    state = dict(zip(("low", "high", "steps"), running, strict=True)) if running else None
+    state = dict(zip(("low", "high", "share", "steps"), running, strict=True)) if running else None
     q = restored(spec)(x, state=state, key=key, training=training, factor=factor)
     scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
     none = x.new_empty(0, dtype=torch.int32)

@@ -78,7 +78,7 @@ def load_imagefolder(
         files.append(
             FileSplit(
                 paths=[path for paths in found.values() for path in paths],
-                labels=torch.tensor(labels),
+                labels=torch.tensor(labels, device="cpu"),
                 num_classes=len(classes),
                 size=size,
                 normalisation=IMAGENET,

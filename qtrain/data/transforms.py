@@ -77,8 +77,8 @@ def normalisation_of(images: Tensor) -> Normalisation:
     A channel that is constant gets the deviation 1.
     """
     channels = images.shape[1]
-    total = torch.zeros(channels, dtype=torch.int64)
-    squares = torch.zeros(channels, dtype=torch.int64)
+    total = torch.zeros(channels, dtype=torch.int64, device="cpu")
+    squares = torch.zeros_like(total)
     for chunk in torch.split(images, 4096):
         wide = chunk.to(torch.int64)
         total += wide.sum((0, 2, 3)).cpu()

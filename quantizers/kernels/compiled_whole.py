@@ -46,9 +46,11 @@ from .compiled_elements import (
 from .team import openmp
 
 #: places of the words that follow the factor.  slots: two int32 a thread; symmetric: whether the
-#: range is; signed: whether the format is; steps, low, high: addresses of the running range, 0 for
-#: none; update: whether it moves; use: whether it is used
-GRANULES, SLOTS, SYMMETRIC, SIGNED, STEPS, LOW, HIGH, UPDATE, USE = range(FACTOR + 1, FACTOR + 10)
+#: range is; signed: whether the format is; steps, low, high, share: addresses of the running range,
+#: 0 for none; update: whether it moves; use: whether it is used
+GRANULES, SLOTS, SYMMETRIC, SIGNED, STEPS, LOW, HIGH, SHARE, UPDATE, USE = range(
+    FACTOR + 1, FACTOR + 11
+)
 #: places among the constants
 _LARGEST, _MOMENTUM = 8, 9
 _MOST = np.finfo(np.float32).max
@@ -135,16 +137,22 @@ def _ranged(words: Any, low: Any, high: Any) -> Any:
         return low, high
     finite = _is_finite(low) & _is_finite(high)
     steps, running_low, running_high = i64_at(words[STEPS]), f32_at(words[LOW]), f32_at(words[HIGH])
-    if (words[UPDATE] != 0) & finite:
-        weight = f32(1.0) if steps[0] == 0 else f32_at(words[CONSTANTS])[_MOMENTUM]
-        running_low[0] = _moved(running_low[0], low, weight)
-        running_high[0] = _moved(running_high[0], high, weight)
-        steps[0] += 1
+    share = f32_at(words[SHARE])
+    divisor = f32(1.0) if share[0] == f32(0.0) else share[0]
+    old_low, old_high = f32(running_low[0] / divisor), f32(running_high[0] / divisor)
+    if words[UPDATE] != 0:
+        if finite:
+            rate = f32(1.0) if share[0] == f32(0.0) else f32_at(words[CONSTANTS])[_MOMENTUM]
+            old_low, old_high = _moved(old_low, low, rate), _moved(old_high, high, rate)
+            steps[0] += 1
+        if finite | (share[0] > f32(0.0)):
+            share[0] = f32(1.0)
+        running_low[0], running_high[0] = old_low, old_high
     if words[USE] != 0:
         if not finite:
             return f32(np.nan), f32(np.nan)
-        if steps[0] > 0:
-            return running_low[0], running_high[0]
+        if share[0] > f32(0.0):
+            return old_low, old_high
     return low, high
 
 

@@ -23,10 +23,11 @@ if TYPE_CHECKING:  # which needs noise, which needs this package
 
 
 class Running(NamedTuple):
-    """A running range: see ranges.Ema.  low, high: fp32, one entry; steps: int64."""
+    """A running range: see ranges.Ema.  low, high, share: fp32, one entry; steps: int64."""
 
     low: Tensor
     high: Tensor
+    share: Tensor
     steps: Tensor
     momentum: float
     update: bool
@@ -34,14 +35,10 @@ class Running(NamedTuple):
 
     def plain(self) -> bool:
         """Whether a kernel may write it."""
-        low, high, steps = self.low, self.high, self.steps
-        return (
-            low.dtype is high.dtype is torch.float32
-            and steps.dtype is torch.int64
-            and low.numel() == high.numel() == steps.numel() == 1
-            and is_plain(low)
-            and is_plain(high)
-            and is_plain(steps)
+        floats, steps = (self.low, self.high, self.share), self.steps
+        return steps.dtype is torch.int64 and all(
+            part.numel() == 1 and is_plain(part) and (part is steps or part.dtype is torch.float32)
+            for part in (*floats, steps)
         )
 
 
@@ -100,10 +97,11 @@ def whole(
     slots = (ctypes.c_int32 * (2 * torch.get_num_threads()))()
     factor = None if factor is None else factor.contiguous()
     if running is None:
-        kept = 0, 0, 0, False, False
+        kept = 0, 0, 0, 0, False, False
     else:
-        low, high, count, _, update, use = running
-        kept = count.data_ptr(), low.data_ptr(), high.data_ptr(), update, use
+        low, high, share, count, _, update, use = running
+        places = count.data_ptr(), low.data_ptr(), high.data_ptr(), share.data_ptr()
+        kept = *places, update, use
     team.run(
         kernel.address,
         (

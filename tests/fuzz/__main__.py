@@ -1,7 +1,7 @@
 """Attack quantizers, products and the public calls with random cases.
 
-python -m tests.fuzz --minutes 30              # each subject gets its share; exit status 1 if one failed
-python -m tests.fuzz products --seed 17 --cases 1     # one case again
+python -m tests.fuzz --minutes 30                  # shared out; exit status 1 if a case failed
+python -m tests.fuzz products --seed 17 --cases 1  # one case again
 
 A case follows from its seed alone, on any machine.
 """

@@ -140,6 +140,133 @@ def test_a_query_that_may_see_nothing_is_torchs() -> None:
         assert bool(torch.isnan(model(x, x, x, key_padding_mask=hidden)[0][1]).all())
 
 
+NAN, INF = float("nan"), float("inf")
+ONE_ROW = torch.zeros(3, 3).index_fill_(0, torch.tensor(1), -INF)
+ONE_HEAD = torch.zeros(4, 3, 3).index_fill_(0, torch.tensor(1), -INF)
+ONE_HEAD[1, :2] = 0.0
+LOSSES: dict[str, dict[str, Any]] = {
+    "padding": {"key_padding_mask": torch.tensor([[False] * 3, [True] * 3])},
+    "float padding": {"key_padding_mask": torch.tensor([[0.0] * 3, [-INF] * 3])},
+    "one row": {"attn_mask": ONE_ROW == -INF},
+    "one row by floats": {"attn_mask": ONE_ROW},
+    "causal, padded to the left": {
+        "attn_mask": torch.ones(3, 3, dtype=torch.bool).triu(1),
+        "key_padding_mask": torch.tensor([[False] * 3, [True, True, False]]),
+    },
+    "two masks of finite numbers": {
+        "attn_mask": torch.full((3, 3), torch.finfo(torch.float32).min),
+        "key_padding_mask": torch.tensor([[0.0] * 3, [torch.finfo(torch.float32).min] * 3]),
+    },
+    "one head's row": {"attn_mask": ONE_HEAD},
+    "NaN in a row": {"attn_mask": torch.tensor([[0.0] * 3, [0.0, NAN, 0.0], [0.0] * 3])},
+    "inf in a row": {"attn_mask": torch.tensor([[0.0] * 3, [0.0, INF, 0.0], [0.0] * 3])},
+}
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("need_weights", [True, False], ids=["weights", "no weights"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_lost_row_is_lost_where_torchs_is(name: str, need_weights: bool, train: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(8, 2, batch_first=True).train(train)
+    x = normal(2, 3, 8)
+    for average in (True, False):
+        found = [
+            model.train(train)(
+                x, x, x, need_weights=need_weights, average_attn_weights=average, **LOSSES[name]
+            )
+            for recipe in (NEAR, recipes.int8(), recipes.banner2018())
+            for model in (plain, quantize(plain, recipe=recipe))
+        ]
+        torch.testing.assert_close(*found[:2], rtol=1e-4, atol=1e-5, equal_nan=True)
+        for outputs in found[3::2]:
+            for got, expected in zip(outputs, found[0], strict=True):
+                if expected is None:
+                    assert got is None
+                else:
+                    assert torch.equal(got.isnan(), expected.isnan())
+        assert need_weights <= bool(found[0][0].isnan().any())
+
+
+def test_other_rows_keep_the_bits_they_would_have_without_a_lost_one() -> None:
+    """Of twins, one is hidden; outputs, weights, gradients and running ranges are those of before,
+    for a loss that ignores it."""
+    torch.manual_seed(0)
+    plain = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = normal(1, 3, 8).expand(2, 3, 8)
+    found = []
+    for hidden in (False, True):
+        converted = quantize(plain)
+        leaf = x.clone().requires_grad_()
+        padding = torch.tensor([[False] * 3, [hidden] * 3])
+        output, weights = converted(leaf, leaf, leaf, key_padding_mask=padding)
+        assert hidden == bool(output[1].isnan().all()) == bool(weights[1].isnan().all())
+        (output[0].square().sum() + weights[0].square().sum()).backward()
+        assert leaf.grad is not None
+        state = converted.state_dict()
+        low = state["context.forward_input_low"]  # softmax's least, which a range widens to 0
+        assert bool(low.clamp_(max=0.0) == 0)
+        parts = *gradients(converted).values(), *state.values()
+        found.append([output[0], weights[0], leaf.grad, *parts])
+    for before, after in zip(*found, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_loss_that_counts_a_lost_row_is_told() -> None:
+    converted = quantize(nn.MultiheadAttention(8, 2, batch_first=True))
+    x, hidden = normal(2, 3, 8), torch.tensor([[False] * 3, [True] * 3])
+    output, _ = converted(x, x, x, key_padding_mask=hidden)
+    output.square().sum().backward()
+    assert all(bool(grad.isnan().any()) for grad in gradients(converted).values())
+
+
+def test_a_lost_row_under_dropout_and_in_half_precision() -> None:
+    torch.manual_seed(0)
+    x, hidden = normal(2, 3, 8), torch.tensor([[False] * 3, [True] * 3])
+    for dtype in (torch.float32, torch.bfloat16):
+        converted = quantize(nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True).to(dtype))
+        output, weights = converted(*[x.to(dtype)] * 3, key_padding_mask=hidden)
+        for found in (output, weights):
+            assert found.dtype == dtype
+            assert torch.equal(found.isnan().flatten(1).all(1), torch.tensor([False, True]))
+            assert bool(found[0].isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_lost_rows_compile() -> None:
+    torch.manual_seed(0)
+    converted = quantize(nn.MultiheadAttention(8, 2, batch_first=True))
+    x, hidden = normal(2, 3, 8), torch.tensor([[False] * 3, [True] * 3])
+    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+    expected = converted(x, x, x, key_padding_mask=hidden)
+    for got, want in zip(compiled(x, x, x, key_padding_mask=hidden), expected, strict=True):
+        assert torch.equal(got[0], want[0]) and bool((got[1].isnan() & want[1].isnan()).all())
+    compiled(x, x, x, key_padding_mask=hidden)[0][0].sum().backward()
+    assert all(bool(grad.isfinite().all()) for grad in gradients(converted).values())
+
+
+@pytest.mark.parametrize("recipe", ["int8", "banner2018", "bf16"])
+def test_a_row_that_a_mask_makes_nan_is_alone(recipe: str) -> None:
+    """In the functional's module, where a hidden row is 0."""
+    attend = quantize(ScaledDotProductAttention(), recipe=recipe)
+    q = normal(2, 2, 3, 8)
+    mask = torch.zeros(3, 3)
+    mask[0] = -INF
+    expected = attend(q, q, q, mask)
+    mask[0, 1] = NAN
+    output = attend(q, q, q, mask)
+    assert bool(output[:, :, 0].isnan().all())
+    assert torch.equal(output[:, :, 1:], expected[:, :, 1:])
+    assert not expected[:, :, 0].any() and bool(expected.isfinite().all())
+
+
+def test_attention_to_no_key_is_torchs() -> None:
+    attend = quantize(ScaledDotProductAttention(), recipe=NEAR)
+    q, k = normal(2, 3, 8), normal(2, 0, 8)
+    mask = torch.ones(3, 0, dtype=torch.bool)
+    assert torch.equal(attend(q, k, k, mask), F.scaled_dot_product_attention(q, k, k, mask))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [

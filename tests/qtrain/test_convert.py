@@ -416,7 +416,7 @@ def test_ranges_keep_their_dtype_when_the_model_changes_its_own(dtype: torch.dty
 def test_an_operand_that_is_the_forwards_keeps_no_state_of_its_own() -> None:
     names = [name for name, _ in quantize(Net()).fc.product.named_buffers()]
     assert [n for n in names if not n.startswith("noise")] == [
-        f"forward_input_{n}" for n in ("low", "high", "steps")
+        f"forward_input_{n}" for n in ("low", "high", "share", "steps")
     ]
 
 
@@ -459,7 +459,7 @@ def test_calibrate_fills_ranges_and_changes_nothing_else() -> None:
     assert calibrate(model, [batches[0], (batches[1], "target"), [batches[2]]]) is model
     after = model.state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
-    assert changed and all(k.split("_")[-1] in ("low", "high", "steps") for k in changed)
+    assert changed and all(k.split("_")[-1] in ("low", "high", "share", "steps") for k in changed)
     assert {"stem.product.forward_input_high", "norm.state.norm_input_high"} <= changed
     assert int(after["fc.product.forward_input_steps"]) == 3
     assert modes == [m.training for m in model.modules()]

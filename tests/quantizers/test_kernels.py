@@ -763,14 +763,14 @@ def test_a_running_range_moves_bit_for_bit(train_on, rule, momentum: float, whol
             if bad is not None:
                 x[3, 2] = bad
             for training in (False, True, False):  # before the first step there is no average
-                before = [states[0][name].clone() for name in ("low", "high", "steps")]
+                before = [states[0][name].clone() for name in ("low", "high", "share", "steps")]
                 wholes.clear()
                 got = quantizer(x, state=states[0], training=training)
                 assert wholes == [True]
                 with kernels.eager():
                     expected = quantizer(x, state=states[1], training=training)
                 assert_equal(got, expected)
-                after = [states[0][name] for name in ("low", "high", "steps")]
+                after = [states[0][name] for name in ("low", "high", "share", "steps")]
                 moved = training and bad is None
                 assert all(same_bits(a, b) for a, b in zip(after, before, strict=True)) != moved
                 assert got.scale is not None
