@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from qtrain.operations import BatchedMatmul, Convolution, Kind, Operation
 
+from .admission import Tried
 from .columns import columns
 from .epilogue import Epilogue
 from .geometry import Window, dense, reduced, restored, scatter
@@ -24,7 +25,7 @@ from .work import Work
 _CHUNK = 2**28
 
 
-class UnfoldedInt8:
+class UnfoldedInt8(Tried):
     """int8 times int8, summed in int32 by torch._int_mm; convolutions in chunks of the batch.
 
     Batches of matrices it leaves to others, and small products.
