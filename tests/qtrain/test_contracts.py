@@ -28,8 +28,8 @@ from torch.utils.checkpoint import checkpoint
 
 import qtrain
 from qtrain import plain_state_dict, quantize, quantize_, recipes, reseed, summary
-from qtrain.engines.epilogue import Epilogue
 from qtrain.engines.admission import admitted
+from qtrain.engines.epilogue import Epilogue
 from qtrain.engines.exact import ENGINES, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.work import Span, Work

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
+from qtrain.engines.admission import admitted
 from qtrain.engines.cut import CutInt8
 from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.admission import admitted
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
 from qtrain.engines.onednn import OneDnnInt8

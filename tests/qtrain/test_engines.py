@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
+from qtrain.engines.admission import admitted
 from qtrain.engines.cut import CutInt8
 from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.admission import admitted
 from qtrain.engines.exact import ENGINES, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
