@@ -17,7 +17,9 @@ def environment(device: torch.device) -> dict[str, str]:
     """Versions, machine, processor, vector instructions, threads and device, as text."""
     cuda = device.type == "cuda"
     return {
-        **{name: package_version(name) for name in ("qtrain", "torch", "numpy")},
+        "qtrain": package_version("qtrain"),
+        "torch": str(torch.__version__),  # with what it was built for, which its package may lack
+        "numpy": package_version("numpy"),
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
