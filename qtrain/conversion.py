@@ -17,7 +17,8 @@ from quantizers import QTensor
 
 from .aside import detached, random_state_kept, unwrapped
 from .copies import copied
-from .engines.exact import ENGINES, admitted
+from .engines.admission import admitted
+from .engines.exact import ENGINES
 from .layer_products import Computed
 from .layer_state import LayerState, device_of
 from .layers import QProduct, products_of

@@ -71,9 +71,3 @@ def range_factor(constant: Constant, n: int) -> float:
         return 1 / math.sqrt(2 * math.log(n))
     # as the code has it, with no derivation given
     return (0.5 * 0.35) * (1 + math.sqrt(math.pi * math.log(4))) / math.sqrt(2 * math.log(n))
-
-
-# torch.compile calls these while tracing, and takes the answer for the traced shape as a constant.
-# (What torch.compiler.assume_constant_result sets; calling that would import the compiler here.)
-largest_factor._dynamo_marked_constant = True  # type: ignore[attr-defined]
-range_factor._dynamo_marked_constant = True  # type: ignore[attr-defined]

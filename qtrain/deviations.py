@@ -24,7 +24,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import index as as_constant  # of a size: torch.compile compiles anew for another
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ from torch import Tensor
 from .channel_sample import Extremes, Rows, Sample, cuts
 from .checks import choice, integer, number
 from .deviation_constants import Constant as Constant
-from .deviation_constants import largest_factor, range_factor
+from .deviation_traced import factor, filled
 
 
 class Estimate(NamedTuple):
@@ -177,10 +176,11 @@ class _Range(Deviation):
         sigmas, indices, slopes = [], [], []
         for part in cuts(sample.count, chunks):
             found: Extremes = sample.extremes(part)
-            factor = self.times * range_factor(self.constant, as_constant(part.length)) / chunks
-            sigmas.append(factor * (found.high - found.low).sum(1))
+            one = factor(found.high, "range", self.constant, part.length)
+            one = self.times * one / chunks
+            sigmas.append(one * (found.high - found.low).sum(1))
             indices += [found.high_at, found.low_at]
-            slope = torch.full_like(found.high, factor)
+            slope = filled(found.high, one)
             slopes += [slope, -slope]
         sigma = sigmas[0] if len(sigmas) == 1 else sigmas[0] + sigmas[1]
         return Estimate(sigma, torch.cat(indices, 1), torch.cat(slopes, 1))
@@ -208,10 +208,9 @@ class _None(Deviation):
 
 def _largest(sample: Sample, k: int, deviation: Deviation) -> Estimate:
     index = sample.largest(k)
-    factor = largest_factor(deviation.constant, as_constant(sample.count), as_constant(k))
-    factor *= deviation.times
     chosen = sample.take(index)
-    return Estimate(factor * chosen.abs().mean(1), index, chosen.sign() * (factor / k))
+    one = factor(chosen, "largest", deviation.constant, sample.count, k) * deviation.times
+    return Estimate(one * chosen.abs().mean(1), index, chosen.sign() * (one / k))
 
 
 def l2(*, times: float = 1.0) -> Deviation:

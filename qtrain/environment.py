@@ -20,7 +20,8 @@ def environment(device: torch.device) -> dict[str, str]:
     cuda = device.type == "cuda"
     return {
         "qtrain": VERSION,
-        **{name: package_version(name) for name in ("torch", "numpy")},
+        "torch": str(torch.__version__),  # with what it was built for, which its package may lack
+        "numpy": package_version("numpy"),
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),

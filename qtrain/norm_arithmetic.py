@@ -73,7 +73,9 @@ class Arithmetic:
         filled up."""
         level = rows(x, over)
         count = level.shape[1]
-        terms = 1 << max(count - 1, 0).bit_length()
+        terms = 1
+        while terms < count:  # not by count's bits: torch.compile would compile for it alone
+            terms *= 2
         if terms > count:
             level = torch.nn.functional.pad(level, (0, terms - count))
         while level.shape[1] > 1:

@@ -72,7 +72,8 @@ class NormRecipe:
 
     def spec(self, rounded: bool) -> str | None:
         """Deviation, its gradient and, when rounded, the output's format, as a string."""
-        return self._specs[rounded]
+        own, with_output = self._specs
+        return with_output if rounded else own
 
     @property
     def _quantizers(self) -> tuple[tuple[str, QuantizerLike], ...]:

@@ -214,9 +214,8 @@ class Convolution(Operation):
     output_padding: tuple[int, ...] = ()
 
     def canonical(self, weight: Tensor) -> Tensor:
-        if self.transposed:
-            return weight.view(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
-        return weight.view(self.groups, -1, *weight.shape[1:])
+        grouped = weight.view(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+        return grouped.transpose(1, 2) if self.transposed else grouped
 
     def raw(self, canonical: Tensor) -> Tensor:
         if self.transposed:
@@ -224,6 +223,12 @@ class Convolution(Operation):
         return canonical.flatten(0, 1)
 
     def _backward(self, grad_output: Tensor, input: Tensor, weight: Tensor, wanted: int) -> Tensor:
+        """The gradient of the input (0), the weight (1) or the bias (2)."""
+        if not (grad_output.numel() and input.numel() and weight.numel()):
+            # aten refuses some of those
+            if wanted == 2:
+                return self.grad_bias(grad_output)
+            return torch.zeros_like((input, weight)[wanted], dtype=grad_output.dtype)
         bias = weight.shape[1] * self.groups if self.transposed else weight.shape[0]
         grads = torch.ops.aten.convolution_backward(
             grad_output, input, weight, [bias], list(self.stride), list(self.padding),
@@ -242,9 +247,12 @@ class Convolution(Operation):
             return self.native(a, b, None)
         if kind == "grad_input":
             return self._backward(a, torch.empty_like(like, dtype=a.dtype), self.raw(b), 0)
-        return self.canonical(
-            self._backward(a, b, torch.empty_like(self.raw(like), dtype=a.dtype), 1)
-        )
+        weight = self.raw(like)
+        last = is_channels_last(weight)
+        # strides of its own: aten refuses, in fp64, those of another tensor along a length of 1
+        layout = channels_last(weight.dim()) if last else torch.preserve_format
+        weight = torch.empty_like(weight, dtype=a.dtype, memory_format=layout)
+        return self.canonical(self._backward(a, b, weight, 1))
 
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
@@ -315,6 +323,18 @@ class Convolution(Operation):
 
     def channel_axis(self, dims: int) -> int:
         return 1
+
+
+def channels_last(dims: int) -> torch.memory_format:
+    """The layout of so many axes, 4 or 5, whose second is the innermost."""
+    return torch.channels_last if dims == 4 else torch.channels_last_3d
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """As torch's convolutions decide how their result lies in memory."""
+    if x.dim() not in (4, 5):
+        return False
+    return x.is_contiguous(memory_format=channels_last(x.dim())) and not x.is_contiguous()
 
 
 def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:

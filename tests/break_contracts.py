@@ -5,13 +5,12 @@ python tests/break_contracts.py            # about 5 minutes; exit status 1 if a
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from bare_pytest import bare_pytest
 from tabulate import tabulate
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +31,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "    if not scales:\n        return None\n",
         "    if not scales:\n        return None\n    scales = [1 / (1 / s) for s in scales]\n",
     ),
-    (3, "qtrain/engines/exact.py", "and _constant(engine, device_type):", "and True:"),
+    (3, "qtrain/engines/exact.py", "and engine.exact_on(device_type):", "and True:"),
     (4, "qtrain/layer_products.py", "        if _off(xq, wq):\n", "        if False:\n"),
     (4, "qtrain/layers.py", "if self.product.recipe.products_off:", "if False:"),
     (5, "qtrain/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
@@ -92,12 +91,10 @@ def main() -> int:
             if line not in text:
                 raise SystemExit(f"{file} no longer holds {line!r}: update BREAKS")
             (tree / file).write_text(text.replace(line, broken), encoding="utf-8")
-            command = [
-                sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider",
-                "tests/qtrain/test_contracts.py", "-k", f"contract_{contract}_",
-            ]  # fmt: skip
-            environment = {**os.environ, "PYTHONPATH": str(tree)}
-            run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+            run = bare_pytest(
+                "--tb=no", "tests/qtrain/test_contracts.py", "-k", f"contract_{contract}_",
+                environment={"PYTHONPATH": str(tree)}, cwd=tree,
+            )  # fmt: skip
             failed = [
                 part.split("::")[1].split(" ")[0].split("[")[0]
                 for part in run.stdout.splitlines()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qtrain.operations import Convolution, Kind, Operation
 
+from .admission import Tried
 from .epilogue import Epilogue
 from .geometry import resized
 from .work import Engine, Span, Work
@@ -90,7 +91,7 @@ def _plan(work: Work) -> _Plan | None:
 
 
 @dataclass(frozen=True)
-class CutInt8:
+class CutInt8(Tried):
     """Operands of up to 16 bits, and sums of any length, on a unit that takes int8 and returns
     int32.
 

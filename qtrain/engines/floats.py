@@ -12,6 +12,7 @@ from qtrain.operations import Kind, Operation
 from qtrain.selective import shown
 from quantizers import kernels
 
+from .admission import Tried
 from .epilogue import Epilogue
 from .work import Work, holds
 
@@ -29,7 +30,7 @@ def _unsigned_zeros(sums: Tensor, work: Work) -> Tensor:
     return sums.add_(0.0) if work.count * work.per_index < 16 else sums
 
 
-class Float32:
+class Float32(Tried):
     """fp32 units on sums cut so that each part stays within 2^24, the parts added as integers.
 
     Operands are limited to 2^8: bf16 and TF32 hold those exactly, so that no reduced-precision
@@ -92,7 +93,7 @@ class Float32:
         return total if epilogue is None else epilogue(operation, total)
 
 
-class Float64:
+class Float64(Tried):
     """fp64 units: exact while the sum stays below 2^53, for every format."""
 
     name = "float64"

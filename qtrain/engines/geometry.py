@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qtrain.operations import Convolution, Kind, Linear, Operation
+from qtrain.operations import Convolution, Kind, Linear, Operation, channels_last, is_channels_last
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor
         return Reduced(rows, w[..., None, None], Window((1, 1), (0, 0), (1, 1)), None, True)
     assert isinstance(operation, Convolution)
     window = Window(operation.stride, operation.padding, operation.dilation)
-    last = _is_channels_last(a) or _is_channels_last(operation.raw(b))
+    last = is_channels_last(a) or is_channels_last(operation.raw(b))
     w = b if kind == "forward" else b.transpose(1, 2)
     if (kind == "forward") != operation.transposed:
         return Reduced(a, w, window, None, last)
@@ -115,21 +115,8 @@ def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor
     return like.new_empty((groups, a.shape[1] // groups, b.shape[1] // groups, *like.shape[3:]))
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    """As torch's convolutions decide how their result lies in memory."""
-    if x.dim() == 4:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-    elif x.dim() == 5:
-        last = x.is_contiguous(memory_format=torch.channels_last_3d)
-    else:
-        return False
-    return last and not x.is_contiguous()
-
-
-def _layout(dims: int, channels_last: bool) -> torch.memory_format:
-    if not channels_last or dims == 3:
-        return torch.contiguous_format
-    return torch.channels_last if dims == 4 else torch.channels_last_3d
+def _layout(dims: int, last: bool) -> torch.memory_format:
+    return channels_last(dims) if last and dims > 3 else torch.contiguous_format
 
 
 def dense(x: Tensor, channels_last: bool) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qtrain.operations import BatchedMatmul, Kind, Linear, Operation
 
+from .admission import Tried
 from .epilogue import Epilogue
 from .unfolded import plain
 from .work import Work
@@ -14,7 +15,7 @@ from .work import Work
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
 
-class MatricesInt8:
+class MatricesInt8(Tried):
     """int8 times int8, summed in int32 by torch._int_mm for each matrix of the batch.
 
     A zero point of a meets the sums of b's columns.  Small matrices it leaves to others: a call

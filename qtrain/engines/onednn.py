@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtrain.operations import Convolution, Kind, Operation
 
+from .admission import Tried
 from .epilogue import Epilogue
 from .geometry import Reduced, Window, dense, reduced, restored, scatter
 from .scales import narrowed
@@ -18,7 +19,7 @@ from .work import Work
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
 
-class OneDnnInt8:
+class OneDnnInt8(Tried):
     """uint8 times int8, summed in int32; scale per output channel and bias are fused.
 
     forward and grad_input of convolutions; grad_weight is not a convolution with a small kernel.

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from qtrain.operations import BatchedMatmul, Convolution, Kind, Operation
 
+from .admission import Tried
 from .columns import columns
 from .epilogue import Epilogue
 from .geometry import Window, dense, reduced, restored, scatter
@@ -24,7 +25,7 @@ from .work import Work
 _CHUNK = 2**28
 
 
-class UnfoldedInt8:
+class UnfoldedInt8(Tried):
     """int8 times int8, summed in int32 by torch._int_mm; convolutions in chunks of the batch.
 
     Batches of matrices it leaves to others, and small products.
@@ -137,7 +138,8 @@ def _grad_weight(operation: Operation, a: Tensor, b: Tensor, like: Tensor) -> Te
             for axis, size in enumerate(small.shape[2:], 1):
                 rows = rows.narrow(axis, 0, size)  # output padding beyond the stride
             left = one.movedim(1, -1).flatten(0, -2)
-            product = _int_mm(left.t(), rows.reshape(left.shape[0], -1))
+            rows = rows.flatten(0, small.dim() - 2).flatten(1)
+            product = _int_mm(left.t(), rows)
             total[group] += product.view(shape[1:])
     total = total.movedim(-1, 2)
     return total.transpose(1, 2) if operation.transposed else total

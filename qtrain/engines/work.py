@@ -68,6 +68,7 @@ class Engine(Protocol):
     """A unit that adds products of integers exactly.
 
     supports   from the kind of product and its bounds and shapes alone
+    exact_on   whether it is so on a kind of device: admission.Tried
     product    with an epilogue: its result, fp32; without: the exact integers as fp32, int32 or
                fp64, whichever holds `work.bound`.  a, b: integer elements; zero_point: 0-d, given
                where `work` says so and the engine takes one
@@ -83,6 +84,8 @@ class Engine(Protocol):
     def takes_zero_point(self) -> bool: ...
 
     def __hash__(self) -> int: ...
+
+    def exact_on(self, device_type: str) -> bool: ...
 
     def supports(self, operation: Operation, kind: Kind, work: Work) -> bool: ...
 

@@ -28,8 +28,9 @@ from torch.utils.checkpoint import checkpoint
 
 import qtrain
 from qtrain import plain_state_dict, quantize, quantize_, recipes, reseed, summary
+from qtrain.engines.admission import admitted
 from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.exact import ENGINES, admitted, choose
+from qtrain.engines.exact import ENGINES, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.work import Span, Work
 from qtrain.layer_state import LayerState
@@ -324,7 +325,8 @@ def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
 def test_contract_3_results_are_exact_where_the_processor_lacks_int8_instructions() -> None:
     script = textwrap.dedent("""
         import torch
-        from qtrain.engines.exact import ENGINES, admitted
+        from qtrain.engines.admission import admitted
+        from qtrain.engines.exact import ENGINES
         from qtrain.engines.work import Span, Work
         from qtrain.operations import Convolution
         op = Convolution((1, 1), (1, 1), (1, 1), 1)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from bare_pytest import bare_pytest
 from torch import Tensor, nn
 
 from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
+from qtrain.engines.admission import admitted
 from qtrain.engines.cut import CutInt8
 from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.exact import admitted
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
 from qtrain.engines.onednn import OneDnnInt8
@@ -313,11 +311,9 @@ def test_compiled_attention_has_the_same_integer_products() -> None:
 
 def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
     """The integer engines are refused there, the others exact."""
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__,
-         "-k", "every_engine"],
-        env=environment, capture_output=True, text=True, timeout=200,
+    run = bare_pytest(
+        "-n", "0", __file__, "-k", "every_engine",
+        environment={"ONEDNN_MAX_CPU_ISA": "AVX2"}, timeout=200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
     eight = "onednn_int8", "matrices_int8", "unfolded_int8"

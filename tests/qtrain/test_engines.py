@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
+from qtrain.engines.admission import admitted
 from qtrain.engines.cut import CutInt8
 from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.exact import ENGINES, admitted, choose
+from qtrain.engines.exact import ENGINES, choose
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
 from qtrain.engines.onednn import OneDnnInt8
@@ -278,7 +279,8 @@ def test_products_do_not_see_torchs_default_dtype_and_device() -> None:
     """Unscaled operands, in a process that admits its engines under odd defaults."""
     script = textwrap.dedent("""
         import torch
-        from qtrain.engines.exact import ENGINES, admitted
+        from qtrain.engines.admission import admitted
+        from qtrain.engines.exact import ENGINES
         from qtrain.engines.floats import reference
         from qtrain.operations import Convolution, Linear
         from qtrain.products import product

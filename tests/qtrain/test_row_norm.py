@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import NormRecipe, deviations, plain_state_dict, quantize, summary
+from qtrain import NormRecipe, plain_state_dict, quantize, summary
+from qtrain.deviation_constants import largest_factor, range_factor
 from qtrain.deviations import Deviation, l1, l2, linf, none, range_, topk
 from qtrain.norms import convert_norm_
 from qtrain.row_norm import QGroupNorm, QLayerNorm, QRMSNorm
@@ -106,11 +107,9 @@ def test_the_divisor_is_the_deviation_of_each_row(kind: str, deviation: Deviatio
     n, ordered = rows.shape[1], centered.abs().sort(1, descending=True).values
     factor = {
         "l1": lambda: math.sqrt(math.pi / 2) * ordered.mean(1),
-        "linf": lambda: ordered[:, 0] / deviations.largest_factor("exact", n, 1) ** -1,
-        "topk": lambda: (
-            ordered[:, : min(2, n)].mean(1) * deviations.largest_factor("exact", n, min(2, n))
-        ),
-        "range": lambda: (rows.amax(1) - rows.amin(1)) * deviations.range_factor("exact", n),
+        "linf": lambda: ordered[:, 0] / largest_factor("exact", n, 1) ** -1,
+        "topk": lambda: ordered[:, : min(2, n)].mean(1) * largest_factor("exact", n, min(2, n)),
+        "range": lambda: (rows.amax(1) - rows.amin(1)) * range_factor("exact", n),
         "none": lambda: torch.ones(len(rows)),
     }
     sigma = factor[deviation.name]().double()
