@@ -11,16 +11,19 @@ from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .copies import copied
 from .deviations import Deviation
+from .group_scales import names_groups_alone, warn_of_groups
 from .kinds import left, plain_type, products, quantized_class, targets
 from .layer_products import located
 from .layer_state import LayerState
 from .layers import QProduct, products_of
+from .norm_coverage import check_coverage, norms_left
 from .norm_module import QNorm
 from .norm_recipe import NormRecipe
 from .norms import convert_norm_, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .recipe import Recipe
 from .sequential import fuse_sequentials_
+from .stale_optimizer import watch_optimizers
 
 
 def quantize(
@@ -54,9 +57,11 @@ def quantize(
             f"model: it cannot be copied ({error}); use quantize_(model) to convert it in place, "
             f"or torch.nn.utils.parametrizations instead of the old weight_norm"
         ) from error
-    return quantize_(
+    quantize_(
         converted, bits, recipe=recipe, norm=norm, overrides=overrides, seed=seed, _copied=True
     )
+    watch_optimizers(model, converted)
+    return converted
 
 
 def quantize_(
@@ -78,7 +83,7 @@ def quantize_(
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError("model: it is quantized already; quantize the original model instead")
     checks.seed(seed)
-    choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides or {})
+    choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides)
     plan = [(name, module, choose(name)) for name, module in targets(model)]
     choose.check_all_used()
     _check_attention(model, {name: own for name, _, own in plan})
@@ -108,6 +113,13 @@ def quantize_(
             f"attention or (with norm=) norm layer outside the overrides"
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
+    converted_norms = sum(is_norm(module) for _, module, _ in work)
+    spared = [name for name, _ in model.named_modules() if choose.leaves(name)]
+    record.norms_left = norms_left(model, plan, record.left, choose.base, spared)
+    level = 4 if _copied else 3
+    check_coverage(model, norm, converted_norms, record.norms_left, level)
+    ungrouped = [name or "(model)" for name, module, own in work if _ungrouped(module, own)]
+    warn_of_groups(ungrouped, level)
     # build everything first: an error must leave the model as it was
     streams = iter(range(2**31))
     built = [(m, _children(name, m, own, seed, streams)) for name, m, own in work]
@@ -119,6 +131,13 @@ def quantize_(
     record.attach(model)
     watch_first_forward(model)
     return model
+
+
+def _ungrouped(module: nn.Module, recipe: Recipe) -> bool:
+    """Whether a weight of the layer has a scale per group, and one group."""
+    if is_norm(module):
+        return False
+    return any(names_groups_alone(recipe, shapes[1]) for shapes in products(module).values())
 
 
 def convert_left_(model: nn.Module, recipe: Recipe) -> None:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import QuantizerLike, fold, root_key
+from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
 from quantizers.ranges import State
 
 from .recomputation import recall
+from .transforms import refuse_transforms
 
 Slot = tuple[str, str]
 
@@ -68,6 +70,7 @@ class LayerState(nn.Module):
         A training forward advances the counter; one that recomputes an earlier forward takes that
         forward's noise and works on copies of the states.
         """
+        refuse_transforms(self.name)
         if self.training:
             count, repeated = recall(self, self.noise_count)
         else:
@@ -95,7 +98,23 @@ class LayerState(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
             state_dict.setdefault(prefix + name, buffer.detach().clone())
+        count = state_dict[prefix + "noise_count"]
+        if not _is_count(count):
+            raise ValueError(
+                f"{prefix}noise_count: got {shown(count)}"
+                f"{f', {int(count)}' if isinstance(count, Tensor) and count.numel() == 1 else ''}, "
+                f"need a 0-d int64 tensor of at least 0, the training forwards so far"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_count(got: object) -> bool:
+    return (
+        isinstance(got, Tensor)
+        and got.dtype == torch.int64
+        and got.dim() == 0
+        and (got.is_meta or int(got) >= 0)
+    )
 
 
 def rank() -> int:

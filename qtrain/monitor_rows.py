@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from . import checks
 from .files import write_atomically
 from .report import Row
 
@@ -146,8 +147,9 @@ def save_rows(path: Path, header: Mapping[str, Any], rows: Sequence[MonitorRow])
 
 def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
     """The rows of a file that `Monitor.save` wrote; ValueError for another file."""
+    path = checks.path("path", path)
     try:
-        header, _, rows = Path(path).read_text().partition("\n")
+        header, _, rows = path.read_text().partition("\n")
         if not isinstance(json.loads(header), dict):
             raise ValueError("no header")
         return parsed(rows)

@@ -49,7 +49,7 @@ class RunSeries:
 
 def read_series(path: str | os.PathLike[str]) -> RunSeries:
     """The record of the run in a folder; ValueError where that holds none, or a damaged one."""
-    folder = Path(path)
+    folder = checks.path("run", path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: {what}; give the folder of a run, runs/<name>")

@@ -200,9 +200,7 @@ def state(got: Any, names: Iterable[str]) -> dict[str, Tensor]:
         raise TypeError(f"state: got {shown(got)}, need {need}, a dict of tensors by name")
     for name in names:
         if name not in got:
-            raise ValueError(
-                f"state: got {shown(list(got))}, need {need}, with {', '.join(names)}"
-            )
+            raise ValueError(f"state: got {shown(list(got))}, need {need}, with {', '.join(names)}")
         if not isinstance(got[name], Tensor):
             raise TypeError(f"state: got {name}={shown(got[name])}, need {need}, tensors")
     return got
@@ -230,6 +228,8 @@ def factor(got: Any, shape: torch.Size) -> None:
 def random(field: str, got: Any, shape: torch.Size) -> None:
     """TypeError or ValueError unless `got` are 32 random bits for each element of `shape`."""
     if not isinstance(got, Tensor) or got.dtype is not torch.int32:
-        raise TypeError(f"{field}: got {shown(got)}, need an int32 tensor, of random_bits(key, shape)")
+        raise TypeError(
+            f"{field}: got {shown(got)}, need an int32 tensor, of random_bits(key, shape)"
+        )
     if got.shape != shape:
         raise ValueError(f"{field}: got {shown(got)}, need the shape {tuple(shape)} of x")

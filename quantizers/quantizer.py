@@ -122,15 +122,15 @@ class Quantizer:
     _spec: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("format", IntFormat | FloatFormat),
-            ("granularity", Granularity),
-            ("scale_format", FloatFormat),
-            ("rounding", Rounding),
-            ("scale_rounding", Rounding),
+        for name, kind, need in (
+            ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
+            ("granularity", Granularity, "a Granularity such as per_tensor"),
+            ("scale_format", FloatFormat, "a FloatFormat"),
+            ("rounding", Rounding, "a Rounding such as nearest_even"),
+            ("scale_rounding", Rounding, "a Rounding such as nearest_even"),
         ):
             if not isinstance(getattr(self, name), kind):
-                checks.refuse(name, getattr(self, name), f"{kind}".removeprefix("<class '"))
+                checks.refuse(name, getattr(self, name), need)
         if self.range is None and isinstance(self.format, IntFormat):
             raise ValueError(
                 f"range: got None, but {self.format} needs a range rule such as absmax"

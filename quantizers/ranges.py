@@ -149,7 +149,7 @@ class Percentile(Stateless):
     fraction: float
 
     def __post_init__(self) -> None:
-        checks.share("fraction", self.fraction, above=0.5)
+        checks.share("percentile: fraction", self.fraction, above=0.5)
 
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True

@@ -111,7 +111,7 @@ def round_to_float(
     checks.instance("rounding", rounding, Rounding, "a Rounding such as nearest_even")
     if overflow is None:
         overflow = fmt.on_overflow
-    elif overflow not in get_args(Overflow):
+    else:
         checks.choice("overflow", overflow, get_args(Overflow))
     native = fmt in _NATIVE and overflow == "inf"
     if native and rounding == nearest_even and x.dtype == torch.float32:
