@@ -66,11 +66,8 @@ class GradInput:
     weight: QuantizerLike | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            "grad_input",
-            grad_output=self.grad_output,
-            weight=OFF if self.weight is None else self.weight,
-        )
+        weight = OFF if self.weight is None else self.weight
+        _check("grad_input", grad_output=self.grad_output, weight=weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +84,8 @@ class GradWeight:
     unit: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        _check(
-            "grad_weight",
-            grad_output=self.grad_output,
-            input=OFF if self.input is None else self.input,
-        )
+        own = OFF if self.input is None else self.input
+        _check("grad_weight", grad_output=self.grad_output, input=own)
         checks.choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
 
 

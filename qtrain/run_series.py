@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import checks
 from .metrics import is_metrics, number
 
 #: Files without which a folder is no run.

@@ -71,7 +71,10 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def entry(
-    call: Callable[..., Any], kinds: dict[str, Kind], good: Callable[[], dict[str, Any]], **more: Any
+    call: Callable[..., Any],
+    kinds: dict[str, Kind],
+    good: Callable[[], dict[str, Any]],
+    **more: Any,
 ) -> Entry:
     return Entry(kinds, lambda draw: (call, good()), **more)
 
@@ -94,7 +97,9 @@ STATE = Kind(lambda s: s is not None and not (isinstance(s, dict) and not s))
 EMA_STATE = Kind(lambda s: True)
 NORMS = kind.mapping(lambda v: isinstance(v, Tensor) and v.numel() == 4)
 SIZES = Kind(lambda v: v not in ((), []))
-INPUTS = {"inputs": ANYTHING, "targets": ANYTHING, "loss": kind.of(object, none=True, also=callable)}
+LOSS = Kind(lambda v: v is not None and (not callable(v) or isinstance(v, type)))
+INPUTS = {"inputs": ANYTHING, "targets": ANYTHING, "loss": LOSS}
+ORDERS = (1, 2, math.inf)
 OPTIMIZER = kind.of(torch.optim.Optimizer)
 
 
@@ -138,7 +143,7 @@ def _numbers() -> dict[str, Entry]:
         "Granularity.block_shape": method("block_shape", {"shape": kind.SHAPE},
                                           lambda: (q.per_block({0: 2}, rest="whole"),
                                                    {"shape": (4, 3)}), names=("granularity",)),
-        "per_axis": entry(q.per_axis, {"axes": Kind(lambda v: not isinstance(v, int) or isinstance(v, bool))},
+        "per_axis": entry(q.per_axis, {"axes": kind.integer(-8, 7)},
                           lambda: {"axes": 1}, spread="axes", names=("axis",)),
         "per_block": entry(
             q.per_block,
@@ -249,7 +254,8 @@ def _conversion() -> dict[str, Entry]:
     settings_overrides = kind.mapping(lambda v: v is None)
 
     def good() -> dict[str, Any]:
-        return {"model": plain(), "bits": 4, "recipe": "int8", "norm": "l1", "overrides": {"0": None}}
+        given = {"bits": 4, "recipe": "int8", "norm": "l1", "overrides": {"0": None}}
+        return {"model": plain(), **given}
 
     inputs, _ = batch()
     return {
@@ -482,7 +488,7 @@ def _table() -> qtrain.EnergyTable:
 
 
 def _weights() -> dict[str, Entry]:
-    order = Kind(lambda p: isinstance(p, bool) or not isinstance(p, int | float) or p not in (1, 2, math.inf))  # noqa: E501
+    order = Kind(lambda p: isinstance(p, bool) or not isinstance(p, int | float) or p not in ORDERS)
     patterns = {"only": PATTERNS, "skip": PATTERNS}
 
     def hook() -> dict[str, Any]:
