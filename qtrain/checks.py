@@ -36,10 +36,10 @@ def module(got: object, field: str = "model") -> None:
     if isinstance(got, str):
         from . import models  # networks that are made of what is checked here
 
-        if got in models.names():
-            hint = f"qtrain.models.get({got!r}, ...) makes one"
-            refuse(field, got, "a torch.nn.Module", hint)
-    refuse(field, got, "a torch.nn.Module")
+        named = got in models.names()
+        hint = f"qtrain.models.get({got!r}, ...) makes one" if named else ""
+        refuse(field, got, "a torch.nn.Module", hint)
+    raise TypeError(f"{field}: got {type(got).__name__}, need a torch.nn.Module")
 
 
 def optimizer(got: object) -> None:

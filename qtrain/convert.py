@@ -16,7 +16,7 @@ from .kinds import left, plain_type, products, quantized_class, targets
 from .layer_products import located
 from .layer_state import LayerState
 from .layers import QProduct, products_of
-from .norm_coverage import check_coverage, norms_left
+from .norm_coverage import norms_left, refuse_uncovered, warn_of_norms
 from .norm_module import QNorm
 from .norm_recipe import NormRecipe
 from .norms import convert_norm_, is_norm, norm_slots
@@ -102,24 +102,17 @@ def quantize_(
             if own != choose.base:
                 record.overridden[name or "(model)"] = str(own)
     choose.check_all_honoured(record.left)
-    if norm is not None and not any(is_norm(module) for _, module, _ in plan):
-        raise ValueError(
-            f"norm: got {norm!r}, but {type(model).__name__} has no norm that could follow it; "
-            f"leave norm out (qtrain train: --norm recipe)"
-        )
+    converted_norms = sum(is_norm(module) for _, module, _ in work)
+    record.norms_left = norms_left(plan, record.left)
+    if norm is not None and not converted_norms:
+        refuse_uncovered(model, norm, plan, record.norms_left)
     if not work:
         raise ValueError(
             f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "
             f"attention or (with norm=) norm layer outside the overrides"
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
-    converted_norms = sum(is_norm(module) for _, module, _ in work)
-    spared = [name for name, _ in model.named_modules() if choose.leaves(name)]
-    record.norms_left = norms_left(model, plan, record.left, choose.base, spared)
-    level = 4 if _copied else 3
-    check_coverage(model, norm, converted_norms, record.norms_left, level)
-    ungrouped = [name or "(model)" for name, module, own in work if _ungrouped(module, own)]
-    warn_of_groups(ungrouped, level)
+    ungrouped = [entry for entry in work if _ungrouped(*entry[1:])]
     # build everything first: an error must leave the model as it was
     streams = iter(range(2**31))
     built = [(m, _children(name, m, own, seed, streams)) for name, m, own in work]
@@ -130,6 +123,9 @@ def quantize_(
     fuse_sequentials_(model)
     record.attach(model)
     watch_first_forward(model)
+    level = 4 if _copied else 3  # to the caller of quantize, or of quantize_
+    warn_of_norms(model, converted_norms, record.norms_left, level)
+    warn_of_groups([name or "(model)" for name, _, _ in ungrouped], level)
     return model
 
 

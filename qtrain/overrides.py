@@ -52,11 +52,14 @@ class Chooser:
     ) -> None:
         if overrides is None:
             overrides = {}
-        need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
-        checks.mapping("overrides", overrides, need)
+        if not isinstance(overrides, Mapping):
+            need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
+            checks.refuse("overrides", overrides, need)
         self.base = base
         self.rules: list[tuple[str, Recipe | None]] = []
         for pattern, value in overrides.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
             if isinstance(value, str):
                 value = recipes.get(value)
             if value is None or isinstance(value, Recipe):
@@ -71,18 +74,10 @@ class Chooser:
         self.matched: set[str] = set()
         self.names: list[str] = []
 
-    def _hits(self, name: str) -> list[tuple[str, Recipe | None]]:
-        around = lineage(name)
-        return [rule for rule in self.rules if any(fnmatchcase(p, rule[0]) for p in around)]
-
-    def leaves(self, name: str) -> bool:
-        """Whether an override leaves what has this name."""
-        hits = self._hits(name)
-        return bool(hits) and hits[0][1] is None
-
     def __call__(self, name: str) -> Recipe | None:
         self.names.append(name)
-        hits = self._hits(name)
+        around = lineage(name)
+        hits = [rule for rule in self.rules if any(fnmatchcase(p, rule[0]) for p in around)]
         self.matched.update(pattern for pattern, _ in hits)
         if not hits:
             return self.base

@@ -89,6 +89,10 @@ def method(
     return Entry(kinds, make, **more)
 
 
+def _say(text: str) -> None:
+    """Where remarks go."""
+
+
 def _scratch(name: str) -> str:
     return str(Path(tempfile.gettempdir()) / f"qtrain-fuzz-{name}")
 
@@ -110,7 +114,7 @@ def _quantizer(**settings: Any) -> q.Quantizer:
 def _numbers() -> dict[str, Entry]:
     x = torch.linspace(-2, 2, 12).view(4, 3)
     ema = q.Quantizer(format=q.uint8, range=q.ema())
-    rule = {"x": REAL, "block": kind.SHAPE, "state": ANYTHING, "training": BOOL}
+    rule = {"x": REAL, "block": kind.SHAPE, "state": ANYTHING, "training": ANYTHING}
     entries = {
         "IntFormat": entry(
             q.IntFormat,
@@ -379,7 +383,7 @@ def _measuring() -> dict[str, Entry]:
         return monitor
 
     return {
-        "inspect": entry(qtrain.inspect, {"model": MODULE, **INPUTS}, good),
+        "inspect": entry(qtrain.inspect, {"model": MODULE, **INPUTS}, good, names=("layer",)),
         "accumulated": entry(
             qtrain.accumulated,
             {"model": MODULE, **INPUTS, "reference": kind.of(nn.Module, none=True),
@@ -398,7 +402,7 @@ def _measuring() -> dict[str, Entry]:
         ),
         "cost": entry(lambda table=None, **k: qtrain.cost(converted(), *k.values(), table=table),
                       {"inputs": Kind(_no_input), "table": kind.of(qtrain.EnergyTable)},
-                      lambda: {"inputs": batch()[0], "table": _table()}),
+                      lambda: {"inputs": batch()[0], "table": _table()}, names=("layer",)),
         "cost of a model": entry(lambda model: qtrain.cost(model, batch()[0]), {"model": MODULE},
                                  lambda: {"model": plain()}),
         "UnitCost": entry(qtrain.UnitCost, {"pj": kind.number(0), "um2": kind.number(0)},
@@ -429,7 +433,7 @@ def _measuring() -> dict[str, Entry]:
             qtrain.bisect,
             {"model": MODULE, "diverges": CALLABLE, "parts": ANYTHING, "by": by,
              "trials": kind.integer(2, none=True), "say": _or_none(CALLABLE)},
-            lambda: {"model": converted(), "diverges": lambda model: False, "say": str},
+            lambda: {"model": converted(), "diverges": lambda twin: False, "say": _say},
             names=("diverges", "part"),
         ),
         "Monitor": entry(
