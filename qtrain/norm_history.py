@@ -59,9 +59,10 @@ class NormHistory:
 
     def save(self, path: str | Path) -> None:
         """Write the history to a file, whole or not at all."""
-        write_atomically(
-            checks.path("path", path), lambda file: torch.save(self.state_dict(), file)
-        )
+        path = checks.path("path", path)
+        if not path.name:
+            raise ValueError(f"path: got {str(path)!r}, need that of a file")
+        write_atomically(path, lambda file: torch.save(self.state_dict(), file))
 
     @staticmethod
     def load(path: str | Path) -> NormHistory:

@@ -42,6 +42,7 @@ def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
     of the gradient (the bifurcation of Banner et al. 2018), at every width; unit "bf16" runs that
     product in bf16 units, see GradWeight, for inputs of at most 8 bits.
     """
+    checks.integer("bits", bits, low=2, high=16)
     return Recipe(
         name="int8" if bits == 8 else f"int8 at {bits} bits",
         forward=Forward(
@@ -70,6 +71,7 @@ def banner2018(bits: int = 8, *, variant: Literal["paper", "code"] = "paper") ->
     rounded stochastically (an argument lands one slot off), the constant is the code's, with
     extrema averaged over 16 chunks.
     """
+    checks.integer("bits", bits, low=2, high=16)
     checks.choice("variant", variant, ("paper", "code"))
     affine = IntFormat(bits, signed=False, symmetric=False)
     code = variant == "code"

@@ -225,11 +225,13 @@ def factor(got: Any, shape: torch.Size) -> None:
         raise ValueError(f"factor: got {shown(got)}, which does not broadcast to {tuple(shape)}")
 
 
-def random(field: str, got: Any, shape: torch.Size) -> None:
-    """TypeError or ValueError unless `got` are 32 random bits for each element of `shape`."""
+def random(field: str, got: Any, x: Tensor) -> None:
+    """TypeError or ValueError unless `got` are 32 random bits for each element of x."""
     if not isinstance(got, Tensor) or got.dtype is not torch.int32:
         raise TypeError(
             f"{field}: got {shown(got)}, need an int32 tensor, of random_bits(key, shape)"
         )
-    if got.shape != shape:
-        raise ValueError(f"{field}: got {shown(got)}, need the shape {tuple(shape)} of x")
+    if got.shape != x.shape or got.device != x.device:
+        raise ValueError(
+            f"{field}: got {shown(got)} on {got.device}, need x's, {tuple(x.shape)} on {x.device}"
+        )

@@ -61,7 +61,7 @@ class Rounding:
                 raise ValueError(
                     "stochastic rounding needs random bits; pass key= to the quantizer"
                 )
-            checks.random("bits", bits, x.shape)
+            checks.random("bits", bits, x)
             draw = uniform_integers(bits, self.random_bits).to(x.dtype)
             up = draw.add_(0.5) < fraction.mul_(2.0**self.random_bits)
         return torch.copysign(whole.add_(up), x)

@@ -100,7 +100,7 @@ def _scratch(name: str) -> str:
 STATE = Kind(lambda s: s is not None and not (isinstance(s, dict) and not s))
 EMA_STATE = Kind(lambda s: True)
 NORMS = kind.mapping(lambda v: isinstance(v, Tensor) and v.numel() == 4)
-SIZES = Kind(lambda v: v not in ((), []))
+SIZES = Kind(lambda v: not isinstance(v, tuple) or bool(v))
 LOSS = Kind(lambda v: v is not None and (not callable(v) or isinstance(v, type)))
 INPUTS = {"inputs": ANYTHING, "targets": ANYTHING, "loss": LOSS}
 ORDERS = (1, 2, math.inf)
@@ -151,7 +151,8 @@ def _numbers() -> dict[str, Entry]:
                           lambda: {"axes": 1}, spread="axes", names=("axis",)),
         "per_block": entry(
             q.per_block,
-            {"sizes": Kind(lambda v: v != {}), "rest": kind.one_of("whole", "each")},
+            {"sizes": Kind(lambda v: not isinstance(v, dict) or bool(v)),
+             "rest": kind.one_of("whole", "each")},
             lambda: {"sizes": {-1: 2}, "rest": "whole"}, names=("axis", "block size"),
         ),
         "fold": entry(q.fold, {"key": kind.INTEGERS, "value": kind.integer()},
@@ -195,7 +196,7 @@ def _numbers() -> dict[str, Entry]:
             lambda: {"x": x, "state": ema.init_state(x.shape), "training": False},
         ),
         "Quantizer.init_state": method(
-            "init_state", {"shape": Kind(lambda s: kind.SHAPE.refuses(s) and s != [None])},
+            "init_state", {"shape": Kind(lambda s: kind.SHAPE.refuses(s) and not _unknown(s))},
             lambda: (ema, {"shape": (None, 3)}),
         ),
         "Quantizer.backward": method(
@@ -238,6 +239,10 @@ def _whole(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
+def _unknown(shape: Any) -> bool:
+    return isinstance(shape, list) and shape == [None]
+
+
 def _wide(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64)
 
@@ -253,7 +258,7 @@ def _conversion() -> dict[str, Entry]:
         "seed": kind.integer(),
     }  # fmt: skip
     settings["overrides"] = Kind(
-        lambda v: v is not None and v != {} and settings_overrides.refuses(v)
+        lambda v: v is not None and settings_overrides.refuses(v)
     )
     settings_overrides = kind.mapping(lambda v: v is None)
 
@@ -564,7 +569,7 @@ _CONFIG: dict[str, Kind] = {
     "bits": kind.integer(2, 16, none=True), "norm": kind.NORM, "epochs": kind.integer(1, 10**6),
     "batch_size": kind.integer(1, 10**9), "lr": kind.number(0, 3e38, none=True),
     "momentum": kind.number(0, 1, none=True), "weight_decay": kind.number(0, 3e38, none=True),
-    "milestones": Kind(lambda v: v != ()), "seed": kind.integer(),
+    "milestones": Kind(lambda v: not isinstance(v, tuple) or bool(v)), "seed": kind.integer(),
     **{name: Kind(lambda v: not isinstance(v, str) or v in ("x", "", "unsigned", "int8"))
        for name in _STRINGS if name != "runs_dir"},
     **dict.fromkeys(("nesterov", "baseline", "resume", "overwrite"), BOOL),

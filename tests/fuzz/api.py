@@ -12,6 +12,7 @@ import os
 import random
 import traceback
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,16 +52,33 @@ def _attack(draw: random.Random, name: str, entry: Entry) -> str | None:
     try:
         call(*spread, **given)
     except (TypeError, ValueError) as error:
+        if _users_own(replaced, given, error):
+            return None
         return _judged(shown, error, (*replaced, *entry.names, name))
     except OSError as error:
         if any("path" in a or a in ("a", "b", "record", "folder") for a in replaced):
             return None
         return f"{shown}: {type(error).__name__}: {error}"
     except Exception as error:
+        if _users_own(replaced, given, error):
+            return None
         return f"{shown}: {type(error).__name__}: {str(error)[:200]!r} {_place(error)}"
     if refused:
         return f"{shown}: accepted, though {', '.join(refused)} cannot be honoured"
     return None
+
+
+def _users_own(replaced: Iterable[str], given: Mapping[str, Any], error: Exception) -> bool:
+    """Whether the words are those of what the user gave: of a function, or of the network, called
+    with tensors, or with as many inputs as there were."""
+    inputs = given.get("inputs")
+    called = isinstance(inputs, torch.Tensor | range | list | tuple | dict)
+    return ("inputs" in replaced and (called or str(error).startswith("layer "))) or any(
+        callable(given.get(argument))
+        and not isinstance(given[argument], type)
+        and argument in ("diverges", "loss", "step", "diverged", "rule")
+        for argument in replaced
+    )
 
 
 def _judged(shown: str, error: Exception, names: tuple[str, ...]) -> str | None:
