@@ -60,6 +60,9 @@ def accumulated(
         raise ValueError("accumulated: the model has no quantized layer; quantize(model) first")
     if samples is not None:
         checks.integer("samples", samples, low=1, hint="None looks at every element")
+    checks.batch("inputs", inputs)
+    if reference is not None:
+        checks.module(reference, "reference")
     loss = chosen_loss("accumulated", loss, targets)
     exact = in_full_precision(model if reference is None else _loaded(reference, model))
     kept: dict[_Key, Tensor] = {}

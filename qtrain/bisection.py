@@ -99,6 +99,9 @@ def bisect(
     ValueError for parts that the model does not round.
     """
     model = unwrapped(model)
+    checks.function("diverges", diverges, "a function of a copy of the model", None)
+    if say is not None:
+        checks.function("say", say, "a function of a line of text, or None", "")
     known = rounded_parts(model)
     candidates = known if parts is None else _given(parts)
     with switched_off(copied(model), candidates):
@@ -147,11 +150,14 @@ def bisect(
 
 def _given(parts: Iterable[Part]) -> list[Part]:
     """Each once; ValueError for what is no pair."""
-    found = dict.fromkeys(part if isinstance(part, str) else tuple(part) for part in parts)
-    odd = [part for part in found if isinstance(part, str) or len(part) != 2]
-    if odd:
-        raise ValueError(f"parts: got {odd[0]!r}, need (layer, role) each, as rounded_parts has it")
-    return [(layer, role) for layer, role in found]
+    need = "(layer, role) each, as rounded_parts has it"
+    found: dict[Part, None] = {}
+    for part in checks.iterable("parts", parts, need):
+        pair = tuple(part) if isinstance(part, tuple | list) else ()
+        if len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+            raise ValueError(f"parts: got {checks.shown(part)}, need {need}")
+        found[pair] = None
+    return list(found)
 
 
 def _named(unit: Unit) -> str:

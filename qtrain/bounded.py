@@ -47,7 +47,7 @@ class WeightNorm(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(p, bool) or not isinstance(p, int | float) or p not in ORDERS:
-            raise ValueError(f"p: got {p!r}, need 1, 2 or math.inf")
+            raise ValueError(f"p: got {checks.shown(p)}, need 1, 2 or math.inf")
         self.p, self.channels, self.learned = p, channels or Channels(), learned
         with torch.no_grad():
             norms = self.channels.norms(weight, p)

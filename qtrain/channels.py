@@ -133,11 +133,7 @@ def _held(module: nn.Module) -> tuple[list[str], Channels]:
 
 def listed(field: str, got: Iterable[str]) -> list[str]:
     """The patterns as a list; TypeError for a bare string, whose letters they would be."""
-    wrong = isinstance(got, str) or not isinstance(got, Iterable)
-    found = [] if wrong else list(got)
-    if wrong or not all(isinstance(one, str) for one in found):
-        raise TypeError(f"{field}: got {got!r}, need a list of module-name patterns")
-    return found
+    return checks.patterns(field, got)
 
 
 @torch.no_grad()

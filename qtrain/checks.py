@@ -1,76 +1,86 @@
-"""Checks of user input: every error says the field, what was given, what is allowed, what next."""
+"""Checks of user input: every error says the field, what was given, what is allowed, what next.
+
+The kinds that number formats and quantizers have too are in `quantizers.checks`.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from quantizers.checks import LARGEST as LARGEST
+from quantizers.checks import boolean as boolean
+from quantizers.checks import choice as choice
+from quantizers.checks import function as function
+from quantizers.checks import instance as instance
+from quantizers.checks import integer as integer
+from quantizers.checks import mapping as mapping
+from quantizers.checks import number as number
+from quantizers.checks import refuse as refuse
+from quantizers.checks import shown as shown
+from quantizers.checks import text as text
 
 
-def choice(field: str, got: object, allowed: Iterable[str]) -> str:
-    """`got` where it is one of `allowed`; else ValueError with the nearest suggestion."""
-    names = list(allowed)
-    if isinstance(got, str) and got in names:
-        return got
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{field}: got {got!r}, need one of {', '.join(names)}{hint}")
+def module(got: object, field: str = "model") -> None:
+    """TypeError unless `got` is a torch module; a network's name comes with how to get it."""
+    if isinstance(got, nn.Module):
+        return
+    if isinstance(got, type):
+        refuse(field, got, "a torch.nn.Module", "this is a class: give an object of it")
+    if isinstance(got, str):
+        from . import models  # networks that are made of what is checked here
+
+        named = got in models.names()
+        hint = f"qtrain.models.get({got!r}, ...) makes one" if named else ""
+        refuse(field, got, "a torch.nn.Module", hint)
+    raise TypeError(f"{field}: got {type(got).__name__}, need a torch.nn.Module")
 
 
-def integer(field: str, got: object, *, low: int, high: int | None = None, hint: str = "") -> int:
-    """`got` where it is an int (no bool) in [low, high]; else TypeError or ValueError."""
-    need = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    tail = f"; {hint}" if hint else ""
-    if isinstance(got, bool) or not isinstance(got, int):
-        raise TypeError(f"{field}: got {got!r}, need {need}{tail}")
-    if got < low or (high is not None and got > high):
-        raise ValueError(f"{field}: got {_shown(got)}, need {need}{tail}")
-    return got
+def optimizer(got: object) -> None:
+    """TypeError unless `got` is a torch optimizer."""
+    if not isinstance(got, Optimizer):
+        refuse("optimizer", got, "a torch.optim.Optimizer")
 
 
-#: The largest number that training in fp32 can take.
-LARGEST = torch.finfo(torch.float32).max
+def path(field: str, got: object) -> Path:
+    """`got` as a path; TypeError for what is none, ValueError for an empty one."""
+    if not isinstance(got, str | os.PathLike):
+        refuse(field, got, "a path, a string or a pathlib.Path")
+    if isinstance(got, str) and not got:
+        raise ValueError(f"{field}: got '', need a path")
+    return Path(got)
 
 
-def number(
-    field: str,
-    got: object,
-    *,
-    low: float,
-    high: float = LARGEST,
-    positive: bool = False,
-    hint: str = "",
-) -> float:
-    """`got` where it is a number in [low, high) (and > 0 if `positive`); else an error."""
-    need = "a finite number above 0" if positive else f"a finite number of at least {low:g}"
-    need += f" and below {high:.3g}"
-    tail = f"; {hint}" if hint else ""
-    if isinstance(got, bool) or not isinstance(got, int | float):
-        raise TypeError(f"{field}: got {got!r}, need {need}{tail}")
-    if not low <= got < high or (positive and got <= 0):  # so is a NaN; an int may be huge
-        raise ValueError(f"{field}: got {_shown(got)}, need {need}{tail}")
-    return float(got)
+def iterable(field: str, got: Any, need: str) -> Iterator[Any]:
+    """An iterator over `got`; TypeError for what is none, for a tensor, a string and a mapping,
+    whose parts would be samples, letters and names."""
+    if isinstance(got, str | bytes | Mapping | Tensor) or not hasattr(got, "__iter__"):
+        refuse(field, got, need)
+    if isinstance(got, type):
+        refuse(field, got, need, "this is a class: give an object of it")
+    return iter(got)
 
 
-def boolean(field: str, got: object) -> bool:
-    """`got` where it is a bool; else TypeError."""
-    if not isinstance(got, bool):
-        raise TypeError(f"{field}: got {got!r}, need True or False")
-    return got
+def quantizer(field: str, got: object) -> None:
+    """TypeError unless `got` can be called as a quantizer is."""
+    need = "a quantizer (or OFF), called as quantizer(x, state=..., key=..., training=...)"
+    function(field, got, need, None, state=None, key=None, training=True)
 
 
-def _shown(got: int | float) -> str:
-    if isinstance(got, int) and got.bit_length() > 100:  # Python refuses to print very long ones
-        return f"an integer of {got.bit_length()} bits"
-    return repr(got)
-
-
-def module(got: object) -> None:
-    """TypeError unless `got` is a torch module."""
-    if not isinstance(got, nn.Module):
-        raise TypeError(f"model: got {type(got).__name__}, need a torch.nn.Module")
+def batch(field: str, got: object) -> None:
+    """TypeError for what no model is called with: None, and numbers and strings by themselves."""
+    if got is None or isinstance(got, bool | int | float | complex | str | bytes | type):
+        refuse(
+            field,
+            got,
+            "what the model is called with: a tensor, a tuple (by position) or a mapping (by name)",
+        )
 
 
 def tokens(got: object) -> None:
@@ -86,7 +96,15 @@ def tokens(got: object) -> None:
         )
 
 
-def seed(got: object) -> None:
-    """TypeError unless `got` is an int (no bool)."""
-    if isinstance(got, bool) or not isinstance(got, int):
-        raise TypeError(f"seed: got {got!r}, need an integer")
+def seed(got: object) -> int:
+    """`got` where it is an int (no bool); else TypeError."""
+    return integer("seed", got)
+
+
+def patterns(field: str, got: Iterable[str]) -> list[str]:
+    """The patterns as a list; TypeError for a bare string, whose letters they would be."""
+    need = "a list of module-name patterns"
+    found = list(iterable(field, got, need))
+    if not all(isinstance(one, str) for one in found):
+        refuse(field, got, need)
+    return found

@@ -44,6 +44,7 @@ class Conversion:
 
     on_purpose   those left by an override
     overridden   converted layers with a recipe of their own, and that recipe
+    norms_left   norms that stay although their recipe asks for another, and why
     """
 
     recipe: str
@@ -52,6 +53,7 @@ class Conversion:
     left: dict[str, str] = field(default_factory=dict)
     on_purpose: set[str] = field(default_factory=set)
     overridden: dict[str, str] = field(default_factory=dict)
+    norms_left: dict[str, str] = field(default_factory=dict)
 
     def attach(self, model: nn.Module) -> None:
         setattr(model, _ATTRIBUTE, self)
@@ -101,6 +103,10 @@ class Summary:
         for reason, names in groups.items():
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             lines.append(f"           {len(names)} x {reason} ({shown})")
+        if self.conversion.norms_left:
+            names = list(self.conversion.norms_left)
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            lines.append(f"norms      {len(names)} do not follow the norm asked for ({shown})")
         for name, products in (self.outside or {}).items():
             lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
         if self.never_ran:

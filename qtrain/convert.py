@@ -11,16 +11,19 @@ from .classes import change_class_
 from .conversion import Conversion, watch_first_forward
 from .copies import copied
 from .deviations import Deviation
+from .group_scales import names_groups_alone, warn_of_groups
 from .kinds import left, plain_type, products, quantized_class, targets
 from .layer_products import located
 from .layer_state import LayerState, device_of
 from .layers import QProduct, products_of
+from .norm_coverage import norms_left, refuse_uncovered, warn_of_norms
 from .norm_module import QNorm
 from .norm_recipe import NormRecipe
 from .norms import convert_norm_, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .recipe import Recipe
 from .sequential import fuse_sequentials_
+from .stale_optimizer import watch_optimizers
 
 
 def quantize(
@@ -54,9 +57,11 @@ def quantize(
             f"model: it cannot be copied ({error}); use quantize_(model) to convert it in place, "
             f"or torch.nn.utils.parametrizations instead of the old weight_norm"
         ) from error
-    return quantize_(
+    quantize_(
         converted, bits, recipe=recipe, norm=norm, overrides=overrides, seed=seed, _copied=True
     )
+    watch_optimizers(model, converted)
+    return converted
 
 
 def quantize_(
@@ -78,7 +83,7 @@ def quantize_(
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError("model: it is quantized already; quantize the original model instead")
     checks.seed(seed)
-    choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides or {})
+    choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides)
     plan = [(name, module, choose(name)) for name, module in targets(model)]
     choose.check_all_used()
     _check_attention(model, {name: own for name, _, own in plan})
@@ -97,17 +102,17 @@ def quantize_(
             if own != choose.base:
                 record.overridden[name or "(model)"] = str(own)
     choose.check_all_honoured(record.left)
-    if norm is not None and not any(is_norm(module) for _, module, _ in plan):
-        raise ValueError(
-            f"norm: got {norm!r}, but {type(model).__name__} has no norm that could follow it; "
-            f"leave norm out (qtrain train: --norm recipe)"
-        )
+    converted_norms = sum(is_norm(module) for _, module, _ in work)
+    record.norms_left = norms_left(plan, record.left)
+    if norm is not None and not converted_norms:
+        refuse_uncovered(model, norm, plan, record.norms_left)
     if not work:
         raise ValueError(
             f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "
             f"attention or (with norm=) norm layer outside the overrides"
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
+    ungrouped = [entry for entry in work if _ungrouped(*entry[1:])]
     # build everything first: an error must leave the model as it was
     streams = iter(range(2**31))
     built = [(m, _children(model, name, m, own, seed, streams)) for name, m, own in work]
@@ -118,7 +123,17 @@ def quantize_(
     fuse_sequentials_(model)
     record.attach(model)
     watch_first_forward(model)
+    level = 4 if _copied else 3  # to the caller of quantize, or of quantize_
+    warn_of_norms(model, converted_norms, record.norms_left, level)
+    warn_of_groups([name or "(model)" for name, _, _ in ungrouped], level)
     return model
+
+
+def _ungrouped(module: nn.Module, recipe: Recipe) -> bool:
+    """Whether a weight of the layer has a scale per group, and one group."""
+    if is_norm(module):
+        return False
+    return any(names_groups_alone(recipe, shapes[1]) for shapes in products(module).values())
 
 
 def convert_left_(model: nn.Module, recipe: Recipe) -> None:

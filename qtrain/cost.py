@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import checks
 from .capture import watchable
 from .conversion import rehearsed
 from .cost_counter import Counter
@@ -44,7 +45,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     an operation and has no rule for it.
     """
     if not isinstance(table, EnergyTable):
-        raise TypeError(f"table: got {table!r}, need a qtrain.EnergyTable")
+        checks.refuse("table", table, "a qtrain.EnergyTable")
     twin = watchable(model)
     counters: list[tuple[str, Counter]] = []
     for product in products_of(twin):

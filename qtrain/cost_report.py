@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import checks
 from .cost_row import CostRow, Trade
 from .cost_table import cost_tables
 from .operations import Kind
@@ -40,6 +41,7 @@ class CostReport:
         out.  Raises ValueError where `errors` has a result that is not among this report's, or
         none at all.
         """
+        checks.instance("errors", errors, Report, "what inspect() returns")
         energy: dict[tuple[str, Kind], float] = {}
         for row in self.rows:
             key = row.layer, row.product

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from . import checks
 from .files import there
 from .monitor import Monitor
 from .monitor_rows import MonitorRow, read_monitor
@@ -59,7 +59,7 @@ def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> li
     if isinstance(record, Monitor):
         return list(record.rows)
     if isinstance(record, str | os.PathLike):
-        path = Path(record)
+        path = checks.path("record", record)
         if not path.exists():
             raise ValueError(
                 f"diagnose: there is no {path}; give runs/<name>, or a Monitor's .jsonl"
@@ -72,10 +72,11 @@ def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> li
                 )
             path = path / FILE
         return read_monitor(path)
-    rows = list(record)
+    need = "a Monitor, its rows, its .jsonl file, or a run's folder"
+    rows = list(checks.iterable("record", record, need))
     for row in rows:
         if not isinstance(row, MonitorRow):
-            raise TypeError(f"diagnose: got {row!r:.60} among the rows, need each a MonitorRow")
+            checks.refuse("record: a row", row, "a MonitorRow")
     return rows
 
 

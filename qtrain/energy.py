@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from quantizers.formats import NAMED, FloatFormat
 
+from . import checks
+
 T = TypeVar("T")
 
 
@@ -23,8 +25,7 @@ class UnitCost:
 
     def __post_init__(self) -> None:
         for name, value in (("pj", self.pj), ("um2", self.um2)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"UnitCost.{name}: got {value!r}, need a finite number, 0 or more")
+            checks.number(f"UnitCost.{name}", value, low=0)
 
 
 class Width(NamedTuple):
@@ -149,14 +150,21 @@ class EnergyTable:
     estimate: Estimate | None = by_width
 
     def __post_init__(self) -> None:
+        checks.text("name", self.name)
         for operation, entries in (("multiply", self.multiply), ("add", self.add)):
+            checks.mapping(operation, entries, "a mapping from names of formats to UnitCosts")
             for name, cost in entries.items():
                 _check_name(operation, name)
                 if not isinstance(cost, UnitCost):
-                    raise TypeError(f"{operation}[{name!r}]: got {cost!r}, need a UnitCost")
+                    checks.refuse(f"{operation}[{name!r}]", cost, "a UnitCost")
+        need = "a mapping from names of multipliers to names of formats"
+        checks.mapping("accumulators", self.accumulators, need)
         for name, accumulator in self.accumulators.items():
             _check_name("multiply", name)
-            _check_name("add", accumulator)
+            _check_name("add", checks.text(f"accumulators[{name!r}]", accumulator))
+        if self.estimate is not None:
+            need = "a function of (operation, name, the table's entries) that returns a UnitCost"
+            checks.function("estimate", self.estimate, need, "", "", {})
 
     def unit(self, a: str, b: str) -> MultiplyAdd:
         """The unit that multiplies formats `a` and `b`; ValueError for what cannot be had."""
@@ -182,7 +190,10 @@ class EnergyTable:
                 f"EnergyTable({operation}={{{name!r}: UnitCost(pj, um2), ...}}), or a rule for "
                 f"what is missing: estimate=qtrain.energy.by_width"
             )
-        return self.estimate(operation, name, known)
+        found = self.estimate(operation, name, known)
+        return checks.instance(
+            f"estimate of {operation} of {name!r}", found, UnitCost, "a UnitCost"
+        )
 
 
 def _check_name(operation: str, name: str) -> None:

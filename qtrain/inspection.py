@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import checks
 from .aside import random_state_kept, unwrapped
 from .conversion import forget_watch
 from .copies import copied
@@ -41,6 +42,7 @@ def inspect(
     model = unwrapped(model)
     if all(product.recipe.products_off for product in products_of(model)):
         raise ValueError("inspect: the model has no quantized layer; quantize(model) first")
+    checks.batch("inputs", inputs)
     loss = chosen_loss("inspect", loss, targets)
     twin = copied(model)
     forget_watch(twin)

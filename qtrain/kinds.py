@@ -15,7 +15,7 @@ from .attention import (
 )
 from .layers import Shapes
 from .matmul import Matmul, QMatmul
-from .norms import OTHERS, is_norm, left_norm
+from .norms import OTHERS, is_norm, is_norm_by_name, left_norm
 from .recipe import Recipe
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -41,6 +41,7 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in inside:
             continue
         known = isinstance(module, (*_PRODUCTS, *OTHERS)) or is_norm(module)
+        known = known or is_norm_by_name(module)
         if known or _holds_weights(module):
             yield name, module
             if isinstance(module, nn.MultiheadAttention) and left_type(module) is not None:
@@ -90,6 +91,8 @@ def left_type(module: nn.Module) -> str | None:
             return "a lookup, no product; kept in full precision"
         if isinstance(module, OTHERS):
             return "no norm that is converted; kept in full precision"
+        if is_norm_by_name(module):
+            return "a norm of no torch class; kept in full precision"
         held = ", ".join(name for name, _ in module.named_parameters(recurse=False))
         return f"no conversion for this type; its own {held} kept in full precision"
     for cls in type(module).__mro__:

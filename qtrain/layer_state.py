@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import QuantizerLike, fold, root_key
+from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
 from quantizers.ranges import State, with_share
 
 from .recomputation import needs_gradient, recall
+from .transforms import refuse_transforms
 
 Slot = tuple[str, str]
 _CPU = torch.device("cpu")
@@ -91,6 +93,7 @@ class LayerState(nn.Module):
         recomputes an earlier forward takes that forward's noise and works on copies of the states.
         A module without parameters has no device but its operands': its state goes where they are.
         """
+        refuse_transforms(self.name)
         if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
@@ -137,14 +140,30 @@ class LayerState(nn.Module):
             if buffer.is_meta:  # where the layer's parameters come from, for assign=True
                 buffer = self._initial()[name].to(_device_in(state_dict, prefix))
             state_dict[prefix + name] = buffer.detach().clone()
+        count = state_dict[prefix + "noise_count"]
+        if not _is_count(count):
+            raise ValueError(
+                f"{prefix}noise_count: got {shown(count)}"
+                f"{f', {int(count)}' if isinstance(count, Tensor) and count.numel() == 1 else ''}, "
+                f"need a 0-d int64 tensor of at least 0, the training forwards so far"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_count(got: object) -> bool:
+    return (
+        isinstance(got, Tensor)
+        and got.dtype == torch.int64
+        and got.dim() == 0
+        and (got.is_meta or int(got) >= 0)
+    )
 
 
 def _device_in(state_dict: Mapping[str, Any], prefix: str) -> torch.device:
     """The device of the tensors that a state_dict has for the layer whose state has this prefix."""
     layer = "".join(prefix.removesuffix(".").rpartition(".")[:2])
     near = [v for k, v in state_dict.items() if isinstance(v, Tensor) and k.startswith(layer)]
-    return near[0].device if near else torch.device("cpu")
+    return near[0].device if near else _CPU
 
 
 def rank() -> int:

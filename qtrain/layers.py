@@ -6,7 +6,7 @@ A converted layer keeps its parameters, buffers, hooks and parametrizations; it 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,7 @@ class QProduct(LayerState):
     ) -> Tensor:
         for operand, x in (("input", input), ("weight", weight)):
             if not isinstance(x, Tensor) or not x.is_floating_point():
-                got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise TypeError(
-                    f"layer {self.name!r}: {operand} is {got}, need a floating-point tensor "
-                    f"(float16, bfloat16, float32 or float64)"
-                )
+                self.refuse(operand, x)
             if x.is_nested:
                 raise TypeError(
                     f"layer {self.name!r}: {operand} is a nested tensor; pad it "
@@ -82,6 +78,14 @@ class QProduct(LayerState):
                 return apply(call, input, weight, bias, key)
             except (TypeError, ValueError) as error:
                 raise located(error, f"layer {self.name!r}") from error
+
+    def refuse(self, operand: str, x: object) -> NoReturn:
+        """TypeError for an operand that is no floating-point tensor."""
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"layer {self.name!r}: {operand} is {got}, need a floating-point tensor "
+            f"(float16, bfloat16, float32 or float64)"
+        )
 
     def extra_repr(self) -> str:
         return str(self.recipe)
@@ -115,6 +119,8 @@ class QLinear(_OneLine, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.product.recipe.products_off:
             return super().forward(input)
+        if not isinstance(input, Tensor):
+            self.product.refuse("input", input)
         batched = input if input.dim() > 1 else input.unsqueeze(0)
         output: Tensor = self.product(Linear(), batched, self.weight, self.bias)
         return output.view(output.shape[-1:]) if input.dim() == 1 else output
@@ -142,6 +148,8 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
         return output if input.dim() == space + 2 else output.squeeze(0)
 
     def _batched(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            self.product.refuse("input", input)
         space = len(self.kernel_size)
         if input.dim() not in (space + 1, space + 2):
             raise ValueError(

@@ -93,7 +93,10 @@ def lockstep(
     if all(product.recipe.products_off for product in products_of(model)):
         raise ValueError("lockstep: the model has no quantized layer; quantize(model) first")
     checks.choice("reference", reference, ("fp32", "bf16"))
-    checks.integer("runs", runs, low=2, hint="4 make a band")
+    checks.optimizer(optimizer)
+    checks.function("step", step, "a function of (model, optimizer, batch)", None, None, None)
+    batches = checks.iterable("batches", batches, "batches, a list of one a step")
+    checks.integer("runs", runs, low=2, high=1000, hint="4 make a band")
     checks.integer("samples", samples, low=1)
     checks.seed(seed)
     kinds: dict[str, Callable[[nn.Module], nn.Module]] = {

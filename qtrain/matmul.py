@@ -37,6 +37,9 @@ class QMatmul(Matmul):
     def forward(self, input: Tensor, other: Tensor) -> Tensor:
         if self.product.recipe.products_off:
             return super().forward(input, other)
+        for name, x in (("input", input), ("other", other)):
+            if not isinstance(x, Tensor):
+                self.product.refuse(name, x)
         if input.dim() < 2 or other.dim() < 2:
             raise ValueError(
                 f"layer {self.product.name!r}: a quantized matmul needs operands of at least two "

@@ -135,7 +135,7 @@ class Monitor:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a .jsonl file, atomically: a line that says what was recorded, then one a row."""
-        path = Path(path)
+        path = checks.path("save", path)
         header = {
             "kind": "monitor", **self._settings(), "step": self._step, "thinned": self.thinned,
             "binades": [LOWEST, HIGHEST],
@@ -153,7 +153,10 @@ class Monitor:
         """SQNR against the step to a PNG or SVG: see `plots.plot_monitor`."""
         from .plots import plot_monitor  # matplotlib takes a second to import
 
-        plot_monitor(self._record.rows, Path(path), layers=layers, roles=roles)
+        for field, names in (("layers", layers), ("roles", roles)):
+            if names is not None:
+                checks.patterns(field, names)
+        plot_monitor(self._record.rows, checks.path("plot", path), layers=layers, roles=roles)
 
     def end_step(self) -> None:
         """End a training step, where no torch optimizer does."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from . import checked_lines
+from . import checked_lines, checks
 from .files import read_bytes, write_atomically
 from .plain_json import parse
 from .report import Row
@@ -162,6 +162,7 @@ def monitor_lines(path: str | os.PathLike[str]) -> list[Any]:
 
 def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
     """The rows of a file that `Monitor.save` wrote; ValueError for another file."""
+    path = checks.path("path", path)
     try:
         return [_row(line) for line in monitor_lines(path)]
     except (OverflowError, TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from quantizers import FloatFormat, fp32, round_to
 from quantizers.numbers import divided
 
-from .checks import choice
+from .checks import choice, refuse
 
 #: computed in fp32 and rounded once, +, -, *, / and sqrt are those of a format of so few mantissa
 #: bits (Figueroa 1995: 24 >= 2 * 11 + 2 significant bits)
@@ -43,7 +43,7 @@ class Arithmetic:
     def __post_init__(self) -> None:
         for name, got in (("format", self.format), ("accumulator", self.accumulator)):
             if not isinstance(got, FloatFormat):
-                raise TypeError(f"arithmetic.{name}: got {got!r}, need a FloatFormat")
+                refuse(f"arithmetic.{name}", got, "a FloatFormat")
             if (got.mantissa > _MANTISSA and got != fp32) or not (got.signed and got.zero):
                 raise ValueError(
                     f"arithmetic.{name}: got {got}, need fp32 or a signed format with a zero and "

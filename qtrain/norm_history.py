@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .channels import channel_norms, listed
 from .files import write_atomically
 from .tensor_file import read_tensors
@@ -35,8 +36,7 @@ class NormHistory:
         """What was recorded `epoch`-th, from 0; beyond the last, the last."""
         if not self.epochs:
             raise ValueError("history: it is empty; record(model) or load a saved one")
-        if epoch < 0:
-            raise ValueError(f"epoch: got {epoch}, need 0 or more")
+        checks.integer("epoch", epoch, low=0)
         return self.epochs[min(epoch, len(self.epochs) - 1)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,13 +60,17 @@ class NormHistory:
 
     def save(self, path: str | Path) -> None:
         """Write the history to a file, whole or not at all."""
-        write_atomically(Path(path), lambda file: torch.save(self.state_dict(), file))
+        path = checks.path("path", path)
+        if not path.name:
+            raise ValueError(f"path: got {str(path)!r}, need that of a file")
+        write_atomically(path, lambda file: torch.save(self.state_dict(), file))
 
     @staticmethod
     def load(path: str | Path) -> NormHistory:
         """The history that `save` wrote; OSError for a file that cannot be opened, ValueError for
         another or a damaged one."""
         history = NormHistory()
+        path = checks.path("path", path)
         try:
             history.load_state_dict(read_tensors(path))
         except OSError:

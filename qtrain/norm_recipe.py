@@ -7,8 +7,7 @@ from typing import Literal
 
 from quantizers import OFF, FloatFormat, Off, QuantizerLike, traced
 
-from . import deviations
-from .checks import choice
+from . import checks, deviations
 from .deviations import Deviation
 from .norm_arithmetic import Arithmetic
 
@@ -49,23 +48,20 @@ class NormRecipe:
 
     def __post_init__(self) -> None:
         if not isinstance(self.deviation, Deviation):
-            raise TypeError(
-                f"deviation: got {self.deviation!r}, need a Deviation; "
-                f"deviations.get(name) gives one of {', '.join(deviations.names())}"
-            )
-        choice("statistics_gradient", self.statistics_gradient, ("exact", "l2", "detached"))
+            hint = f"deviations.get(name) gives one of {', '.join(deviations.names())}"
+            checks.refuse("deviation", self.deviation, "a Deviation", hint)
+        checks.choice("statistics_gradient", self.statistics_gradient, ("exact", "l2", "detached"))
         if self.deviation == deviations.none() and self.statistics_gradient == "l2":
             raise ValueError(
                 "statistics_gradient: got 'l2' with deviation none, which has no statistic beyond "
                 "the mean; leave it 'exact'"
             )
         for name, quantizer in self._quantizers:
-            if not callable(quantizer):
-                raise TypeError(f"norm.{name}: got {quantizer!r}, need a quantizer (or OFF)")
+            checks.quantizer(f"norm.{name}", quantizer)
         if not isinstance(self.activation, FloatFormat | None):
-            raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
+            checks.refuse("activation", self.activation, "a FloatFormat or None")
         if not isinstance(self.arithmetic, Arithmetic | None):
-            raise TypeError(f"arithmetic: got {self.arithmetic!r}, need an Arithmetic or None")
+            checks.refuse("arithmetic", self.arithmetic, "an Arithmetic or None")
         own = self.deviation, self.statistics_gradient
         specs = traced.spec((*own, None)), traced.spec((*own, self.activation))
         object.__setattr__(self, "_specs", specs)

@@ -30,6 +30,14 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, tuple(CONVERTED))
 
 
+def is_norm_by_name(module: nn.Module) -> bool:
+    """Whether the module is called a norm, and has parameters or buffers of its own, but is none
+    of torch's, nor what norms a weight."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    known = is_norm(module) or isinstance(module, OTHERS) or hasattr(module, "right_inverse")
+    return bool(own) and not known and "norm" in type(module).__name__.lower()
+
+
 def can_convert(module: nn.Module) -> bool:
     """Whether `convert_norm_` takes the module: one of torch's own classes, not a subclass."""
     return type(module) in CONVERTED

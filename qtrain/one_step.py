@@ -8,26 +8,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .aside import detached
 from .losses import cross_entropy
 
 Loss = Callable[..., Tensor]
+#: the target that torch's cross-entropy leaves out
+_IGNORED = -100
+#: the dtypes it takes for classes
+_CLASSES = (torch.int64, torch.uint8)
 
 
 def chosen_loss(caller: str, loss: Loss | None, targets: Any) -> Loss | None:
     """The loss that was given, else the cross-entropy of integer targets, None without targets.
 
-    ValueError, in the caller's name, for other targets without a loss.
+    TypeError for a loss that is no function; ValueError, in the caller's name, for other targets
+    without a loss.
     """
-    if loss is not None or targets is None:
-        return loss
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
+    if loss is not None:
+        need = "a function of (output, targets), or of the output where there are no targets"
+        given = (None,) if targets is None else (None, None)
+        return checks.function("loss", loss, need, *given)
+    if targets is None:
+        return None
+    if not isinstance(targets, Tensor) or targets.dtype not in _CLASSES:
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(
-            f"{caller}: targets are {kind}; the default loss is the cross-entropy of integer "
+            f"{caller}: targets are {kind}; the default loss is the cross-entropy of int64 "
             f"class targets, so pass loss=, a function of (output, targets)"
         )
-    return cross_entropy
+    return _class_loss
+
+
+def _class_loss(output: Any, targets: Tensor) -> Tensor:
+    """`cross_entropy`; TypeError or ValueError for an output that it does not take with these
+    targets."""
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise TypeError(f"loss: the model's output is a {kind}, so give loss=, which takes it")
+    rows = output.dim() > 2 and output.shape[:-1] == targets.shape
+    classes = output.shape[-1 if rows or output.dim() < 2 else 1] if output.dim() else 0
+    fits = rows or output.shape[:1] + output.shape[2:] == targets.shape
+    if output.dim() == 1:
+        fits = targets.dim() == 0
+    if not fits:
+        raise ValueError(
+            f"targets: got shape {tuple(targets.shape)} for an output of {tuple(output.shape)}, "
+            f"need one class for each of its rows"
+        )
+    known = targets.long()
+    known = known[known != _IGNORED]
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise ValueError(
+            f"targets: got classes from {int(known.min())} to {int(known.max())}, need 0 to "
+            f"{classes - 1}: the model's output has {classes} classes"
+        )
+    return cross_entropy(output, targets)
 
 
 def step(caller: str, model: nn.Module, inputs: Any, targets: Any, loss: Loss) -> Tensor:
@@ -51,8 +87,10 @@ def step(caller: str, model: nn.Module, inputs: Any, targets: Any, loss: Loss) -
 
 def called(model: nn.Module, inputs: Any) -> Any:
     """The model's output; inputs as in `step`."""
+    checks.batch("inputs", inputs)
     inputs = detached(inputs)
     if isinstance(inputs, Mapping):
+        checks.mapping("inputs", inputs, "a mapping by name")
         return model(**inputs)
     if isinstance(inputs, Sequence) and not isinstance(inputs, str | Tensor):
         return model(*inputs)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from . import deviations, recipes
-from .checks import choice
+from . import checks, deviations, recipes
 from .deviations import Deviation
 from .lineage import lineage
 from .norm_recipe import NormRecipe
@@ -20,9 +19,7 @@ def base_recipe(
     recipe: Recipe | str, bits: int | None, norm: str | Deviation | NormRecipe | None
 ) -> Recipe:
     if not isinstance(recipe, Recipe | str):
-        raise TypeError(
-            f"recipe: got {recipe!r}, need a Recipe or one of {', '.join(recipes.names())}"
-        )
+        checks.refuse("recipe", recipe, f"a Recipe or one of {', '.join(recipes.names())}")
     base = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if bits is not None:
         base = base.at(bits)
@@ -33,16 +30,14 @@ def _with_norm(recipe: Recipe, norm: str | Deviation | NormRecipe | None) -> Rec
     if norm is None:
         return recipe
     if isinstance(norm, str):
-        norm = deviations.get(choice("norm", norm, deviations.names()))
+        norm = deviations.get(checks.choice("norm", norm, deviations.names()))
     if isinstance(norm, Deviation):
         # the recipe's outputs are rounded after every converted layer, norms included
         own = recipe.norm or NormRecipe(activation=recipe.activation)
         norm = replace(own, deviation=norm)
     if not isinstance(norm, NormRecipe):
-        raise TypeError(
-            f"norm: got {norm!r}, need one of {', '.join(deviations.names())}, a Deviation, a "
-            f"NormRecipe or None"
-        )
+        names = ", ".join(deviations.names())
+        checks.refuse("norm", norm, f"one of {names}, a Deviation, a NormRecipe or None")
     return replace(recipe, norm=norm)
 
 
@@ -53,18 +48,18 @@ class Chooser:
         self,
         base: Recipe,
         norm: str | Deviation | NormRecipe | None,
-        overrides: Mapping[str, Override],
+        overrides: Mapping[str, Override] | None,
     ) -> None:
+        if overrides is None:
+            overrides = {}
         if not isinstance(overrides, Mapping):
-            raise TypeError(
-                f"overrides: got {overrides!r}, need a mapping from module-name patterns to None, "
-                f"an int (bits) or a Recipe"
-            )
+            need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
+            checks.refuse("overrides", overrides, need)
         self.base = base
         self.rules: list[tuple[str, Recipe | None]] = []
         for pattern, value in overrides.items():
             if not isinstance(pattern, str):
-                raise TypeError(f"overrides: pattern {pattern!r} is not a string")
+                raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
             if isinstance(value, str):
                 value = recipes.get(value)
             if value is None or isinstance(value, Recipe):
@@ -72,10 +67,8 @@ class Chooser:
             elif isinstance(value, int) and not isinstance(value, bool):
                 self.rules.append((pattern, _with_norm(base.at(value), norm)))
             else:
-                raise TypeError(
-                    f"overrides[{pattern!r}]: got {value!r}, need None (leave), an int (bits), a "
-                    f"Recipe or the name of one"
-                )
+                need = "None (leave), an int (bits), a Recipe or the name of one"
+                checks.refuse(f"overrides[{pattern!r}]", value, need)
         #: which layers each override decided, and which it matched at all
         self.decided: dict[str, list[str]] = {pattern: [] for pattern, _ in self.rules}
         self.matched: set[str] = set()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from . import checks
 from .aside import random_state_kept, unwrapped
 from .conversion import forget_watch
 from .copies import copied
@@ -22,7 +23,7 @@ Batch = tuple[Any, Any]
 def batches_of(caller: str, inputs: Any, targets: Any, more: Iterable[Batch]) -> list[Batch]:
     """A batch and more of them; ValueError, in the caller's name, for what is no pair."""
     found = [(inputs, targets)]
-    for batch in more:
+    for batch in checks.iterable("more", more, "a list of (inputs, targets)"):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ValueError(
                 f"{caller}: more: got a batch of type {type(batch).__name__}, need (inputs, "

@@ -46,6 +46,8 @@ class EffectiveRates:
         only: Iterable[str] = ("*",),
         skip: Iterable[str] = (),
     ) -> None:
+        if not isinstance(correction, CorrectedSteps | None):
+            checks.refuse("correction", correction, "a CorrectedSteps or None")
         self._model, self._optimizer, self._correction = model, optimizer, correction
         self._patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
         self.rows: list[RateRow] = []
@@ -73,8 +75,12 @@ class EffectiveRates:
         return {"rows": [list(row) for row in self.rows]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.rows = [RateRow(*row) for row in state["rows"]]
+        """Restore what `state_dict` gave; ValueError, with nothing restored, for anything else."""
+        rows = state.get("rows") if isinstance(state, Mapping) else None
+        if not isinstance(rows, list) or not all(map(_is_row, rows)):
+            need = "what state_dict() gave, {'rows': [[step, weight, low, median, high], ...]}"
+            raise ValueError(f"state: got {checks.shown(state)}, need {need}")
+        self.rows = [RateRow(*row) for row in rows]
 
     def plot(self, path: str | Path) -> None:
         """Median and quartiles of every weight against the step, to a PNG or SVG.
@@ -85,4 +91,14 @@ class EffectiveRates:
 
         if not self.rows:
             raise ValueError("rates: nothing to plot; call record(step) first")
-        plot_rates(self.rows, Path(path))
+        plot_rates(self.rows, checks.path("plot", path))
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, list | tuple)
+        and len(row) == 5
+        and type(row[0]) is int
+        and isinstance(row[1], str)
+        and all(isinstance(value, float) for value in row[2:])
+    )

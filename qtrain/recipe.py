@@ -10,7 +10,7 @@ import torch
 
 from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16, fp16
 
-from .checks import choice
+from . import checks
 from .norm_recipe import NormRecipe
 
 #: The six operand slots, (product, operand), in the order that numbers their noise.
@@ -44,8 +44,7 @@ def _exact_in_bf16(fmt: object) -> bool:
 
 def _check(owner: str, **quantizers: object) -> None:
     for name, quantizer in quantizers.items():
-        if not callable(quantizer) or isinstance(quantizer, type):
-            raise TypeError(f"{owner}.{name}: got {quantizer!r}, need a quantizer (or OFF)")
+        checks.quantizer(f"{owner}.{name}", quantizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,8 @@ class GradInput:
     weight: QuantizerLike | None = None
 
     def __post_init__(self) -> None:
-        _check("grad_input", grad_output=self.grad_output, weight=self.weight or OFF)
+        weight = OFF if self.weight is None else self.weight
+        _check("grad_input", grad_output=self.grad_output, weight=weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,9 @@ class GradWeight:
     unit: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        _check("grad_weight", grad_output=self.grad_output, input=self.input or OFF)
-        choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
+        own = OFF if self.input is None else self.input
+        _check("grad_weight", grad_output=self.grad_output, input=own)
+        checks.choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +114,22 @@ class Recipe:
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        checks.text("name", self.name)
         for name, kind in (
             ("forward", Forward),
             ("grad_input", GradInput),
             ("grad_weight", GradWeight),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name}: got {getattr(self, name)!r}, need {kind.__name__}(...)")
+                checks.refuse(name, getattr(self, name), f"{kind.__name__}(...)")
         if not isinstance(self.activation, FloatFormat | None):
-            raise TypeError(f"activation: got {self.activation!r}, need a FloatFormat or None")
+            checks.refuse("activation", self.activation, "a FloatFormat or None")
         if not isinstance(self.norm, NormRecipe | None):
-            raise TypeError(f"norm: got {self.norm!r}, need a NormRecipe or None")
-        if not isinstance(self.narrow, bool):
-            raise TypeError(f"narrow: got {self.narrow!r}, need True or False")
+            checks.refuse("norm", self.norm, "a NormRecipe or None")
+        checks.boolean("narrow", self.narrow)
+        if self.with_bits is not None:
+            need = "a function of the number of bits that returns a Recipe, or None"
+            checks.function("with_bits", self.with_bits, need, 8)
         if self.narrow and self.activation not in _NARROW:
             raise ValueError(
                 f"narrow: activation is {self.activation}, which has no torch dtype of 16 bits to "
@@ -183,11 +187,15 @@ class Recipe:
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""
+        checks.integer("bits", bits, low=2, high=16)
         if self.with_bits is None:
             raise ValueError(
                 f"bits: got {bits!r}, but recipe {self.name!r} has no bits to set; leave bits out"
             )
-        return replace(self.with_bits(bits), activation=self.activation, narrow=self.narrow)
+        made = self.with_bits(bits)
+        if not isinstance(made, Recipe):
+            checks.refuse(f"with_bits({bits})", made, "a Recipe")
+        return replace(made, activation=self.activation, narrow=self.narrow)
 
     def __str__(self) -> str:
         if self.products_off:

@@ -23,7 +23,7 @@ from quantizers import (
 from quantizers import bf16 as bf16_format
 from quantizers import fp16 as fp16_format
 
-from . import deviations
+from . import checks, deviations
 from .norm_recipe import NormRecipe
 from .recipe import Forward, GradInput, GradWeight, Recipe
 
@@ -42,6 +42,7 @@ def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
     of the gradient (the bifurcation of Banner et al. 2018), at every width; unit "bf16" runs that
     product in bf16 units, see GradWeight, for inputs of at most 8 bits.
     """
+    checks.integer("bits", bits, low=2, high=16)
     return Recipe(
         name="int8" if bits == 8 else f"int8 at {bits} bits",
         forward=Forward(
@@ -70,8 +71,8 @@ def banner2018(bits: int = 8, *, variant: Literal["paper", "code"] = "paper") ->
     rounded stochastically (an argument lands one slot off), the constant is the code's, with
     extrema averaged over 16 chunks.
     """
-    if variant not in ("paper", "code"):
-        raise ValueError(f"variant: got {variant!r}, need 'paper' or 'code'")
+    checks.integer("bits", bits, low=2, high=16)
+    checks.choice("variant", variant, ("paper", "code"))
     affine = IntFormat(bits, signed=False, symmetric=False)
     code = variant == "code"
     weight = Quantizer(format=affine, range=minmax)
@@ -155,9 +156,9 @@ def takes_bits(name: str) -> bool:
 
 def _entry(name: str) -> _Entry:
     if not isinstance(name, str) or name not in _NAMED:
-        near = difflib.get_close_matches(str(name), _NAMED, 1, 0.3)
+        near = difflib.get_close_matches(checks.shown(name), _NAMED, 1, 0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown recipe {name!r}{hint} Known: {', '.join(_NAMED)}")
+        raise ValueError(f"unknown recipe {checks.shown(name)}{hint} Known: {', '.join(_NAMED)}")
     return _NAMED[name]
 
 

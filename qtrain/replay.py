@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import checks
 from .aside import unwrapped
 from .replicas import copied_optimizer
 from .step_function import StepFunction, Watch, loss_of
@@ -39,10 +40,13 @@ def replay(
     given.  ValueError for an optimizer that cannot be copied (see `replicas`), for no batches, and,
     when called, for a step that returns no number, or changes its batch or what replay was given.
     """
-    kept = list(batches)
+    model = unwrapped(model)
+    checks.function("step", step, "a function of (model, optimizer, batch)", None, None, None)
+    checks.function("diverged", diverged, "a function of the losses so far", [0.0])
+    kept = list(checks.iterable("batches", batches, "batches, a list of one a step"))
     if not kept:
         raise ValueError("batches: got none; give those of the steps that diverge")
-    own = list(unwrapped(model).parameters())
+    own = list(model.parameters())
     start = copied_optimizer(optimizer, own, own)  # later steps do not move it
 
     def diverges(twin: nn.Module) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from . import checks
+
 #: What torch itself keeps on an optimizer that a copy makes anew: hooks, and what wraps `step`.
 _TORCHS = {
     "step", "_step_count", "_opt_called", "_zero_grad_profile_name", "_patch_step_function",
@@ -40,8 +42,7 @@ def copied_optimizer(
     Raises ValueError for an optimizer that cannot be copied: one that trains other tensors than
     `old`, has step hooks, or keeps something of its own that cannot be copied.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer: got {type(optimizer).__name__}, need a torch.optim.Optimizer")
+    checks.optimizer(optimizer)
     memo: dict[int, Any] = {id(one): other for one, other in zip(old, new, strict=True)}
     kind = type(optimizer).__name__
     for number, group in enumerate(optimizer.param_groups):

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import checks
 from .report_table import error_table, overview_table
 from .saving import save_rows
 
@@ -61,8 +62,7 @@ class Report:
 
     def worst(self, count: int = 5) -> list[Row]:
         """The rows of lowest SQNR, a NaN first."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"worst: got {count!r}, need a positive integer")
+        checks.integer("worst", count, low=1)
         key = lambda row: -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db  # noqa: E731
         return sorted(self.rows, key=key)[:count]
 
@@ -71,7 +71,7 @@ class Report:
 
         ValueError for other endings.
         """
-        kind = Path(path).suffix
+        kind = checks.path("save", path).suffix
         if kind == ".html":
             from .page import RunRecord, save_page  # a page knows runs, which know reports
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checked_lines
+from . import checked_lines, checks
 from .files import read_bytes, there
 from .metrics import is_metrics, number
 from .monitor_rows import monitor_lines
@@ -52,7 +52,7 @@ class RunSeries:
 
 def read_series(path: str | os.PathLike[str]) -> RunSeries:
     """The record of the run in a folder; ValueError where that holds none, or a damaged one."""
-    folder = Path(path)
+    folder = checks.path("run", path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise ValueError(f"{folder}: {what}; give the folder of a run, runs/<name>")

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import checks
 from .files import read_bytes, write_atomically
 from .plain_json import parse
 
@@ -23,7 +24,7 @@ def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> 
 
     Raises ValueError for other endings.
     """
-    path = Path(path)
+    path = checks.path("save", path)
     if path.suffix == ".json":
         # strict JSON has no NaN or infinity: they are written as strings
         plain = [

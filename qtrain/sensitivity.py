@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import checks
 from .aside import unwrapped
 from .gradient_error import cosine_and_error, moments
 from .one_step import Loss
@@ -52,6 +53,7 @@ def sensitivity(
     if not parts:
         raise ValueError("sensitivity: the model has no quantized layer; quantize(model) first")
     units = grouped(parts, by)
+    checks.batch("inputs", inputs)
     alone = _felt_alone(model, units)
     arms = _arms(units, alone)
     batches = batches_of("sensitivity", inputs, targets, more)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import checks
 from .histograms import HIGHEST, LOWEST, VALUE_BINS
 from .monitor_rows import MonitorRow
 
@@ -42,7 +43,10 @@ def to_tensorboard(
     Raises ValueError for a folder that holds events already (they would show twice), where there is
     nothing to write, and where the package is not installed.
     """
-    folder = Path(folder)
+    folder = checks.path("folder", folder)
+    for field, lines, kind in (("rows", rows, MonitorRow), ("metrics", metrics, Mapping)):
+        if not isinstance(lines, Sequence) or not all(isinstance(line, kind) for line in lines):
+            checks.refuse(field, lines, f"a list of {kind.__name__}s")
     if not rows and not metrics:
         raise ValueError(
             "tensorboard: nothing is recorded; train with --monitor N, or give a Monitor's rows "

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from . import data, models, terminal
+from . import checks, data, models, terminal
 from .branch import Branch
 from .checkpoint import Checkpoint, CheckpointError
 from .config import OWN_NORM, TrainConfig
@@ -35,6 +35,9 @@ def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> R
     for a NaN, Interrupted after Ctrl-C or SIGTERM; warns where a resumed run's machine differs.
     torch's random state and settings are left as they were.
     """
+    checks.instance("config", config, TrainConfig, "a TrainConfig, as training_recipe(name) makes")
+    if say is not None:
+        checks.function("say", say, "a function of a line of text, or None", "")
     report = say or terminal.say
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):

@@ -31,9 +31,9 @@ class _StepHook(ABC):
     def __init__(
         self, optimizer: torch.optim.Optimizer, model: nn.Module, norms: Mapping[str, Tensor]
     ) -> None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer: got {type(optimizer).__name__}, need a torch optimizer")
+        checks.optimizer(optimizer)
         known = weights(model)
+        _check_norms(norms)
         for name in norms:
             checks.choice("norms", name, known)
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -52,6 +52,7 @@ class _StepHook(ABC):
 
     def set_norms(self, norms: Mapping[str, Tensor]) -> None:
         """The decayed run's norms from now on, say of another epoch: the same weights'."""
+        _check_norms(norms)
         if set(norms) != set(self._weights):
             odd = sorted(set(norms) ^ set(self._weights))
             raise ValueError(f"norms: {', '.join(odd[:4])} only in one of the old and the new")
@@ -76,6 +77,17 @@ class _StepHook(ABC):
 
     @abstractmethod
     def _after(self, *_: Any) -> None: ...
+
+
+def _check_norms(norms: Mapping[str, Tensor]) -> None:
+    """TypeError or ValueError for what is no weights' norms, or of none."""
+    need = "norms by a weight's name, as NormHistory.at(epoch) gives them"
+    checks.mapping("norms", norms, need)
+    if not norms:
+        raise ValueError(f"norms: got none, which would change no step; need {need}")
+    for name, own in norms.items():
+        if not isinstance(own, Tensor) or own.is_complex():
+            checks.refuse(f"norms[{name!r}]", own, "a tensor of (channels)")
 
 
 class CorrectedSteps(_StepHook):
@@ -147,6 +159,8 @@ def effective_rates(
 
     eta: the learning rate of the weight's group now; patterns: only=, skip= as in `channel_norms`.
     """
+    checks.module(model)
+    checks.optimizer(optimizer)
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     found = {}
     for name, weight in weights(model, **patterns).items():

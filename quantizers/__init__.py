@@ -19,6 +19,7 @@ from .formats import uint8 as uint8
 from .granularity import Granularity as Granularity
 from .granularity import per_axis as per_axis
 from .granularity import per_block as per_block
+from .granularity import per_channel as per_channel
 from .granularity import per_sample as per_sample
 from .granularity import per_tensor as per_tensor
 from .granularity import per_token as per_token

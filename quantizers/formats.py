@@ -10,16 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from . import checks
+
 Specials = Literal["ieee", "fn", "finite"]
 Overflow = Literal["inf", "nan", "saturate"]
-
-
-def check_int(field: str, value: object, low: int, high: int) -> None:
-    """Raise unless `value` is an int (no bool, no float) in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{field}: got {value!r}, need an integer from {low} to {high}")
-    if not low <= value <= high:
-        raise ValueError(f"{field}: got {value}, need an integer from {low} to {high}")
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,9 @@ class IntFormat:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        check_int("bits", self.bits, 2, 16)
+        checks.integer("bits", self.bits, low=2, high=16)
+        checks.boolean("signed", self.signed)
+        checks.boolean("symmetric", self.symmetric)
 
     @property
     def low(self) -> int:
@@ -99,14 +95,16 @@ class FloatFormat:
     name: str = ""
 
     def __post_init__(self) -> None:
-        check_int("exponent", self.exponent, 1, 8)
-        check_int("mantissa", self.mantissa, 0, 23)
+        checks.integer("exponent", self.exponent, low=1, high=8)
+        checks.integer("mantissa", self.mantissa, low=0, high=23)
         if self.bias is not None:
-            check_int("bias", self.bias, -127, 254)
-        if self.specials not in ("ieee", "fn", "finite"):
-            raise ValueError(f"specials: got {self.specials!r}, need 'ieee', 'fn' or 'finite'")
-        if self.overflow not in (None, "inf", "nan", "saturate"):
-            raise ValueError(f"overflow: got {self.overflow!r}, need 'inf', 'nan' or 'saturate'")
+            checks.integer("bias", self.bias, low=-127, high=254)
+        checks.choice("specials", self.specials, ("ieee", "fn", "finite"))
+        if self.overflow is not None:
+            checks.choice("overflow", self.overflow, ("inf", "nan", "saturate"))
+        checks.boolean("signed", self.signed)
+        checks.boolean("zero", self.zero)
+        checks.text("name", self.name)
         if self.overflow == "inf" and self.specials != "ieee":
             raise ValueError(f"overflow: got 'inf', but specials={self.specials!r} has no inf")
         if self.specials == "ieee" and (self.exponent < 2 or self.mantissa < 1):
@@ -179,7 +177,7 @@ class FloatFormat:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Values of bit patterns.  codes: any shape, 0 .. 2^bits - 1 -> fp32, same shape."""
-        codes = codes.to(torch.int64)
+        codes = checks.whole("codes", codes).to(torch.int64)
         fraction = codes & (2**self.mantissa - 1)
         field = (codes >> self.mantissa) & (2**self.exponent - 1)
         normal = field > 0 if self.zero else torch.ones_like(field, dtype=torch.bool)
@@ -203,7 +201,7 @@ class FloatFormat:
 
         Raises ValueError for a value that the format does not hold.
         """
-        value = elements.double()
+        value = checks.real(elements, "elements").double()
         magnitude = value.abs()
         exponent = torch.frexp(magnitude).exponent.to(torch.int64) - 1
         exponent = exponent.clamp(min=self.min_exponent)
@@ -261,8 +259,8 @@ NAMED: dict[str, Format] = {
 
 def get(name: str) -> Format:
     """The named format; ValueError with the nearest name otherwise."""
-    if name not in NAMED:
-        near = difflib.get_close_matches(name, NAMED, 1)
+    if not isinstance(name, str) or name not in NAMED:
+        near = difflib.get_close_matches(checks.shown(name), NAMED, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown format {name!r}{hint} Known: {', '.join(NAMED)}")
+        raise ValueError(f"unknown format {checks.shown(name)}{hint} Known: {', '.join(NAMED)}")
     return NAMED[name]

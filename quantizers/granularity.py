@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .formats import check_int
+from . import checks
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,19 @@ class Granularity:
     rest: Literal["whole", "each"] = "whole"
 
     def __post_init__(self) -> None:
-        axes = [axis for axis, _ in self.sizes]
+        pairs = self.sizes
+        if not isinstance(pairs, tuple) or any(
+            not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs
+        ):
+            checks.refuse("granularity.sizes", pairs, "a tuple of (axis, block size)")
+        for axis, size in pairs:
+            checks.integer("axis", axis, low=-8, high=7)
+            if size is not None:
+                checks.integer("block size", size, low=1, high=2**31)
+        axes = [axis for axis, _ in pairs]
         if len(set(axes)) != len(axes):
             raise ValueError(f"granularity: axis named twice in {axes}")
-        for axis, size in self.sizes:
-            check_int("axis", axis, -8, 7)
-            if size is not None:
-                check_int("block size", size, 1, 2**31)
-        if self.rest not in ("whole", "each"):
-            raise ValueError(f"rest: got {self.rest!r}, need 'whole' or 'each'")
+        checks.choice("rest", self.rest, ("whole", "each"))
 
     def block_shape(self, shape: Sequence[int | None]) -> tuple[int, ...]:
         """Block size along each axis of a tensor of `shape`, at most the axis itself, at least 1.
@@ -40,6 +44,8 @@ class Granularity:
         An axis of unknown size (None) may be left whole (its block size is then 1) and must not
         be cut: ValueError.
         """
+        if not isinstance(shape, torch.Size):
+            checks.shape("shape", shape, unknown=True)
         blocks: list[int | None] = [None if self.rest == "whole" else 1] * len(shape)
         seen = set()
         for axis, size in self.sizes:
@@ -81,13 +87,19 @@ def per_axis(*axes: int) -> Granularity:
     return Granularity(tuple((axis, 1) for axis in axes))
 
 
+def per_channel() -> Granularity:
+    """A scale for each output channel of a weight, seen as (groups, out, in, *kernel):
+    per_axis(0, 1).  (per_axis(0) is a scale for each group: one in all, where there are none.)"""
+    return per_axis(0, 1)
+
+
 def per_block(sizes: Mapping[int, int], *, rest: Literal["whole", "each"] = "each") -> Granularity:
     """Blocks of the given sizes; the other axes are cut into single indices, or left whole.
 
     {-1: 32} is MX's 1x32; {1: 32} with rest="whole" cuts a convolution's channels.
     """
     if not isinstance(sizes, Mapping):
-        raise TypeError(f"per_block: got {sizes!r}, need a mapping from axis to size, {{-1: 32}}")
+        checks.refuse("sizes", sizes, "a mapping from axis to size, {-1: 32}")
     return Granularity(tuple(sizes.items()), rest=rest)
 
 

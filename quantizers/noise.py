@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from . import checks
 from .kernels.serving import number
 
 _MASK = (1 << 64) - 1
@@ -62,6 +63,12 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
 
     key: int64, any shape; value: an int or an int64 tensor -> int64, key's shape.
     """
+    if not isinstance(key, Tensor) or key.dtype != torch.int64:
+        checks.refuse("key", key, "an int64 tensor: root_key(seed, ...) makes one")
+    if not isinstance(value, int) and not (
+        isinstance(value, Tensor) and value.dtype == torch.int64
+    ):
+        checks.refuse("value", value, "an integer or an int64 tensor")
     own, other = number(key), value if isinstance(value, int) else number(value)
     if own is not None and other is not None:  # the same, without a dozen operations on one number
         mixed = _mixed((_mixed(other + _GOLDEN) ^ (own & _MASK)) + _GOLDEN)
@@ -78,6 +85,7 @@ def root_key(*parts: int) -> Tensor:
     """
     key = torch.zeros((), dtype=torch.int64, device="cpu")
     for part in parts:
+        checks.integer("parts", part)
         if -(1 << 63) <= part < 1 << 63:
             key = fold(key, part)
             continue
@@ -92,7 +100,9 @@ def random_bits(key: Tensor, shape: tuple[int, ...] | torch.Size, *, start: int 
 
     start: the index of the first element (tests reach 2^31 and 2^32 without the memory).
     """
-    count = math.prod(shape)
+    checks.key(key)
+    count = math.prod(checks.shape("shape", shape))
+    checks.integer("start", start, low=0, high=2**63 - 1 - count)
     low_key, high_key = key.to(torch.int32), (key >> 32).to(torch.int32)
     if start + count <= 2**31:
         low = torch.arange(start, start + count, dtype=torch.int32, device=key.device)

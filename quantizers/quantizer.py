@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import kernels, traced
+from . import checks, kernels, traced
 from .formats import FloatFormat, Format, IntFormat, Overflow, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
 from .noise import random_bits
 from .numbers import divided
 from .qtensor import QTensor as QTensor
-from .ranges import AbsMax, Ema, MinMax, RangeRule, State, Stateless, absmax
+from .ranges import AbsMax, Ema, MinMax, RangeRule, State, Stateless, absmax, check_rule
 from .rounding import Rounding, nearest_even, round_to_float
 
 
@@ -30,6 +30,7 @@ class Off:
         key: Tensor | None = None,
         training: bool = True,
     ) -> QTensor:
+        checks.instance("x", x, Tensor, "a tensor")
         return QTensor(x, block=tuple(max(size, 1) for size in x.shape))
 
     def __repr__(self) -> str:
@@ -87,39 +88,37 @@ class Quantizer:
     _spec: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("format", IntFormat | FloatFormat),
-            ("granularity", Granularity),
-            ("scale_format", FloatFormat),
-            ("rounding", Rounding),
-            ("scale_rounding", Rounding),
+        for name, kind, need in (
+            ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
+            ("granularity", Granularity, "a Granularity such as per_tensor"),
+            ("scale_format", FloatFormat, "a FloatFormat"),
+            ("rounding", Rounding, "a Rounding such as nearest_even"),
+            ("scale_rounding", Rounding, "a Rounding such as nearest_even"),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name}: got {getattr(self, name)!r}, need {kind}")
+                checks.refuse(name, getattr(self, name), need)
         if self.range is None and isinstance(self.format, IntFormat):
             raise ValueError(
                 f"range: got None, but {self.format} needs a range rule such as absmax"
             )
-        if self.range is not None and self.format.largest > _LARGEST:
-            raise ValueError(
-                f"range: got {self.range!r} for {self.format}, whose largest value of "
-                f"{self.format.largest:.3g} would make the sums of a product overflow fp32; pass "
-                f"range=None (elements are x rounded to {self.format}), or a format that reaches "
-                f"2^48 at most, by fewer exponent bits or a larger bias"
-            )
-        if self.range is not None and not callable(self.range):
-            raise TypeError(f"range: got {self.range!r}, need a range rule such as absmax or None")
+        if self.range is not None:
+            check_rule("range", self.range)
+            if self.format.largest > _LARGEST:
+                raise ValueError(
+                    f"range: got {self.range!r} for {self.format}, whose largest value of "
+                    f"{self.format.largest:.3g} would make the sums of a product overflow fp32; "
+                    f"pass range=None (elements are x rounded to {self.format}), or a format that "
+                    f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
+                )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(
                 "granularity: without a range there are no scales; leave it per_tensor"
             )
         if self.scale_rounding.random_bits:
             raise ValueError("scale_rounding: scales are not rounded stochastically")
-        if self.straight_through not in ("identity", "inclusive", "strict"):
-            raise ValueError(
-                f"straight_through: got {self.straight_through!r}, need 'identity', 'inclusive' "
-                f"or 'strict'"
-            )
+        checks.choice(
+            "straight_through", self.straight_through, ("identity", "inclusive", "strict")
+        )
         batch_range = isinstance(self.range, Ema) and self.range.train_on == "batch"
         if self.straight_through != "identity" and batch_range:
             raise ValueError(
@@ -136,7 +135,10 @@ class Quantizer:
 
     def init_state(self, shape: Sequence[int | None]) -> State:
         """State for tensors of `shape` (None: a size that changes); {} without memory."""
-        if self.range is None or isinstance(self.range, Stateless):
+        checks.shape("shape", shape, unknown=True)
+        if self.range is None or not hasattr(self.range, "init_state"):
+            return {}
+        if isinstance(self.range, Stateless):
             return {}
         block = self.granularity.block_shape(shape)
         return self.range.init_state(compact_shape([s or 1 for s in shape], block))
@@ -154,11 +156,13 @@ class Quantizer:
         rounding; factor: fp32, broadcastable to x: what is quantized is their product, rounded to
         fp32.  With memory, `state` is updated in place when `training`.
 
-        Raises TypeError for other dtypes, ValueError for a missing key or state.
+        Raises TypeError for other dtypes and kinds of argument, ValueError for a missing key or
+        state.
         """
         check_real(x)
         if self.rounding.random_bits and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
+        self._check(x, state, key, training, factor)
         whole = self._traced if torch.compiler.is_compiling() else self._fused
         found = whole(x, state, key, training, factor)
         if found is not None:
@@ -176,6 +180,24 @@ class Quantizer:
         if elements is None:
             elements = self._elements(as_real(x), scale, zero_point, block, key, overflow)
         return QTensor(elements, scale, zero_point, self.format, block)
+
+    def _check(
+        self,
+        x: Tensor,
+        state: State | None,
+        key: Tensor | None,
+        training: bool,
+        factor: Tensor | None,
+    ) -> None:
+        """TypeError or ValueError for arguments beside x that a call does not take."""
+        if key is not None:
+            checks.key(key)
+        if state is not None:
+            checks.state(state, self.range.memory if isinstance(self.range, Ema) else ())
+        if training is not True and training is not False:
+            checks.boolean("training", training)
+        if factor is not None:
+            checks.factor(factor, x.shape)
 
     @property
     def _overflow(self) -> Overflow | None:
@@ -303,6 +325,8 @@ class Quantizer:
 
     def backward(self, grad: Tensor, x: Tensor, state: State | None) -> Tensor:
         """The straight-through gradient.  grad, x: the same shape -> grad's dtype."""
+        if checks.real(grad, "grad").shape != check_real(x).shape:
+            raise ValueError(f"grad: got {checks.shown(grad)}, need x's shape {tuple(x.shape)}")
         if self.straight_through == "identity":
             return grad
         x = as_real(x)
@@ -332,11 +356,7 @@ class Quantizer:
 
 def check_real(x: Tensor) -> Tensor:
     """x; TypeError for integer and complex tensors and floating-point ones of 8 bits."""
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(
-            f"cannot quantize a tensor of {x.dtype}; need float16, bfloat16, float32 or float64"
-        )
-    return x
+    return checks.real(x)
 
 
 def as_real(x: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from .formats import check_int
+from . import checks
 from .granularity import blocked, compact_shape, is_plain
 from .numbers import constant, divided
 
@@ -47,6 +47,20 @@ def _reduce(x: Tensor, block: Sequence[int], largest: bool) -> Tensor:
     return x.reshape(compact).float()
 
 
+def check_rule(field: str, rule: RangeRule) -> None:
+    """TypeError unless `rule` is an object that can be called as a range rule is."""
+    need = "a range rule such as absmax, called as rule(x, block, state=..., training=...)"
+    checks.function(field, rule, need, None, (), state=None, training=True)
+
+
+def _checked(x: Tensor, block: Sequence[int]) -> tuple[int, ...]:
+    """The compact shape; TypeError or ValueError for another x or block."""
+    checks.real(x)
+    if len(checks.shape("block", block)) != x.dim() or not all(block):
+        raise ValueError(f"block: got {checks.shown(block)}, need {x.dim()} sizes of at least 1")
+    return compact_shape(x.shape, block)
+
+
 class Stateless:
     """A rule without memory."""
 
@@ -61,6 +75,7 @@ class AbsMax(Stateless):
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
+        _checked(x, block)
         low, high = _reduce(x, block, largest=False), _reduce(x, block, largest=True)
         bound = torch.maximum(low.abs(), high.abs())
         return -bound, bound
@@ -73,6 +88,7 @@ class MinMax(Stateless):
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
+        _checked(x, block)
         return _reduce(x, block, largest=False), _reduce(x, block, largest=True)
 
 
@@ -114,12 +130,12 @@ class ChunkedMinMax(Stateless):
 
     def __post_init__(self) -> None:
         if self.chunks is not None:
-            check_int("chunks", self.chunks, 1, 2**31)
+            checks.integer("chunks", self.chunks, low=1, high=2**31)
 
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
-        compact = compact_shape(x.shape, block)
+        compact = _checked(x, block)
         if x.numel() == 0:
             zero = x.new_zeros(compact, dtype=torch.float32)
             return zero, zero
@@ -154,13 +170,12 @@ class Percentile(Stateless):
     fraction: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fraction, float | int) or not 0.5 < self.fraction <= 1:
-            raise ValueError(f"percentile: got {self.fraction!r}, need a fraction in (0.5, 1]")
+        checks.share("percentile: fraction", self.fraction, above=0.5)
 
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
-        compact = compact_shape(x.shape, block)
+        compact = _checked(x, block)
         if x.numel() == 0:
             zero = x.new_zeros(compact, dtype=torch.float32)
             return zero, zero
@@ -203,12 +218,15 @@ class Ema:
     rule: RangeRule = field(default_factory=MinMax)
     momentum: float = 0.1
     train_on: Literal["running", "batch"] = "running"
+    #: what the state holds
+    memory: ClassVar[tuple[str, ...]] = ("low", "high", "steps")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.momentum, float | int) or not 0 < self.momentum <= 1:
-            raise ValueError(f"momentum: got {self.momentum!r}, need a number in (0, 1]")
-        if self.train_on not in ("running", "batch"):
-            raise ValueError(f"train_on: got {self.train_on!r}, need 'running' or 'batch'")
+        check_rule("rule", self.rule)
+        if isinstance(self.rule, Ema):
+            checks.refuse("rule", self.rule, "a range rule without memory, such as minmax")
+        checks.share("momentum", self.momentum, above=0)
+        checks.choice("train_on", self.train_on, ("running", "batch"))
 
     def init_state(self, compact: tuple[int, ...]) -> State:
         return {
@@ -225,7 +243,13 @@ class Ema:
             raise ValueError(
                 "a range with memory needs state: pass state=quantizer.init_state(shape)"
             )
+        checks.state(state, self.memory)
         low, high = self.rule(x, block)
+        if not low.numel() == state["low"].numel() == state["high"].numel():
+            raise ValueError(
+                f"state: got ranges of shape {tuple(state['low'].shape)}, need "
+                f"{tuple(low.shape)}, as init_state({tuple(x.shape)}) makes them"
+            )
         finite = torch.isfinite(low) & torch.isfinite(high)
         if training:
             if x.numel() == 0:

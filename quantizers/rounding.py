@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .formats import FloatFormat, Overflow, bf16, check_int, fp16
+from . import checks
+from .formats import FloatFormat, Overflow, bf16, fp16
 from .noise import uniform_integers
 from .numbers import constant
 
@@ -31,16 +32,18 @@ class Rounding:
     random_bits: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in Mode.__args__:  # type: ignore[attr-defined]
-            raise ValueError(f"rounding: got {self.mode!r}, need one of {Mode.__args__}")  # type: ignore[attr-defined]
+        checks.choice("rounding", self.mode, get_args(Mode))
         if self.mode == "stochastic":
             # fp32 holds u + 1/2 exactly up to 23 bits
-            check_int("random_bits", self.random_bits, 1, 23)
-        elif self.random_bits != 0:
-            raise ValueError(f"random_bits: got {self.random_bits}, {self.mode} rounding uses none")
+            checks.integer("random_bits", self.random_bits, low=1, high=23)
+        elif checks.integer("random_bits", self.random_bits) != 0:
+            raise ValueError(
+                f"random_bits: got {checks.shown(self.random_bits)}, {self.mode} rounding uses none"
+            )
 
     def __call__(self, x: Tensor, bits: Tensor | None = None) -> Tensor:
         """x: fp32 or fp64; bits: int32 random bits of x's shape, for a stochastic rounding."""
+        checks.wide(x)
         if self.mode == "nearest_even":
             return torch.round(x)
         if self.mode == "toward_zero":
@@ -59,6 +62,7 @@ class Rounding:
                 raise ValueError(
                     "stochastic rounding needs random bits; pass key= to the quantizer"
                 )
+            checks.random("bits", bits, x)
             draw = uniform_integers(bits, self.random_bits).to(x.dtype)
             up = draw.add_(0.5) < fraction.mul_(2.0**self.random_bits)
         return torch.copysign(whole.add_(up), x)
@@ -107,7 +111,13 @@ def round_to_float(
     source: what x was before it was scaled (None: x itself), x's shape.  Where it is finite, an
     infinite x is one of the finite values beyond the largest.
     """
-    overflow = fmt.on_overflow if overflow is None else overflow
+    checks.wide(x)
+    checks.instance("fmt", fmt, FloatFormat, "a FloatFormat")
+    checks.instance("rounding", rounding, Rounding, "a Rounding such as nearest_even")
+    if overflow is None:
+        overflow = fmt.on_overflow
+    else:
+        checks.choice("overflow", overflow, get_args(Overflow))
     native = fmt in _NATIVE and overflow == "inf"
     if native and rounding == nearest_even and x.dtype == torch.float32:
         # The same bits in two passes.  Not when compiling: the compiler drops such cast pairs.
@@ -151,7 +161,7 @@ def round_to(x: Tensor, fmt: FloatFormat) -> Tensor:
 
     The format in which a layer's output is stored; overflow gives what `fmt` states.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = x if checks.real(x).dtype == torch.float64 else x.float()
     return round_to_float(wide, fmt).to(x.dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from qtrain import (
 )
 from qtrain.layer_state import LayerState
 from qtrain.layers import QConv2d, QLinear
-from quantizers import OFF, IntFormat, QTensor, Quantizer, ema, per_axis
+from quantizers import OFF, IntFormat, QTensor, Quantizer, ema, per_axis, per_channel
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -625,3 +626,110 @@ def test_a_norm_that_is_torchs_own_is_said_to_be() -> None:
 
 def quantized_left(model: nn.Module, norm: str | None = None) -> str:
     return summary(quantize(model, norm=norm)).left["1"]
+
+
+class Fails(nn.Module):
+    """A model whose second forward fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.layer, self.error, self.calls = nn.Linear(5, 2), error, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.layer(x)
+        if self.calls == 2:
+            raise self.error
+        return y
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=repr)
+def test_a_calibration_that_fails_keeps_the_ranges_it_had(error: BaseException) -> None:
+    model = quantize(Fails(error))
+    calibrate(model, [normal(3, 5)])
+    before = copy.deepcopy(model.state_dict())
+    model.calls = 0
+    with pytest.raises(type(error)):
+        calibrate(model, [normal(3, 5, seed=1) * 9, normal(3, 5)])
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert model.training
+    with pytest.raises(ValueError, match="empty tuple"):
+        calibrate(model, [normal(3, 5, seed=2) * 9, ()])
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def per_group() -> Recipe:
+    weight = Quantizer(format=IntFormat(8), granularity=per_axis(0))
+    return Recipe(name="mine", forward=Forward(weight=weight))
+
+
+def test_a_scale_per_group_of_a_weight_without_groups_warns() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match=r"per axis 0 .* and 0, 1 .*per_channel\(\)") as caught:
+        quantize(model, recipe=per_group())
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="one group"):
+        weight = Quantizer(format=IntFormat(8), granularity=per_axis(-3))
+        quantize(model, recipe=Recipe(name="x", grad_input=GradInput(weight=weight)))
+
+
+@pytest.mark.parametrize("axes", [(0, 1), (1,), (0, 2)])
+def test_other_scales_of_a_weight_do_not_warn(axes: tuple[int, ...]) -> None:
+    weight = Quantizer(format=IntFormat(8), granularity=per_axis(*axes))
+    quantize(
+        nn.Sequential(nn.Linear(3, 4)), recipe=Recipe(name="x", forward=Forward(weight=weight))
+    )
+    grouped = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2))  # one each, as asked
+    quantize(grouped, recipe=per_group())
+
+
+def test_per_channel_is_one_scale_for_each_output_channel() -> None:
+    weight = Quantizer(format=IntFormat(8), granularity=per_channel())
+    model = quantize(
+        nn.Sequential(nn.Linear(3, 4)), recipe=Recipe(name="x", forward=Forward(weight=weight))
+    )
+    layer: Any = model[0]
+    rows = layer.weight.detach().abs().amax(1) / 127
+    assert torch.equal(weight(layer.weight.detach()[None]).scale.flatten(), rows)
+    assert recipes.int8().forward.weight == weight
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.tensor(-1), "-1"),
+        (torch.tensor(1.5), "torch.float32"),
+        (torch.tensor([1]), r"shape \(1,\)"),
+    ],
+    ids=str,
+)
+def test_a_noise_count_that_is_none_is_refused_and_changes_nothing(
+    value: Tensor, text: str
+) -> None:
+    model = quantize(nn.Sequential(nn.Linear(3, 2)))
+    state = {**model.state_dict(), "0.product.noise_count": value}
+    with pytest.raises(ValueError, match=rf"0\.product\.noise_count: got .*{text}"):
+        model.load_state_dict(state)
+    assert int(model.state_dict()["0.product.noise_count"]) == 0
+
+
+@pytest.mark.parametrize("norm", [None, "l1"])
+def test_function_transforms_and_traces_are_refused_in_our_words(norm: str | None) -> None:
+    model = quantize(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), norm=norm)
+    name = "0" if norm else "1"
+    x = normal(4, 3)
+    before = copy.deepcopy(model.state_dict())
+    parameters = dict(model.named_parameters())
+
+    def loss(given: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, given, (x,)).sum()
+
+    with pytest.raises(RuntimeError, match=rf"layer '{name}': .*torch\.func"):
+        torch.func.grad(loss)(parameters)
+    with pytest.raises(RuntimeError, match=rf"layer '{name}': .*torch\.func"):
+        torch.func.vmap(model)(x[:, None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=rf"layer '{name}': .*torch\.jit\.trace"):
+            torch.jit.trace(model, x)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qtrain import (
+    CorrectedSteps,
     calibrate,
     inspect,
     plain_state_dict,
@@ -19,6 +20,7 @@ from qtrain import (
     reseed,
     summary,
 )
+from quantizers import IntFormat, Quantizer, ema, int8, per_axis
 
 CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "quantize": (lambda x: quantize(x), "model: got"),
@@ -59,3 +61,74 @@ def test_a_model_that_cannot_be_copied_says_what_to_do() -> None:
     model(torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"use quantize_\(model\)"):
         quantize(model)
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = quantize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def corrected(norms: Any) -> CorrectedSteps:
+    model, optimizer = trained()
+    return CorrectedSteps(optimizer, model, norms)
+
+
+X, CLASSES = torch.linspace(-1, 1, 12).view(4, 3), torch.tensor([0, 1, 1, 0])
+
+#: each was silent, or an error of Python's or torch's own from somewhere below
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "signed": (lambda: IntFormat(8, signed="unsigned"), TypeError, "signed: got 'unsigned'"),
+    "range class": (lambda: Quantizer(format=int8, range=float), TypeError, "range: got .*float"),
+    "range of no argument": (
+        lambda: Quantizer(format=int8, range=lambda: None), TypeError, "range: got .*called so",
+    ),
+    "averaged average": (lambda: ema(ema()), TypeError, "rule: got Ema.*without memory"),
+    "no norms": (lambda: corrected({}), ValueError, "norms: got none"),
+    "norms of numbers": (lambda: corrected({"0.weight": 1.0}), TypeError, r"norms\['0.weight'\]"),
+    "overrides": (lambda: quantize(nn.Linear(2, 2), overrides=0), TypeError, "overrides: got 0"),
+    "inputs": (lambda: inspect(trained()[0], None), TypeError, "inputs: got None"),
+    "targets": (
+        lambda: inspect(trained()[0], X, CLASSES + 1), ValueError, "targets: .*1 to 2, need 0 to",
+    ),
+    "targets' shape": (
+        lambda: inspect(trained()[0], X, CLASSES[:3]), ValueError, r"targets: got shape \(3,\)",
+    ),
+    "loss class": (
+        lambda: inspect(trained()[0], X, CLASSES, nn.CrossEntropyLoss), TypeError,
+        "loss: got .*is a class",
+    ),
+    "x": (lambda: Quantizer(format=int8)("x"), TypeError, "x: got 'x', need a tensor"),
+    "key": (lambda: Quantizer(format=int8)(X, key=1), TypeError, "key: got 1, need a 0-d int64"),
+    "state": (
+        lambda: Quantizer(format=int8, range=ema())(X, state={}), ValueError,
+        r"state: got \[\].*low, high, steps",
+    ),
+    "state of another shape": (
+        lambda: Quantizer(format=int8, range=ema(), granularity=per_axis(0))(
+            X, state=ema().init_state((2, 1))
+        ),
+        ValueError, r"state: got .*\(2, 1\), need \(4, 1\)",
+    ),
+    "training": (lambda: Quantizer(format=int8)(X, training=1), TypeError, "training: got 1"),
+    "bits": (lambda: quantize(nn.Linear(2, 2), bits=torch.tensor(8)), TypeError, "bits: got a ten"),
+    "name of a network": (
+        lambda: quantize("resnet18"), TypeError, r"'resnet18'.*qtrain.models.get\('resnet18'",
+    ),
+    "class of a network": (lambda: quantize(nn.Linear), TypeError, "this is a class"),
+    "batches": (lambda: calibrate(trained()[0], X), TypeError, "batches: got a tensor"),
+    "a layer's input": (lambda: trained()[0](1.5), TypeError, "layer '0': input is float"),
+    "a long integer": (lambda: quantize(nn.Linear(2, 2), bits=10**5000), ValueError, "16610 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_argument_that_cannot_be_honoured_is_named(name: str) -> None:
+    call, kind, text = REFUSED[name]
+    with pytest.raises(kind, match=text):
+        call()
+
+
+def test_classes_that_the_default_loss_leaves_out_stay_so() -> None:
+    model, _ = trained()
+    report = inspect(model, X, torch.tensor([0, -100, 1, 1]))
+    assert any(row.role == "grad_input" for row in report.rows)

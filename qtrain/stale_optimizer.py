@@ -1,0 +1,71 @@
+"""An optimizer that still trains the model that was copied, in place of the copy."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
+    """Warn, once, where an optimizer steps parameters of `original` while its copy has gradients
+    and no optimizer.
+
+    The watch looks at optimizers after they have stepped, never at the copy's forwards or
+    backwards, and ends with the first step of one that trains the copy, or with the copy.
+    """
+    watch = _Watch(original, copy)
+    weakref.finalize(copy, watch.handle.remove)
+
+
+class _Watch:
+    def __init__(self, original: nn.Module, copy: nn.Module) -> None:
+        self._originals = {id(p): weakref.ref(p) for p in original.parameters()}
+        self._copies = [weakref.ref(p) for p in copy.parameters()]
+        self._copy = weakref.ref(copy)
+        self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.handle = register_optimizer_step_post_hook(self._stepped)
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling() or optimizer in self._others:
+            return
+        copy = self._copy()
+        if copy is None:
+            return
+        if not self._steps_originals(optimizer):
+            if _trains(optimizer, copy):
+                self.handle.remove()
+            self._others.add(optimizer)
+            return
+        parameters = [ref() for ref in self._copies]
+        if all(p is None or p.grad is None for p in parameters):
+            return  # the copy is not trained, or not yet
+        self.handle.remove()
+        if not any(
+            issubclass(type(one), Optimizer) and _trains(one, copy) for one in gc.get_objects()
+        ):
+            warnings.warn(
+                f"optimizer: {type(optimizer).__name__} steps the parameters of the model that "
+                f"quantize() copied, and the copy, which has gradients, is in no optimizer: "
+                f"nothing trains it.  Build the optimizer from the copy's parameters, after "
+                f"quantize(), or convert in place with quantize_()",
+                stacklevel=3,
+            )
+
+    def _steps_originals(self, optimizer: Optimizer) -> bool:
+        return any(
+            id(p) in self._originals and self._originals[id(p)]() is p
+            for group in optimizer.param_groups
+            for p in group["params"]
+        )
+
+
+def _trains(optimizer: Optimizer, model: nn.Module) -> bool:
+    own = {id(p) for p in model.parameters()}
+    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
