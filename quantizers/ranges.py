@@ -219,7 +219,7 @@ class Ema:
     momentum: float = 0.1
     train_on: Literal["running", "batch"] = "running"
     #: what the state holds
-    memory: ClassVar[tuple[str, ...]] = ("low", "high", "steps")
+    memory: ClassVar[tuple[str, ...]] = ("low", "high", "share", "steps")
 
     def __post_init__(self) -> None:
         check_rule("rule", self.rule)

@@ -338,7 +338,8 @@ CLIPPED = [
 @pytest.mark.parametrize("fmt", [*CLIPPED, *INTS], ids=repr)
 def test_a_finite_value_beyond_a_range_follows_the_overflow_rule(fmt, served) -> None:
     """However far beyond: x / scale passes fp32, or fp64, itself."""
-    state = {"low": torch.tensor([-1e-30]), "high": torch.tensor([1e-30]), "steps": torch.tensor(1)}
+    ends = {"low": torch.tensor([-1e-30]), "high": torch.tensor([1e-30])}
+    state = {**ends, "share": torch.tensor(1.0), "steps": torch.tensor(1)}
     rule = fmt.overflow if isinstance(fmt, FloatFormat) else None
     most = {"inf": INF, "nan": NAN}.get(rule, fmt.largest)
     least = -most if fmt.signed else 0.0

@@ -1,0 +1,130 @@
+"""What runs on a CPU runs on a CUDA device: integer products to the bit, the rest closely."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qtrain import Matmul, ScaledDotProductAttention, quantize
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = ScaledDotProductAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, is_causal=True)  # type: ignore[no-any-return]
+
+
+class Multihead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]  # type: ignore[no-any-return]
+
+
+class Square(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = Matmul()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, x.transpose(-2, -1))  # type: ignore[no-any-return]
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "Linear": (lambda: nn.Linear(24, 16), (8, 24)),
+    "Linear, 3 axes": (lambda: nn.Linear(264, 64), (4, 33, 264)),
+    "Conv1d": (lambda: nn.Conv1d(6, 8, 3, padding=1), (4, 6, 17)),
+    "Conv2d": (lambda: nn.Conv2d(16, 32, 3, stride=2, padding=1), (8, 16, 17, 17)),
+    "Conv2d, wide": (lambda: nn.Conv2d(64, 64, 3, padding=1), (8, 64, 14, 14)),
+    "Conv2d, groups": (lambda: nn.Conv2d(8, 16, 3, groups=4), (4, 8, 9, 9)),
+    "Conv2d, depthwise": (lambda: nn.Conv2d(32, 32, 3, padding=1, groups=32), (4, 32, 12, 12)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(8, 6, 3, stride=2), (4, 8, 7, 7)),
+    "Conv3d": (lambda: nn.Conv3d(3, 6, 3), (2, 3, 6, 6, 6)),
+    "Matmul": (Square, (2, 12, 24)),
+    "attention": (Attention, (2, 4, 12, 24)),
+    "MultiheadAttention": (Multihead, (2, 12, 24)),
+    "TransformerEncoderLayer": (
+        lambda: nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True),
+        (2, 12, 24),
+    ),
+}
+SINGLE = [name for name, (make, _) in LAYERS.items() if name.startswith(("Linear", "Conv"))]
+
+
+def step(model: nn.Module, x: Tensor, device: str) -> list[Tensor]:
+    """Output, gradient of the input, gradients of the parameters; on the CPU."""
+    model, leaf = copy.deepcopy(model).to(device), x.to(device).requires_grad_()
+    output = model(leaf)
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    output.backward(direction.to(device))
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return [t.detach().cpu() for t in (output, leaf.grad, *grads)]
+
+
+def both(name: str, **settings: Any) -> tuple[list[Tensor], list[Tensor]]:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(make()), **settings)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    return step(model, x, "cpu"), step(model, x, "cuda")
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("bits", [2, 4, 8, 12, 16])
+def test_integer_products_have_the_cpus_bits(name: str, bits: int) -> None:
+    cpu, cuda = both(name, bits=bits)
+    for a, b, what in zip(cpu[:2], cuda[:2], ("output", "grad_input"), strict=True):
+        assert torch.equal(a, b), f"{what}: {(a != b).sum()} of {a.numel()}"
+    for a, b in zip(cpu[2:], cuda[2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("recipe", ["int8", "banner2018", "bf16", "fp16"])
+def test_every_layer_trains_as_on_the_cpu(name: str, recipe: str) -> None:
+    cpu, cuda = both(name, recipe=recipe)
+    for a, b in zip(cpu, cuda, strict=True):
+        assert b.isfinite().all()
+        # a last bit of a norm or a softmax may move a code
+        error = (a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30)
+        assert error < 0.05, error
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "range"])
+def test_a_network_with_converted_norms_trains_as_on_the_cpu(norm: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8)
+    )
+    x = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(2))
+    model = quantize(net, norm=norm)
+    for a, b in zip(step(model, x, "cpu"), step(model, x, "cuda"), strict=True):
+        error = (a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-2)
+        assert error < 0.05, error
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of TensorFloat32 cores, by the compiler
+@pytest.mark.parametrize("settings", [{}, {"norm": "range"}, {"recipe": "banner2018"}], ids=str)
+def test_a_compiled_step_is_one_graph(settings: dict[str, Any]) -> None:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+    )
+    model = quantize(net, **settings).cuda()
+    x = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(2)).cuda()
+    torch.compile(model, fullgraph=True)(x).sum().backward()
+    eager = copy.deepcopy(model)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in eager.parameters())
