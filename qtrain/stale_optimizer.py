@@ -5,12 +5,29 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+#: those that still watch; torch's table of hooks must not change while an optimizer walks it
+_WATCHES: set[_Watch] = set()
+
+
+@cache
+def _listen() -> None:
+    register_optimizer_step_post_hook(_stepped)
+
+
+def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not torch.compiler.is_compiling():
+        for watch in list(_WATCHES):
+            if watch.ended_by(optimizer):
+                _WATCHES.discard(watch)
 
 
 def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
@@ -21,7 +38,9 @@ def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
     backwards, and ends with the first step of one that trains the copy, or with the copy.
     """
     watch = _Watch(original, copy)
-    weakref.finalize(copy, watch.handle.remove)
+    _WATCHES.add(watch)
+    weakref.finalize(copy, _WATCHES.discard, watch)
+    _listen()
 
 
 class _Watch:
@@ -30,23 +49,18 @@ class _Watch:
         self._copies = [weakref.ref(p) for p in copy.parameters()]
         self._copy = weakref.ref(copy)
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self.handle = register_optimizer_step_post_hook(self._stepped)
 
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or optimizer in self._others:
-            return
+    def ended_by(self, optimizer: Optimizer) -> bool:
+        """Whether there is nothing left to watch for after this step."""
         copy = self._copy()
-        if copy is None:
-            return
+        if copy is None or optimizer in self._others:
+            return copy is None
         if not self._steps_originals(optimizer):
-            if _trains(optimizer, copy):
-                self.handle.remove()
             self._others.add(optimizer)
-            return
+            return _trains(optimizer, copy)
         parameters = [ref() for ref in self._copies]
         if all(p is None or p.grad is None for p in parameters):
-            return  # the copy is not trained, or not yet
-        self.handle.remove()
+            return False  # the copy is not trained, or not yet
         if not any(
             issubclass(type(one), Optimizer) and _trains(one, copy) for one in gc.get_objects()
         ):
@@ -55,8 +69,9 @@ class _Watch:
                 f"quantize() copied, and the copy, which has gradients, is in no optimizer: "
                 f"nothing trains it.  Build the optimizer from the copy's parameters, after "
                 f"quantize(), or convert in place with quantize_()",
-                stacklevel=3,
+                stacklevel=4,
             )
+        return True
 
     def _steps_originals(self, optimizer: Optimizer) -> bool:
         return any(

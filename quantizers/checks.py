@@ -167,8 +167,10 @@ def real(got: Any, field: str = "x") -> Tensor:
     """`got` where it is a dense tensor of float16, bfloat16, float32 or float64; else TypeError."""
     if not isinstance(got, Tensor):
         raise TypeError(f"{field}: got {shown(got)}, need a tensor")
-    if got.dtype not in _REAL or got.layout is not torch.strided:
-        kind = got.dtype if got.layout is torch.strided else got.layout
+    # a compiler makes no other layout, and has no word for it in a backward pass
+    strided = torch.compiler.is_compiling() or got.layout is torch.strided
+    if got.dtype not in _REAL or not strided:
+        kind = got.dtype if strided else got.layout
         raise TypeError(
             f"{field}: cannot quantize a tensor of {kind}; need float16, bfloat16, float32 or "
             f"float64, dense"

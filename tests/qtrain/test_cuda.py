@@ -64,7 +64,7 @@ SINGLE = [name for name, (make, _) in LAYERS.items() if name.startswith(("Linear
 
 def step(model: nn.Module, x: Tensor, device: str) -> list[Tensor]:
     """Output, gradient of the input, gradients of the parameters; on the CPU."""
-    model, leaf = copy.deepcopy(model).to(device), x.to(device).requires_grad_()
+    model, leaf = copy.deepcopy(model).to(device), x.detach().to(device, copy=True).requires_grad_()
     output = model(leaf)
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     output.backward(direction.to(device))
