@@ -130,6 +130,8 @@ def round_float(
     else:
         upper = values[below + 1] if below + 1 < len(values) else beyond
         fraction = (abs(x) - values[below]) / (upper - values[below])
+        if fraction == 0 and abs(x) != values[below]:
+            fraction = sys.float_info.min  # less than fp64 holds, and yet above 0
         odd = values[below] != 0 if fmt.mantissa == 0 else below % 2 == 1
         up = goes_up(mode, fraction, x < 0, odd, draw)
     if below + up < len(values):

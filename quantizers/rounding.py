@@ -137,12 +137,16 @@ def round_to_float(
     else:
         exponent = ((x.view(torch.int32) >> 23) & 0xFF) - 127
     # the step of x's binade is 2^(exponent - mantissa): scale it to 1, round, scale back.  Each
-    # scaling is exact and made in two halves, so that no factor leaves the normal range.
+    # scaling is exact and made in two halves, so that no factor leaves the normal range; but for
+    # what is far below a large step, which counts as something above 0.
     top = 1023 if x.dtype == torch.float64 else 127
     exponent = exponent.clamp(min=fmt.min_exponent, max=top) - fmt.mantissa
     half = exponent >> 1
     rest = exponent - half
     scaled = x * _power_of_two(-half, x.dtype) * _power_of_two(-rest, x.dtype)
+    if fmt.min_exponent > fmt.mantissa:
+        gone = (scaled == 0) & (x != 0)
+        scaled = torch.where(gone, torch.copysign(constant(_LITTLE, x), x), scaled)
     y = rounding(scaled, bits) * _power_of_two(half, x.dtype) * _power_of_two(rest, x.dtype)
     over = {"inf": float("inf"), "nan": float("nan"), "saturate": fmt.largest}[overflow]
     y = torch.where(finite & (y.abs() > fmt.largest), torch.copysign(constant(over, y), y), y)
@@ -165,6 +169,8 @@ def round_to(x: Tensor, fmt: FloatFormat) -> Tensor:
     return round_to_float(wide, fmt).to(x.dtype)
 
 
+#: of a step, where every rounding does what it does with less
+_LITTLE = 2.0**-30
 #: exponent of fp32's smallest normal number
 _LOWEST = -126
 _NATIVE = {fp16: torch.float16, bf16: torch.bfloat16}

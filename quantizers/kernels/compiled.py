@@ -232,6 +232,8 @@ def _float(mode: Any, x: Any, source: Any, bits: Any, shift: Any, top: Any, cons
     half = i32(exponent >> i32(1))
     rest = i32(exponent - half)
     y = f32(f32(x * _power(i32(-half))) * _power(i32(-rest)))
+    if (y == f32(0.0)) & (x != f32(0.0)):  # far below a large step, yet above 0
+        y = _signed(f32(2.0**-30), x)
     y = f32(f32(_rounded(mode, y, bits, shift, top) * _power(half)) * _power(rest))
     magnitude, size = f32(abs(y)), f32(abs(source))
     finite = size < infinity

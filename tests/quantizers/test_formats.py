@@ -163,6 +163,7 @@ def test_bad_bits_are_refused_by_name(bits: object) -> None:
         ((1, 0), {"specials": "fn"}, "fn"),
         ((8, 23), {"specials": "finite"}, "exact in fp32"),
         ((8, 7), {"bias": 200}, "exact in fp32"),
+        ((2, 3), {"bias": 149, "specials": "finite", "zero": False}, "exact in fp32"),
     ],
 )
 def test_bad_float_formats_are_refused(widths: tuple, options: dict, word: str) -> None:

@@ -1,5 +1,7 @@
 """Roundings against the reference: ties, zeros, subnormals, specials, binade edges, noise."""
 
+from contextlib import nullcontext
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,7 +11,16 @@ from hypothesis import strategies as st
 from quantizer_checks import MODES, SMALL, VARIANTS, awkward, compiled, needs_cuda, same_bits
 from torch import Tensor
 
-from quantizers import FloatFormat, Rounding, formats, random_bits, reference, root_key
+from quantizers import (
+    FloatFormat,
+    Quantizer,
+    Rounding,
+    formats,
+    kernels,
+    random_bits,
+    reference,
+    root_key,
+)
 from quantizers.rounding import ceil, floor, nearest_even, round_to, round_to_float, stochastic
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-39, float("inf"), -float("inf"), float("nan")]
@@ -225,6 +236,30 @@ def test_bad_modes_are_refused() -> None:
         Rounding("floor", 3)
     with pytest.raises(ValueError, match="random bits"):
         stochastic()(torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        FloatFormat(2, 3, bias=-60, name="large steps"),
+        FloatFormat(3, 2, bias=140, specials="finite", name="below 2^-126"),
+        FloatFormat(2, 0, bias=149, specials="finite", zero=False, name="from 2^-149"),
+        FloatFormat(4, 3, bias=140, signed=False, name="unsigned, below 2^-126"),
+    ],
+    ids=str,
+)
+def test_steps_far_from_1_round_as_the_others_do(fmt: FloatFormat, dtype: torch.dtype) -> None:
+    x = awkward(fmt, dtype)
+    x = torch.cat([x, torch.tensor([1e-35, -1e-35, 1e-45, -1e-45], dtype=dtype)])
+    key = root_key(2)
+    for mode in MODES:
+        bits = random_bits(key, x.shape)
+        quantizer = Quantizer(format=fmt, range=None, rounding=mode)
+        slow = slow_float(x, fmt, mode, bits)
+        for served in (nullcontext, kernels.eager):
+            with served():
+                assert same_bits(quantizer(x, key=key).elements, slow), mode
 
 
 @needs_cuda
