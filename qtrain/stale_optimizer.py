@@ -13,7 +13,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-
 #: those that still watch; torch's table of hooks must not change while an optimizer walks it
 _WATCHES: set[_Watch] = set()
 
