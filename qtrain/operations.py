@@ -239,7 +239,7 @@ class Convolution(Operation):
 
     def product(self, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         if kind == "forward":
-            return self.native(a, b, None)
+            return self.native(_settled(a), self.canonical(_settled(self.raw(b))), None)
         if kind == "grad_input":
             return self._backward(a, torch.empty_like(like, dtype=a.dtype), self.raw(b), 0)
         return self.canonical(
@@ -315,6 +315,17 @@ class Convolution(Operation):
 
     def channel_axis(self, dims: int) -> int:
         return 1
+
+
+def _settled(x: Tensor) -> Tensor:
+    """x, with one channel in volumes, in plain layout.
+
+    Where the stride of the one channel, which says nothing, is that of a channels-last tensor,
+    torch 2.13's fp32 convolution on the CPU reads memory that is not x's.
+    """
+    if x.dim() == 5 and x.shape[1] == 1 and x.stride(1) != math.prod(x.shape[2:]):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
 
 
 def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:

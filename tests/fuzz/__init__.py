@@ -1,0 +1,1 @@
+"""Random attacks: `attack(draw)` makes one case and says what was wrong with it."""
