@@ -244,7 +244,7 @@ class Convolution(Operation):
 
     def product(self, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         if kind == "forward":
-            return self.native(a, b, None)
+            return self.native(_settled(a), self.canonical(_settled(self.raw(b))), None)
         if kind == "grad_input":
             return self._backward(a, torch.empty_like(like, dtype=a.dtype), self.raw(b), 0)
         weight = self.raw(like)
@@ -335,6 +335,17 @@ def is_channels_last(x: Tensor) -> bool:
     if x.dim() not in (4, 5):
         return False
     return x.is_contiguous(memory_format=channels_last(x.dim())) and not x.is_contiguous()
+
+
+def _settled(x: Tensor) -> Tensor:
+    """x, with one channel in volumes, in plain layout.
+
+    Where the stride of the one channel, which says nothing, is that of a channels-last tensor,
+    torch 2.13's fp32 convolution on the CPU reads memory that is not x's.
+    """
+    if x.dim() == 5 and x.shape[1] == 1 and x.stride(1) != math.prod(x.shape[2:]):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
 
 
 def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:

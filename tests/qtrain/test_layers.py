@@ -379,3 +379,20 @@ def test_noise_is_unbiased_through_a_layer() -> None:
     step_size = grad.abs().max() / 3
     sigma = 0.5 * step_size * layer.weight.detach().norm(dim=0) / 400**0.5
     assert bool(((total / 400 - exact).abs() < 5 * sigma).all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_volumes_have_the_same_bits_in_any_layout(channels: int) -> None:
+    """Also of one channel, whose stride says nothing."""
+    layer = nn.Conv3d(channels, 3, (2, 3, 3), (1, 1, 3), (0, 2, 0))
+    x = torch.randn(5, channels, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    last: Any = torch.channels_last_3d
+    for recipe in (recipes.int8(), recipes.bf16()):
+        model: Any = quantize(layer, recipe=recipe)
+        expected = model(x)
+        assert torch.allclose(expected, layer(x), atol=0.1)
+        wide = x.repeat(1, 2, 1, 1, 1).contiguous(memory_format=last)
+        for other in (x.clone(memory_format=last), wide[:, :channels]):
+            torch.testing.assert_close(model(other), expected, rtol=1e-6, atol=1e-6)
+        model.weight.data = model.weight.data.clone(memory_format=last)
+        torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
