@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .function_output import function_output
 from .layers import QProduct
 from .matmul import matmul
 
@@ -99,7 +100,7 @@ class _Weights(torch.autograd.Function):
         weights = logits.softmax(-1).masked_fill_(idle, 0.0)
         ctx.dtype = logits.dtype
         ctx.save_for_backward(weights)
-        return weights
+        return function_output(weights)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:

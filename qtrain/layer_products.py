@@ -14,6 +14,7 @@ from quantizers.protocol import needs_key, quantized, straight_through
 from quantizers.ranges import State
 
 from .engines.work import Engine
+from .function_output import function_output
 from .integer_products import Note
 from .layer_state import without_autocast
 from .operations import Kind, Operation
@@ -230,7 +231,7 @@ class Products(torch.autograd.Function):
         )
         ctx.input, ctx.weight = _alike(xq.elements), _alike(weight)
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
-        return output.to(dtype)
+        return function_output(output.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:

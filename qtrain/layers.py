@@ -136,7 +136,7 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
     product: QProduct
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.product.recipe.products_off:
+        if self.product.recipe.products_off or not self.in_channels:  # of nothing: torch's
             plain: Tensor = super().forward(input)
             return plain
         space = len(self.kernel_size)

@@ -13,6 +13,7 @@ from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
 from . import norm_traced
+from .function_output import function_output
 from .norm_computation import Form, Normalized, gradients, normalize
 
 
@@ -32,7 +33,8 @@ class Normalize(torch.autograd.Function):
         ctx.save_for_backward(input, weight, bias, *made[1:])
         ctx.form = form
         ctx.mark_non_differentiable(made.mean, made.sigma)
-        return made[:4] if form.deferred else made[:3]
+        output = function_output(made.output)
+        return (output, *made[1 : 4 if form.deferred else 3])
 
     @staticmethod
     @once_differentiable

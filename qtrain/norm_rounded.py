@@ -33,6 +33,7 @@ from torch.autograd.function import once_differentiable
 from quantizers.numbers import divided
 
 from .channel_sample import Rows
+from .function_output import function_output
 from .norm_arithmetic import Arithmetic, kept, length, rows
 from .norm_computation import Form
 from .norm_passes import wide
@@ -99,7 +100,7 @@ class RoundedNorm(torch.autograd.Function):
         ctx.save_for_backward(centered, weight, bias, divisor, index, slope)
         ctx.form, ctx.over, ctx.fixed = form, over, fixed is not None
         ctx.mark_non_differentiable(mean, sigma)
-        return output.to(form.dtype), mean, sigma
+        return function_output(output.to(form.dtype)), mean, sigma
 
     @staticmethod
     @once_differentiable

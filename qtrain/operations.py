@@ -238,12 +238,25 @@ class Convolution(Operation):
         grad: Tensor = grads[wanted]
         return grad
 
+    def scattered(self, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """The spatial size of a transposed convolution's output."""
+        return [
+            (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+            for n, k, s, p, d, extra in zip(
+                size, kernel, self.stride, self.padding, self.dilation, self._output_padding,
+                strict=True,
+            )
+        ]  # fmt: skip
+
     @property
     def _output_padding(self) -> tuple[int, ...]:
         return self.output_padding or (0,) * len(self.stride)
 
     def product(self, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         if kind == "forward":
+            if self.transposed and 0 in (size := self.scattered(a.shape[2:], b.shape[3:])):
+                # aten refuses it in fp64, and calls an output that is not transposed too small
+                return a.new_empty((a.shape[0], b.shape[0] * b.shape[1], *size))
             return self.native(_settled(a), self.canonical(_settled(self.raw(b))), None)
         if kind == "grad_input":
             return self._backward(a, torch.empty_like(like, dtype=a.dtype), self.raw(b), 0)

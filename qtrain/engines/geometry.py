@@ -75,19 +75,7 @@ def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor
         return Reduced(a, w, window, None, last)
     if kind == "grad_input":
         return Reduced(a, w, window, list(like.shape[2:]), last)
-    extra = operation.output_padding or (0,) * len(operation.stride)
-    size = [
-        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for n, k, s, p, d, e in zip(
-            a.shape[2:],
-            b.shape[3:],
-            operation.stride,
-            operation.padding,
-            operation.dilation,
-            extra,
-            strict=True,
-        )
-    ]
+    size = operation.scattered(a.shape[2:], b.shape[3:])
     return Reduced(a, w, window, size, last)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -396,3 +397,58 @@ def test_volumes_have_the_same_bits_in_any_layout(channels: int) -> None:
             torch.testing.assert_close(model(other), expected, rtol=1e-6, atol=1e-6)
         model.weight.data = model.weight.data.clone(memory_format=last)
         torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
+
+
+KINDS_OF_CONVOLUTION = [
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+]  # fmt: skip
+
+
+def stepped(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output and gradients of a sum of the output."""
+    x = x.detach().requires_grad_()
+    output = layer(x)
+    output.backward(torch.ones_like(output))
+    grads = [x.grad, *(p.grad for p in layer.parameters())]
+    assert all(grad is not None for grad in grads)
+    return [output.detach(), *grads]  # type: ignore[list-item]
+
+
+@pytest.mark.filterwarnings("ignore:.*zero-element tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:qtrain. outside the recipe:UserWarning")
+@pytest.mark.parametrize("how", [4, 8, 12, 16, "bf16", "banner2018"])
+@pytest.mark.parametrize("kind", KINDS_OF_CONVOLUTION, ids=lambda kind: kind.__name__)
+def test_layouts_and_empty_tensors_are_torchs(kind: Any, how: int | str) -> None:
+    """Few channels, whose strides say little; no batch, or channels; an empty output."""
+    torch.manual_seed(0)
+    space = kind.__name__[-2]
+    dims, transposed = int(space), "Transpose" in kind.__name__
+    formats = [torch.contiguous_format]
+    formats += {2: [torch.channels_last], 3: [torch.channels_last_3d]}.get(dims, [])
+    channels = [(1, 1, 1), (1, 4, 1), (1, 1, 4), (2, 4, 6), (4, 4, 4)]
+    channels += [] if transposed else [(1, 0, 2)]
+    shapes: list[tuple[int, list[int], int, int, int]] = [
+        (2, [5] * dims, 3, 1, 1), (2, [4] * dims, 2, 2, 0), (0, [5] * dims, 3, 1, 1),
+    ]  # fmt: skip
+    shapes += [(2, [1] * dims, 2, 2, 1)] if transposed else []  # of nothing
+    for (groups, inside, outside), (
+        batch,
+        size,
+        kernel,
+        stride,
+        padding,
+    ), layout in itertools.product(channels, shapes, formats):
+        plain = kind(inside, outside, kernel, stride=stride, padding=padding, groups=groups)
+        x = torch.randn(batch, inside, *size).contiguous(memory_format=layout)
+        plain = plain.to(memory_format=layout)
+        wanted = stepped(plain, x)
+        settings: Any = {"recipe": how} if isinstance(how, str) else {"bits": how}
+        model = quantize(nn.Sequential(plain), **settings)
+        model.zero_grad()
+        found = stepped(model, x)
+        case = f"{groups=} {inside=} {outside=} {batch=} {size=} {kernel=} {layout=}"
+        for a, b in zip(wanted, found, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype, case
+            # of few channels and bits, stochastic codes say little
+            if how in (12, 16) or (how != 4 and min(inside, outside) > 1):
+                assert (a - b).norm() <= 0.25 * a.norm() + 1e-6, case

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import Arithmetic, NormRecipe, deviations, quantize
+from qtrain import Arithmetic, NormRecipe, quantize
+from qtrain.deviation_constants import largest_factor, range_factor
 from qtrain.deviations import Deviation, l1, l2, linf, none, range_, topk
 from qtrain.norms import convert_norm_
 from quantizers import FloatFormat, IntFormat, bf16, e4m3, e5m2, e8m0, fp16, fp32, tf32
@@ -85,10 +86,10 @@ class _Oracle:
             constant = np.float32(math.sqrt(math.pi / 2) * deviation.times)
             divisor = self.r(constant * mean + np.float32(eps))
         elif deviation.name == "linf":
-            constant = np.float32(deviations.largest_factor("exact", n, 1))
+            constant = np.float32(largest_factor("exact", n, 1))
             divisor = self.r(constant * np.abs(wide).max() + np.float32(eps))
         else:
-            constant = np.float32(deviations.range_factor("exact", n))
+            constant = np.float32(range_factor("exact", n))
             divisor = self.r(constant * (wide.max() - wide.min()) + np.float32(eps))
         y = c / divisor
         weight, bias = self.r(weight), self.r(bias)
@@ -112,9 +113,9 @@ class _Oracle:
         wide = c.astype(np.float32)
         if deviation.name == "linf":
             at = [int(np.abs(wide).argmax())]
-            slopes = [np.sign(wide[at[0]]) * np.float32(deviations.largest_factor("exact", n, 1))]
+            slopes = [np.sign(wide[at[0]]) * np.float32(largest_factor("exact", n, 1))]
         else:
-            factor = np.float32(deviations.range_factor("exact", n))
+            factor = np.float32(range_factor("exact", n))
             at, slopes = [int(wide.argmax()), int(wide.argmin())], [factor, -factor]
         values = [self.r(t * slope).astype(np.float32) for slope in slopes]
         p = p.astype(np.float32)
