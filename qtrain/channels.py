@@ -91,6 +91,8 @@ def weights(
     """
     checks.module(model)
     patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
+    if not patterns["only"]:
+        raise ValueError('only: got no pattern, which takes no layer; leave it out for all ("*")')
     unused = {(field, pattern) for field, own in patterns.items() for pattern in own}
     found: dict[str, Weight] = {}
     paths = []

@@ -45,7 +45,7 @@ def module(got: object, field: str = "model") -> None:
 def optimizer(got: object) -> None:
     """TypeError unless `got` is a torch optimizer."""
     if not isinstance(got, Optimizer):
-        refuse("optimizer", got, "a torch.optim.Optimizer")
+        raise TypeError(f"optimizer: got {type(got).__name__}, need a torch.optim.Optimizer")
 
 
 def path(field: str, got: object) -> Path:

@@ -125,8 +125,9 @@ class Monitor:
         if chosen not in steps:
             near = sorted(steps, key=lambda s: abs(s - chosen))[:3]
             raise ValueError(
-                f"report: step {chosen} is not recorded (every={self.every}, {self.thinned} "
-                f"thinned out); the nearest that are: {', '.join(map(str, sorted(near)))}"
+                f"report: step {checks.shown(chosen)} is not recorded (every={self.every}, "
+                f"{self.thinned} thinned out); the nearest that are: "
+                f"{', '.join(map(str, sorted(near)))}"
             )
         rows = tuple(row.error() for row in self._record.rows if row.step == chosen)
         shown, count = len({row.layer for row in rows}), len(self._products)

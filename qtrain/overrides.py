@@ -61,7 +61,10 @@ class Chooser:
             if not isinstance(pattern, str):
                 raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
             if isinstance(value, str):
-                value = recipes.get(value)
+                try:
+                    value = recipes.get(value)
+                except ValueError as error:
+                    raise ValueError(f"overrides[{pattern!r}]: {error}") from error
             if value is None or isinstance(value, Recipe):
                 self.rules.append((pattern, value))
             elif isinstance(value, int) and not isinstance(value, bool):

@@ -62,7 +62,8 @@ class Report:
 
     def worst(self, count: int = 5) -> list[Row]:
         """The rows of lowest SQNR, a NaN first."""
-        checks.integer("worst", count, low=1)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"worst: got {checks.shown(count)}, need a positive integer")
         key = lambda row: -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db  # noqa: E731
         return sorted(self.rows, key=key)[:count]
 

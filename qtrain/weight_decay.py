@@ -33,6 +33,8 @@ class _StepHook(ABC):
     ) -> None:
         checks.optimizer(optimizer)
         known = weights(model)
+        if not known:
+            raise ValueError(f"model: {type(model).__name__} has no layer with a weight to act on")
         _check_norms(norms)
         for name in norms:
             checks.choice("norms", name, known)

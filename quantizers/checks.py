@@ -200,11 +200,12 @@ def state(got: Any, names: Iterable[str]) -> dict[str, Tensor]:
     need = "what quantizer.init_state(shape) returns"
     if not isinstance(got, dict):
         raise TypeError(f"state: got {shown(got)}, need {need}, a dict of tensors by name")
+    for name, value in got.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TypeError(f"state: got {shown(name)}: {shown(value)}, need {need}")
     for name in names:
         if name not in got:
             raise ValueError(f"state: got {shown(list(got))}, need {need}, with {', '.join(names)}")
-        if not isinstance(got[name], Tensor):
-            raise TypeError(f"state: got {name}={shown(got[name])}, need {need}, tensors")
     return got
 
 

@@ -202,6 +202,8 @@ class FloatFormat:
         Raises ValueError for a value that the format does not hold.
         """
         value = checks.real(elements, "elements").double()
+        if value.is_meta:
+            raise ValueError("elements: got a tensor on the meta device, which holds no values")
         magnitude = value.abs()
         exponent = torch.frexp(magnitude).exponent.to(torch.int64) - 1
         exponent = exponent.clamp(min=self.min_exponent)

@@ -65,10 +65,12 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
     """
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
         checks.refuse("key", key, "an int64 tensor: root_key(seed, ...) makes one")
-    if not isinstance(value, int) and not (
-        isinstance(value, Tensor) and value.dtype == torch.int64
+    if isinstance(value, bool) or not (
+        isinstance(value, int) or (isinstance(value, Tensor) and value.dtype == torch.int64)
     ):
         checks.refuse("value", value, "an integer or an int64 tensor")
+    if isinstance(value, Tensor) and value.dim() and value.shape != key.shape:
+        raise ValueError(f"value: got {checks.shown(value)}, need key's shape {tuple(key.shape)}")
     own, other = number(key), value if isinstance(value, int) else number(value)
     if own is not None and other is not None:  # the same, without a dozen operations on one number
         mixed = _mixed((_mixed(other + _GOLDEN) ^ (own & _MASK)) + _GOLDEN)

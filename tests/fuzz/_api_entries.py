@@ -97,7 +97,10 @@ def _scratch(name: str) -> str:
     return str(Path(tempfile.gettempdir()) / f"qtrain-fuzz-{name}")
 
 
-STATE = Kind(lambda s: s is not None and not (isinstance(s, dict) and not s))
+STATE = Kind(
+    lambda s: s is not None
+    and not (isinstance(s, dict) and all(isinstance(v, Tensor) for v in s.values()))
+)
 EMA_STATE = Kind(lambda s: True)
 NORMS = kind.mapping(lambda v: isinstance(v, Tensor) and v.numel() == 4)
 SIZES = Kind(lambda v: not isinstance(v, tuple) or bool(v))
@@ -109,6 +112,9 @@ OPTIMIZER = kind.of(torch.optim.Optimizer)
 
 def _quantizer(**settings: Any) -> q.Quantizer:
     return q.Quantizer(format=q.int8, **settings)
+
+
+_INTEGER = Kind(lambda v: not isinstance(v, Tensor) and kind.integer().refuses(v))
 
 
 def _numbers() -> dict[str, Entry]:
@@ -155,7 +161,7 @@ def _numbers() -> dict[str, Entry]:
              "rest": kind.one_of("whole", "each")},
             lambda: {"sizes": {-1: 2}, "rest": "whole"}, names=("axis", "block size"),
         ),
-        "fold": entry(q.fold, {"key": kind.INTEGERS, "value": kind.integer()},
+        "fold": entry(q.fold, {"key": kind.INTEGERS, "value": _INTEGER},
                       lambda: {"key": q.root_key(1), "value": 3}),
         "root_key": entry(q.root_key, {"parts": kind.integer()}, lambda: {"parts": 3},
                           spread="parts"),
@@ -203,12 +209,14 @@ def _numbers() -> dict[str, Entry]:
             "backward", {"grad": kind.TENSOR, "x": REAL, "state": ANYTHING},
             lambda: (_quantizer(straight_through="strict"), {"grad": x, "x": x, "state": {}}),
         ),
-        "absmax()": entry(q.absmax, rule, lambda: {"x": x, "block": (4, 3)}),
+        "absmax()": entry(q.absmax, rule, lambda: {"x": x, "block": (4, 3)},
+                          names=("block",)),
         "chunked_minmax": entry(q.chunked_minmax, {"chunks": kind.integer(1, 2**31, none=True)},
                                 lambda: {"chunks": 2}),
         "percentile": entry(q.percentile, {"fraction": kind.number(0.5, 1, above=True)},
                             lambda: {"fraction": 0.99}),
-        "percentile()": entry(q.percentile(0.9), rule, lambda: {"x": x, "block": (4, 3)}),
+        "percentile()": entry(q.percentile(0.9), rule, lambda: {"x": x, "block": (4, 3)},
+                          names=("block",)),
         "ema": entry(
             q.ema, {"rule": CALLABLE, "momentum": kind.number(0, 1, above=True),
                     "train_on": kind.one_of("running", "batch")},
@@ -266,10 +274,12 @@ def _conversion() -> dict[str, Entry]:
 
     inputs, _ = batch()
     return {
-        "quantize": entry(qtrain.quantize, {"model": MODULE, **settings}, good),
-        "quantize_": entry(qtrain.quantize_, {"model": MODULE, **settings}, good),
+        "quantize": entry(qtrain.quantize, {"model": MODULE, **settings}, good,
+                          names=("overrides",)),
+        "quantize_": entry(qtrain.quantize_, {"model": MODULE, **settings}, good,
+                           names=("overrides",)),
         "calibrate": entry(qtrain.calibrate, {"model": MODULE, "batches": Kind(_no_batches)},
-                           lambda: {"model": converted(), "batches": [inputs, (inputs, 1)]}),
+                           lambda: {"model": converted(), "batches": [inputs, (inputs, 1)]}, names=("layer",)),
         "plain_state_dict": entry(qtrain.plain_state_dict, {"model": MODULE},
                                   lambda: {"model": converted()}),
         "reseed": entry(qtrain.reseed, {"model": MODULE, "seed": kind.integer()},
@@ -524,8 +534,8 @@ def _weights() -> dict[str, Entry]:
                                lambda: {"model": plain()}),
         "effective_rates": entry(
             qtrain.effective_rates, {"model": MODULE, "optimizer": OPTIMIZER, **patterns}, trained),
-        "CorrectedSteps": entry(qtrain.CorrectedSteps, hooks, hook),
-        "NormSchedule": entry(qtrain.NormSchedule, hooks, hook),
+        "CorrectedSteps": entry(qtrain.CorrectedSteps, hooks, hook, names=("norms",)),
+        "NormSchedule": entry(qtrain.NormSchedule, hooks, hook, names=("norms",)),
         "CorrectedSteps.set_norms": method(
             "set_norms", {"norms": NORMS},
             lambda: (qtrain.CorrectedSteps(**hook()), {"norms": {"0.weight": torch.ones(4)}})),

@@ -186,7 +186,7 @@ PATTERNS = Kind(
     )
 )
 PATH = Kind(lambda v: not isinstance(v, str | Path))
-NORM = Kind(lambda v: not (v is None or v in ("l2", "l1", "linf", "topk", "range", "none")))
+NORM = one_of("l2", "l1", "linf", "topk", "range", "none", none=True)
 RECIPE = Kind(lambda v: not isinstance(v, Recipe | str) or (isinstance(v, str) and v != "int8"))
 
 

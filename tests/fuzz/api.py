@@ -10,6 +10,7 @@ from __future__ import annotations
 import linecache
 import os
 import random
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,8 @@ def _attack(draw: random.Random, name: str, entry: Entry) -> str | None:
     for _ in range(draw.choice((1, 1, 1, 2))):
         argument = draw.choice(list(entry.kinds))
         text, value = chosen(draw)
+        if argument == "path" and isinstance(value, str) and value:
+            value = os.path.join(tempfile.gettempdir(), "qtrain-fuzz-none", value)
         given[argument], replaced[argument] = value, text
     for argument in replaced:
         if entry.kinds[argument].refuses(given[argument]):
@@ -71,12 +74,14 @@ def _attack(draw: random.Random, name: str, entry: Entry) -> str | None:
 def _users_own(replaced: Iterable[str], given: Mapping[str, Any], error: Exception) -> bool:
     """Whether the words are those of what the user gave: of a function, or of the network, called
     with tensors, or with as many inputs as there were."""
+    if any(frame.name == "step" for frame in traceback.extract_tb(error.__traceback__)[-2:]):
+        return True
     inputs = given.get("inputs")
     called = isinstance(inputs, torch.Tensor | range | list | tuple | dict)
     return ("inputs" in replaced and (called or str(error).startswith("layer "))) or any(
         callable(given.get(argument))
         and not isinstance(given[argument], type)
-        and argument in ("diverges", "loss", "step", "diverged", "rule")
+        and argument in ("diverges", "loss", "step", "diverged", "rule", "say")
         for argument in replaced
     )
 
