@@ -70,6 +70,10 @@ class Deviation(ABC):
     def of(self, sample: Sample) -> Estimate:
         """The estimate from what it asks of the channels' elements about their means."""
 
+    def carriers(self, count: int) -> int:
+        """How many of a channel's elements Estimate.where names; 0: it is None."""
+        return 0
+
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """What the norm divides by: sigma + eps."""
         return sigma + eps
@@ -133,7 +137,10 @@ class _Linf(Deviation):
     constants = ("exact", "code")
 
     def of(self, sample: Sample) -> Estimate:
-        return _largest(sample, 1, self)
+        return _largest(sample, self)
+
+    def carriers(self, count: int) -> int:
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +157,10 @@ class _TopK(Deviation):
         integer("topk.k", self.k, low=1)
 
     def of(self, sample: Sample) -> Estimate:
-        return _largest(sample, min(self.k, sample.count), self)
+        return _largest(sample, self)
+
+    def carriers(self, count: int) -> int:
+        return min(self.k, count)
 
     def __str__(self) -> str:
         return self._named(str(self.k), self.constant)
@@ -172,7 +182,7 @@ class _Range(Deviation):
         integer("range.chunks", self.chunks, low=1)
 
     def of(self, sample: Sample) -> Estimate:
-        chunks = min(self.chunks, sample.count // 2)
+        chunks = self._chunks(sample.count)
         sigmas, indices, slopes = [], [], []
         for part in cuts(sample.count, chunks):
             found: Extremes = sample.extremes(part)
@@ -184,6 +194,12 @@ class _Range(Deviation):
             slopes += [slope, -slope]
         sigma = sigmas[0] if len(sigmas) == 1 else sigmas[0] + sigmas[1]
         return Estimate(sigma, torch.cat(indices, 1), torch.cat(slopes, 1))
+
+    def carriers(self, count: int) -> int:
+        return 2 * self._chunks(count)
+
+    def _chunks(self, count: int) -> int:
+        return min(self.chunks, count // 2)
 
     def __str__(self) -> str:
         return self._named(f"chunks={self.chunks}", self.constant)
@@ -206,7 +222,8 @@ class _None(Deviation):
         return self.name
 
 
-def _largest(sample: Sample, k: int, deviation: Deviation) -> Estimate:
+def _largest(sample: Sample, deviation: Deviation) -> Estimate:
+    k = deviation.carriers(sample.count)
     index = sample.largest(k)
     chosen = sample.take(index)
     one = factor(chosen, "largest", deviation.constant, sample.count, k) * deviation.times

@@ -79,6 +79,30 @@ def _normalize(
     return traced.laid_out_like(made.output, x), made.mean, made.sigma, index, slope
 
 
+def _fake(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool,
+    dtype: torch.dtype,
+    spec: str,
+    centered: bool,
+) -> tuple[Tensor, ...]:
+    """Shapes alone: what the deviation computes would tie the graph to one number of elements."""
+    form = _form(spec, eps, relu, dtype, centered)
+    carriers = form.deviation.carriers(x.numel() // x.shape[1])
+    mean = _per_channel(x)
+    shape = (x.shape[1], carriers) if carriers else (0,)
+    index, slope = x.new_empty(shape, dtype=torch.int64), mean.new_empty(shape)
+    return torch.empty_like(x, dtype=dtype), mean, torch.empty_like(mean), index, slope
+
+
+def _per_channel(x: Tensor) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape[1], dtype=dtype)
+
+
 def _normalize_backward(
     x: Tensor,
     weight: Tensor | None,
@@ -102,6 +126,10 @@ def _normalize_backward(
     return traced.laid_out_like(grad_input, x), grad_weight, grad_bias
 
 
+def _fake_backward(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _per_channel(x), _per_channel(x)
+
+
 def _add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     output, off = norm_computation.add_relu(x, y)
     return traced.laid_out_like(output, x), traced.laid_out_like(off, x)
@@ -111,11 +139,11 @@ def _masked(grad: Tensor, off: Tensor) -> Tensor:
     return traced.laid_out_like(norm_computation.masked(grad, off), off)
 
 
-for _name, _run in (
-    ("normalize", _normalize),
-    ("normalize_backward", _normalize_backward),
-    ("add_relu", _add_relu),
-    ("masked", _masked),
+for _name, _run, _shapes in (
+    ("normalize", _normalize, _fake),
+    ("normalize_backward", _normalize_backward, _fake_backward),
+    ("add_relu", _add_relu, _add_relu),
+    ("masked", _masked, _masked),
 ):
     _LIBRARY.impl(_name, _run, "CPU")
-    torch.library.register_fake(f"qtrain::{_name}", _run, lib=_LIBRARY)
+    torch.library.register_fake(f"qtrain::{_name}", _shapes, lib=_LIBRARY)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from qtrain import Arithmetic, deviations, plain_state_dict
 from qtrain.deviation_constants import expected_range
@@ -503,3 +504,24 @@ def test_range_norm_trains_a_small_network() -> None:
         loss.backward()
         optimizer.step()
     assert loss < 0.1 < math.log(2)  # from chance, ln 2, to nearly fitted
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
+@pytest.mark.parametrize("where", ["an operation", "taken apart"])
+@pytest.mark.parametrize("deviation", [topk(3), range_(16)], ids=str)
+def test_batches_of_other_sizes_compile_once_more(
+    deviation: Deviation, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the plain network: for the first size, and for any; on a device without the operation."""
+    if where == "taken apart":
+        monkeypatch.setattr("qtrain.norm_traced.serves", lambda x, spec: False)
+    torch._dynamo.reset()
+    eager = norm_for(gaussian(8, 3, 3, 4), NormRecipe(deviation=deviation))
+    counter = CompileCounterWithBackend("aot_eager")
+    norm = copy.deepcopy(eager)
+    run = torch.compile(norm, fullgraph=True, backend=counter)
+    for batch in (8, 7, 6, 5):
+        x, grad = gaussian(batch, 3, 3, 4), gaussian(batch, 3, 3, 4, seed=1)
+        torch.testing.assert_close(gradients(run, x, grad), gradients(eager, x, grad))
+    torch.testing.assert_close(norm.state_dict(), eager.state_dict())
+    assert counter.frame_count == 2
