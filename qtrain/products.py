@@ -18,6 +18,7 @@ from quantizers import IntFormat, QTensor
 from quantizers.quantizer import as_real
 
 from .engines.epilogue import Epilogue
+from .engines.floats import full_precision
 from .engines.scales import times
 from .engines.work import Engine
 from .integer_products import Note, Operand, exact, lifted, pairs
@@ -52,7 +53,8 @@ def _block(
         sums = shown(operation.product, kind, left.double(), right.double(), like).float()
     else:
         inner = unit or wide
-        sums = shown(operation.product, kind, left.to(inner), right.to(inner), like).to(wide)
+        with full_precision(left.device):
+            sums = shown(operation.product, kind, left.to(inner), right.to(inner), like).to(wide)
     return epilogue.applied_(operation, sums)
 
 

@@ -25,6 +25,19 @@ def _plain_units(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """cuDNN without TF32, which keeps 11 bits of an operand, as torch allows it from the start.
+
+    Not in a compiled graph, which takes the setting that it finds.
+    """
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return nullcontext()
+    own = torch.backends.cudnn
+    return own.flags(
+        own.enabled, own.benchmark, own.benchmark_limit, own.deterministic, allow_tf32=False
+    )
+
+
 def _unsigned_zeros(sums: Tensor, work: Work) -> Tensor:
     """The sums without -0: 0 times a negative number, where a sum has few terms and no start."""
     return sums.add_(0.0) if work.count * work.per_index < 16 else sums

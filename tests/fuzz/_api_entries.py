@@ -98,8 +98,10 @@ def _scratch(name: str) -> str:
 
 
 STATE = Kind(
-    lambda s: s is not None
-    and not (isinstance(s, dict) and all(isinstance(v, Tensor) for v in s.values()))
+    lambda s: (
+        s is not None
+        and not (isinstance(s, dict) and all(isinstance(v, Tensor) for v in s.values()))
+    )
 )
 EMA_STATE = Kind(lambda s: True)
 NORMS = kind.mapping(lambda v: isinstance(v, Tensor) and v.numel() == 4)

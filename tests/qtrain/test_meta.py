@@ -134,8 +134,9 @@ def net():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
 with torch.device("meta"):
     model = quantize(net(), seed=3)
+mesh = torch.distributed.init_device_mesh("cpu", (2,))
 for layer in (model[0], model[2], model):
-    fully_shard(layer)
+    fully_shard(layer, mesh=mesh)
 model.to_empty(device="cpu")
 set_model_state_dict(
     model, net().state_dict(), options=StateDictOptions(full_state_dict=True, strict=False)

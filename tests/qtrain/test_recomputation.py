@@ -201,7 +201,8 @@ def test_selective_checkpointing_keeps_the_products_of_floating_point(case: str)
     calls: list[Any] = []
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        calls.append(op)
+        if not context.is_recompute:  # before torch 2.12 the recomputation asks again
+            calls.append(op)
         return CheckpointPolicy.MUST_SAVE if op in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
     class Counter(torch.utils._python_dispatch.TorchDispatchMode):
