@@ -18,7 +18,7 @@ from quantizers import IntFormat, QTensor
 from quantizers.quantizer import as_real
 
 from .engines.epilogue import Epilogue
-from .engines.floats import full_precision
+from .engines.plain_convolution import full_precision
 from .engines.scales import times
 from .engines.work import Engine
 from .integer_products import Note, Operand, exact, lifted, pairs

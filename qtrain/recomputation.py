@@ -40,7 +40,7 @@ def _segments() -> tuple[list[Any], Any | None]:
                 return recording, frame.f_locals["ctx"]
             elif code.co_name == "unpack_hook" and "frame" in frame.f_locals:
                 return recording, frame.f_locals["frame"]
-            elif code.co_name == "checkpoint" and "gen" in frame.f_locals:
+            elif "gen" in frame.f_locals:  # in checkpoint, from torch 2.14 on in a part of it
                 running = getattr(frame.f_locals["gen"], "gi_frame", None)
                 segment = None if running is None else running.f_locals.get("new_frame")
                 if segment is not None:

@@ -85,8 +85,9 @@ def _plan(work: Work) -> _Plan | None:
     longest = (2**31 - 1) // max(one, 1)
     if longest == 0:
         return None
-    parts = max(-(-work.count // longest), 1)
-    count = -(-work.count // parts)
+    count = work.count
+    if count > longest:
+        count = -(-count // -(-count // longest))
     return _Plan(a, b, replace(work, count=count, a=a.span, b=b.span, sums=True))
 
 
@@ -143,9 +144,10 @@ class CutInt8(Tried):
         dtype = torch.int32 if work.bound < 2**31 else torch.float64
         size = plan.part.count
         total: Tensor | None = None
-        for start in range(0, max(work.count, 1), max(size, 1)):
+        cut = size < work.count  # else the compiler makes one graph for every count
+        for start in range(0, work.count, size) if cut else (0,):
             left, right = a, b
-            if size < work.count:
+            if cut:
                 length = min(size, work.count - start)
                 left = operation.narrow(kind, "a", a, start, length)
                 right = operation.narrow(kind, "b", b, start, length)

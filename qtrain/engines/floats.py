@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from qtrain.operations import Kind, Operation
-from qtrain.selective import shown
 from quantizers import kernels
 
 from .admission import Tried
 from .epilogue import Epilogue
+from .plain_convolution import plain_product
 from .work import Work, holds
-
-
-def _plain_units(device: torch.device) -> AbstractContextManager[Any]:
-    """cuDNN off on CUDA: it may convolve by Winograd or FFT, whose sums of integers are not exact;
-    torch's own convolutions are matrix products of unfolded operands."""
-    if device.type == "cuda":
-        return torch.backends.cudnn.flags(enabled=False)
-    return nullcontext()
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """cuDNN without TF32, which keeps 11 bits of an operand, as torch allows it from the start.
-
-    Not in a compiled graph, which takes the setting that it finds.
-    """
-    if device.type != "cuda" or torch.compiler.is_compiling():
-        return nullcontext()
-    own = torch.backends.cudnn
-    return own.flags(
-        own.enabled, own.benchmark, own.benchmark_limit, own.deterministic, allow_tf32=False
-    )
 
 
 def _unsigned_zeros(sums: Tensor, work: Work) -> Tensor:
@@ -87,20 +62,19 @@ class Float32(Tried):
         size = -(-work.count // max(parts, 1))
         dtype = holds(work.bound)
         total: Tensor | None = None
-        with _plain_units(a.device):
-            if parts <= 1:
-                total = shown(operation.product, kind, a, b, like)
-            else:
-                for start in range(0, work.count, size):
-                    length = min(size, work.count - start)
-                    part = shown(
-                        operation.product,
-                        kind,
-                        operation.narrow(kind, "a", a, start, length),
-                        operation.narrow(kind, "b", b, start, length),
-                        like,  # its shape is the result's, which a cut of the sum leaves alone
-                    ).to(dtype)
-                    total = part if total is None else total.add_(part)
+        if parts <= 1:
+            total = plain_product(operation, kind, a, b, like)
+        else:
+            for start in range(0, work.count, size):
+                length = min(size, work.count - start)
+                part = plain_product(
+                    operation,
+                    kind,
+                    operation.narrow(kind, "a", a, start, length),
+                    operation.narrow(kind, "b", b, start, length),
+                    like,  # its shape is the result's, which a cut of the sum leaves alone
+                ).to(dtype)
+                total = part if total is None else total.add_(part)
         assert total is not None
         total = _unsigned_zeros(total, work)
         return total if epilogue is None else epilogue(operation, total)
@@ -129,8 +103,7 @@ class Float64(Tried):
         epilogue: Epilogue | None = None,
     ) -> Tensor:
         assert zero_point is None
-        with _plain_units(a.device):
-            total = shown(operation.product, kind, a.double(), b.double(), like)
+        total = plain_product(operation, kind, a.double(), b.double(), like)
         total = _unsigned_zeros(total, work)
         return total if epilogue is None else epilogue(operation, total)
 

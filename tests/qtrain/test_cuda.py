@@ -114,7 +114,6 @@ def test_a_network_with_converted_norms_trains_as_on_the_cpu(norm: str) -> None:
         assert error < 0.05, error
 
 
-@pytest.mark.xfail(reason="cuDNN is switched off for exact products, which no graph can hold")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of TensorFloat32 cores, by the compiler
 @pytest.mark.parametrize("settings", [{}, {"norm": "range"}, {"recipe": "banner2018"}], ids=str)

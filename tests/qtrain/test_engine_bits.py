@@ -16,6 +16,7 @@ from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
 from qtrain.engines.admission import admitted
 from qtrain.engines.cut import CutInt8
 from qtrain.engines.epilogue import Epilogue
+from qtrain.engines.exact import ENGINES
 from qtrain.engines.floats import Float32, reference
 from qtrain.engines.matrices import MatricesInt8
 from qtrain.engines.onednn import OneDnnInt8
@@ -319,3 +320,30 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
     eight = "onednn_int8", "matrices_int8", "unfolded_int8"
     for engine in (*eight, "matrices_int8_cut", "unfolded_int8_cut"):
         assert f"{engine} is refused on this machine" in run.stdout
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
+def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
+    monkeypatch.setattr("qtrain.engines.exact.ENGINES", {"cpu": ENGINES["cuda"]})
+    monkeypatch.setattr("qtrain.engines.plain_convolution.has_cudnn", lambda device: True)
+    monkeypatch.setattr(Quantizer, "_traced", lambda *_: None)
+    found, kept_out = [], []
+    flags = torch.backends.cudnn.flags
+    monkeypatch.setattr(
+        "torch.backends.cudnn.flags",
+        lambda enabled: (kept_out.append(torch.compiler.is_compiling()), flags(enabled))[1],
+    )
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model: Any = quantize(Net(), bits=8)
+        run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        x = torch.randn(2, 3, 9, 8).requires_grad_()
+        model(x)  # the first forward is watched
+        kept_out.clear()
+        output = run(x)
+        output.square().sum().backward()
+        assert kept_out
+        found.append([output, x.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
