@@ -124,7 +124,10 @@ def test_a_compiled_step_is_one_graph(settings: dict[str, Any]) -> None:
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
     )
     model = quantize(net, **settings).cuda()
+    eager = copy.deepcopy(model)
     x = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(2)).cuda()
     torch.compile(model, fullgraph=True)(x).sum().backward()
-    eager = copy.deepcopy(model)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in eager.parameters())
+    eager(x).sum().backward()
+    for a, b in zip(model.parameters(), eager.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert (a.grad - b.grad).norm() <= 0.05 * b.grad.norm() + 1e-2
