@@ -5,28 +5,14 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-#: those that still watch; torch's table of hooks must not change while an optimizer walks it
-_WATCHES: set[_Watch] = set()
-
-
-@cache
-def _listen() -> None:
-    register_optimizer_step_post_hook(_stepped)
-
-
-def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for watch in list(_WATCHES):
-            if watch.ended_by(optimizer):
-                _WATCHES.discard(watch)
+from torch.utils.hooks import RemovableHandle
 
 
 def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
@@ -36,21 +22,36 @@ def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
     The watch looks at optimizers after they have stepped, never at the copy's forwards or
     backwards, and ends with the first step of one that trains the copy, or with the copy.
     """
-    watch = _Watch(original, copy)
-    _WATCHES.add(watch)
-    weakref.finalize(copy, _WATCHES.discard, watch)
-    _listen()
+    if not _HOOKS:  # one for all, that stays: none may come or go while hooks are gone through
+        _HOOKS.append(register_optimizer_step_post_hook(_stepped))
+    number = next(_NUMBERS)
+    _WATCHES[number] = _Watch(original, copy)
+    weakref.finalize(copy, _WATCHES.pop, number, None)
+
+
+_HOOKS: list[RemovableHandle] = []
+_NUMBERS = count()
+_WATCHES: dict[int, _Watch] = {}
+
+
+def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _WATCHES and not torch.compiler.is_compiling():
+        for number, watch in list(_WATCHES.items()):
+            if watch.ends_with(optimizer):
+                _WATCHES.pop(number, None)
 
 
 class _Watch:
+    """Of one copy; it holds neither of the two models."""
+
     def __init__(self, original: nn.Module, copy: nn.Module) -> None:
         self._originals = {id(p): weakref.ref(p) for p in original.parameters()}
         self._copies = [weakref.ref(p) for p in copy.parameters()]
         self._copy = weakref.ref(copy)
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
-    def ended_by(self, optimizer: Optimizer) -> bool:
-        """Whether there is nothing left to watch for after this step."""
+    def ends_with(self, optimizer: Optimizer) -> bool:
+        """Whether all is said and seen after this optimizer's step."""
         copy = self._copy()
         if copy is None or optimizer in self._others:
             return copy is None
