@@ -90,7 +90,7 @@ class TrainConfig:
         checks.choice("schedule", self.schedule, SCHEDULES)
         for name in ("data_dir", "cache_dir", "name"):
             if not isinstance(getattr(self, name), str | None):
-                raise TypeError(f"{name}: got {getattr(self, name)!r}, need a string")
+                raise TypeError(f"{name}: got {checks.shown(getattr(self, name))}, need a string")
         _check_numbers(self)
         _check_combinations(self)
         _check_device(self.device)
@@ -197,7 +197,9 @@ def _check_numbers(c: TrainConfig) -> None:
 
 def _check_combinations(c: TrainConfig) -> None:
     if not isinstance(c.milestones, tuple):
-        raise TypeError(f"milestones: got {c.milestones!r}, need a tuple of epochs, e.g. (4, 6)")
+        raise TypeError(
+            f"milestones: got {checks.shown(c.milestones)}, need a tuple of epochs, e.g. (4, 6)"
+        )
     for epoch in c.milestones:
         checks.integer("milestones", epoch, low=1, high=c.epochs, hint="epochs of this run")
     if (c.schedule == "step") != bool(c.milestones):
@@ -222,7 +224,9 @@ def _check_combinations(c: TrainConfig) -> None:
     if c.resume and c.overwrite:
         raise ValueError("resume and overwrite: got both; resume keeps what overwrite deletes")
     if not isinstance(c.runs_dir, str) or not c.runs_dir or not c.runs_dir.isprintable():
-        raise ValueError(f"runs_dir: got {c.runs_dir!r}, need a folder; the default is runs")
+        raise ValueError(
+            f"runs_dir: got {checks.shown(c.runs_dir)}, need a folder; the default is runs"
+        )
     bad = c.run_name in ("", ".", "..") or not c.run_name.isprintable()
     if bad or any(s in c.run_name for s in "/\\"):
         raise ValueError(

@@ -75,7 +75,7 @@ def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> li
     rows = list(checks.iterable("record", record, need))
     for row in rows:
         if not isinstance(row, MonitorRow):
-            checks.refuse("record: a row", row, "a MonitorRow")
+            checks.refuse("record: among the rows", row, "each a MonitorRow")
     return rows
 
 

@@ -155,7 +155,7 @@ class Monitor:
         from .plots import plot_monitor  # matplotlib takes a second to import
 
         for field, names in (("layers", layers), ("roles", roles)):
-            if names is not None:
+            if names is not None and not isinstance(names, str):  # which is no layer's, or role's
                 checks.patterns(field, names)
         plot_monitor(self._record.rows, checks.path("plot", path), layers=layers, roles=roles)
 

@@ -34,7 +34,7 @@ def chosen_loss(caller: str, loss: Loss | None, targets: Any) -> Loss | None:
     if not isinstance(targets, Tensor) or targets.dtype not in _CLASSES:
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(
-            f"{caller}: targets are {kind}; the default loss is the cross-entropy of int64 "
+            f"{caller}: targets are {kind}; the default loss is the cross-entropy of integer "
             f"class targets, so pass loss=, a function of (output, targets)"
         )
     return _class_loss

@@ -60,15 +60,15 @@ class Chooser:
         for pattern, value in overrides.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
-            if isinstance(value, str):
-                try:
+            try:
+                if isinstance(value, str):
                     value = recipes.get(value)
-                except ValueError as error:
-                    raise ValueError(f"overrides[{pattern!r}]: {error}") from error
+                elif isinstance(value, int) and not isinstance(value, bool):
+                    value = _with_norm(base.at(value), norm)
+            except ValueError as error:
+                raise ValueError(f"overrides[{pattern!r}]: {error}") from error
             if value is None or isinstance(value, Recipe):
                 self.rules.append((pattern, value))
-            elif isinstance(value, int) and not isinstance(value, bool):
-                self.rules.append((pattern, _with_norm(base.at(value), norm)))
             else:
                 need = "None (leave), an int (bits), a Recipe or the name of one"
                 checks.refuse(f"overrides[{pattern!r}]", value, need)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from quantizers import (
 )
 from quantizers import bf16 as bf16_format
 from quantizers import fp16 as fp16_format
+from quantizers.checks import suggestion
 
 from . import checks, deviations
 from .norm_recipe import NormRecipe
@@ -156,8 +156,7 @@ def takes_bits(name: str) -> bool:
 
 def _entry(name: str) -> _Entry:
     if not isinstance(name, str) or name not in _NAMED:
-        near = difflib.get_close_matches(checks.shown(name), _NAMED, 1, 0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(name, _NAMED, 0.3)
         raise ValueError(f"unknown recipe {checks.shown(name)}{hint} Known: {', '.join(_NAMED)}")
     return _NAMED[name]
 

@@ -163,7 +163,7 @@ def recommend(
 def _errors(report: SensitivityReport) -> dict[str, float]:
     """The errors of the parts of each layer, or attention, quantized alone; inf for a NaN."""
     if not isinstance(report, SensitivityReport):
-        checks.refuse("report", report, "what sensitivity() returns")
+        raise TypeError(f"report: got {type(report).__name__}, need what sensitivity() returns")
     if all(math.isnan(row.alone_cosine) for row in report.rows):
         raise ValueError(
             "report: every cosine in it is NaN: the gradient in full precision is 0 or not finite, "
@@ -185,7 +185,9 @@ def _costs(
     if cost is None:
         return dict.fromkeys(names, 1.0), "layers"
     if not isinstance(cost, CostReport | Mapping):
-        checks.refuse("cost", cost, "a CostReport, or numbers by layer's name")
+        raise TypeError(
+            f"cost: got {type(cost).__name__}, need a CostReport, or numbers by layer's name"
+        )
     found: dict[str, float] = {}
     if isinstance(cost, CostReport):
         for row in cost.rows:

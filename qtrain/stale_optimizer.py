@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 
 def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
@@ -20,33 +22,45 @@ def watch_optimizers(original: nn.Module, copy: nn.Module) -> None:
     The watch looks at optimizers after they have stepped, never at the copy's forwards or
     backwards, and ends with the first step of one that trains the copy, or with the copy.
     """
-    watch = _Watch(original, copy)
-    weakref.finalize(copy, watch.handle.remove)
+    if not _HOOKS:  # one for all, that stays: none may come or go while hooks are gone through
+        _HOOKS.append(register_optimizer_step_post_hook(_stepped))
+    number = next(_NUMBERS)
+    _WATCHES[number] = _Watch(original, copy)
+    weakref.finalize(copy, _WATCHES.pop, number, None)
+
+
+_HOOKS: list[RemovableHandle] = []
+_NUMBERS = count()
+_WATCHES: dict[int, _Watch] = {}
+
+
+def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _WATCHES and not torch.compiler.is_compiling():
+        for number, watch in list(_WATCHES.items()):
+            if watch.ends_with(optimizer):
+                _WATCHES.pop(number, None)
 
 
 class _Watch:
+    """Of one copy; it holds neither of the two models."""
+
     def __init__(self, original: nn.Module, copy: nn.Module) -> None:
         self._originals = {id(p): weakref.ref(p) for p in original.parameters()}
         self._copies = [weakref.ref(p) for p in copy.parameters()]
         self._copy = weakref.ref(copy)
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self.handle = register_optimizer_step_post_hook(self._stepped)
 
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or optimizer in self._others:
-            return
+    def ends_with(self, optimizer: Optimizer) -> bool:
+        """Whether all is said and seen after this optimizer's step."""
         copy = self._copy()
-        if copy is None:
-            return
+        if copy is None or optimizer in self._others:
+            return copy is None
         if not self._steps_originals(optimizer):
-            if _trains(optimizer, copy):
-                self.handle.remove()
             self._others.add(optimizer)
-            return
+            return _trains(optimizer, copy)
         parameters = [ref() for ref in self._copies]
         if all(p is None or p.grad is None for p in parameters):
-            return  # the copy is not trained, or not yet
-        self.handle.remove()
+            return False  # the copy is not trained, or not yet
         if not any(
             issubclass(type(one), Optimizer) and _trains(one, copy) for one in gc.get_objects()
         ):
@@ -55,8 +69,9 @@ class _Watch:
                 f"quantize() copied, and the copy, which has gradients, is in no optimizer: "
                 f"nothing trains it.  Build the optimizer from the copy's parameters, after "
                 f"quantize(), or convert in place with quantize_()",
-                stacklevel=3,
+                stacklevel=4,
             )
+        return True
 
     def _steps_originals(self, optimizer: Optimizer) -> bool:
         return any(

@@ -42,13 +42,18 @@ def instance(field: str, got: object, kind: type[T], need: str) -> T:
     return got
 
 
+def suggestion(got: object, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """ "; did you mean ...?" for a string that is near to one of the names, else nothing."""
+    near = difflib.get_close_matches(got if isinstance(got, str) else "", names, 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def choice(field: str, got: object, allowed: Iterable[str]) -> str:
     """`got` where it is one of `allowed`; else ValueError with the nearest suggestion."""
     names = list(allowed)
     if isinstance(got, str) and got in names:
         return got
-    near = difflib.get_close_matches(shown(got), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggestion(got, names, 0.4)
     raise ValueError(f"{field}: got {shown(got)}, need one of {', '.join(names)}{hint}")
 
 
@@ -157,7 +162,10 @@ def shape(field: str, got: Any, *, unknown: bool = False) -> tuple[Any, ...]:
 
 def tensor(field: str, got: object, need: str = "a tensor") -> Tensor:
     """`got` where it is a dense tensor; else TypeError."""
-    if not isinstance(got, Tensor) or got.layout is not torch.strided or got.is_nested:
+    dense = isinstance(got, Tensor) and (
+        torch.compiler.is_compiling() or (got.layout is torch.strided and not got.is_nested)
+    )
+    if not isinstance(got, Tensor) or not dense:
         kind = f"{shown(got)} ({got.layout})" if isinstance(got, Tensor) else shown(got)
         raise TypeError(f"{field}: got {kind}, need {need}")
     return got
@@ -167,8 +175,10 @@ def real(got: Any, field: str = "x") -> Tensor:
     """`got` where it is a dense tensor of float16, bfloat16, float32 or float64; else TypeError."""
     if not isinstance(got, Tensor):
         raise TypeError(f"{field}: got {shown(got)}, need a tensor")
-    if got.dtype not in _REAL or got.layout is not torch.strided:
-        kind = got.dtype if got.layout is torch.strided else got.layout
+    # the layout is not asked for in a compiled backward pass, which takes dense tensors alone
+    dense = torch.compiler.is_compiling() or got.layout is torch.strided
+    if got.dtype not in _REAL or not dense:
+        kind = got.dtype if dense else got.layout
         raise TypeError(
             f"{field}: cannot quantize a tensor of {kind}; need float16, bfloat16, float32 or "
             f"float64, dense"
@@ -178,9 +188,10 @@ def real(got: Any, field: str = "x") -> Tensor:
 
 def wide(got: Any, field: str = "x") -> Tensor:
     """`got` where it is a tensor of float32 or float64; else TypeError."""
-    if not isinstance(got, Tensor) or got.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{field}: got {shown(got)}, need a tensor of float32 or float64")
-    return got
+    x = tensor(field, got, "a dense tensor of float32 or float64")
+    if x.dtype not in (torch.float32, torch.float64):
+        refuse(field, got, "a dense tensor of float32 or float64")
+    return x
 
 
 def key(got: Any) -> Tensor:

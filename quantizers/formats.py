@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -259,7 +258,6 @@ NAMED: dict[str, Format] = {
 def get(name: str) -> Format:
     """The named format; ValueError with the nearest name otherwise."""
     if not isinstance(name, str) or name not in NAMED:
-        near = difflib.get_close_matches(checks.shown(name), NAMED, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = checks.suggestion(name, NAMED)
         raise ValueError(f"unknown format {checks.shown(name)}{hint} Known: {', '.join(NAMED)}")
     return NAMED[name]

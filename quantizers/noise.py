@@ -105,7 +105,7 @@ def random_bits(key: Tensor, shape: tuple[int, ...] | torch.Size, *, start: int 
         low, high = index.to(torch.int32), (index >> 32).to(torch.int32)
     bits = _mix32_(low.add_(low_key))
     bits = _mix32_(bits.bitwise_xor_(high_key + high * _signed(0x9E3779B1, 32)))
-    return bits.view(shape)
+    return bits.view(tuple(shape))
 
 
 def uniform_integers(bits: Tensor, count: int) -> Tensor:

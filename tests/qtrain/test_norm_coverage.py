@@ -84,7 +84,7 @@ def test_a_recipe_whose_norm_nothing_follows_warns() -> None:
         {"norm": "l2"},  # torch's own, which the subclass computes
         {"recipe": recipes.int8()},
     ],
-    ids=str,
+    ids=["by name", "by pattern", "torch's own", "not asked"],
 )
 @pytest.mark.parametrize("kind", ["batch", "unknown"])
 def test_norms_that_may_stay_are_not_spoken_of(settings: dict[str, Any], kind: str) -> None:

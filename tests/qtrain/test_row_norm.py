@@ -271,6 +271,7 @@ class _Own(nn.LayerNorm):
     """A user's own."""
 
 
+@pytest.mark.filterwarnings("ignore:norm. . of 5 norms of Sequential stay:UserWarning")
 def test_quantize_converts_the_norms_of_a_model_where_asked() -> None:
     model = nn.Sequential(
         nn.Linear(8, 8),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim import optimizer as torchs
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from qtrain import quantize, quantize_
+from qtrain import quantize, quantize_, stale_optimizer
 
 
 def net() -> nn.Module:
@@ -28,8 +28,8 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def hooks() -> int:
-    return len(torchs._global_optimizer_post_hooks)
+def watches() -> int:
+    return len(stale_optimizer._WATCHES)
 
 
 def test_the_first_step_says_that_nothing_trains_the_copy_and_only_that() -> None:
@@ -85,9 +85,9 @@ def test_a_copy_that_is_only_evaluated_is_healthy() -> None:
 def test_in_place_an_optimizer_keeps_working() -> None:
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
-    before, count = weights(model), hooks()
+    before, count = weights(model), watches()
     quantize_(model)
-    assert hooks() == count
+    assert watches() == count
     backward(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -96,20 +96,20 @@ def test_in_place_an_optimizer_keeps_working() -> None:
 
 
 def test_the_watch_ends_with_the_first_step_of_the_copy_or_with_the_copy() -> None:
-    count = hooks()
+    count = watches()
     original = net()
     model = quantize(original)
-    assert hooks() == count + 1
+    assert watches() == count + 1
     copy.deepcopy(model)
     SGD(net().parameters(), lr=0.1).step()  # of another model
-    assert hooks() == count + 1
+    assert watches() == count + 1
     SGD(model.parameters(), lr=0.1).step()
-    assert hooks() == count
+    assert watches() == count
     other = quantize(original)
     gone = weakref.ref(other)
     del other
     gc.collect()
-    assert gone() is None and hooks() == count
+    assert gone() is None and watches() == count
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its own
@@ -121,3 +121,13 @@ def test_a_compiled_step_goes_on() -> None:
     backward(original)
     torch.compile(optimizer.step, backend="eager")()
     assert model is not None
+
+
+def test_watches_end_in_one_step_beside_hooks_of_others() -> None:
+    models = [quantize(net()) for _ in range(3)]
+    optimizer = SGD([p for model in models for p in model.parameters()], lr=0.1)
+    before = watches()
+    handle = register_optimizer_step_post_hook(lambda *_: None)
+    optimizer.step()
+    handle.remove()
+    assert watches() == before - 3
