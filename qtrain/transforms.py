@@ -6,7 +6,7 @@ import torch
 
 
 def refuse_transforms(name: str) -> None:
-    """RuntimeError where a converted layer runs under torch.func (grad, vmap, jvp ...) or
+    """ValueError where a converted layer runs under torch.func (grad, vmap, jvp ...) or
     torch.jit.trace.
 
     A layer has a backward pass and a state of its own, which function transforms do not see, and a
@@ -15,13 +15,13 @@ def refuse_transforms(name: str) -> None:
     if torch.compiler.is_compiling():
         return
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
+        raise ValueError(
             f"layer {name!r}: it is quantized, and torch.func's transforms (grad, vmap, jvp ...) "
             f"do not see its backward pass and its state; use loss.backward() or "
             f"torch.autograd.grad, and a batch axis instead of vmap"
         )
     if torch._C._get_tracing_state() is not None:
-        raise RuntimeError(
+        raise ValueError(
             f"layer {name!r}: it is quantized, and torch.jit.trace would keep the noise of one "
             f"step; use torch.compile, or trace the model before quantize()"
         )
