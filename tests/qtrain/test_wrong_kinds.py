@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "key": (lambda: Quantizer(format=int8)(X, key=1), TypeError, "key: got 1, need a 0-d int64"),
     "state": (
         lambda: Quantizer(format=int8, range=ema())(X, state={}), ValueError,
-        r"state: got \[\].*low, high, steps",
+        r"state: got \[\].*low, high, share, steps",
     ),
     "state of another shape": (
         lambda: Quantizer(format=int8, range=ema(), granularity=per_axis(0))(
