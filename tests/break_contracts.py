@@ -45,21 +45,21 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         6,
         "qtrain/layer_state.py",
-        'torch.zeros((), dtype=torch.int64, device=device))',
-        'torch.zeros((), dtype=torch.int64, device=device), persistent=False)',
+        "self.register_buffer(name, value.to(device))",
+        "self.register_buffer(name, value.to(device), persistent=False)",
     ),
     (
         7,
         "quantizers/quantizer.py",
-        "        if self.scale_format != fp32:\n            rounded",
+        "        if self.scale_format != fp32:\n            limit",
         "        scale = torch.where(scale == 0, 1.0, scale)\n"
-        "        if self.scale_format != fp32:\n            rounded",
+        "        if self.scale_format != fp32:\n            limit",
     ),
     (
         7,
         "quantizers/kernels/compiled_whole.py",
-        "    return f32(width / c[_LARGEST]), f32(0.0)\n",
-        "    return f32(f32(width + f32(1.0)) / c[_LARGEST]), f32(0.0)\n",
+        "    scale = f32(width / c[_LARGEST])\n",
+        "    scale = f32(f32(width + f32(1.0)) / c[_LARGEST])\n",
     ),
     (
         8,
@@ -72,7 +72,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         10,
         "qtrain/layer_state.py",
-        "            state_dict.setdefault(prefix + name, buffer.detach().clone())\n",
+        "            state_dict[prefix + name] = buffer.detach().clone()\n",
         "            pass\n",
     ),
 ]  # fmt: skip
