@@ -16,7 +16,7 @@ CHECKED = (
     "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/engines/*.py", "qtrain/*norm*.py",
     "qtrain/deviations.py", "qtrain/channel_sample.py", "qtrain/layer*.py", "qtrain/products.py",
     "qtrain/*_products.py", "qtrain/operations.py", "qtrain/matmul.py", "qtrain/accumulation.py",
-    "qtrain/attention.py", "qtrain/bounded.py", "qtrain/weight_decay.py", "qtrain/fused.py",
+    "qtrain/attend.py", "qtrain/attention.py", "qtrain/bounded.py", "qtrain/weight_decay.py", "qtrain/fused.py",
     "qtrain/unbiased.py", "qtrain/recomputation.py", "qtrain/data/transforms.py",
 )  # fmt: skip
 #: the slow specification, in Python's floats
@@ -27,6 +27,10 @@ TENSOR_BY_TENSOR = {
     "quantizers/numbers.py: x / constant(number, x)",
     "quantizers/quantizer.py: x / expand(divisor, x.shape, block)",
     "quantizers/quantizer.py: low / divisor",
+    "quantizers/ranges.py: state['high'].view(high.shape) / share",
+    "quantizers/ranges.py: state['low'].view(low.shape) / share",
+    "quantizers/ranges.py: torch.stack([state['low'], state['high']]) "
+    "/ torch.where(share == 0, one, share)",
     "qtrain/bounded.py: self.size / torch.where(off, 1.0, norms)",
     "qtrain/data/transforms.py: (images.float() - mean) / std",
     "qtrain/norm_computation.py: weight.to(dtype) / divisor",
@@ -47,18 +51,18 @@ NUMBER_BY_TENSOR = {
 PYTHON = {
     "quantizers/quantizer.py: (self.format.high - self.format.low) / 2",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
-    "qtrain/attention.py: 1 / math.sqrt(query.shape[-1])",
+    "qtrain/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",
     "qtrain/data/transforms.py: (second * count - first * first) / count ** 2",
     "qtrain/data/transforms.py: (width - side) / 2",
     "qtrain/data/transforms.py: 4 / 3",
     "qtrain/data/transforms.py: first / count",
     "qtrain/data/transforms.py: target / aspect",
-    "qtrain/deviations.py: factor / k",
+    # compiled, fp64 numbers that are rounded to fp32 later
+    "qtrain/deviations.py: one / k",
+    "qtrain/deviations.py: self.times * one / chunks",
     "qtrain/deviations.py: math.pi / 2",
     "qtrain/deviations.py: self._factor / count",
-    "qtrain/deviations.py: self.times * range_factor(self.constant, as_constant(part.length)) "
-    "/ chunks",
     "qtrain/norm.py: count / (count - 1)",
     "qtrain/norm_arithmetic.py: terms / count",
     "qtrain/norm_ranks.py: count / self.total",
@@ -69,6 +73,8 @@ COMPILED = {
     "quantizers/kernels/compiled_elements.py: v / scale",
     "quantizers/kernels/compiled_whole.py: half / f32(f32(largest - lowest) * f32(0.5))",
     "quantizers/kernels/compiled_whole.py: low / divisor",
+    "quantizers/kernels/compiled_whole.py: running_high[0] / divisor",
+    "quantizers/kernels/compiled_whole.py: running_low[0] / divisor",
     "quantizers/kernels/compiled_whole.py: width / c[_LARGEST]",
     "qtrain/norm_compiled.py: v / step",
 }

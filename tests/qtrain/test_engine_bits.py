@@ -332,7 +332,10 @@ def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatc
     flags = torch.backends.cudnn.flags
     monkeypatch.setattr(
         "torch.backends.cudnn.flags",
-        lambda enabled: (kept_out.append(torch.compiler.is_compiling()), flags(enabled))[1],
+        lambda enabled, *rest, **options: (
+            None if enabled else kept_out.append(torch.compiler.is_compiling()),
+            flags(enabled, *rest, **options),
+        )[1],
     )
     for compiled in (False, True):
         torch._dynamo.reset()
