@@ -151,7 +151,9 @@ def shape(field: str, got: Any, *, unknown: bool = False) -> tuple[Any, ...]:
     need = "a tuple of sizes, integers of at least 0" + (" or None" if unknown else "")
     if not isinstance(got, tuple | list | range):
         raise TypeError(f"{field}: got {shown(got)}, need {need}")
-    if torch.jit.is_tracing() or any(isinstance(size, torch.SymInt) for size in got):
+    if torch._C._get_tracing_state() is not None or any(
+        isinstance(size, torch.SymInt) for size in got
+    ):
         return tuple(got)  # sizes of a tensor that is traced: tensors, or symbols
     for size in got:
         if (size is None and unknown) or (isinstance(size, int) and not isinstance(size, bool)):

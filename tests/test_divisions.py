@@ -16,7 +16,8 @@ CHECKED = (
     "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/engines/*.py", "qtrain/*norm*.py",
     "qtrain/deviations.py", "qtrain/channel_sample.py", "qtrain/layer*.py", "qtrain/products.py",
     "qtrain/*_products.py", "qtrain/operations.py", "qtrain/matmul.py", "qtrain/accumulation.py",
-    "qtrain/attend.py", "qtrain/attention.py", "qtrain/bounded.py", "qtrain/weight_decay.py", "qtrain/fused.py",
+    "qtrain/attend.py", "qtrain/attention.py", "qtrain/bounded.py", "qtrain/weight_decay.py",
+    "qtrain/fused.py",
     "qtrain/unbiased.py", "qtrain/recomputation.py", "qtrain/data/transforms.py",
 )  # fmt: skip
 #: the slow specification, in Python's floats
