@@ -226,21 +226,24 @@ def _float(mode: Any, x: Any, source: Any, bits: Any, shift: Any, top: Any, cons
     if unsigned:
         x = f32(0.0) if x <= f32(0.0) else x
     exponent = _exponent(x)
-    if exponent == i32(-127):  # subnormal: 2^24 times as large it is not
-        exponent = i32(_exponent(f32(x * f32(2.0**24))) - i32(24))
+    if lowest < f32(-126.0):  # else a subnormal's own exponent says nothing
+        if exponent == i32(-127):  # 2^24 times as large it is none
+            exponent = i32(_exponent(f32(x * f32(2.0**24))) - i32(24))
     exponent = i32(max(i32(lowest), min(exponent, i32(127))) - i32(mantissa))
     half = i32(exponent >> i32(1))
     rest = i32(exponent - half)
     y = f32(f32(x * _power(i32(-half))) * _power(i32(-rest)))
-    if (y == f32(0.0)) & (x != f32(0.0)):  # far below a large step, yet above 0
-        y = _signed(f32(2.0**-30), x)
+    if lowest > mantissa:  # steps above 1
+        if (y == f32(0.0)) & (x != f32(0.0)):  # far below one, yet above 0
+            y = _signed(f32(2.0**-30), x)
     y = f32(f32(_rounded(mode, y, bits, shift, top) * _power(half)) * _power(rest))
     magnitude, size = f32(abs(y)), f32(abs(source))
     finite = size < infinity
     y = _signed(over, y) if finite & (magnitude > largest) else y
     y = _signed(smallest, y) if finite & (has_zero == f32(0.0)) & (magnitude < smallest) else y
-    lost = (has_inf == f32(0.0)) | (unsigned & (source < f32(0.0)))
-    return nan if lost & (size == infinity) else y
+    if unsigned:
+        y = nan if source == -infinity else y
+    return nan if (has_inf == f32(0.0)) & (size == infinity) else y
 
 
 @function
