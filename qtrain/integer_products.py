@@ -35,7 +35,7 @@ def lifted(
     if spread.numel() > 1:
         kept = operation.kept(kind, operand, spread.dim())
         sizes = [s if i in kept else 1 for i, s in enumerate(q.elements.shape)]
-        spread = spread.expand(sizes)
+        spread = spread if list(spread.shape) == sizes else spread.expand(sizes)
     return operation.lift(kind, operand, spread)
 
 

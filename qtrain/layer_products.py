@@ -63,7 +63,7 @@ class Probe(Protocol):
         """The engine that serves a product, or one block of it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """Everything about one call of a layer that is not a tensor.
 

@@ -209,12 +209,11 @@ def key(got: Any) -> Tensor:
 
 def state(got: Any, names: Iterable[str]) -> dict[str, Tensor]:
     """`got` where it is a dict with tensors of these names; else TypeError or ValueError."""
-    names = tuple(names)
     need = "what quantizer.init_state(shape) returns"
     if not isinstance(got, dict):
         raise TypeError(f"state: got {shown(got)}, need {need}, a dict of tensors by name")
     for name, value in got.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"state: got {shown(name)}: {shown(value)}, need {need}")
     for name in names:
         if name not in got:
@@ -234,6 +233,8 @@ def factor(got: Any, shape: torch.Size) -> None:
     """TypeError or ValueError unless `got` is an fp32 tensor that broadcasts to `shape`."""
     if not isinstance(got, Tensor) or got.dtype is not torch.float32:
         raise TypeError(f"factor: got {shown(got)}, need a tensor of float32")
+    if not got.dim():
+        return
     tail = shape[len(shape) - got.dim() :]
     if got.dim() > len(shape) or any(
         size not in (1, whole) for size, whole in zip(got.shape, tail, strict=True)

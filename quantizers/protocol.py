@@ -88,8 +88,10 @@ def quantized(
     A QTensor without `block` has one scale for all.  Raises TypeError or ValueError for a result
     that is no QTensor, or whose parts do not fit x or its format.
     """
+    if type(quantizer) is Quantizer:
+        return quantizer.of_layer(x, state, key, training, **known)
     q = quantizer(x, state=state, key=key, training=training, **known)
-    if type(quantizer) is Quantizer or isinstance(quantizer, Off):
+    if isinstance(quantizer, Off):
         return q
     if not isinstance(q, QTensor):
         raise TypeError(f"the quantizer returned {type(q).__name__}, need a QTensor")

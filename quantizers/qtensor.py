@@ -12,6 +12,9 @@ from .formats import FloatFormat, Format
 from .granularity import expand
 from .numbers import constant
 
+#: times the largest element of any format with a scale (below 2^49) fp32 holds it
+_FAR_FROM_INFINITY = 2.0**64
+
 
 class QTensor(NamedTuple):
     """A quantized tensor: value = (elements - zero_point) * scale.
@@ -63,6 +66,8 @@ class QTensor(NamedTuple):
         infinite = isinstance(self.format, FloatFormat) and self.format.overflow == "inf"
         if values.dtype != torch.float32 or self.format is None or infinite:
             return values
+        if kernels.serves(scale) and bool((self.scale < _FAR_FROM_INFINITY).all()):
+            return values  # all but always, and without a pass of its own
         most = constant(torch.finfo(torch.float32).max, values)
         most = torch.where(torch.isfinite(scale), most, float("inf"))
         return values.clamp_(-most, most)

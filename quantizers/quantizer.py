@@ -159,15 +159,32 @@ class Quantizer:
         Raises TypeError for other dtypes and kinds of argument, ValueError for a missing key or
         state.
         """
-        check_real(x)
+        checks.real(x)
         if self.rounding.random_bits and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
-        self._check(x, state, key, training, factor)
+        if key is not None:
+            checks.key(key)
+        if state is not None:
+            checks.state(state, self.range.memory if isinstance(self.range, Ema) else ())
+        checks.boolean("training", training)
+        if factor is not None:
+            checks.factor(factor, x.shape)
+        return self.of_layer(x, state, key, training, factor)
+
+    def of_layer(
+        self,
+        x: Tensor,
+        state: State | None,
+        key: Tensor | None,
+        training: bool,
+        factor: Tensor | None = None,
+    ) -> QTensor:
+        """A call whose arguments beside x a layer made itself, at every step: not looked at."""
         whole = self._traced if torch.compiler.is_compiling() else self._fused
         found = whole(x, state, key, training, factor)
         if found is not None:
             return found
-        x = x.detach()  # no graph grows through elements, scales or the state
+        x = checks.real(x).detach()  # no graph grows through elements, scales or the state
         x = x if factor is None else x * factor
         block = self.granularity.block_shape(x.shape)
         scale = zero_point = None
@@ -180,24 +197,6 @@ class Quantizer:
         if elements is None:
             elements = self._elements(as_real(x), scale, zero_point, block, key, overflow)
         return QTensor(elements, scale, zero_point, self.format, block)
-
-    def _check(
-        self,
-        x: Tensor,
-        state: State | None,
-        key: Tensor | None,
-        training: bool,
-        factor: Tensor | None,
-    ) -> None:
-        """TypeError or ValueError for arguments beside x that a call does not take."""
-        if key is not None:
-            checks.key(key)
-        if state is not None:
-            checks.state(state, self.range.memory if isinstance(self.range, Ema) else ())
-        if training is not True and training is not False:
-            checks.boolean("training", training)
-        if factor is not None:
-            checks.factor(factor, x.shape)
 
     @property
     def _overflow(self) -> Overflow | None:
@@ -216,6 +215,7 @@ class Quantizer:
         factor: Tensor | None,
     ) -> QTensor | None:
         """By one operation of a compiled graph, or None."""
+        checks.real(x)
         if x.device.type != "cpu" or self._spec is None:
             return None
         running: list[Tensor] = []
@@ -325,7 +325,7 @@ class Quantizer:
 
     def backward(self, grad: Tensor, x: Tensor, state: State | None) -> Tensor:
         """The straight-through gradient.  grad, x: the same shape -> grad's dtype."""
-        if checks.real(grad, "grad").shape != check_real(x).shape:
+        if checks.real(grad, "grad").shape != checks.real(x).shape:
             raise ValueError(f"grad: got {checks.shown(grad)}, need x's shape {tuple(x.shape)}")
         if self.straight_through == "identity":
             return grad
@@ -354,14 +354,6 @@ class Quantizer:
         return ", ".join(parts)
 
 
-def check_real(x: Tensor) -> Tensor:
-    """x; TypeError for integer and complex tensors and floating-point ones of 8 bits."""
-    return checks.real(x)
-
-
 def as_real(x: Tensor) -> Tensor:
-    """x in the dtype it is quantized from: fp32 for half precision (exact), fp64 stays fp64.
-
-    Raises TypeError for integer and complex tensors.
-    """
-    return x if check_real(x).dtype == torch.float64 else x.float()
+    """x in the dtype it is quantized from: fp32 for half precision (exact), fp64 stays fp64."""
+    return x if x.dtype == torch.float64 else x.float()

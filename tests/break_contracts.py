@@ -64,8 +64,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         8,
         "quantizers/quantizer.py",
-        "        check_real(x)\n        if self.rounding",
-        "        check_real(x)\n        float(x.sum())\n        if self.rounding",
+        "        whole = self._traced if",
+        "        float(x.sum())\n        whole = self._traced if",
     ),
     (9, "qtrain/convert.py", "    choose.check_all_used()\n", ""),
     (9, "qtrain/conversion.py", "        if lines:\n", "        if False:\n"),

@@ -54,7 +54,7 @@ class Epilogue(NamedTuple):
         if scale is None:
             return torch.ones(channels, dtype=torch.float32, device="cpu")
         if scale.numel() == 1:
-            return scale.reshape(()).expand(channels).contiguous()
+            return (scale.reshape(()) if scale.dim() else scale).expand(channels).contiguous()
         axis = operation.channel_axis(scale.dim())
         if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
             return scale.reshape(-1).contiguous()

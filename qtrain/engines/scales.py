@@ -25,11 +25,11 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     Known is what lies in this process' memory: nothing waits for a device, and a compiled graph
     holds no branch.
     """
-    known = kernels.serves(a) and kernels.serves(b)
-    if known:
-        product = a * b
+    product = a * b
+    known = kernels.serves(product)
+    if known and product.numel():
         low, high = (product, product) if product.numel() == 1 else torch.aminmax(product)
-        if product.numel() and low.item() >= _SMALLEST and high.item() < _INFINITY:
+        if low.item() >= _SMALLEST and high.item() < _INFINITY:
             return product
     bits = (a.double() * b.double()).view(torch.int64)  # exact
     wide = (bits + (_REST // 2) + ((bits >> 29) & 1)).bitwise_and_(~_REST).view(torch.float64)

@@ -35,11 +35,12 @@ class Running(NamedTuple):
 
     def plain(self) -> bool:
         """Whether a kernel may write it."""
-        floats, steps = (self.low, self.high, self.share), self.steps
-        return steps.dtype is torch.int64 and all(
-            part.numel() == 1 and is_plain(part) and (part is steps or part.dtype is torch.float32)
-            for part in (*floats, steps)
-        )
+        if self.steps.dtype is not torch.int64 or self.steps.numel() != 1:
+            return False
+        for part in (self.low, self.high, self.share):
+            if part.dtype is not torch.float32 or part.numel() != 1 or not is_plain(part):
+                return False
+        return is_plain(self.steps)
 
 
 class Whole(NamedTuple):
