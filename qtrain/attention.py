@@ -68,6 +68,13 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
             return super().forward(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
             )
+        if attn_mask is not None and attn_mask.dtype not in {
+            torch.bool, torch.float32, query.dtype,
+        }:  # fmt: skip
+            raise TypeError(
+                f"attn_mask: got {attn_mask.dtype}, need bool (True: attend), float32 or the "
+                f"query's {query.dtype}"
+            )
         if enable_gqa:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
             value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)

@@ -90,6 +90,7 @@ def quantize_(
     own_norm = "" if choose.base.norm is None else f"; norm {choose.base.norm}"
     record = Conversion(copied=_copied, recipe=f"{choose.base}{own_norm}")
     work = []
+    alike = {}  # norms that an override leaves what they were
     for name, module, own in plan:
         reason = left(module, own)
         if reason is not None:
@@ -99,9 +100,14 @@ def quantize_(
         else:
             assert own is not None
             work.append((name, module, own))
-            if own != choose.base:
-                record.overridden[name or "(model)"] = str(own)
-    choose.check_all_honoured(record.left)
+            if not is_norm(module):
+                if own != choose.base:
+                    record.overridden[name or "(model)"] = str(own)
+            elif own.norm != choose.base.norm:
+                record.overridden[name or "(model)"] = str(own.norm)
+            else:
+                alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
+    choose.check_all_honoured(record.left | alike)
     converted_norms = sum(is_norm(module) for _, module, _ in work)
     record.norms_left = norms_left(plan, record.left)
     if norm is not None and not converted_norms:

@@ -90,24 +90,34 @@ class LayerState(nn.Module):
         input's device.
 
         A forward in training, and one that a gradient flows through, advances the counter; one that
-        recomputes an earlier forward takes that forward's noise and works on copies of the states.
+        recomputes an earlier forward takes that forward's noise and works on copies of the states
+        that it began with (but those of gradients, which its backward passes move on).
         A module without parameters has no device but its operands': its state goes where they are.
         """
         refuse_transforms(self.name)
         if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
-        count, repeated = recall(self, self.noise_count, counted)
         states = {
             slot: {key: getattr(self, name) for key, name in names.items()}
             for slot, names in self._slots.items()
         }
-        if repeated:
+        count, repeated = recall(self, self.noise_count, counted, self._forward_ranges)
+        if repeated is not None:
             states = {
-                slot: {key: value.clone() for key, value in state.items()}
-                for slot, state in states.items()
+                slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
+                for slot, names in self._slots.items()
             }
         return (fold(self.noise_key, count) if self.noisy else None), states
+
+    def _forward_ranges(self) -> dict[str, Tensor]:
+        """What a forward moves on, by name; a gradient's ranges move in the backward pass."""
+        return {
+            name: getattr(self, name)
+            for (_, operand), names in self._slots.items()
+            if operand != "grad_output"
+            for name in names.values()
+        }
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the model: half() and double() leave ranges in the dtype they are kept in,
@@ -140,6 +150,11 @@ class LayerState(nn.Module):
             if buffer.is_meta:  # where the layer's parameters come from, for assign=True
                 buffer = self._initial()[name].to(_device_in(state_dict, prefix))
             state_dict[prefix + name] = buffer.detach().clone()
+        for name, buffer in self.named_buffers(recurse=False):
+            given = state_dict[prefix + name]
+            if not isinstance(given, Tensor) or given.dtype != buffer.dtype:
+                got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+                raise ValueError(f"{prefix}{name}: got {got}, need a tensor of {buffer.dtype}")
         count = state_dict[prefix + "noise_count"]
         if not _is_count(count):
             raise ValueError(

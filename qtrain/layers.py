@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantizers import IntFormat, Quantizer, nearest_even
+from quantizers import IntFormat, Quantizer, checks, nearest_even
 from quantizers.protocol import straight_through
 
 from .layer_products import Call, Probe, apply, located
@@ -57,13 +57,10 @@ class QProduct(LayerState):
         self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         for operand, x in (("input", input), ("weight", weight)):
-            if not isinstance(x, Tensor) or not x.is_floating_point():
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested:
                 self.refuse(operand, x)
-            if x.is_nested:
-                raise TypeError(
-                    f"layer {self.name!r}: {operand} is a nested tensor; pad it "
-                    f"(torch.nested.to_padded_tensor)"
-                )
+        if bias is not None and bias.dtype not in checks.REAL:
+            self.refuse("bias", bias)
         autocast = autocast_dtype(input)
         probe = self.probe
         if probe is not None and not probe.watches(self.training):
@@ -80,7 +77,12 @@ class QProduct(LayerState):
                 raise located(error, f"layer {self.name!r}") from error
 
     def refuse(self, operand: str, x: object) -> NoReturn:
-        """TypeError for an operand that is no floating-point tensor."""
+        """TypeError for an operand that is no dense floating-point tensor."""
+        if isinstance(x, Tensor) and x.is_nested:
+            raise TypeError(
+                f"layer {self.name!r}: {operand} is a nested tensor; pad it "
+                f"(torch.nested.to_padded_tensor)"
+            )
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             f"layer {self.name!r}: {operand} is {got}, need a floating-point tensor "
@@ -148,7 +150,7 @@ class _QConv(_OneLine, nn.modules.conv._ConvNd):
         return output if input.dim() == space + 2 else output.squeeze(0)
 
     def _batched(self, input: Tensor) -> Tensor:
-        if not isinstance(input, Tensor):
+        if not isinstance(input, Tensor) or input.is_nested:
             self.product.refuse("input", input)
         space = len(self.kernel_size)
         if input.dim() not in (space + 1, space + 2):

@@ -118,8 +118,9 @@ class Monitor:
         steps = self._record.steps
         if not steps:
             raise ValueError(
-                f"report: nothing is recorded; {self._step} training steps have ended. A loop "
-                "without a torch optimizer of the model's parameters must call end_step()"
+                f"report: nothing is recorded; {self._step} training steps have ended. Layers in "
+                "evaluation mode are not recorded; a loop without a torch optimizer of the model's "
+                "parameters must call end_step()"
             )
         chosen = steps[-1] if step is None else checks.integer("step", step, low=0)
         if chosen not in steps:

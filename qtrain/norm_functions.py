@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers import QuantizerLike
+from quantizers import FloatFormat, QuantizerLike, round_to
 from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
@@ -71,6 +71,19 @@ class StraightThrough(torch.autograd.Function):
         return grad_output.to(ctx.dtype), None, None, None
 
 
+class Rounded(torch.autograd.Function):
+    """x rounded to a format, straight-through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: FloatFormat) -> Tensor:
+        return function_output(round_to(x, fmt))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_output, None
+
+
 class QuantizeGradient(torch.autograd.Function):
     """x, and the gradient quantized on its way back."""
 
@@ -84,7 +97,7 @@ class QuantizeGradient(torch.autograd.Function):
         training: bool,
     ) -> Tensor:
         ctx.quantizer, ctx.key, ctx.state, ctx.training = quantizer, key, state, training
-        return x.view_as(x)
+        return x.clone()  # a view could not be written into, as by ReLU(inplace=True)
 
     @staticmethod
     @once_differentiable

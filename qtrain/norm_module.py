@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike, fold, round_to
+from quantizers import FloatFormat, Off, QuantizerLike, fold
 from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
 from .layer_state import LayerState, Slot, rank
-from .norm_functions import QuantizeGradient, StraightThrough
+from .norm_functions import QuantizeGradient, Rounded, StraightThrough
 from .norm_recipe import NormRecipe
 
 ROLES = ("input", "weight", "bias", "grad_output")
@@ -109,10 +109,8 @@ class QNorm(nn.Module):
         activation: FloatFormat | None = self.recipe.activation
         if activation is None:
             return output
-        with torch.no_grad():
-            rounded = round_to(output, activation)
-        straight: Tensor = StraightThrough.apply(output, rounded, OFF, None)  # type: ignore[no-untyped-call]
-        return straight
+        rounded: Tensor = Rounded.apply(output, activation)  # type: ignore[no-untyped-call]
+        return rounded
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"

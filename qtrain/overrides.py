@@ -88,12 +88,21 @@ class Chooser:
         return hits[0][1]
 
     def check_all_used(self) -> None:
-        """ValueError for an override that matches nothing."""
+        """ValueError for an override that matches nothing that an earlier one leaves."""
         unused = [pattern for pattern, _ in self.rules if pattern not in self.matched]
         if unused:
             known = ", ".join(name for name in self.names[:12] if name)
             more = ", ..." if len(self.names) > 12 else ""
-            raise ValueError(f"overrides: {unused} match no layer; layers are {known}{more}")
+            raise ValueError(
+                f"overrides: {unused} match no layer; layers are {known}{more}; patterns are "
+                f"names with *, ? and [...], as file names'"
+            )
+        idle = [pattern for pattern, _ in self.rules if not self.decided[pattern]]
+        if idle:
+            raise ValueError(
+                f"overrides: {idle} decide nothing: the first match wins, and earlier patterns "
+                f"match every layer that they do; put the narrower patterns first"
+            )
 
     def check_all_honoured(self, left: Mapping[str, str]) -> None:
         """ValueError for an override that asks for a recipe where every layer it decides is left

@@ -156,8 +156,11 @@ def takes_bits(name: str) -> bool:
 
 def _entry(name: str) -> _Entry:
     if not isinstance(name, str) or name not in _NAMED:
-        hint = suggestion(name, _NAMED, 0.3)
-        raise ValueError(f"unknown recipe {checks.shown(name)}{hint} Known: {', '.join(_NAMED)}")
+        hint = suggestion(name, _NAMED)
+        raise ValueError(
+            f"unknown recipe {checks.shown(name)}{hint}; known: {', '.join(_NAMED)}; any other is "
+            f"a Recipe of your own, of quantizers such as Quantizer(format=e4m3)"
+        )
     return _NAMED[name]
 
 

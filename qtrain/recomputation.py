@@ -1,15 +1,17 @@
 """Which forward is counted, and which one a forward that runs inside a backward pass repeats.
 
 Activation checkpointing runs a segment's forward a second time during backward.  The noise of that
-second run must be the first one's, also when other forwards happened in between or a layer ran
-several times.  torch keeps one object per checkpointed segment; the counts a layer used in it are
-written on that object, which lives exactly as long as the segment's graph.
+second run must be the first one's, and the running ranges those that it found, also when other
+forwards happened in between or a layer ran several times.  torch keeps one object per checkpointed
+segment; what a layer used in it is written on that object, which lives exactly as long as the
+segment's graph.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint as checkpointing
@@ -71,32 +73,71 @@ def needs_gradient(*operands: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
 
 
-def recall(layer: object, count: Tensor, counted: bool) -> tuple[Tensor, bool]:
-    """(the noise count of this forward, whether it repeats an earlier one).
+class _Forward(NamedTuple):
+    """What a forward of a layer began with: its noise count and ranges."""
+
+    noise: Tensor
+    ranges: dict[str, Tensor]
+
+
+class _Forwards:
+    """A layer's forwards in a segment, and which of them the backward pass under way repeats next:
+    each pass begins with the first, wherever an earlier one stopped."""
+
+    def __init__(self) -> None:
+        self.made: list[_Forward] = []
+        self._task, self._next = -1, 0
+
+    def repeated(self) -> _Forward | None:
+        task = torch._C._current_graph_task_id()
+        self._next = self._next + 1 if task == self._task else 1
+        self._task = task
+        return self.made[self._next - 1] if self._next <= len(self.made) else None
+
+
+def recall(
+    layer: object, count: Tensor, counted: bool, ranges: Callable[[], Mapping[str, Tensor]]
+) -> tuple[Tensor, dict[str, Tensor] | None]:
+    """(the noise count of this forward, copies of the ranges it begins with where it repeats an
+    earlier one, else None).
 
     count: the layer's counter, 0-d int64: advanced in place where the forward is `counted`, or is
     the first pass of a reentrant checkpoint, whose gradients are off until its backward; a
-    repetition never is.  A repetition outside torch.utils.checkpoint reuses the last count.
+    repetition never is.  A repetition outside torch.utils.checkpoint reuses the last count, and
+    the ranges as they are.
+    ranges: gives what a forward of the layer updates in place.
     """
     if torch.compiler.is_compiling():
         if not counted:
-            return count, False
+            return count, None
         used = _next_count(count)
         count.copy_(used)
-        return used, False
-    recording, repeated = _segments()
-    counts = [] if repeated is None else getattr(repeated, _ATTRIBUTE, {}).get(id(layer), [])
-    if counts:
-        used = counts.pop(0)
-        counts.append(used)  # in turn, so that a second backward finds them again
-    elif in_backward():
+        return used, None
+    recording, segment = _segments()
+    before = None
+    if segment is not None:
+        forwards = getattr(segment, _ATTRIBUTE, {}).get(id(layer))
+        before = None if forwards is None else forwards.repeated()
+    repeats = before is not None or in_backward()
+    if before is not None:
+        used = before.noise
+    elif repeats:
         used = count.clone()
     elif counted or any(map(_is_first_pass, recording)):
         used = count.add_(1).clone()
     else:
         used = count.clone() if recording else count
-    for segment in recording:
-        if not hasattr(segment, _ATTRIBUTE):
-            setattr(segment, _ATTRIBUTE, {})
-        getattr(segment, _ATTRIBUTE).setdefault(id(layer), []).append(used)
-    return used, bool(counts) or in_backward()
+    if not recording and not repeats:
+        return used, None
+    kept = _copies(ranges() if before is None else before.ranges)
+    for own in recording:
+        if not hasattr(own, _ATTRIBUTE):
+            setattr(own, _ATTRIBUTE, {})
+        getattr(own, _ATTRIBUTE).setdefault(id(layer), _Forwards()).made.append(
+            _Forward(used, kept)
+        )
+    return used, _copies(kept) if repeats else None
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: the dtypes that are quantized
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shown(value: object) -> str:
@@ -32,13 +33,15 @@ def shown(value: object) -> str:
 
 def refuse(field: str, got: object, need: str, hint: str = "") -> NoReturn:
     """TypeError for a value of the wrong kind."""
+    if not hint and inspect.isfunction(got):
+        hint = f"{got.__name__} is a function: call it, {got.__name__}(...)"
     raise TypeError(f"{field}: got {shown(got)}, need {need}{f'; {hint}' if hint else ''}")
 
 
 def instance(field: str, got: object, kind: type[T], need: str) -> T:
     """`got` where it is of `kind`; else TypeError."""
     if not isinstance(got, kind):
-        raise TypeError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need)
     return got
 
 
@@ -125,7 +128,9 @@ def function(field: str, got: T, need: str, *args: object, **kwargs: object) -> 
         hint = f"{got.__name__} is a class: give an object" if isinstance(got, type) else ""
         refuse(field, got, need, hint)
     try:
-        signature = inspect.signature(got)
+        # a module is called through a door that takes anything
+        own = getattr(got, "forward", got) if hasattr(got, "named_parameters") else got
+        signature = inspect.signature(own)
     except (TypeError, ValueError):  # some functions written in C have none
         return got
     try:
@@ -181,7 +186,7 @@ def real(got: Any, field: str = "x") -> Tensor:
         raise TypeError(f"{field}: got {shown(got)}, need a tensor")
     # the layout is not asked for in a compiled backward pass, which takes dense tensors alone
     dense = torch.compiler.is_compiling() or got.layout is torch.strided
-    if got.dtype not in _REAL or not dense:
+    if got.dtype not in REAL or not dense:
         kind = got.dtype if dense else got.layout
         raise TypeError(
             f"{field}: cannot quantize a tensor of {kind}; need float16, bfloat16, float32 or "

@@ -295,6 +295,9 @@ class Quantizer:
         self, x: Tensor, block: tuple[int, ...], state: State | None, training: bool
     ) -> tuple[Tensor, Tensor | None]:
         assert self.range is not None
+        if x.dtype == torch.float64:  # what is finite there has a finite range in fp32
+            most = torch.finfo(torch.float32).max
+            x = torch.where(torch.isinf(x), x, x.clamp(-most, most))
         low, high = self.range(x, block, state=state, training=training)
         affine = isinstance(self.format, IntFormat) and not self.format.symmetric
         if affine:

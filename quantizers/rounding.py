@@ -111,7 +111,11 @@ def round_to_float(
     source: what x was before it was scaled (None: x itself), x's shape.  Where it is finite, an
     infinite x is one of the finite values beyond the largest.
     """
-    checks.wide(x)
+    x = checks.wide(x).resolve_neg()  # bits are read below
+    if bits is not None:
+        checks.random("bits", bits, x)
+    if source is not None and checks.tensor("source", source).shape != x.shape:
+        raise ValueError(f"source: got {checks.shown(source)}, need x's shape {tuple(x.shape)}")
     checks.instance("fmt", fmt, FloatFormat, "a FloatFormat")
     checks.instance("rounding", rounding, Rounding, "a Rounding such as nearest_even")
     if overflow is None:

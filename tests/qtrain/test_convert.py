@@ -105,6 +105,14 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "norm a number": ({"norm": 3}, TypeError, "norm: got 3"),
     "seed 1.5": ({"seed": 1.5}, TypeError, r"seed: got 1\.5"),
     "seed True": ({"seed": True}, TypeError, "seed: got True"),
+    "later pattern": ({"overrides": {"*": 8, "fc": 4}}, ValueError, r"\['fc'\] decide nothing"),
+    "bits of a norm": (
+        {"norm": "range", "overrides": {"norm": 4}}, ValueError, "it is a norm, which the recipe"
+    ),
+    "a function for a recipe": (
+        {"recipe": qtrain.recipes.int8}, TypeError, r"is a function: call it, int8\(\.\.\.\)"
+    ),
+    "no such recipe": ({"recipe": "fp8"}, ValueError, "any other is a Recipe"),
     "no such layer": ({"overrides": {"cf": 8}}, ValueError, r"\['cf'\] match no layer"),
     "one of two": ({"overrides": {"fc": 8, "stem.x": None}}, ValueError, r"\['stem.x'\] match no"),
     "override text": ({"overrides": {"fc": "int9"}}, ValueError, "unknown recipe 'int9'"),
@@ -609,7 +617,9 @@ def test_an_override_that_only_meets_layers_left_anyway_is_an_error() -> None:
         quantize(model, overrides={"1": 8})
     with pytest.raises(ValueError, match=r"overrides\['2'\] cannot be honoured"):
         quantize(model, overrides={"2": "int8"})
-    quantize(model, overrides={"1": 8}, norm="l1")
+    with pytest.raises(ValueError, match=r"overrides\['1'\] cannot be honoured: 1: it is a norm"):
+        quantize(model, overrides={"1": 4}, norm="l1")
+    quantize(model, overrides={"*": 4}, norm="l1")
     quantize(model, overrides={"2": None})
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from qtrain import Arithmetic, deviations, plain_state_dict
+from qtrain import Arithmetic, deviations, plain_state_dict, quantize
 from qtrain.deviation_constants import expected_range
 from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
 from qtrain.norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
@@ -525,3 +525,24 @@ def test_batches_of_other_sizes_compile_once_more(
         torch.testing.assert_close(gradients(run, x, grad), gradients(eager, x, grad))
     torch.testing.assert_close(norm.state_dict(), eager.state_dict())
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.SiLU(inplace=True)], ids=repr)
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=["batch", "group"])
+@pytest.mark.parametrize("kind", ["activation", "grad_output"])
+def test_a_norms_output_can_be_written_into(
+    kind: str, norm: nn.Module, activation: nn.Module, training: bool
+) -> None:
+    """As torch's norms' can: common networks do."""
+    one: Any = {"activation": fp16, "grad_output": Quantizer(format=int8)}
+    recipe = NormRecipe(**{kind: one[kind]})
+    found = []
+    for own in (activation, type(activation)()):
+        model = quantize(nn.Sequential(copy.deepcopy(norm), own), norm=recipe).train(training)
+        leaf = torch.linspace(-3, 3, 2 * 4 * 36).reshape(2, 4, 6, 6).requires_grad_()
+        output = model(leaf)
+        output.square().sum().backward()
+        found.append((output.detach(), leaf.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

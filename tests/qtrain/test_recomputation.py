@@ -18,9 +18,9 @@ from torch.utils.checkpoint import (
 )
 
 import qtrain
-from qtrain import deviations, quantize, recipes
+from qtrain import Forward, GradInput, GradWeight, Recipe, deviations, quantize, recipes
 from qtrain.norm_recipe import NormRecipe
-from quantizers import IntFormat, Quantizer, e4m3, stochastic
+from quantizers import IntFormat, Quantizer, absmax, e4m3, ema, int8, minmax, stochastic
 
 aten = torch.ops.aten
 PRODUCTS = [aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default]
@@ -243,3 +243,84 @@ def test_compiled_checkpointing_without_noise_is_the_eager_one(selective: bool) 
         run(leaf).sum().backward()
         found.append(leaf.grad)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def _ranged() -> Recipe:
+    """Every operand in a range with memory."""
+    running = Quantizer(format=int8, range=ema(minmax))
+    gradient = Quantizer(format=int8, range=ema(absmax), rounding=stochastic())
+    return Recipe(
+        name="ranged",
+        forward=Forward(input=running, weight=running),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient, input=running),
+        norm=NormRecipe(input=running, deviation=deviations.l1()),
+    )
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_recomputation_begins_with_the_ranges_of_the_forward_it_repeats(
+    reentrant: bool, times: int
+) -> None:
+    """Also where the layers run twice, in a segment or before a backward pass; the ranges of
+    gradients move on."""
+    model = quantize(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), recipe=_ranged())
+    found = []
+    for kept in (False, True):
+        own, x = copy.deepcopy(model), normal(16, 8).requires_grad_()
+
+        def run(x: Tensor, own: nn.Module = own) -> Tensor:
+            for _ in range(times):
+                x = own(x)
+            return x
+
+        for step in range(3):
+            scaled = x * 4.0**step
+            again = checkpoint(run, scaled, use_reentrant=reentrant) if kept else run(scaled)
+            other = checkpoint(run, x, use_reentrant=reentrant) if kept else run(x)
+            again.square().sum().backward()
+            other.sum().backward()
+        states = [value for name, value in own.named_buffers() if "noise" not in name]
+        found.append([x.grad, *(p.grad for p in own.parameters()), *states])
+    assert len(found[0]) > 20
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def _stopped_early(layer: nn.Module, inner: bool) -> Callable[[Tensor], Tensor]:
+    """A segment whose recomputation torch ends before its last call of the layer."""
+
+    def segment(x: Tensor) -> Tensor:
+        y = layer(x)
+        with torch.no_grad():
+            still = layer(x)
+        return y - still
+
+    def nested(x: Tensor) -> Tensor:
+        return checkpoint(layer, layer(x), use_reentrant=False)  # type: ignore[no-any-return]
+
+    return nested if inner else segment
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_every_backward_pass_repeats_the_same_noise(inner: bool) -> None:
+    coarse = Quantizer(format=IntFormat(4), rounding=stochastic())
+    recipe = Recipe(
+        name="coarse",
+        forward=Forward(input=coarse, weight=coarse),
+        grad_input=GradInput(grad_output=coarse),
+        grad_weight=GradWeight(grad_output=coarse),
+    )
+    model = quantize(nn.Sequential(nn.Linear(16, 16)), recipe=recipe)
+    found = []
+    for kept in (False, True):
+        own, x = copy.deepcopy(model), normal(4, 16).requires_grad_()
+        segment = _stopped_early(own, inner)
+        y = checkpoint(segment, x, use_reentrant=False) if kept else segment(x)
+        for _ in range(3):
+            wanted = [x, *own.parameters()]
+            found.append(torch.autograd.grad(y.sum(), wanted, retain_graph=True))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.equal(a, b)

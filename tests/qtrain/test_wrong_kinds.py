@@ -11,6 +11,8 @@ from torch import nn
 
 from qtrain import (
     CorrectedSteps,
+    Forward,
+    ScaledDotProductAttention,
     calibrate,
     inspect,
     plain_state_dict,
@@ -132,3 +134,36 @@ def test_classes_that_the_default_loss_leaves_out_stay_so() -> None:
     model, _ = trained()
     report = inspect(model, X, torch.tensor([0, -100, 1, 1]))
     assert any(row.role == "grad_input" for row in report.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("noise_key", torch.tensor(1.5)), ("forward_input_low", torch.ones(1, 1, dtype=torch.int64))],
+)
+def test_an_entry_of_another_kind_is_not_loaded(name: str, value: torch.Tensor) -> None:
+    model = quantize(nn.Sequential(nn.Linear(4, 4)))
+    state = {**model.state_dict(), f"0.product.{name}": value}
+    with pytest.raises(ValueError, match=rf"0\.product\.{name}: got {value.dtype}, need a tensor"):
+        model.load_state_dict(state)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_input_of_a_convolution_is_named() -> None:
+    model = quantize(nn.Sequential(nn.Conv2d(2, 4, 3)))
+    with pytest.raises(TypeError, match="layer '0': input is a nested tensor; pad it"):
+        model(torch.nested.nested_tensor([torch.ones(2, 5, 5)]))
+
+
+def test_a_bias_or_mask_of_another_kind_is_named() -> None:
+    model = quantize(nn.Sequential(nn.Linear(4, 4)))
+    model[0].bias = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"layer '0': bias is torch\.complex64"):
+        model(torch.ones(2, 4))
+    attention, x = quantize(ScaledDotProductAttention()), torch.ones(1, 1, 4, 4)
+    with pytest.raises(TypeError, match=r"attn_mask: got torch\.int64, need bool"):
+        attention(x, x, x, torch.ones(4, 4, dtype=torch.int64))
+
+
+def test_a_module_whose_forward_is_not_a_quantizers_is_none() -> None:
+    with pytest.raises(TypeError, match=r"forward\.input: got .*need a quantizer"):
+        Forward(input=nn.Linear(2, 2))  # type: ignore[arg-type]

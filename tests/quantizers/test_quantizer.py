@@ -37,6 +37,7 @@ from quantizers import (
     random_bits,
     reference,
     root_key,
+    round_to,
     stochastic,
     toward_zero,
     uint8,
@@ -553,3 +554,22 @@ def test_cuda_quantizers_equal_cpu(fmt) -> None:
             fast, slow = quantizer(x.cuda(), key=KEY.cuda()), quantizer(x, key=KEY)
             assert same_bits(fast.elements, slow.elements)
             assert same_bits(fast.dequantize(), slow.dequantize())
+
+
+@pytest.mark.parametrize("fmt", [IntFormat(8), uint8, formats.e4m3])
+def test_what_is_finite_in_fp64_has_a_finite_scale(fmt: formats.Format) -> None:
+    q = Quantizer(format=fmt)(torch.tensor([1e39, 1.0], dtype=torch.float64))
+    assert q.scale is not None and torch.isfinite(q.scale).all()
+    values = q.dequantize().double()
+    torch.testing.assert_close(values[0], torch.tensor(3.4028e38).double(), rtol=1e-2, atol=0.0)
+    infinite = Quantizer(format=fmt)(torch.tensor([float("inf"), 1.0], dtype=torch.float64))
+    assert infinite.scale is not None and not torch.isfinite(infinite.scale).all()
+
+
+def test_views_that_negate_are_rounded() -> None:
+    x = torch.randn(64)
+    view = torch._neg_view(-x)
+    for fmt in (formats.e4m3, formats.tf32):
+        assert torch.equal(round_to(view, fmt), round_to(x, fmt))
+        quantizer = Quantizer(format=fmt, range=None)
+        assert torch.equal(quantizer(view).elements, quantizer(x).elements)
