@@ -20,7 +20,7 @@ from torch.utils.checkpoint import (
 import qtrain
 from qtrain import Forward, GradInput, GradWeight, Recipe, deviations, quantize, recipes
 from qtrain.norm_recipe import NormRecipe
-from quantizers import IntFormat, Quantizer, absmax, e4m3, ema, int8, minmax, stochastic
+from quantizers import IntFormat, Quantizer, RangeRule, absmax, e4m3, ema, int8, minmax, stochastic
 
 aten = torch.ops.aten
 PRODUCTS = [aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default]
@@ -303,16 +303,19 @@ def _stopped_early(layer: nn.Module, inner: bool) -> Callable[[Tensor], Tensor]:
     return nested if inner else segment
 
 
+@pytest.mark.parametrize("rule", [absmax, ema(absmax)], ids=["noise", "noise and ranges"])
 @pytest.mark.parametrize("inner", [False, True])
-def test_every_backward_pass_repeats_the_same_noise(inner: bool) -> None:
+def test_every_backward_pass_repeats_the_same_forward(inner: bool, rule: RangeRule) -> None:
     coarse = Quantizer(format=IntFormat(4), rounding=stochastic())
+    ranged = replace(coarse, range=rule)
     recipe = Recipe(
         name="coarse",
-        forward=Forward(input=coarse, weight=coarse),
+        forward=Forward(input=ranged, weight=ranged),
         grad_input=GradInput(grad_output=coarse),
         grad_weight=GradWeight(grad_output=coarse),
     )
     model = quantize(nn.Sequential(nn.Linear(16, 16)), recipe=recipe)
+    model(normal(4, 16, seed=1) * 2)
     found = []
     for kept in (False, True):
         own, x = copy.deepcopy(model), normal(4, 16).requires_grad_()
