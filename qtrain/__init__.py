@@ -3,9 +3,6 @@
 from . import recipes as recipes
 from .accumulation import accumulated as accumulated
 from .attention import ScaledDotProductAttention as ScaledDotProductAttention
-from .bisection import Bisection as Bisection
-from .bisection import BisectTrial as BisectTrial
-from .bisection import bisect as bisect
 from .bounded import bound_weights as bound_weights
 from .bounded import bound_weights_ as bound_weights_
 from .bounded import unbound_weights_ as unbound_weights_
@@ -30,8 +27,6 @@ from .diagnosis import diagnose as diagnose
 from .energy import EnergyTable as EnergyTable
 from .energy import UnitCost as UnitCost
 from .inspection import inspect as inspect
-from .lockstep import lockstep as lockstep
-from .lockstep_rows import Lockstep as Lockstep
 from .matmul import Matmul as Matmul
 from .monitor import Monitor as Monitor
 from .monitor_rows import MonitorRow as MonitorRow
@@ -48,7 +43,6 @@ from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
 from .recommendation import Recommendation as Recommendation
 from .recommendation import recommend as recommend
-from .replay import replay as replay
 from .report import Report as Report
 from .report import Row as Row
 from .results import Result as Result

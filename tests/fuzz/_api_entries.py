@@ -385,13 +385,6 @@ def _measuring() -> dict[str, Entry]:
         inputs, targets = batch()
         return {"model": converted(), "inputs": inputs, "targets": targets, **more}
 
-    def training(**more: Any) -> dict[str, Any]:
-        model = converted()
-        return {"model": model, "optimizer": sgd(model), "step": step, "batches": [batch()], **more}
-
-    steps = {"model": MODULE, "optimizer": OPTIMIZER, "step": CALLABLE,
-             "batches": Kind(lambda v: not hasattr(v, "__iter__"))}  # fmt: skip
-
     def watched() -> qtrain.Monitor:
         model = converted()
         monitor = qtrain.Monitor(model, every=1)
@@ -438,20 +431,6 @@ def _measuring() -> dict[str, Entry]:
                          lambda: {"a": "runs/a", "b": "runs/b"}, names=("runs/", "run", "folder")),
         "read_monitor": entry(qtrain.read_monitor, {"path": Kind(lambda v: True)},
                               lambda: {"path": "runs/none.jsonl"}, names=("record",)),
-        "lockstep": entry(
-            qtrain.lockstep,
-            {**steps, "reference": kind.one_of("fp32", "bf16"), "runs": kind.integer(2),
-             "samples": kind.integer(1), "seed": kind.integer()},
-            lambda: training(runs=2),
-        ),
-        "replay": entry(qtrain.replay, {**steps, "diverged": CALLABLE}, training),
-        "bisect": entry(
-            qtrain.bisect,
-            {"model": MODULE, "diverges": CALLABLE, "parts": ANYTHING, "by": by,
-             "trials": kind.integer(2, none=True), "say": _or_none(CALLABLE)},
-            lambda: {"model": converted(), "diverges": lambda twin: False, "say": _say},
-            names=("diverges", "part"),
-        ),
         "Monitor": entry(
             qtrain.Monitor,
             {"model": MODULE, "every": kind.integer(1), "layers": kind.integer(1, none=True),
@@ -594,8 +573,8 @@ ENTRIES: dict[str, Entry] = {**_numbers(), **_conversion(), **_measuring(), **_w
 #: public names that are no calls with arguments of the user's: rows and reports that calls return,
 #: protocols, errors, and modules whose forward is torch's
 NOT_CALLED = frozenset(
-    "Format Granularity OFF Off QTensor QuantizerLike RangeRule Bisection BisectTrial "
-    "CheckpointError Comparison CostReport CostRow Trade Lockstep Matmul MonitorRow "
+    "Format Granularity OFF Off QTensor QuantizerLike RangeRule "
+    "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
     "SensitivityReport SensitivityRow Finding Verdict recipes".split()
 )

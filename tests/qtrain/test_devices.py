@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -264,22 +263,6 @@ def monitored() -> Any:
     return str(monitor.report()), str(qtrain.diagnose(monitor)), list(map(repr, monitor.rows))
 
 
-def in_lockstep() -> str:
-    model = converted()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    return str(qtrain.lockstep(model, optimizer, train_step, [(IMAGES, LABELS)] * 2))
-
-
-def bisected() -> str:
-    model = converted(bits=2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    run = qtrain.replay(
-        model, optimizer, train_step, [(IMAGES, LABELS)] * 2, diverged=lambda losses: losses[-1] > 0
-    )
-    found = str(qtrain.bisect(model, run, by="layer", say=quiet))
-    return re.sub(r"[0-9.]+ s\b", "", found)
-
-
 def recommended() -> str:
     model = converted(bits=4)
     blame = qtrain.sensitivity(model, IMAGES, LABELS, by="layer")
@@ -345,8 +328,6 @@ TOOLS: dict[str, Callable[[], Any]] = {
     ),
     "cost, sensitivity, recommend": recommended,
     "Monitor": monitored,
-    "lockstep": in_lockstep,
-    "replay, bisect": bisected,
     "norm schedule": norm_schedule,
 }
 
