@@ -15,8 +15,8 @@ from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
 from quantizers.ranges import State, with_share
 
-from .recomputation import needs_gradient, recall
-from .transforms import refuse_transforms
+from .autograd.recomputation import needs_gradient, recall
+from .autograd.transforms import refuse_transforms
 
 Slot = tuple[str, str]
 _CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16, fp16
 
 from . import checks
-from .norm_recipe import NormRecipe
+from .norms.recipe import NormRecipe
 
 #: The six operand slots, (product, operand), in the order that numbers their noise.
 SLOTS: tuple[tuple[str, str], ...] = (

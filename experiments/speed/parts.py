@@ -43,12 +43,12 @@ CALLS: tuple[tuple[str, str, str], ...] = (
         for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile", "Ema")
     ),
     ("quantizers", "Quantizer.__call__", "codes"),
-    ("qtrain.norm_computation", "Deferred.quantized", "codes"),
-    ("qtrain.norm", "QBatchNorm.forward", "norm"),
-    ("qtrain.norm", "QBatchNorm.relu", "norm"),
+    ("qtrain.norms.normalize", "Deferred.quantized", "codes"),
+    ("qtrain.norms.batch", "QBatchNorm.forward", "norm"),
+    ("qtrain.norms.batch", "QBatchNorm.relu", "norm"),
     # the scales that multiply a product's sums are a part of it
-    ("qtrain.layer_products", "Products.forward", "products"),
-    ("qtrain.layer_products", "Products.backward", "products"),
+    ("qtrain.products.call", "Products.forward", "products"),
+    ("qtrain.products.call", "Products.backward", "products"),
 )
 
 _MARK = "part:"

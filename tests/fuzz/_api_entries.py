@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import qtrain
 import quantizers as q
-from qtrain import deviations, recipes
+from qtrain import recipes
+from qtrain.norms import deviations
 
 from . import _api_values as kind
 from ._api_values import ANYTHING, BOOL, CALLABLE, KEY, MODULE, PATTERNS, REAL, Kind
@@ -45,7 +46,7 @@ def _template() -> nn.Module:
 
 
 def converted() -> nn.Module:
-    from qtrain.conversion import forget_watch
+    from qtrain.conversion.summary import forget_watch
     from qtrain.copies import copied
 
     twin = copied(_template())
@@ -481,7 +482,7 @@ def _cost() -> qtrain.CostReport:
 
 
 def _table() -> qtrain.EnergyTable:
-    from qtrain.energy import SZE2017
+    from qtrain.hardware.energy import SZE2017
 
     return SZE2017
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from qtrain import MonitorRow, Report, Row, TrainConfig
-from qtrain.histograms import VALUE_BINS
-from qtrain.intervals import Interval
-from qtrain.page import RunRecord
-from qtrain.recorder import ROLES
+from qtrain.inspection.histograms import VALUE_BINS
+from qtrain.inspection.recorder import ROLES
+from qtrain.training.intervals import Interval
+from qtrain.training.record import RunRecord
 
 OPERANDS = [role for role in ROLES if role not in ("output", "grad_input", "grad_weight")]
 #: Text that would do harm in a page that does not escape it.

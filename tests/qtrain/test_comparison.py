@@ -15,9 +15,9 @@ from training_cases import quiet, rewrite, small, unchecked
 
 from qtrain import compare
 from qtrain.cli import main
-from qtrain.partings import error_parting, loss_parting
-from qtrain.run_series import Series, read_series
-from qtrain.training import train
+from qtrain.training.parting import error_parting, loss_parting
+from qtrain.training.run_series import Series, read_series
+from qtrain.training.train import train
 
 
 @pytest.fixture(scope="module")

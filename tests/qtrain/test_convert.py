@@ -30,7 +30,7 @@ from qtrain import (
     summary,
 )
 from qtrain.layer_state import LayerState
-from qtrain.layers import QConv2d, QLinear
+from qtrain.layers.linear import QConv2d, QLinear
 from quantizers import OFF, IntFormat, QTensor, Quantizer, ema, per_axis, per_channel
 
 

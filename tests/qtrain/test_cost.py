@@ -27,12 +27,12 @@ from qtrain import (
     Matmul,
     Recipe,
     UnitCost,
-    cost,
     inspect,
     quantize,
     recipes,
 )
-from qtrain.energy import SZE2017, by_width, multiplier, width
+from qtrain.hardware import cost
+from qtrain.hardware.energy import SZE2017, by_width, multiplier, width
 from quantizers import (
     FloatFormat,
     IntFormat,

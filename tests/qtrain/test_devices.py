@@ -18,20 +18,12 @@ from torch.utils._pytree import tree_leaves
 from training_cases import lines, quiet, small, states
 
 import qtrain
-from qtrain import (
-    Arithmetic,
-    Monitor,
-    NormRecipe,
-    bound_weights,
-    deviations,
-    quantize,
-    recipes,
-    summary,
-)
-from qtrain.fused import norm_relu
-from qtrain.interrupt import Interrupted
-from qtrain.layers import products_of
-from qtrain.progress import Progress
+from qtrain import Arithmetic, Monitor, NormRecipe, bound_weights, quantize, recipes, summary
+from qtrain.layers.fused import norm_relu
+from qtrain.layers.linear import products_of
+from qtrain.norms import deviations
+from qtrain.reports.progress import Progress
+from qtrain.training.interrupt import Interrupted
 from quantizers import Quantizer as Q
 from quantizers import absmax, e4m3, ema, fp16, int8, kernels, minmax, per_block, stochastic, uint8
 

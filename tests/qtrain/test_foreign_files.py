@@ -23,22 +23,22 @@ from training_cases import quiet, rewrite, small, unchecked
 
 import qtrain
 from qtrain import data, diagnose
-from qtrain.checked_lines import line as checked_line
-from qtrain.checked_lines import lines as checked_lines
-from qtrain.checkpoint import CheckpointError, load_checkpoint
 from qtrain.data.safe_pickle import read_pickle
-from qtrain.files import lock, opened
-from qtrain.metrics import MetricsLog, check_metrics, read_metrics
-from qtrain.monitor_rows import read_monitor
-from qtrain.norm_history import NormHistory
-from qtrain.page import read_run
-from qtrain.plain_json import parse
-from qtrain.report import Row
-from qtrain.run_folder import FILES, describe, open_run
-from qtrain.run_series import read_series
-from qtrain.saving import read_rows
-from qtrain.tensor_file import Damaged, read_tensors
-from qtrain.training import train
+from qtrain.files.checked_lines import line as checked_line
+from qtrain.files.checked_lines import lines as checked_lines
+from qtrain.files.plain_json import parse
+from qtrain.files.tensor_file import Damaged, read_tensors
+from qtrain.files.whole import lock, opened
+from qtrain.inspection.report import Row
+from qtrain.inspection.rows import read_monitor
+from qtrain.reports.rows import read_rows
+from qtrain.training.checkpoint import CheckpointError, load_checkpoint
+from qtrain.training.folder import FILES, describe, open_run
+from qtrain.training.metrics import MetricsLog, check_metrics, read_metrics
+from qtrain.training.record import read_run
+from qtrain.training.run_series import read_series
+from qtrain.training.train import train
+from qtrain.weights.history import NormHistory
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,7 @@ def test_a_pipe_that_takes_a_files_place_meanwhile_is_not_waited_for(
     (tmp_path / "file").write_bytes(b"x")
     before = os.stat(tmp_path / "file")
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr("qtrain.files.os.stat", lambda path: before)
+    monkeypatch.setattr("qtrain.files.whole.os.stat", lambda path: before)
     with pytest.raises(OSError, match="it is no file"):
         opened(tmp_path / "pipe")
 
@@ -381,7 +381,7 @@ TIGHT = """
 import resource, sys
 from pathlib import Path
 from qtrain import data
-from qtrain.checkpoint import load_checkpoint
+from qtrain.training.checkpoint import load_checkpoint
 from qtrain.data.splits import FileSplit
 from qtrain.data import decode
 data.load("digits")

@@ -33,12 +33,12 @@ from qtrain import (
     recipes,
     train,
 )
-from qtrain.branch import Branch
 from qtrain.cli import main
-from qtrain.histograms import code_counts, value_counts
-from qtrain.layers import QProduct
-from qtrain.monitor_record import thinned_out
-from qtrain.sampling import places, sampled
+from qtrain.inspection.histograms import code_counts, value_counts
+from qtrain.inspection.record import thinned_out
+from qtrain.inspection.sampling import places, sampled
+from qtrain.layers.linear import QProduct
+from qtrain.training.trainee import Branch
 from quantizers import IntFormat, QTensor, Quantizer, bf16, e4m3, minmax, per_axis, percentile
 
 
@@ -112,7 +112,7 @@ def no_hook_stays() -> Iterator[None]:
     yield
     gc.collect()
     hooks = optimizers._global_optimizer_post_hooks.values()
-    assert not [hook for hook in hooks if hook.__module__ == "qtrain.step_count"]
+    assert not [hook for hook in hooks if hook.__module__ == "qtrain.inspection.step_ends"]
 
 
 # The numbers --------------------------------------------------------------------------------------

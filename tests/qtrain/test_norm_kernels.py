@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import norm_compiled, norm_computation, norm_kernels, norm_passes
-from qtrain.channel_sample import Cut, cuts
-from qtrain.deviation_constants import largest_factor, range_factor
-from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
-from qtrain.norm_passes import Affine, Extra, Slope
-from qtrain.norm_recipe import NormRecipe, StatisticsGradient
-from qtrain.norms import convert_norm_
+from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.norms import normalize as norm_computation
+from qtrain.norms import passes as norm_passes
+from qtrain.norms.constants import largest_factor, range_factor
+from qtrain.norms.deviations import Deviation, l1, l2, linf, range_, topk
+from qtrain.norms.kernels import compiled_norm as norm_compiled
+from qtrain.norms.kernels import launch as norm_kernels
+from qtrain.norms.passes import Affine, Extra, Slope
+from qtrain.norms.recipe import NormRecipe, StatisticsGradient
+from qtrain.norms.samples import Cut, cuts
 from quantizers import (
     FloatFormat,
     IntFormat,

@@ -12,8 +12,9 @@ from browser import CHROMIUM, Page, browser
 from page_cases import HOSTILE, names, nonfinite, record, report
 
 from qtrain import Report
-from qtrain.page import RunRecord, save_page
-from qtrain.recorder import ROLES
+from qtrain.inspection.recorder import ROLES
+from qtrain.reports.page.sections import save_page
+from qtrain.training.record import RunRecord
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 

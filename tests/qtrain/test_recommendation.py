@@ -13,19 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qtrain import (
-    Recipe,
-    SensitivityReport,
-    SensitivityRow,
-    cost,
-    quantize,
-    recipes,
-    recommend,
-    sensitivity,
-)
-from qtrain.knapsack import GRID, cheapest
+from qtrain import Recipe, SensitivityReport, SensitivityRow, quantize, recipes, recommend
+from qtrain.diagnosis import sensitivity
+from qtrain.diagnosis.knapsack import GRID, cheapest
+from qtrain.diagnosis.widening import TRIALS
+from qtrain.hardware import cost
 from qtrain.recipe import GradInput
-from qtrain.widening import TRIALS
 from quantizers import IntFormat, Quantizer
 
 X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from training_cases import assert_same_run, quiet, small, start
 
-from qtrain.training import train
+from qtrain.training.train import train
 
 #: The run that all tests kill: 10 steps, a checkpoint after each, batch-norm, noise, both models.
 RUN = (
@@ -104,7 +104,7 @@ def wait_for(path: Path, size: int) -> None:
 #: Runs the command line, but gets a signal while it loads the data.
 EARLY = """
 import os, sys, time
-from qtrain import training
+from qtrain.training import train as training
 from qtrain.cli import main
 def load_data(config):
     os.kill(os.getpid(), int(sys.argv[1]))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import NormRecipe, plain_state_dict, quantize, summary
-from qtrain.deviation_constants import largest_factor, range_factor
-from qtrain.deviations import Deviation, l1, l2, linf, none, range_, topk
-from qtrain.norms import convert_norm_
-from qtrain.row_norm import QGroupNorm, QLayerNorm, QRMSNorm
+from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.norms.constants import largest_factor, range_factor
+from qtrain.norms.deviations import Deviation, l1, l2, linf, none, range_, topk
+from qtrain.norms.row import QGroupNorm, QLayerNorm, QRMSNorm
 from quantizers import Quantizer, bf16, e4m3, fp16, int8, per_axis, stochastic
 
 KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {

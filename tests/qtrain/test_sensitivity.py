@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from qtrain import SensitivityReport, SensitivityRow, quantize, recipes, sensitivity
+from qtrain import SensitivityReport, SensitivityRow, quantize, recipes
+from qtrain.diagnosis import sensitivity
+from qtrain.diagnosis.parts import BY, PRODUCTS
+from qtrain.diagnosis.sensitivity_report import RANKINGS
+from qtrain.diagnosis.switches import rounded_parts, switched_off
 from qtrain.models.chartransformer import CharTransformer
 from qtrain.recipe import GradInput, GradWeight
-from qtrain.sensitivity_report import RANKINGS
-from qtrain.switches import rounded_parts, switched_off
-from qtrain.units import BY, PRODUCTS
 from quantizers import IntFormat, Quantizer, e4m3, fp16
 
 X = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(1))

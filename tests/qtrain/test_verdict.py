@@ -32,11 +32,11 @@ from qtrain import (
     train,
 )
 from qtrain.cli import main
-from qtrain.overrides import Chooser
+from qtrain.conversion.overrides import Chooser
+from qtrain.diagnosis.figures import often
+from qtrain.diagnosis.rules import OPERANDS, PRODUCTS, RULES, Rule
+from qtrain.inspection.recorder import ROLES
 from qtrain.recipe import SLOTS
-from qtrain.recorder import ROLES
-from qtrain.rules import OPERANDS, PRODUCTS, RULES, Rule
-from qtrain.series import often
 from quantizers import (
     Quantizer,
     Rounding,

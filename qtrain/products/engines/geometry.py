@@ -1,0 +1,216 @@
+"""Every product of a layer as one of two convolutions: a gather or a scatter.
+
+    gather    y[n, p, i] = sum over s, k of x[n, s, i * stride - padding + k * dilation] w[p, s, k]
+    scatter   its transpose: y[n, p, i] = sum of x[n, s, o] w[p, s, k] over every o, k for which
+              o * stride - padding + k * dilation = i
+
+Weights are (groups, produced, summed, *kernel); a matrix product is a gather with a kernel of 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qtrain.products.operations import (
+    Convolution,
+    Kind,
+    Linear,
+    Operation,
+    channels_last,
+    is_channels_last,
+)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel moves over the spatial axes; one number an axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def gathered(self, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """The spatial size of a gather's result."""
+        return [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                size, kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+
+
+class Gather(Protocol):
+    def __call__(self, x: Tensor, w: Tensor, window: Window) -> Tensor:
+        """x: (N, groups * summed, *S), w: (groups, produced, summed, *kernel)
+        -> (N, groups * produced, *gathered)."""
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A forward or grad_input product as a convolution.
+
+    scattered       the spatial size of the result of a scatter; None for a gather
+    channels_last   whether the result is to lie so in memory
+    """
+
+    x: Tensor
+    w: Tensor
+    window: Window
+    scattered: list[int] | None
+    channels_last: bool
+
+
+def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Reduced:
+    """operation: Linear or Convolution; kind: forward or grad_input."""
+    if isinstance(operation, Linear):
+        w = b if kind == "forward" else b.transpose(1, 2)
+        # rows are a spatial axis of one image, whose channels come last
+        rows = a.flatten(0, -2)[None, :, None].permute(0, 3, 1, 2)
+        return Reduced(rows, w[..., None, None], Window((1, 1), (0, 0), (1, 1)), None, True)
+    assert isinstance(operation, Convolution)
+    window = Window(operation.stride, operation.padding, operation.dilation)
+    last = is_channels_last(a) or is_channels_last(operation.raw(b))
+    w = b if kind == "forward" else b.transpose(1, 2)
+    if (kind == "forward") != operation.transposed:
+        return Reduced(a, w, window, None, last)
+    if kind == "grad_input":
+        return Reduced(a, w, window, list(like.shape[2:]), last)
+    size = operation.scattered(a.shape[2:], b.shape[3:])
+    return Reduced(a, w, window, size, last)
+
+
+def restored(operation: Operation, kind: Kind, result: Tensor, a: Tensor, like: Tensor) -> Tensor:
+    """The result of a reduced product in the operation's own shape."""
+    if isinstance(operation, Linear):
+        return result.permute(0, 2, 3, 1).reshape(*a.shape[:-1], result.shape[1])
+    if kind == "grad_input" and result.shape[2:] != like.shape[2:]:
+        # output padding beyond the stride: positions of a transposed convolution's grad_output
+        # that lie beyond its input
+        cut = result
+        for axis, size in enumerate(like.shape[2:], 2):
+            cut = cut.narrow(axis, 0, size)
+        return dense(cut, not result.is_contiguous())
+    return result
+
+
+def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`like` for operands of other lengths along the axes that the product keeps."""
+    if kind == "forward" or not isinstance(operation, Convolution):
+        return like
+    groups = operation.groups
+    if kind == "grad_input":
+        return like.new_empty((a.shape[0], groups * b.shape[2], *like.shape[2:]))
+    return like.new_empty((groups, a.shape[1] // groups, b.shape[1] // groups, *like.shape[3:]))
+
+
+def _layout(dims: int, last: bool) -> torch.memory_format:
+    return channels_last(dims) if last and dims > 3 else torch.contiguous_format
+
+
+def dense(x: Tensor, channels_last: bool) -> Tensor:
+    """x in one of the two memory layouts."""
+    return x.contiguous(memory_format=_layout(x.dim(), channels_last))
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Results at start, start + stride, ... along one axis of a scatter: a gather of stride 1.
+
+    count          how many
+    first, step    the kernel's positions that meet them; taps: their number
+    dilation       of those positions in the input
+    low            the input's position that the first result meets with its last tap
+    """
+
+    start: int
+    count: int
+    first: int
+    step: int
+    taps: int
+    dilation: int
+    low: int
+
+    @property
+    def high(self) -> int:
+        """The input's position that the last result meets with its first tap."""
+        return self.low + (self.taps - 1) * self.dilation + self.count - 1
+
+    def meets(self, size: int) -> bool:
+        """Whether any position of an input of `size` is met."""
+        return self.taps > 0 and self.low < size and self.high >= 0
+
+
+def _phases(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[_Phase]:
+    common = math.gcd(stride, dilation)
+    step, reach = stride // common, dilation // common
+    found = []
+    for start in range(min(stride, size)):
+        # start + padding - k * dilation is a multiple of the stride for every step-th k, or none
+        firsts = [k for k in range(step) if (start + padding - k * dilation) % stride == 0]
+        first = firsts[0] if firsts else kernel
+        taps = max(-(-(kernel - first) // step), 0)
+        low = (start + padding - first * dilation) // stride - (taps - 1) * reach
+        found.append(_Phase(start, -(-(size - start) // stride), first, step, taps, reach, low))
+    return found
+
+
+def scatter(
+    gather: Gather, nothing: Callable[[Sequence[int]], Tensor], x: Tensor, reduced: Reduced
+) -> Tensor:
+    """A scatter as one gather of stride 1 for each phase of the stride: no zero is multiplied.
+
+    nothing: the result of a given shape where no products are summed.
+    x: (N, groups * summed, *S) -> (N, groups * produced, *size).
+    """
+    w, window, size = reduced.w, reduced.window, reduced.scattered
+    assert size is not None
+    axes = [
+        _phases(*axis)
+        for axis in zip(
+            size, w.shape[3:], window.stride, window.padding, window.dilation, strict=True
+        )
+    ]
+    shape = [x.shape[0], w.shape[0] * w.shape[1], *size]
+    met = [
+        phases
+        for phases in itertools.product(*axes)
+        if all(p.meets(n) for p, n in zip(phases, x.shape[2:], strict=True))
+    ]
+    every = math.prod([len(phases) for phases in axes])
+    if len(met) == every == 1:
+        return dense(_phase(gather, x, w, met[0]), reduced.channels_last)
+    complete = len(met) == every and math.prod(shape) > 0
+    if complete:
+        kind, layout = nothing([0] * len(shape)), _layout(len(shape), reduced.channels_last)
+        result = torch.empty(shape, dtype=kind.dtype, device=kind.device, memory_format=layout)
+    else:
+        result = dense(nothing(shape), reduced.channels_last)
+    for phases in met:
+        where: list[Any] = [...]
+        where += [slice(p.start, None, s) for p, s in zip(phases, window.stride, strict=True)]
+        result[tuple(where)] = _phase(gather, x, w, phases)
+    return result
+
+
+def _phase(gather: Gather, x: Tensor, w: Tensor, phases: tuple[_Phase, ...]) -> Tensor:
+    padding: list[int] = []
+    crops: list[Any] = [...]
+    for axis, p in enumerate(phases, 2):
+        size = x.shape[axis]
+        start, end = max(p.low, 0), min(p.high + 1, size)
+        left, right = max(-p.low, 0), max(p.high + 1 - size, 0)
+        if end - start < size:
+            x = x.narrow(axis, start, end - start)
+        padding.append(max(left, right))  # a convolution pads both sides alike: crop the excess
+        crops.append(slice(max(left, right) - left, max(left, right) - left + p.count))
+        w = w[(*[slice(None)] * (axis + 1), slice(p.first, None, p.step))]
+    w = w.flip(list(range(3, w.dim())))
+    window = Window((1,) * len(phases), tuple(padding), tuple(p.dilation for p in phases))
+    return gather(x, w, window)[tuple(crops)]
