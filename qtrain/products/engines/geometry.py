@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ from qtrain.products.operations import (
     Kind,
     Linear,
     Operation,
-    channels_last,
     is_channels_last,
 )
+from qtrain.products.plan import planned
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,14 @@ def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor
     return like.new_empty((groups, a.shape[1] // groups, b.shape[1] // groups, *like.shape[3:]))
 
 
-def _layout(dims: int, last: bool) -> torch.memory_format:
-    return channels_last(dims) if last and dims > 3 else torch.contiguous_format
+#: how results of so many axes lie where their channels come last
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def dense(x: Tensor, channels_last: bool) -> Tensor:
     """x in one of the two memory layouts."""
-    return x.contiguous(memory_format=_layout(x.dim(), channels_last))
+    layout = _LAST.get(x.dim()) if channels_last else None
+    return x.contiguous(memory_format=layout or torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,54 @@ def _phases(size: int, kernel: int, stride: int, padding: int, dilation: int) ->
     return found
 
 
+class _Step(NamedTuple):
+    """One gather of a scatter.
+
+    where   the results that it gives;  window: of it
+    reads   (axis, start, length) of the input's positions that it meets, where not all
+    taps    the kernel's positions, before they are turned round;  crops: of its result
+    """
+
+    where: tuple[Any, ...]
+    window: Window
+    reads: tuple[tuple[int, int, int], ...]
+    taps: tuple[slice, ...]
+    crops: tuple[Any, ...]
+
+
+@planned
+def _steps(
+    size: tuple[int, ...], kernel: tuple[int, ...], given: tuple[int, ...], window: Window
+) -> tuple[list[_Step], bool]:
+    """The gathers of a scatter from `given` positions to `size`, and whether they give every
+    result."""
+    axes = [
+        _phases(*axis)
+        for axis in zip(size, kernel, window.stride, window.padding, window.dilation, strict=True)
+    ]
+    met = [
+        _step(phases, given, window.stride)
+        for phases in itertools.product(*axes)
+        if all(p.meets(n) for p, n in zip(phases, given, strict=True))
+    ]
+    return met, len(met) == math.prod([len(phases) for phases in axes])
+
+
+def _step(phases: Sequence[_Phase], given: Sequence[int], stride: Sequence[int]) -> _Step:
+    padding, reads, crops = [], [], []
+    for axis, (p, size) in enumerate(zip(phases, given, strict=True), 2):
+        start, end = max(p.low, 0), min(p.high + 1, size)
+        left, right = max(-p.low, 0), max(p.high + 1 - size, 0)
+        if end - start < size:
+            reads.append((axis, start, end - start))
+        padding.append(max(left, right))  # a convolution pads both sides alike: crop the excess
+        crops.append(slice(max(left, right) - left, max(left, right) - left + p.count))
+    where = (slice(p.start, None, s) for p, s in zip(phases, stride, strict=True))
+    window = Window((1,) * len(phases), tuple(padding), tuple(p.dilation for p in phases))
+    taps = tuple(slice(p.first, None, p.step) for p in phases)
+    return _Step((..., *where), window, tuple(reads), taps, (..., *crops))
+
+
 def scatter(
     gather: Gather, nothing: Callable[[Sequence[int]], Tensor], x: Tensor, reduced: Reduced
 ) -> Tensor:
@@ -169,48 +218,27 @@ def scatter(
     nothing: the result of a given shape where no products are summed.
     x: (N, groups * summed, *S) -> (N, groups * produced, *size).
     """
-    w, window, size = reduced.w, reduced.window, reduced.scattered
+    w, size, last = reduced.w, reduced.scattered, reduced.channels_last
     assert size is not None
-    axes = [
-        _phases(*axis)
-        for axis in zip(
-            size, w.shape[3:], window.stride, window.padding, window.dilation, strict=True
-        )
-    ]
+    steps, complete = _steps(tuple(size), w.shape[3:], x.shape[2:], reduced.window)
+    if complete and len(steps) == 1:
+        return dense(_gathered(gather, x, w, steps[0]), last)
     shape = [x.shape[0], w.shape[0] * w.shape[1], *size]
-    met = [
-        phases
-        for phases in itertools.product(*axes)
-        if all(p.meets(n) for p, n in zip(phases, x.shape[2:], strict=True))
-    ]
-    every = math.prod([len(phases) for phases in axes])
-    if len(met) == every == 1:
-        return dense(_phase(gather, x, w, met[0]), reduced.channels_last)
-    complete = len(met) == every and math.prod(shape) > 0
-    if complete:
-        kind, layout = nothing([0] * len(shape)), _layout(len(shape), reduced.channels_last)
-        result = torch.empty(shape, dtype=kind.dtype, device=kind.device, memory_format=layout)
+    if complete and math.prod(shape) > 0:
+        kind, layout = nothing([0] * len(shape)), _LAST.get(len(shape)) if last else None
+        result = torch.empty(
+            shape, dtype=kind.dtype, device=kind.device,
+            memory_format=layout or torch.contiguous_format,
+        )  # fmt: skip
     else:
-        result = dense(nothing(shape), reduced.channels_last)
-    for phases in met:
-        where: list[Any] = [...]
-        where += [slice(p.start, None, s) for p, s in zip(phases, window.stride, strict=True)]
-        result[tuple(where)] = _phase(gather, x, w, phases)
+        result = dense(nothing(shape), last)
+    for step in steps:
+        result[step.where] = _gathered(gather, x, w, step)
     return result
 
 
-def _phase(gather: Gather, x: Tensor, w: Tensor, phases: tuple[_Phase, ...]) -> Tensor:
-    padding: list[int] = []
-    crops: list[Any] = [...]
-    for axis, p in enumerate(phases, 2):
-        size = x.shape[axis]
-        start, end = max(p.low, 0), min(p.high + 1, size)
-        left, right = max(-p.low, 0), max(p.high + 1 - size, 0)
-        if end - start < size:
-            x = x.narrow(axis, start, end - start)
-        padding.append(max(left, right))  # a convolution pads both sides alike: crop the excess
-        crops.append(slice(max(left, right) - left, max(left, right) - left + p.count))
-        w = w[(*[slice(None)] * (axis + 1), slice(p.first, None, p.step))]
-    w = w.flip(list(range(3, w.dim())))
-    window = Window((1,) * len(phases), tuple(padding), tuple(p.dilation for p in phases))
-    return gather(x, w, window)[tuple(crops)]
+def _gathered(gather: Gather, x: Tensor, w: Tensor, step: _Step) -> Tensor:
+    for read in step.reads:
+        x = x.narrow(*read)
+    w = w[(slice(None), slice(None), slice(None), *step.taps)].flip(list(range(3, w.dim())))
+    return gather(x, w, step.window)[step.crops]
