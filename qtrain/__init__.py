@@ -1,5 +1,7 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
+from . import data as data
+from . import models as models
 from . import recipes as recipes
 from .conversion.converted import calibrate as calibrate
 from .conversion.converted import plain_state_dict as plain_state_dict
@@ -15,6 +17,7 @@ from .diagnosis.sensitivity_report import SensitivityReport as SensitivityReport
 from .diagnosis.sensitivity_report import SensitivityRow as SensitivityRow
 from .diagnosis.verdict import Finding as Finding
 from .diagnosis.verdict import Verdict as Verdict
+from .hardware import energy as energy
 from .hardware.cost import cost as cost
 from .hardware.energy import EnergyTable as EnergyTable
 from .hardware.energy import UnitCost as UnitCost
@@ -29,8 +32,10 @@ from .inspection.report import Row as Row
 from .inspection.rows import MonitorRow as MonitorRow
 from .inspection.rows import read_monitor as read_monitor
 from .inspection.tensorboard import to_tensorboard as to_tensorboard
+from .layers import fused as fused
 from .layers.attention import ScaledDotProductAttention as ScaledDotProductAttention
 from .layers.matmul import Matmul as Matmul
+from .norms import deviations as deviations
 from .norms.arithmetic import Arithmetic as Arithmetic
 from .norms.recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward
@@ -60,3 +65,73 @@ from .weights.rates import EffectiveRates as EffectiveRates
 from .weights.rates import RateRow as RateRow
 
 __version__ = VERSION
+
+__all__ = [
+    "Arithmetic",
+    "CheckpointError",
+    "Comparison",
+    "CorrectedSteps",
+    "CostReport",
+    "CostRow",
+    "EffectiveRates",
+    "EnergyTable",
+    "Finding",
+    "Forward",
+    "GradInput",
+    "GradWeight",
+    "Matmul",
+    "Monitor",
+    "MonitorRow",
+    "NonFiniteError",
+    "NormHistory",
+    "NormRecipe",
+    "NormSchedule",
+    "RateRow",
+    "Recipe",
+    "Recommendation",
+    "Report",
+    "Result",
+    "Row",
+    "ScaledDotProductAttention",
+    "SensitivityReport",
+    "SensitivityRow",
+    "Trade",
+    "TrainConfig",
+    "UnitCost",
+    "Verdict",
+    "accumulated",
+    "bound_weights",
+    "bound_weights_",
+    "calibrate",
+    "channel_norms",
+    "compare",
+    "cost",
+    "data",
+    "deviations",
+    "diagnose",
+    "effective_rates",
+    "energy",
+    "fused",
+    "inspect",
+    "models",
+    "plain_state_dict",
+    "quantize",
+    "quantize_",
+    "read_monitor",
+    "recipes",
+    "recommend",
+    "reseed",
+    "sensitivity",
+    "summary",
+    "to_tensorboard",
+    "train",
+    "training_recipe",
+    "unbound_weights_",
+    "weight_norm",
+    "weight_norm_",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the folders they live in."""
+    return [*__all__, "__version__"]

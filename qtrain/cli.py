@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -94,9 +93,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         measure=accumulated if parsed.accumulated else inspect,
     )
-    terminal.show(
-        report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
-    )
+    terminal.show(report.table(parsed.worst))
     _write("save", parsed.save, report.save)
     if parsed.plot is not None:
         from .reports.plots import plot_errors  # matplotlib takes a second to import

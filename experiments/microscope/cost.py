@@ -22,8 +22,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from qtrain import Monitor, models, quantize
-from qtrain.diagnosis import sensitivity
+from qtrain import Monitor, models, quantize, sensitivity
 from qtrain.files.whole import write_atomically
 from qtrain.training.environment import environment
 

@@ -39,8 +39,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qtrain import GradWeight, Recipe, SensitivityReport, data, quantize, recipes
-from qtrain.diagnosis import sensitivity
+from qtrain import GradWeight, Recipe, SensitivityReport, data, quantize, recipes, sensitivity
 from qtrain.diagnosis.parts import grouped
 from qtrain.diagnosis.sensitivity_report import RANKINGS
 from qtrain.diagnosis.switches import rounded_parts, without

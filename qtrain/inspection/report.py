@@ -6,10 +6,17 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from textwrap import fill
 
 from .. import checks
+from ..files.terminal import printable
 from ..reports.rows import save_rows
+from ..reports.table import WIDTH
 from .report_table import error_table, overview_table
+
+#: How many rows print, of those of lowest SQNR.
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows in network order.  `print(report)`, `report.worst(5)`, `report.save("errors.json")`.
+    """Rows in network order.  `print(report)`: a sentence and the ten worst; `report.table()`: all;
+    `report.overview()`, `report.worst(5)`, `report.save("errors.json")`.
 
     remark   what to know of all rows: which layers they are of; printed below them
     """
@@ -106,8 +114,36 @@ class Report:
         """One line per layer: the SQNR in dB of each role."""
         return self._with_remark(overview_table(self.rows, self.roles))
 
+    def table(self, count: int | None = None) -> str:
+        """The rows in network order, or the worst `count` of them, the layer of the worst first."""
+        rows = self.rows if count is None else self.worst(count)
+        if count is not None:
+            layers = list(dict.fromkeys(row.layer for row in rows))
+            rows = sorted(rows, key=lambda row: layers.index(row.layer))
+        return self._with_remark(error_table(rows))
+
     def __str__(self) -> str:
-        return self._with_remark(error_table(self.rows))
+        parts = [fill(printable(self._verdict(), keep=""), WIDTH), self.table(SHOWN)]
+        if len(self.rows) > SHOWN:
+            parts.append(f"{len(self.rows) - SHOWN} more: report.table()")
+        return "\n\n".join(parts)
+
+    def _verdict(self) -> str:
+        """What the rows say, in one sentence."""
+        if not self.rows:
+            return "Nothing was measured."
+        worst = self.worst(1)[0]
+        known = [row.sqnr_db for row in self.rows if not math.isnan(row.sqnr_db)]
+        layers, drowned = len(self.layers), sum(sqnr < 0 for sqnr in known)
+        broken = sum(row.nonfinite > 0 for row in self.rows)
+        return (
+            f"{worst.role} of {worst.layer!r} has the lowest SQNR, {worst.sqnr_db:.1f} dB; the "
+            f"median of {len(self.rows)} tensors in {layers} layer{'s' * (layers != 1)} is "
+            f"{median(known) if known else math.nan:.1f} dB"
+            + (f"; in {drowned} the error exceeds the signal" if drowned else "")
+            + (f"; {broken} hold NaN or infinity" if broken else "")
+            + "."
+        )
 
     def _with_remark(self, text: str) -> str:
         return f"{text}\n{self.remark}" if self.remark else text

@@ -95,7 +95,7 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
         return {"scores": ANY_SHAPES, "context": ANY_SHAPES}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.scores.recipe})"
+        return f"{type(self).__name__}({self.scores.recipe.name})"
 
 
 class QMultiheadAttention(nn.MultiheadAttention):
@@ -225,4 +225,4 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
     def __repr__(self) -> str:
         text = f"{self.embed_dim}, heads={self.num_heads}"
-        return f"{type(self).__name__}({text}; {self.scores.recipe})"
+        return f"{type(self).__name__}({text}; {self.scores.recipe.name})"

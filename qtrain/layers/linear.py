@@ -107,10 +107,10 @@ class QuantizedLayer(Protocol):
 
 
 class _OneLine:
-    """Shows a converted layer and its recipe in one line."""
+    """Shows a converted layer in one line: torch's own, and the name of its recipe."""
 
     def __repr__(self: QuantizedLayer) -> str:
-        return f"{type(self).__name__}({self.extra_repr()}; {self.product.recipe})"
+        return f"{type(self).__name__}({self.extra_repr()}; {self.product.recipe.name})"
 
 
 class QLinear(_OneLine, nn.Linear):

@@ -53,7 +53,7 @@ class QMatmul(Matmul):
         return {"product": ANY_SHAPES}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.product.recipe})"
+        return f"{type(self).__name__}({self.product.recipe.name})"
 
 
 def matmul(product: QProduct, input: Tensor, other: Tensor) -> Tensor:

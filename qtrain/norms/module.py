@@ -117,4 +117,5 @@ class QNorm(nn.Module):
 
     def extra_repr(self) -> str:
         torch_part: str = super().extra_repr()
-        return f"{torch_part}, {self.recipe}" if torch_part else str(self.recipe)
+        deviation = str(self.recipe.deviation)
+        return f"{torch_part}; {deviation}" if torch_part else deviation

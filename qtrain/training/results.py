@@ -103,7 +103,7 @@ class Result:
 
     def text(self) -> str:
         """What prints, and after it every row of the numeric error: the file report.txt."""
-        return f"{self}\n" if self.report is None else f"{self}\n\n{self.report}\n"
+        return f"{self}\n" if self.report is None else f"{self}\n\n{self.report.table()}\n"
 
     def summary(self) -> Mapping[str, Any]:
         """The end of the run as plain data."""

@@ -660,8 +660,10 @@ def test_a_report_says_which_layers_were_not_in_turn() -> None:
     model = converted()
     with Monitor(model, 1, layers=3) as monitor:
         trained(model, sgd(model), 2)
-    assert str(monitor.report(0)).endswith(
-        "\n3 of 4 layers; the others take turns (layers=None: all at once)"
+    assert (
+        monitor.report(0)
+        .table()
+        .endswith("\n3 of 4 layers; the others take turns (layers=None: all at once)")
     )
     assert monitor.report(1).overview().endswith(monitor.report(1).remark)
     assert monitor.report(1).remark.startswith("1 of 4 layers")

@@ -312,7 +312,8 @@ def test_printed_norm_says_its_deviation_and_constant() -> None:
     norm = nn.BatchNorm2d(3)
     convert_norm_(norm, NormRecipe(deviation=range_(16, "code"), activation=fp16))
     assert "BatchNorm2d(3, eps=1e-05" in repr(norm)
-    assert "range(chunks=16, code); output fp16" in repr(norm)
+    assert repr(norm).endswith("; range(chunks=16, code))")
+    assert str(norm.recipe) == "range(chunks=16, code); output fp16"
 
 
 @pytest.mark.parametrize("deviation", ONE_EACH, ids=str)

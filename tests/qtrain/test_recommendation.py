@@ -13,11 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qtrain import Recipe, SensitivityReport, SensitivityRow, quantize, recipes, recommend
-from qtrain.diagnosis import sensitivity
+from qtrain import (
+    Recipe,
+    SensitivityReport,
+    SensitivityRow,
+    cost,
+    quantize,
+    recipes,
+    recommend,
+    sensitivity,
+)
 from qtrain.diagnosis.knapsack import GRID, cheapest
 from qtrain.diagnosis.widening import TRIALS
-from qtrain.hardware import cost
 from qtrain.recipe import GradInput
 from quantizers import IntFormat, Quantizer
 
