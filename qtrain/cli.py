@@ -16,8 +16,7 @@ from typing import TextIO
 import torch
 
 from . import checks
-from .cli_arguments import build_parser, train_settings
-from .cli_tables import formats_table, recipes_table
+from .cli_arguments import build_parser, formats_table, recipes_table, train_settings
 from .files import terminal
 from .training.interrupt import Interrupted
 from .training.nonfinite import NonFiniteError
