@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import checks
-from ..aside import unwrapped
+from ..copies import unwrapped
 from ..layers.linear import QProduct
 from .histograms import HIGHEST, LOWEST
 from .record import Record
