@@ -98,9 +98,9 @@ def _inspect(parsed: argparse.Namespace) -> int:
     )
     _write("save", parsed.save, report.save)
     if parsed.plot is not None:
-        from .reports.plots import plot_errors  # matplotlib takes a second to import
+        from .inspection.plots import plot_errors
 
-        _write("plot", parsed.plot, partial(plot_errors, report))
+        _write("plot", parsed.plot, partial(plot_errors, report.rows))
     return 0
 
 
@@ -129,7 +129,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 
 def _report(parsed: argparse.Namespace) -> int:
     from .inspection.tensorboard import to_tensorboard
-    from .reports.page.sections import save_page
+    from .training.page import save_page
     from .training.record import read_run
 
     record = read_run(parsed.run)
