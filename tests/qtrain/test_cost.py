@@ -27,11 +27,11 @@ from qtrain import (
     Matmul,
     Recipe,
     UnitCost,
+    cost,
     inspect,
     quantize,
     recipes,
 )
-from qtrain.hardware import cost
 from qtrain.hardware.energy import SZE2017, by_width, multiplier, width
 from quantizers import (
     FloatFormat,
