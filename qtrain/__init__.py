@@ -28,7 +28,7 @@ from .inspection.accumulated import accumulated as accumulated
 from .inspection.inspect import inspect as inspect
 from .inspection.monitor import Monitor as Monitor
 from .inspection.report import Report as Report
-from .inspection.report import Row as Row
+from .inspection.row import Row as Row
 from .inspection.rows import MonitorRow as MonitorRow
 from .inspection.rows import read_monitor as read_monitor
 from .inspection.tensorboard import to_tensorboard as to_tensorboard
@@ -61,8 +61,8 @@ from .weights.decay import CorrectedSteps as CorrectedSteps
 from .weights.decay import NormSchedule as NormSchedule
 from .weights.decay import effective_rates as effective_rates
 from .weights.history import NormHistory as NormHistory
+from .weights.rate_row import RateRow as RateRow
 from .weights.rates import EffectiveRates as EffectiveRates
-from .weights.rates import RateRow as RateRow
 
 __version__ = VERSION
 

@@ -15,8 +15,7 @@ from typing import TextIO
 import torch
 
 from . import checks
-from .cli_arguments import build_parser, train_settings
-from .cli_tables import formats_table, recipes_table
+from .cli_arguments import build_parser, formats_table, recipes_table, train_settings
 from .files import terminal
 from .training.interrupt import Interrupted
 from .training.nonfinite import NonFiniteError
@@ -96,9 +95,9 @@ def _inspect(parsed: argparse.Namespace) -> int:
     terminal.show(report.table(parsed.worst))
     _write("save", parsed.save, report.save)
     if parsed.plot is not None:
-        from .reports.plots import plot_errors  # matplotlib takes a second to import
+        from .inspection.plots import plot_errors
 
-        _write("plot", parsed.plot, partial(plot_errors, report))
+        _write("plot", parsed.plot, partial(plot_errors, report.rows))
     return 0
 
 
@@ -127,7 +126,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 
 def _report(parsed: argparse.Namespace) -> int:
     from .inspection.tensorboard import to_tensorboard
-    from .reports.page.sections import save_page
+    from .training.page import save_page
     from .training.record import read_run
 
     record = read_run(parsed.run)

@@ -1,4 +1,5 @@
-"""The shell's arguments; those of `qtrain train` are made from TrainConfig's fields."""
+"""The shell's arguments, those of `qtrain train` made from TrainConfig's fields, and tables of what
+there is to choose from."""
 
 from __future__ import annotations
 
@@ -8,8 +9,14 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_type_hints
 
+from tabulate import tabulate
+
+from quantizers.formats import NAMED, Format, IntFormat
+
+from . import recipes
 from .files.terminal import printable
 from .training.config import TrainConfig, default_of
+from .training.named import TRAINING_RECIPES
 from .version import VERSION
 
 
@@ -141,3 +148,40 @@ def _reader(kind: Any) -> Callable[[str], object]:
         return text
 
     return read
+
+
+def formats_table() -> str:
+    """One row per named format: bits, bounds, what lies beyond them."""
+    headers = [
+        "format", "bits", "largest", "smallest\nnormal", "smallest\nsubnormal", "inf", "NaN",
+        "overflow",
+    ]  # fmt: skip
+    rows = [[name, *_format_row(number_format)] for name, number_format in NAMED.items()]
+    return tabulate(rows, headers=headers, disable_numparse=True, colalign=["left", "right"])
+
+
+def _format_row(number_format: Format) -> list[str]:
+    if isinstance(number_format, IntFormat):
+        bounds = f"{number_format.low} to {number_format.high}"
+        return [str(number_format.bits), bounds, "1", "-", "no", "no", "clips"]
+    f = number_format
+    subnormal = f"{f.smallest:.6g}" if f.smallest < f.smallest_normal else "-"
+    return [
+        str(f.bits),
+        f"{f.largest:.8g}",
+        f"{f.smallest_normal:.6g}",
+        subnormal,
+        "yes" if f.has_inf else "no",
+        "yes" if f.has_nan else "no",
+        f.on_overflow,
+    ]
+
+
+def recipes_table() -> str:
+    """The quantization recipes in full, then the named training runs."""
+    lines = ["Quantization recipes (every product operand that is rounded, and how):", ""]
+    lines += [f"  {recipes.get(name)}" for name in recipes.names()]
+    lines += ["", "Training runs (a recipe with a model, data and settings):", ""]
+    for name, settings in TRAINING_RECIPES.items():
+        lines.append(f"  {name}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
+    return "\n".join(lines)

@@ -10,7 +10,6 @@ from .. import checks
 from ..copies import copied
 from ..layer_state import LayerState, device_of
 from ..layers.linear import QProduct, products_of
-from ..layers.sequential import fuse_sequentials_
 from ..norms.deviations import Deviation
 from ..norms.module import QNorm
 from ..norms.recipe import NormRecipe
@@ -23,7 +22,7 @@ from .norm_kinds import convert_norm_, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .stale_optimizer import watch_optimizers
 from .summary import Conversion, watch_first_forward
-from .swap import change_class_
+from .swap import change_class_, fuse_sequentials_
 
 
 def quantize(

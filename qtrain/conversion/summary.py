@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from quantizers import QTensor
 
-from ..aside import detached, random_state_kept, unwrapped
-from ..copies import copied
+from ..copies import copied, detached, random_state_kept, unwrapped
 from ..layer_state import LayerState, device_of
 from ..layers.linear import QProduct, products_of
 from ..names import lineage

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..layers.fused import is_pair
+from ..layers.sequential import QSequential
+
+#: what a subclass must have left to nn.Sequential: how it runs, and how it is pickled
+_INHERITED = ("forward", "__reduce__", "__reduce_ex__")
 _MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
@@ -41,3 +47,16 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
 def _blank(quantized: type[nn.Module], own: type[nn.Module]) -> nn.Module:
     cls = joined(quantized, own)
     return cls.__new__(cls)
+
+
+def fuse_sequentials_(model: nn.Module) -> None:
+    """Make a QSequential, in place, of every nn.Sequential in which a converted norm is followed by
+    a ReLU; of objects of its subclasses too where these have no forward of their own."""
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Sequential)
+            and "forward" not in vars(module)
+            and all(getattr(type(module), own) is getattr(nn.Sequential, own) for own in _INHERITED)
+            and any(is_pair(norm, relu) for norm, relu in pairwise(module))
+        ):
+            change_class_(module, QSequential, nn.Sequential)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from qtrain.diagnosis.diagnose import diagnose
-from qtrain.diagnosis.verdict import explanations
+from collections.abc import Sequence
 
-from ..inspection.page_network import name
-from ..reports.page.html import count, esc, short, table
+from ..reports.page.html import count, esc, name, short, table
 from ..reports.page.shell import Section
-from ..training.record import RunRecord
+from .verdict import Verdict, explanations
 
 #: The most findings that are shown.
 MOST = 50
 
 
-def verdict_section(record: RunRecord) -> Section | None:
-    """The findings, the most severe first; None for a run that was not monitored."""
-    if not record.monitor:
-        return None
-    verdict = diagnose(record.monitor)
+def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
+    """The findings, the most severe first.  layers: those that the page shows, in its order."""
     looked = f"{esc(verdict.checked)}; for: {esc(', '.join(verdict.rules))}"
     if not verdict:
         return Section(id="verdict", title="Verdict", body=f"<p>Nothing is wrong in {looked}.</p>")
     shown = verdict.findings[:MOST]
-    places = {layer: i for i, layer in enumerate(record.errors.layers)}
+    places = {layer: i for i, layer in enumerate(layers)}
     lines = [
         [
             f'<a href="#layer-{places[f.layer]}">{name(f.layer)}</a>'

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import checks
-from ..aside import random_state_kept, unwrapped
 from ..conversion.summary import forget_watch
-from ..copies import copied
+from ..copies import copied, random_state_kept, unwrapped
 from ..inspection.step import Loss, chosen_loss, step
 from .gradient_error import gradients
 from .switches import Part, switched_off

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .. import checks
-from ..aside import unwrapped
+from ..copies import unwrapped
 from ..hardware.report import CostReport
 from ..inspection.step import Loss
 from ..reports.table import WIDTH

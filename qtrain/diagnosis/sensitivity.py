@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import checks
-from ..aside import unwrapped
+from ..copies import unwrapped
 from ..inspection.step import Loss
 from ..reports.progress import Progress
 from .gradient_error import cosine_and_error, moments

@@ -12,6 +12,7 @@ from ..inspection.recorder import RESULTS
 from ..inspection.report import Report
 from ..products.operations import Kind
 from ..reports.rows import save_rows
+from .plots import plot_trades
 from .row import CostRow, Trade
 from .table import cost_tables
 
@@ -65,8 +66,6 @@ class CostReport:
 
     def plot(self, errors: Report, path: str | os.PathLike[str]) -> None:
         """`against(errors)` as a picture, SQNR against energy, to a PNG or SVG."""
-        from ..reports.plots import plot_trades  # matplotlib takes a second to import
-
         plot_trades(self.against(errors), Path(path))
 
     def __str__(self) -> str:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..aside import random_state_kept, unwrapped
 from ..conversion.converted import plain_state_dict
-from ..copies import copied
+from ..copies import copied, random_state_kept, unwrapped
 from ..layer_state import LayerState
 from ..layers.linear import products_of
 from ..products.call import Computed

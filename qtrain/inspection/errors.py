@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .pair import TensorPair
-from .report import Row
+from .row import Row
 
 
 @dataclass

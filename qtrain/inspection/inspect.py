@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..aside import random_state_kept, unwrapped
 from ..conversion.summary import forget_watch
-from ..copies import copied
+from ..copies import copied, random_state_kept, unwrapped
 from ..layers.linear import products_of
 from .recorder import Recorder
 from .report import Report

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import checks
-from ..aside import unwrapped
+from ..copies import unwrapped
 from ..layers.linear import QProduct
 from .histograms import HIGHEST, LOWEST
+from .plots import plot_monitor
 from .record import Record
 from .recorder import Recorder
 from .report import Report
@@ -153,8 +154,6 @@ class Monitor:
         roles: Iterable[str] | None = None,
     ) -> None:
         """SQNR against the step to a PNG or SVG: see `plots.plot_monitor`."""
-        from ..reports.plots import plot_monitor  # matplotlib takes a second to import
-
         for field, names in (("layers", layers), ("roles", roles)):
             if names is not None and not isinstance(names, str):  # which is no layer's, or role's
                 checks.patterns(field, names)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtrain.inspection.recorder import ROLES
-from qtrain.inspection.report import Row
-from qtrain.inspection.rows import MonitorRow
-
-from ..reports.page.histograms import code_picture, error_picture, value_picture
-from ..reports.page.html import decibels, esc, percent, short, table
+from ..reports.page.html import decibels, esc, name, percent, short, table
 from ..reports.page.shell import Section
-from ..training.record import RunRecord
-from .page_network import heat_controls, heat_table, name
+from .page_network import heat_controls, heat_table
+from .page_pictures import code_picture, error_picture, value_picture
+from .recorder import ROLES
+from .row import Row, layers_of
+from .rows import MonitorRow
 
 HEADERS = (
     "role", "SQNR (dB)", "cosine", "bias", "relative bias", "clipped (%)", "zeroed (%)",
@@ -20,30 +18,29 @@ HEADERS = (
 )  # fmt: skip
 
 
-def layers_section(record: RunRecord) -> Section | None:
+def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> Section | None:
     """The cells of every layer as a table, and what else is known of each: closed parts, which the
-    script opens within the table."""
-    report = record.errors
-    if not report.rows:
+    script opens within the table.  monitor: the records over the run, if any."""
+    if not rows:
         return None
-    rows: dict[str, list[Row]] = {layer: [] for layer in report.layers}
-    for row in report.rows:
-        rows[row.layer].append(row)
-    records: dict[str, list[MonitorRow]] = {layer: [] for layer in report.layers}
-    for seen in record.monitor:
+    errors: dict[str, list[Row]] = {layer: [] for layer in layers_of(rows)}
+    for row in rows:
+        errors[row.layer].append(row)
+    records: dict[str, list[MonitorRow]] = {layer: [] for layer in errors}
+    for seen in monitor:
         records.setdefault(seen.layer, []).append(seen)
     parts = "".join(
-        _part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(rows.items())
+        _part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(errors.items())
     )
     lead = "Each layer opens to all its figures."
-    if record.monitor:
+    if monitor:
         lead += (
             " Pictures of its last monitored step show a tensor's values by sign and binade, its "
             "codes from the lowest to the highest (heights are square roots of counts, so that "
             "tails show), and its SQNR by step."
         )
     body = (
-        f"<p>{lead}</p>\n{heat_controls(report)}{heat_table(report)}"
+        f"<p>{lead}</p>\n{heat_controls(rows)}{heat_table(rows)}"
         f'<div class="parts">\n{parts}</div>\n'
     )
     return Section(id="layers", title="Layers", body=body)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
-from qtrain.inspection.report import Report
-
-from ..reports.page.html import count, decibels, esc
+from ..reports.page.html import count, decibels, esc, name
 from ..reports.page.shell import Section
-from ..training.record import RunRecord
+from .row import Row, layers_of, roles_of
 
 #: Each colour's lowest SQNR in dB, the best first: a bit is worth some 6 dB.
 LEVELS = (40.0, 30.0, 20.0, 15.0, 10.0, 5.0, -math.inf)
@@ -22,19 +21,19 @@ def level(sqnr_db: float) -> str:
     return f"h{next(i for i, low in enumerate(LEVELS) if sqnr_db >= low)}"
 
 
-def network_section(record: RunRecord) -> Section | None:
-    """A strip of the whole network."""
-    report = record.errors
-    if not report.rows:
+def network_section(rows: Sequence[Row], measured: str) -> Section | None:
+    """A strip of the whole network; measured: on what its errors were."""
+    if not rows:
         return None
+    layers = count(len(layers_of(rows)), "layer")
     return Section(
         id="network",
         title="Network",
         body=(
-            f"<p>SQNR in dB of {count(len(report.layers), 'layer')} in network order, measured on "
-            f"{esc(record.measured)}: how far each tensor lies above its own error; higher is "
-            "better. Errors are local: what a layer passes on is not counted against the next."
-            f"</p>\n{_legend()}{_strip(report)}"
+            f"<p>SQNR in dB of {layers} in network order, measured on {esc(measured)}: how far "
+            "each tensor lies above its own error; higher is better. Errors are local: what a "
+            "layer passes on is not counted against the next."
+            f"</p>\n{_legend()}{_strip(rows)}"
         ),
     )
 
@@ -48,21 +47,22 @@ def _legend() -> str:
     return f'<ul class="legend" aria-label="Colours: SQNR in dB">{items}</ul>\n'
 
 
-def _values(report: Report) -> list[list[float | None]]:
+def _values(rows: Sequence[Row]) -> list[list[float | None]]:
     """The SQNR of each layer's roles; None for a role that a layer lacks."""
-    found = {(row.layer, row.role): row.sqnr_db for row in report.rows}
-    return [[found.get((layer, role)) for role in report.roles] for layer in report.layers]
+    found = {(row.layer, row.role): row.sqnr_db for row in rows}
+    roles = roles_of(rows)
+    return [[found.get((layer, role)) for role in roles] for layer in layers_of(rows)]
 
 
-def _strip(report: Report) -> str:
+def _strip(rows: Sequence[Row]) -> str:
     """Columns of layers and lines of roles, as one path a colour."""
     paths: dict[str, str] = {}
-    for x, line in enumerate(_values(report)):
+    for x, line in enumerate(_values(rows)):
         for y, value in enumerate(line):
             if value is not None:
                 kind = level(value)
                 paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
-    roles, layers = report.roles, report.layers
+    roles, layers = roles_of(rows), layers_of(rows)
     drawn = "".join(f'<path class="{kind}" d="{paths[kind]}"/>' for kind in sorted(paths))
     names = "".join(f"<li>{esc(role)}</li>" for role in roles)
     return (
@@ -77,25 +77,24 @@ def _strip(report: Report) -> str:
     )
 
 
-def heat_controls(report: Report) -> str:
+def heat_controls(rows: Sequence[Row]) -> str:
     """Search and order, for the script: without it they stay hidden."""
-    layers = len(report.layers)
     return (
         '<form class="controls" hidden><label>Search layers <input type="search" id="filter" '
         'autocomplete="off" spellcheck="false"></label>'
         '<label>Order <select id="order"><option value="network">network</option>'
         '<option value="worst">worst first</option></select></label>'
-        f'<output id="shown" for="filter">{count(layers, "layer")}</output></form>\n'
+        f'<output id="shown" for="filter">{count(len(layers_of(rows)), "layer")}</output></form>\n'
     )
 
 
-def heat_table(report: Report) -> str:
+def heat_table(rows: Sequence[Row]) -> str:
     """One line a layer and one cell a role: its colour and its value."""
-    heads = "".join(f'<th scope="col">{_broken(role)}</th>' for role in report.roles)
+    heads = "".join(f'<th scope="col">{_broken(role)}</th>' for role in roles_of(rows))
     lines = "".join(
         f'<tr><th scope="row"><a href="#layer-{i}">{name(layer)}</a></th>'
         f"{''.join(map(_cell, line))}</tr>\n"
-        for i, (layer, line) in enumerate(zip(report.layers, _values(report), strict=True))
+        for i, (layer, line) in enumerate(zip(layers_of(rows), _values(rows), strict=True))
     )
     return (
         '<table class="heat" id="heat"><caption>SQNR in dB of each layer and role</caption>'
@@ -107,11 +106,6 @@ def _broken(role: str) -> str:
     """A role that may go on in a second line."""
     first, _, rest = role.partition(" ")
     return f"{esc(first)} <span>{esc(rest)}</span>" if rest else esc(first)
-
-
-def name(layer: str) -> str:
-    """A module path, which may be broken behind a dot."""
-    return esc(layer).replace(".", ".<wbr>")
 
 
 def _cell(value: float | None) -> str:

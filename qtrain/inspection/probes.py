@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from quantizers import QTensor
 
-from ..aside import unwrapped
 from ..autograd.recomputation import in_backward
 from ..conversion.quantize import convert_left_
 from ..conversion.summary import forget_watch
-from ..copies import copied
+from ..copies import copied, unwrapped
 from ..layers.linear import products_of
 from ..products.call import Computed
 from ..products.operations import Kind

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
 from ..files.terminal import printable
 from ..reports.table import WIDTH
-
-if TYPE_CHECKING:
-    from .report import Row
+from .row import Row
 
 
 def error_table(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ from .. import checks
 from ..files import checked_lines
 from ..files.plain_json import parse
 from ..files.whole import read_bytes, write_atomically
-from .report import Row
+from .row import Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..aside import detached
+from ..copies import detached
 from .losses import cross_entropy
 
 Loss = Callable[..., Tensor]

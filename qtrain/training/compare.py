@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from .. import checks
 from ..files.whole import write_atomically
 from ..reports.rows import save_rows, strict
 from .comparison_text import comparison_text
 from .parting import LossParting, cut_db, error_parting, loss_parting
+from .plots import Panel, plot_two
 from .run_series import RunSeries, read_series
 
 #: What must be equal for two runs to see the same samples in the same order.
@@ -104,9 +106,20 @@ class Comparison:
 
     def plot(self, path: str | os.PathLike[str], *, rows: int = 6) -> None:
         """Both loss curves, and the SQNRs of the `rows` worst layers and roles, to a PNG or SVG."""
-        from ..reports.plots_of_runs import plot_comparison  # matplotlib takes a second to import
-
-        plot_comparison(self, Path(path), rows=rows)
+        checks.integer("rows", rows, low=1)
+        panels = [
+            Panel(f"training loss, {branch}", "loss", self.a.losses[branch], self.b.losses[branch],
+                  loss.parts)
+            for branch, loss in self.losses.items()
+        ]  # fmt: skip
+        panels += [
+            Panel(f"{pair.layer}\n{pair.role}", "SQNR in dB", self.a.errors[pair.layer, pair.role],
+                  self.b.errors[pair.layer, pair.role], pair.parts)
+            for pair in [p for p in self.errors if not math.isnan(p.difference)][:rows]
+        ]  # fmt: skip
+        if not panels:
+            raise ValueError("plot: the two runs have no branch and no monitored layer in common")
+        plot_two((self.a.name, self.b.name), panels, Path(path))
 
     def __str__(self) -> str:
         return comparison_text(self)

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
-from qtrain.inspection.recorder import ROLES
-from qtrain.inspection.rows import MonitorRow
-from qtrain.training.metrics import number
-
+from ..inspection.recorder import ROLES
+from ..inspection.rows import MonitorRow
 from ..reports.page.charts import Line, line_chart
 from ..reports.page.html import count, decibels, esc, short, table
 from ..reports.page.shell import Section
+from .metrics import number
 from .record import RunRecord
 
 #: The most points of an error's curve.

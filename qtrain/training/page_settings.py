@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from qtrain.recipe import SLOTS, Recipe
-from qtrain.training.config import OWN_NORM, TrainConfig, default_of
-
+from ..recipe import SLOTS, Recipe
 from ..reports.page.html import esc, table
 from ..reports.page.shell import Section
+from .config import OWN_NORM, TrainConfig, default_of
 from .record import RunRecord
 
 

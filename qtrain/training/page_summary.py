@@ -1,9 +1,10 @@
-"""What a page begins with: what was run, what came out, where the errors are largest."""
+"""What a run's page begins with: what was run, what came out, where the errors are largest."""
 
 from __future__ import annotations
 
-from ..inspection.page_network import name
-from ..reports.page.html import count, decibels, esc, percent, table
+from ..inspection.page_summary import Card, measured_on
+from ..inspection.page_summary import summary_section as errors_summary
+from ..reports.page.html import count, esc
 from ..reports.page.shell import Section
 from .record import RunRecord
 
@@ -11,7 +12,7 @@ from .record import RunRecord
 def lead(record: RunRecord) -> str:
     """One line on what was run."""
     if record.config is None:
-        return f"<p>Each layer and role against full precision, on {esc(record.measured)}.</p>"
+        return measured_on(record.measured)
     c = record.config
     sessions = record.environments
     machine = (
@@ -32,21 +33,12 @@ def summary_section(record: RunRecord) -> Section:
             f'<p class="remark">This run has not come to its end: its last line is of step {last}. '
             "There is no accuracy gap yet, and errors are those of the monitor, if any.</p>\n"
         )
-    if not record.errors.rows:
-        remark += '<p class="remark">No error was measured: nothing is quantized, or not yet.</p>\n'
-    cards = "".join(
-        f'<div><dt>{what}</dt><dd>{value}</dd><dd class="more">{remark}</dd></div>'
-        for what, value, remark in _figures(record)
-    )
-    return Section(
-        id="summary",
-        title="Summary",
-        body=f'{remark}<dl class="cards">{cards}</dl>\n{_largest(record)}',
+    return errors_summary(
+        record.errors.rows, remark=remark, before=_accuracies(record), behind=_times(record)
     )
 
 
-def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
-    """(What, value, remark), HTML all."""
+def _accuracies(record: RunRecord) -> list[Card]:
     found = []
     for branch, label in record.labels.items():
         if branch in record.accuracy:
@@ -58,52 +50,19 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
         value = f"{100 * gap.value:+.2f} <small>points</small>"
         interval = f"95 % interval [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]"
         found.append(("Accuracy gap", value, f"{interval}, {esc(gap.method)}, n = {gap.n:,}"))
-    if record.errors.rows:
-        (worst,) = record.errors.worst(1)
-        value = f"{decibels(worst.sqnr_db)} <small>dB</small>"
-        found.append(("Lowest SQNR", value, f"{name(worst.layer)}, {esc(worst.role)}"))
-        lost = sum(row.nonfinite > 0 for row in record.errors.rows)
-        remark = f"{count(len(record.errors.rows), 'tensor')}, "
-        remark += f"{lost} with values that are not finite" if lost else "all finite"
-        found.append(("Measured", f"{len(record.errors.layers):,} <small>layers</small>", remark))
-    if record.epochs:
-        times = [
-            f"{sum(e['seconds'] for e in record.epochs if e['branch'] == branch):,.0f} "
-            f"<small>s, {esc(label)}</small>"
-            for branch, label in record.labels.items()
-        ]
-        found.append(("Training steps", "<br>".join(times), "evaluation not counted"))
     return found
+
+
+def _times(record: RunRecord) -> list[Card]:
+    if not record.epochs:
+        return []
+    times = [
+        f"{sum(e['seconds'] for e in record.epochs if e['branch'] == branch):,.0f} "
+        f"<small>s, {esc(label)}</small>"
+        for branch, label in record.labels.items()
+    ]
+    return [("Training steps", "<br>".join(times), "evaluation not counted")]
 
 
 def _epochs(record: RunRecord) -> str:
     return "" if record.config is None else f"{record.config.epochs:,}"
-
-
-def _largest(record: RunRecord, most: int = 10) -> str:
-    """A table of the rows of lowest SQNR; "" where there is none."""
-    if not record.errors.rows:
-        return ""
-    places = {layer: i for i, layer in enumerate(record.errors.layers)}
-    worst = record.errors.worst(most)
-    lines = [
-        [
-            f'<a href="#layer-{places[row.layer]}">{name(row.layer)}</a>',
-            esc(row.role),
-            decibels(row.sqnr_db),
-            f"{row.cosine:.4f}" if row.cosine == row.cosine else "NaN",
-            percent(row.clipped),
-            percent(row.zeroed),
-            percent(row.saturated),
-            f"{row.nonfinite:,}",
-        ]
-        for row in worst
-    ]
-    headers = ("layer", "role", "SQNR (dB)", "cosine", "clipped (%)", "zeroed (%)",
-               "saturated (%)", "not finite")  # fmt: skip
-    return table(
-        f"Largest errors: {count(len(lines), 'tensor')} of lowest SQNR",
-        headers,
-        lines,
-        words=["role"],
-    )

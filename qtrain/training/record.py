@@ -9,15 +9,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from qtrain.files.plain_json import parse
-from qtrain.files.whole import read_bytes, there
-from qtrain.inspection.recorder import ROLES
-from qtrain.inspection.report import Report, Row
-from qtrain.inspection.rows import MonitorRow, read_monitor
-from qtrain.reports.rows import read_rows
-from qtrain.training.config import TrainConfig
-from qtrain.training.intervals import Interval
-from qtrain.training.metrics import check_metrics, number, read_metrics
+from ..files.plain_json import parse
+from ..files.whole import read_bytes, there
+from ..inspection.recorder import ROLES
+from ..inspection.report import Report
+from ..inspection.row import Row
+from ..inspection.rows import MonitorRow, read_monitor
+from ..reports.rows import read_rows
+from .config import TrainConfig
+from .intervals import Interval
+from .metrics import check_metrics, number, read_metrics
 
 _LATEST = "the last record of each layer"
 

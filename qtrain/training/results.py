@@ -13,10 +13,12 @@ from torch import nn
 from ..diagnosis.diagnose import diagnose
 from ..diagnosis.verdict import Verdict
 from ..inspection.monitor import Monitor
+from ..inspection.plots import plot_errors
 from ..inspection.report import Report
 from .config import TrainConfig
 from .folder import RunFolder
 from .intervals import Interval
+from .plots import plot_curves
 
 #: How many of a verdict's findings a run ends with.
 WORST = 5
@@ -117,15 +119,13 @@ class Result:
 
     def save(self) -> None:
         """Write summary.json, report.txt, the plots, and errors.json and errors.csv."""
-        from ..reports.plots import plot_curves, plot_errors  # matplotlib takes a second to import
-
         self.folder.write_json("summary.json", self.summary())
         self.folder.write_text("report.txt", self.text())
         plot_curves(self.epochs, self.labels, self.folder / "curves.png")
         if self.report is not None:
             self.report.save(self.folder / "errors.json")
             self.report.save(self.folder / "errors.csv")
-            plot_errors(self.report, self.folder / "errors.png")
+            plot_errors(self.report.rows, self.folder / "errors.png")
         if self.monitor is not None:
             self.monitor.save(self.folder / "monitor.jsonl")
             self.monitor.plot(self.folder / "monitor.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,16 +12,8 @@ from torch import nn
 from .. import checks
 from .channels import listed
 from .decay import CorrectedSteps, effective_rates
-
-
-class RateRow(NamedTuple):
-    """The channels' eta / ||w||^2 of one weight at one step: their quartiles and median."""
-
-    step: int
-    weight: str
-    low: float
-    median: float
-    high: float
+from .plots import plot_rates
+from .rate_row import RateRow
 
 
 class EffectiveRates:
@@ -87,8 +79,6 @@ class EffectiveRates:
 
         ValueError for another ending, and where nothing was recorded.
         """
-        from ..reports.plots import plot_rates  # matplotlib takes a second to import
-
         if not self.rows:
             raise ValueError("rates: nothing to plot; call record(step) first")
         plot_rates(self.rows, checks.path("plot", path))

@@ -29,7 +29,7 @@ from qtrain.files.checked_lines import lines as checked_lines
 from qtrain.files.plain_json import parse
 from qtrain.files.tensor_file import Damaged, read_tensors
 from qtrain.files.whole import lock, opened
-from qtrain.inspection.report import Row
+from qtrain.inspection.row import Row
 from qtrain.inspection.rows import read_monitor
 from qtrain.reports.rows import read_rows
 from qtrain.training.checkpoint import CheckpointError, load_checkpoint

@@ -27,11 +27,11 @@ from qtrain.cli import main
 from qtrain.diagnosis.page_verdict import verdict_section
 from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.inspection.page_network import LEVELS, level
+from qtrain.inspection.page_pictures import code_picture, error_picture, value_picture
 from qtrain.inspection.recorder import ROLES
 from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart
-from qtrain.reports.page.histograms import code_picture, error_picture, value_picture
 from qtrain.reports.page.html import percent, short
-from qtrain.reports.page.sections import render, save_page
+from qtrain.training.page import render, save_page
 from qtrain.training.record import RunRecord, read_run
 
 VOID = {"meta", "wbr", "br", "input"}
@@ -241,7 +241,8 @@ def test_what_is_not_finite_is_shown_as_such() -> None:
 
 def test_the_same_run_gives_the_same_bytes_in_another_process() -> None:
     code = (
-        "import hashlib; from page_cases import names, record; from qtrain.reports.page.sections import render;"
+        "import hashlib; from page_cases import names, record;"
+        "from qtrain.training.page import render;"
         "print(hashlib.sha256(render(record(names(9))).encode()).hexdigest())"
     )
     found = [
@@ -423,17 +424,18 @@ def test_the_verdict_names_what_is_wrong_and_leads_to_the_layer() -> None:
         replace(row, nonfinite=9) if (row.layer, row.role) == (layers[1], "weight") else row
         for row in rows
     ]
-    errors = report(layers)
-    first = diagnose(broken).worst(1)[0]
-    section = verdict_section(RunRecord(name="x", errors=errors, measured="", monitor=broken))
-    assert section is not None
+    verdict = diagnose(broken)
+    first = verdict.worst(1)[0]
+    section = verdict_section(verdict, layers)
     (body,) = parsed(section.body).all("tbody")
     cells = [cell.content for cell in body.all("td")]
     assert next(body.all("a")).attributes["href"] == "#layer-1" and cells[0] == "weight"
     assert first.symptom == cells[1] == "not finite"
     (reason, *_) = [item.content for item in parsed(section.body).all("li")]
     assert first.cause in reason and first.remedy in reason
-    assert verdict_section(RunRecord(name="x", errors=errors, measured="")) is None
+    made = RunRecord(name="x", errors=report(layers), measured="", monitor=broken)
+    assert section.body in render(made)
+    assert 'id="verdict"' not in render(replace(made, monitor=()))
 
 
 # saving and reading

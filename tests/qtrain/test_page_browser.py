@@ -13,7 +13,7 @@ from page_cases import HOSTILE, names, nonfinite, record, report
 
 from qtrain import Report
 from qtrain.inspection.recorder import ROLES
-from qtrain.reports.page.sections import save_page
+from qtrain.training.page import save_page
 from qtrain.training.record import RunRecord
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")

@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from qtrain.files.terminal import printable
+from ...files.terminal import printable
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -14,6 +14,11 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def esc(text: object) -> str:
     """Text that is harmless anywhere in a page; characters that do not print are spelt out."""
     return html.escape(printable(text, keep=""), quote=True)
+
+
+def name(layer: str) -> str:
+    """A module path, which may be broken behind a dot."""
+    return esc(layer).replace(".", ".<wbr>")
 
 
 def decibels(value: float) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
+from ...files.whole import write_atomically
 from .html import esc
 
 
@@ -20,22 +23,24 @@ class Section:
     body: str
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+def page(title: str, lead: str, sections: Iterable[Section | None]) -> str:
     """A whole page, which may fetch nothing: a policy in its head allows its own style and script
     by their hashes, and no other source.
 
-    title   text;  lead: HTML under it
+    title      text;  lead: HTML under it
+    sections   in order; None for one of which nothing is known
     """
+    made = [section for section in sections if section is not None]
     style, script = _file("report.css"), _file("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    links = "".join(f'<li><a href="#{s.id}">{esc(s.title)}</a></li>' for s in sections)
+    links = "".join(f'<li><a href="#{s.id}">{esc(s.title)}</a></li>' for s in made)
     body = "\n".join(
         f'<section id="{s.id}" aria-labelledby="{s.id}-title">'
         f'<h2 id="{s.id}-title">{esc(s.title)}</h2>\n{s.body}</section>'
-        for s in sections
+        for s in made
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -62,6 +67,15 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 </body>
 </html>
 """
+
+
+def save(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page atomically; ValueError for a path that does not end in .html."""
+    path = Path(path)
+    if path.suffix != ".html":
+        raise ValueError(f"save: got {str(path)!r}, need a path that ends in .html")
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
 
 
 def _file(name: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS
-
-from .html import decibels, esc, percent, power
+from ..reports.page.html import decibels, esc, percent, power
+from .histograms import HIGHEST, LOWEST, VALUE_BINS
 
 #: The drawing's size in its own units, and the height of its bars or line.
 WIDTH, HEIGHT, BARS = 120.0, 56.0, 42.0
