@@ -22,7 +22,7 @@ import torch
 from training_cases import quiet, rewrite, small, unchecked
 
 import qtrain
-from qtrain import data, diagnose
+from qtrain import compare, data, diagnose
 from qtrain.data.safe_pickle import read_pickle
 from qtrain.files.checked_lines import line as checked_line
 from qtrain.files.checked_lines import lines as checked_lines
@@ -36,7 +36,6 @@ from qtrain.training.checkpoint import CheckpointError, load_checkpoint
 from qtrain.training.folder import FILES, describe, open_run
 from qtrain.training.metrics import MetricsLog, check_metrics, read_metrics
 from qtrain.training.record import read_run
-from qtrain.training.run_series import read_series
 from qtrain.training.train import train
 from qtrain.weights.history import NormHistory
 
@@ -115,7 +114,7 @@ def test_a_flipped_bit_of_the_metrics_is_refused(run: Path) -> None:
         return read_metrics(path)
 
     assert accepted(path, read, same_text) == []
-    assert accepted(path, lambda: read_series(run).losses, same_text) == []
+    assert accepted(path, lambda: read_run(run).steps, same_text) == []
 
 
 def test_a_flipped_bit_of_the_metrics_reaches_no_resumed_run(run: Path) -> None:
@@ -130,7 +129,7 @@ def test_a_flipped_bit_of_the_metrics_reaches_no_resumed_run(run: Path) -> None:
 def test_a_flipped_bit_of_the_monitors_record_is_refused(run: Path) -> None:
     path = run / "monitor.jsonl"
     assert accepted(path, lambda: read_monitor(path), same_text) == []
-    assert accepted(path, lambda: read_series(run).errors, same_text) == []
+    assert accepted(path, lambda: read_run(run).monitor, same_text) == []
 
 
 def test_a_flipped_bit_of_the_configuration_reaches_no_run(run: Path) -> None:
@@ -253,7 +252,7 @@ def test_a_monitors_record_tells_when_its_end_is_missing(run: Path) -> None:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "page": read_run,
-    "compare": read_series,
+    "compare": lambda run: compare(run, run),
     "diagnose": diagnose,
     "resume": resumed,
     "checkpoint": lambda run: load_checkpoint(run / "checkpoint.pt"),
@@ -265,7 +264,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 READ = {
     "page": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
              "summary.json"],
-    "compare": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl",
+    "compare": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
                 "summary.json"],
     "diagnose": ["monitor.jsonl"],
     "resume": list(FILES),
