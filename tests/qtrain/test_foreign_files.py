@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
+import pickle
 import random
 import signal
 import socket
@@ -17,12 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_cases import quiet, rewrite, small, unchecked
 
 import qtrain
 from qtrain import compare, data, diagnose
+from qtrain.data.cifar import read_python
 from qtrain.data.safe_pickle import read_pickle
 from qtrain.files.checked_lines import line as checked_line
 from qtrain.files.checked_lines import lines as checked_lines
@@ -510,3 +514,35 @@ def test_a_pickle_that_fills_the_memory_or_the_stack_is_refused(
 ) -> None:
     with pytest.raises(data.DataError, match=message):
         read_pickle(content, "x")
+
+
+class Calls:
+    """Pickled, the call of a function, and what its result is then told of its state."""
+
+    def __init__(self, *reduced: Any) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+#: numpy's own, by which protocol 5 makes an array.
+FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+#: A dtype of objects, copied and told that it holds none: numpy takes bytes for their addresses.
+ADDRESSES = Calls(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Calls(FROM_BUFFER, (b"A" * 64, ADDRESSES, (8,), "C")), "another type than uint8"),
+        (Calls(np.ndarray, ((10**6, 3072), np.dtype("u1"), b"A", 0, (0, 0))), "'data' is no"),
+        (Calls(codecs.encode, ("A", "hex")), "another encoding than latin1"),
+    ],
+    ids=["objects at any address", "a byte for 3 GB", "twice as long each time"],
+)
+def test_a_pickle_gets_nothing_from_the_functions_that_it_may_name(
+    content: object, message: str
+) -> None:
+    with pytest.raises(data.DataError, match=message):
+        read_python(pickle.dumps({"data": content, "labels": []}, protocol=4), "x")
