@@ -241,7 +241,8 @@ def test_what_is_not_finite_is_shown_as_such() -> None:
 
 def test_the_same_run_gives_the_same_bytes_in_another_process() -> None:
     code = (
-        "import hashlib; from page_cases import names, record; from qtrain.reports.page.sections import render;"
+        "import hashlib; from page_cases import names, record;"
+        "from qtrain.reports.page.sections import render;"
         "print(hashlib.sha256(render(record(names(9))).encode()).hexdigest())"
     )
     found = [
