@@ -77,7 +77,7 @@ def build_parser() -> Parser:
         help="against the full-precision network, not each layer's own operands",
     )
     look.add_argument("--plot", metavar="FILE", help="draw the SQNRs to a .png or .svg too")
-    two = commands.add_parser("compare", help="what differs between two runs, where they part")
+    two = commands.add_parser("compare", help="what differs between two runs, from which step")
     two.add_argument("run_a", help="runs/<name>")
     two.add_argument("run_b", help="another runs/<name>")
     two.add_argument("--save", metavar="FILE", help="write all to a .json, or errors to a .csv")

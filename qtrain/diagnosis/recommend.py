@@ -1,4 +1,4 @@
-"""recommend: the cheapest set of layers to widen so that the gradient keeps its direction."""
+"""recommend: which layers to widen, at little cost, so that the gradient keeps its direction."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from ..hardware.report import CostReport
 from ..inspection.step import Loss
 from ..reports.table import WIDTH
 from .gradient_error import cosine_and_error, moments
-from .knapsack import cheapest
 from .paired import Batch, batches_of, paired_steps
 from .parts import owners
 from .sensitivity_report import SensitivityReport
 from .switches import rounded_parts
-from .widening import Trial, cosine_of, error_of, lowered, searched, unreachable
+from .widening import Trial, cosine_of, error_of, greedy, lowered, searched, unreachable
 
 
 @dataclass(frozen=True)
@@ -81,23 +80,25 @@ def recommend(
     loss: Loss | None = None,
     more: Iterable[Batch] = (),
 ) -> Recommendation:
-    """The cheapest layers to put in full precision for a gradient within a cosine of that of full
-    precision, from `sensitivity` of a converted model.
+    """Layers to put in full precision, at little cost, for a gradient within a cosine of that of
+    full precision, from `sensitivity` of a converted model.
 
     cosine   to reach, between 0 and 1
     cost     what widening a layer costs: its multiply-adds, from `cost(model, inputs)`, or numbers
              by name (energies, seconds); None: all the same
     model    the converted model that `report` is of; then the result is measured, on the batches of
              `inputs`, `targets`, `loss` and `more`, as `sensitivity` takes them, and more or less
-             is widened until it reaches the goal at least cost
+             is widened until it just reaches the goal
 
     Errors nearly at right angles to one another and to the gradient add up in 1/cos^2 - 1 (an error
     e of a gradient g has cos = 1/sqrt(1 + |e|^2 / |g|^2)): predicted is the sum of `alone_error` of
-    what stays quantized.  Of all sets the cheapest is found by dynamic programming, costs rounded
-    to a 50,000th of their sum.
+    what stays quantized.  The choice is greedy, by error per cost: layers stay quantized one after
+    another, that of least `alone_error` per cost first, wherever the sum still allows it; the
+    others are widened.  Where all cost the same no set is smaller; else the cheapest may cost less,
+    at most by what the first of those others costs.
 
     Errors that are not small compound, or hide one another.  Measured, less is allowed to stay
-    until the goal is reached, then as much as still reaches it, within 5 %: each time the cheapest
+    until the goal is reached, then as much as still reaches it, within 5 %: each time the greedy
     set for it, 12 of them at most once one does.  The cheapest that was measured to do is returned.
 
     Layers go to full precision (None), which is what was measured.  For another width, give
@@ -117,11 +118,8 @@ def recommend(
     elif inputs is not None or targets is not None or loss is not None or len(batches) > 1:
         raise ValueError("recommend: got a batch, but no model= to measure the result on")
 
-    names = list(errors)
-
-    def cheapest_for(allowed: float) -> tuple[str, ...]:
-        chosen = cheapest(list(errors.values()), [costs[name] for name in names], allowed)
-        return tuple(names[i] for i in chosen)
+    def widened_for(allowed: float) -> tuple[str, ...]:
+        return greedy(errors, costs, allowed)
 
     def left(widened: Iterable[str]) -> float:
         return sum(error for name, error in errors.items() if name not in widened)
@@ -140,16 +138,16 @@ def recommend(
         if not start:
             raise unreachable(goal)
         if measure is None:
-            widened, measured = cheapest_for(start), None
+            widened, measured = widened_for(start), None
         else:
-            trials = searched(cheapest_for, left, measure, goal, start)
+            trials = searched(widened_for, left, measure, goal, start)
             reached = [trial for trial in trials if trial.measured >= goal]
             widened, _, measured = min(reached, key=lambda trial: spent(trial.widened))
-        if len(widened) == len(names):
+        if len(widened) == len(errors):
             raise unreachable(goal)
     return Recommendation(
         overrides={glob.escape(name): None for name in widened},
-        layers=len(names),
+        layers=len(errors),
         goal=goal,
         before=report.cosine,
         predicted=cosine_of(left(widened)),

@@ -1,10 +1,10 @@
-"""How much error may stay so that a measured cosine is reached."""
+"""What to widen for some error to stay, and how much may stay so that a cosine is reached."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 #: No further set is measured from this many on, once one reaches the goal.
@@ -40,6 +40,21 @@ def unreachable(goal: float) -> ValueError:
     )
 
 
+def greedy(errors: Mapping[str, float], costs: Mapping[str, float], allowed: float) -> Layers:
+    """The layers to widen, in the order of `errors`, so that those of the others, which may be inf,
+    sum to at most `allowed`: layers stay in the order of their error per cost, wherever it fits."""
+
+    def rate(name: str) -> float:
+        error, cost = errors[name], costs[name]
+        return math.inf if error and not cost else error / (cost or 1)
+
+    stay: set[str] = set()
+    for name in sorted(errors, key=rate):
+        if sum(errors[other] for other in errors if other in stay or other == name) <= allowed:
+            stay.add(name)
+    return tuple(name for name in errors if name not in stay)
+
+
 def lowered(budget: float, measured: float) -> float:
     """What to multiply the error that may stay by, where a measured cosine misses the goal, whose
     error is `budget`: in proportion, within 0.5 and 0.95."""
@@ -48,7 +63,7 @@ def lowered(budget: float, measured: float) -> float:
 
 
 def searched(
-    cheapest_for: Callable[[float], Layers],
+    widened_for: Callable[[float], Layers],
     left: Callable[[Layers], float],
     measure: Callable[[Layers], float],
     goal: float,
@@ -56,7 +71,7 @@ def searched(
 ) -> list[Trial]:
     """Trials, of which one at least reaches the goal.
 
-    cheapest_for   of the error that may stay: the layers to widen, fewer for more
+    widened_for   of the error that may stay: the layers to widen, fewer for more
     left           of widened layers: the error that stays;  measure: the cosine
     start          the error that may stay at first: one for which something is widened
 
@@ -66,9 +81,9 @@ def searched(
     """
     trials: dict[Layers, Trial] = {}
     does, misses, allowed = 0.0, math.inf, start
-    fewest = cheapest_for(sys.float_info.max)
+    fewest = widened_for(sys.float_info.max)
     while len(trials) < TRIALS or not does:
-        widened = cheapest_for(allowed)
+        widened = widened_for(allowed)
         measured = -math.inf  # with nothing widened the goal is missed: that is why we are here
         if widened:
             if widened not in trials:

@@ -24,7 +24,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     model    converted by `quantize`, or plain: layers left or off count in full precision, at
              their dtype
     inputs   what the model is called with, by position and, `kwargs`, by name
-    table    energy and area of operations; the default is 45 nm, see qtrain.energy
+    table    energy of operations; the default is 45 nm, see qtrain.energy
 
     One pass, forward and backward from the sum of the outputs, runs on a copy in the model's
     present mode: nothing of the model changes.  Under torch.no_grad() the forward alone is counted.
@@ -100,7 +100,6 @@ def _row(
         stored_bytes=stored / 8,
         energy_pj=macs * (unit.multiply.pj + unit.add.pj),
         add_pj=macs * unit.add.pj,
-        area_um2=unit.multiply.um2 + unit.add.um2,
         estimated=" ".join(unit.estimated),
         table=table.name,
     )

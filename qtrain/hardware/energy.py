@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple, TypeVar
 
 from quantizers.formats import NAMED, FloatFormat
@@ -17,15 +17,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UnitCost:
-    """One operation: its energy, `pj` in picojoules, and the area of its unit, `um2` in square
-    micrometres.  Raises ValueError for a number below 0 or not finite."""
+    """One operation: its energy, `pj` in picojoules.
+
+    um2   once the area of its unit; no longer taken
+
+    Raises ValueError for a number below 0 or not finite, TypeError for an area.
+    """
 
     pj: float
-    um2: float
+    um2: InitVar[None] = None
 
-    def __post_init__(self) -> None:
-        for name, value in (("pj", self.pj), ("um2", self.um2)):
-            checks.number(f"UnitCost.{name}", value, low=0)
+    def __post_init__(self, um2: None) -> None:
+        checks.number("UnitCost.pj", self.pj, low=0)
+        if um2 is not None:
+            raise TypeError(
+                f"UnitCost.um2: got {checks.shown(um2)}, but areas have left qtrain; give the "
+                f"energy alone: UnitCost({self.pj})"
+            )
 
 
 class Width(NamedTuple):
@@ -81,9 +89,9 @@ def by_width(operation: str, name: str, known: Mapping[str, UnitCost]) -> UnitCo
     A multiplier is an array of one cell for each pair of significand bits, an adder a row of one
     for each bit.  Held against the table after Horowitz, "Computing's energy problem", ISSCC 2014:
     int32 from int8 gives 3.2 for 3.1 pJ (multiply) and 0.12 for 0.1 pJ (add); fp32 from fp16 5.2
-    for 3.7 pJ and 0.87 for 0.9 pJ, and areas of 1.01 and 0.71 of the true ones.  So within a factor
-    of 1.5 there.  Exponents, alignment and normalization are not scaled, which flatters floats of
-    few significand bits (e4m3, e2m1) all the more: an order of magnitude, no measurement.
+    for 3.7 pJ and 0.87 for 0.9 pJ.  So within a factor of 1.5 there.  Exponents, alignment and
+    normalization are not scaled, which flatters floats of few significand bits (e4m3, e2m1) all the
+    more: an order of magnitude, no measurement.
 
     Raises ValueError where the table has no entry of that kind.
     """
@@ -95,12 +103,11 @@ def by_width(operation: str, name: str, known: Mapping[str, UnitCost]) -> UnitCo
         raise ValueError(
             f"energy table: {operation} of {name!r} cannot be estimated, because there is no "
             f"{kind} entry of {operation} to scale; give one: {operation}={{{name!r}: "
-            f"UnitCost(pj, um2)}}"
+            f"UnitCost(pj)}}"
         )
     # on a tie the narrower
     nearest = min(kin, key=lambda entry: (abs(math.log(kin[entry] / wanted)), kin[entry]))
-    ratio = wanted / kin[nearest]
-    return UnitCost(known[nearest].pj * ratio, known[nearest].um2 * ratio)
+    return UnitCost(known[nearest].pj * (wanted / kin[nearest]))
 
 
 def _size(operation: str, name: str) -> tuple[int, bool]:
@@ -128,7 +135,7 @@ class MultiplyAdd(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyTable:
-    """What operations cost: energy in pJ, area in um^2.
+    """What operations cost: energy in pJ.
 
     multiply      name of a multiplier ("int8", "bf16 x int8" in either order) -> UnitCost
     add           name of an accumulator's format ("int32", "fp32") -> UnitCost
@@ -187,7 +194,7 @@ class EnergyTable:
         if self.estimate is None:
             raise ValueError(
                 f"energy table {self.name!r} has no {operation} of {name!r}: give it as "
-                f"EnergyTable({operation}={{{name!r}: UnitCost(pj, um2), ...}}), or a rule for "
+                f"EnergyTable({operation}={{{name!r}: UnitCost(pj), ...}}), or a rule for "
                 f"what is missing: estimate=qtrain.energy.by_width"
             )
         found = self.estimate(operation, name, known)
@@ -223,14 +230,6 @@ def _exact(a: Width, b: Width) -> str:
 #: same format: accumulators={"int8": "int8", "fp16": "fp16"}.
 SZE2017 = EnergyTable(
     name="45 nm, Sze 2017",
-    multiply={
-        "int8": UnitCost(0.2, 282),
-        "fp16": UnitCost(1.1, 1640),
-        "fp32": UnitCost(3.7, 7700),
-    },
-    add={
-        "int8": UnitCost(0.03, 36),
-        "fp16": UnitCost(0.40, 1360),
-        "fp32": UnitCost(0.90, 4184),
-    },
+    multiply={"int8": UnitCost(0.2), "fp16": UnitCost(1.1), "fp32": UnitCost(3.7)},
+    add={"int8": UnitCost(0.03), "fp16": UnitCost(0.40), "fp32": UnitCost(0.90)},
 )

@@ -20,7 +20,6 @@ class CostRow:
     moved_bytes   both operands read once and the result written once
     stored_bytes  the operand kept for this product since the forward pass; 0 for a forward
     energy_pj     of all multiplications and additions, pJ;  add_pj: of the additions alone
-    area_um2      of one unit that multiplies and adds so, um^2
     estimated     "multiply", "add", both or neither: what is not in the energy table
     table         the energy table's name
     """
@@ -35,7 +34,6 @@ class CostRow:
     stored_bytes: float
     energy_pj: float
     add_pj: float
-    area_um2: float
     estimated: str
     table: str
 

@@ -25,7 +25,7 @@ def cost_tables(rows: Sequence[CostRow], fp32: Sequence[CostRow], remarks: Seque
 
 def _origin(rows: Sequence[CostRow]) -> list[str]:
     """Where the energies come from."""
-    lines = [f"energy and area: {', '.join(dict.fromkeys(row.table for row in rows))}"]
+    lines = [f"energy: {', '.join(dict.fromkeys(row.table for row in rows))}"]
     missing = dict.fromkeys(name for row in rows for name in row.missing)
     if missing:
         share = _ratio(100 * _sum(rows, "estimated_pj"), _sum(rows, "energy_pj"), ".0f")
@@ -41,11 +41,10 @@ def _units(rows: Sequence[CostRow], scales: _Scales) -> str:
         macs, energy = _sum(group, "macs"), _sum(group, "energy_pj")
         mark = "~" if any(row.estimated for row in group) else ""
         table.append([
-            name, scales.macs(macs), f"{mark}{energy / max(macs, 1):.3g}",
-            f"{mark}{group[0].area_um2:.0f}", scales.energy(energy),
+            name, scales.macs(macs), f"{mark}{energy / max(macs, 1):.3g}", scales.energy(energy),
         ])  # fmt: skip
     headers = [
-        "multiply + add", f"MACs\n{scales.macs.heading}", "pJ a\nMAC", "um2 a\nunit",
+        "multiply + add", f"MACs\n{scales.macs.heading}", "pJ a\nMAC",
         f"energy\n{scales.energy.heading}",
     ]  # fmt: skip
     return tabulated(table, headers)

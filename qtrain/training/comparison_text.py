@@ -1,59 +1,43 @@
-"""A comparison of two runs as text of 80 columns."""
+"""What differs between two runs, as text of 80 columns."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
 from ..files.terminal import printable
 from ..inspection.report_table import aligned
 from ..reports.table import WIDTH
 from .config import NOT_COMPARED
 from .environment import DECISIVE
-from .parting import LIMIT_DB, LossParting
-
-if TYPE_CHECKING:
-    from .compare import Accuracy, Comparison, ErrorPair
+from .pairs import LIMIT_DB, Accuracy, ErrorPair, Losses
 
 #: How many rows of errors are printed; `save` writes them all.
 _ROWS = 20
 
 
-def comparison_text(found: Comparison) -> str:
-    """What differs, where the losses part, the accuracies, and the errors, the worst first."""
-    places = (("A", found.a.path), ("B", found.b.path))
-    parts = [
-        "\n".join(f"{run}  {printable(path, keep='')}" for run, path in places),
-        _settings(found),
-        "\n".join(_losses(found)),
-        *(["\n".join(_accuracies(found))] if found.accuracy else []),
-        _errors(found),
-    ]
-    return printable("\n\n".join(parts))
-
-
-def _settings(found: Comparison) -> str:
-    lines = []
-    telling = {n: v for n, v in found.settings.items() if n not in NOT_COMPARED}
-    lines += _table("what is computed", telling)
-    lines += _table("where and how", {n: v for n, v in found.settings.items() if n not in telling})
-    decisive = {n: v for n, v in found.versions.items() if n in DECISIVE}
-    lines += _table("can change bits", decisive)
-    lines += _table(
-        "other versions", {n: v for n, v in found.versions.items() if n not in decisive}
-    )
-    if not lines:
-        lines = ["configuration and versions are the same"]
-    samples = "the same samples in the same order" if found.same_samples else (
+def settings_text(
+    settings: Mapping[str, tuple[object, object]],
+    versions: Mapping[str, tuple[object, object]],
+    same_samples: bool,
+) -> str:
+    """Settings and versions that differ, and whether the samples are the same."""
+    telling = {n: v for n, v in settings.items() if n not in NOT_COMPARED}
+    decisive = {n: v for n, v in versions.items() if n in DECISIVE}
+    lines = [
+        *_table("what is computed", telling),
+        *_table("where and how", {n: v for n, v in settings.items() if n not in telling}),
+        *_table("can change bits", decisive),
+        *_table("other versions", {n: v for n, v in versions.items() if n not in decisive}),
+    ] or ["configuration and versions are the same"]
+    samples = "both train on the same samples in the same order" if same_samples else (
         "not the same samples in the same order (data, batch_size or seed differ)"
     )  # fmt: skip
-    return "\n".join([*lines, f"both train on {samples}" if found.same_samples else samples])
+    return "\n".join([*lines, samples])
 
 
-def _table(
-    title: str, rows: dict[str, tuple[object, object]] | dict[str, tuple[str, str]]
-) -> list[str]:
+def _table(title: str, rows: Mapping[str, tuple[object, object]]) -> list[str]:
     if not rows:
         return []
     cells: list[list[str] | str] = []
@@ -73,32 +57,28 @@ def _shown(value: object) -> str:
     return "default" if value is None else printable(value)
 
 
-def _losses(found: Comparison) -> list[str]:
-    if not found.losses:
-        return ["no branch was trained in both: no losses to compare"]
+def losses_text(losses: Mapping[str, Losses]) -> str:
+    """From which step the losses differ, a line a branch."""
+    if not losses:
+        return "no branch was trained in both: no losses to compare"
     lines = []
-    for branch, loss in found.losses.items():
+    for branch, loss in losses.items():
         lines += wrap(f"loss of {branch}: {_loss(loss)}", WIDTH, subsequent_indent="  ")
-    return lines
+    return "\n".join(lines)
 
 
-def _loss(loss: LossParting) -> str:
+def _loss(loss: Losses) -> str:
     if loss.steps == 0:
         return "no step was logged in both"
     if loss.differs is None:
         return f"equal bit for bit at all {loss.steps} logged steps"
-    start = "from the first logged step" if loss.differs == 0 else f"from step {loss.differs}"
-    text = f"bits differ {start}; "
-    if loss.window == 0:
-        return text + f"{loss.steps} logged steps in both are too few to tell noise from more"
-    size = f"{loss.difference:+.2g}, noise {loss.noise:.1g} a step, over {loss.window} logged steps"
-    if loss.parts is None:
-        return text + f"within their noise to the end (B - A there: {size})"
-    return text + f"beyond their noise from step {loss.parts} (B - A there: {size})"
+    start = "the first" if loss.differs == 0 else f"step {loss.differs}"
+    return f"bits differ from {start} of {loss.steps} logged steps"
 
 
-def _accuracies(found: Comparison) -> list[str]:
-    return [_accuracy(branch, own) for branch, own in found.accuracy.items()]
+def accuracies_text(accuracy: Mapping[str, Accuracy]) -> str:
+    """Both accuracies and the gap, a line a branch."""
+    return "\n".join(_accuracy(branch, own) for branch, own in accuracy.items())
 
 
 def _accuracy(branch: str, own: Accuracy) -> str:
@@ -109,14 +89,14 @@ def _accuracy(branch: str, own: Accuracy) -> str:
     )
 
 
-def _errors(found: Comparison) -> str:
-    if not found.errors:
+def errors_text(errors: Sequence[ErrorPair]) -> str:
+    """The errors, the worst first."""
+    if not errors:
         return "no numeric errors to compare: neither run was monitored (qtrain train --monitor N)"
-    shown = found.errors[:_ROWS]
+    shown = errors[:_ROWS]
     lines: list[list[str] | str] = [_pair(pair) for pair in shown]
-    headers = ["median SQNR in dB", "A", "B", "B - A", "parts\nat step"]
-    text = "\n".join(aligned(headers, lines))
-    more = len(found.errors) - len(shown)
+    text = "\n".join(aligned(["median SQNR in dB", "A", "B", "B - A"], lines))
+    more = len(errors) - len(shown)
     return text + (f"\n{more} more rows: --save FILE" if more else "")
 
 
@@ -128,5 +108,4 @@ def _pair(pair: ErrorPair) -> list[str]:
     exact = LIMIT_DB in (abs(pair.a), abs(pair.b)) and pair.difference != 0
     gap = math.copysign(math.inf, pair.difference) if exact else pair.difference
     difference = "" if math.isnan(gap) else f"{gap:+.1f}"
-    parts = "" if pair.parts is None else str(pair.parts)
-    return [f"{pair.layer} {pair.role}", *figures, difference, parts]
+    return [f"{pair.layer} {pair.role}", *figures, difference]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..reports.plots import COLOURS, DASHES, figure, plain, save, whole_steps
-from .run_series import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,34 +39,33 @@ def _column(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 class Panel(NamedTuple):
-    """One series of two runs, A's and B's, and the step at which they part."""
+    """One series of two runs, (step, value) of A's and B's."""
 
     title: str
     unit: str
-    a: Series
-    b: Series
-    parts: int | None
+    a: Sequence[tuple[int, float]]
+    b: Sequence[tuple[int, float]]
 
 
-def plot_two(runs: tuple[str, str], panels: Sequence[Panel], path: Path) -> None:
-    """Panels of two runs, by their names, and a line where they part, to a PNG or SVG."""
+def plot_two(runs: Sequence[str], panels: Sequence[Panel], path: Path) -> None:
+    """Panels of two runs, by their names, to a PNG or SVG."""
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     drawn = figure(1 + 4.3 * columns, 0.7 + 2.8 * lines)
     places: list[Axes] = [*drawn.subplots(lines, columns, squeeze=False).flatten()]
     for panel, axes in zip(panels, places, strict=False):
-        _lines(axes, panel.a, panel.b, panel.parts)
+        _lines(axes, panel.a, panel.b)
         axes.set_title(plain(panel.title), fontsize=8 if "\n" in panel.title else 9)
         axes.set_ylabel(panel.unit, fontsize=9)
     for axes in places[len(panels) :]:
         axes.remove()
     names = [plain(f"{run}: {name}") for run, name in zip("AB", runs, strict=True)]
     drawn.legend(places[0].get_lines()[:2], names, loc="outside upper center", ncols=2, fontsize=8)
-    drawn.supxlabel("step (dotted: where the runs part)", fontsize=9)
+    drawn.supxlabel("step", fontsize=9)
     save(drawn, path)
 
 
-def _lines(axes: Axes, a: Series, b: Series, parts: int | None) -> None:
+def _lines(axes: Axes, a: Sequence[tuple[int, float]], b: Sequence[tuple[int, float]]) -> None:
     for i, series in enumerate((a, b)):
         own = [(step, value) for step, value in series if math.isfinite(value)]
         axes.plot(
@@ -78,7 +76,5 @@ def _lines(axes: Axes, a: Series, b: Series, parts: int | None) -> None:
             linewidth=1,
             marker="." if len(own) < 30 else None,
         )
-    if parts is not None:
-        axes.axvline(parts, color="#000000", linestyle=":", linewidth=1)
     whole_steps(axes, most=5)
     axes.grid(alpha=0.3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -28,7 +29,8 @@ class RunRecord:
     """A run, or of a plain inspection its errors alone.
 
     name          the run's;  errors: of every layer and role, and measured: on what
-    config        None where the errors are of no run
+    path          its folder
+    settings      config.json as it is, whatever fields it has; {} where the errors are of no run
     environments  of each session on another machine, the oldest first: see `environment`
     finished      whether the run came to its end
     accuracy      branch key ("baseline", "quantized") to test accuracy;  gap: their difference
@@ -38,7 +40,8 @@ class RunRecord:
     name: str
     errors: Report
     measured: str
-    config: TrainConfig | None = None
+    path: Path = Path()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     environments: Sequence[Mapping[str, str]] = ()
     finished: bool = True
     accuracy: Mapping[str, float] = field(default_factory=dict)
@@ -46,6 +49,14 @@ class RunRecord:
     steps: Sequence[Mapping[str, Any]] = ()
     epochs: Sequence[Mapping[str, Any]] = ()
     monitor: Sequence[MonitorRow] = ()
+
+    @cached_property
+    def config(self) -> TrainConfig | None:
+        """The settings, None without; ValueError for what this version does not know or take."""
+        try:
+            return TrainConfig.from_dict(self.settings) if self.settings else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / 'config.json'}: is refused: {error}") from error
 
     @property
     def labels(self) -> dict[str, str]:
@@ -73,10 +84,9 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
             f"{folder}: holds no run; give a folder that qtrain train wrote, such as runs/NAME, or "
             "a .jsonl file that a Monitor saved"
         )
-    try:
-        config = TrainConfig.from_dict(_read(folder / "config.json", dict))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: is refused: {error}") from error
+    settings = _read(folder / "config.json", dict)
+    if not settings:
+        raise ValueError(f"{folder / 'config.json'}: holds no setting; restore or delete it")
     recorded = folder / "monitor.jsonl"
     monitor = read_monitor(recorded) if there(recorded) else []
     errors, measured = _latest(monitor), _LATEST
@@ -85,17 +95,19 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         measured = "one training batch after the last step"
     finished = there(folder / "summary.json")
     summary = _read(folder / "summary.json", dict) if finished else {}
-    epochs = _metrics(folder / "metrics.jsonl", "epoch")
+    metrics = _metrics(folder / "metrics.jsonl")
+    epochs = [line for line in metrics if line["kind"] == "epoch"]
     return RunRecord(
-        name=config.run_name,
+        name=str(settings.get("name") or folder.name),
         errors=errors,
         measured=measured,
-        config=config,
+        path=folder,
+        settings=settings,
         environments=_environments(folder / "environment.json"),
         finished=finished,
         accuracy={line["branch"]: number(line["test_accuracy"]) for line in epochs},
         gap=_gap(folder / "summary.json", summary.get("gap")),
-        steps=_metrics(folder / "metrics.jsonl", "step"),
+        steps=[line for line in metrics if line["kind"] == "step"],
         epochs=epochs,
         monitor=monitor,
     )
@@ -127,11 +139,11 @@ def _environments(path: Path) -> list[dict[str, str]]:
     return sessions
 
 
-def _metrics(path: Path, kind: str) -> list[dict[str, Any]]:
+def _metrics(path: Path) -> list[dict[str, Any]]:
     if not there(path):
         return []
     check_metrics(path, path.stat().st_size)
-    return read_metrics(path, kind=kind)
+    return read_metrics(path)
 
 
 def _gap(path: Path, values: Any) -> Interval | None:

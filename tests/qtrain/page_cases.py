@@ -65,7 +65,7 @@ def record(layers: list[str], *, records: int = 12, name: str = "made-up") -> Ru
         name=name,
         errors=report(layers),
         measured="one training batch",
-        config=TrainConfig(recipe="banner2018", model="mlp", name="made-up"),
+        settings=TrainConfig(recipe="banner2018", model="mlp", name="made-up").to_dict(),
         environments=[{"torch": "2.0", "processor": HOSTILE}],
         accuracy={"baseline": 0.9, "quantized": 0.88},
         gap=Interval(value=-0.02, low=-0.03, high=-0.01, n=100, method="made up"),

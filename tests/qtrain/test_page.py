@@ -536,7 +536,7 @@ def test_a_damaged_file_is_named(
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_run(tmp_path)
+        render(read_run(tmp_path))
 
 
 def test_what_a_monitor_saved_is_shown_by_the_command(
