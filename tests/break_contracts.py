@@ -50,10 +50,10 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         7,
-        "quantizers/quantizer.py",
-        "        if self.scale_format != fp32:\n            limit",
-        "        scale = torch.where(scale == 0, 1.0, scale)\n"
-        "        if self.scale_format != fp32:\n            limit",
+        "quantizers/steps.py",
+        "    if scale_format != fp32:\n        limit",
+        "    scale = torch.where(scale == 0, 1.0, scale)\n"
+        "    if scale_format != fp32:\n        limit",
     ),
     (
         7,
@@ -64,8 +64,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         8,
         "quantizers/quantizer.py",
-        "        whole = self._traced if",
-        "        float(x.sum())\n        whole = self._traced if",
+        "        if torch.compiler.is_compiling():\n            found",
+        "        float(x.sum())\n        if torch.compiler.is_compiling():\n            found",
     ),
     (9, "qtrain/conversion/quantize.py", "    choose.check_all_used()\n", ""),
     (9, "qtrain/conversion/summary.py", "        if lines:\n", "        if False:\n"),

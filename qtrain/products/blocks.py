@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
-from quantizers.quantizer import as_real
+from quantizers.steps import as_real
 
 from ..autograd.selective import shown
 from .engines.engine import Engine
