@@ -32,7 +32,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "    if not scales:\n        return None\n    scales = [1 / (1 / s) for s in scales]\n",
     ),
     (3, "qtrain/products/engines/choice.py", "and engine.exact_on(device_type):", "and True:"),
-    (4, "qtrain/products/call.py", "        if _off(xq, wq):\n", "        if False:\n"),
+    (4, "qtrain/products/function.py", "        if _off(xq, wq):\n", "        if False:\n"),
     (4, "qtrain/layers/linear.py", "if self.product.recipe.products_off:", "if False:"),
     (5, "qtrain/autograd/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
     (
@@ -68,7 +68,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "        float(x.sum())\n        if torch.compiler.is_compiling():\n            found",
     ),
     (9, "qtrain/conversion/quantize.py", "    choose.check_all_used()\n", ""),
-    (9, "qtrain/conversion/summary.py", "        if lines:\n", "        if False:\n"),
+    (9, "qtrain/conversion/watch.py", "        if lines:\n", "        if False:\n"),
     (
         10,
         "qtrain/layer_state.py",

@@ -76,7 +76,7 @@ COMPILED = {
     "quantizers/kernels/compiled_whole.py: running_high[0] / divisor",
     "quantizers/kernels/compiled_whole.py: running_low[0] / divisor",
     "quantizers/kernels/compiled_whole.py: width / c[_LARGEST]",
-    "qtrain/norms/kernels/compiled_norm.py: v / step",
+    "qtrain/norms/kernels/compiled_passes.py: v / step",
 }
 #: means of floating-point numbers, whose sums are added in the device's own order as well
 MEANS = {

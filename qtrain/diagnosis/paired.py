@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..aside import random_state_kept, unwrapped
-from ..conversion.summary import forget_watch
+from ..conversion.watch import forget_watch
 from ..copies import copied
 from ..inspection.step import Loss, chosen_loss, step
 from .gradient_error import gradients

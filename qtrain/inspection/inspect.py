@@ -9,9 +9,9 @@ from torch import nn
 
 from .. import checks
 from ..aside import random_state_kept, unwrapped
-from ..conversion.summary import forget_watch
+from ..conversion.watch import forget_watch
 from ..copies import copied
-from ..layers.linear import products_of
+from ..products.module import products_of
 from .recorder import Recorder
 from .report import Report
 from .step import Loss, called, chosen_loss, step

@@ -18,14 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import (
-    Convolution,
-    Kind,
-    Linear,
-    Operation,
-    channels_last,
-    is_channels_last,
-)
+from ..convolution import Convolution, channels_last, is_channels_last
+from ..operations import Kind, Linear, Operation
 
 
 @dataclass(frozen=True)
