@@ -41,7 +41,12 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))",
         "key = fold(key, slot)",
     ),
-    (5, "qtrain/autograd/recomputation.py", "    if counts:\n", "    if False:\n"),
+    (
+        5,
+        "qtrain/autograd/recomputation.py",
+        "    if before is not None:\n        used",
+        "    if False:\n        used",
+    ),
     (
         6,
         "qtrain/layer_state.py",
