@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from quantizers import QuantizerLike, fold, root_key
 from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
-from quantizers.ranges import State, with_share
+from quantizers.ranges import State
+from quantizers.running_range import with_share
 
 from .autograd.recomputation import needs_gradient, recall
 from .autograd.transforms import refuse_transforms

@@ -27,15 +27,14 @@ from .granularity import per_token as per_token
 from .noise import fold as fold
 from .noise import random_bits as random_bits
 from .noise import root_key as root_key
+from .off import OFF as OFF
+from .off import Off as Off
 from .protocol import QuantizerLike as QuantizerLike
-from .quantizer import OFF as OFF
-from .quantizer import Off as Off
-from .quantizer import QTensor as QTensor
+from .qtensor import QTensor as QTensor
 from .quantizer import Quantizer as Quantizer
 from .ranges import RangeRule as RangeRule
 from .ranges import absmax as absmax
 from .ranges import chunked_minmax as chunked_minmax
-from .ranges import ema as ema
 from .ranges import minmax as minmax
 from .ranges import percentile as percentile
 from .rounding import Rounding as Rounding
@@ -47,6 +46,7 @@ from .rounding import round_to as round_to
 from .rounding import round_to_float as round_to_float
 from .rounding import stochastic as stochastic
 from .rounding import toward_zero as toward_zero
+from .running_range import ema as ema
 
 __all__ = [
     "OFF",

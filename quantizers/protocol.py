@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .formats import FloatFormat, IntFormat
 from .granularity import compact_shape
-from .quantizer import Off, QTensor, Quantizer
+from .off import Off
+from .qtensor import QTensor
+from .quantizer import Quantizer
 from .ranges import State
 
 

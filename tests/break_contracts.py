@@ -32,7 +32,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "    if not scales:\n        return None\n    scales = [1 / (1 / s) for s in scales]\n",
     ),
     (3, "qtrain/products/engines/choice.py", "and engine.exact_on(device_type):", "and True:"),
-    (4, "qtrain/products/call.py", "        if _off(xq, wq):\n", "        if False:\n"),
+    (4, "qtrain/products/function.py", "        if _off(xq, wq):\n", "        if False:\n"),
     (4, "qtrain/layers/linear.py", "if self.product.recipe.products_off:", "if False:"),
     (5, "qtrain/autograd/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
     (
@@ -41,7 +41,12 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))",
         "key = fold(key, slot)",
     ),
-    (5, "qtrain/autograd/recomputation.py", "    if counts:\n", "    if False:\n"),
+    (
+        5,
+        "qtrain/autograd/recomputation.py",
+        "    if before is not None:\n        used",
+        "    if False:\n        used",
+    ),
     (
         6,
         "qtrain/layer_state.py",
@@ -50,10 +55,10 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         7,
-        "quantizers/quantizer.py",
-        "        if self.scale_format != fp32:\n            limit",
-        "        scale = torch.where(scale == 0, 1.0, scale)\n"
-        "        if self.scale_format != fp32:\n            limit",
+        "quantizers/steps.py",
+        "    if scale_format != fp32:\n        limit",
+        "    scale = torch.where(scale == 0, 1.0, scale)\n"
+        "    if scale_format != fp32:\n        limit",
     ),
     (
         7,
@@ -64,11 +69,11 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         8,
         "quantizers/quantizer.py",
-        "        whole = self._traced if",
-        "        float(x.sum())\n        whole = self._traced if",
+        "        if torch.compiler.is_compiling():\n            found",
+        "        float(x.sum())\n        if torch.compiler.is_compiling():\n            found",
     ),
     (9, "qtrain/conversion/quantize.py", "    choose.check_all_used()\n", ""),
-    (9, "qtrain/conversion/summary.py", "        if lines:\n", "        if False:\n"),
+    (9, "qtrain/conversion/watch.py", "        if lines:\n", "        if False:\n"),
     (
         10,
         "qtrain/layer_state.py",

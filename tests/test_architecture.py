@@ -52,9 +52,9 @@ def roots(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "quantizers").rglob("*.py")), ids=short)
 def test_quantizers_imports_torch_alone(path: Path) -> None:
     own: dict[str, set[str]] = {
-        "reference.py": {"numpy"},
         "compiled.py": {"numpy", "numba", "llvmlite"},  # imported when a kernel is first used
         "compiled_elements.py": {"numpy", "numba"},
+        "compiled_rounding.py": {"numpy"},
         "compiled_whole.py": {"numpy", "numba", "llvmlite"},
     }
     assert roots(path) <= {"torch", "quantizers"} | own.get(path.name, set())
@@ -158,33 +158,11 @@ def test_imports_make_no_circle() -> None:
 
 #: The most lines of a file.
 LINES = 250
-#: Files that are still longer; to be empty.
-LONG = {
-    "qtrain/conversion/summary.py",
-    "qtrain/diagnosis/rules.py",
-    "qtrain/layers/linear.py",
-    "qtrain/norms/deviations.py",
-    "qtrain/norms/kernels/compiled_norm.py",
-    "qtrain/norms/kernels/launch.py",
-    "qtrain/products/call.py",
-    "qtrain/products/operations.py",
-    "quantizers/checks.py",
-    "quantizers/formats.py",
-    "quantizers/kernels/compiled.py",
-    "quantizers/quantizer.py",
-    "quantizers/ranges.py",
-    "quantizers/reference.py",
-}
 
 
 @pytest.mark.parametrize("path", OURS, ids=short)
 def test_files_are_small(path: Path) -> None:
-    longer = len(path.read_text().splitlines()) > LINES
-    assert longer == (short(path) in LONG)
-
-
-def test_long_files_are_there() -> None:
-    assert not LONG - set(map(short, OURS))
+    assert len(path.read_text().splitlines()) <= LINES
 
 
 @pytest.mark.parametrize("path", OURS, ids=short)

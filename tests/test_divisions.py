@@ -18,17 +18,17 @@ CHECKED = (
     "qtrain/products/engines/*.py", "qtrain/layers/*.py", "qtrain/weights/bounded.py",
     "qtrain/weights/decay.py", "qtrain/inspection/accumulated.py", "qtrain/data/transforms.py",
 )  # fmt: skip
-#: the slow specification, and constants, in Python's floats and numpy
-UNCHECKED = {"quantizers/reference.py", "qtrain/norms/constants.py"}
+#: constants, in Python's floats and numpy
+UNCHECKED = {"qtrain/norms/constants.py"}
 
 TENSOR_BY_TENSOR = {
-    "quantizers/formats.py: magnitude / step",
+    "quantizers/float_format.py: magnitude / step",
     "quantizers/numbers.py: x / constant(number, x)",
-    "quantizers/quantizer.py: x / expand(divisor, x.shape, block)",
-    "quantizers/quantizer.py: low / divisor",
-    "quantizers/ranges.py: state['high'].view(high.shape) / share",
-    "quantizers/ranges.py: state['low'].view(low.shape) / share",
-    "quantizers/ranges.py: torch.stack([state['low'], state['high']]) "
+    "quantizers/steps.py: x / expand(divisor, x.shape, block)",
+    "quantizers/steps.py: low / divisor",
+    "quantizers/running_range.py: state['high'].view(high.shape) / share",
+    "quantizers/running_range.py: state['low'].view(low.shape) / share",
+    "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
     "/ torch.where(share == 0, one, share)",
     "qtrain/weights/bounded.py: self.size / torch.where(off, 1.0, norms)",
     "qtrain/data/transforms.py: (images.float() - mean) / std",
@@ -49,7 +49,7 @@ NUMBER_BY_TENSOR = {
     "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
-    "quantizers/quantizer.py: (self.format.high - self.format.low) / 2",
+    "quantizers/steps.py: (format.high - format.low) / 2",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
     "qtrain/layers/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",
@@ -76,7 +76,7 @@ COMPILED = {
     "quantizers/kernels/compiled_whole.py: running_high[0] / divisor",
     "quantizers/kernels/compiled_whole.py: running_low[0] / divisor",
     "quantizers/kernels/compiled_whole.py: width / c[_LARGEST]",
-    "qtrain/norms/kernels/compiled_norm.py: v / step",
+    "qtrain/norms/kernels/compiled_passes.py: v / step",
 }
 #: means of floating-point numbers, whose sums are added in the device's own order as well
 MEANS = {

@@ -40,15 +40,16 @@ OPERATIONS: tuple[tuple[str, str], ...] = (
 CALLS: tuple[tuple[str, str, str], ...] = (
     *(
         ("quantizers.ranges", f"{rule}.__call__", "range")
-        for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile", "Ema")
+        for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile")
     ),
+    ("quantizers.running_range", "Ema.__call__", "range"),
     ("quantizers", "Quantizer.__call__", "codes"),
     ("qtrain.norms.normalize", "Deferred.quantized", "codes"),
     ("qtrain.norms.batch", "QBatchNorm.forward", "norm"),
     ("qtrain.norms.batch", "QBatchNorm.relu", "norm"),
     # the scales that multiply a product's sums are a part of it
-    ("qtrain.products.call", "Products.forward", "products"),
-    ("qtrain.products.call", "Products.backward", "products"),
+    ("qtrain.products.function", "Products.forward", "products"),
+    ("qtrain.products.function", "Products.backward", "products"),
 )
 
 _MARK = "part:"

@@ -7,25 +7,26 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import linear as layers
+from ..layers import convolution
 from ..layers.attention import (
     QMultiheadAttention,
     QScaledDotProductAttention,
     ScaledDotProductAttention,
 )
-from ..layers.linear import Shapes
+from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
+from ..products.module import Shapes
 from ..recipe import Recipe
 from .norm_kinds import OTHERS, is_norm, is_norm_by_name, left_norm
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: layers.QLinear,
-    nn.Conv1d: layers.QConv1d,
-    nn.Conv2d: layers.QConv2d,
-    nn.Conv3d: layers.QConv3d,
-    nn.ConvTranspose1d: layers.QConvTranspose1d,
-    nn.ConvTranspose2d: layers.QConvTranspose2d,
-    nn.ConvTranspose3d: layers.QConvTranspose3d,
+    nn.Linear: QLinear,
+    nn.Conv1d: convolution.QConv1d,
+    nn.Conv2d: convolution.QConv2d,
+    nn.Conv3d: convolution.QConv3d,
+    nn.ConvTranspose1d: convolution.QConvTranspose1d,
+    nn.ConvTranspose2d: convolution.QConvTranspose2d,
+    nn.ConvTranspose3d: convolution.QConvTranspose3d,
     Matmul: QMatmul,
     ScaledDotProductAttention: QScaledDotProductAttention,
     nn.MultiheadAttention: QMultiheadAttention,

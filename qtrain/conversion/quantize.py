@@ -9,20 +9,21 @@ from torch import nn
 from .. import checks
 from ..copies import copied
 from ..layer_state import LayerState, device_of
-from ..layers.linear import QProduct, products_of
 from ..norms.deviations import Deviation
 from ..norms.module import QNorm
 from ..norms.recipe import NormRecipe
 from ..products.call import located
+from ..products.module import QProduct, products_of
 from ..recipe import Recipe
 from .group_scales import names_groups_alone, warn_of_groups
 from .kinds import left, plain_type, products, quantized_class, targets
 from .norm_coverage import norms_left, refuse_uncovered, warn_of_norms
 from .norm_kinds import convert_norm_, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
+from .record import Conversion
 from .stale_optimizer import watch_optimizers
-from .summary import Conversion, watch_first_forward
 from .swap import change_class_, fuse_sequentials_
+from .watch import watch_first_forward
 
 
 def quantize(

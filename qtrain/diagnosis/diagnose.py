@@ -11,7 +11,8 @@ from ..files.whole import there
 from ..inspection.monitor import Monitor
 from ..inspection.recorder import RESULTS, ROLES
 from ..inspection.rows import MonitorRow, read_monitor
-from .rules import NOT_FINITE, OPERANDS, RULES, Rule
+from .rule import Rule
+from .rules import NOT_FINITE, OPERANDS, RULES
 from .verdict import Finding, Verdict
 
 #: The file of a run folder that is looked at.

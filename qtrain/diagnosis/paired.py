@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import checks
-from ..conversion.summary import forget_watch
+from ..conversion.watch import forget_watch
 from ..copies import copied, random_state_kept, unwrapped
 from ..inspection.step import Loss, chosen_loss, step
 from .gradient_error import gradients

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..checks import choice
 from ..layers.attention import QMultiheadAttention
-from ..layers.linear import QProduct
+from ..products.module import QProduct
 from .switches import PRODUCT_ROLES, Part
 
 #: A layer's name, and "all", one of its products, or one of its roles.

@@ -13,7 +13,7 @@ from quantizers import OFF, Off
 
 from ..inspection.probes import FULL
 from ..inspection.recorder import OPERANDS
-from ..layers.linear import products_of
+from ..products.module import products_of
 from ..products.operations import Kind
 from ..recipe import Recipe
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..conversion.summary import rehearsed
+from ..conversion.watch import rehearsed
 from ..inspection.probes import watchable
-from ..layers.linear import products_of
+from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .counter import Counter
 from .energy import SZE2017, EnergyTable

@@ -12,8 +12,8 @@ from .. import checks
 from ..conversion.converted import plain_state_dict
 from ..copies import copied, random_state_kept, unwrapped
 from ..layer_state import LayerState
-from ..layers.linear import products_of
 from ..products.call import Computed
+from ..products.module import products_of
 from .errors import Sums
 from .pair import TensorPair
 from .probes import in_full_precision, show, watchable

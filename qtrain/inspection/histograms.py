@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
-from quantizers.quantizer import as_real
+from quantizers.steps import as_real
 
 #: The binades 2^e <= |x| < 2^(e + 1) that have bins of their own; the end bins take what is beyond.
 LOWEST, HIGHEST = -32, 15

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..conversion.summary import forget_watch
+from ..conversion.watch import forget_watch
 from ..copies import copied, random_state_kept, unwrapped
-from ..layers.linear import products_of
+from ..products.module import products_of
 from .recorder import Recorder
 from .report import Report
 from .step import Loss, called, chosen_loss, step

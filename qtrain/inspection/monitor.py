@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import checks
 from ..copies import unwrapped
-from ..layers.linear import QProduct
+from ..products.module import QProduct
 from .histograms import HIGHEST, LOWEST
 from .plots import plot_monitor
 from .record import Record

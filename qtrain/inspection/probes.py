@@ -11,10 +11,10 @@ from quantizers import QTensor
 
 from ..autograd.recomputation import in_backward
 from ..conversion.quantize import convert_left_
-from ..conversion.summary import forget_watch
+from ..conversion.watch import forget_watch
 from ..copies import copied, unwrapped
-from ..layers.linear import products_of
 from ..products.call import Computed
+from ..products.module import products_of
 from ..products.operations import Kind
 from ..recipe import Recipe
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..autograd.function_output import function_output
-from .linear import QProduct
+from ..products.module import QProduct
 from .matmul import matmul
 
 

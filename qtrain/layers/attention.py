@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..products.module import QProduct, Shapes
 from ..products.operations import Linear
 from .attend import attend, lost_rows
-from .linear import QProduct, Shapes
 from .matmul import ANY_SHAPES
 
 

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules import module as hooks
 
+from quantizers import IntFormat, Quantizer, nearest_even
+from quantizers.protocol import straight_through
+
 from ..autograd.selective import unseen
 from ..layer_state import autocast_dtype
 from ..norms import normalize as norm_computation
 from ..norms.batch import QBatchNorm
-from .linear import takes_extremes
+from .convolution import QConvNd
+from .linear import QLinear
 
 
 def norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ def norm_relu_before(
     """relu(norm(input)) for nobody but the layer, which may make codes of it (`Deferred`); for
     everybody: None."""
     y = None
-    if layer is not None and takes_extremes(layer):
+    if layer is not None and _takes_extremes(layer):
         if _runs_forward_alone(layer) and _runs_forward_alone(layer.get_submodule("product")):
             y = _norm_relu(norm, relu, input, deferred=True)
     if y is None:
@@ -140,3 +144,24 @@ class _AddRelu(torch.autograd.Function):
         run = torch.ops.qtrain.masked if _in_graph(off) else norm_computation.masked
         grad = run(grad_output, off)
         return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1])
+
+
+def _takes_extremes(layer: nn.Module) -> bool:
+    """Whether a converted layer needs of its input no more than integers nearest to it, over a
+    range that its extremes give: see norm_computation.Deferred."""
+    if not isinstance(layer, QLinear | QConvNd) or layer.product.probe is not None:
+        return False
+    recipe = layer.product.recipe
+    quantizer = recipe.forward.input
+    if isinstance(layer, QConvNd):
+        padding = layer.padding
+        if layer.padding_mode != "zeros" or (isinstance(padding, str) and padding != "valid"):
+            return False
+    return (
+        type(quantizer) is Quantizer
+        and isinstance(quantizer.format, IntFormat)
+        and quantizer.by_extremes
+        and quantizer.rounding == nearest_even
+        and straight_through(quantizer)
+        and recipe.reuses("grad_weight", "input")
+    )

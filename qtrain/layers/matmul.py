@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..products.module import QProduct, Shapes
 from ..products.operations import BatchedMatmul
-from .linear import QProduct, Shapes
 
 #: input, canonical weight and output of a matrix product of activations: every size may change
 ANY_SHAPES: Shapes = ((None,) * 3, (None,) * 3, (None,) * 3)

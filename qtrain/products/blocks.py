@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
-from quantizers.quantizer import as_real
+from quantizers.steps import as_real
 
 from ..autograd.selective import shown
-from .engines.engine import Engine
+from .engines.engine import Engine, Note
 from .engines.epilogue import Epilogue
 from .engines.plain_convolution import full_precision
 from .engines.scales import times
-from .integers import Note, Operand, exact, lifted, pairs
-from .operations import Kind, Operation
+from .integers import exact
+from .operands import lifted, pairs
+from .operations import Kind, Operand, Operation
 from .plan import Sketch, planned, sketch
 
 #: what serves a product with an operand that is not integer

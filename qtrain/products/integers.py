@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
+from .convolution import Convolution
 from .engines.choice import available, choose
-from .engines.engine import Engine, Span, Work, holds
+from .engines.engine import Engine, Note, Span, Work, holds
 from .engines.epilogue import Epilogue
 from .engines.geometry import resized
-from .operations import BatchedMatmul, Convolution, Kind, Operation
+from .operands import lifted, pairs
+from .operations import BatchedMatmul, Kind, Operand, Operation
 from .plan import Sketch, planned, sketch
-
-Operand = Literal["a", "b"]
-Note = Callable[[str], None]
-
-
-def pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operand, QTensor]]:
-    return ("a", a), ("b", b)
-
-
-def lifted(
-    operation: Operation, kind: Kind, operand: Operand, q: QTensor, compact: Tensor
-) -> Tensor:
-    """The operand's scale or zero point, broadcastable to the product."""
-    spread = q.spread(compact)
-    if spread.numel() > 1:
-        kept = operation.kept(kind, operand, spread.dim())
-        sizes = [s if i in kept else 1 for i, s in enumerate(q.elements.shape)]
-        spread = spread if list(spread.shape) == sizes else spread.expand(sizes)
-    return operation.lift(kind, operand, spread)
 
 
 def _ones(operation: Operation, kind: Kind, operand: Operand, x: Tensor) -> Tensor:

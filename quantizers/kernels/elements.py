@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quantizers.formats import Format, Overflow
+from quantizers.memory import serves
+from quantizers.rounding import Rounding
 
 from . import team
 from .plan import plan
-from .serving import TARGETS, made, operand, serves
-
-if TYPE_CHECKING:  # which needs noise, which needs this package
-    from quantizers.rounding import Rounding
+from .serving import TARGETS, made, operand
 
 
 def elements(

@@ -5,25 +5,26 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat, Overflow
+from quantizers.formats import FloatFormat, Format, IntFormat, Overflow
 from quantizers.granularity import Granularity, compact_shape
+from quantizers.memory import is_plain, serves
+from quantizers.ranges import AbsMax, MinMax, RangeRule, State
+from quantizers.rounding import Rounding
+from quantizers.running_range import Ema
 
 from . import team
 from .layout import contiguous, is_granule_major
 from .plan import Plan, plan
-from .serving import is_plain, made, operand, serves
-
-if TYPE_CHECKING:  # which needs noise, which needs this package
-    from quantizers.rounding import Rounding
+from .serving import made, operand
 
 
-class Running(NamedTuple):
-    """A running range: see ranges.Ema.  low, high, share: fp32, one entry; steps: int64."""
+class _Running(NamedTuple):
+    """A running range: see running_range.Ema.  low, high, share: fp32, one entry; steps: int64."""
 
     low: Tensor
     high: Tensor
@@ -55,20 +56,32 @@ class Whole(NamedTuple):
 def whole(
     x: Tensor,
     granularity: Granularity,
-    symmetric: bool,
-    running: Running | None,
+    rule: RangeRule,
     format: Format,
     rounding: Rounding,
+    state: State | None,
     key: Tensor | None,
-    overflow: Overflow | None,
+    training: bool,
     factor: Tensor | None,
 ) -> Whole | None:
     """Elements, scale and zero point of x * factor over its extremes, as a Quantizer makes them.
 
-    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; symmetric: whether
-    the range is; factor: fp32, broadcastable to x, one granule only.  None where no kernel serves
-    these.
+    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; rule: absmax,
+    minmax, or an Ema of these with its `state`; factor: fp32, broadcastable to x, one granule
+    only.  None where no kernel serves these.
     """
+    running = None
+    if isinstance(rule, Ema) and state is not None:
+        running = _Running(
+            state["low"], state["high"], state["share"], state["steps"],
+            rule.momentum, training, not (training and rule.train_on == "batch"),
+        )  # fmt: skip
+        rule = rule.rule
+    if type(rule) not in (AbsMax, MinMax):
+        return None
+    overflow: Overflow | None = None
+    if isinstance(format, FloatFormat):
+        overflow = format.overflow or "saturate"  # as in `steps.elements_of`
     noisy = rounding.random_bits > 0
     if (
         not serves(x)
@@ -117,7 +130,7 @@ def whole(
             0 if factor is None else factor.data_ptr(),
             math.prod(compact),
             ctypes.addressof(slots),
-            symmetric,
+            type(rule) is AbsMax,
             format.signed,
             *kept,
         ),

@@ -46,7 +46,7 @@ def _template() -> nn.Module:
 
 
 def converted() -> nn.Module:
-    from qtrain.conversion.summary import forget_watch
+    from qtrain.conversion.watch import forget_watch
     from qtrain.copies import copied
 
     twin = copied(_template())

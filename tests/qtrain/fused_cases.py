@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Recipe, quantize
-from qtrain.conversion.summary import forget_watch
+from qtrain.conversion.watch import forget_watch
 from qtrain.layers import fused
 from quantizers import FloatFormat
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qtrain import quantize
-from qtrain.conversion.summary import forget_watch
+from qtrain.conversion.watch import forget_watch
 from qtrain.norms.deviations import l1, linf, range_
 from qtrain.norms.recipe import NormRecipe
 

@@ -30,7 +30,8 @@ from qtrain import (
     summary,
 )
 from qtrain.layer_state import LayerState
-from qtrain.layers.linear import QConv2d, QLinear
+from qtrain.layers.convolution import QConv2d
+from qtrain.layers.linear import QLinear
 from quantizers import OFF, IntFormat, QTensor, Quantizer, ema, per_axis, per_channel
 
 

@@ -20,8 +20,8 @@ from training_cases import lines, quiet, small, states
 import qtrain
 from qtrain import Arithmetic, Monitor, NormRecipe, bound_weights, quantize, recipes, summary
 from qtrain.layers.fused import norm_relu
-from qtrain.layers.linear import products_of
 from qtrain.norms import deviations
+from qtrain.products.module import products_of
 from qtrain.reports.progress import Progress
 from qtrain.training.interrupt import Interrupted
 from quantizers import Quantizer as Q

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
 from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
 from qtrain.products.engines.admission import admitted
 from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.cut import CutInt8
@@ -23,7 +24,7 @@ from qtrain.products.engines.float_units import Float32, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.unfolded import UnfoldedInt8
-from qtrain.products.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
+from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from quantizers import IntFormat, Quantizer, int8, minmax, per_axis, per_tensor
 
 Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
 from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
 from qtrain.products.engines.admission import admitted
 from qtrain.products.engines.choice import ENGINES, choose
 from qtrain.products.engines.cut import CutInt8
@@ -24,7 +25,7 @@ from qtrain.products.engines.float_units import Float32, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.unfolded import UnfoldedInt8
-from qtrain.products.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
+from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from quantizers import IntFormat, QTensor, Quantizer
 
 FLOATS: tuple[Engine, ...] = (Float32(), reference)
@@ -282,7 +283,8 @@ def test_products_do_not_see_torchs_default_dtype_and_device() -> None:
         from qtrain.products.engines.admission import admitted
         from qtrain.products.engines.choice import ENGINES
         from qtrain.products.engines.float_units import reference
-        from qtrain.products.operations import Convolution, Linear
+        from qtrain.products.convolution import Convolution
+        from qtrain.products.operations import Linear
         from qtrain.products.blocks import product
         from quantizers import IntFormat, QTensor
 

@@ -17,7 +17,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import NormRecipe, Recipe, inspect, quantize, recipes, summary
-from qtrain.conversion.summary import forget_watch
+from qtrain.conversion.watch import forget_watch
 from qtrain.layers import fused
 from qtrain.layers.fused import norm_add_relu, norm_relu, norm_relu_layer
 from qtrain.models import blocks, resnet

@@ -37,7 +37,7 @@ from qtrain.cli import main
 from qtrain.inspection.histograms import code_counts, value_counts
 from qtrain.inspection.record import thinned_out
 from qtrain.inspection.sampling import places, sampled
-from qtrain.layers.linear import QProduct
+from qtrain.products.module import QProduct
 from qtrain.training.trainee import Branch
 from quantizers import IntFormat, QTensor, Quantizer, bf16, e4m3, minmax, per_axis, percentile
 

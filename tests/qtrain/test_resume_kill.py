@@ -21,7 +21,8 @@ RUN = (
 #: Runs the command line, but dies by SIGKILL at the n-th call of one function.
 DIE = """
 import os, signal, sys
-from qtrain import branch, checkpoint, files, metrics
+from qtrain.files import whole as files
+from qtrain.training import metrics, trainee
 where, count, *arguments = sys.argv[1:]
 count = int(count)
 
@@ -45,9 +46,9 @@ def half_a_file(descriptor):
     os.ftruncate(descriptor, 2000)
 
 if where == "step":
-    deadly(branch.Branch, "step")
+    deadly(trainee.Branch, "step")
 elif where == "evaluation":
-    deadly(branch.Branch, "evaluate")
+    deadly(trainee.Branch, "evaluate")
 elif where == "metrics":
     deadly(metrics.MetricsLog, "write", lambda log: half_a_line(log))
 elif where == "saving":

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from qtrain import quantize
 from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
 from qtrain.products.engines.cut import CutInt8
 from qtrain.products.engines.float_units import Float32, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.scales import times
 from qtrain.products.engines.unfolded import UnfoldedInt8
-from qtrain.products.operations import Convolution, Linear, Operation
+from qtrain.products.operations import Linear, Operation
 from quantizers import IntFormat, QTensor, kernels
 
 ENGINES = [

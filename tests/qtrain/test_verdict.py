@@ -34,7 +34,8 @@ from qtrain import (
 from qtrain.cli import main
 from qtrain.conversion.overrides import Chooser
 from qtrain.diagnosis.figures import often
-from qtrain.diagnosis.rules import OPERANDS, PRODUCTS, RULES, Rule
+from qtrain.diagnosis.rule import Rule
+from qtrain.diagnosis.rules import OPERANDS, PRODUCTS, RULES
 from qtrain.inspection.recorder import ROLES
 from qtrain.recipe import SLOTS
 from quantizers import (

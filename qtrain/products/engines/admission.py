@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qtrain.products.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
-
+from ..convolution import Convolution
+from ..operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from .engine import Engine, Span, Work
 from .epilogue import Epilogue
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from qtrain.products.operations import Kind, Operation
-
+from ..operations import Kind, Operation
 from .cut import CutInt8
 from .engine import Engine, Work
 from .float_units import Float32, reference

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import Convolution, Kind, Operation
-
+from ..convolution import Convolution
+from ..operations import Kind, Operation
 from .admission import Tried
 from .engine import Engine, Span, Work
 from .epilogue import Epilogue

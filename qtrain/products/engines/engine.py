@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import Kind, Operation
-
+from ..operations import Kind, Operation
 from .epilogue import Epilogue
+
+#: told the name of the engine that serves a product, or a block of one
+Note = Callable[[str], None]
 
 
 class Span(NamedTuple):

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import Operation
 from quantizers import kernels
 from quantizers.kernels import team
+
+from ..operations import Operation
 
 
 class Epilogue(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qtrain.products.operations import Kind, Operation
 from quantizers import kernels
 
+from ..operations import Kind, Operation
 from .admission import Tried
 from .engine import Work, holds
 from .epilogue import Epilogue

@@ -18,14 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import (
-    Convolution,
-    Kind,
-    Linear,
-    Operation,
-    is_channels_last,
-)
-from qtrain.products.plan import planned
+from ..convolution import Convolution, is_channels_last
+from ..operations import Kind, Linear, Operation
+from ..plan import planned
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import BatchedMatmul, Kind, Linear, Operation
-
+from ..operations import BatchedMatmul, Kind, Linear, Operation
 from .admission import Tried
 from .engine import Work
 from .epilogue import Epilogue

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qtrain.products.operations import Convolution, Kind, Operation
-
+from ..convolution import Convolution
+from ..operations import Kind, Operation
 from .admission import Tried
 from .engine import Work
 from .epilogue import Epilogue

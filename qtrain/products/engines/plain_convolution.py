@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtrain.autograd.selective import shown
-from qtrain.products.operations import Convolution, Kind, Operation
+from ...autograd.selective import shown
+from ..convolution import Convolution
+from ..operations import Kind, Operation
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 _LIBRARY.define(

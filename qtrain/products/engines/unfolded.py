@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qtrain.products.operations import BatchedMatmul, Convolution, Kind, Operation
-
+from ..convolution import Convolution
+from ..operations import BatchedMatmul, Kind, Operation
 from .admission import Tried
 from .columns import columns
 from .engine import Work

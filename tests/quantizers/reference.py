@@ -1,4 +1,4 @@
-"""The slow, obvious version of this package: one Python float (float64) at a time.
+"""The slow, obvious version of `quantizers`: one Python float (float64) at a time.
 
 It is the specification.  It shares no code with the fast path: the formats' values are enumerated
 from their declared widths, rounding searches the sorted list of values, blocks are loops, noise is
@@ -20,7 +20,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .formats import FloatFormat, Format, IntFormat, Overflow
+from quantizers import FloatFormat, Format, IntFormat
+from quantizers.formats import Overflow
 
 MOST = (2 - 2.0**-23) * 2.0**127  # fp32's largest
 Rule = Callable[[list[float]], tuple[float, float]]
