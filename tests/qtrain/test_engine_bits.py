@@ -328,7 +328,7 @@ def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatc
     """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
     monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": ENGINES["cuda"]})
     monkeypatch.setattr("qtrain.products.engines.plain_convolution.has_cudnn", lambda device: True)
-    monkeypatch.setattr(Quantizer, "_traced", lambda *_: None)
+    monkeypatch.setattr("quantizers.traced.quantized", lambda *_: None)
     found, kept_out = [], []
     flags = torch.backends.cudnn.flags
     monkeypatch.setattr(
