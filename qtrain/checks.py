@@ -35,7 +35,10 @@ def module(got: object, field: str = "model") -> None:
         refuse(field, got, "a torch.nn.Module", "this is a class: give an object of it")
     if isinstance(got, str):
         refuse(
-            field, got, "a torch.nn.Module", "qtrain.models.get(name, ...) makes one by its name"
+            field,
+            got,
+            "a torch.nn.Module",
+            f"qtrain.models.get({shown(got)}, ...) makes one by its name",
         )
     raise TypeError(f"{field}: got {type(got).__name__}, need a torch.nn.Module")
 
