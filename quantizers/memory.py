@@ -29,16 +29,16 @@ def eager() -> Iterator[None]:
         _ON.reset(token)
 
 
-def serves(x: Tensor) -> bool:
-    """Whether a kernel may read this tensor's memory, unseen by torch: nothing that compiles,
-    traces or intercepts operations is active, and the tensor is plain.
+def serves(*tensors: Tensor) -> bool:
+    """Whether a kernel may read these tensors' memory, unseen by torch: nothing that compiles,
+    traces or intercepts operations is active, and each tensor is plain.
 
     A TorchDispatchMode that only watches says so by an attribute `lets_kernels_pass = True`.
     """
     return (
         not torch.compiler.is_compiling()
         and _ON.get()
-        and is_plain(x)
+        and is_plain(*tensors)
         and (_modes() == 0 or _all_watch())
         and _tracing_state() is None
     )
@@ -49,13 +49,16 @@ def _all_watch() -> bool:
     return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether x's numbers are those in its memory, on the CPU."""
-    return (
-        type(x) in _PLAIN
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and not _is_transformed(x)
-        and _has_storage(x)  # batched gradients (is_grads_batched) have none
-    )
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether the numbers of each are those in its memory, on the CPU."""
+    for x in tensors:
+        if (
+            type(x) not in _PLAIN
+            or not x.is_cpu
+            or x.layout is not torch.strided
+            or x.is_neg()
+            or _is_transformed(x)
+            or not _has_storage(x)  # batched gradients (is_grads_batched) have none
+        ):
+            return False
+    return True

@@ -58,13 +58,6 @@ def _mix32_(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shifted(x, 16, 32))
 
 
-def _number(x: Tensor) -> int | None:
-    """The value of a 0-d int64 tensor that lies in this process' memory, or None."""
-    if x.dtype is not torch.int64 or x.dim() or not serves(x):
-        return None
-    return int(x.item())
-
-
 def fold(key: Tensor, value: int | Tensor) -> Tensor:
     """A new key from a key and an integer: fold(fold(k, a), b) differs for every (a, b).
 
@@ -78,10 +71,12 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
         checks.refuse("value", value, "an integer or an int64 tensor")
     if isinstance(value, Tensor) and value.dim() and value.shape != key.shape:
         raise ValueError(f"value: got {checks.shown(value)}, need key's shape {tuple(key.shape)}")
-    own, other = _number(key), value if isinstance(value, int) else _number(value)
-    if own is not None and other is not None:  # the same, without a dozen operations on one number
-        mixed = _mixed((_mixed(other + _GOLDEN) ^ (own & _MASK)) + _GOLDEN)
-        return torch.full_like(key, _signed(mixed, 64))
+    one = not key.dim() and (isinstance(value, int) or not value.dim())
+    if one and (serves(key) if isinstance(value, int) else serves(key, value)):
+        # the same, without a dozen operations on one number
+        other = value if isinstance(value, int) else int(value.item())
+        mixed = _mixed((_mixed(other + _GOLDEN) ^ (int(key.item()) & _MASK)) + _GOLDEN)
+        return torch.full_like(key, mixed - (mixed >> 63 << 64))
     if isinstance(value, int):
         value = torch.full_like(key, _signed(value, 64))
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))

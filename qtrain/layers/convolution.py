@@ -7,7 +7,50 @@ from torch.nn import functional as F
 
 from ..products.convolution import Convolution, pair
 from ..products.module import QProduct, Shapes
+from ..products.plan import planned
 from .linear import OneLine
+
+
+@planned
+def _operation(
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...],
+    padding: str | int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    groups: int,
+    mode: str,
+) -> tuple[Convolution, list[int]]:
+    """A layer's convolution, and what must be padded before it because it cannot do that itself
+    (F.pad's order; [] for nothing)."""
+    space = len(kernel)
+    dilation = pair(dilation, space)
+    if padding == "valid":
+        sides = [(0, 0)] * space
+    elif padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        sides = [(t // 2, t - t // 2) for t in total]
+    else:
+        sides = [(p, p) for p in pair(padding, space)]  # type: ignore[arg-type]
+    own = mode == "zeros" and all(left == right for left, right in sides)
+    inner = tuple(left for left, _ in sides) if own else (0,) * space
+    outer = [] if own else [side for left, right in reversed(sides) for side in (left, right)]
+    if not any(outer):
+        outer = []
+    return Convolution(pair(stride, space), inner, dilation, groups), outer
+
+
+@planned
+def _transposed(
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    groups: int,
+    output_padding: tuple[int, ...],
+) -> Convolution:
+    space = len(kernel)
+    window = pair(stride, space), pair(padding, space), pair(dilation, space)
+    return Convolution(*window, groups, True, output_padding)
 
 
 class QConvNd(OneLine, nn.modules.conv._ConvNd):
@@ -17,13 +60,16 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
         if self.product.recipe.products_off or not self.in_channels:  # of nothing: torch's
             plain: Tensor = super().forward(input)
             return plain
-        space = len(self.kernel_size)
-        batched, padding = self._padded(self._batched(input))
-        operation = Convolution(
-            pair(self.stride, space), padding, pair(self.dilation, space), self.groups
-        )
+        operation, sides = _operation(
+            self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
+            self.padding_mode,
+        )  # fmt: skip
+        batched = self._batched(input)
+        if sides:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            batched = F.pad(batched, sides, mode=mode)
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
-        return output if input.dim() == space + 2 else output.squeeze(0)
+        return output if output.dim() == input.dim() else output.squeeze(0)
 
     def _batched(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor) or input.is_nested:
@@ -35,22 +81,6 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
                 f"(batch, channels, {space} spatial), got shape {tuple(input.shape)}"
             )
         return input if input.dim() == space + 2 else input.unsqueeze(0)
-
-    def _padded(self, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The input with any padding that a convolution cannot do itself, and what remains."""
-        space = len(self.kernel_size)
-        if self.padding == "valid":
-            return input, (0,) * space
-        if self.padding == "same":
-            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            sides = [(t // 2, t - t // 2) for t in total]
-        else:
-            sides = [(p, p) for p in pair(self.padding, space)]  # type: ignore[arg-type]
-        if self.padding_mode == "zeros" and all(left == right for left, right in sides):
-            return input, tuple(left for left, _ in sides)
-        flat = [side for left, right in reversed(sides) for side in (left, right)]
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(input, flat, mode=mode), (0,) * space
 
     @staticmethod
     def products(module: nn.modules.conv._ConvNd) -> dict[str, Shapes]:
@@ -88,14 +118,10 @@ class QConvTransposeNd(QConvNd):
             batched, output_size, list(self.stride), list(self.padding), list(self.kernel_size),
             space, list(self.dilation),
         )  # fmt: skip
-        operation = Convolution(
-            pair(self.stride, space),
-            pair(self.padding, space),  # type: ignore[arg-type]
-            pair(self.dilation, space),
-            self.groups,
-            True,
+        operation = _transposed(
+            self.kernel_size, self.stride, self.padding, self.dilation, self.groups,  # type: ignore[arg-type]
             tuple(output_padding),
-        )
+        )  # fmt: skip
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if input.dim() == space + 2 else output.squeeze(0)
 

@@ -73,7 +73,7 @@ class QNorm(nn.Module):
         quantizer: QuantizerLike = getattr(self.recipe, role)
         if isinstance(quantizer, Off):
             return x
-        state = states["norm", role]
+        state = states.get(("norm", role), {})
         with torch.no_grad():
             own, training = _role_key(key, role), self.state.training
             q = quantized(quantizer, x, key=own, state=state, training=training)
@@ -99,7 +99,7 @@ class QNorm(nn.Module):
             output,
             self.recipe.grad_output,
             _role_key(key, "grad_output"),
-            states["norm", "grad_output"],
+            states.get(("norm", "grad_output"), {}),
             self.state.training,
         )
         return self._rounded(output)

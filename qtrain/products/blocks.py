@@ -11,6 +11,8 @@ along the sum, each block's sum is taken in fp64, where it is exact for formats 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from .engines.epilogue import Epilogue
 from .engines.plain_convolution import full_precision
 from .engines.scales import times
 from .integers import exact
-from .operands import lifted, pairs
+from .operands import lifted, lifted_shape, pairs
 from .operations import Kind, Operand, Operation
 from .plan import Sketch, planned, sketch
 
@@ -36,6 +38,7 @@ def _block(
     kind: Kind,
     a: QTensor,
     b: QTensor,
+    known: tuple[Sketch, Sketch],
     like: Tensor,
     engines: tuple[Engine, ...] | None,
     epilogue: Epilogue,
@@ -45,7 +48,7 @@ def _block(
 ) -> Tensor:
     """The sum of one block through the epilogue: fp32 or fp64."""
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
-        return exact(operation, kind, a, b, like, engines, epilogue, note)
+        return exact(operation, kind, a, b, known, like, engines, epilogue, note)
     if note is not None:
         note(FLOAT)
     left, right = as_real(a.unshifted()), as_real(b.unshifted())
@@ -83,7 +86,22 @@ def _names(kind: Kind) -> tuple[str, str]:
     return first, "input" if kind == "grad_weight" else "weight"
 
 
+Shape = tuple[int, ...] | None
+
+
 @planned
+def _plan(
+    operation: Operation, kind: Kind, a: Sketch, b: Sketch
+) -> tuple[list[tuple[int, int]], tuple[Shape, Shape]]:
+    """The blocks along the sum (see `_cuts`), and the shapes of the two scales (`lifted_shape`)."""
+    cuts = _cuts(operation, kind, a, b)
+    shapes = (
+        lifted_shape(operation, kind, "a", a),
+        lifted_shape(operation, kind, "b", b),
+    )
+    return cuts, shapes
+
+
 def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
     """(start, length) of each block along the sum; none for a sum that is not cut.
 
@@ -150,42 +168,48 @@ def product(
     result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
     where a scale varies along the sum.
     """
-    cuts = _cuts(operation, kind, sketch(a), sketch(b))
+    known = sketch(a), sketch(b)
+    cuts, shapes = _plan(operation, kind, *known)
     if not cuts:
-        epilogue = Epilogue(_scale(operation, kind, a, b), bias)
-        return _block(operation, kind, a, b, like, engines, epilogue, note, 1, unit)
+        epilogue = Epilogue(_scale(operation, kind, a, b, shapes), bias)
+        return _block(operation, kind, a, b, known, like, engines, epilogue, note, 1, unit)
     total: Tensor | None = None
     for start, length in cuts:
         left = _narrow(operation, kind, "a", a, start, length)
         right = _narrow(operation, kind, "b", b, start, length)
-        epilogue = Epilogue(_scale(operation, kind, left, right))
+        epilogue = Epilogue(_scale(operation, kind, left, right, (None, None)))
+        known = sketch(left), sketch(right)
         part = _block(
-            operation, kind, left, right, like, engines, epilogue, note, len(cuts), unit
+            operation, kind, left, right, known, like, engines, epilogue, note, len(cuts), unit
         )  # fmt: skip
         total = part if total is None else total.add_(part)
     assert total is not None
     return Epilogue(bias=bias).applied_(operation, total)
 
 
-def _scale(operation: Operation, kind: Kind, a: QTensor, b: QTensor) -> Tensor | None:
-    """The product of the two scales (see `engines.scales`), broadcastable to the product."""
-    scales = [
-        (
-            q.scale.view(())
-            if q.scale.numel() == 1
-            else lifted(operation, kind, operand, q, q.scale)
-        ).float()
-        for operand, q in pairs(a, b)
-        if q.scale is not None
-    ]
-    if not scales:
-        return None
-    return times(*scales) if len(scales) == 2 else scales[0]
+def _scale(
+    operation: Operation, kind: Kind, a: QTensor, b: QTensor, shapes: Sequence[Shape]
+) -> Tensor | None:
+    """The product of the two scales (see `engines.scales`), broadcastable to the product.
+
+    shapes: of the two, see `lifted_shape`.
+    """
+    found: Tensor | None = None
+    for (operand, q), shape in zip(pairs(a, b), shapes, strict=True):
+        scale = q.scale
+        if scale is None:
+            continue
+        if shape is None and scale.numel() == 1:
+            shape = ()
+        own = lifted(operation, kind, operand, q, scale) if shape is None else scale.reshape(shape)
+        found = own.float() if found is None else times(found, own.float())
+    return found
 
 
 @planned
-def _is_foldable(operation: Operation, kind: Kind, q: Sketch) -> bool:
-    """Whether the scale of operand b varies along the sum, and along axes of the output alone."""
+def _fold(operation: Operation, kind: Kind, q: Sketch, dims: int) -> tuple[bool, Shape]:
+    """Whether the scale of operand b varies along the sum, and along axes of the output alone;
+    its shape as a factor of a grad_output of `dims` axes, where that is all that changes."""
     operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
     split = operation.split_axis(kind, "b", len(q.shape))
     varying = {
@@ -195,7 +219,10 @@ def _is_foldable(operation: Operation, kind: Kind, q: Sketch) -> bool:
     }
     summed = varying - operation.kept(kind, "b", len(q.shape))
     needed = any(axis != split or q.block[axis] == 1 for axis in summed)
-    return needed and varying <= operation.kept("forward", operand, len(q.shape))
+    if not needed or not varying <= operation.kept("forward", operand, len(q.shape)):
+        return False, None
+    shape = lifted_shape(operation, "forward", operand, q)
+    return True, None if shape is None else (1,) * (dims - len(shape)) + shape
 
 
 def folded(
@@ -208,9 +235,15 @@ def folded(
     only along axes that grad_output shares (the output's own), it multiplies grad_output before
     that is quantized.  Otherwise None, and b as it was.
     """
-    if b.scale is None or not _is_foldable(operation, kind, sketch(b)):
+    if b.scale is None:
         return None, b
-    operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
-    factor = lifted(operation, "forward", operand, b, b.scale)
-    factor = factor.reshape([1] * (grad_output.dim() - factor.dim()) + list(factor.shape))
+    foldable, shape = _fold(operation, kind, sketch(b), grad_output.dim())
+    if not foldable:
+        return None, b
+    if shape is None:
+        operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
+        factor = lifted(operation, "forward", operand, b, b.scale)
+        factor = factor.reshape([1] * (grad_output.dim() - factor.dim()) + list(factor.shape))
+    else:
+        factor = b.scale.reshape(shape)
     return factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quantizers import Off, QTensor, Quantizer, fold
-from quantizers.protocol import needs_key, quantized
+from quantizers.protocol import quantized
 from quantizers.ranges import State
 
 from ..recipe import SLOTS, Recipe
@@ -86,19 +86,17 @@ class Call:
     ) -> QTensor:
         """An operand, times the other operand's scale where that is its factor, through its slot's
         quantizer, with the slot's own state and noise."""
-        quantizer = self.recipe.slot(kind, operand)
-        slot = SLOTS.index((kind, operand))
-        known: dict[str, Tensor] = {}
-        if factor is not None and type(quantizer) is Quantizer:
-            known["factor"] = factor
-        elif factor is not None:
+        slot = self.recipe.slots[kind, operand]
+        quantizer, number = slot.quantizer, slot.number
+        ours = type(quantizer) is Quantizer
+        if factor is not None and not ours:
             x = x * factor
-        if isinstance(quantizer, Off) and self.autocast is not None:
+        if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
-        if key is not None and needs_key(quantizer):
+        if key is not None and slot.noisy:
             # the same weights get the same noise on every rank, data their own
             common = operand == "weight" and not self.operation.weight_is_data
-            key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))
+            key = fold(key, number if common else number + len(SLOTS) * (self.rank + 1))
         state = self.states.get((kind, operand), {})
         try:
             deferred = None  # a norm's output that is yet to be: norm_computation.Deferred
@@ -106,13 +104,14 @@ class Call:
                 deferred = getattr(x, "deferred", None)
             if deferred is not None:
                 q: QTensor = deferred.quantized(quantizer, state, self.training)
+            elif type(quantizer) is Quantizer:
+                q = quantizer.of_layer(x, state, key, self.training, factor)
             else:
-                training = self.training
-                q = quantized(quantizer, x, state=state, key=key, training=training, **known)
+                q = quantized(quantizer, x, state=state, key=key, training=self.training)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
-            seen = x if factor is None or "factor" not in known else x * factor
+            seen = x * factor if factor is not None and ours else x
             self.probe.operand(kind, operand, seen, q, factor is not None)
         return q
 
@@ -122,14 +121,12 @@ class Call:
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""
-        return {name: value.clone() for name, value in self.states["forward", operand].items()}
+        return {
+            name: value.clone() for name, value in self.states.get(("forward", operand), {}).items()
+        }
 
-    def own_backward(
-        self, operand: str, grad: Tensor, x: Tensor | None, state: State | None
-    ) -> Tensor:
+    def own_backward(self, operand: str, grad: Tensor, x: Tensor | None, state: State) -> Tensor:
         """The gradient through the forward quantizer of an operand, with its state of then."""
-        if state is None:
-            return grad
         backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
         passed = backward(grad, x, state)
         if not isinstance(passed, Tensor) or passed.shape != grad.shape:

@@ -155,7 +155,8 @@ def is_channels_last(x: Tensor) -> bool:
     """As torch's convolutions decide how their result lies in memory."""
     if x.dim() not in (4, 5):
         return False
-    return x.is_contiguous(memory_format=channels_last(x.dim())) and not x.is_contiguous()
+    layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 def _settled(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor, round_to
-from quantizers.protocol import straight_through
 
 from ..autograd.function_output import function_output
 from ..autograd.selective import shown
@@ -18,12 +17,8 @@ from .call import Call, Computed, located
 from .operations import Kind
 
 
-def _off(*operands: QTensor) -> bool:
-    return all(q.format is None and q.scale is None for q in operands)
-
-
-def _alike(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(x.shape), tuple(x.stride())
+def _off(a: QTensor, b: QTensor) -> bool:
+    return a.format is None and b.format is None and a.scale is None and b.scale is None
 
 
 class Products(torch.autograd.Function):
@@ -48,11 +43,11 @@ class Products(torch.autograd.Function):
         meta: tuple[tuple[Any, ...] | None, ...],
         *tensors: Tensor | None,
     ) -> Tensor:
-        xq, wq, backward_w, backward_x = (
-            None if kept is None else QTensor(*tensors[3 * i : 3 * i + 3], *kept)  # type: ignore[arg-type]
-            for i, kept in enumerate(meta)
-        )
-        assert xq is not None and wq is not None
+        operands: list[Any] = []
+        for i, kept in enumerate(meta):
+            parts: Any = tensors[3 * i : 3 * i + 3]
+            operands.append(None if kept is None else QTensor(*parts, *kept))
+        xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
             xq = xq._replace(elements=input)
         backward_w, backward_x = backward_w or wq, backward_x or xq
@@ -74,8 +69,9 @@ class Products(torch.autograd.Function):
             )
 
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
-        keep_input = wants_input and not straight_through(call.recipe.slot("forward", "input"))
-        keep_weight = wants_weight and not straight_through(call.recipe.slot("forward", "weight"))
+        slots = call.recipe.slots
+        keep_input = wants_input and not slots["forward", "input"].straight_through
+        keep_weight = wants_weight and not slots["forward", "weight"].straight_through
         none = (None, None, None)
         ctx.save_for_backward(
             key if wants_input or wants_weight else None,
@@ -96,7 +92,8 @@ class Products(torch.autograd.Function):
             _Seen(weight) if probing and wants_input else None,
             _Seen(input) if probing and wants_weight else None,
         )
-        ctx.input, ctx.weight = _alike(xq.elements), _alike(weight)
+        ctx.input = tuple(xq.elements.shape), tuple(xq.elements.stride())
+        ctx.weight = tuple(weight.shape), tuple(weight.stride())
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
         return function_output(output.to(dtype))
 
@@ -151,13 +148,15 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if wants_input:
         saved = QTensor(*tensors[:3], *ctx.meta[0])
         grad_input = one("grad_input", saved, input_like, ctx.seen[0], ctx.dtypes[0])
-        grad_input = call.own_backward("input", grad_input, input, input_state)
+        if input_state is not None:
+            grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
         saved = QTensor(*tensors[3:], *ctx.meta[1])
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, like, ctx.seen[1], ctx.dtypes[1])
-        grad = call.own_backward("weight", grad, canonical, weight_state)
+        if weight_state is not None:
+            grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
     if wants_bias:
         if call.recipe.is_off("grad_weight"):
@@ -212,9 +211,9 @@ def apply(
         wq = call.quantize("forward", "weight", canonical, key)
         backward_w, backward_x = wq, xq
         if differentiable:
-            if not recipe.reuses("grad_input", "weight"):
+            if not recipe.slots["grad_input", "weight"].reused:
                 backward_w = call.quantize("grad_input", "weight", canonical, key)
-            if not recipe.reuses("grad_weight", "input"):
+            if not recipe.slots["grad_weight", "input"].reused:
                 backward_x = call.quantize("grad_weight", "input", input, key)
     # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
     operands = (
@@ -223,10 +222,13 @@ def apply(
         None if backward_w is wq else backward_w,
         None if backward_x is xq else backward_x,
     )
-    tensors = [t for q in operands for t in ((None,) * 3 if q is None else q[:3])]
-    meta = tuple(None if q is None else q[3:] for q in operands)
+    tensors: list[Tensor | None] = []
+    meta: list[tuple[Any, ...] | None] = []
+    for q in operands:
+        tensors += (None,) * 3 if q is None else q[:3]
+        meta.append(None if q is None else q[3:])
     dtype = recipe.stored(input.dtype if call.autocast is None else call.autocast)
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
-        call, dtype, key, input, weight, bias, meta, *tensors
+        call, dtype, key, input, weight, bias, tuple(meta), *tensors
     )
     return output

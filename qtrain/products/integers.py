@@ -118,23 +118,25 @@ def exact(
     kind: Kind,
     a: QTensor,
     b: QTensor,
+    known: tuple[Sketch, Sketch],
     like: Tensor,
     engines: tuple[Engine, ...] | None,
     epilogue: Epilogue,
     note: Note | None,
 ) -> Tensor:
-    """The exact integer sums of one block through the epilogue, fp32."""
+    """The exact integer sums of one block through the epilogue, fp32.  known: a's and b's sketch."""
     device_type = a.elements.device.type
     engines = engines or available(device_type)
-    engine, work = _served(operation, kind, sketch(a), sketch(b), device_type, engines)
+    engine, work = _served(operation, kind, *known, device_type, engines)
     if note is not None:
         note(engine.name)
     if work.sums:
         return epilogue(operation, _corrected(operation, kind, a, b, like, engines, engine, work))
     zero_point = a.zero_point if work.zero_point else None
-    left = a.elements if work.zero_point else _direct(a)
+    left = a.elements if work.zero_point or a.zero_point is None else _direct(a)
+    right = b.elements if b.zero_point is None else _direct(b)
     return engine.product(
-        operation, kind, left, _direct(b), like, work, zero_point=zero_point, epilogue=epilogue
+        operation, kind, left, right, like, work, zero_point=zero_point, epilogue=epilogue
     )
 
 

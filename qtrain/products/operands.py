@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from quantizers import QTensor
 
 from .operations import Kind, Operand, Operation
+from .plan import Sketch, planned
 
 
 def pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operand, QTensor]]:
     """The two, each with its place in a product."""
     return ("a", a), ("b", b)
+
+
+@planned
+def lifted_shape(
+    operation: Operation, kind: Kind, operand: Operand, q: Sketch
+) -> tuple[int, ...] | None:
+    """The shape of the operand's scale, `lifted`, where that is nothing but another shape."""
+    if q.scale is None or torch.compiler.is_compiling():
+        return None
+    if math.prod(q.scale) == 1:
+        return ()
+    parts = zip(q.shape, q.block, q.scale, strict=True)
+    kept = operation.kept(kind, operand, len(q.shape))
+    for axis, (size, block, count) in enumerate(parts):
+        if 1 < block < size or count != (size if axis in kept else 1):
+            return None
+    return tuple(operation.lift(kind, operand, torch.empty(q.scale, device="meta")).shape)
 
 
 def lifted(

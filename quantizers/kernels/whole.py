@@ -39,9 +39,9 @@ class _Running(NamedTuple):
         if self.steps.dtype is not torch.int64 or self.steps.numel() != 1:
             return False
         for part in (self.low, self.high, self.share):
-            if part.dtype is not torch.float32 or part.numel() != 1 or not is_plain(part):
+            if part.dtype is not torch.float32 or part.numel() != 1:
                 return False
-        return is_plain(self.steps)
+        return is_plain(self.low, self.high, self.share, self.steps)
 
 
 class Whole(NamedTuple):
