@@ -96,7 +96,11 @@ class LayerState(nn.Module):
         that it began with (but those of gradients, which its backward passes move on).
         A module without parameters has no device but its operands': its state goes where they are.
         """
-        refuse_transforms(self.name)
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (
+            torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
+        ):
+            refuse_transforms(self.name)
         if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)

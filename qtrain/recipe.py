@@ -131,7 +131,10 @@ class Recipe:
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
     #: each operand's quantizer, and what is known of it
     slots: Mapping[tuple[str, str], Slot] = field(init=False, repr=False, compare=False)
-    _off: frozenset[str] = field(init=False, repr=False, compare=False)
+    #: the products of which neither operand is quantized
+    off: frozenset[str] = field(init=False, repr=False, compare=False)
+    #: whether a layer under this recipe is exactly the torch layer
+    products_off: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.text("name", self.name)
@@ -161,7 +164,8 @@ class Recipe:
             product for (product, _), s in slots.items() if not isinstance(s.quantizer, Off)
         }
         object.__setattr__(self, "slots", slots)
-        object.__setattr__(self, "_off", frozenset(p for p, _ in SLOTS) - quantized)
+        object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
+        object.__setattr__(self, "products_off", self.activation is None and len(self.off) == 3)
         if self.grad_weight.unit == "bf16":
             self._check_bf16_unit()
 
@@ -210,12 +214,7 @@ class Recipe:
 
     def is_off(self, product: str) -> bool:
         """Whether neither operand of a product is quantized."""
-        return product in self._off
-
-    @property
-    def products_off(self) -> bool:
-        """Whether a layer under this recipe is exactly the torch layer."""
-        return self.activation is None and len(self._off) == 3
+        return product in self.off
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""

@@ -167,37 +167,25 @@ class Quantizer:
                 x, self._spec, self.format, self.granularity, self.range, state, key, training,
                 factor,
             )  # fmt: skip
-        else:
-            found = self._fused(x, state, key, training, factor)
-        if found is not None:
-            return found
+            if found is not None:
+                return found
+        elif self.range is not None and self.scale_format in (fp32,):
+            made = kernels.whole(
+                x, self.granularity, self.range, self.format, self.rounding, state, key, training,
+                factor,
+            )  # fmt: skip
+            if made is not None:
+                return QTensor(made.elements, made.scale, made.zero_point, self.format, made.block)
         x = tensor_checks.real(x).detach()  # no graph grows through elements, scales or the state
         x = x if factor is None else x * factor
-        block = self.granularity.block_shape(x.shape)
         scale = zero_point = None
+        if self.range is None and x.numel():  # one block
+            block = tuple(x.shape)
+        else:
+            block = self.granularity.block_shape(x.shape)
         if self.range is not None:
             scale, zero_point = self.scale_of(x, block, state, training)
         elements = elements_of(x, scale, zero_point, block, self.format, self.rounding, key)
-        return QTensor(elements, scale, zero_point, self.format, block)
-
-    def _fused(
-        self,
-        x: Tensor,
-        state: State | None,
-        key: Tensor | None,
-        training: bool,
-        factor: Tensor | None,
-    ) -> QTensor | None:
-        """By a single kernel, or None."""
-        if self.range is None or self.scale_format not in (fp32,):
-            return None
-        found = kernels.whole(
-            x, self.granularity, self.range, self.format, self.rounding, state, key, training,
-            factor,
-        )  # fmt: skip
-        if found is None:
-            return None
-        elements, scale, zero_point, block = found
         return QTensor(elements, scale, zero_point, self.format, block)
 
     def scale_of(

@@ -23,7 +23,8 @@ from torch.utils import _python_dispatch as modes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _KEEPERS = checkpointing._CachingTorchDispatchMode, checkpointing._CachedTorchDispatchMode
-_depth = torch._C._len_torch_dispatch_stack
+#: how many modes intercept torch's operations
+torch_modes = torch._C._len_torch_dispatch_stack
 _NOTHING = nullcontext()
 #: the whole stack of modes around the layer, outermost first, while it is hidden from some
 _AROUND: ContextVar[tuple[Any, ...]] = ContextVar("modes around a layer", default=())
@@ -31,7 +32,7 @@ _AROUND: ContextVar[tuple[Any, ...]] = ContextVar("modes around a layer", defaul
 
 def hidden() -> AbstractContextManager[Any]:
     """Within it, the modes of selective checkpointing see nothing; other modes see everything."""
-    if torch.compiler.is_compiling() or not _depth():
+    if torch.compiler.is_compiling() or not torch_modes():
         return _NOTHING
     around = tuple(modes._get_current_dispatch_mode_stack())
     if not any(isinstance(mode, _KEEPERS) for mode in around):
@@ -52,7 +53,7 @@ def _hidden(around: tuple[Any, ...]) -> Iterator[None]:
 @contextmanager
 def _stack(wanted: list[Any]) -> Iterator[None]:
     """Another stack of modes."""
-    found = [modes._pop_mode() for _ in range(_depth())]
+    found = [modes._pop_mode() for _ in range(torch_modes())]
     for mode in wanted:
         modes._push_mode(mode)
     try:

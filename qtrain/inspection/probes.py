@@ -22,9 +22,9 @@ from ..recipe import Recipe
 class _Shown(Recipe):
     """Full precision, but computed by our own products, which a probe sees."""
 
-    @property
-    def products_off(self) -> bool:
-        return False
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "products_off", False)
 
 
 #: Of layers in full precision that are watched.  Linear layers, convolutions and matrix products

@@ -12,22 +12,24 @@ along the sum, each block's sum is taken in fp64, where it is exact for formats 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers import IntFormat, QTensor
-from quantizers.steps import as_real
+from quantizers import QTensor
 
 from ..autograd.selective import shown
+from .engines.choice import ENGINES
 from .engines.engine import Engine, Note
 from .engines.epilogue import Epilogue
 from .engines.plain_convolution import full_precision
 from .engines.scales import times
-from .integers import exact
-from .operands import lifted, lifted_shape, pairs
+from .integers import Served, corrected, direct, serving
+from .operands import lifted, lifted_shape
 from .operations import Kind, Operand, Operation
-from .plan import Sketch, planned, sketch
+from .plan import Sketch, planned, sketches
 
 #: what serves a product with an operand that is not integer
 FLOAT = "torch (float operand)"
@@ -38,26 +40,37 @@ def _block(
     kind: Kind,
     a: QTensor,
     b: QTensor,
-    known: tuple[Sketch, Sketch],
     like: Tensor,
-    engines: tuple[Engine, ...] | None,
+    engines: tuple[Engine, ...],
+    served: Served | None,
     epilogue: Epilogue,
     note: Note | None,
     blocks: int,
     unit: torch.dtype | None,
 ) -> Tensor:
     """The sum of one block through the epilogue: fp32 or fp64."""
-    if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
-        return exact(operation, kind, a, b, known, like, engines, epilogue, note)
+    if served is not None:
+        engine, work = served
+        if note is not None:
+            note(engine.name)
+        if work.sums:
+            total = corrected(operation, kind, a, b, like, engines, engine, work)
+            return epilogue(operation, total)
+        left = a.elements if work.zero_point or a.zero_point is None else direct(a)
+        right = b.elements if b.zero_point is None else direct(b)
+        zero_point = a.zero_point if work.zero_point else None
+        return engine.product(
+            operation, kind, left, right, like, work, zero_point=zero_point, epilogue=epilogue
+        )
     if note is not None:
         note(FLOAT)
-    left, right = as_real(a.unshifted()), as_real(b.unshifted())
-    wide = torch.promote_types(left.dtype, right.dtype)
+    left, right = a.unshifted(), b.unshifted()
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
     if blocks > 1 and wide == torch.float32:
         sums = shown(operation.product, kind, left.double(), right.double(), like).float()
     else:
         inner = unit or wide
-        with full_precision(left.device):
+        with full_precision() if left.is_cuda else nullcontext():
             sums = shown(operation.product, kind, left.to(inner), right.to(inner), like).to(wide)
     return epilogue.applied_(operation, sums)
 
@@ -89,17 +102,32 @@ def _names(kind: Kind) -> tuple[str, str]:
 Shape = tuple[int, ...] | None
 
 
+class _Plan(NamedTuple):
+    """What a product's shapes, formats and engines decide.
+
+    cuts     the blocks along the sum: see `_cuts`
+    shapes   of the two scales: see `lifted_shape`
+    served   by what, where it is exact and not cut: see `serving`
+    """
+
+    cuts: list[tuple[int, int]]
+    shapes: tuple[Shape, Shape]
+    served: Served | None
+
+
 @planned
 def _plan(
-    operation: Operation, kind: Kind, a: Sketch, b: Sketch
-) -> tuple[list[tuple[int, int]], tuple[Shape, Shape]]:
-    """The blocks along the sum (see `_cuts`), and the shapes of the two scales (`lifted_shape`)."""
+    operation: Operation,
+    kind: Kind,
+    a: Sketch,
+    b: Sketch,
+    device_type: str,
+    engines: tuple[Engine, ...],
+) -> _Plan:
     cuts = _cuts(operation, kind, a, b)
-    shapes = (
-        lifted_shape(operation, kind, "a", a),
-        lifted_shape(operation, kind, "b", b),
-    )
-    return cuts, shapes
+    shapes = lifted_shape(operation, kind, "a", a), lifted_shape(operation, kind, "b", b)
+    served = None if cuts else serving(operation, kind, a, b, device_type, engines)
+    return _Plan(cuts, shapes, served)
 
 
 def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
@@ -168,19 +196,20 @@ def product(
     result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
     where a scale varies along the sum.
     """
-    known = sketch(a), sketch(b)
-    cuts, shapes = _plan(operation, kind, *known)
+    device_type = a.elements.device.type
+    units = engines or ENGINES[device_type]
+    cuts, shapes, served = _plan(operation, kind, *sketches(a, b), device_type, units)
     if not cuts:
         epilogue = Epilogue(_scale(operation, kind, a, b, shapes), bias)
-        return _block(operation, kind, a, b, known, like, engines, epilogue, note, 1, unit)
+        return _block(operation, kind, a, b, like, units, served, epilogue, note, 1, unit)
     total: Tensor | None = None
     for start, length in cuts:
         left = _narrow(operation, kind, "a", a, start, length)
         right = _narrow(operation, kind, "b", b, start, length)
+        served = serving(operation, kind, *sketches(left, right), device_type, units)
         epilogue = Epilogue(_scale(operation, kind, left, right, (None, None)))
-        known = sketch(left), sketch(right)
         part = _block(
-            operation, kind, left, right, known, like, engines, epilogue, note, len(cuts), unit
+            operation, kind, left, right, like, units, served, epilogue, note, len(cuts), unit
         )  # fmt: skip
         total = part if total is None else total.add_(part)
     assert total is not None
@@ -195,7 +224,8 @@ def _scale(
     shapes: of the two, see `lifted_shape`.
     """
     found: Tensor | None = None
-    for (operand, q), shape in zip(pairs(a, b), shapes, strict=True):
+    operands: tuple[tuple[Operand, QTensor], ...] = ("a", a), ("b", b)
+    for (operand, q), shape in zip(operands, shapes, strict=True):
         scale = q.scale
         if scale is None:
             continue
@@ -237,7 +267,7 @@ def folded(
     """
     if b.scale is None:
         return None, b
-    foldable, shape = _fold(operation, kind, sketch(b), grad_output.dim())
+    foldable, shape = _fold(operation, kind, sketches(b, b)[0], grad_output.dim())
     if not foldable:
         return None, b
     if shape is None:

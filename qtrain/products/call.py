@@ -13,6 +13,7 @@ from quantizers import Off, QTensor, Quantizer, fold
 from quantizers.protocol import quantized
 from quantizers.ranges import State
 
+from ..layer_state import rank
 from ..recipe import SLOTS, Recipe
 from .engines.engine import Engine, Note
 from .operations import Kind, Operation
@@ -70,7 +71,6 @@ class Call:
     recipe: Recipe
     states: dict[tuple[str, str], State]
     training: bool
-    rank: int = 0
     autocast: torch.dtype | None = None
     engines: tuple[Engine, ...] | None = None
     probe: Probe | None = None
@@ -96,7 +96,7 @@ class Call:
         if key is not None and slot.noisy:
             # the same weights get the same noise on every rank, data their own
             common = operand == "weight" and not self.operation.weight_is_data
-            key = fold(key, number if common else number + len(SLOTS) * (self.rank + 1))
+            key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))
         state = self.states.get((kind, operand), {})
         try:
             deferred = None  # a norm's output that is yet to be: norm_computation.Deferred
@@ -115,9 +115,10 @@ class Call:
             self.probe.operand(kind, operand, seen, q, factor is not None)
         return q
 
-    def note(self, kind: Kind) -> Note | None:
-        """What is told the engines of a product."""
-        return None if self.probe is None else partial(self.probe.engine, kind)
+    def note(self, kind: Kind) -> Note:
+        """What is told the engines of a product, where there is a probe."""
+        assert self.probe is not None
+        return partial(self.probe.engine, kind)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""

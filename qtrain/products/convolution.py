@@ -73,7 +73,7 @@ class Convolution(Operation):
         weight = self.raw(like)
         last = is_channels_last(weight)
         # strides of its own: aten refuses, in fp64, those of another tensor along a length of 1
-        layout = channels_last(weight.dim()) if last else torch.preserve_format
+        layout = LAST[weight.dim()] if last else torch.preserve_format
         weight = torch.empty_like(weight, dtype=a.dtype, memory_format=layout)
         return self.canonical(self._backward(a, b, weight, 1))
 
@@ -142,21 +142,22 @@ class Convolution(Operation):
         scale = scale.expand(self.groups, *scale.shape[1:])
         return scale.reshape([1, -1, *space])
 
+    def gives_channels_last(self, a: Tensor, weight: Tensor) -> bool:
+        """Whether torch would lay the product of a with a canonical weight so."""
+        return is_channels_last(a) or is_channels_last(self.raw(weight))
+
     def channel_axis(self, dims: int) -> int:
         return 1
 
 
-def channels_last(dims: int) -> torch.memory_format:
-    """The layout of so many axes, 4 or 5, whose second is the innermost."""
-    return torch.channels_last if dims == 4 else torch.channels_last_3d
+#: how tensors of so many axes lie where their second is the innermost
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(x: Tensor) -> bool:
     """As torch's convolutions decide how their result lies in memory."""
-    if x.dim() not in (4, 5):
-        return False
-    layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
+    last = LAST.get(x.dim())
+    return last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous()
 
 
 def _settled(x: Tensor) -> Tensor:

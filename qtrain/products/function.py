@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantizers import QTensor, round_to
 
-from ..autograd.function_output import function_output
+from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
 from ..layer_state import without_autocast
 from .blocks import folded, product
@@ -58,7 +58,7 @@ class Products(torch.autograd.Function):
         else:
             output = product(
                 call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias,
-                note=call.note("forward"),
+                note=None if call.probe is None else call.note("forward"),
             )  # fmt: skip
         if call.recipe.activation is not None:
             output = round_to(output, call.recipe.activation)
@@ -95,7 +95,8 @@ class Products(torch.autograd.Function):
         ctx.input = tuple(xq.elements.shape), tuple(xq.elements.stride())
         ctx.weight = tuple(weight.shape), tuple(weight.stride())
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
-        return function_output(output.to(dtype))
+        output = output.to(dtype)
+        return function_output(output) if OUTPUTS_ARE_COPIED else output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -132,7 +133,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
-            note = call.note(kind)
+            note = None if call.probe is None else call.note(kind)
             unit = call.recipe.unit if kind == "grad_weight" else None
             result = product(operation, kind, gq, bare, like, call.engines, note=note, unit=unit)
         if call.probe is not None and seen is not None:
@@ -159,7 +160,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
     if wants_bias:
-        if call.recipe.is_off("grad_weight"):
+        if "grad_weight" in call.recipe.off:
             canonical_like = operation.canonical(weight_like)
             grad_bias = operation.torch_grad_bias(grad_output, input_like, canonical_like)
         else:  # on the CPU that call would compute a whole grad_weight as well
@@ -227,7 +228,8 @@ def apply(
     for q in operands:
         tensors += (None,) * 3 if q is None else q[:3]
         meta.append(None if q is None else q[3:])
-    dtype = recipe.stored(input.dtype if call.autocast is None else call.autocast)
+    dtype = call.autocast or input.dtype
+    dtype = recipe.stored(dtype) if recipe.narrow else dtype
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
         call, dtype, key, input, weight, bias, tuple(meta), *tensors
     )

@@ -11,9 +11,8 @@ from torch import Tensor
 from quantizers import IntFormat, QTensor
 
 from .convolution import Convolution
-from .engines.choice import available, choose
-from .engines.engine import Engine, Note, Span, Work, holds
-from .engines.epilogue import Epilogue
+from .engines.choice import choose
+from .engines.engine import Engine, Span, Work, holds
 from .engines.geometry import resized
 from .operands import lifted, pairs
 from .operations import BatchedMatmul, Kind, Operand, Operation
@@ -50,7 +49,7 @@ def _direct_span(q: Sketch) -> Span:
     return Span(low, high) if q.zero_point is None else Span(low - high, high - low)
 
 
-def _direct(q: QTensor) -> Tensor:
+def direct(q: QTensor) -> Tensor:
     """Integer elements without their zero point."""
     if q.zero_point is None:
         return q.elements
@@ -87,20 +86,26 @@ def _uniform(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> b
     return varying <= operation.kept(kind, operand, len(q.shape))
 
 
+#: the engine of a product, and how it takes the zero points
+Served = tuple[Engine, Work]
+
+
 @planned
-def _served(
+def serving(
     operation: Operation,
     kind: Kind,
     a: Sketch,
     b: Sketch,
     device_type: str,
     engines: tuple[Engine, ...],
-) -> tuple[Engine, Work]:
-    """The engine of a product, and how it takes the zero points.
+) -> Served | None:
+    """What serves a product of integers; None for others.
 
     A zero point is taken by the engine, or from products of ones with centred elements, or from
     the elements themselves, which widens them: whichever the first engine supports, in this order.
     """
+    if not isinstance(a.format, IntFormat) or not isinstance(b.format, IntFormat):
+        return None
     size = operation.terms(kind, a.shape, b.shape)
     calls = operation.multiplications(kind, a.shape, b.shape)
     forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False, multiplications=calls)]
@@ -113,34 +118,7 @@ def _served(
     return choose(operation, kind, forms, device_type, engines)
 
 
-def exact(
-    operation: Operation,
-    kind: Kind,
-    a: QTensor,
-    b: QTensor,
-    known: tuple[Sketch, Sketch],
-    like: Tensor,
-    engines: tuple[Engine, ...] | None,
-    epilogue: Epilogue,
-    note: Note | None,
-) -> Tensor:
-    """The exact integer sums of one block through the epilogue, fp32.  known: a's and b's sketch."""
-    device_type = a.elements.device.type
-    engines = engines or available(device_type)
-    engine, work = _served(operation, kind, *known, device_type, engines)
-    if note is not None:
-        note(engine.name)
-    if work.sums:
-        return epilogue(operation, _corrected(operation, kind, a, b, like, engines, engine, work))
-    zero_point = a.zero_point if work.zero_point else None
-    left = a.elements if work.zero_point or a.zero_point is None else _direct(a)
-    right = b.elements if b.zero_point is None else _direct(b)
-    return engine.product(
-        operation, kind, left, right, like, work, zero_point=zero_point, epilogue=epilogue
-    )
-
-
-def _corrected(
+def corrected(
     operation: Operation,
     kind: Kind,
     a: QTensor,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from quantizers.tensor_checks import REAL
 
-from ..autograd.selective import hidden
-from ..layer_state import LayerState, autocast_dtype, rank, without_autocast
+from ..autograd.selective import hidden, torch_modes
+from ..layer_state import LayerState, autocast_dtype, without_autocast
 from ..recipe import SLOTS, Recipe
 from .call import Call, Probe, located
 from .function import apply
@@ -56,20 +56,33 @@ class QProduct(LayerState):
                 self.refuse(operand, x)
         if bias is not None and bias.dtype not in REAL:
             self.refuse("bias", bias)
+        kind = input.device.type
+        autocasts = kind != "meta" and torch.is_autocast_enabled(kind)
+        if not autocasts and (torch.compiler.is_compiling() or not torch_modes()):
+            return self._run(operation, input, weight, bias, None)
         autocast = autocast_dtype(input)
+        with hidden(), without_autocast(kind):
+            return self._run(operation, input, weight, bias, autocast)
+
+    def _run(
+        self,
+        operation: Operation,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
         probe = self.probe
         if probe is not None and not probe.watches(self.training):
             probe = None
-        with hidden(), without_autocast(input.device.type):
-            key, states = self.begin(input, weight, bias)
-            call = Call(
-                operation, self.recipe, states, self.training, rank(), autocast,
-                probe=probe, name=self.name,
-            )  # fmt: skip
-            try:
-                return apply(call, input, weight, bias, key)
-            except (TypeError, ValueError) as error:
-                raise located(error, f"layer {self.name!r}") from error
+        key, states = self.begin(input, weight, bias)
+        call = Call(
+            operation, self.recipe, states, self.training, autocast, probe=probe, name=self.name
+        )
+        try:
+            return apply(call, input, weight, bias, key)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"layer {self.name!r}") from error
 
     def refuse(self, operand: str, x: object) -> NoReturn:
         """TypeError for an operand that is no dense floating-point tensor."""

@@ -75,10 +75,15 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     serves them.
     """
     target = TARGETS.get(elements.dtype, 0)
-    if target == 0 or not serves(elements) or elements.numel() == 0:
+    if target == 0 or elements.numel() == 0:
         return None
-    if zero_point is not None and not (
-        zero_point.numel() == 1 and operand(zero_point, torch.int32, zero_point.shape)
+    if zero_point is None:
+        if not serves(elements):
+            return None
+    elif (
+        zero_point.dtype is not torch.int32
+        or zero_point.numel() != 1
+        or not serves(elements, zero_point)
     ):
         return None
     result = torch.empty_like(elements, dtype=torch.float32)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantizers.formats import FloatFormat, Format, IntFormat, Overflow
 from quantizers.granularity import Granularity, compact_shape
-from quantizers.memory import is_plain, serves
+from quantizers.memory import serves
 from quantizers.ranges import AbsMax, MinMax, RangeRule, State
 from quantizers.rounding import Rounding
 from quantizers.running_range import Ema
@@ -20,7 +20,7 @@ from quantizers.running_range import Ema
 from . import team
 from .layout import contiguous, is_granule_major
 from .plan import Plan, plan
-from .serving import made, operand
+from .serving import made
 
 
 class _Running(NamedTuple):
@@ -33,15 +33,6 @@ class _Running(NamedTuple):
     momentum: float
     update: bool
     use: bool
-
-    def plain(self) -> bool:
-        """Whether a kernel may write it."""
-        if self.steps.dtype is not torch.int64 or self.steps.numel() != 1:
-            return False
-        for part in (self.low, self.high, self.share):
-            if part.dtype is not torch.float32 or part.numel() != 1:
-                return False
-        return is_plain(self.low, self.high, self.share, self.steps)
 
 
 class Whole(NamedTuple):
@@ -83,12 +74,22 @@ def whole(
     if isinstance(format, FloatFormat):
         overflow = format.overflow or "saturate"  # as in `steps.elements_of`
     noisy = rounding.random_bits > 0
-    if (
-        not serves(x)
-        or (noisy and (key is None or not operand(key, torch.int64, ())))
-        or (running is not None and not running.plain())
-        or (factor is not None and (factor.dtype is not torch.float32 or not is_plain(factor)))
-    ):
+    read = [x]
+    if noisy:
+        if key is None or key.dtype is not torch.int64 or key.dim():
+            return None
+        read.append(key)
+    if factor is not None:
+        if factor.dtype is not torch.float32:
+            return None
+        read.append(factor)
+    if running is not None:
+        kinds = torch.float32, torch.float32, torch.float32, torch.int64
+        for part, dtype in zip(running[:4], kinds, strict=True):
+            if part.dtype is not dtype or part.numel() != 1:
+                return None
+        read += running[:4]
+    if not serves(*read):
         return None
     found = _plan(
         x.dtype, x.shape, x.stride(), granularity, format, rounding, overflow,

@@ -523,7 +523,7 @@ def test_contract_5_ranks_share_the_weights_noise_and_not_the_datas(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forward(rank: int, slot: str) -> Tensor:
-        monkeypatch.setattr("qtrain.products.module.rank", lambda: rank)
+        monkeypatch.setattr("qtrain.products.call.rank", lambda: rank)
         noisy = Quantizer(format=int8, rounding=stochastic())
         own = qtrain.Forward(**{slot: noisy})
         model = quantize(mlp(), recipe=qtrain.Recipe(name="one", forward=own))

@@ -33,11 +33,6 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
 )
 
 
-def available(device_type: str) -> tuple[Engine, ...]:
-    """The engines for a kind of device, in order of preference."""
-    return ENGINES[device_type]
-
-
 def choose(
     operation: Operation,
     kind: Kind,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..convolution import Convolution, is_channels_last
+from ..convolution import LAST, Convolution
 from ..operations import Kind, Linear, Operation
 from ..plan import planned
 
@@ -71,7 +71,7 @@ def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor
         return Reduced(rows, w[..., None, None], Window((1, 1), (0, 0), (1, 1)), None, True)
     assert isinstance(operation, Convolution)
     window = Window(operation.stride, operation.padding, operation.dilation)
-    last = is_channels_last(a) or is_channels_last(operation.raw(b))
+    last = operation.gives_channels_last(a, b)
     w = b if kind == "forward" else b.transpose(1, 2)
     if (kind == "forward") != operation.transposed:
         return Reduced(a, w, window, None, last)
@@ -105,13 +105,9 @@ def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor
     return like.new_empty((groups, a.shape[1] // groups, b.shape[1] // groups, *like.shape[3:]))
 
 
-#: how results of so many axes lie where their channels come last
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 def dense(x: Tensor, channels_last: bool) -> Tensor:
     """x in one of the two memory layouts."""
-    layout = _LAST.get(x.dim()) if channels_last else None
+    layout = LAST.get(x.dim()) if channels_last else None
     return x.contiguous(memory_format=layout or torch.contiguous_format)
 
 
@@ -220,7 +216,7 @@ def scatter(
         return dense(_gathered(gather, x, w, steps[0]), last)
     shape = [x.shape[0], w.shape[0] * w.shape[1], *size]
     if complete and math.prod(shape) > 0:
-        kind, layout = nothing([0] * len(shape)), _LAST.get(len(shape)) if last else None
+        kind, layout = nothing([0] * len(shape)), LAST.get(len(shape)) if last else None
         result = torch.empty(
             shape, dtype=kind.dtype, device=kind.device,
             memory_format=layout or torch.contiguous_format,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..convolution import Convolution
+from ..convolution import LAST, Convolution
 from ..operations import Kind, Operation
 from .admission import Tried
 from .engine import Work
@@ -88,7 +88,8 @@ class OneDnnInt8(Tried):
             x, zero_point, shape.w.to(torch.int8), scale, bias,
             window.stride, window.padding, window.dilation, shape.scattered, shape.channels_last,
         )  # fmt: skip
-        result = restored(operation, kind, result, a, like)
+        if kind == "grad_input":
+            result = restored(operation, kind, result, a, like)
         return result if fused else after.applied_(operation, result)
 
 
@@ -142,9 +143,10 @@ def _convolution(
         packed = torch.ops.onednn.qconv_prepack(
             w.flatten(0, 1), one, 1.0, 0, *geometry, groups, list(x.shape)
         )
+        x = x.contiguous(memory_format=LAST.get(x.dim(), torch.contiguous_format))
         result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
-            dense(x, True), one, zero_point, packed, scale, zeros, bias, *geometry, groups,
-            1.0, 0, torch.float32, "none", [], "",
+            x, one, zero_point, packed, scale, zeros, bias, *geometry, groups, 1.0, 0,
+            torch.float32, "none", [], "",
         )  # fmt: skip
         return result
 
@@ -153,7 +155,9 @@ def _convolution(
         None if scattered is None else list(scattered), channels_last,
     )  # fmt: skip
     if scattered is None:
-        return dense(gather(x, w, shape.window), channels_last)
+        result = gather(x, w, shape.window)
+        last = LAST.get(x.dim()) if channels_last else None
+        return result.contiguous(memory_format=last or torch.contiguous_format)
     return scatter(gather, nothing, x, shape)
 
 

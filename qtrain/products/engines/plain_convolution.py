@@ -43,12 +43,12 @@ def plain_product(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: 
         return shown(operation.product, kind, a, b, like)
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision() -> AbstractContextManager[Any]:
     """cuDNN without TF32, which keeps 11 bits of an operand, as torch allows it from the start.
 
     Not in a compiled graph, which takes the setting that it finds.
     """
-    if not has_cudnn(device) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return nullcontext()
     own = torch.backends.cudnn
     return own.flags(
