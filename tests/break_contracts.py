@@ -20,16 +20,16 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         1,
         "qtrain/products/blocks.py",
-        "    cuts = _cuts(operation, kind, sketch(a), sketch(b))\n",
-        "    cuts = _cuts(operation, kind, sketch(a), sketch(b))\n"
+        "    device_type = a.elements.device.type\n",
+        "    device_type = a.elements.device.type\n"
         "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
     ),
     (2, "qtrain/products/engines/float_units.py", "return min(2**24 //", "return min(2**27 //"),
     (
         2,
         "qtrain/products/blocks.py",
-        "    if not scales:\n        return None\n",
-        "    if not scales:\n        return None\n    scales = [1 / (1 / s) for s in scales]\n",
+        "        found = own.float() if found",
+        "        own = 1 / (1 / own)\n        found = own.float() if found",
     ),
     (3, "qtrain/products/engines/choice.py", "and engine.exact_on(device_type):", "and True:"),
     (4, "qtrain/products/function.py", "        if _off(xq, wq):\n", "        if False:\n"),

@@ -12,8 +12,9 @@ from quantizers import QTensor, round_to
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
 from ..layer_state import without_autocast
-from .blocks import folded, product
+from .blocks import product
 from .call import Call, Computed, located
+from .folding import folded
 from .operations import Kind
 
 

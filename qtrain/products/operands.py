@@ -18,10 +18,12 @@ def pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operan
     return ("a", a), ("b", b)
 
 
+#: a scale's, or None where another shape is not all that it needs
+Shape = tuple[int, ...] | None
+
+
 @planned
-def lifted_shape(
-    operation: Operation, kind: Kind, operand: Operand, q: Sketch
-) -> tuple[int, ...] | None:
+def lifted_shape(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> Shape:
     """The shape of the operand's scale, `lifted`, where that is nothing but another shape."""
     if q.scale is None or torch.compiler.is_compiling():
         return None
