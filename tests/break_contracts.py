@@ -38,8 +38,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         5,
         "qtrain/products/call.py",
-        "key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))",
-        "key = fold(key, slot)",
+        "key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))",
+        "key = fold(key, number)",
     ),
     (
         5,

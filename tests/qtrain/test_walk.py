@@ -47,10 +47,10 @@ def walk(run: Callable[[], Any]) -> tuple[int, int, Any]:
 def step(model: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
     """The walks of a forward and of a backward, kernels and plans warm."""
     x = torch.ones(8, 64, 28, 28).requires_grad_()
+    gradient = torch.ones(8, 64, 28, 28)
     for _ in range(2):
-        model(x).sum().backward()
+        model(x).backward(gradient)
     *forward, output = walk(lambda: model(x))
-    gradient = torch.ones_like(output)
     *backward, _ = walk(lambda: output.backward(gradient))
     return (forward[0], forward[1]), (backward[0], backward[1])
 
