@@ -144,16 +144,16 @@ class ChunkedMinMax:
             chunks = block[0] if block else 1
         rows = _rows(x, block)
         size = -(-rows.shape[1] // chunks)
-        parts = torch.split(rows, size, dim=1)
-        if all(part.shape[1] == size for part in parts):
+        if rows.shape[1] % size == 0:
             cut = rows.reshape(rows.shape[0], -1, size)
-            low, high = cut.amin(2), cut.amax(2)
+            ends = torch.stack([cut.amin(2), cut.amax(2)])
         else:
-            low = torch.stack([part.amin(1) for part in parts], 1)
-            high = torch.stack([part.amax(1) for part in parts], 1)
+            parts = torch.split(rows, size, dim=1)
+            lows, highs = [part.amin(1) for part in parts], [part.amax(1) for part in parts]
+            ends = torch.stack([torch.stack(lows, 1), torch.stack(highs, 1)])
         # fp64 holds a sum of the largest fp32 numbers, and rounds far below their last bit
-        total = (end.float().sum(1, dtype=torch.float64) for end in (low, high))
-        low, high = (divided(end, len(parts)).float().reshape(compact) for end in total)
+        total = ends.float().sum(2, dtype=torch.float64)
+        low, high = divided(total, ends.shape[2]).float().reshape(2, *compact)
         return low, high
 
 
