@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,16 +62,20 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
         if self.product.recipe.products_off or not self.in_channels:  # of nothing: torch's
             plain: Tensor = super().forward(input)
             return plain
-        operation, sides = _operation(
-            self.kernel_size, self.stride, self.padding, self.dilation, self.groups,
-            self.padding_mode,
-        )  # fmt: skip
+        operation, sides = _operation(*self._window(), self.groups, self.padding_mode)
         batched = self._batched(input)
         if sides:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             batched = F.pad(batched, sides, mode=mode)
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if output.dim() == input.dim() else output.squeeze(0)
+
+    def _window(self) -> tuple[Any, Any, Any, Any]:
+        found: Any = self.kernel_size, self.stride, self.padding, self.dilation
+        if list in map(type, found):  # which torch takes, too
+            found = [tuple(own) if isinstance(own, list) else own for own in found]
+        kernel, stride, padding, dilation = found
+        return kernel, stride, padding, dilation
 
     def _batched(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor) or input.is_nested:
@@ -118,10 +124,7 @@ class QConvTransposeNd(QConvNd):
             batched, output_size, list(self.stride), list(self.padding), list(self.kernel_size),
             space, list(self.dilation),
         )  # fmt: skip
-        operation = _transposed(
-            self.kernel_size, self.stride, self.padding, self.dilation, self.groups,  # type: ignore[arg-type]
-            tuple(output_padding),
-        )  # fmt: skip
+        operation = _transposed(*self._window(), self.groups, tuple(output_padding))
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if input.dim() == space + 2 else output.squeeze(0)
 
