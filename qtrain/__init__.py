@@ -1,68 +1,137 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
+from . import data as data
+from . import models as models
 from . import recipes as recipes
-from .accumulation import accumulated as accumulated
-from .attention import ScaledDotProductAttention as ScaledDotProductAttention
-from .bisection import Bisection as Bisection
-from .bisection import BisectTrial as BisectTrial
-from .bisection import bisect as bisect
-from .bounded import bound_weights as bound_weights
-from .bounded import bound_weights_ as bound_weights_
-from .bounded import unbound_weights_ as unbound_weights_
-from .bounded import weight_norm as weight_norm
-from .bounded import weight_norm_ as weight_norm_
-from .channels import channel_norms as channel_norms
-from .checkpoint import CheckpointError as CheckpointError
-from .comparison import Comparison as Comparison
-from .comparison import compare as compare
-from .config import TrainConfig as TrainConfig
-from .conversion import summary as summary
-from .convert import quantize as quantize
-from .convert import quantize_ as quantize_
-from .converted import calibrate as calibrate
-from .converted import plain_state_dict as plain_state_dict
-from .converted import reseed as reseed
-from .cost import cost as cost
-from .cost_report import CostReport as CostReport
-from .cost_row import CostRow as CostRow
-from .cost_row import Trade as Trade
-from .diagnosis import diagnose as diagnose
-from .energy import EnergyTable as EnergyTable
-from .energy import UnitCost as UnitCost
-from .inspection import inspect as inspect
-from .lockstep import lockstep as lockstep
-from .lockstep_rows import Lockstep as Lockstep
-from .matmul import Matmul as Matmul
-from .monitor import Monitor as Monitor
-from .monitor_rows import MonitorRow as MonitorRow
-from .monitor_rows import read_monitor as read_monitor
-from .nonfinite import NonFiniteError as NonFiniteError
-from .norm_arithmetic import Arithmetic as Arithmetic
-from .norm_history import NormHistory as NormHistory
-from .norm_recipe import NormRecipe as NormRecipe
-from .rate_history import EffectiveRates as EffectiveRates
-from .rate_history import RateRow as RateRow
+from .conversion.converted import calibrate as calibrate
+from .conversion.converted import plain_state_dict as plain_state_dict
+from .conversion.converted import reseed as reseed
+from .conversion.quantize import quantize as quantize
+from .conversion.quantize import quantize_ as quantize_
+from .conversion.summary import summary as summary
+from .diagnosis.diagnose import diagnose as diagnose
+from .diagnosis.recommend import Recommendation as Recommendation
+from .diagnosis.recommend import recommend as recommend
+from .diagnosis.sensitivity import sensitivity as sensitivity
+from .diagnosis.sensitivity_report import SensitivityReport as SensitivityReport
+from .diagnosis.sensitivity_report import SensitivityRow as SensitivityRow
+from .diagnosis.verdict import Finding as Finding
+from .diagnosis.verdict import Verdict as Verdict
+from .hardware import energy as energy
+from .hardware.cost import cost as cost
+from .hardware.energy import EnergyTable as EnergyTable
+from .hardware.energy import UnitCost as UnitCost
+from .hardware.report import CostReport as CostReport
+from .hardware.row import CostRow as CostRow
+from .hardware.row import Trade as Trade
+from .inspection.accumulated import accumulated as accumulated
+from .inspection.inspect import inspect as inspect
+from .inspection.monitor import Monitor as Monitor
+from .inspection.report import Report as Report
+from .inspection.row import Row as Row
+from .inspection.rows import MonitorRow as MonitorRow
+from .inspection.rows import read_monitor as read_monitor
+from .inspection.tensorboard import to_tensorboard as to_tensorboard
+from .layers import fused as fused
+from .layers.attention import ScaledDotProductAttention as ScaledDotProductAttention
+from .layers.matmul import Matmul as Matmul
+from .norms import deviations as deviations
+from .norms.arithmetic import Arithmetic as Arithmetic
+from .norms.recipe import NormRecipe as NormRecipe
 from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
-from .recommendation import Recommendation as Recommendation
-from .recommendation import recommend as recommend
-from .replay import replay as replay
-from .report import Report as Report
-from .report import Row as Row
-from .results import Result as Result
-from .sensitivity import sensitivity as sensitivity
-from .sensitivity_report import SensitivityReport as SensitivityReport
-from .sensitivity_report import SensitivityRow as SensitivityRow
-from .tensorboard import to_tensorboard as to_tensorboard
-from .training import train as train
-from .training_recipes import training_recipe as training_recipe
-from .verdict import Finding as Finding
-from .verdict import Verdict as Verdict
+from .training.checkpoint import CheckpointError as CheckpointError
+from .training.compare import Comparison as Comparison
+from .training.compare import compare as compare
+from .training.config import TrainConfig as TrainConfig
+from .training.named import training_recipe as training_recipe
+from .training.nonfinite import NonFiniteError as NonFiniteError
+from .training.results import Result as Result
+from .training.train import train as train
 from .version import VERSION
-from .weight_decay import CorrectedSteps as CorrectedSteps
-from .weight_decay import NormSchedule as NormSchedule
-from .weight_decay import effective_rates as effective_rates
+from .weights.bounded import bound_weights as bound_weights
+from .weights.bounded import bound_weights_ as bound_weights_
+from .weights.bounded import unbound_weights_ as unbound_weights_
+from .weights.bounded import weight_norm as weight_norm
+from .weights.bounded import weight_norm_ as weight_norm_
+from .weights.channels import channel_norms as channel_norms
+from .weights.decay import CorrectedSteps as CorrectedSteps
+from .weights.decay import NormSchedule as NormSchedule
+from .weights.decay import effective_rates as effective_rates
+from .weights.history import NormHistory as NormHistory
+from .weights.rate_row import RateRow as RateRow
+from .weights.rates import EffectiveRates as EffectiveRates
 
 __version__ = VERSION
+
+__all__ = [
+    "Arithmetic",
+    "CheckpointError",
+    "Comparison",
+    "CorrectedSteps",
+    "CostReport",
+    "CostRow",
+    "EffectiveRates",
+    "EnergyTable",
+    "Finding",
+    "Forward",
+    "GradInput",
+    "GradWeight",
+    "Matmul",
+    "Monitor",
+    "MonitorRow",
+    "NonFiniteError",
+    "NormHistory",
+    "NormRecipe",
+    "NormSchedule",
+    "RateRow",
+    "Recipe",
+    "Recommendation",
+    "Report",
+    "Result",
+    "Row",
+    "ScaledDotProductAttention",
+    "SensitivityReport",
+    "SensitivityRow",
+    "Trade",
+    "TrainConfig",
+    "UnitCost",
+    "Verdict",
+    "accumulated",
+    "bound_weights",
+    "bound_weights_",
+    "calibrate",
+    "channel_norms",
+    "compare",
+    "cost",
+    "data",
+    "deviations",
+    "diagnose",
+    "effective_rates",
+    "energy",
+    "fused",
+    "inspect",
+    "models",
+    "plain_state_dict",
+    "quantize",
+    "quantize_",
+    "read_monitor",
+    "recipes",
+    "recommend",
+    "reseed",
+    "sensitivity",
+    "summary",
+    "to_tensorboard",
+    "train",
+    "training_recipe",
+    "unbound_weights_",
+    "weight_norm",
+    "weight_norm_",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the folders they live in."""
+    return [*__all__, "__version__"]

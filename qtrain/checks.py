@@ -28,17 +28,18 @@ from quantizers.checks import text as text
 
 
 def module(got: object, field: str = "model") -> None:
-    """TypeError unless `got` is a torch module; a network's name comes with how to get it."""
+    """TypeError unless `got` is a torch module; a string, with how a name becomes a network."""
     if isinstance(got, nn.Module):
         return
     if isinstance(got, type):
         refuse(field, got, "a torch.nn.Module", "this is a class: give an object of it")
     if isinstance(got, str):
-        from . import models  # networks that are made of what is checked here
-
-        named = got in models.names()
-        hint = f"qtrain.models.get({got!r}, ...) makes one" if named else ""
-        refuse(field, got, "a torch.nn.Module", hint)
+        refuse(
+            field,
+            got,
+            "a torch.nn.Module",
+            f"qtrain.models.get({shown(got)}, ...) makes one by its name",
+        )
     raise TypeError(f"{field}: got {type(got).__name__}, need a torch.nn.Module")
 
 

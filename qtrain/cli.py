@@ -8,18 +8,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
-from . import checks, terminal
-from .arguments import build_parser, train_settings
-from .interrupt import Interrupted
-from .nonfinite import NonFiniteError
-from .tables import formats_table, recipes_table
+from . import checks
+from .cli_arguments import build_parser, formats_table, recipes_table, train_settings
+from .files import terminal
+from .training.interrupt import Interrupted
+from .training.nonfinite import NonFiniteError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,8 +65,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from .training import train
-    from .training_recipes import training_recipe
+    from .training.named import training_recipe
+    from .training.train import train
 
     try:
         config = training_recipe(parsed.recipe, **train_settings(parsed))
@@ -80,10 +79,10 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from .accumulation import accumulated
-    from .checkpoint import load_checkpoint
-    from .inspection import inspect
-    from .training import inspect_checkpoint
+    from .inspection.accumulated import accumulated
+    from .inspection.inspect import inspect
+    from .training.checkpoint import load_checkpoint
+    from .training.train import inspect_checkpoint
 
     path = Path(parsed.checkpoint)
     report = inspect_checkpoint(
@@ -93,20 +92,18 @@ def _inspect(parsed: argparse.Namespace) -> int:
         device=parsed.device,
         measure=accumulated if parsed.accumulated else inspect,
     )
-    terminal.show(
-        report if parsed.worst is None else replace(report, rows=tuple(report.worst(parsed.worst)))
-    )
+    terminal.show(report.table(parsed.worst))
     _write("save", parsed.save, report.save)
     if parsed.plot is not None:
-        from .plots import plot_errors  # matplotlib takes a second to import
+        from .inspection.plots import plot_errors
 
-        _write("plot", parsed.plot, partial(plot_errors, report))
+        _write("plot", parsed.plot, partial(plot_errors, report.rows))
     return 0
 
 
 def _cost(parsed: argparse.Namespace) -> int:
-    from .checkpoint import load_checkpoint
-    from .training import cost_of_checkpoint
+    from .training.checkpoint import load_checkpoint
+    from .training.train import cost_of_checkpoint
 
     path = Path(parsed.checkpoint)
     report = cost_of_checkpoint(
@@ -118,7 +115,7 @@ def _cost(parsed: argparse.Namespace) -> int:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    from .comparison import compare
+    from .training.compare import compare
 
     found = compare(parsed.run_a, parsed.run_b)
     terminal.show(found)
@@ -128,8 +125,9 @@ def _compare(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from .page import read_run, save_page
-    from .tensorboard import to_tensorboard
+    from .inspection.tensorboard import to_tensorboard
+    from .training.page import save_page
+    from .training.record import read_run
 
     record = read_run(parsed.run)
     run = Path(parsed.run)
@@ -144,7 +142,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _diagnose(parsed: argparse.Namespace) -> int:
-    from .diagnosis import diagnose
+    from .diagnosis.diagnose import diagnose
 
     verdict = diagnose(parsed.run)
     terminal.show(verdict)
@@ -153,8 +151,8 @@ def _diagnose(parsed: argparse.Namespace) -> int:
 
 
 def _sensitivity(parsed: argparse.Namespace) -> int:
-    from .checkpoint import load_checkpoint
-    from .training import sensitivity_of_checkpoint
+    from .training.checkpoint import load_checkpoint
+    from .training.train import sensitivity_of_checkpoint
 
     if parsed.worst is not None:  # before minutes of work
         checks.integer("worst", parsed.worst, low=1)

@@ -1,15 +1,22 @@
-"""Copies of models."""
+"""Copies of models, and running a model without leaving a trace."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.utils.parametrize import is_parametrized
+
+from . import checks
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -46,3 +53,70 @@ def _cloned(tensor: Tensor) -> Tensor:
 
 def _lists_computed_weights(module: nn.Module) -> bool:
     return isinstance(module, nn.RNNBase) and is_parametrized(module)
+
+
+def random_state() -> Callable[[], None]:
+    """Python's, NumPy's and torch's random state as it is now: call what is returned to restore
+    it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    torch_cpu = torch.get_rng_state()
+    devices = range(torch.cuda.device_count())
+    on_devices = [torch.cuda.get_rng_state(device) for device in devices]
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torch_cpu)
+        for device, state in zip(devices, on_devices, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    return restore
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's random state as they were."""
+    restore = random_state()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, DataParallel or torch.compile."""
+    checks.module(model)
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.parallel.DistributedDataParallel | nn.DataParallel
+        ):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def detached(value: Any, pairs: list[tuple[Tensor, Tensor]] | None = None) -> Any:
+    """The same nested tuples, lists, dicts and dataclasses with every tensor cut from its graph.
+
+    A tensor that asks for a gradient still does: its own.  pairs: gets (tensor, its cut copy).
+    """
+    if isinstance(value, Tensor):
+        cut = value.detach().requires_grad_(value.requires_grad)
+        if pairs is not None:
+            pairs.append((value, cut))
+        return cut
+    if isinstance(value, dict):
+        found = copy.copy(value)  # a subclass, such as a model's output class, stays what it is
+        for key in value:
+            found[key] = detached(value[key], pairs)
+        return found
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(detached(entry, pairs) for entry in value))
+    if isinstance(value, tuple | list):
+        return type(value)(detached(entry, pairs) for entry in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {f.name: detached(getattr(value, f.name), pairs) for f in fields(value) if f.init}
+        return replace(value, **named)
+    return value

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from quantizers import QuantizerLike, fold, root_key
 from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
-from quantizers.ranges import State, with_share
+from quantizers.ranges import State
+from quantizers.running_range import with_share
 
-from .recomputation import needs_gradient, recall
-from .transforms import refuse_transforms
+from .autograd.recomputation import needs_gradient, recall
+from .autograd.transforms import refuse_transforms
 
 Slot = tuple[str, str]
 _CPU = torch.device("cpu")
@@ -59,6 +60,7 @@ class LayerState(nn.Module):
         self._slots: dict[Slot, dict[str, str]] = {slot: {} for slot in quantizers}
         for name, value in self._initial().items():
             self.register_buffer(name, value.to(device))
+        self._kept = {slot: names for slot, names in self._slots.items() if names}
 
     def _initial(self) -> dict[str, Tensor]:
         """The buffers of a new conversion, on the CPU."""
@@ -86,27 +88,31 @@ class LayerState(nn.Module):
     def begin(
         self, input: Tensor, *others: Tensor | None
     ) -> tuple[Tensor | None, dict[Slot, State]]:
-        """Start a forward on these operands: (its noise key, the quantizers' states), on the
-        input's device.
+        """Start a forward on these operands: (its noise key, the states of the quantizers that keep
+        one), on the input's device.
 
         A forward in training, and one that a gradient flows through, advances the counter; one that
         recomputes an earlier forward takes that forward's noise and works on copies of the states
         that it began with (but those of gradients, which its backward passes move on).
         A module without parameters has no device but its operands': its state goes where they are.
         """
-        refuse_transforms(self.name)
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (
+            torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
+        ):
+            refuse_transforms(self.name)
         if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
         states = {
             slot: {key: getattr(self, name) for key, name in names.items()}
-            for slot, names in self._slots.items()
+            for slot, names in self._kept.items()
         }
         count, repeated = recall(self, self.noise_count, counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
-                for slot, names in self._slots.items()
+                for slot, names in self._kept.items()
             }
         return (fold(self.noise_key, count) if self.noisy else None), states
 
@@ -188,20 +194,16 @@ def rank() -> int:
     return 0
 
 
-def _autocasts(device_type: str) -> bool:
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
-
-
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype autocast asks for on x's device, or None outside it and for fp64, as torch's."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not _autocasts(kind):
+    if x.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """What runs within it takes the dtypes it is given; entered only where autocast is on."""
-    if _autocasts(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

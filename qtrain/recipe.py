@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16, fp16
+from quantizers.protocol import needs_key, straight_through
 
 from . import checks
-from .norm_recipe import NormRecipe
+from .norms.recipe import NormRecipe
 
 #: The six operand slots, (product, operand), in the order that numbers their noise.
 SLOTS: tuple[tuple[str, str], ...] = (
@@ -89,6 +90,22 @@ class GradWeight:
         checks.choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
 
 
+class Slot(NamedTuple):
+    """What is known of an operand's quantizer before any tensor is seen.
+
+    number             its place in SLOTS, which numbers its noise
+    noisy              whether its calls need a noise key
+    straight_through   whether its backward is the identity
+    reused             whether a backward product takes the operand as the forward quantized it
+    """
+
+    quantizer: QuantizerLike
+    number: int
+    noisy: bool
+    straight_through: bool
+    reused: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a layer's products, its output and the norms are simulated.
@@ -112,6 +129,12 @@ class Recipe:
     narrow: bool = False
     norm: NormRecipe | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
+    #: each operand's quantizer, and what is known of it
+    slots: Mapping[tuple[str, str], Slot] = field(init=False, repr=False, compare=False)
+    #: the products of which neither operand is quantized
+    off: frozenset[str] = field(init=False, repr=False, compare=False)
+    #: whether a layer under this recipe is exactly the torch layer
+    products_off: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.text("name", self.name)
@@ -136,8 +159,25 @@ class Recipe:
                 f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
             )
 
+        slots = {place: self._slot(number, *place) for number, place in enumerate(SLOTS)}
+        quantized = {
+            product for (product, _), s in slots.items() if not isinstance(s.quantizer, Off)
+        }
+        object.__setattr__(self, "slots", slots)
+        object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
+        object.__setattr__(self, "products_off", self.activation is None and len(self.off) == 3)
         if self.grad_weight.unit == "bf16":
             self._check_bf16_unit()
+
+    def _slot(self, number: int, product: str, operand: str) -> Slot:
+        own: QuantizerLike | None = getattr(getattr(self, product), operand)
+        forward: QuantizerLike | None = getattr(self.forward, operand, None)
+        quantizer = forward if own is None else own
+        assert quantizer is not None
+        return Slot(
+            quantizer, number, needs_key(quantizer), straight_through(quantizer),
+            product != "forward" and (own is None or own == forward),
+        )  # fmt: skip
 
     def _check_bf16_unit(self) -> None:
         slots = {name: self.slot("grad_weight", name) for name in ("grad_output", "input")}
@@ -166,24 +206,15 @@ class Recipe:
 
     def slot(self, product: str, operand: str) -> QuantizerLike:
         """The quantizer in force for an operand: the forward's where a product names none."""
-        own: QuantizerLike | None = getattr(getattr(self, product), operand)
-        if own is None:
-            own = getattr(self.forward, operand)
-        return own
+        return self.slots[product, operand].quantizer
 
     def reuses(self, product: str, operand: str) -> bool:
         """Whether a backward product takes the operand as the forward quantized it."""
-        own = getattr(getattr(self, product), operand)
-        return own is None or own == getattr(self.forward, operand)
+        return self.slots[product, operand].reused
 
     def is_off(self, product: str) -> bool:
         """Whether neither operand of a product is quantized."""
-        return all(isinstance(self.slot(*s), Off) for s in SLOTS if s[0] == product)
-
-    @property
-    def products_off(self) -> bool:
-        """Whether a layer under this recipe is exactly the torch layer."""
-        return self.activation is None and all(self.is_off(product) for product, _ in SLOTS)
+        return product in self.off
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""

@@ -23,8 +23,9 @@ from quantizers import bf16 as bf16_format
 from quantizers import fp16 as fp16_format
 from quantizers.checks import suggestion
 
-from . import checks, deviations
-from .norm_recipe import NormRecipe
+from . import checks
+from .norms import deviations
+from .norms.recipe import NormRecipe
 from .recipe import Forward, GradInput, GradWeight, Recipe
 
 #: one scale per output channel of a weight seen as (groups, out, in, *kernel)

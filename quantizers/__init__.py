@@ -1,5 +1,6 @@
 """Number formats, rounding and quantizers: tensors in, tensors out, no global state."""
 
+from . import kernels as kernels
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
 from .formats import IntFormat as IntFormat
@@ -26,15 +27,14 @@ from .granularity import per_token as per_token
 from .noise import fold as fold
 from .noise import random_bits as random_bits
 from .noise import root_key as root_key
+from .off import OFF as OFF
+from .off import Off as Off
 from .protocol import QuantizerLike as QuantizerLike
-from .quantizer import OFF as OFF
-from .quantizer import Off as Off
-from .quantizer import QTensor as QTensor
+from .qtensor import QTensor as QTensor
 from .quantizer import Quantizer as Quantizer
 from .ranges import RangeRule as RangeRule
 from .ranges import absmax as absmax
 from .ranges import chunked_minmax as chunked_minmax
-from .ranges import ema as ema
 from .ranges import minmax as minmax
 from .ranges import percentile as percentile
 from .rounding import Rounding as Rounding
@@ -46,3 +46,59 @@ from .rounding import round_to as round_to
 from .rounding import round_to_float as round_to_float
 from .rounding import stochastic as stochastic
 from .rounding import toward_zero as toward_zero
+from .running_range import ema as ema
+
+__all__ = [
+    "OFF",
+    "FloatFormat",
+    "Format",
+    "Granularity",
+    "IntFormat",
+    "Off",
+    "QTensor",
+    "Quantizer",
+    "QuantizerLike",
+    "RangeRule",
+    "Rounding",
+    "absmax",
+    "bf16",
+    "ceil",
+    "chunked_minmax",
+    "e2m1",
+    "e2m3",
+    "e3m0",
+    "e3m2",
+    "e4m3",
+    "e5m2",
+    "e8m0",
+    "ema",
+    "floor",
+    "fold",
+    "fp16",
+    "fp32",
+    "half_away",
+    "int8",
+    "kernels",
+    "minmax",
+    "nearest_even",
+    "per_axis",
+    "per_block",
+    "per_channel",
+    "per_sample",
+    "per_tensor",
+    "per_token",
+    "percentile",
+    "random_bits",
+    "root_key",
+    "round_to",
+    "round_to_float",
+    "stochastic",
+    "tf32",
+    "toward_zero",
+    "uint8",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names, without the modules they live in."""
+    return __all__

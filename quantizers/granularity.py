@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, tensor_checks
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Granularity:
         be cut: ValueError.
         """
         if not isinstance(shape, torch.Size):
-            checks.shape("shape", shape, unknown=True)
+            tensor_checks.shape("shape", shape, unknown=True)
         blocks: list[int | None] = [None if self.rest == "whole" else 1] * len(shape)
         seen = set()
         for axis, size in self.sizes:

@@ -19,8 +19,8 @@ import math
 import torch
 from torch import Tensor
 
-from . import checks
-from .kernels.serving import number
+from . import checks, tensor_checks
+from .memory import serves
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -71,10 +71,12 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
         checks.refuse("value", value, "an integer or an int64 tensor")
     if isinstance(value, Tensor) and value.dim() and value.shape != key.shape:
         raise ValueError(f"value: got {checks.shown(value)}, need key's shape {tuple(key.shape)}")
-    own, other = number(key), value if isinstance(value, int) else number(value)
-    if own is not None and other is not None:  # the same, without a dozen operations on one number
-        mixed = _mixed((_mixed(other + _GOLDEN) ^ (own & _MASK)) + _GOLDEN)
-        return torch.full_like(key, _signed(mixed, 64))
+    one = not key.dim() and (isinstance(value, int) or not value.dim())
+    if one and (serves(key) if isinstance(value, int) else serves(key, value)):
+        # the same, without a dozen operations on one number
+        other = value if isinstance(value, int) else int(value.item())
+        mixed = _mixed((_mixed(other + _GOLDEN) ^ (int(key.item()) & _MASK)) + _GOLDEN)
+        return torch.full_like(key, mixed - (mixed >> 63 << 64))
     if isinstance(value, int):
         value = torch.full_like(key, _signed(value, 64))
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))
@@ -102,8 +104,8 @@ def random_bits(key: Tensor, shape: tuple[int, ...] | torch.Size, *, start: int 
 
     start: the index of the first element (tests reach 2^31 and 2^32 without the memory).
     """
-    checks.key(key)
-    count = math.prod(checks.shape("shape", shape))
+    tensor_checks.key(key)
+    count = math.prod(tensor_checks.shape("shape", shape))
     checks.integer("start", start, low=0, high=2**63 - 1 - count)
     low_key, high_key = key.to(torch.int32), (key >> 32).to(torch.int32)
     if start + count <= 2**31:

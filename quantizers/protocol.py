@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .formats import FloatFormat, IntFormat
 from .granularity import compact_shape
-from .quantizer import Off, QTensor, Quantizer
+from .off import Off
+from .qtensor import QTensor
+from .quantizer import Quantizer
 from .ranges import State
 
 
@@ -81,16 +83,15 @@ def quantized(
     state: State | None,
     key: Tensor | None,
     training: bool,
-    **known: Tensor,
 ) -> QTensor:
-    """quantizer(x), checked where the quantizer is not ours; known: for a Quantizer alone.
+    """quantizer(x), checked where the quantizer is not ours.
 
     A QTensor without `block` has one scale for all.  Raises TypeError or ValueError for a result
     that is no QTensor, or whose parts do not fit x or its format.
     """
     if type(quantizer) is Quantizer:
-        return quantizer.of_layer(x, state, key, training, **known)
-    q = quantizer(x, state=state, key=key, training=training, **known)
+        return quantizer.of_layer(x, state, key, training)
+    q = quantizer(x, state=state, key=key, training=training)
     if isinstance(quantizer, Off):
         return q
     if not isinstance(q, QTensor):

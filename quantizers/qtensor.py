@@ -45,6 +45,8 @@ class QTensor(NamedTuple):
 
     def unshifted(self) -> Tensor:
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
+        if self.zero_point is None and self.elements.is_floating_point():
+            return self.elements
         fused = kernels.unshifted(self.elements, self.zero_point)
         if fused is not None:
             return fused

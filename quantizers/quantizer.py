@@ -9,41 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import checks, kernels, traced
-from .formats import FloatFormat, Format, IntFormat, Overflow, fp32
+from . import checks, kernels, tensor_checks, traced
+from .formats import FloatFormat, Format, IntFormat, fp32
 from .granularity import Granularity, compact_shape, expand, per_tensor
-from .noise import random_bits
-from .numbers import divided
-from .qtensor import QTensor as QTensor
-from .ranges import AbsMax, Ema, MinMax, RangeRule, State, Stateless, absmax, check_rule
-from .rounding import Rounding, nearest_even, round_to_float
-
-
-class Off:
-    """The quantizer that does nothing: the elements are x itself, in its own dtype."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        state: State | None = None,
-        key: Tensor | None = None,
-        training: bool = True,
-    ) -> QTensor:
-        checks.instance("x", x, Tensor, "a tensor")
-        return QTensor(x, block=tuple(max(size, 1) for size in x.shape))
-
-    def __repr__(self) -> str:
-        return "OFF"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Off)
-
-    def __hash__(self) -> int:
-        return hash(Off)
-
-
-OFF = Off()
+from .qtensor import QTensor
+from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
+from .rounding import Rounding, nearest_even
+from .running_range import Ema
+from .steps import as_real, elements_of, range_of, scale_of
 
 #: what a range may scale to: 2^31 products of two such elements add up within fp32
 _LARGEST = 2.0**48
@@ -135,13 +108,18 @@ class Quantizer:
 
     def init_state(self, shape: Sequence[int | None]) -> State:
         """State for tensors of `shape` (None: a size that changes); {} without memory."""
-        checks.shape("shape", shape, unknown=True)
-        if self.range is None or not hasattr(self.range, "init_state"):
+        tensor_checks.shape("shape", shape, unknown=True)
+        make = getattr(self.range, "init_state", None)
+        if make is None:
             return {}
-        if isinstance(self.range, Stateless):
+        try:
+            block = self.granularity.block_shape(shape)
+        except ValueError:  # blocks whose number changes from batch to batch
+            if make((1,) * len(shape)):
+                raise
             return {}
-        block = self.granularity.block_shape(shape)
-        return self.range.init_state(compact_shape([s or 1 for s in shape], block))
+        state: State = make(compact_shape([s or 1 for s in shape], block))
+        return state
 
     def __call__(
         self,
@@ -159,16 +137,16 @@ class Quantizer:
         Raises TypeError for other dtypes and kinds of argument, ValueError for a missing key or
         state.
         """
-        checks.real(x)
+        tensor_checks.real(x)
         if self.rounding.random_bits and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
         if key is not None:
-            checks.key(key)
+            tensor_checks.key(key)
         if state is not None:
-            checks.state(state, self.range.memory if isinstance(self.range, Ema) else ())
+            tensor_checks.state(state, self.range.memory if isinstance(self.range, Ema) else ())
         checks.boolean("training", training)
         if factor is not None:
-            checks.factor(factor, x.shape)
+            tensor_checks.factor(factor, x.shape)
         return self.of_layer(x, state, key, training, factor)
 
     def of_layer(
@@ -179,156 +157,51 @@ class Quantizer:
         training: bool,
         factor: Tensor | None = None,
     ) -> QTensor:
-        """A call whose arguments beside x a layer made itself, at every step: not looked at."""
-        whole = self._traced if torch.compiler.is_compiling() else self._fused
-        found = whole(x, state, key, training, factor)
-        if found is not None:
-            return found
-        x = checks.real(x).detach()  # no graph grows through elements, scales or the state
-        x = x if factor is None else x * factor
-        block = self.granularity.block_shape(x.shape)
-        scale = zero_point = None
-        if self.range is not None:
-            scale, zero_point = self._scale(x, block, state, training)
-        overflow = self._overflow
-        elements = kernels.elements(
-            x, scale, zero_point, block, self.format, self.rounding, key, overflow
-        )
-        if elements is None:
-            elements = self._elements(as_real(x), scale, zero_point, block, key, overflow)
-        return QTensor(elements, scale, zero_point, self.format, block)
+        """A call whose arguments beside x a layer made itself, at every step: not looked at.
 
-    @property
-    def _overflow(self) -> Overflow | None:
-        """What `round_to_float` is told."""
-        # a range may clip, and a scale rounded down does: that must not make infinities
-        if isinstance(self.format, FloatFormat) and self.range is not None:
-            return self.format.overflow or "saturate"
-        return None
-
-    def _traced(
-        self,
-        x: Tensor,
-        state: State | None,
-        key: Tensor | None,
-        training: bool,
-        factor: Tensor | None,
-    ) -> QTensor | None:
-        """By one operation of a compiled graph, or None."""
-        checks.real(x)
-        if x.device.type != "cpu" or self._spec is None:
-            return None
-        running: list[Tensor] = []
-        if state:
-            if not isinstance(self.range, Ema):
-                return None
-            running = [state["low"], state["high"], state["share"], state["steps"]]
-        elements, scale, zero_point = torch.ops.quantizers.quantize(
-            x.detach(), key, factor, running, training, self._spec
-        )
-        affine = isinstance(self.format, IntFormat) and not self.format.symmetric
-        return QTensor(
-            elements,
-            None if self.range is None else scale,
-            zero_point if affine else None,
-            self.format,
-            self.granularity.block_shape(x.shape),
-        )
-
-    def _fused(
-        self,
-        x: Tensor,
-        state: State | None,
-        key: Tensor | None,
-        training: bool,
-        factor: Tensor | None,
-    ) -> QTensor | None:
-        """By a single kernel, or None."""
-        rule, running = self.range, None
-        if isinstance(rule, Ema) and state is not None:
-            use = not (training and rule.train_on == "batch")
-            running = kernels.Running(
-                state["low"], state["high"], state["share"], state["steps"],
-                rule.momentum, training, use,
+        By the first that serves: one operation of the graph that is being compiled, or one kernel;
+        the three steps.
+        """
+        if torch.compiler.is_compiling():
+            found = traced.quantized(
+                x, self._spec, self.format, self.granularity, self.range, state, key, training,
+                factor,
             )  # fmt: skip
-            rule = rule.rule
-        # `in`: the same object is equal at once
-        if type(rule) not in (AbsMax, MinMax) or self.scale_format not in (fp32,):
-            return None
-        found = kernels.whole(
-            x, self.granularity, type(rule) is AbsMax, running, self.format, self.rounding, key,
-            self._overflow, factor,
-        )  # fmt: skip
-        if found is None:
-            return None
-        elements, scale, zero_point, block = found
+            if found is not None:
+                return found
+        elif self.range is not None and self.scale_format in (fp32,):
+            made = kernels.whole(
+                x, self.granularity, self.range, self.format, self.rounding, state, key, training,
+                factor,
+            )  # fmt: skip
+            if made is not None:
+                return QTensor(made.elements, made.scale, made.zero_point, self.format, made.block)
+        x = tensor_checks.real(x).detach()  # no graph grows through elements, scales or the state
+        x = x if factor is None else x * factor
+        scale = zero_point = None
+        if self.range is None and x.numel():  # one block
+            block = tuple(x.shape)
+        else:
+            block = self.granularity.block_shape(x.shape)
+        if self.range is not None:
+            scale, zero_point = self.scale_of(x, block, state, training)
+        elements = elements_of(x, scale, zero_point, block, self.format, self.rounding, key)
         return QTensor(elements, scale, zero_point, self.format, block)
 
-    def _elements(
-        self,
-        x: Tensor,
-        scale: Tensor | None,
-        zero_point: Tensor | None,
-        block: tuple[int, ...],
-        key: Tensor | None,
-        overflow: Overflow | None,
-    ) -> Tensor:
-        """What `kernels.elements` computes, by torch's own operations."""
-        bits = None if key is None or not self.rounding.random_bits else random_bits(key, x.shape)
-        scaled = x
-        if scale is not None:
-            # x / inf = 0: where the scale is zero, so is every element, without a branch
-            divisor = torch.where(scale == 0, float("inf"), scale)
-            scaled = x / expand(divisor, x.shape, block)
-        if isinstance(self.format, FloatFormat):
-            return round_to_float(
-                scaled, self.format, self.rounding, bits, overflow=overflow, source=x
-            )
-        elements = self.rounding(scaled, bits)
-        if zero_point is not None:
-            elements = elements + expand(zero_point, x.shape, block)
-        elements = elements.clamp_(self.format.low, self.format.high)
-        # what a NaN is as an integer depends on the processor; the scale tells of it
-        return elements.nan_to_num_(0.0).to(self.format.dtype)
-
-    def _scale(
-        self, x: Tensor, block: tuple[int, ...], state: State | None, training: bool
+    def scale_of(
+        self, x: Tensor, block: Sequence[int], state: State | None, training: bool
     ) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point of each block of x, from its range, which moves on when `training`.
+
+        Only for a quantizer with a range; without one there is no scale.
+        """
         assert self.range is not None
-        if x.dtype == torch.float64:  # what is finite there has a finite range in fp32
-            most = torch.finfo(torch.float32).max
-            x = torch.where(torch.isinf(x), x, x.clamp(-most, most))
-        low, high = self.range(x, block, state=state, training=training)
-        affine = isinstance(self.format, IntFormat) and not self.format.symmetric
-        if affine:
-            assert isinstance(self.format, IntFormat)
-            low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-            half = high * 0.5 - low * 0.5  # in halves, whose difference passes no end of fp32
-            scale = divided(half, (self.format.high - self.format.low) / 2)
-        else:
-            if self.format.signed:
-                width = torch.maximum(low.abs(), high.abs())
-            else:  # low is clipped, but a non-finite one must still be seen
-                width = torch.where(torch.isfinite(low), high.clamp(min=0.0), float("nan"))
-            scale = divided(width, self.format.largest)
-            if self.format.largest < 1:  # what passes fp32 here is no infinity
-                beyond = torch.isinf(scale) & torch.isfinite(width)
-                scale = torch.where(beyond, torch.finfo(scale.dtype).max, scale)
-        if self.scale_format != fp32:
-            limit = self.scale_format.overflow or "saturate"
-            rounded = round_to_float(scale, self.scale_format, self.scale_rounding, overflow=limit)
-            scale = torch.where(scale == 0, scale, rounded)
-        if not affine:
-            return scale, None
-        assert isinstance(self.format, IntFormat)
-        divisor = torch.where(scale == 0, float("inf"), scale)
-        zero_point = self.format.low - torch.round(low / divisor)
-        zero_point = zero_point.clamp(self.format.low, self.format.high)
-        return scale, torch.nan_to_num(zero_point).to(torch.int32)
+        low, high = range_of(x, self.range, block, state, training)
+        return scale_of(low, high, self.format, self.scale_format, self.scale_rounding)
 
     def backward(self, grad: Tensor, x: Tensor, state: State | None) -> Tensor:
         """The straight-through gradient.  grad, x: the same shape -> grad's dtype."""
-        if checks.real(grad, "grad").shape != checks.real(x).shape:
+        if tensor_checks.real(grad, "grad").shape != tensor_checks.real(x).shape:
             raise ValueError(f"grad: got {checks.shown(grad)}, need x's shape {tuple(x.shape)}")
         if self.straight_through == "identity":
             return grad
@@ -338,7 +211,7 @@ class Quantizer:
             high: Tensor | float = self.format.largest
         else:
             block = self.granularity.block_shape(x.shape)
-            scale, zero_point = self._scale(x, block, state, training=False)
+            scale, zero_point = self.scale_of(x, block, state, training=False)
             lowest = self.format.low if isinstance(self.format, IntFormat) else None
             bottom = lowest if lowest is not None else -self.format.largest * self.format.signed
             shift = 0.0 if zero_point is None else zero_point.to(scale.dtype)
@@ -355,8 +228,3 @@ class Quantizer:
         if self.rounding != nearest_even:
             parts.append(str(self.rounding))
         return ", ".join(parts)
-
-
-def as_real(x: Tensor) -> Tensor:
-    """x in the dtype it is quantized from: fp32 for half precision (exact), fp64 stays fp64."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -8,29 +8,33 @@ tensor gets the range (0, 0).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, tensor_checks
 from .granularity import blocked, compact_shape, is_plain
-from .numbers import constant, divided
+from .numbers import divided
 
 State = dict[str, Tensor]
 Range = tuple[Tensor, Tensor]
 
 
 class RangeRule(Protocol):
-    """What a Quantizer asks of its range: a callable, and the state it keeps (if any)."""
+    """What a Quantizer asks of its range: `rule(x, block, state=, training=) -> (low, high)`.
+
+    A class needs only `__call__`; one with memory offers init_state(compact) -> dict of tensors,
+    which every call is given as `state` and updates in place when `training`.  compact: the shape
+    of the ranges, one entry a block.  Tensors of that many entries come back in the shape of the
+    ranges of x, whose axes may be more than those the state was made for.
+    """
 
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range: ...
-
-    def init_state(self, compact: tuple[int, ...]) -> State: ...
 
 
 def _reduce(x: Tensor, block: Sequence[int], largest: bool) -> Tensor:
@@ -55,21 +59,14 @@ def check_rule(field: str, rule: RangeRule) -> None:
 
 def _checked(x: Tensor, block: Sequence[int]) -> tuple[int, ...]:
     """The compact shape; TypeError or ValueError for another x or block."""
-    checks.real(x)
-    if len(checks.shape("block", block)) != x.dim() or not all(block):
+    tensor_checks.real(x)
+    if len(tensor_checks.shape("block", block)) != x.dim() or not all(block):
         raise ValueError(f"block: got {checks.shown(block)}, need {x.dim()} sizes of at least 1")
     return compact_shape(x.shape, block)
 
 
-class Stateless:
-    """A rule without memory."""
-
-    def init_state(self, compact: tuple[int, ...]) -> State:
-        return {}
-
-
 @dataclass(frozen=True)
-class AbsMax(Stateless):
+class AbsMax:
     """(-a, a) with a = max |x|."""
 
     def __call__(
@@ -82,7 +79,7 @@ class AbsMax(Stateless):
 
 
 @dataclass(frozen=True)
-class MinMax(Stateless):
+class MinMax:
     """(min x, max x)."""
 
     def __call__(
@@ -119,7 +116,7 @@ def _rows(x: Tensor, block: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ChunkedMinMax(Stateless):
+class ChunkedMinMax:
     """(mean of the chunks' minima, mean of their maxima): it clips by design.
 
     chunks   how many equal parts of a granule, in C order; None: one chunk per index of axis 0
@@ -147,21 +144,21 @@ class ChunkedMinMax(Stateless):
             chunks = block[0] if block else 1
         rows = _rows(x, block)
         size = -(-rows.shape[1] // chunks)
-        parts = torch.split(rows, size, dim=1)
-        if all(part.shape[1] == size for part in parts):
+        if rows.shape[1] % size == 0:
             cut = rows.reshape(rows.shape[0], -1, size)
-            low, high = cut.amin(2), cut.amax(2)
+            ends = torch.stack([cut.amin(2), cut.amax(2)])
         else:
-            low = torch.stack([part.amin(1) for part in parts], 1)
-            high = torch.stack([part.amax(1) for part in parts], 1)
+            parts = torch.split(rows, size, dim=1)
+            lows, highs = [part.amin(1) for part in parts], [part.amax(1) for part in parts]
+            ends = torch.stack([torch.stack(lows, 1), torch.stack(highs, 1)])
         # fp64 holds a sum of the largest fp32 numbers, and rounds far below their last bit
-        total = (end.float().sum(1, dtype=torch.float64) for end in (low, high))
-        low, high = (divided(end, len(parts)).float().reshape(compact) for end in total)
+        total = ends.float().sum(2, dtype=torch.float64)
+        low, high = divided(total, ends.shape[2]).float().reshape(2, *compact)
         return low, high
 
 
 @dataclass(frozen=True)
-class Percentile(Stateless):
+class Percentile:
     """(quantile 1 - fraction, quantile fraction) of x, linearly interpolated: it clips outliers.
 
     fraction   in (0.5, 1]; 0.999 leaves 0.1 % of the elements outside at either end.
@@ -196,93 +193,6 @@ class Percentile(Stateless):
         return quantile(1 - self.fraction), quantile(self.fraction)
 
 
-@dataclass(frozen=True)
-class Ema:
-    """An exponential moving average of another rule's range, kept in the state.
-
-    rule       the rule that is averaged
-    momentum   torch's convention: running <- (1 - momentum) * running + momentum * new, as
-               2 * ((new / 2 - running / 2) * momentum + running / 2) in fp32
-    train_on   "running": training uses the average (the newest batch counted in);
-               "batch": training uses the batch's own range; the average serves evaluation
-
-    The first range initialises the average; until then evaluation uses the batch's own range.  A
-    non-finite range is not averaged in, and still makes this tensor's scale non-finite.
-
-    State: low, high, the share of them that ranges have given, 0 or 1, and how many have.  The
-    range is low / share, high / share: so a moving average of states that begins with an empty
-    one, as averages of models do, is a range too, as Adam's moments are (Kingma and Ba 2015,
-    section 3).  The count decides nothing: averages truncate it.
-    """
-
-    rule: RangeRule = field(default_factory=MinMax)
-    momentum: float = 0.1
-    train_on: Literal["running", "batch"] = "running"
-    #: what the state holds
-    memory: ClassVar[tuple[str, ...]] = ("low", "high", "share", "steps")
-
-    def __post_init__(self) -> None:
-        check_rule("rule", self.rule)
-        if isinstance(self.rule, Ema):
-            checks.refuse("rule", self.rule, "a range rule without memory, such as minmax")
-        checks.share("momentum", self.momentum, above=0)
-        checks.choice("train_on", self.train_on, ("running", "batch"))
-
-    def init_state(self, compact: tuple[int, ...]) -> State:
-        return {
-            "low": torch.zeros(compact, dtype=torch.float32),
-            "high": torch.zeros(compact, dtype=torch.float32),
-            "share": torch.zeros((), dtype=torch.float32),
-            "steps": torch.zeros((), dtype=torch.int64),
-        }
-
-    def __call__(
-        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
-    ) -> Range:
-        if state is None:
-            raise ValueError(
-                "a range with memory needs state: pass state=quantizer.init_state(shape)"
-            )
-        checks.state(state, self.memory)
-        low, high = self.rule(x, block)
-        if not low.numel() == state["low"].numel() == state["high"].numel():
-            raise ValueError(
-                f"state: got ranges of shape {tuple(state['low'].shape)}, need "
-                f"{tuple(low.shape)}, as init_state({tuple(x.shape)}) makes them"
-            )
-        finite = torch.isfinite(low) & torch.isfinite(high)
-        if training:
-            if x.numel() == 0:
-                return low, high
-            share, every = state["share"], finite.all()
-            one = torch.ones_like(share)
-            weight = torch.where(share == 0, one, constant(self.momentum, share))
-            old = torch.stack([state["low"], state["high"]]) / torch.where(share == 0, one, share)
-            new = torch.stack([low, high]).view(old.shape)
-            half = old * 0.5  # in halves, whose difference passes no end of fp32
-            moved = ((new * 0.5 - half) * weight + half) * 2.0
-            moved = torch.where(finite.view(old.shape[1:]), moved, old)
-            state["low"].copy_(moved[0])
-            state["high"].copy_(moved[1])
-            share.copy_((share > 0) | every)
-            state["steps"].add_(every)
-            if self.train_on == "batch":
-                return low, high
-        share = state["share"]
-        running_low = torch.where(share > 0, state["low"].view(low.shape) / share, low)
-        running_high = torch.where(share > 0, state["high"].view(high.shape) / share, high)
-        # the average has not seen these elements: a non-finite one must still be seen
-        bad = float("nan")
-        return torch.where(finite, running_low, bad), torch.where(finite, running_high, bad)
-
-
-def with_share(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An `Ema`'s state as it was kept before it had a share, completed; any other as it is."""
-    if set(state) != {"low", "high", "steps"}:
-        return dict(state)
-    return {**state, "share": (state["steps"] > 0).to(torch.float32)}
-
-
 absmax = AbsMax()
 minmax = MinMax()
 
@@ -295,12 +205,3 @@ def chunked_minmax(chunks: int | None = None) -> ChunkedMinMax:
 def percentile(fraction: float) -> Percentile:
     """Quantiles 1 - fraction and fraction."""
     return Percentile(fraction)
-
-
-def ema(
-    rule: RangeRule = minmax,
-    momentum: float = 0.1,
-    train_on: Literal["running", "batch"] = "running",
-) -> Ema:
-    """The moving average of `rule`'s range."""
-    return Ema(rule, momentum, train_on)

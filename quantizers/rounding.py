@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, tensor_checks
 from .formats import FloatFormat, Overflow, bf16, fp16
 from .noise import uniform_integers
 from .numbers import constant
@@ -43,7 +43,7 @@ class Rounding:
 
     def __call__(self, x: Tensor, bits: Tensor | None = None) -> Tensor:
         """x: fp32 or fp64; bits: int32 random bits of x's shape, for a stochastic rounding."""
-        checks.wide(x)
+        tensor_checks.wide(x)
         if self.mode == "nearest_even":
             return torch.round(x)
         if self.mode == "toward_zero":
@@ -62,7 +62,7 @@ class Rounding:
                 raise ValueError(
                     "stochastic rounding needs random bits; pass key= to the quantizer"
                 )
-            checks.random("bits", bits, x)
+            tensor_checks.random("bits", bits, x)
             draw = uniform_integers(bits, self.random_bits).to(x.dtype)
             up = draw.add_(0.5) < fraction.mul_(2.0**self.random_bits)
         return torch.copysign(whole.add_(up), x)
@@ -111,10 +111,10 @@ def round_to_float(
     source: what x was before it was scaled (None: x itself), x's shape.  Where it is finite, an
     infinite x is one of the finite values beyond the largest.
     """
-    x = checks.wide(x).resolve_neg()  # bits are read below
+    x = tensor_checks.wide(x).resolve_neg()  # bits are read below
     if bits is not None:
-        checks.random("bits", bits, x)
-    if source is not None and checks.tensor("source", source).shape != x.shape:
+        tensor_checks.random("bits", bits, x)
+    if source is not None and tensor_checks.tensor("source", source).shape != x.shape:
         raise ValueError(f"source: got {checks.shown(source)}, need x's shape {tuple(x.shape)}")
     checks.instance("fmt", fmt, FloatFormat, "a FloatFormat")
     checks.instance("rounding", rounding, Rounding, "a Rounding such as nearest_even")
@@ -169,7 +169,7 @@ def round_to(x: Tensor, fmt: FloatFormat) -> Tensor:
 
     The format in which a layer's output is stored; overflow gives what `fmt` states.
     """
-    wide = x if checks.real(x).dtype == torch.float64 else x.float()
+    wide = x if tensor_checks.real(x).dtype == torch.float64 else x.float()
     return round_to_float(wide, fmt).to(x.dtype)
 
 

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formats import IntFormat
-from .granularity import compact_shape
+from . import tensor_checks
+from .formats import Format, IntFormat
+from .granularity import Granularity, compact_shape
+from .qtensor import QTensor
+from .ranges import RangeRule, State
+from .running_range import Ema
 
 _LIBRARY = torch.library.Library("quantizers", "FRAGMENT")
 _LIBRARY.define(
@@ -38,6 +42,40 @@ def restored(text: str) -> Any:
     return pickle.loads(base64.b64decode(text))
 
 
+def quantized(
+    x: Tensor,
+    spec: str | None,
+    format: Format,
+    granularity: Granularity,
+    rule: RangeRule | None,
+    state: State | None,
+    key: Tensor | None,
+    training: bool,
+    factor: Tensor | None,
+) -> QTensor | None:
+    """What the quantizer of `spec`, whose settings these are, makes of x, as one operation; None
+    where that does not serve: on other devices, and for a memory that it does not know."""
+    tensor_checks.real(x)
+    if x.device.type != "cpu" or spec is None:
+        return None
+    running: list[Tensor] = []
+    if state:
+        if not isinstance(rule, Ema):
+            return None
+        running = [state[name] for name in Ema.memory]
+    elements, scale, zero_point = torch.ops.quantizers.quantize(
+        x.detach(), key, factor, running, training, spec
+    )
+    affine = isinstance(format, IntFormat) and not format.symmetric
+    return QTensor(
+        elements,
+        None if rule is None else scale,
+        zero_point if affine else None,
+        format,
+        granularity.block_shape(x.shape),
+    )
+
+
 def _quantize(
     x: Tensor,
     key: Tensor | None,
@@ -46,9 +84,9 @@ def _quantize(
     training: bool,
     spec: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """running: what ranges.Ema keeps, low, high, share and steps, or nothing.
+    """running: what running_range.Ema keeps, or nothing.
     -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
-    state = dict(zip(("low", "high", "share", "steps"), running, strict=True)) if running else None
+    state = dict(zip(Ema.memory, running, strict=True)) if running else None
     q = restored(spec)(x, state=state, key=key, training=training, factor=factor)
     scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
     none = x.new_empty(0, dtype=torch.int32)

@@ -19,29 +19,34 @@ ROOT = Path(__file__).parents[1]
 BREAKS: list[tuple[int, str, str, str]] = [
     (
         1,
-        "qtrain/products.py",
-        "    cuts = _cuts(operation, kind, sketch(a), sketch(b))\n",
-        "    cuts = _cuts(operation, kind, sketch(a), sketch(b))\n"
+        "qtrain/products/blocks.py",
+        "    device_type = a.elements.device.type\n",
+        "    device_type = a.elements.device.type\n"
         "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
     ),
-    (2, "qtrain/engines/floats.py", "return min(2**24 //", "return min(2**27 //"),
+    (2, "qtrain/products/engines/float_units.py", "return min(2**24 //", "return min(2**27 //"),
     (
         2,
-        "qtrain/products.py",
-        "    if not scales:\n        return None\n",
-        "    if not scales:\n        return None\n    scales = [1 / (1 / s) for s in scales]\n",
+        "qtrain/products/blocks.py",
+        "        found = own.float() if found",
+        "        own = 1 / (1 / own)\n        found = own.float() if found",
     ),
-    (3, "qtrain/engines/exact.py", "and engine.exact_on(device_type):", "and True:"),
-    (4, "qtrain/layer_products.py", "        if _off(xq, wq):\n", "        if False:\n"),
-    (4, "qtrain/layers.py", "if self.product.recipe.products_off:", "if False:"),
-    (5, "qtrain/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
+    (3, "qtrain/products/engines/choice.py", "and engine.exact_on(device_type):", "and True:"),
+    (4, "qtrain/products/function.py", "        if _off(xq, wq):\n", "        if False:\n"),
+    (4, "qtrain/layers/linear.py", "if self.product.recipe.products_off:", "if False:"),
+    (5, "qtrain/autograd/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
     (
         5,
-        "qtrain/layer_products.py",
-        "key = fold(key, slot if common else slot + len(SLOTS) * (self.rank + 1))",
-        "key = fold(key, slot)",
+        "qtrain/products/call.py",
+        "key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))",
+        "key = fold(key, number)",
     ),
-    (5, "qtrain/recomputation.py", "    if counts:\n", "    if False:\n"),
+    (
+        5,
+        "qtrain/autograd/recomputation.py",
+        "    if before is not None:\n        used",
+        "    if False:\n        used",
+    ),
     (
         6,
         "qtrain/layer_state.py",
@@ -50,10 +55,10 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         7,
-        "quantizers/quantizer.py",
-        "        if self.scale_format != fp32:\n            limit",
-        "        scale = torch.where(scale == 0, 1.0, scale)\n"
-        "        if self.scale_format != fp32:\n            limit",
+        "quantizers/steps.py",
+        "    if scale_format != fp32:\n        limit",
+        "    scale = torch.where(scale == 0, 1.0, scale)\n"
+        "    if scale_format != fp32:\n        limit",
     ),
     (
         7,
@@ -64,11 +69,11 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         8,
         "quantizers/quantizer.py",
-        "        whole = self._traced if",
-        "        float(x.sum())\n        whole = self._traced if",
+        "        if torch.compiler.is_compiling():\n            found",
+        "        float(x.sum())\n        if torch.compiler.is_compiling():\n            found",
     ),
-    (9, "qtrain/convert.py", "    choose.check_all_used()\n", ""),
-    (9, "qtrain/conversion.py", "        if lines:\n", "        if False:\n"),
+    (9, "qtrain/conversion/quantize.py", "    choose.check_all_used()\n", ""),
+    (9, "qtrain/conversion/watch.py", "        if lines:\n", "        if False:\n"),
     (
         10,
         "qtrain/layer_state.py",

@@ -33,7 +33,7 @@ from experiments.harness.claims import BEGIN, END
 from experiments.harness.experiment import Job
 from experiments.harness.loop import Curve
 from qtrain import Recipe, data, models, quantize, recipes
-from qtrain.attention import QScaledDotProductAttention
+from qtrain.layers.attention import QScaledDotProductAttention
 from quantizers import stochastic
 
 ROOT = Path(__file__).parents[1]

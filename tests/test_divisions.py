@@ -13,46 +13,45 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 #: files whose bits reach a result: all of quantizers, and of qtrain what runs in a training step
 CHECKED = (
-    "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/engines/*.py", "qtrain/*norm*.py",
-    "qtrain/deviations.py", "qtrain/channel_sample.py", "qtrain/layer*.py", "qtrain/products.py",
-    "qtrain/*_products.py", "qtrain/operations.py", "qtrain/matmul.py", "qtrain/accumulation.py",
-    "qtrain/attend.py", "qtrain/attention.py", "qtrain/bounded.py", "qtrain/weight_decay.py",
-    "qtrain/fused.py",
-    "qtrain/unbiased.py", "qtrain/recomputation.py", "qtrain/data/transforms.py",
+    "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/layer_state.py", "qtrain/autograd/*.py",
+    "qtrain/norms/*.py", "qtrain/norms/kernels/*.py", "qtrain/products/*.py",
+    "qtrain/products/engines/*.py", "qtrain/layers/*.py", "qtrain/weights/bounded.py",
+    "qtrain/weights/decay.py", "qtrain/inspection/accumulated.py", "qtrain/data/transforms.py",
 )  # fmt: skip
-#: the slow specification, in Python's floats
-UNCHECKED = {"quantizers/reference.py"}
+#: constants, in Python's floats and numpy
+UNCHECKED = {"qtrain/norms/constants.py"}
 
 TENSOR_BY_TENSOR = {
-    "quantizers/formats.py: magnitude / step",
+    "quantizers/float_format.py: magnitude / step",
     "quantizers/numbers.py: x / constant(number, x)",
-    "quantizers/quantizer.py: x / expand(divisor, x.shape, block)",
-    "quantizers/quantizer.py: low / divisor",
-    "quantizers/ranges.py: state['high'].view(high.shape) / share",
-    "quantizers/ranges.py: state['low'].view(low.shape) / share",
-    "quantizers/ranges.py: torch.stack([state['low'], state['high']]) "
+    "quantizers/steps.py: x / expand(divisor, x.shape, block)",
+    "quantizers/steps.py: low / divisor",
+    "quantizers/running_range.py: state['high'].view(high.shape) / share",
+    "quantizers/running_range.py: state['low'].view(low.shape) / share",
+    "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
     "/ torch.where(share == 0, one, share)",
-    "qtrain/bounded.py: self.size / torch.where(off, 1.0, norms)",
+    "qtrain/weights/bounded.py: self.size / torch.where(off, 1.0, norms)",
     "qtrain/data/transforms.py: (images.float() - mean) / std",
-    "qtrain/norm_computation.py: weight.to(dtype) / divisor",
-    "qtrain/norm_computation.py: product / divisor",
-    "qtrain/norm_computation.py: grad_divisor * divisor / more",
-    "qtrain/norm_rounded.py: centered / divisor",
-    "qtrain/norm_rounded.py: h / divisor",
-    "qtrain/norm_rounded.py: q / square",
-    "qtrain/weight_decay.py: self._norms[name] * self.factor / torch.where(norms == 0, 1.0, norms)",
-    "qtrain/weight_decay.py: self._weights[name].channels.norms(weight) / self._norms[name]",
+    "qtrain/norms/normalize.py: weight.to(dtype) / divisor",
+    "qtrain/norms/normalize.py: product / divisor",
+    "qtrain/norms/normalize.py: grad_divisor * divisor / more",
+    "qtrain/norms/rounded.py: centered / divisor",
+    "qtrain/norms/rounded.py: h / divisor",
+    "qtrain/norms/rounded.py: q / square",
+    "qtrain/weights/decay.py: "
+    "self._norms[name] * self.factor / torch.where(norms == 0, 1.0, norms)",
+    "qtrain/weights/decay.py: self._weights[name].channels.norms(weight) / self._norms[name]",
 }
 #: torch takes the tensor's reciprocal on every device alike
 NUMBER_BY_TENSOR = {
-    "qtrain/deviations.py: self.times * self.times / (divisor * count)",
-    "qtrain/norm_computation.py: 1 / divisor",
-    "qtrain/weight_decay.py: rate / norms.flatten().float().square()",
+    "qtrain/norms/deviations.py: self.times * self.times / (divisor * count)",
+    "qtrain/norms/normalize.py: 1 / divisor",
+    "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
-    "quantizers/quantizer.py: (self.format.high - self.format.low) / 2",
+    "quantizers/steps.py: (format.high - format.low) / 2",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
-    "qtrain/attend.py: 1 / math.sqrt(query.shape[-1])",
+    "qtrain/layers/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",
     "qtrain/data/transforms.py: (second * count - first * first) / count ** 2",
     "qtrain/data/transforms.py: (width - side) / 2",
@@ -60,14 +59,14 @@ PYTHON = {
     "qtrain/data/transforms.py: first / count",
     "qtrain/data/transforms.py: target / aspect",
     # compiled, fp64 numbers that are rounded to fp32 later
-    "qtrain/deviations.py: one / k",
-    "qtrain/deviations.py: self.times * one / chunks",
-    "qtrain/deviations.py: math.pi / 2",
-    "qtrain/deviations.py: self._factor / count",
-    "qtrain/norm.py: count / (count - 1)",
-    "qtrain/norm_arithmetic.py: terms / count",
-    "qtrain/norm_ranks.py: count / self.total",
-    "qtrain/norm_ranks.py: place.div(k, rounding_mode='floor')",  # integers
+    "qtrain/norms/deviations.py: one / k",
+    "qtrain/norms/deviations.py: self.times * one / chunks",
+    "qtrain/norms/deviations.py: math.pi / 2",
+    "qtrain/norms/deviations.py: self._factor / count",
+    "qtrain/norms/batch.py: count / (count - 1)",
+    "qtrain/norms/arithmetic.py: terms / count",
+    "qtrain/norms/ranks.py: count / self.total",
+    "qtrain/norms/ranks.py: place.div(k, rounding_mode='floor')",  # integers
 }
 #: numba's own numbers, on the CPU alone
 COMPILED = {
@@ -77,16 +76,16 @@ COMPILED = {
     "quantizers/kernels/compiled_whole.py: running_high[0] / divisor",
     "quantizers/kernels/compiled_whole.py: running_low[0] / divisor",
     "quantizers/kernels/compiled_whole.py: width / c[_LARGEST]",
-    "qtrain/norm_compiled.py: v / step",
+    "qtrain/norms/kernels/compiled_passes.py: v / step",
 }
 #: means of floating-point numbers, whose sums are added in the device's own order as well
 MEANS = {
-    "qtrain/attention.py: weights.mean(1)",
-    "qtrain/bounded.py: norms.mean()",
-    "qtrain/channel_sample.py: self.rows.abs().mean(1)",
-    "qtrain/channel_sample.py: self.rows.square().mean(1)",
-    "qtrain/deviations.py: chosen.abs().mean(1)",
-    "qtrain/norm_computation.py: input.mean(others(input), dtype=accumulated)",
+    "qtrain/layers/attention.py: weights.mean(1)",
+    "qtrain/weights/bounded.py: norms.mean()",
+    "qtrain/norms/samples.py: self.rows.abs().mean(1)",
+    "qtrain/norms/samples.py: self.rows.square().mean(1)",
+    "qtrain/norms/deviations.py: chosen.abs().mean(1)",
+    "qtrain/norms/normalize.py: input.mean(others(input), dtype=accumulated)",
 }
 ALLOWED = TENSOR_BY_TENSOR | NUMBER_BY_TENSOR | PYTHON | COMPILED | MEANS
 #: other names of a division; `Arithmetic.mean` and `Sample`'s own are divisions by `divided`

@@ -1,4 +1,4 @@
-"""What the READMEs print as measured is what the stored results say."""
+"""What the READMEs and docs print as measured is what the stored results say."""
 
 from __future__ import annotations
 
@@ -43,9 +43,13 @@ def stored(path: str) -> dict[str, Any]:
     return found
 
 
-def prose(path: str) -> str:
-    """The text with its line breaks as spaces."""
-    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
+#: The pages that print what the whole of the project measured.
+MEASURED = ("README.md", "docs/measurements.md")
+
+
+def prose(*paths: str) -> str:
+    """The texts with their line breaks as spaces."""
+    return " ".join(" ".join((ROOT / path).read_text(encoding="utf-8").split()) for path in paths)
 
 
 @papers
@@ -177,7 +181,8 @@ def test_the_norms_and_the_gradient_of_a_run_are_stored(tmp_path: Path) -> None:
     assert gradients[0] != gradients[1] != gradients[2]
 
 
-#: README's label: the file in experiments/speed/results, its network, the method and its layout
+#: the label in docs/measurements.md:
+#: the file in experiments/speed/results, its network, the method and its layout
 STEPS = {
     "ResNet-18, 32x32, batch 64: int8, range batch-norm, eager, 3 rows in the process":
         ("resnet18-three-rows", "resnet18", "int8 range-norm", "channels_last"),
@@ -255,7 +260,7 @@ def microscope() -> list[str]:
     ids=lambda sentences: sentences.__name__,
 )
 def test_the_sentences_on_what_was_measured_hold_the_stored_numbers(sentences: Any) -> None:
-    text = prose("README.md")
+    text = prose(*MEASURED)
     assert [sentence for sentence in sentences() if sentence not in text] == []
 
 
@@ -263,7 +268,7 @@ def test_the_sentences_on_what_was_measured_hold_the_stored_numbers(sentences: A
 def test_the_table_of_steps_holds_the_stored_ratios(label: str) -> None:
     row = speed_row(*STEPS[label])
     begin, end = f"| {label} | {ratio(row['ratio'])} |", f" | {row['saved_ratio']:.2f} |"
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith(begin) and line.endswith(end) for line in lines)
 
 
@@ -274,9 +279,14 @@ def test_the_rows_of_compiled_steps_and_of_peers_hold_the_stored_ratios() -> Non
     torchao, qtorch = (
         speed_row(*block, name, "contiguous")["ratio"] for name in ("torchao int8", "QPyTorch")
     )
-    text = prose("README.md")
+    text = prose("docs/measurements.md")
     assert f"compiled full precision | {ratio(compiled['ratio_to_compiled'])} |" in text
     assert f"mixed precision; QPyTorch | {ratio(torchao)}; {ratio(qtorch)} |" in text
+
+
+def test_the_readme_holds_the_ratio_of_a_step() -> None:
+    row = speed_row("resnet18-three-rows", "resnet18", "int8 range-norm", "channels_last")
+    assert f"of full precision's | 1 | {ratio(row['ratio'])}: median" in prose("README.md")
 
 
 def test_the_sentences_on_norm_matters_hold_the_stored_numbers() -> None:

@@ -36,9 +36,10 @@ from experiments.harness import images
 from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.runs import execute
-from qtrain import NormRecipe, deviations, quantize
+from qtrain import NormRecipe, quantize
 from qtrain.data import Batches
-from qtrain.plots import COLOURS
+from qtrain.norms import deviations
+from qtrain.reports.plots import COLOURS
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000)

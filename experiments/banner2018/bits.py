@@ -39,9 +39,10 @@ from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import finals, table
 from experiments.harness.runs import execute
-from qtrain import GradWeight, NormRecipe, Recipe, deviations, inspect, quantize, recipes
+from qtrain import GradWeight, NormRecipe, Recipe, inspect, quantize, recipes
 from qtrain.data import Batches, DataSet
-from qtrain.plots import COLOURS
+from qtrain.norms import deviations
+from qtrain.reports.plots import COLOURS
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 COLUMNS = ("cosine_forward", "cosine_backward")

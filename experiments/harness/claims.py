@@ -24,7 +24,7 @@ from typing import Literal
 from tabulate import tabulate
 
 from experiments.harness.report import Result, difference, failures, finals, shown
-from qtrain.files import write_atomically
+from qtrain.files.whole import write_atomically
 
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 HOLDS, NOT, OPEN = "holds", "does not hold", "does not show"

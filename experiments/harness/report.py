@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
-from qtrain.intervals import Interval, mean_difference
-from qtrain.plots import COLOURS, DASHES
+from qtrain.reports.plots import COLOURS, DASHES
+from qtrain.training.intervals import Interval, mean_difference
 
 Result = Mapping[str, Any]
 

@@ -22,9 +22,9 @@ from experiments.harness import ranks
 from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.processes import curves
-from qtrain.environment import changed, environment
-from qtrain.files import write_atomically
-from qtrain.progress import Progress
+from qtrain.files.whole import write_atomically
+from qtrain.reports.progress import Progress
+from qtrain.training.environment import changed, environment
 
 
 def execute(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import publish
 from experiments.harness.runs import execute
 from experiments.hoffer2018 import norms
-from qtrain import deviations
+from qtrain.norms import deviations
 
 
 def run(job: Job) -> Curve:

@@ -34,9 +34,10 @@ from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import finals, table
 from experiments.harness.runs import execute
-from qtrain import Arithmetic, NormRecipe, deviations, quantize
-from qtrain.deviations import Deviation
-from qtrain.plots import COLOURS
+from qtrain import Arithmetic, NormRecipe, quantize
+from qtrain.norms import deviations
+from qtrain.norms.deviations import Deviation
+from qtrain.reports.plots import COLOURS
 from quantizers import FloatFormat, fp16, fp32
 
 SCALES = (-12, -8, 0, 4, 6, 8, 12)

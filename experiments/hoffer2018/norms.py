@@ -8,7 +8,7 @@ from experiments.harness import images
 from experiments.harness.experiment import Job
 from experiments.harness.loop import Curve
 from qtrain import quantize
-from qtrain.deviations import Deviation
+from qtrain.norms.deviations import Deviation
 
 
 def run(job: Job, deviations: Mapping[str, Deviation | None]) -> Curve:

@@ -16,7 +16,7 @@ from experiments.harness.report import publish
 from experiments.harness.runs import execute
 from experiments.hoffer2018 import norms
 from experiments.hoffer2018.deviations import EXPERIMENT as DEVIATIONS
-from qtrain import deviations
+from qtrain.norms import deviations
 
 
 def run(job: Job) -> Curve:

@@ -20,9 +20,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from qtrain import TrainConfig, data, inspect, models, quantize
-from qtrain.checkpoint import load_checkpoint
-from qtrain.environment import environment
-from qtrain.files import write_atomically
+from qtrain.files.whole import write_atomically
+from qtrain.training.checkpoint import load_checkpoint
+from qtrain.training.environment import environment
 
 NORMS = {"l2": None, "l1": "l1", "range": "range"}
 GRADIENT = "grad_output (grad_input)"

@@ -26,8 +26,8 @@ import torch
 from tabulate import tabulate
 
 from qtrain import train, training_recipe
-from qtrain.environment import environment
-from qtrain.intervals import mean_difference
+from qtrain.training.environment import environment
+from qtrain.training.intervals import mean_difference
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"data": "digits", "model": "resnet18", "seeds": 5, "changes": {}},

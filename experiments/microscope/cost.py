@@ -23,8 +23,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from qtrain import Monitor, models, quantize, sensitivity
-from qtrain.environment import environment
-from qtrain.files import write_atomically
+from qtrain.files.whole import write_atomically
+from qtrain.training.environment import environment
 
 
 def main() -> None:

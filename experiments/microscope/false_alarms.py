@@ -3,10 +3,10 @@
     python experiments/microscope/false_alarms.py --jobs 2
 
 Trains a narrow ResNet-18 on the digits, each arm with 25 seeds, under a Monitor of every layer.
-The thresholds in qtrain/rules.py were set by seeds 100 to 111 of a network twice as wide; seeds 100
-to 104 show every figure's distribution in this one; seeds 200 to 219, by which none was set, the
-rate of false alarms.  A run that was done is not repeated.  Writes results/false_alarms.json beside
-this file.
+The thresholds in qtrain/diagnosis/rules.py were set by seeds 100 to 111 of a network twice as
+wide; seeds 100 to 104 show every figure's distribution in this one; seeds 200 to 219, by which none
+was set, the rate of false alarms.  A run that was done is not repeated.  Writes
+results/false_alarms.json beside this file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from tabulate import tabulate
 from torch import nn
 
 from qtrain import Monitor, data, diagnose, quantize
-from qtrain.environment import environment
-from qtrain.files import write_atomically
+from qtrain.diagnosis.rules import RULES
+from qtrain.files.whole import write_atomically
 from qtrain.models.resnet import resnet18
-from qtrain.rules import RULES
+from qtrain.training.environment import environment
 
 #: name: options of `quantize`
 ARMS: dict[str, dict[str, Any]] = {

@@ -40,10 +40,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qtrain import GradWeight, Recipe, SensitivityReport, data, quantize, recipes, sensitivity
-from qtrain.environment import environment
-from qtrain.sensitivity_report import RANKINGS
-from qtrain.switches import rounded_parts, without
-from qtrain.units import grouped
+from qtrain.diagnosis.parts import grouped
+from qtrain.diagnosis.sensitivity_report import RANKINGS
+from qtrain.diagnosis.switches import rounded_parts, without
+from qtrain.training.environment import environment
 from quantizers import IntFormat, Quantizer, stochastic
 
 BITS = {"0": 4, "3": 2, "6": 6, "9": 3, "12": 8, "15": 3, "19": 5, "21": 4}  # by layer

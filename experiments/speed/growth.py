@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from qtrain import quantize
-from qtrain.plots import COLOURS
+from qtrain.reports.plots import COLOURS
 
 #: the sizes of each sweep; the others stay at `MIDDLE`
 SWEEPS = {"batch": (8, 16, 32, 64, 128), "width": (16, 32, 64, 128), "depth": (2, 4, 8, 16)}

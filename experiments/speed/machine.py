@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from qtrain.environment import environment, package_version
+from qtrain.training.environment import environment, package_version
 
 #: vector instructions that decide how fast int8 and bf16 products are
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")

@@ -40,15 +40,16 @@ OPERATIONS: tuple[tuple[str, str], ...] = (
 CALLS: tuple[tuple[str, str, str], ...] = (
     *(
         ("quantizers.ranges", f"{rule}.__call__", "range")
-        for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile", "Ema")
+        for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile")
     ),
+    ("quantizers.running_range", "Ema.__call__", "range"),
     ("quantizers", "Quantizer.__call__", "codes"),
-    ("qtrain.norm_computation", "Deferred.quantized", "codes"),
-    ("qtrain.norm", "QBatchNorm.forward", "norm"),
-    ("qtrain.norm", "QBatchNorm.relu", "norm"),
+    ("qtrain.norms.normalize", "Deferred.quantized", "codes"),
+    ("qtrain.norms.batch", "QBatchNorm.forward", "norm"),
+    ("qtrain.norms.batch", "QBatchNorm.relu", "norm"),
     # the scales that multiply a product's sums are a part of it
-    ("qtrain.layer_products", "Products.forward", "products"),
-    ("qtrain.layer_products", "Products.backward", "products"),
+    ("qtrain.products.function", "Products.forward", "products"),
+    ("qtrain.products.function", "Products.backward", "products"),
 )
 
 _MARK = "part:"

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from parts import PARTS
 
-from qtrain.plots import COLOURS
+from qtrain.reports.plots import COLOURS
 
 HEADROOM = 1.0  # inches for a table's title and axis
 

@@ -25,7 +25,7 @@ from subjects import LAYOUTS
 from table import measure, text, visits
 from tqdm import tqdm
 
-from qtrain.files import write_atomically
+from qtrain.files.whole import write_atomically
 
 #: seconds that a visit to a subject takes at least: short steps are repeated
 LEAST_SECONDS = 0.2

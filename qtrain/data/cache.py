@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..files import opened
+from ..files.whole import opened
 from .errors import DataError
 from .splits import FileSplit
 

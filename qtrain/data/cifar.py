@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files import read_bytes
+from ..files.whole import read_bytes
 from .dataset import DataSet, tensor_data_set
 from .errors import DataError, reason
 from .safe_pickle import read_pickle

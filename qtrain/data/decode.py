@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from ..files import opened
+from ..files.whole import opened
 from .errors import DataError, reason
 from .transforms import Box
 

@@ -1,7 +1,9 @@
 """Reads pickles of plain containers and byte arrays without running anything they name.
 
 Where a pickle names numpy's functions it gets inert stand-ins that only note their arguments;
-every other name is refused.  The arrays are then built here from checked fields.
+every other name is refused.  The arrays are then built here from checked fields.  numpy's own
+functions would not do: a pickle may have them make arrays of any size, and arrays of objects whose
+addresses are bytes of the file, which crash Python where they are read.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files import read_bytes
+from ..files.whole import read_bytes
 from . import draws
 from .dataset import DataSet
 from .errors import DataError, reason

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files import opened
+from ..files.whole import opened
 
 #: What a damaged or foreign file raises while it is unpacked.
 ERRORS = (OSError, EOFError, zlib.error)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import checks
-from qtrain.attention import ScaledDotProductAttention
+from qtrain.layers.attention import ScaledDotProductAttention
 
 Norm = Callable[[int], nn.Module]
 

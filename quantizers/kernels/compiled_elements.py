@@ -13,7 +13,6 @@ import numpy as np
 from .compiled import (
     SOURCE_BYTES,
     TARGET_BYTES,
-    element,
     f32,
     f32_at,
     function,
@@ -25,13 +24,13 @@ from .compiled import (
     i64_at,
     kernel,
     load,
-    noise,
     store,
     thread,
     threads,
     u8_at,
     u32,
 )
+from .compiled_rounding import element, noise
 from .layout import OUTER
 
 #: places of the words of a quantizing kernel: a `layout.Walk` (size .. GRANULES, each of the last

@@ -1,6 +1,6 @@
 """A quantizer with its range in one kernel: extremes, scale, zero point, running range, elements.
 
-The arithmetic is that of `ranges` and `quantizer`, operation by operation in fp32.  A granule is a
+The arithmetic is that of `ranges` and `steps`, operation by operation in fp32.  A granule is a
 run of consecutive elements in the order of the walk; a single one is shared by all threads, several
 are dealt out to them.
 """

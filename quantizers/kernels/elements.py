@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quantizers.formats import Format, Overflow
+from quantizers.memory import serves
+from quantizers.rounding import Rounding
 
 from . import team
 from .plan import plan
-from .serving import TARGETS, made, operand, serves
-
-if TYPE_CHECKING:  # which needs noise, which needs this package
-    from quantizers.rounding import Rounding
+from .serving import TARGETS, made, operand
 
 
 def elements(
@@ -77,10 +75,15 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     serves them.
     """
     target = TARGETS.get(elements.dtype, 0)
-    if target == 0 or not serves(elements) or elements.numel() == 0:
+    if target == 0 or elements.numel() == 0:
         return None
-    if zero_point is not None and not (
-        zero_point.numel() == 1 and operand(zero_point, torch.int32, zero_point.shape)
+    if zero_point is None:
+        if not serves(elements):
+            return None
+    elif (
+        zero_point.dtype is not torch.int32
+        or zero_point.numel() != 1
+        or not serves(elements, zero_point)
     ):
         return None
     result = torch.empty_like(elements, dtype=torch.float32)

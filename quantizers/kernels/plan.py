@@ -5,18 +5,16 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from quantizers.formats import Format, IntFormat, Overflow
 from quantizers.granularity import compact_shape
+from quantizers.rounding import Rounding
 
 from .layout import Walk, walk
 from .serving import MODES, SOURCES, TARGETS
-
-if TYPE_CHECKING:  # which needs noise, which needs this package
-    from quantizers.rounding import Rounding
 
 
 class Plan(NamedTuple):

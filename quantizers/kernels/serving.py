@@ -1,25 +1,17 @@
-"""When kernels run, and how they are had."""
+"""How kernels are had, and which tensors they may be given."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import torch
-import torch.utils._python_dispatch
 from torch import Tensor
 
-_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
-_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
-_has_storage = torch._C._has_storage
+from quantizers.memory import is_plain
 
-_ON: ContextVar[bool] = ContextVar("fused quantizers", default=True)
 #: how kernels number dtypes and rounding modes
 SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TARGETS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2, torch.int16: 3, torch.int32: 4}
@@ -31,17 +23,6 @@ MODES = {
 }
 
 
-@contextmanager
-def eager() -> Iterator[None]:
-    """Within it, in this thread, no fused kernel runs."""
-    token = _ON.set(False)
-    try:
-        yield
-    finally:
-        _ON.reset(token)
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 _warned: list[Exception] = []
 
 
@@ -66,45 +47,6 @@ def made(module: str, name: str, *numbers: int) -> Any:
     except Exception as error:
         _warn(error)
         return None
-
-
-def serves(x: Tensor) -> bool:
-    """Whether a kernel may read this tensor's memory, unseen by torch: nothing that compiles,
-    traces or intercepts operations is active, and the tensor is plain.
-
-    A TorchDispatchMode that only watches says so by an attribute `lets_kernels_pass = True`.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and _ON.get()
-        and is_plain(x)
-        and (_modes() == 0 or _all_watch())
-        and _tracing_state() is None
-    )
-
-
-def _all_watch() -> bool:
-    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether x's numbers are those in its memory, on the CPU."""
-    return (
-        type(x) in _PLAIN
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_neg()
-        and not _is_transformed(x)
-        and _has_storage(x)  # batched gradients (is_grads_batched) have none
-    )
-
-
-def number(x: Tensor) -> int | None:
-    """The value of a 0-d int64 tensor that lies in this process' memory, or None."""
-    if x.dtype is not torch.int64 or x.dim() or not serves(x):
-        return None
-    return int(x.item())
 
 
 def is_dense(x: Tensor) -> bool:

@@ -5,25 +5,26 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat, Overflow
+from quantizers.formats import FloatFormat, Format, IntFormat, Overflow
 from quantizers.granularity import Granularity, compact_shape
+from quantizers.memory import serves
+from quantizers.ranges import AbsMax, MinMax, RangeRule, State
+from quantizers.rounding import Rounding
+from quantizers.running_range import Ema
 
 from . import team
 from .layout import contiguous, is_granule_major
 from .plan import Plan, plan
-from .serving import is_plain, made, operand, serves
-
-if TYPE_CHECKING:  # which needs noise, which needs this package
-    from quantizers.rounding import Rounding
+from .serving import made
 
 
-class Running(NamedTuple):
-    """A running range: see ranges.Ema.  low, high, share: fp32, one entry; steps: int64."""
+class _Running(NamedTuple):
+    """A running range: see running_range.Ema.  low, high, share: fp32, one entry; steps: int64."""
 
     low: Tensor
     high: Tensor
@@ -32,15 +33,6 @@ class Running(NamedTuple):
     momentum: float
     update: bool
     use: bool
-
-    def plain(self) -> bool:
-        """Whether a kernel may write it."""
-        if self.steps.dtype is not torch.int64 or self.steps.numel() != 1:
-            return False
-        for part in (self.low, self.high, self.share):
-            if part.dtype is not torch.float32 or part.numel() != 1 or not is_plain(part):
-                return False
-        return is_plain(self.steps)
 
 
 class Whole(NamedTuple):
@@ -55,27 +47,49 @@ class Whole(NamedTuple):
 def whole(
     x: Tensor,
     granularity: Granularity,
-    symmetric: bool,
-    running: Running | None,
+    rule: RangeRule,
     format: Format,
     rounding: Rounding,
+    state: State | None,
     key: Tensor | None,
-    overflow: Overflow | None,
+    training: bool,
     factor: Tensor | None,
 ) -> Whole | None:
     """Elements, scale and zero point of x * factor over its extremes, as a Quantizer makes them.
 
-    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; symmetric: whether
-    the range is; factor: fp32, broadcastable to x, one granule only.  None where no kernel serves
-    these.
+    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; rule: absmax,
+    minmax, or an Ema of these with its `state`; factor: fp32, broadcastable to x, one granule
+    only.  None where no kernel serves these.
     """
+    running = None
+    if isinstance(rule, Ema) and state is not None:
+        running = _Running(
+            state["low"], state["high"], state["share"], state["steps"],
+            rule.momentum, training, not (training and rule.train_on == "batch"),
+        )  # fmt: skip
+        rule = rule.rule
+    if type(rule) not in (AbsMax, MinMax):
+        return None
+    overflow: Overflow | None = None
+    if isinstance(format, FloatFormat):
+        overflow = format.overflow or "saturate"  # as in `steps.elements_of`
     noisy = rounding.random_bits > 0
-    if (
-        not serves(x)
-        or (noisy and (key is None or not operand(key, torch.int64, ())))
-        or (running is not None and not running.plain())
-        or (factor is not None and (factor.dtype is not torch.float32 or not is_plain(factor)))
-    ):
+    read = [x]
+    if noisy:
+        if key is None or key.dtype is not torch.int64 or key.dim():
+            return None
+        read.append(key)
+    if factor is not None:
+        if factor.dtype is not torch.float32:
+            return None
+        read.append(factor)
+    if running is not None:
+        kinds = torch.float32, torch.float32, torch.float32, torch.int64
+        for part, dtype in zip(running[:4], kinds, strict=True):
+            if part.dtype is not dtype or part.numel() != 1:
+                return None
+        read += running[:4]
+    if not serves(*read):
         return None
     found = _plan(
         x.dtype, x.shape, x.stride(), granularity, format, rounding, overflow,
@@ -117,7 +131,7 @@ def whole(
             0 if factor is None else factor.data_ptr(),
             math.prod(compact),
             ctypes.addressof(slots),
-            symmetric,
+            type(rule) is AbsMax,
             format.signed,
             *kept,
         ),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import qtrain
 import quantizers as q
-from qtrain import deviations, recipes
+from qtrain import recipes
+from qtrain.norms import deviations
 
 from . import _api_values as kind
 from ._api_values import ANYTHING, BOOL, CALLABLE, KEY, MODULE, PATTERNS, REAL, Kind
@@ -45,7 +46,7 @@ def _template() -> nn.Module:
 
 
 def converted() -> nn.Module:
-    from qtrain.conversion import forget_watch
+    from qtrain.conversion.watch import forget_watch
     from qtrain.copies import copied
 
     twin = copied(_template())
@@ -385,13 +386,6 @@ def _measuring() -> dict[str, Entry]:
         inputs, targets = batch()
         return {"model": converted(), "inputs": inputs, "targets": targets, **more}
 
-    def training(**more: Any) -> dict[str, Any]:
-        model = converted()
-        return {"model": model, "optimizer": sgd(model), "step": step, "batches": [batch()], **more}
-
-    steps = {"model": MODULE, "optimizer": OPTIMIZER, "step": CALLABLE,
-             "batches": Kind(lambda v: not hasattr(v, "__iter__"))}  # fmt: skip
-
     def watched() -> qtrain.Monitor:
         model = converted()
         monitor = qtrain.Monitor(model, every=1)
@@ -421,15 +415,15 @@ def _measuring() -> dict[str, Entry]:
                       lambda: {"inputs": batch()[0], "table": _table()}, names=("layer",)),
         "cost of a model": entry(lambda model: qtrain.cost(model, batch()[0]), {"model": MODULE},
                                  lambda: {"model": plain()}),
-        "UnitCost": entry(qtrain.UnitCost, {"pj": kind.number(0), "um2": kind.number(0)},
-                          lambda: {"pj": 0.1, "um2": 3}),
+        "UnitCost": entry(qtrain.UnitCost, {"pj": kind.number(0), "um2": Kind(lambda v: v is None)},
+                          lambda: {"pj": 0.1}),
         "EnergyTable": entry(
             qtrain.EnergyTable,
             {"name": kind.STR, "multiply": kind.mapping(lambda v: isinstance(v, qtrain.UnitCost)),
              "add": kind.mapping(lambda v: isinstance(v, qtrain.UnitCost)),
              "accumulators": kind.mapping(lambda v: isinstance(v, str)),
              "estimate": _or_none(CALLABLE)},
-            lambda: {"name": "mine", "multiply": {"int8": qtrain.UnitCost(1, 1)}, "add": {}},
+            lambda: {"name": "mine", "multiply": {"int8": qtrain.UnitCost(1)}, "add": {}},
             names=("format",),
         ),
         "diagnose": entry(qtrain.diagnose, {"record": kind.of(qtrain.Monitor)},
@@ -438,20 +432,6 @@ def _measuring() -> dict[str, Entry]:
                          lambda: {"a": "runs/a", "b": "runs/b"}, names=("runs/", "run", "folder")),
         "read_monitor": entry(qtrain.read_monitor, {"path": Kind(lambda v: True)},
                               lambda: {"path": "runs/none.jsonl"}, names=("record",)),
-        "lockstep": entry(
-            qtrain.lockstep,
-            {**steps, "reference": kind.one_of("fp32", "bf16"), "runs": kind.integer(2),
-             "samples": kind.integer(1), "seed": kind.integer()},
-            lambda: training(runs=2),
-        ),
-        "replay": entry(qtrain.replay, {**steps, "diverged": CALLABLE}, training),
-        "bisect": entry(
-            qtrain.bisect,
-            {"model": MODULE, "diverges": CALLABLE, "parts": ANYTHING, "by": by,
-             "trials": kind.integer(2, none=True), "say": _or_none(CALLABLE)},
-            lambda: {"model": converted(), "diverges": lambda twin: False, "say": _say},
-            names=("diverges", "part"),
-        ),
         "Monitor": entry(
             qtrain.Monitor,
             {"model": MODULE, "every": kind.integer(1), "layers": kind.integer(1, none=True),
@@ -502,7 +482,7 @@ def _cost() -> qtrain.CostReport:
 
 
 def _table() -> qtrain.EnergyTable:
-    from qtrain.energy import SZE2017
+    from qtrain.hardware.energy import SZE2017
 
     return SZE2017
 
@@ -594,8 +574,8 @@ ENTRIES: dict[str, Entry] = {**_numbers(), **_conversion(), **_measuring(), **_w
 #: public names that are no calls with arguments of the user's: rows and reports that calls return,
 #: protocols, errors, and modules whose forward is torch's
 NOT_CALLED = frozenset(
-    "Format Granularity OFF Off QTensor QuantizerLike RangeRule Bisection BisectTrial "
-    "CheckpointError Comparison CostReport CostRow Trade Lockstep Matmul MonitorRow "
+    "Format Granularity OFF Off QTensor QuantizerLike RangeRule "
+    "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
     "SensitivityReport SensitivityRow Finding Verdict recipes".split()
 )

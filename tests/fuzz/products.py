@@ -1,7 +1,7 @@
 """Random products: layers, matmuls and attention, their operands' layouts, formats and scales.
 
-The oracle is the definition in qtrain/products.py.  Integer products have its bits, on any units;
-those with a float lie within the bound of their sums.
+The oracle is the definition in qtrain/products/blocks.py.  Integer products have its bits, on any
+units; those with a float lie within the bound of their sums.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, ScaledDotProductAttention
 from qtrain import quantize as converted
-from qtrain.engines.cut import CutInt8
-from qtrain.engines.exact import ENGINES
-from qtrain.engines.matrices import MatricesInt8
-from qtrain.engines.onednn import OneDnnInt8
-from qtrain.engines.unfolded import UnfoldedInt8
-from qtrain.engines.work import Engine
+from qtrain.products.engines.choice import ENGINES
+from qtrain.products.engines.cut import CutInt8
+from qtrain.products.engines.engine import Engine
+from qtrain.products.engines.matrices import MatricesInt8
+from qtrain.products.engines.onednn import OneDnnInt8
+from qtrain.products.engines.unfolded import UnfoldedInt8
 from quantizers import (
     OFF,
     IntFormat,

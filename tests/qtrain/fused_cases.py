@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import Recipe, fused, quantize
-from qtrain.conversion import forget_watch
+from qtrain import Recipe, quantize
+from qtrain.conversion.watch import forget_watch
+from qtrain.layers import fused
 from quantizers import FloatFormat
 
 Run = Callable[[Any, Tensor], Tensor]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from qtrain import MonitorRow, Report, Row, TrainConfig
-from qtrain.histograms import VALUE_BINS
-from qtrain.intervals import Interval
-from qtrain.page import RunRecord
-from qtrain.recorder import ROLES
+from qtrain.inspection.histograms import VALUE_BINS
+from qtrain.inspection.recorder import ROLES
+from qtrain.training.intervals import Interval
+from qtrain.training.record import RunRecord
 
 OPERANDS = [role for role in ROLES if role not in ("output", "grad_input", "grad_weight")]
 #: Text that would do harm in a page that does not escape it.
@@ -65,7 +65,7 @@ def record(layers: list[str], *, records: int = 12, name: str = "made-up") -> Ru
         name=name,
         errors=report(layers),
         measured="one training batch",
-        config=TrainConfig(recipe="banner2018", model="mlp", name="made-up"),
+        settings=TrainConfig(recipe="banner2018", model="mlp", name="made-up").to_dict(),
         environments=[{"torch": "2.0", "processor": HOSTILE}],
         accuracy={"baseline": 0.9, "quantized": 0.88},
         gap=Interval(value=-0.02, low=-0.03, high=-0.01, n=100, method="made up"),

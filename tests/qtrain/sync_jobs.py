@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from qtrain import quantize
-from qtrain.conversion import forget_watch
-from qtrain.deviations import l1, linf, range_
-from qtrain.norm_recipe import NormRecipe
+from qtrain.conversion.watch import forget_watch
+from qtrain.norms.deviations import l1, linf, range_
+from qtrain.norms.recipe import NormRecipe
 
 DOUBLE = torch.float64
 

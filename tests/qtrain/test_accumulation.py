@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, accumulated, inspect, models, quantize
 from qtrain import recipes as named
-from qtrain.capture import in_full_precision
-from qtrain.report import Report, Row
+from qtrain.inspection.probes import in_full_precision
+from qtrain.inspection.report import Report
+from qtrain.inspection.row import Row
 from quantizers import IntFormat, Quantizer, bf16
 
 INT4, INT8 = Quantizer(format=IntFormat(4)), Quantizer(format=IntFormat(8))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qtrain import quantize, recipes
-from qtrain.checkpoint import load_model
+from qtrain.training.checkpoint import load_model
 from quantizers import Quantizer, ema, int8, kernels, minmax, uint8
 
 DECAY = 0.99

@@ -25,8 +25,8 @@ from qtrain import (
     weight_norm,
     weight_norm_,
 )
-from qtrain.bounded import WeightNorm
-from qtrain.channels import Channels, weights
+from qtrain.weights.bounded import WeightNorm
+from qtrain.weights.channels import Channels, weights
 
 ORDERS = (1, 2, math.inf)
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {

@@ -15,19 +15,19 @@ from torch import nn
 from training_cases import quiet, small, states
 
 import qtrain
-from qtrain import checkpoint as checkpoint_module
-from qtrain import run as run_module
-from qtrain.checkpoint import (
+from qtrain.files.whole import write_atomically
+from qtrain.training import checkpoint as checkpoint_module
+from qtrain.training import run as run_module
+from qtrain.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_model,
     load_optimizer,
     save_checkpoint,
 )
-from qtrain.files import write_atomically
-from qtrain.metrics import MetricsLog, read_metrics
-from qtrain.run_folder import open_run
-from qtrain.training import inspect_checkpoint, train
+from qtrain.training.folder import open_run
+from qtrain.training.metrics import MetricsLog, read_metrics
+from qtrain.training.train import inspect_checkpoint, train
 
 
 @pytest.fixture(scope="module")
@@ -491,7 +491,7 @@ def test_metrics_are_cut_to_what_is_kept(tmp_path: Path) -> None:
 def test_inspection_of_a_checkpoint_equals_the_runs_own(finished: Path) -> None:
     before = states(finished / "checkpoint.pt")
     report = inspect_checkpoint(load_checkpoint(finished / "checkpoint.pt"), where="x")
-    assert str(report) in (finished / "report.txt").read_text()
+    assert report.table() in (finished / "report.txt").read_text()
     after = states(finished / "checkpoint.pt")
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -9,11 +9,11 @@ import torch
 from training_cases import quiet, small, start
 
 from qtrain import cli, recipes
-from qtrain.arguments import build_parser, train_settings
 from qtrain.cli import main
-from qtrain.config import TrainConfig
-from qtrain.training import train
-from qtrain.training_recipes import training_recipe
+from qtrain.cli_arguments import build_parser, train_settings
+from qtrain.training.config import TrainConfig
+from qtrain.training.named import training_recipe
+from qtrain.training.train import train
 from quantizers.formats import NAMED
 
 

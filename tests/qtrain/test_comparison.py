@@ -1,4 +1,4 @@
-"""compare: what differs between two runs, where they part, and that repeats do not part."""
+"""compare: what differs between two runs, from which step, and that repeats do not differ."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from training_cases import quiet, rewrite, small, unchecked
 
 from qtrain import compare
 from qtrain.cli import main
-from qtrain.partings import error_parting, loss_parting
-from qtrain.run_series import Series, read_series
-from qtrain.training import train
+from qtrain.training.pairs import Losses
+from qtrain.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +39,8 @@ def test_a_repeat_is_equal_bit_for_bit(runs: Path) -> None:
     found = compare(runs / "a", runs / "again")
     assert (found.settings, found.versions, found.same_samples) == ({}, {}, True)
     assert set(found.losses) == {"baseline", "quantized"}
-    for loss in found.losses.values():
-        assert (loss.steps, loss.differs, loss.parts, loss.difference) == (11, None, None, 0)
-    assert all(pair.difference == 0 and pair.parts is None for pair in found.errors)
+    assert found.losses == dict.fromkeys(found.losses, Losses(steps=11, differs=None))
+    assert found.errors and all(pair.difference == 0 for pair in found.errors)
     text = str(found)
     assert "configuration and versions are the same" in text
     assert "equal bit for bit at all 11 logged steps" in text
@@ -56,12 +54,12 @@ def test_fewer_bits_show_in_the_configuration_the_errors_and_not_in_the_baseline
     assert found.losses["baseline"].differs is None
     assert found.losses["quantized"].differs == 0
     worst = found.errors[0]
-    assert worst.difference < -20 and worst.parts == 0
+    assert worst.difference < -20
     assert [abs(p.difference) for p in found.errors] == sorted(
         (abs(p.difference) for p in found.errors), reverse=True
     )
     grad = {p.layer: p for p in found.errors if p.role == "grad_output (grad_weight)"}
-    assert all(abs(p.difference) < 3 and p.parts is None for p in grad.values())  # bf16 in both
+    assert all(abs(p.difference) < 3 for p in grad.values())  # bf16 in both
     gap = found.accuracy["quantized"]
     assert gap.epoch == 5 and gap.gap == gap.b - gap.a and gap.margin is not None
     assert found.accuracy["baseline"].gap == 0
@@ -77,7 +75,29 @@ def test_medians_are_those_of_the_file(runs: Path) -> None:
 def test_another_seed_is_said_to_be_other_samples(runs: Path) -> None:
     found = compare(runs / "a", runs / "seed")
     assert not found.same_samples and "not the same samples" in str(found)
-    assert found.losses["quantized"].parts is None
+    assert found.losses["quantized"].differs == 0
+    assert "loss of quantized: bits differ from the first of 11 logged steps" in str(found)
+
+
+@pytest.mark.parametrize("field", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [1.0, None])
+def test_the_first_step_of_another_loss_or_gradient_norm_is_named(
+    field: str, value: float | None, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "a", tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = unchecked(metrics)
+    steps = [line for line in lines if line["kind"] == "step" and line["branch"] == "quantized"]
+    for line in steps[6:]:
+        line[field] = value
+    steps[9]["step"] += 1  # which one run alone logged
+    rewrite(metrics, lines)
+    found = compare(runs / "a", tmp_path / "run")
+    assert found.losses["quantized"] == Losses(steps=10, differs=steps[6]["step"])
+    assert found.losses["baseline"] == Losses(steps=11, differs=None)
+    assert f"bits differ from step {steps[6]['step']} of 10 logged steps" in str(found)
+    same = compare(tmp_path / "run", tmp_path / "run")  # a NaN is equal to itself
+    assert same.losses["quantized"].differs is None
 
 
 def test_what_one_run_alone_has_is_shown_without_a_difference(runs: Path) -> None:
@@ -114,6 +134,15 @@ def test_the_command_prints_saves_and_draws(
         assert more[0].strip("-") in capsys.readouterr().err
 
 
+#: What is said of each file where it is damaged.
+SAYS = {
+    "config.json": r"config\.json: (is no JSON|holds no \w+); restore or delete it",
+    "environment.json": r"environment\.json: (is no JSON|holds no .*); restore or delete it",
+    "metrics.jsonl": r"metrics\.jsonl: damaged .* Restore it",
+    "monitor.jsonl": r"monitor\.jsonl: is no record of a Monitor",
+}
+
+
 def test_a_folder_that_is_no_run_is_named_with_what_it_lacks(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         compare(runs / "a", tmp_path / "none")
@@ -129,8 +158,8 @@ def test_a_folder_that_is_no_run_is_named_with_what_it_lacks(runs: Path, tmp_pat
             (damaged / name).write_bytes(part)
             if name == "config.json" and part.startswith(b"{"):
                 continue
-            with pytest.raises(ValueError, match=f"{name}: is damaged"):
-                read_series(damaged)
+            with pytest.raises(ValueError, match=SAYS[name]):
+                compare(damaged, runs / "a")
         (damaged / name).write_bytes(whole)
 
 
@@ -153,7 +182,7 @@ def test_a_line_with_another_value_is_damage(
     lines = unchecked(damaged / name)
     next(line for line in lines[1:] if field in line)[field] = value
     rewrite(damaged / name, lines)
-    with pytest.raises(ValueError, match=f"{name}: is damaged"):
+    with pytest.raises(ValueError, match=SAYS[name]):
         compare(damaged, runs / "a")
 
 
@@ -170,68 +199,11 @@ def test_names_of_formulas_and_long_settings_are_text(runs: Path, tmp_path: Path
     assert not list(tmp_path.glob(".qtrain-*"))
 
 
-def test_extra_fields_and_kinds_of_lines_are_passed_over(runs: Path, tmp_path: Path) -> None:
+def test_extra_settings_and_kinds_of_metrics_are_passed_over(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "a", tmp_path / "run")
-    for name in ("metrics.jsonl", "monitor.jsonl"):
-        path = tmp_path / "run" / name
-        rewrite(path, [*({**line, "new": [1]} for line in unchecked(path)), {"kind": "new"}])
+    path = tmp_path / "run" / "metrics.jsonl"
+    rewrite(path, [*({**line, "new": [1]} for line in unchecked(path)), {"kind": "new"}])
+    config = tmp_path / "run" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "new": 1}))
+    assert compare(runs / "a", tmp_path / "run").settings == {"new": (None, 1)}
     assert all(p.difference == 0 for p in compare(runs / "a", tmp_path / "run").errors)
-
-
-def losses(n: int, *, noise: float, seed: int, gap: float = 0.0, start: int = 0) -> Series:
-    """A falling loss, logged every 10 steps; from `start` on higher by the factor 1 + gap."""
-    rng = np.random.default_rng(seed)
-    return [
-        (10 * i, (0.2 + 2 * math.exp(-i / 20)) * (1 + gap * (i >= start) + noise * rng.normal()))
-        for i in range(n)
-    ]
-
-
-def test_losses_part_where_their_difference_leaves_its_noise() -> None:
-    a, b = losses(120, noise=0.02, seed=0), losses(120, noise=0.02, seed=1, gap=0.1, start=50)
-    found = loss_parting((a, b), (a, b))
-    assert found.parts is not None and abs(found.parts - 500) <= 10 * found.window
-    assert found.difference > 0 and found.differs == 0
-    mirrored = loss_parting((b, a), (b, a))
-    assert mirrored.parts is not None and mirrored.difference < 0
-
-
-def test_losses_that_differ_by_noise_alone_do_not_part() -> None:
-    """100 pairs of 120 logged steps: at most 2 (windows overlap: some 22 chances a pair)."""
-    parted = 0
-    for seed in range(100):
-        a, b = (losses(120, noise=0.1, seed=2 * seed + k) for k in range(2))
-        parted += loss_parting((a, b), (a, b)).parts is not None
-    assert parted <= 2
-
-
-def test_a_difference_of_less_than_a_hundredth_is_none_however_steady() -> None:
-    a = losses(60, noise=0, seed=0)
-    b = [(step, 1.005 * value) for step, value in a]
-    assert loss_parting((a, b), (a, b)).parts is None
-    c = [(step, 1.02 * value) for step, value in a]
-    assert loss_parting((a, c), (a, c)).parts == 0
-
-
-def test_the_first_bit_that_differs_may_be_the_gradient_norms() -> None:
-    a = losses(20, noise=0, seed=0)
-    norms = [(step, value + (step == 70)) for step, value in a]
-    assert loss_parting((a, a), (a, norms)).differs == 70
-    assert loss_parting((a, a[:4]), (a, a[:4])).window == 0
-    assert loss_parting((a, []), (a, [])).steps == 0
-
-
-def test_errors_part_where_one_leaves_the_others_band_for_two_records() -> None:
-    rng = np.random.default_rng(0)
-    a: Series = [(5 * i, 30 + float(rng.normal())) for i in range(40)]
-    b: Series = [(5 * i + 2, 30 + float(rng.normal())) for i in range(40)]
-    assert error_parting(a, b) is None
-    fallen = [(step, value - 8 * (step >= 100)) for step, value in b]
-    assert error_parting(a, fallen) == error_parting(fallen, a) == 102
-    once = [(step, value - 12 * (step == 102)) for step, value in b]
-    assert error_parting(a, once) is None
-    assert error_parting(a[:3], fallen[-3:]) is None  # too few to make a band
-    exact: Series = [(step, math.inf) for step, _ in a]
-    assert error_parting(exact, exact) is None and error_parting(exact, a) == 0
-    broken = [(step, math.nan if step > 150 else value) for step, value in a]
-    assert error_parting(a, broken) == 155

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from qtrain.config import TrainConfig
-from qtrain.optimizers import build_optimizer, parameter_groups
-from qtrain.schedules import learning_rate
-from qtrain.training_recipes import training_recipe
+from qtrain.training.config import TrainConfig
+from qtrain.training.named import training_recipe
+from qtrain.training.optimizer import build_optimizer, parameter_groups
+from qtrain.training.schedules import learning_rate
 
 BAD = [
     ("recipe", "int9", "int8"),

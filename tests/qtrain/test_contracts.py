@@ -28,14 +28,15 @@ from torch.utils.checkpoint import checkpoint
 
 import qtrain
 from qtrain import plain_state_dict, quantize, quantize_, recipes, reseed, summary
-from qtrain.engines.admission import admitted
-from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.exact import ENGINES, choose
-from qtrain.engines.floats import Float32, reference
-from qtrain.engines.work import Span, Work
 from qtrain.layer_state import LayerState
-from qtrain.operations import Convolution, Linear
-from qtrain.products import product
+from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
+from qtrain.products.engines.admission import admitted
+from qtrain.products.engines.choice import ENGINES, choose
+from qtrain.products.engines.engine import Span, Work
+from qtrain.products.engines.epilogue import Epilogue
+from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.operations import Linear
 from quantizers import (
     OFF,
     IntFormat,
@@ -318,17 +319,17 @@ def test_contract_3_engines_are_admitted_here_and_chosen_from_bounds() -> None:
 def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qtrain.conversion.ENGINES", {"cpu": (_Saturating(), reference)})
+    monkeypatch.setattr("qtrain.conversion.summary.ENGINES", {"cpu": (_Saturating(), reference)})
     assert "refused    engine saturating" in str(summary(quantize(mlp())))
 
 
 def test_contract_3_results_are_exact_where_the_processor_lacks_int8_instructions() -> None:
     script = textwrap.dedent("""
         import torch
-        from qtrain.engines.admission import admitted
-        from qtrain.engines.exact import ENGINES
-        from qtrain.engines.work import Span, Work
-        from qtrain.operations import Convolution
+        from qtrain.products.engines.admission import admitted
+        from qtrain.products.engines.choice import ENGINES
+        from qtrain.products.engines.engine import Span, Work
+        from qtrain.products.convolution import Convolution
         op = Convolution((1, 1), (1, 1), (1, 1), 1)
         x, w = torch.full((2, 256, 5, 4), -128), torch.full((1, 3, 256, 3, 3), 127)
         expected = op.product("forward", x.double(), w.double(), x.double()).long()
@@ -522,7 +523,7 @@ def test_contract_5_ranks_share_the_weights_noise_and_not_the_datas(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forward(rank: int, slot: str) -> Tensor:
-        monkeypatch.setattr("qtrain.layers.rank", lambda: rank)
+        monkeypatch.setattr("qtrain.products.call.rank", lambda: rank)
         noisy = Quantizer(format=int8, rounding=stochastic())
         own = qtrain.Forward(**{slot: noisy})
         model = quantize(mlp(), recipe=qtrain.Recipe(name="one", forward=own))

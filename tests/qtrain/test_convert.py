@@ -30,7 +30,8 @@ from qtrain import (
     summary,
 )
 from qtrain.layer_state import LayerState
-from qtrain.layers import QConv2d, QLinear
+from qtrain.layers.convolution import QConv2d
+from qtrain.layers.linear import QLinear
 from quantizers import OFF, IntFormat, QTensor, Quantizer, ema, per_axis, per_channel
 
 
@@ -573,7 +574,7 @@ def test_a_users_quantizer_with_state_and_backward_works_in_every_slot(
     # report and printing
     roles = {row.role for row in inspect(model, x, loss=lambda y: y.square().sum()).rows}
     assert {"output", "grad_input", "grad_weight"} <= roles
-    assert "remembering" in repr(model)
+    assert "remembering" in str(summary(model)) and "remembering" in repr(model[0].product)
 
 
 def test_a_quantizer_that_returns_no_qtensor_is_refused() -> None:
@@ -593,8 +594,7 @@ def test_printing_is_one_line_a_layer() -> None:
     plain = repr(Net()).splitlines()
     assert len(lines) == len(plain)
     (line,) = (x for x in lines if "(fc)" in x)
-    assert line.strip().startswith("(fc): QLinear(in_features=4, out_features=2, bias=True; int8: ")
-    assert "weight int8, per axis 0,1" in line and "stochastic" in line and "bf16" in line
+    assert line.strip() == "(fc): QLinear(in_features=4, out_features=2, bias=True; int8)"
 
 
 def test_conversion_draws_nothing() -> None:
@@ -608,7 +608,7 @@ def test_conversion_draws_nothing() -> None:
 def test_off_is_a_value() -> None:
     assert Recipe(name="x").products_off and recipes.fp32().forward.input == OFF
     model = quantize(nn.Sequential(nn.Linear(2, 2)), recipe=qtrain.recipes.fp32())
-    assert "fp32: off" in repr(model)
+    assert "; fp32)" in repr(model) and "fp32: off" in str(summary(model))
 
 
 def test_an_override_that_only_meets_layers_left_anyway_is_an_error() -> None:

@@ -32,7 +32,7 @@ from qtrain import (
     quantize,
     recipes,
 )
-from qtrain.energy import SZE2017, by_width, multiplier, width
+from qtrain.hardware.energy import SZE2017, by_width, multiplier, width
 from quantizers import (
     FloatFormat,
     IntFormat,
@@ -48,8 +48,8 @@ from quantizers import (
 )
 
 PRODUCTS = ("forward", "grad_input", "grad_weight")
-FLAT = EnergyTable(name="flat", multiply={"int8": UnitCost(1, 10)}, add={"int8": UnitCost(2, 20)},
-                   estimate=lambda operation, name, known: UnitCost(3, 30))  # fmt: skip
+FLAT = EnergyTable(name="flat", multiply={"int8": UnitCost(1)}, add={"int8": UnitCost(2)},
+                   estimate=lambda operation, name, known: UnitCost(3))  # fmt: skip
 
 
 def normal(*shape: int, grad: bool = False) -> Tensor:
@@ -342,10 +342,9 @@ def test_nothing_of_the_model_changes() -> None:
 
 def test_the_papers_figures_come_from_the_default_table() -> None:
     same = replace(SZE2017, accumulators={"int8": "int8", "fp16": "fp16"})
-    for a, pj, um2 in (("int8", 0.23, 318), ("fp16", 1.5, 3000), ("fp32", 4.6, 11884)):
+    for a, pj in (("int8", 0.23), ("fp16", 1.5), ("fp32", 4.6)):
         unit = same.unit(a, a)
         assert unit.multiply.pj + unit.add.pj == pytest.approx(pj)
-        assert unit.multiply.um2 + unit.add.um2 == um2
         assert unit.estimated == ()
 
 
@@ -366,9 +365,9 @@ def test_energy_is_operations_times_their_cost_and_says_what_is_estimated() -> N
     summed = replace(FLAT, accumulators={"int8": "int8"})
     report = cost(quantize(nn.Linear(7, 5)), normal(2, 7, grad=True), table=summed)
     first, _, last = report.rows
-    assert (first.energy_pj, first.add_pj, first.area_um2) == (70 * 3, 70 * 2, 30)
+    assert (first.energy_pj, first.add_pj) == (70 * 3, 70 * 2)
     assert (first.estimated, first.missing, first.estimated_pj) == ("", [], 0)
-    assert (last.energy_pj, last.add_pj, last.area_um2) == (70 * 6, 70 * 3, 60)
+    assert (last.energy_pj, last.add_pj) == (70 * 6, 70 * 3)
     assert last.missing == ["multiply bf16 x int8", "add fp32"] and last.estimated_pj == 70 * 6
     half = cost(quantize(nn.Linear(7, 5)), normal(2, 7), table=FLAT).rows[0]
     assert half.missing == ["add int32"] and half.estimated_pj == half.add_pj == 70 * 3
@@ -377,21 +376,21 @@ def test_energy_is_operations_times_their_cost_and_says_what_is_estimated() -> N
 
 def test_an_entry_of_a_pair_counts_in_either_order() -> None:
     for name in ("bf16 x int8", "int8 x bf16"):
-        table = replace(SZE2017, multiply={name: UnitCost(9, 9)})
-        assert table.unit("int8", "bf16").multiply == UnitCost(9, 9)
+        table = replace(SZE2017, multiply={name: UnitCost(9)})
+        assert table.unit("int8", "bf16").multiply == UnitCost(9)
         assert table.unit("int8", "bf16").multiplier == "bf16 x int8"
 
 
-def test_by_width_scales_multipliers_by_area_and_adders_by_length() -> None:
+def test_by_width_scales_multipliers_by_both_widths_and_adders_by_one() -> None:
     multiply, add = SZE2017.multiply, SZE2017.add
     assert by_width("multiply", "int4", multiply).pj == pytest.approx(0.2 / 4)
-    assert by_width("multiply", "int16 x int8", multiply).um2 == pytest.approx(282 * 2)
+    assert by_width("multiply", "int16 x int8", multiply).pj == pytest.approx(0.2 * 2)
     assert by_width("multiply", "bf16 x int8", multiply).pj == pytest.approx(1.1 * 64 / 121)
     assert by_width("multiply", "e5m2 x e4m3", multiply).pj == pytest.approx(1.1 * 12 / 121)
     assert by_width("add", "bf16", add).pj == pytest.approx(0.4 * 8 / 11)
     assert by_width("multiply", "fp64", multiply).pj == pytest.approx(3.7 * 53**2 / 24**2)
-    tie = {"int4": UnitCost(1, 1), "int16": UnitCost(100, 100)}
-    assert by_width("multiply", "int8", tie) == UnitCost(4, 4)
+    tie = {"int4": UnitCost(1), "int16": UnitCost(100)}
+    assert by_width("multiply", "int8", tie) == UnitCost(4)
 
 
 def test_by_width_holds_what_its_docstring_says_of_horowitzs_table() -> None:
@@ -402,9 +401,7 @@ def test_by_width_holds_what_its_docstring_says_of_horowitzs_table() -> None:
         (by_width("multiply", "int32", multiply).pj, 3.1),
         (by_width("add", "int32", add).pj, 0.1),
         (by_width("multiply", "fp32", multiply).pj, fp32[0].pj),
-        (by_width("multiply", "fp32", multiply).um2, fp32[0].um2),
         (by_width("add", "fp32", add).pj, fp32[1].pj),
-        (by_width("add", "fp32", add).um2, fp32[1].um2),
     ]
     assert all(abs(math.log(found / true)) < math.log(1.5) for found, true in pairs)
 
@@ -414,14 +411,14 @@ def test_what_the_table_lacks_can_be_an_error_that_says_how_to_give_it() -> None
     with pytest.raises(ValueError, match=r"no add of 'int32': give it as EnergyTable\(add="):
         cost(quantize(net()), X, table=strict)
     with pytest.raises(ValueError, match=r"no integer entry of add to scale"):
-        cost(quantize(net()), X, table=replace(SZE2017, add={"fp32": UnitCost(1, 1)}))
-    whole = replace(strict, add={**SZE2017.add, "int32": UnitCost(0.1, 137)},
-                    multiply={**SZE2017.multiply, "bf16 x int8": UnitCost(1, 1)})  # fmt: skip
+        cost(quantize(net()), X, table=replace(SZE2017, add={"fp32": UnitCost(1)}))
+    whole = replace(strict, add={**SZE2017.add, "int32": UnitCost(0.1)},
+                    multiply={**SZE2017.multiply, "bf16 x int8": UnitCost(1)})  # fmt: skip
     assert "~" not in str(cost(quantize(net()), X, table=whole))
 
 
 def test_a_table_of_wrong_entries_is_refused() -> None:
-    one = UnitCost(1, 1)
+    one = UnitCost(1)
     for changes, error, text in (
         ({"multiply": {"uint8": one}}, ValueError, "int<bits>"),
         ({"multiply": {"int8 x int8 x int8": one}}, ValueError, "one format or two"),
@@ -433,9 +430,12 @@ def test_a_table_of_wrong_entries_is_refused() -> None:
             replace(SZE2017, **changes)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"table: got \{\}"):
         cost(quantize(net()), X, table={})  # type: ignore[arg-type]
-    for pj, um2 in ((-1, 1), (1, math.nan), (math.inf, 1)):
+    for pj in (-1, math.nan, math.inf):
         with pytest.raises(ValueError, match="UnitCost"):
-            UnitCost(pj, um2)
+            UnitCost(pj)
+    for area in (lambda: UnitCost(1, 282), lambda: UnitCost(1, um2=282)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"um2: got 282, but areas have left.*UnitCost\(1\)"):
+            area()
 
 
 def test_names_and_widths_of_formats() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import NormRecipe, deviations, quantize, recipes
-from qtrain.norm_arithmetic import Arithmetic
+from qtrain import NormRecipe, quantize, recipes
+from qtrain.norms import deviations
+from qtrain.norms.arithmetic import Arithmetic
 from quantizers import Quantizer, fp16, int8, kernels, stochastic
 
 DTYPES = [torch.float64, torch.bfloat16, torch.float16]

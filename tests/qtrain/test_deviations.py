@@ -6,15 +6,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from qtrain import deviations
-from qtrain.deviation_constants import (
+from qtrain.norms import deviations
+from qtrain.norms.constants import (
     Constant,
     expected_largest,
     expected_range,
     largest_factor,
     range_factor,
 )
-from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
+from qtrain.norms.deviations import Deviation, l1, l2, linf, range_, topk
 
 EXACT = [l2(), l1(), linf(), topk(), topk(3), range_(), range_(16)]
 

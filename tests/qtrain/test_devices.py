@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +18,12 @@ from torch.utils._pytree import tree_leaves
 from training_cases import lines, quiet, small, states
 
 import qtrain
-from qtrain import (
-    Arithmetic,
-    Monitor,
-    NormRecipe,
-    bound_weights,
-    deviations,
-    quantize,
-    recipes,
-    summary,
-)
-from qtrain.fused import norm_relu
-from qtrain.interrupt import Interrupted
-from qtrain.layers import products_of
-from qtrain.progress import Progress
+from qtrain import Arithmetic, Monitor, NormRecipe, bound_weights, quantize, recipes, summary
+from qtrain.layers.fused import norm_relu
+from qtrain.norms import deviations
+from qtrain.products.module import products_of
+from qtrain.reports.progress import Progress
+from qtrain.training.interrupt import Interrupted
 from quantizers import Quantizer as Q
 from quantizers import absmax, e4m3, ema, fp16, int8, kernels, minmax, per_block, stochastic, uint8
 
@@ -264,22 +255,6 @@ def monitored() -> Any:
     return str(monitor.report()), str(qtrain.diagnose(monitor)), list(map(repr, monitor.rows))
 
 
-def in_lockstep() -> str:
-    model = converted()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    return str(qtrain.lockstep(model, optimizer, train_step, [(IMAGES, LABELS)] * 2))
-
-
-def bisected() -> str:
-    model = converted(bits=2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    run = qtrain.replay(
-        model, optimizer, train_step, [(IMAGES, LABELS)] * 2, diverged=lambda losses: losses[-1] > 0
-    )
-    found = str(qtrain.bisect(model, run, by="layer", say=quiet))
-    return re.sub(r"[0-9.]+ s\b", "", found)
-
-
 def recommended() -> str:
     model = converted(bits=4)
     blame = qtrain.sensitivity(model, IMAGES, LABELS, by="layer")
@@ -345,8 +320,6 @@ TOOLS: dict[str, Callable[[], Any]] = {
     ),
     "cost, sensitivity, recommend": recommended,
     "Monitor": monitored,
-    "lockstep": in_lockstep,
-    "replay, bisect": bisected,
     "norm schedule": norm_schedule,
 }
 

@@ -13,17 +13,18 @@ from bare_pytest import bare_pytest
 from torch import Tensor, nn
 
 from qtrain import GradWeight, ScaledDotProductAttention, quantize, recipes
-from qtrain.engines.admission import admitted
-from qtrain.engines.cut import CutInt8
-from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.exact import ENGINES
-from qtrain.engines.floats import Float32, reference
-from qtrain.engines.matrices import MatricesInt8
-from qtrain.engines.onednn import OneDnnInt8
-from qtrain.engines.unfolded import UnfoldedInt8
-from qtrain.engines.work import Engine, Span, Work
-from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
-from qtrain.products import product
+from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
+from qtrain.products.engines.admission import admitted
+from qtrain.products.engines.choice import ENGINES
+from qtrain.products.engines.cut import CutInt8
+from qtrain.products.engines.engine import Engine, Span, Work
+from qtrain.products.engines.epilogue import Epilogue
+from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.matrices import MatricesInt8
+from qtrain.products.engines.onednn import OneDnnInt8
+from qtrain.products.engines.unfolded import UnfoldedInt8
+from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from quantizers import IntFormat, Quantizer, int8, minmax, per_axis, per_tensor
 
 Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
@@ -241,7 +242,7 @@ class Net(nn.Module):
 def test_a_compiled_step_has_the_same_integer_products(
     bits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtrain.engines.exact.ENGINES", {"cpu": ALL})
+    monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": ALL})
     torch.manual_seed(0)
     recipe = recipes.int8()
     if bits is not None:
@@ -325,9 +326,9 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
 def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
-    monkeypatch.setattr("qtrain.engines.exact.ENGINES", {"cpu": ENGINES["cuda"]})
-    monkeypatch.setattr("qtrain.engines.plain_convolution.has_cudnn", lambda device: True)
-    monkeypatch.setattr(Quantizer, "_traced", lambda *_: None)
+    monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": ENGINES["cuda"]})
+    monkeypatch.setattr("qtrain.products.engines.plain_convolution.has_cudnn", lambda device: True)
+    monkeypatch.setattr("quantizers.traced.quantized", lambda *_: None)
     found, kept_out = [], []
     flags = torch.backends.cudnn.flags
     monkeypatch.setattr(

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
-from qtrain.engines.admission import admitted
-from qtrain.engines.cut import CutInt8
-from qtrain.engines.epilogue import Epilogue
-from qtrain.engines.exact import ENGINES, choose
-from qtrain.engines.floats import Float32, reference
-from qtrain.engines.matrices import MatricesInt8
-from qtrain.engines.onednn import OneDnnInt8
-from qtrain.engines.unfolded import UnfoldedInt8
-from qtrain.engines.work import Engine, Span, Work, holds
-from qtrain.operations import KINDS, BatchedMatmul, Convolution, Kind, Linear, Operation
-from qtrain.products import product
+from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
+from qtrain.products.engines.admission import admitted
+from qtrain.products.engines.choice import ENGINES, choose
+from qtrain.products.engines.cut import CutInt8
+from qtrain.products.engines.engine import Engine, Span, Work, holds
+from qtrain.products.engines.epilogue import Epilogue
+from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.matrices import MatricesInt8
+from qtrain.products.engines.onednn import OneDnnInt8
+from qtrain.products.engines.unfolded import UnfoldedInt8
+from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from quantizers import IntFormat, QTensor, Quantizer
 
 FLOATS: tuple[Engine, ...] = (Float32(), reference)
@@ -248,7 +249,7 @@ def test_all_engines_give_a_training_step_the_same_bits(
     found = []
     eight = (OneDnnInt8(0), MatricesInt8(0, 0), UnfoldedInt8(0))
     for engines in ((*eight, *FLOATS), FLOATS, (reference,)):
-        monkeypatch.setattr("qtrain.engines.exact.ENGINES", {"cpu": engines})
+        monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": engines})
         torch.manual_seed(0)
         model: Any = quantize(nn.Conv2d(40, 8, 3, padding=1, groups=2), recipe=recipe)
         x = torch.randn(3, 40, 6, 6, requires_grad=True)
@@ -279,11 +280,12 @@ def test_products_do_not_see_torchs_default_dtype_and_device() -> None:
     """Unscaled operands, in a process that admits its engines under odd defaults."""
     script = textwrap.dedent("""
         import torch
-        from qtrain.engines.admission import admitted
-        from qtrain.engines.exact import ENGINES
-        from qtrain.engines.floats import reference
-        from qtrain.operations import Convolution, Linear
-        from qtrain.products import product
+        from qtrain.products.engines.admission import admitted
+        from qtrain.products.engines.choice import ENGINES
+        from qtrain.products.engines.float_units import reference
+        from qtrain.products.convolution import Convolution
+        from qtrain.products.operations import Linear
+        from qtrain.products.blocks import product
         from quantizers import IntFormat, QTensor
 
         def q(*shape):

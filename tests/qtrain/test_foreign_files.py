@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
+import pickle
 import random
 import signal
 import socket
@@ -17,28 +19,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_cases import quiet, rewrite, small, unchecked
 
 import qtrain
-from qtrain import data, diagnose
-from qtrain.checked_lines import line as checked_line
-from qtrain.checked_lines import lines as checked_lines
-from qtrain.checkpoint import CheckpointError, load_checkpoint
+from qtrain import compare, data, diagnose
+from qtrain.data.cifar import read_python
 from qtrain.data.safe_pickle import read_pickle
-from qtrain.files import lock, opened
-from qtrain.metrics import MetricsLog, check_metrics, read_metrics
-from qtrain.monitor_rows import read_monitor
-from qtrain.norm_history import NormHistory
-from qtrain.page import read_run
-from qtrain.plain_json import parse
-from qtrain.report import Row
-from qtrain.run_folder import FILES, describe, open_run
-from qtrain.run_series import read_series
-from qtrain.saving import read_rows
-from qtrain.tensor_file import Damaged, read_tensors
-from qtrain.training import train
+from qtrain.files.checked_lines import line as checked_line
+from qtrain.files.checked_lines import lines as checked_lines
+from qtrain.files.plain_json import parse
+from qtrain.files.tensor_file import Damaged, read_tensors
+from qtrain.files.whole import lock, opened
+from qtrain.inspection.row import Row
+from qtrain.inspection.rows import read_monitor
+from qtrain.reports.rows import read_rows
+from qtrain.training.checkpoint import CheckpointError, load_checkpoint
+from qtrain.training.folder import FILES, describe, open_run
+from qtrain.training.metrics import MetricsLog, check_metrics, read_metrics
+from qtrain.training.record import read_run
+from qtrain.training.train import train
+from qtrain.weights.history import NormHistory
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def test_a_flipped_bit_of_the_metrics_is_refused(run: Path) -> None:
         return read_metrics(path)
 
     assert accepted(path, read, same_text) == []
-    assert accepted(path, lambda: read_series(run).losses, same_text) == []
+    assert accepted(path, lambda: read_run(run).steps, same_text) == []
 
 
 def test_a_flipped_bit_of_the_metrics_reaches_no_resumed_run(run: Path) -> None:
@@ -130,7 +133,7 @@ def test_a_flipped_bit_of_the_metrics_reaches_no_resumed_run(run: Path) -> None:
 def test_a_flipped_bit_of_the_monitors_record_is_refused(run: Path) -> None:
     path = run / "monitor.jsonl"
     assert accepted(path, lambda: read_monitor(path), same_text) == []
-    assert accepted(path, lambda: read_series(run).errors, same_text) == []
+    assert accepted(path, lambda: read_run(run).monitor, same_text) == []
 
 
 def test_a_flipped_bit_of_the_configuration_reaches_no_run(run: Path) -> None:
@@ -253,7 +256,7 @@ def test_a_monitors_record_tells_when_its_end_is_missing(run: Path) -> None:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "page": read_run,
-    "compare": read_series,
+    "compare": lambda run: compare(run, run),
     "diagnose": diagnose,
     "resume": resumed,
     "checkpoint": lambda run: load_checkpoint(run / "checkpoint.pt"),
@@ -265,7 +268,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 READ = {
     "page": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
              "summary.json"],
-    "compare": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl",
+    "compare": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
                 "summary.json"],
     "diagnose": ["monitor.jsonl"],
     "resume": list(FILES),
@@ -327,7 +330,7 @@ def test_a_pipe_that_takes_a_files_place_meanwhile_is_not_waited_for(
     (tmp_path / "file").write_bytes(b"x")
     before = os.stat(tmp_path / "file")
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr("qtrain.files.os.stat", lambda path: before)
+    monkeypatch.setattr("qtrain.files.whole.os.stat", lambda path: before)
     with pytest.raises(OSError, match="it is no file"):
         opened(tmp_path / "pipe")
 
@@ -381,7 +384,7 @@ TIGHT = """
 import resource, sys
 from pathlib import Path
 from qtrain import data
-from qtrain.checkpoint import load_checkpoint
+from qtrain.training.checkpoint import load_checkpoint
 from qtrain.data.splits import FileSplit
 from qtrain.data import decode
 data.load("digits")
@@ -511,3 +514,35 @@ def test_a_pickle_that_fills_the_memory_or_the_stack_is_refused(
 ) -> None:
     with pytest.raises(data.DataError, match=message):
         read_pickle(content, "x")
+
+
+class Calls:
+    """Pickled, the call of a function, and what its result is then told of its state."""
+
+    def __init__(self, *reduced: Any) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+#: numpy's own, by which protocol 5 makes an array.
+FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+#: A dtype of objects, copied and told that it holds none: numpy takes bytes for their addresses.
+ADDRESSES = Calls(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Calls(FROM_BUFFER, (b"A" * 64, ADDRESSES, (8,), "C")), "another type than uint8"),
+        (Calls(np.ndarray, ((10**6, 3072), np.dtype("u1"), b"A", 0, (0, 0))), "'data' is no"),
+        (Calls(codecs.encode, ("A", "hex")), "another encoding than latin1"),
+    ],
+    ids=["objects at any address", "a byte for 3 GB", "twice as long each time"],
+)
+def test_a_pickle_gets_nothing_from_the_functions_that_it_may_name(
+    content: object, message: str
+) -> None:
+    with pytest.raises(data.DataError, match=message):
+        read_python(pickle.dumps({"data": content, "labels": []}, protocol=4), "x")

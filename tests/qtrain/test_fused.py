@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
 
-from qtrain import NormRecipe, Recipe, fused, inspect, quantize, recipes, summary
-from qtrain.conversion import forget_watch
-from qtrain.deviations import l1, range_
-from qtrain.fused import norm_add_relu, norm_relu, norm_relu_layer
+from qtrain import NormRecipe, Recipe, inspect, quantize, recipes, summary
+from qtrain.conversion.watch import forget_watch
+from qtrain.layers import fused
+from qtrain.layers.fused import norm_add_relu, norm_relu, norm_relu_layer
 from qtrain.models import blocks, resnet
+from qtrain.norms.deviations import l1, range_
 from quantizers import Quantizer, bf16, e4m3, fp16, int8, kernels, stochastic
 
 Change = Callable[[Any], None]

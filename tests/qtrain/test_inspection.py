@@ -389,7 +389,7 @@ def test_the_table_is_in_network_order_with_every_row() -> None:
     report = inspect(net(), X, TARGETS)
     layers = [row.layer for row in report.rows]
     assert sorted(set(layers), key=layers.index) == ["0", "5", "7"]
-    text = str(report)
+    text = report.table()
     assert len(text.splitlines()) >= len(report.rows) + 2
     for role in {row.role for row in report.rows}:
         assert text.count(role) >= 2

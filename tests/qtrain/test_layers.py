@@ -453,3 +453,12 @@ def test_layouts_and_empty_tensors_are_torchs(kind: Any, how: int | str) -> None
             # of few channels and bits, stochastic codes say little
             if how in (12, 16) or (how != 4 and min(inside, outside) > 1):
                 assert (a - b).norm() <= 0.25 * a.norm() + 1e-6, case
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_window_of_lists_is_one_of_tuples(kind: Any) -> None:
+    layer = quantize(nn.Sequential(kind(2, 3, 3, stride=2)), recipe="bf16")
+    x = torch.ones(1, 2, 7, 7)
+    expected = layer(x)
+    layer[0].stride, layer[0].padding = [2, 2], [0, 0]
+    assert torch.equal(layer(x), expected)

@@ -33,12 +33,12 @@ from qtrain import (
     recipes,
     train,
 )
-from qtrain.branch import Branch
 from qtrain.cli import main
-from qtrain.histograms import code_counts, value_counts
-from qtrain.layers import QProduct
-from qtrain.monitor_record import thinned_out
-from qtrain.sampling import places, sampled
+from qtrain.inspection.histograms import code_counts, value_counts
+from qtrain.inspection.record import thinned_out
+from qtrain.inspection.sampling import places, sampled
+from qtrain.products.module import QProduct
+from qtrain.training.trainee import Branch
 from quantizers import IntFormat, QTensor, Quantizer, bf16, e4m3, minmax, per_axis, percentile
 
 
@@ -112,7 +112,7 @@ def no_hook_stays() -> Iterator[None]:
     yield
     gc.collect()
     hooks = optimizers._global_optimizer_post_hooks.values()
-    assert not [hook for hook in hooks if hook.__module__ == "qtrain.step_count"]
+    assert not [hook for hook in hooks if hook.__module__ == "qtrain.inspection.step_ends"]
 
 
 # The numbers --------------------------------------------------------------------------------------
@@ -660,8 +660,10 @@ def test_a_report_says_which_layers_were_not_in_turn() -> None:
     model = converted()
     with Monitor(model, 1, layers=3) as monitor:
         trained(model, sgd(model), 2)
-    assert str(monitor.report(0)).endswith(
-        "\n3 of 4 layers; the others take turns (layers=None: all at once)"
+    assert (
+        monitor.report(0)
+        .table()
+        .endswith("\n3 of 4 layers; the others take turns (layers=None: all at once)")
     )
     assert monitor.report(1).overview().endswith(monitor.report(1).remark)
     assert monitor.report(1).remark.startswith("1 of 4 layers")

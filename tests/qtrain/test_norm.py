@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from qtrain import Arithmetic, deviations, plain_state_dict, quantize
-from qtrain.deviation_constants import expected_range
-from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
-from qtrain.norm import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
-from qtrain.norm_module import ROLES
-from qtrain.norm_recipe import NormRecipe
-from qtrain.norms import can_convert, convert_norm_
-from qtrain.sync_norm import QSyncBatchNorm
+from qtrain import Arithmetic, plain_state_dict, quantize
+from qtrain.conversion.norm_kinds import can_convert, convert_norm_
+from qtrain.norms import deviations
+from qtrain.norms.batch import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
+from qtrain.norms.constants import expected_range
+from qtrain.norms.deviations import Deviation, l1, l2, linf, range_, topk
+from qtrain.norms.module import ROLES
+from qtrain.norms.recipe import NormRecipe
+from qtrain.norms.sync import QSyncBatchNorm
 from quantizers import (
     FloatFormat,
     IntFormat,
@@ -311,7 +312,8 @@ def test_printed_norm_says_its_deviation_and_constant() -> None:
     norm = nn.BatchNorm2d(3)
     convert_norm_(norm, NormRecipe(deviation=range_(16, "code"), activation=fp16))
     assert "BatchNorm2d(3, eps=1e-05" in repr(norm)
-    assert "range(chunks=16, code); output fp16" in repr(norm)
+    assert repr(norm).endswith("; range(chunks=16, code))")
+    assert str(norm.recipe) == "range(chunks=16, code); output fp16"
 
 
 @pytest.mark.parametrize("deviation", ONE_EACH, ids=str)
@@ -514,7 +516,7 @@ def test_batches_of_other_sizes_compile_once_more(
 ) -> None:
     """As the plain network: for the first size, and for any; on a device without the operation."""
     if where == "taken apart":
-        monkeypatch.setattr("qtrain.norm_traced.serves", lambda x, spec: False)
+        monkeypatch.setattr("qtrain.norms.kernels.graph.serves", lambda x, spec: False)
     torch._dynamo.reset()
     eager = norm_for(gaussian(8, 3, 3, 4), NormRecipe(deviation=deviation))
     counter = CompileCounterWithBackend("aot_eager")

@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import norm_compiled, norm_computation, norm_kernels, norm_passes
-from qtrain.channel_sample import Cut, cuts
-from qtrain.deviation_constants import largest_factor, range_factor
-from qtrain.deviations import Deviation, l1, l2, linf, range_, topk
-from qtrain.norm_passes import Affine, Extra, Slope
-from qtrain.norm_recipe import NormRecipe, StatisticsGradient
-from qtrain.norms import convert_norm_
+from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.norms import normalize as norm_computation
+from qtrain.norms import passes as norm_passes
+from qtrain.norms.constants import largest_factor, range_factor
+from qtrain.norms.deviations import Deviation, l1, l2, linf, range_, topk
+from qtrain.norms.kernels import compiled_passes, compiled_statistics, memory
+from qtrain.norms.kernels import launch as norm_kernels
+from qtrain.norms.passes import Affine, Extra, Slope
+from qtrain.norms.recipe import NormRecipe, StatisticsGradient
+from qtrain.norms.samples import Cut, cuts
 from quantizers import (
     FloatFormat,
     IntFormat,
@@ -710,7 +713,8 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None
         def refused(*numbers: int) -> Any:
             raise RuntimeError(f"no {name}")
 
-        monkeypatch.setattr(norm_compiled, name, refused)
+        file = compiled_passes if hasattr(compiled_passes, name) else compiled_statistics
+        monkeypatch.setattr(file, name, refused)
         monkeypatch.setattr(serving, "_warned", [])
         kernels.made.cache_clear()
 
@@ -808,8 +812,8 @@ def test_cuts_into_blocks_cover_every_element_once(width: int) -> None:
     for cut in (Cut(0, 1, 1), Cut(0, 1, 129), Cut(5, 3, 257), Cut(0, 40, 2), Cut(7, 1, 50000)):
         start, number, length = cut
         for planes in (False, True):
-            starts, each, lanes = norm_kernels._blocks(planes, width, cut)
-            assert 1 <= lanes <= (min(width, length, norm_kernels._LANES) if planes else 1)
+            starts, each, lanes = memory.in_blocks(planes, width, cut)
+            assert 1 <= lanes <= (min(width, length, memory.LANES) if planes else 1)
             assert starts[0] == start and starts[-1] == start + number * length
             sizes = starts.diff()
             assert sizes.numel() == number * each

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain import Arithmetic, NormRecipe, quantize
-from qtrain.deviation_constants import largest_factor, range_factor
-from qtrain.deviations import Deviation, l1, l2, linf, none, range_, topk
-from qtrain.norms import convert_norm_
+from qtrain import Arithmetic, NormRecipe, quantize, summary
+from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.norms.constants import largest_factor, range_factor
+from qtrain.norms.deviations import Deviation, l1, l2, linf, none, range_, topk
 from quantizers import FloatFormat, IntFormat, bf16, e4m3, e5m2, e8m0, fp16, fp32, tf32
 
 NUMPY: dict[FloatFormat, Any] = {
@@ -356,7 +356,7 @@ def test_quantize_takes_it_and_a_network_trains() -> None:
     )  # fmt: skip
     arithmetic = Arithmetic(format=fp16, accumulator=fp16, sums="halved")
     model = quantize(net, norm=NormRecipe(deviation=l1(), arithmetic=arithmetic))
-    assert "arithmetic fp16, halved sums in fp16" in repr(model)
+    assert "arithmetic fp16, halved sums in fp16" in str(summary(model))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     x = data(32, 1, 4, 4)
     y = (x.mean((1, 2, 3)) > 0.3).long()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qtrain
 from qtrain import calibrate, quantize
-from quantizers import IntFormat, QTensor, Quantizer, int8
+from quantizers import IntFormat, QTensor, Quantizer, absmax, int8, per_sample
 
 
 class Returns:
@@ -140,3 +140,39 @@ def test_calibration_that_fills_nothing_is_an_error(batch: Tensor) -> None:
 def test_a_quantizer_class_instead_of_a_quantizer_is_refused() -> None:
     with pytest.raises(TypeError, match=r"forward\.input"):
         qtrain.Forward(input=Quantizer)  # type: ignore[arg-type]
+
+
+class Range:
+    """absmax in another class, and no more than a range rule must have."""
+
+    def __call__(
+        self, x: Tensor, block: Any, *, state: Any = None, training: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        return absmax(x, block)
+
+
+class Largest(Range):
+    """The largest magnitude of each block so far."""
+
+    def init_state(self, compact: tuple[int, ...]) -> dict[str, Tensor]:
+        return {"bound": torch.zeros(compact)}
+
+    def __call__(
+        self, x: Tensor, block: Any, *, state: Any = None, training: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        state["bound"].copy_(torch.maximum(state["bound"], absmax(x, block)[1]))
+        return -state["bound"], state["bound"].clone()
+
+
+def test_a_range_rule_needs_no_memory() -> None:
+    x = torch.randn(3, 6)
+    own = layer(input=Quantizer(format=int8, granularity=per_sample, range=Range()))
+    assert torch.equal(own(x), layer(input=Quantizer(format=int8, granularity=per_sample))(x))
+
+
+def test_a_range_rule_with_memory_serves_inputs_of_any_number_of_axes() -> None:
+    own = layer(input=Quantizer(format=int8, range=Largest()))
+    for shape in ((3, 6), (2, 3, 6), (6,)):
+        own(torch.ones(shape))
+    (bound,) = (value for name, value in own.state_dict().items() if name.endswith("bound"))
+    assert bound.tolist() == [[1.0]]

@@ -24,14 +24,15 @@ from training_cases import quiet, small
 
 from qtrain import Monitor, Report, diagnose, quantize, train
 from qtrain.cli import main
-from qtrain.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
-from qtrain.page import RunRecord, read_run, render, save_page
-from qtrain.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart
-from qtrain.page.histograms import code_picture, error_picture, value_picture
-from qtrain.page.network import LEVELS, level
-from qtrain.page.text import percent, short
-from qtrain.page.verdict import verdict_section
-from qtrain.recorder import ROLES
+from qtrain.diagnosis.page_verdict import verdict_section
+from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
+from qtrain.inspection.page_network import LEVELS, level
+from qtrain.inspection.page_pictures import code_picture, error_picture, value_picture
+from qtrain.inspection.recorder import ROLES
+from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart
+from qtrain.reports.page.html import percent, short
+from qtrain.training.page import render, save_page
+from qtrain.training.record import RunRecord, read_run
 
 VOID = {"meta", "wbr", "br", "input"}
 #: Attributes by which a page asks for something else.
@@ -240,7 +241,8 @@ def test_what_is_not_finite_is_shown_as_such() -> None:
 
 def test_the_same_run_gives_the_same_bytes_in_another_process() -> None:
     code = (
-        "import hashlib; from page_cases import names, record; from qtrain.page import render;"
+        "import hashlib; from page_cases import names, record;"
+        "from qtrain.training.page import render;"
         "print(hashlib.sha256(render(record(names(9))).encode()).hexdigest())"
     )
     found = [
@@ -288,7 +290,9 @@ def test_levels_are_those_of_the_legend() -> None:
 
 
 def colours(scheme: str) -> dict[str, str]:
-    style = resources.files("qtrain.page").joinpath("report.css").read_text(encoding="utf-8")
+    style = (
+        resources.files("qtrain.reports.page").joinpath("report.css").read_text(encoding="utf-8")
+    )
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     found = dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6})", light))
     return found | (
@@ -420,17 +424,18 @@ def test_the_verdict_names_what_is_wrong_and_leads_to_the_layer() -> None:
         replace(row, nonfinite=9) if (row.layer, row.role) == (layers[1], "weight") else row
         for row in rows
     ]
-    errors = report(layers)
-    first = diagnose(broken).worst(1)[0]
-    section = verdict_section(RunRecord(name="x", errors=errors, measured="", monitor=broken))
-    assert section is not None
+    verdict = diagnose(broken)
+    first = verdict.worst(1)[0]
+    section = verdict_section(verdict, layers)
     (body,) = parsed(section.body).all("tbody")
     cells = [cell.content for cell in body.all("td")]
     assert next(body.all("a")).attributes["href"] == "#layer-1" and cells[0] == "weight"
     assert first.symptom == cells[1] == "not finite"
     (reason, *_) = [item.content for item in parsed(section.body).all("li")]
     assert first.cause in reason and first.remedy in reason
-    assert verdict_section(RunRecord(name="x", errors=errors, measured="")) is None
+    made = RunRecord(name="x", errors=report(layers), measured="", monitor=broken)
+    assert section.body in render(made)
+    assert 'id="verdict"' not in render(replace(made, monitor=()))
 
 
 # saving and reading
@@ -531,7 +536,7 @@ def test_a_damaged_file_is_named(
             (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_run(tmp_path)
+        render(read_run(tmp_path))
 
 
 def test_what_a_monitor_saved_is_shown_by_the_command(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, quantize
-from qtrain.operations import Linear
-from qtrain.products import product
+from qtrain.products.blocks import product
+from qtrain.products.operations import Linear
 from quantizers import (
     OFF,
     Granularity,

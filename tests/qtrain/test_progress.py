@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qtrain import progress as module
-from qtrain.progress import Progress
+from qtrain.reports import progress as module
+from qtrain.reports.progress import Progress
 
 
 class _Clock:

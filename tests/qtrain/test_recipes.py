@@ -20,6 +20,7 @@ from qtrain import (
     plain_state_dict,
     quantize,
     recipes,
+    summary,
 )
 from quantizers import OFF, FloatFormat, IntFormat, Quantizer, bf16, e4m3, fp16, int8
 
@@ -241,7 +242,8 @@ def test_narrow_is_shown_kept_at_other_bits_and_compared() -> None:
         recipe = narrow(recipes.int8(), fmt)
         assert recipe != wide and hash(recipe) == hash(narrow(recipes.int8(), fmt))
         assert str(recipe) == f"{wide} kept in 16 bits" and "16 bits" not in str(wide)
-        assert f"output {fmt} kept in 16 bits" in repr(quantize(nn.Linear(2, 2), recipe=recipe))
+        model = quantize(nn.Linear(2, 2), recipe=recipe)
+        assert f"output {fmt} kept in 16 bits" in str(summary(model))
         for other in (recipe.at(4), narrow(recipes.banner2018(), fmt).at(4)):
             assert other.narrow and other.activation == fmt
             assert other.forward.weight.format.bits == 4  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""recommend: the cheapest of all sets, measured, and widened further where it misses."""
+"""recommend: greedy by error per cost, measured, and widened further where it misses."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from qtrain import (
     recommend,
     sensitivity,
 )
-from qtrain.knapsack import GRID, cheapest
+from qtrain.diagnosis.widening import TRIALS, greedy
 from qtrain.recipe import GradInput
-from qtrain.widening import TRIALS
 from quantizers import IntFormat, Quantizer
 
 X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -58,7 +57,9 @@ ERRORS = st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=8)
 
 
 @given(ERRORS, st.data(), st.floats(0.3, 0.9999))
-def test_the_set_is_the_cheapest_of_all_sets(errors: list[float], draw: Any, goal: float) -> None:
+def test_the_set_is_the_cheapest_but_for_one_layer(
+    errors: list[float], draw: Any, goal: float
+) -> None:
     costs = draw.draw(st.lists(st.floats(0.1, 10.0), min_size=len(errors), max_size=len(errors)))
     report, names = additive(errors), [f"layer{i}" for i in range(len(errors))]
     budget = 1 / goal**2 - 1
@@ -74,22 +75,37 @@ def test_the_set_is_the_cheapest_of_all_sets(errors: list[float], draw: Any, goa
         assert "every layer" in str(error)
         assert min(errors) > budget * (1 - 1e-9)
         return
-    spent = sum(costs[names.index(name)] for name in found.overrides)
-    assert spent <= best + len(errors) / GRID * sum(costs) + 1e-9
+    taken = [names.index(name) for name in found.overrides]
+    spent = sum(costs[i] for i in taken)
+    if taken:
+        first = min(taken, key=lambda i: errors[i] / costs[i])
+        assert spent <= best + costs[first] + 1e-9
     assert found.cost_share == pytest.approx(spent / sum(costs))
     left = sum(e for name, e in zip(names, errors, strict=True) if name not in found.overrides)
     assert found.predicted == pytest.approx(1 / math.sqrt(1 + left))
     assert found.predicted >= goal * (1 - 1e-9)
+    assert all(left + errors[i] > budget * (1 - 1e-9) for i in taken)  # none could stay too
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
-def test_of_equally_cheap_sets_the_one_that_leaves_least(errors: list[int], draw: Any) -> None:
+def test_of_layers_that_cost_the_same_the_fewest_of_most_error(
+    errors: list[int], draw: Any
+) -> None:
     budget = draw.draw(st.integers(0, sum(errors)))
-    taken = cheapest([float(e) for e in errors], [1.0] * len(errors), budget)
+    named = {str(i): float(error) for i, error in enumerate(errors)}
+    taken = greedy(named, dict.fromkeys(named, 1.0), budget)
     left = sorted(errors)
     while sum(left) > budget:
         left.pop()  # the largest
-    assert sorted(e for i, e in enumerate(errors) if i not in taken) == left
+    assert sorted(e for i, e in enumerate(errors) if str(i) not in taken) == left
+
+
+def test_layers_stay_by_their_error_per_cost() -> None:
+    errors = {"a": 0.4, "b": 0.3, "c": 0.3, "d": math.inf, "e": 0.1, "f": 0.0}
+    costs = {"a": 8.0, "b": 1.0, "c": 2.0, "d": 9.0, "e": 0.0, "f": 0.0}
+    assert greedy(errors, costs, 0.5) == ("b", "c", "d")  # e fits where b and c do not
+    assert greedy(errors, costs, 0.7) == ("b", "d", "e")
+    assert greedy(errors, costs, 0.0) == ("a", "b", "c", "d", "e")
 
 
 def test_without_costs_layers_count_alike_and_with_a_report_by_multiply_adds() -> None:

@@ -18,8 +18,9 @@ from torch.utils.checkpoint import (
 )
 
 import qtrain
-from qtrain import Forward, GradInput, GradWeight, Recipe, deviations, quantize, recipes
-from qtrain.norm_recipe import NormRecipe
+from qtrain import Forward, GradInput, GradWeight, Recipe, quantize, recipes
+from qtrain.norms import deviations
+from qtrain.norms.recipe import NormRecipe
 from quantizers import IntFormat, Quantizer, RangeRule, absmax, e4m3, ema, int8, minmax, stochastic
 
 aten = torch.ops.aten

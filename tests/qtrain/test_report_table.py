@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from qtrain import Report, Row
-from qtrain.recorder import ROLES
+from qtrain.inspection.recorder import ROLES
 
 
 def row(layer: str, role: str, sqnr_db: float = 42.25) -> Row:
@@ -31,7 +31,7 @@ EXTREME = {
 @pytest.mark.parametrize("extreme", [{}, EXTREME], ids=["usual", "extreme"])
 def test_no_line_is_wider_than_80_columns(name: str, extreme: dict[str, object]) -> None:
     found = Report(tuple(replace(r, **extreme) for r in report([name, "conv1"]).rows))  # type: ignore[arg-type]
-    for text in (str(found), found.overview()):
+    for text in (str(found), found.table(), found.overview()):
         assert max(map(len, text.splitlines())) <= 80
         assert name in text.replace("\n", "")
 
@@ -61,3 +61,31 @@ def test_roles_stand_in_the_order_of_the_layer_that_has_them_all() -> None:
 
 def test_a_report_without_rows_prints_its_headings() -> None:
     assert "SQNR" in str(Report(())) and "SQNR" in Report(()).overview()
+    assert str(Report(())).startswith("Nothing was measured.\n")
+
+
+def test_a_report_prints_a_sentence_the_ten_worst_rows_and_how_many_more() -> None:
+    rows = [row(f"layer{i}", "input", float(20 + i)) for i in range(12)]
+    rows.append(replace(row("layer11", "output", -3.0), nonfinite=1))
+    text = str(Report(tuple(rows)))
+    sentence, table, more = text.split("\n\n")
+    assert " ".join(sentence.split()) == (
+        "output of 'layer11' has the lowest SQNR, -3.0 dB; the median of 13 tensors in 12 layers "
+        "is 25.0 dB; in 1 the error exceeds the signal; 1 hold NaN or infinity."
+    )
+    named = [line for line in table.splitlines() if line.startswith("layer") and " " not in line]
+    assert named == ["layer11", *(f"layer{i}" for i in range(9))]  # layer11: its output alone
+    assert table.count("- output") == 1 and table.count("- input") == 9
+    assert more == "3 more: report.table()" and "layer10" in Report(tuple(rows)).table()
+
+
+def test_a_nan_is_the_worst_and_a_short_report_prints_whole() -> None:
+    report = Report((row("fc", "input"), row("fc", "weight", math.nan)))
+    assert str(report).startswith("weight of 'fc' has the lowest SQNR, nan dB; the median of 2")
+    assert report.table() in str(Report((report.rows[0],))) or "more:" not in str(report)
+
+
+def test_the_worst_rows_stand_under_the_layer_of_the_worst() -> None:
+    rows = (row("a", "input", 9.0), row("b", "input", 5.0), row("a", "weight", 1.0))
+    lines = [line.split()[:2] for line in Report(rows).table(3).splitlines()[3:]]
+    assert lines == [["a"], ["-", "weight"], ["-", "input"], ["b"], ["-", "input"]]

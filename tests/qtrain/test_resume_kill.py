@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from training_cases import assert_same_run, quiet, small, start
 
-from qtrain.training import train
+from qtrain.training.train import train
 
 #: The run that all tests kill: 10 steps, a checkpoint after each, batch-norm, noise, both models.
 RUN = (
@@ -21,7 +21,8 @@ RUN = (
 #: Runs the command line, but dies by SIGKILL at the n-th call of one function.
 DIE = """
 import os, signal, sys
-from qtrain import branch, checkpoint, files, metrics
+from qtrain.files import whole as files
+from qtrain.training import metrics, trainee
 where, count, *arguments = sys.argv[1:]
 count = int(count)
 
@@ -45,9 +46,9 @@ def half_a_file(descriptor):
     os.ftruncate(descriptor, 2000)
 
 if where == "step":
-    deadly(branch.Branch, "step")
+    deadly(trainee.Branch, "step")
 elif where == "evaluation":
-    deadly(branch.Branch, "evaluate")
+    deadly(trainee.Branch, "evaluate")
 elif where == "metrics":
     deadly(metrics.MetricsLog, "write", lambda log: half_a_line(log))
 elif where == "saving":
@@ -104,7 +105,7 @@ def wait_for(path: Path, size: int) -> None:
 #: Runs the command line, but gets a signal while it loads the data.
 EARLY = """
 import os, sys, time
-from qtrain import training
+from qtrain.training import train as training
 from qtrain.cli import main
 def load_data(config):
     os.kill(os.getpid(), int(sys.argv[1]))

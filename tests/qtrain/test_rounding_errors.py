@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.channel_peaks import outlier
-from qtrain.rounding_errors import Rounded, rounded, shared_noise
-from qtrain.sampling import block, cropped
-from qtrain.tensor_pair import TensorPair
-from qtrain.weight_watch import WeightWatch, numbered, oscillation, parameter
+from qtrain.inspection.pair import TensorPair
+from qtrain.inspection.peaks import outlier
+from qtrain.inspection.rounding import Rounded, rounded, shared_noise
+from qtrain.inspection.sampling import block, cropped
+from qtrain.inspection.weight_watch import WeightWatch, numbered, oscillation, parameter
 from quantizers import (
     IntFormat,
     QTensor,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import NormRecipe, plain_state_dict, quantize, summary
-from qtrain.deviation_constants import largest_factor, range_factor
-from qtrain.deviations import Deviation, l1, l2, linf, none, range_, topk
-from qtrain.norms import convert_norm_
-from qtrain.row_norm import QGroupNorm, QLayerNorm, QRMSNorm
+from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.norms.constants import largest_factor, range_factor
+from qtrain.norms.deviations import Deviation, l1, l2, linf, none, range_, topk
+from qtrain.norms.row import QGroupNorm, QLayerNorm, QRMSNorm
 from quantizers import Quantizer, bf16, e4m3, fp16, int8, per_axis, stochastic
 
 KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -368,8 +368,9 @@ def test_quantizers_that_need_axes_of_the_data_are_checked() -> None:
 def test_every_pair_of_kind_and_carry_prints_itself() -> None:
     for kind, carry in itertools.product(("layer", "rms", "group"), CARRIES):
         norm, _ = made(kind, torch.float32)
-        text = repr(converted(norm, NormRecipe(deviation=l1(), statistics_gradient=carry)))
-        assert "l1(exact)" in text and (carry == "exact" or carry in text)
+        recipe = NormRecipe(deviation=l1(), statistics_gradient=carry)
+        assert repr(converted(norm, recipe)).endswith("; l1(exact))")
+        assert carry == "exact" or carry in str(recipe)
 
 
 def test_the_summary_says_how_norms_are_computed() -> None:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import quantize
-from qtrain.engines.cut import CutInt8
-from qtrain.engines.floats import Float32, reference
-from qtrain.engines.matrices import MatricesInt8
-from qtrain.engines.onednn import OneDnnInt8
-from qtrain.engines.scales import times
-from qtrain.engines.unfolded import UnfoldedInt8
-from qtrain.operations import Convolution, Linear, Operation
-from qtrain.products import product
+from qtrain.products.blocks import product
+from qtrain.products.convolution import Convolution
+from qtrain.products.engines.cut import CutInt8
+from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.matrices import MatricesInt8
+from qtrain.products.engines.onednn import OneDnnInt8
+from qtrain.products.engines.scales import times
+from qtrain.products.engines.unfolded import UnfoldedInt8
+from qtrain.products.operations import Linear, Operation
 from quantizers import IntFormat, QTensor, kernels
 
 ENGINES = [

@@ -19,11 +19,11 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import SensitivityReport, SensitivityRow, quantize, recipes, sensitivity
+from qtrain.diagnosis.parts import BY, PRODUCTS
+from qtrain.diagnosis.sensitivity_report import RANKINGS
+from qtrain.diagnosis.switches import rounded_parts, switched_off
 from qtrain.models.chartransformer import CharTransformer
 from qtrain.recipe import GradInput, GradWeight
-from qtrain.sensitivity_report import RANKINGS
-from qtrain.switches import rounded_parts, switched_off
-from qtrain.units import BY, PRODUCTS
 from quantizers import IntFormat, Quantizer, e4m3, fp16
 
 X = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_is_a_nan_that_comes_first(tmp_path: Any) -> N
     x[0, 0, 0, 0] = float("nan")
     report = sensitivity(net(), x, TARGETS, by="layer")
     assert math.isnan(report.loss) and math.isnan(report.worst(1)[0].gain_cosine)
-    assert "nan" in str(report)
+    assert "nan" in str(report) and " *" in str(report)
     rows = json.loads(report.save(tmp_path / "r.json").read_text())
     assert rows[0]["gain_loss"] == "nan"
 
@@ -314,6 +314,8 @@ def test_the_report_prints_in_80_columns_ranks_and_saves(tmp_path: Any) -> None:
     for text in (str(report), report.table(2)):
         assert max(map(len, text.splitlines())) <= 80
     assert all(str(report).count(row.part) >= 2 for row in report.rows)
+    worst = report.worst(1)[0]
+    assert " ".join(str(report).split()).startswith(f"'{worst.layer} {worst.part}' does most harm:")
     assert "2 batches" in str(report)
     for ranking in RANKINGS:
         ranked = [getattr(row, ranking) for row in report.worst(99, ranking)]
@@ -391,3 +393,17 @@ def test_models_of_text_are_measured() -> None:
     assert set(own) == {f"{attention}.scores", f"{attention}.context"}
     left = quantize(net, overrides={attention: None})
     assert not {layer for layer, _ in rounded_parts(left)} & set(own)
+
+
+def test_the_worst_parts_come_first_and_are_marked() -> None:
+    gains = (0.1, 0.5, 0.25, -0.1)
+    rows = tuple(
+        SensitivityRow(f"l{i}", "all", f"l{i}", g, 0, 1, 0, 0) for i, g in enumerate(gains)
+    )
+    report = SensitivityReport("layer", 1, 1.0, 1.1, 0.4, 1.0, rows)
+    names = [line.split()[:2] for line in report.table().splitlines()[3:7]]
+    assert names == [["l1", "*"], ["l2", "*"], ["l0", "+0.10000"], ["l3", "-0.10000"]]
+    assert "from 0.40000 to 0.90000." in " ".join(str(report).split())
+    idle = replace(report, rows=(rows[3],))
+    assert str(idle).startswith("No part alone is to blame") and " *" not in idle.table()
+    assert str(replace(report, rows=())).startswith("Nothing was measured.")

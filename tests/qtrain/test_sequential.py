@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import Recipe, inspect, plain_state_dict, quantize, quantize_, recipes, summary
-from qtrain.conversion import forget_watch
-from qtrain.nonfinite import first_nonfinite
-from qtrain.sequential import QSequential
+from qtrain.conversion.watch import forget_watch
+from qtrain.layers.sequential import QSequential
+from qtrain.training.nonfinite import first_nonfinite
 from quantizers import fp16, kernels
 
 INT8 = recipes.int8()

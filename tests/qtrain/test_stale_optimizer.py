@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from qtrain import quantize, quantize_, stale_optimizer
+from qtrain import quantize, quantize_
+from qtrain.conversion import stale_optimizer
 
 
 def net() -> nn.Module:

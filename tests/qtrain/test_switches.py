@@ -9,9 +9,15 @@ import torch
 from torch import nn
 
 from qtrain import models, quantize, recipes
-from qtrain.inspection import inspect
+from qtrain.diagnosis.switches import (
+    PRODUCT_ROLES,
+    rounded_parts,
+    rounded_roles,
+    switched_off,
+    without,
+)
+from qtrain.inspection.inspect import inspect
 from qtrain.recipe import GradInput
-from qtrain.switches import PRODUCT_ROLES, rounded_parts, rounded_roles, switched_off, without
 from quantizers import Off, fp16
 
 

@@ -23,10 +23,10 @@ from sync_jobs import converted, trained
 from torch import Tensor, nn
 
 from qtrain import quantize, summary
-from qtrain.channel_sample import Cut, within
-from qtrain.deviations import range_
-from qtrain.norm_recipe import NormRecipe
-from qtrain.sync_norm import QSyncBatchNorm
+from qtrain.norms.deviations import range_
+from qtrain.norms.recipe import NormRecipe
+from qtrain.norms.samples import Cut, within
+from qtrain.norms.sync import QSyncBatchNorm
 from quantizers import fp16
 
 

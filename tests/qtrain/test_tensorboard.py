@@ -14,9 +14,9 @@ from training_cases import quiet, small
 
 from qtrain import to_tensorboard, train
 from qtrain.cli import main
-from qtrain.histograms import VALUE_BINS, value_counts
-from qtrain.recorder import ROLES
-from qtrain.tensorboard import FIGURES, _value_edges
+from qtrain.inspection.histograms import VALUE_BINS, value_counts
+from qtrain.inspection.recorder import ROLES
+from qtrain.inspection.tensorboard import FIGURES, _value_edges
 
 
 def read(folder: Path) -> Any:

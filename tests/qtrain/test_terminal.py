@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from training_cases import quiet, rewrite, small, unchecked
 
-from qtrain import Report, Row, compare, diagnose, terminal
+from qtrain import Report, Row, compare, diagnose
 from qtrain.cli import main
-from qtrain.progress import Progress
-from qtrain.saving import save_rows
-from qtrain.terminal import printable
-from qtrain.training import train
+from qtrain.files import terminal
+from qtrain.files.terminal import printable
+from qtrain.reports.progress import Progress
+from qtrain.reports.rows import save_rows
+from qtrain.training.train import train
 
 #: Clears the screen, names the window, rings, goes back over the line, turns the direction.
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\x08\x9b1m\u202e\u2028\x7f\ud800\nqtrain: all is well"

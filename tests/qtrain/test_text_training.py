@@ -14,13 +14,13 @@ from torch import Tensor
 from training_cases import assert_same_run, lines, quiet, small
 
 from qtrain import data, models
-from qtrain.branch import Branch
-from qtrain.checkpoint import CheckpointError, load_checkpoint
 from qtrain.cli import main
-from qtrain.config import TrainConfig
-from qtrain.intervals import accuracy_gap, mean_difference
-from qtrain.nonfinite import NonFiniteError
-from qtrain.training import build_branches, inspect_checkpoint, load_data, train
+from qtrain.training.checkpoint import CheckpointError, load_checkpoint
+from qtrain.training.config import TrainConfig
+from qtrain.training.intervals import accuracy_gap, mean_difference
+from qtrain.training.nonfinite import NonFiniteError
+from qtrain.training.train import build_branches, inspect_checkpoint, load_data, train
+from qtrain.training.trainee import Branch
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from training_cases import assert_same_run, lines, quiet, small, states
 
-from qtrain import branch as branch_module
-from qtrain.branch import Branch
-from qtrain.intervals import accuracy_gap, mean_difference
-from qtrain.nonfinite import NonFiniteError
-from qtrain.training import build_branches, load_data, train
-from qtrain.training_recipes import training_recipe
+from qtrain.training import trainee as branch_module
+from qtrain.training.intervals import accuracy_gap, mean_difference
+from qtrain.training.named import training_recipe
+from qtrain.training.nonfinite import NonFiniteError
+from qtrain.training.train import build_branches, load_data, train
+from qtrain.training.trainee import Branch
 
 
 def test_a_run_leaves_curves_gap_errors_and_all_files(tmp_path: Path) -> None:

@@ -32,11 +32,12 @@ from qtrain import (
     train,
 )
 from qtrain.cli import main
-from qtrain.overrides import Chooser
+from qtrain.conversion.overrides import Chooser
+from qtrain.diagnosis.figures import often
+from qtrain.diagnosis.rule import Rule
+from qtrain.diagnosis.rules import OPERANDS, PRODUCTS, RULES
+from qtrain.inspection.recorder import ROLES
 from qtrain.recipe import SLOTS
-from qtrain.recorder import ROLES
-from qtrain.rules import OPERANDS, PRODUCTS, RULES, Rule
-from qtrain.series import often
 from quantizers import (
     Quantizer,
     Rounding,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import qtrain
-from qtrain.config import TrainConfig
-from qtrain.metrics import read_metrics
+from qtrain.training.config import TrainConfig
+from qtrain.training.metrics import read_metrics
 
 
 def small(runs_dir: Path, **changes: Any) -> TrainConfig:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import reference
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, Rounding, formats, reference, stochastic
+from quantizers import FloatFormat, Rounding, formats, stochastic
 from quantizers.rounding import ceil, floor, half_away, nearest_even, toward_zero
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -32,7 +32,7 @@ from quantizers import (
     random_bits,
     root_key,
 )
-from quantizers.ranges import Ema
+from quantizers.running_range import Ema
 
 FORMATS: list[Format] = [
     *formats.NAMED.values(),

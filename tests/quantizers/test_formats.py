@@ -4,10 +4,11 @@ import gfloat
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 import torch
 from quantizer_checks import SMALL, VARIANTS, same_bits
 
-from quantizers import FloatFormat, IntFormat, formats, reference, round_to_float, stochastic
+from quantizers import FloatFormat, IntFormat, formats, round_to_float, stochastic
 from quantizers.rounding import nearest_even
 
 ML_DTYPES = {

@@ -1,6 +1,7 @@
 """Tilings against explicit loops."""
 
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from quantizers import (
     per_sample,
     per_tensor,
     per_token,
-    reference,
 )
 from quantizers.granularity import blocked, compact_shape, expand, is_plain
 

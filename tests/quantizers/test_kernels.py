@@ -29,6 +29,7 @@ from quantizers import (
     formats,
     int8,
     kernels,
+    memory,
     minmax,
     nearest_even,
     per_axis,
@@ -43,6 +44,7 @@ from quantizers import (
 )
 from quantizers.kernels import compiled_elements, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
+from quantizers.steps import elements_of
 
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")
@@ -148,9 +150,9 @@ def test_any_scale_and_zero_point(fmt) -> None:
             spread = scale.repeat_interleave(stride)[stride - 1 :: stride].view(1, 12)
             shift = None if zero is None else zero.view(1, 12)
             for mode in (nearest_even, stochastic()):
-                quantizer = Quantizer(format=fmt, rounding=mode)
                 overflow = "saturate" if isinstance(fmt, FloatFormat) else None
-                expected = quantizer._elements(x.float(), spread, shift, block, KEY, overflow)
+                with kernels.eager():
+                    expected = elements_of(x, spread, shift, block, fmt, mode, KEY)
                 got = kernels.elements(x, spread, shift, block, fmt, mode, KEY, overflow)
                 assert same(got, expected)
 
@@ -172,7 +174,8 @@ def test_what_is_not_a_number_is_element_0(fmt: IntFormat) -> None:
         quotient = x / torch.where(scale == 0, INF, scale)
         assert quotient.isnan().any() and (quotient == INF).any()
         for values in (x, x.transpose(0, 2).contiguous().transpose(0, 2), x[1:]):
-            expected = quantizer._elements(values, scale, zero, (len(values), 1, 6), KEY, None)
+            with kernels.eager():
+                expected = elements_of(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
             got = kernels.elements(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
             assert same(got, expected)
             lost = quotient[: len(values)].isnan()
@@ -889,7 +892,7 @@ def test_states_that_a_kernel_may_not_write_fall_back(wholes) -> None:
 def test_batched_gradients_are_not_plain() -> None:
     x, seen = numbers(6, 8).requires_grad_(), []
     y = x * 1
-    y.register_hook(lambda grad: seen.append(serving.is_plain(grad)))
+    y.register_hook(lambda grad: seen.append(memory.is_plain(grad)))
     torch.autograd.grad(y, x, numbers(2, 6, 8, seed=1), retain_graph=True, is_grads_batched=True)
     torch.autograd.grad(y, x, numbers(6, 8, seed=1))
     assert seen == [False, True]

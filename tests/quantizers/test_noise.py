@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import reference
 import torch
 from quantizer_checks import compiled, needs_cuda, same_bits
 from torch import Tensor
 
-from quantizers import Quantizer, fold, int8, kernels, random_bits, reference, root_key, stochastic
+from quantizers import Quantizer, fold, int8, kernels, random_bits, root_key, stochastic
 from quantizers.noise import uniform_integers
 
 STARTS = [0, 5, 2**31 - 3, 2**31, 2**32 - 3, 2**32, 2**40 + 17]

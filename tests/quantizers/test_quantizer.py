@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
+import reference
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,6 @@ from quantizers import (
     per_tensor,
     percentile,
     random_bits,
-    reference,
     root_key,
     round_to,
     stochastic,
@@ -43,7 +43,7 @@ from quantizers import (
     uint8,
 )
 from quantizers.protocol import needs_key, straight_through
-from quantizers.ranges import Ema
+from quantizers.running_range import Ema
 
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")

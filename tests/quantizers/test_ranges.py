@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference
 import torch
 from quantizer_checks import needs_cuda, same_bits
 from torch import Tensor
@@ -20,7 +21,6 @@ from quantizers import (
     per_tensor,
     percentile,
     random_bits,
-    reference,
     root_key,
 )
 
@@ -196,22 +196,67 @@ def test_ema_keeps_no_graph_and_ignores_empty_batches() -> None:
     assert state["steps"] == 1 and state["high"] == 1
 
 
-def test_a_users_rule_with_memory_gets_a_place_for_each_block() -> None:
-    class Running:
-        def init_state(self, compact: tuple) -> dict:
-            return {"bound": torch.zeros(compact)}
+class Running:
+    """The largest magnitude of each block so far."""
 
-        def __call__(self, x: Tensor, block, *, state=None, training=True) -> tuple:
-            _, high = absmax(x, block)
+    def init_state(self, compact: tuple) -> dict:
+        return {"bound": torch.zeros(compact), "steps": torch.zeros((), dtype=torch.int64)}
+
+    def __call__(self, x: Tensor, block, *, state=None, training=True) -> tuple:
+        _, high = absmax(x, block)
+        assert state["bound"].shape == high.shape and state["steps"].shape == ()
+        if training:
             state["bound"].copy_(torch.maximum(state["bound"], high))
-            return -state["bound"], state["bound"].clone()
+            state["steps"].add_(1)
+        return -state["bound"], state["bound"].clone()
 
+
+def test_a_users_rule_with_memory_gets_a_place_for_each_block() -> None:
     quantizer = Quantizer(format=int8, granularity=per_axis(1), range=Running())
     state = quantizer.init_state((None, 3))
     assert state["bound"].shape == (1, 3)
     quantizer(torch.full((2, 3), 127.0), state=state)
     assert quantizer(torch.ones(2, 3), state=state).scale.tolist() == [[1.0, 1.0, 1.0]]
     assert Quantizer(format=int8, granularity=per_sample).init_state((None, 3)) == {}
+
+
+def test_a_users_state_has_the_shape_of_the_ranges_whatever_the_axes_of_x() -> None:
+    quantizer = Quantizer(format=int8, granularity=per_axis(-1), range=Running())
+    state = quantizer.init_state((None, 3))  # as a linear layer makes it
+    for shape in ((2, 3), (5, 2, 3), (3,), (2, 1, 2, 3)):
+        quantizer(torch.full(shape, 127.0), state=state)
+    assert state["bound"].tolist() == [[127.0] * 3] and state["steps"] == 4
+    whole = Quantizer(format=int8, range=Running())
+    state = whole.init_state((None, 3))
+    assert whole(torch.full((5, 2, 3), 127.0), state=state).scale.shape == (1, 1, 1)
+    assert state["bound"].tolist() == [[127.0]]
+
+
+class Bare:
+    """absmax in another class, and no more than a rule must have."""
+
+    def __call__(self, x: Tensor, block, *, state=None, training=True) -> tuple:
+        return absmax(x, block)
+
+
+class Empty(Bare):
+    """The same, with a memory in which nothing is kept."""
+
+    def init_state(self, compact: tuple) -> dict:
+        return {}
+
+
+@pytest.mark.parametrize("rule", [Bare(), Empty()], ids=["bare", "empty"])
+@pytest.mark.parametrize("grain", [*GRAINS, per_block({-1: 2, 0: 3})], ids=str)
+def test_a_users_rule_without_memory_works_in_blocks(rule, grain) -> None:
+    own = Quantizer(format=int8, granularity=grain, range=rule)
+    assert own.init_state((None, 8)) == {}
+    if grain in (per_sample, per_block({0: 2, 2: 3}), per_block({-1: 2, 0: 3})):
+        with pytest.raises(ValueError, match="granules that stay"):
+            Quantizer(format=int8, granularity=grain, range=Running()).init_state((None, 8, 3))
+    x = numbers(4, 8, 3)
+    q, expected = own(x, state={}), Quantizer(format=int8, granularity=grain)(x)
+    assert torch.equal(q.elements, expected.elements) and same_bits(q.scale, expected.scale)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import ml_dtypes
 import numpy as np
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from quantizers import (
     formats,
     kernels,
     random_bits,
-    reference,
     root_key,
 )
 from quantizers.rounding import ceil, floor, nearest_even, round_to, round_to_float, stochastic

@@ -1,0 +1,187 @@
+"""The shell's arguments, those of `qtrain train` made from TrainConfig's fields, and tables of what
+there is to choose from."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from tabulate import tabulate
+
+from quantizers.formats import NAMED, Format, IntFormat
+
+from . import recipes
+from .files.terminal import printable
+from .training.config import TrainConfig, default_of
+from .training.named import TRAINING_RECIPES
+from .version import VERSION
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest flag where one is unknown."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2."""
+        self.exit(2, printable(f"{self.prog}: error: {message}\n"))
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse, but an unknown argument is answered with the nearest flag it could be."""
+        parsed, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            known = self._option_string_actions  # of this sub-command alone
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.7)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
+        return parsed, unknown
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="qtrain", description="Simulates low-precision training.")
+    parser.add_argument("--version", action="version", version=f"qtrain {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    train = commands.add_parser(
+        "train", help="train a quantized model beside full precision", description=_TRAIN
+    )
+    train.add_argument("recipe", help="a named run or quantization recipe; see qtrain recipes")
+    for option, kind in _options():
+        _add(train, option, kind)
+    look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")
+    count = commands.add_parser("cost", help="cost in hardware of each layer of a checkpoint")
+    blame = commands.add_parser(
+        "sensitivity", help="which part of a checkpoint is to blame for the error of its gradient"
+    )
+    for reader in (look, count, blame):
+        reader.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
+        reader.add_argument("--data-dir", help="folder of the data set, if it moved")
+        reader.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+        reader.add_argument(
+            "--save", metavar="FILE", help="write the rows to a .json or .csv too (errors: .html)"
+        )
+    page = commands.add_parser("report", help="a run as one HTML page")
+    page.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
+    page.add_argument("--save", metavar="FILE", help="the .html file (default: beside it)")
+    page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
+    for ranked in (look, blame):
+        ranked.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
+    blame.add_argument("--by", default="product", help="layer, product (default) or role")
+    look.add_argument(
+        "--accumulated",
+        action="store_true",
+        help="against the full-precision network, not each layer's own operands",
+    )
+    look.add_argument("--plot", metavar="FILE", help="draw the SQNRs to a .png or .svg too")
+    two = commands.add_parser("compare", help="what differs between two runs, from which step")
+    two.add_argument("run_a", help="runs/<name>")
+    two.add_argument("run_b", help="another runs/<name>")
+    two.add_argument("--save", metavar="FILE", help="write all to a .json, or errors to a .csv")
+    two.add_argument("--plot", metavar="FILE", help="draw losses and errors to a .png or .svg")
+    judge = commands.add_parser("diagnose", help="what is wrong with a monitored run, and why")
+    judge.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
+    judge.add_argument("--save", metavar="FILE", help="write the findings to a .json or .csv too")
+    commands.add_parser("recipes", help="list recipes")
+    commands.add_parser("formats", help="list number formats")
+    return parser
+
+
+def train_settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields that were given on the command line, recipe apart."""
+    names = [option.name for option in fields(TrainConfig) if option.name != "recipe"]
+    return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+
+
+_TRAIN = "Trains a quantized model side by side with full precision; writes runs/<name>/."
+
+
+def _options() -> list[tuple[Field[Any], Any]]:
+    kinds = get_type_hints(TrainConfig)
+    return [(o, kinds[o.name]) for o in fields(TrainConfig) if o.name != "recipe"]
+
+
+def _flag(option: Field[Any]) -> str:
+    return "--" + option.name.replace("_", "-")
+
+
+def _add(parser: argparse.ArgumentParser, option: Field[Any], kind: Any) -> None:
+    # SUPPRESS: a flag that is not given leaves the named run's own setting
+    default = default_of(option)
+    text = option.metadata["help"]
+    shown = "" if default in (None, ()) else f" (default {default})"
+    common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": option.name}
+    if kind is bool:
+        action = argparse.BooleanOptionalAction
+        parser.add_argument(_flag(option), action=action, help=text + shown, **common)
+    elif kind == tuple[int, ...]:
+        parser.add_argument(
+            _flag(option), nargs="+", type=_reader(int), action=_Tuple, help=text, **common
+        )
+    else:
+        parser.add_argument(
+            _flag(option), type=_reader(kind), metavar="X", help=text + shown, **common
+        )
+
+
+class _Tuple(argparse.Action):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _reader(kind: Any) -> Callable[[str], object]:
+    """Reads a number where the field takes one; other text is left for TrainConfig to refuse."""
+    accepted = get_args(kind) or (kind,)
+
+    def read(text: str) -> object:
+        for number in (int, float):
+            if int in accepted or float in accepted:
+                try:
+                    return number(text)
+                except ValueError:
+                    continue
+        return text
+
+    return read
+
+
+def formats_table() -> str:
+    """One row per named format: bits, bounds, what lies beyond them."""
+    headers = [
+        "format", "bits", "largest", "smallest\nnormal", "smallest\nsubnormal", "inf", "NaN",
+        "overflow",
+    ]  # fmt: skip
+    rows = [[name, *_format_row(number_format)] for name, number_format in NAMED.items()]
+    return tabulate(rows, headers=headers, disable_numparse=True, colalign=["left", "right"])
+
+
+def _format_row(number_format: Format) -> list[str]:
+    if isinstance(number_format, IntFormat):
+        bounds = f"{number_format.low} to {number_format.high}"
+        return [str(number_format.bits), bounds, "1", "-", "no", "no", "clips"]
+    f = number_format
+    subnormal = f"{f.smallest:.6g}" if f.smallest < f.smallest_normal else "-"
+    return [
+        str(f.bits),
+        f"{f.largest:.8g}",
+        f"{f.smallest_normal:.6g}",
+        subnormal,
+        "yes" if f.has_inf else "no",
+        "yes" if f.has_nan else "no",
+        f.on_overflow,
+    ]
+
+
+def recipes_table() -> str:
+    """The quantization recipes in full, then the named training runs."""
+    lines = ["Quantization recipes (every product operand that is rounded, and how):", ""]
+    lines += [f"  {recipes.get(name)}" for name in recipes.names()]
+    lines += ["", "Training runs (a recipe with a model, data and settings):", ""]
+    for name, settings in TRAINING_RECIPES.items():
+        lines.append(f"  {name}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""quantize a model; what was done, what stayed outside."""

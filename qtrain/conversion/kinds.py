@@ -1,0 +1,121 @@
+"""Which modules hold a product, what each becomes, and why some are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..layers import convolution
+from ..layers.attention import (
+    QMultiheadAttention,
+    QScaledDotProductAttention,
+    ScaledDotProductAttention,
+)
+from ..layers.linear import QLinear
+from ..layers.matmul import Matmul, QMatmul
+from ..products.module import Shapes
+from ..recipe import Recipe
+from .norm_kinds import OTHERS, is_norm, is_norm_by_name, left_norm
+
+_PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: QLinear,
+    nn.Conv1d: convolution.QConv1d,
+    nn.Conv2d: convolution.QConv2d,
+    nn.Conv3d: convolution.QConv3d,
+    nn.ConvTranspose1d: convolution.QConvTranspose1d,
+    nn.ConvTranspose2d: convolution.QConvTranspose2d,
+    nn.ConvTranspose3d: convolution.QConvTranspose3d,
+    Matmul: QMatmul,
+    ScaledDotProductAttention: QScaledDotProductAttention,
+    nn.MultiheadAttention: QMultiheadAttention,
+}
+#: methods in which a product layer does its work: a subclass that has its own is not ours to guess
+_WORK = ("forward", "_conv_forward", "_output_padding", "__call__")
+
+
+def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer that can be converted, or that holds a product and cannot, once."""
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) in inside:
+            continue
+        known = isinstance(module, (*_PRODUCTS, *OTHERS)) or is_norm(module)
+        known = known or is_norm_by_name(module)
+        if known or _holds_weights(module):
+            yield name, module
+            if isinstance(module, nn.MultiheadAttention) and left_type(module) is not None:
+                # left whole: its output projection is read directly, not called
+                inside.update(id(child) for child in module.modules())
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    """Whether an unknown module holds weights (two axes or more) of its own."""
+    own = [p for p in module.parameters(recurse=False) if p is not None]
+    parametrized = type(module).__module__.startswith("torch.nn.utils.parametrize")
+    return any(p.dim() >= 2 for p in own) and not parametrized and not _is_parametrization(module)
+
+
+def _is_parametrization(module: nn.Module) -> bool:
+    return isinstance(module, nn.utils.parametrize.ParametrizationList)
+
+
+def plain_type(module: nn.Module) -> type[nn.Module] | None:
+    """The torch type whose conversion fits the module, or None."""
+    for cls in type(module).__mro__:
+        if cls in _PRODUCTS:
+            return cls
+    return None
+
+
+def quantized_class(module: nn.Module) -> Any:
+    """The class whose forward the converted module gets."""
+    plain = plain_type(module)
+    assert plain is not None
+    return _PRODUCTS[plain]
+
+
+def products(module: nn.Module) -> dict[str, Shapes]:
+    """The products of a module that can be converted: child name -> shapes."""
+    found: dict[str, Shapes] = quantized_class(module).products(module)
+    return found
+
+
+def left_type(module: nn.Module) -> str | None:
+    """Why a module of this type cannot be converted, or None."""
+    plain = plain_type(module)
+    if plain is None:
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            return "recurrent layers are not converted; kept in full precision"
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            return "a lookup, no product; kept in full precision"
+        if isinstance(module, OTHERS):
+            return "no norm that is converted; kept in full precision"
+        if is_norm_by_name(module):
+            return "a norm of no torch class; kept in full precision"
+        held = ", ".join(name for name, _ in module.named_parameters(recurse=False))
+        return f"no conversion for this type; its own {held} kept in full precision"
+    for cls in type(module).__mro__:
+        if cls is plain:
+            return None
+        own = [name for name in _WORK if name in vars(cls)]
+        if own and not cls.__module__.startswith("torch.nn.utils.parametrize"):
+            return f"a subclass of {plain.__name__} with its own {own[0]}; kept in full precision"
+    raise AssertionError(module)
+
+
+def left(module: nn.Module, recipe: Recipe | None) -> str | None:
+    """Why a layer is left as it is, or None where it is converted."""
+    if recipe is None:
+        return "left by an override"
+    if "forward" in vars(module):
+        return "its forward was replaced on the object; kept in full precision"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError(
+            f"model: a {type(module).__name__} has no sizes yet; run one batch through the model, "
+            f"then quantize it"
+        )
+    if is_norm(module):
+        return left_norm(module, recipe.norm)
+    return left_type(module)

@@ -1,0 +1,42 @@
+"""What a conversion did to a model, kept on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..names import lineage
+
+_ATTRIBUTE = "_qtrain_conversion"
+
+
+@dataclass
+class Conversion:
+    """Which layers were converted and which were left, and why; kept on the converted model.
+
+    on_purpose   those left by an override
+    overridden   converted layers with a recipe of their own, and that recipe
+    norms_left   norms that stay although their recipe asks for another, and why
+    """
+
+    recipe: str
+    copied: bool
+    converted: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    on_purpose: set[str] = field(default_factory=set)
+    overridden: dict[str, str] = field(default_factory=dict)
+    norms_left: dict[str, str] = field(default_factory=dict)
+
+    def attach(self, model: nn.Module) -> None:
+        setattr(model, _ATTRIBUTE, self)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Conversion | None:
+        """The one that was attached to the model, or None."""
+        found: Conversion | None = getattr(model, _ATTRIBUTE, None)
+        return found
+
+    def is_intended(self, name: str) -> bool:
+        """Whether a module, or one it is part of, was left by an override."""
+        return any(part in self.on_purpose for part in lineage(name))

@@ -1,0 +1,139 @@
+"""What a conversion did, and what one pass through the model shows of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantizers import QTensor
+
+from ..copies import copied, unwrapped
+from ..layer_state import device_of
+from ..products.call import Computed
+from ..products.engines.admission import admitted
+from ..products.engines.choice import ENGINES
+from ..products.module import products_of
+from ..products.operations import KINDS, Kind
+from .record import Conversion
+from .watch import forget_watch, rehearsed
+
+
+@dataclass
+class Summary:
+    """A conversion, and, where inputs were given, what one forward pass showed.
+
+    converted, left   layer -> its type, and why it was left
+    outside           module path -> the products that ran there outside qtrain's Function; None
+                      where no inputs were given
+    never_ran         converted layers that the forward did not reach; None likewise
+    refused           engines that failed their exactness test on this machine
+    engines           layer -> product -> the engine that served it, of those that ran; several are
+                      joined by " + "; None likewise
+    """
+
+    conversion: Conversion
+    outside: dict[str, list[str]] | None
+    never_ran: list[str] | None
+    refused: list[str]
+    engines: dict[str, dict[Kind, str]] | None = None
+
+    @property
+    def converted(self) -> dict[str, str]:
+        return self.conversion.converted
+
+    @property
+    def left(self) -> dict[str, str]:
+        return self.conversion.left
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.converted.values()).items())
+        lines = [f"recipe     {self.conversion.recipe}"]
+        lines.append(f"converted  {len(self.converted)}: {kinds}")
+        for name, recipe in self.conversion.overridden.items():
+            lines.append(f"override   {name}: {recipe}")
+        groups: dict[str, list[str]] = {}
+        for name, reason in self.left.items():
+            groups.setdefault(reason, []).append(name)
+        lines.append(f"left       {len(self.left)}")
+        for reason, names in groups.items():
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            lines.append(f"           {len(names)} x {reason} ({shown})")
+        if self.conversion.norms_left:
+            names = list(self.conversion.norms_left)
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            lines.append(f"norms      {len(names)} do not follow the norm asked for ({shown})")
+        for name, products in (self.outside or {}).items():
+            lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
+        if self.never_ran:
+            lines.append(f"never ran  {', '.join(self.never_ran)}")
+        lines += self._engine_lines()
+        for name in self.refused:
+            lines.append(f"refused    engine {name}: inexact on this machine, not used")
+        lines.append("update     the weight update and the optimizer's state are full precision")
+        if self.conversion.copied:
+            lines.append(
+                "optimizer  this model is a copy: an optimizer built before quantize() trains the "
+                "old one; build it from this model's parameters (or use quantize_)"
+            )
+        return "\n".join(lines)
+
+    def _engine_lines(self) -> list[str]:
+        """One line for each engine: of how many layers' products it serves."""
+        counts: dict[str, Counter[str]] = {}
+        for products in (self.engines or {}).values():
+            for kind, engine in products.items():
+                counts.setdefault(engine, Counter())[kind] += 1
+        return [
+            f"engine     {engine}: "
+            + ", ".join(f"{kind} of {found[kind]} layers" for kind in KINDS if found[kind])
+            for engine, found in counts.items()
+        ]
+
+
+class _Engines:
+    """The probe of one layer that learns which engines serve it."""
+
+    def __init__(self) -> None:
+        self.found: dict[Kind, str] = {}
+
+    def watches(self, training: bool) -> bool:
+        return True
+
+    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
+        pass
+
+    def result(self, product: Computed) -> None:
+        pass
+
+    def engine(self, kind: Kind, name: str) -> None:
+        known = self.found.setdefault(kind, name).split(" + ")
+        if name not in known:
+            self.found[kind] += f" + {name}"
+
+
+def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
+    """What `quantize` did to the model; with inputs, also what one pass through it shows.
+
+    The pass, forward and, for an output that has a gradient, backward, runs on a copy: nothing of
+    the model changes.  Raises ValueError for a model that was not converted.
+    """
+    model = unwrapped(model)
+    conversion = Conversion.of(model)
+    if conversion is None:
+        raise ValueError("summary: this model was not converted by quantize or quantize_")
+    device = device_of(model).type
+    refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
+    if not inputs and not kwargs:
+        return Summary(conversion, None, None, refused)
+    twin = copied(model)
+    forget_watch(twin)
+    probes: dict[str, _Engines] = {}
+    for product in products_of(twin):
+        product.probe = probes.setdefault(product.name, _Engines())
+    watch, _ = rehearsed(twin, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
+    engines = {name: probe.found for name, probe in probes.items() if probe.found}
+    return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)

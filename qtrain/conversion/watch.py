@@ -1,0 +1,159 @@
+"""Which products of a model run outside its recipe, and which of its layers never run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..copies import detached, random_state_kept
+from ..layer_state import LayerState
+from ..products.module import QProduct, products_of
+from .record import Conversion
+
+_PRODUCT_OPS = (
+    "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "linear",
+    "_addmm_activation", "convolution", "convolution_overrideable", "mkldnn_linear",
+    "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd", "_grouped_mm", "_scaled_mm", "_int_mm", "_trilinear",
+    # under inference_mode the following are not taken apart before they are seen
+    "matmul", "einsum", "tensordot", "inner", "bilinear", "_convolution", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
+    "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell",
+)  # fmt: skip
+
+
+def _is_off(module: nn.Module) -> bool:
+    """Whether a layer was converted under a recipe that leaves its products to torch."""
+    products = products_of(module)
+    return bool(products) and all(product.recipe.products_off for product in products)
+
+
+class Watch(TorchDispatchMode):
+    """Notes every product, by the path of the module it runs in, and every layer that runs."""
+
+    lets_kernels_pass = True  # a forward computes the same bits watched and unwatched
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.states = [m for m in model.modules() if isinstance(m, LayerState)]
+        self.stack: list[nn.Module] = []
+        self.outside: dict[str, list[str]] = {}
+        self.ran: set[int] = set()
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Any:
+        self._handles = [
+            hooks.register_module_forward_pre_hook(self.reached),
+            hooks.register_module_forward_hook(self._pop, always_call=True),
+        ]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+    def reached(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(module)
+        self.ran.add(id(module))
+
+    def _pop(self, module: nn.Module, args: Any, output: Any) -> None:
+        while self.stack and self.stack.pop() is not module:
+            pass
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._overloadpacket.__name__
+        if name in _PRODUCT_OPS or "scaled_dot_product" in name:
+            if not any(isinstance(m, QProduct) or _is_off(m) for m in self.stack):
+                named = [m for m in self.stack if id(m) in self.names]
+                path = (self.names[id(named[-1])] if named else "") or "(model)"
+                found = self.outside.setdefault(path, [])
+                if name not in found:
+                    found.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def never_ran(self) -> list[str]:
+        """Products that no forward reached."""
+        products = [s for s in self.states if isinstance(s, QProduct)]
+        return [p.name for p in products if id(p) not in self.ran and not p.recipe.products_off]
+
+
+def rehearsed(
+    twin: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, learning: bool
+) -> tuple[Watch, bool]:
+    """One pass through a model, watched: forward, and, where learning, backward from the sum of
+    every output that has a gradient.  -> the watch; whether there was a backward pass.
+
+    Run it on a copy: gradients and running statistics of `twin` change.
+    """
+    with random_state_kept(), torch.set_grad_enabled(learning):
+        with Watch(twin) as watch:
+            output = twin(*detached(inputs), **detached(kwargs))
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        sums = [leaf.sum() for leaf in leaves if leaf.requires_grad and leaf.is_floating_point()]
+        if sums:
+            torch.stack([one.double() for one in sums]).sum().backward()
+    return watch, bool(sums)
+
+
+class _FirstForward:
+    """Watches a model's first eager forward, warns of what stayed outside, and takes itself off."""
+
+    def __init__(self) -> None:
+        self.watch: Watch | None = None
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling() and self.watch is None:
+            self.watch = Watch(module)
+            self.watch.reached(module, args)  # the model itself is past its global hooks
+            self.watch.__enter__()
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or self.watch is None:
+            return
+        watch, self.watch = self.watch, None
+        watch.__exit__(None, None, None)
+        forget_watch(module)
+        if output is None:
+            return  # the forward failed: its own error says so
+        conversion = Conversion.of(module)
+        assert conversion is not None
+        lines = [
+            f"{path}: {', '.join(found)} ran in full precision"
+            for path, found in watch.outside.items()
+            if not conversion.is_intended(path)
+        ]
+        lines += [f"{name}: converted, but never ran" for name in watch.never_ran()]
+        if lines:
+            warnings.warn(
+                "qtrain: outside the recipe in the first forward:\n  "
+                + "\n  ".join(lines)
+                + "\nFunctions such as torch.matmul and F.scaled_dot_product_attention can be "
+                "replaced by qtrain.Matmul and qtrain.ScaledDotProductAttention.",
+                stacklevel=3,
+            )
+
+
+def watch_first_forward(model: nn.Module) -> None:
+    """Name, after the model's first forward, every product that ran outside the recipe."""
+    first = _FirstForward()
+    model.register_forward_pre_hook(first.before)
+    model.register_forward_hook(first.after, always_call=True)
+
+
+def forget_watch(model: nn.Module) -> None:
+    """Take the first-forward watch off a model (or off its copy, whose hooks are copies too)."""
+    for table in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(table.items()):
+            if isinstance(getattr(hook, "__self__", None), _FirstForward):
+                del table[key]
+                model._forward_hooks_always_called.pop(key, None)

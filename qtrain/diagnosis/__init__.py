@@ -1,0 +1,1 @@
+"""What is wrong, and which part is to blame."""

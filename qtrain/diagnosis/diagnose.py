@@ -1,0 +1,174 @@
+"""diagnose: a verdict on a run, from what a Monitor recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from .. import checks
+from ..files.whole import there
+from ..inspection.monitor import Monitor
+from ..inspection.recorder import RESULTS, ROLES
+from ..inspection.rows import MonitorRow, read_monitor
+from .rule import Rule
+from .rules import NOT_FINITE, OPERANDS, RULES
+from .verdict import Finding, Verdict
+
+#: The file of a run folder that is looked at.
+FILE = "monitor.jsonl"
+
+
+def diagnose(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> Verdict:
+    """What is wrong with a run, where, why, and what to do.
+
+    record   a Monitor, its rows, the .jsonl file that it saved, or a run's folder with one
+
+    Every layer and role is looked at by itself, over all records that are kept, under every rule of
+    `rules.RULES`.  A product's finding follows those of its own operands: it is no more severe, and
+    named after them.  Raises ValueError where nothing is recorded, and for a file or folder
+    without a record.
+    """
+    rows = _rows(record)
+    if not rows:
+        raise ValueError(
+            "diagnose: nothing is recorded; train a few steps under Monitor(model, every=...), or "
+            "with qtrain train --monitor N"
+        )
+    by_tensor: dict[tuple[str, str], list[MonitorRow]] = {}
+    for row in rows:
+        by_tensor.setdefault((row.layer, row.role), []).append(row)
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    findings: list[Finding] = []
+    for layer in layers:
+        own = {role: by_tensor[layer, role] for role in ROLES if (layer, role) in by_tensor}
+        found = {role: _findings(tensor) for role, tensor in own.items()}
+        for role in own:
+            findings += _following(role, found)
+    findings.sort(key=lambda f: (-round(f.severity, 1), _place(f, layers)))
+    steps = sorted({row.step for row in rows})
+    checked = (
+        f"{len(layers)} layers, {len(by_tensor)} tensors, {len(steps)} records of the steps "
+        f"{steps[0]} to {steps[-1]}"
+    )
+    return Verdict(
+        findings=tuple(findings), checked=checked, rules=tuple(rule.symptom for rule in RULES)
+    )
+
+
+def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> list[MonitorRow]:
+    if isinstance(record, Monitor):
+        return list(record.rows)
+    if isinstance(record, str | os.PathLike):
+        path = checks.path("record", record)
+        if not path.exists():
+            raise ValueError(
+                f"diagnose: there is no {path}; give runs/<name>, or a Monitor's .jsonl"
+            )
+        if path.is_dir():
+            if not there(path / FILE):
+                raise ValueError(
+                    f"{path}: holds no {FILE}; run it again with --monitor N (qtrain train), or "
+                    "save a Monitor's record there"
+                )
+            path = path / FILE
+        return read_monitor(path)
+    need = "a Monitor, its rows, its .jsonl file, or a run's folder"
+    rows = list(checks.iterable("record", record, need))
+    for row in rows:
+        if not isinstance(row, MonitorRow):
+            checks.refuse("record: among the rows", row, "each a MonitorRow")
+    return rows
+
+
+def _findings(rows: Sequence[MonitorRow]) -> list[Finding]:
+    """The symptoms of one tensor that no other of them explains, in the order of the rules."""
+    found = {}
+    for rule in RULES:
+        if rows[0].role in rule.roles:
+            finding = _finding(rule, rows)
+            if finding is not None:
+                found[rule.symptom] = finding
+    explained: set[str] = set()
+    kept = []
+    for rule in RULES:  # causes stand before what they explain
+        finding = found.get(rule.symptom)
+        if finding is None or rule.symptom in explained:
+            continue
+        brought = [found[name].severity for name in rule.explains if name in found]
+        explained.update(rule.explains)
+        kept.append(replace(finding, severity=max([finding.severity, *brought])))
+    return kept
+
+
+def _finding(rule: Rule, rows: Sequence[MonitorRow]) -> Finding | None:
+    value, limit = rule.value(rows), rule.limit(rows)
+    if value is None or (severity := rule.severity(value, limit)) < 0:
+        return None
+    if rule.where is not None and not rule.where(rows):
+        return None
+    values = zip(rows, rule.values(rows), strict=True)
+    past = [row.step for row, v in values if v is not None and rule.severity(v, limit) >= 0]
+    steps = past or [row.step for row in rows]  # each alone may be within what noise allows
+    layer, role = rows[0].layer, rows[0].role
+    return Finding(
+        layer=layer,
+        role=role,
+        symptom=rule.symptom,
+        value=value,
+        threshold=limit,
+        seen=len(past),
+        records=len(rows),
+        first=steps[0],
+        last=steps[-1],
+        cause=rule.cause,
+        remedy=rule.remedy.format(layer=layer, slot=_slot(role)),
+        source=rule.source,
+        severity=severity,
+    )
+
+
+def _following(role: str, found: dict[str, list[Finding]]) -> list[Finding]:
+    """The findings of a role; those of a product as consequences of its operands' errors, where
+    these have any: NaN and infinities of theirs alone, all else of any."""
+    errors = {rule.symptom for rule in RULES if rule.error}
+    operands = [f for other in _operands(role) for f in found.get(other, []) if f.symptom in errors]
+    kept = []
+    for finding in found[role]:
+        overflow = finding.symptom == NOT_FINITE
+        causes = [f for f in operands if not overflow or f.symptom == NOT_FINITE]
+        if causes:
+            most = max(causes, key=lambda f: f.severity)
+            finding = replace(
+                finding,
+                severity=min(finding.severity, most.severity),
+                cause=f"follows from {most.role}: {most.symptom}",
+                remedy=most.remedy,
+            )
+        kept.append(finding)
+    return kept
+
+
+def _operands(role: str) -> tuple[str, ...]:
+    """The roles whose tensors a product multiplies; none for an operand."""
+    return {
+        RESULTS["forward"]: ("input", "weight"),
+        RESULTS["grad_input"]: ("grad_output (grad_input)", "weight (grad_input)", "weight"),
+        RESULTS["grad_weight"]: ("grad_output (grad_weight)", "input (grad_weight)", "input"),
+    }.get(role, ())
+
+
+def _slot(role: str) -> str:
+    """The operand's quantizer in a recipe: "grad_input.grad_output"."""
+    if role not in OPERANDS:
+        return role
+    operand, _, product = role.partition(" (")
+    return f"{product[:-1] or 'forward'}.{operand}"
+
+
+def _place(finding: Finding, layers: Sequence[str]) -> tuple[int, int, int]:
+    """When in a training step a tensor comes: the forward pass in the order of the network, the
+    backward pass against it."""
+    role, layer = ROLES.index(finding.role), layers.index(finding.layer)
+    backward = role > ROLES.index("output")
+    return int(backward), -layer if backward else layer, role

@@ -1,0 +1,165 @@
+"""What the records of one tensor say together: the figures that a verdict's rules look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ..inspection.histograms import VALUE_BINS
+from ..inspection.rows import MonitorRow
+
+#: The rows of one layer and role, in the order of steps.
+Series = Sequence[MonitorRow]
+#: A figure of each row; None for a row that has none.
+Values = list[float | None]
+
+
+def field(name: str) -> Callable[[Series], Values]:
+    """The magnitude of a row's own field."""
+
+    def values(rows: Series) -> Values:
+        found = [getattr(row, name) for row in rows]
+        return [None if value is None or math.isnan(value) else abs(value) for value in found]
+
+    return values
+
+
+def nonfinite(rows: Series) -> Values:
+    """The fraction of elements that are NaN or infinite."""
+    return [row.nonfinite / max(row.elements, 1) for row in rows]
+
+
+def overflow(rows: Series) -> float | None:
+    """The largest such fraction; of a gradient that is finite in the end, what is often so: a
+    GradScaler meets infinities now and then."""
+    found = nonfinite(rows)
+    passing = "grad" in rows[0].role and found[-1] == 0
+    return often(found) if passing else max(value or 0.0 for value in found)
+
+
+def loses(rows: Series) -> bool:
+    """Whether the error takes a fiftieth of the signal or more: a clip of rare peaks does not."""
+    found = often(lost(rows))
+    return found is None or found >= 0.02
+
+
+def lost(rows: Series) -> Values:
+    """What the error takes of the signal: 1 where nothing of it is left."""
+    return [None if math.isnan(row.gain) or not _has_signal(row) else -row.gain for row in rows]
+
+
+def kept(rows: Series) -> Values:
+    """The fraction of the elements other than 0 that did not become 0."""
+    found: Values = []
+    for row in rows:
+        zeros = row.values[len(row.values) // 2] if row.values else 0
+        other = row.elements - zeros
+        found.append(1 - row.zeroed * row.elements / other if other > 0 else None)
+    return found
+
+
+def room(rows: Series) -> Values:
+    """The part of the representable interval that the tensor takes, at most 1."""
+    return [
+        None if row.reach is None or not _has_signal(row) else min(row.reach, 1.0) for row in rows
+    ]
+
+
+def over_noise(rows: Series) -> Values:
+    """||x|| / ||error||."""
+    return [
+        10 ** (row.sqnr_db / 20) if math.isfinite(row.sqnr_db) and _has_signal(row) else None
+        for row in rows
+    ]
+
+
+def stride(rows: Series) -> Values:
+    """A weight's update in units of its largest magnitude; None where its steps are no unit of
+    that: in a float format."""
+    found: Values = []
+    for row in rows:
+        largest = max(abs(row.low), abs(row.high))
+        float_format = len(row.codes) == VALUE_BINS
+        known = row.update is not None and row.scale is not None and largest > 0
+        if not known or float_format:
+            found.append(None)
+        else:
+            assert row.update is not None and row.scale is not None
+            found.append(row.update * row.scale[1] / largest)
+    return found
+
+
+def stale(rows: Series) -> Values:
+    """How ill a scale that stands still while the tensor's range moves fits the tensor: the factor
+    by which it is too small, or half of that by which it is too large (a scale that is rounded up
+    to a power of two is too large by up to 2).  None where it does not stand still for three
+    records."""
+    found: Values = [None] * len(rows)
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end < len(rows) and rows[end].scale == rows[start].scale:
+            continue
+        run = rows[start:end]
+        moves = len({(row.low, row.high) for row in run}) > 1
+        if len(run) >= 3 and moves and run[0].scale is not None:
+            for i, row in enumerate(run, start):
+                if row.reach is not None:
+                    found[i] = max(row.reach, 0.5 / row.reach if row.reach > 0 else math.inf)
+        start = end
+    return found
+
+
+def noise_of_mean(name: str) -> Callable[[Series], float]:
+    """The standard error of the mean of a field with one of its own."""
+
+    def noise(rows: Series) -> float:
+        errors = [getattr(row, name) for row in rows]
+        errors = [error for error in errors if error is not None]
+        return math.sqrt(sum(error**2 for error in errors)) / len(errors) if errors else 0.0
+
+    return noise
+
+
+def noise_of_gain(rows: Series) -> float:
+    """The standard error of the mean of `gain`, of errors that are independent of x."""
+    found = [
+        10 ** (-row.sqnr_db / 20) / math.sqrt(row.elements)
+        for row in rows
+        if math.isfinite(row.sqnr_db) and row.elements > 0
+    ]
+    return math.sqrt(sum(error**2 for error in found)) / len(found) if found else 0.0
+
+
+def mean(name: str) -> Callable[[Series], float | None]:
+    """A signed field's mean over all records: noise changes its sign."""
+
+    def value(rows: Series) -> float | None:
+        found = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+        found = [v for v in found if not math.isnan(v)]
+        return sum(found) / len(found) if found else None
+
+    return value
+
+
+def size_of_mean(name: str) -> Callable[[Series], float | None]:
+    """The magnitude of a signed field's mean."""
+
+    def value(rows: Series) -> float | None:
+        found = mean(name)(rows)
+        return None if found is None else abs(found)
+
+    return value
+
+
+def often(values: Values, *, smallest: bool = False) -> float | None:
+    """What a quarter of the records, at least two of several, reach; or, of values that are bad
+    where they are small, stay below."""
+    found = sorted((v for v in values if v is not None), reverse=not smallest)
+    if not found:
+        return None
+    place = max(min(2, len(found)), math.ceil(len(found) / 4))
+    return found[place - 1]
+
+
+def _has_signal(row: MonitorRow) -> bool:
+    return row.low != 0 or row.high != 0

@@ -1,0 +1,240 @@
+"""The rules of a verdict, one table: what is too much of each figure, why, and what to do."""
+
+from __future__ import annotations
+
+import math
+
+from ..inspection.recorder import RESULTS, ROLES
+from . import figures as series
+from .rule import Rule
+
+PRODUCTS = tuple(RESULTS.values())
+OPERANDS = tuple(role for role in ROLES if role not in PRODUCTS)
+NOT_FINITE = "not finite"
+
+_ERRORS = (
+    "clipped", "range too narrow", "range too wide", "gain", "saturated", "underflow",
+    "too few bits",
+)  # fmt: skip
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        symptom=NOT_FINITE,
+        roles=ROLES,
+        values=series.nonfinite,
+        over_all=series.overflow,
+        threshold=0.0,
+        base=4.0,
+        most=4.0,
+        explains=("dead scale", "stale range", "biased rounding", "excess error", *_ERRORS),
+        cause="NaN or infinities: an overflow of the format or of the loss, or a scale of them",
+        remedy="a wider exponent (bf16 for fp16), a GradScaler, a lower learning rate; where only "
+        "this tensor has them: overrides={{'{layer}': None}}",
+        source="any",
+    ),
+    Rule(
+        symptom="dead scale",
+        roles=OPERANDS,
+        values=series.lost,
+        threshold=0.9,
+        base=2.0,
+        explains=("stale range", "biased rounding", "excess error", *_ERRORS),
+        cause="nothing of the tensor is left: its scale is 0, or of another order than the tensor",
+        remedy="let {slot} take its range from the tensor: range=absmax (affine: minmax), "
+        "calibrate() first where it keeps a running one",
+        source="by definition",
+    ),
+    Rule(
+        symptom="stale range",
+        roles=OPERANDS,
+        values=series.stale,
+        threshold=2.0,
+        base=0.5,
+        explains=("biased rounding", *_ERRORS),
+        cause="the scale stands still while the tensor's range moves: it clips or wastes codes",
+        remedy="a range that follows: range=absmax or ema(minmax) in {slot}; a state that is "
+        "restored or updated",
+        source="a bit is lost, or more is clipped than half",
+    ),
+    Rule(
+        symptom="range too narrow",
+        roles=OPERANDS,
+        values=series.field("reach"),
+        where=series.loses,
+        threshold=3.0,
+        base=0.5,
+        explains=("clipped", "gain", "saturated", "too few bits"),
+        cause="the tensor reaches far beyond the representable interval: its ends are cut off",
+        remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1; where rare "
+        "peaks set it: one scale a channel, per_axis(...)",
+        source="healthy: at most 1.7 (banner2018, which clips by design)",
+    ),
+    Rule(
+        symptom="clipped",
+        roles=OPERANDS,
+        values=series.field("clipped"),
+        threshold=0.15,
+        explains=("gain", "saturated", "too few bits"),
+        cause="more of the tensor lies outside the representable interval than a clip should cut",
+        remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1",
+        source="healthy: at most 0.09 (banner2018, which clips by design)",
+    ),
+    Rule(
+        symptom="range too wide",
+        roles=OPERANDS,
+        values=series.room,
+        threshold=1 / 64,
+        smallest=True,
+        explains=("underflow", "gain", "too few bits"),
+        cause="six bits or more are not used: the range is that of other or rarer values",
+        remedy="a range of this tensor in {slot}: absmax, percentile(0.9999) where rare peaks set "
+        "it, or one scale a channel, per_axis(...)",
+        source="healthy: at least 0.3",
+    ),
+    Rule(
+        symptom="excess error",
+        roles=OPERANDS,
+        values=series.field("spread"),
+        threshold=1.0,
+        explains=("biased rounding", "shared noise", "gain", "too few bits"),
+        cause="unclipped elements are off by more than a step: codes do not stand for values",
+        remedy="{slot}: divide by the scale and zero point that its QTensor returns",
+        source="rounding in one direction: at most 1; to neighbours, unbiased: at most 0.5",
+    ),
+    Rule(
+        symptom="shared noise",
+        roles=OPERANDS,
+        values=series.field("shared"),
+        over_all=series.mean("shared"),
+        noise=series.noise_of_mean("shared_error"),
+        threshold=0.05,
+        explains=("biased rounding",),
+        cause="the rounding's random numbers repeat along an axis: errors add up in the sums",
+        remedy="in {slot} a random number for each element: random_bits(key, x.shape), or "
+        "rounding=stochastic()",
+        source="healthy: below five standard errors; one noise for an axis: 0.3 to 0.6",
+    ),
+    Rule(
+        symptom="biased rounding",
+        roles=OPERANDS,
+        values=series.field("offset"),
+        over_all=series.size_of_mean("offset"),
+        noise=series.noise_of_mean("offset_error"),
+        threshold=0.002,
+        explains=("gain",),
+        cause="errors have a mean, in steps, which sums over many terms and steps do not average "
+        "out",
+        remedy="rounding=nearest_even forward and stochastic() backward in {slot}, with enough "
+        "random bits (the default's 23)",
+        source="healthy: below 0.001 and five standard errors",
+    ),
+    Rule(
+        symptom="gain",
+        roles=ROLES,
+        values=series.field("gain"),
+        over_all=series.size_of_mean("gain"),
+        noise=series.noise_of_gain,
+        threshold=0.1,
+        cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "
+        "changes",
+        remedy="a range that clips less (absmax, minmax), or more bits: "
+        "overrides={{'{layer}': 16}}",
+        source="healthy: at most 0.05 (banner2018)",
+    ),
+    Rule(
+        symptom="underflow",
+        roles=OPERANDS,
+        values=series.kept,
+        threshold=0.02,
+        smallest=True,
+        explains=("too few bits",),
+        cause="nearly all that is not 0 became 0: the step is larger than the tensor's typical "
+        "value",
+        remedy="stochastic() rounding, more bits, or a float format in {slot}: "
+        "overrides={{'{layer}': 16}}",
+        source="healthy: at least 0.05 (4 bits)",
+    ),
+    Rule(
+        symptom="saturated",
+        roles=OPERANDS,
+        values=series.field("saturated"),
+        threshold=0.75,
+        most=1.0,
+        cause="most elements lie on the two end codes",
+        remedy="range=absmax (affine: minmax) in {slot}",
+        source="healthy: at most 0.6 (pixels that are white)",
+    ),
+    Rule(
+        symptom="too few bits",
+        roles=tuple(role for role in ROLES if role != "grad_weight"),
+        values=series.over_noise,
+        threshold=math.sqrt(2),
+        smallest=True,
+        most=1.0,
+        cause="the rounding error has half of the tensor's power or more: too few bits for its "
+        "spread",
+        remedy="more bits: overrides={{'{layer}': 16}}, or what sensitivity and recommend name; or "
+        "less spread under one scale: a channel or block each (range batch-norm widens layer "
+        "gradients, norm='l1' less so)",
+        source="experiments/banner2018: signal to noise of 1.3 in layer gradients (5 bits) cost "
+        "2.5 points, 0.75 (4 bits) 6",
+    ),
+    Rule(
+        symptom="gradient below noise",
+        roles=("grad_weight",),
+        values=series.over_noise,
+        threshold=math.sqrt(3),
+        smallest=True,
+        most=1.0,
+        cause="the gradient is less than sqrt(3) times its rounding noise: training stalls",
+        remedy="a wider copy of the gradient: GradWeight(grad_output=Quantizer(format=bf16, "
+        "range=None)), or overrides={{'{layer}': None}} for the rest of the run",
+        source="FP4 All the Way, arXiv 2505.19115",
+    ),
+    Rule(
+        symptom="outlier channels",
+        roles=OPERANDS,
+        values=series.field("outlier"),
+        threshold=30.0,
+        most=1.0,
+        error=False,
+        cause="one channel is so much larger than the others that it sets their step too",
+        remedy="one scale a channel, granularity=per_axis(...) in {slot}, or "
+        "overrides={{'{layer}': None}}",
+        source="healthy: at most 19; language models have 100 (SmoothQuant, arXiv 2211.10438)",
+    ),
+    Rule(
+        symptom="oscillating weights",
+        roles=("weight",),
+        values=series.field("oscillation"),
+        threshold=0.5,
+        most=1.0,
+        error=False,
+        cause="weights go to and fro between two codes: they sit on the threshold between them",
+        remedy="a lower learning rate, or more bits: overrides={{'{layer}': 16}}",
+        source="healthy: at most 0.4",
+    ),
+    Rule(
+        symptom="steps too long",
+        roles=("weight",),
+        values=series.stride,
+        threshold=0.25,
+        most=1.0,
+        error=False,
+        cause="one update moves the weights by a quarter of the largest of them, or more",
+        remedy="a lower learning rate, or a longer warm-up",
+        source="healthy: at most 0.02",
+    ),
+    Rule(
+        symptom="steps too short",
+        roles=("weight",),
+        values=series.field("update"),
+        threshold=1e-4,
+        smallest=True,
+        most=1.0,
+        error=False,
+        cause="codes hardly ever change: the quantized weights stand still",
+        remedy="a higher learning rate, or more bits: overrides={{'{layer}': 16}}",
+        source="healthy: at least 0.0003 (4 bits)",
+    ),
+)

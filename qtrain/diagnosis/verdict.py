@@ -1,0 +1,140 @@
+"""Verdict: what is wrong with a run, where, why, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill, wrap
+
+from tabulate import tabulate
+
+from .. import checks
+from ..files.terminal import printable
+from ..reports.rows import save_rows
+from ..reports.table import WIDTH
+
+#: What no record of errors shows.
+_ELSEWHERE = (
+    "behind full precision all the same? sensitivity and recommend: what the bits\n"
+    "cost; accumulated(..., reference=): norms, too"
+)
+#: columns of a layer's name
+_NAME = 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One symptom of one tensor of one layer.
+
+    layer, role   as in `MonitorRow`
+    symptom       the rule's name;  value: the figure over all records;  threshold: from where on
+                  it is a symptom
+    seen, records   at how many of how many records it was past the threshold, first at step `first`
+                  and last at step `last`
+    cause         the suspected one;  remedy: what to set;  source: where the threshold comes from
+    severity      0 at the threshold, and 1 more for every factor of ten; 2 and more where nothing
+                  is left of the tensor.  A product's is at most that of its worst operand
+    """
+
+    layer: str
+    role: str
+    symptom: str
+    value: float
+    threshold: float
+    seen: int
+    records: int
+    first: int
+    last: int
+    cause: str
+    remedy: str
+    source: str
+    severity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Findings, the most severe first; of equally severe ones the earliest in a training step.
+    `print(verdict)`, `verdict.worst(3)`, `if verdict: ...` (something is wrong),
+    `verdict.save("verdict.csv")`.
+
+    checked   what was looked at, in a sentence;  rules: the symptoms that were looked for
+    """
+
+    findings: tuple[Finding, ...]
+    checked: str
+    rules: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.findings)
+
+    def worst(self, count: int = 5) -> list[Finding]:
+        """The most severe findings."""
+        return list(self.findings[: checks.integer("worst", count, low=1)])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the findings to a .json or .csv file, atomically.  ValueError for other endings."""
+        return save_rows(self.findings, Finding, path)
+
+    def __str__(self) -> str:
+        if not self.findings:
+            text = _wrapped(f"nothing is wrong in {self.checked}; looked for: ", self.rules)
+            return f"{text}\n{_ELSEWHERE}"
+        return "\n\n".join([_table(self.findings), *_explained(self.findings), self._below()])
+
+    def _below(self) -> str:
+        return _wrapped(f"checked: {self.checked}; for: ", self.rules)
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    rows = [
+        [
+            f"{f.severity:.1f}",
+            "\n".join(
+                [
+                    *wrap(printable(f.layer), _NAME),
+                    *wrap(printable(f"- {f.role}"), _NAME, subsequent_indent="  "),
+                ]
+            ),
+            "\n".join(wrap(f.symptom, 14)),
+            f"{f.value:.2g}",
+            f"{f.threshold:.2g}",
+            f"{f.seen} of {f.records}\n{_span(f)}",
+        ]
+        for f in findings
+    ]
+    headers = ["sev-\nerity", "layer\n- role", "symptom", "value", "limit", "records\nsteps"]
+    align = ("right", "left", "left", "right", "right", "left")
+    return tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+def _span(finding: Finding) -> str:
+    gap = "\n" if finding.last > 999 else " "
+    return f"{finding.first} to{gap}{finding.last}"
+
+
+def explanations(findings: Sequence[Finding]) -> list[Finding]:
+    """The most severe finding of each symptom and cause: what has to be explained once."""
+    first: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        first.setdefault((finding.symptom, finding.cause), finding)
+    return list(first.values())
+
+
+def _explained(findings: Sequence[Finding]) -> list[str]:
+    """Cause and remedy of each symptom once, as of its most severe finding."""
+    return [
+        "\n".join(
+            fill(printable(text), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            for text in (
+                f"{f.symptom}: {f.cause} [{f.source}]",
+                f"  do: {f.remedy}",
+            )
+        )
+        for f in explanations(findings)
+    ]
+
+
+def _wrapped(text: str, names: Sequence[str]) -> str:
+    return fill(text + ", ".join(names), WIDTH, subsequent_indent="  ")

@@ -1,0 +1,1 @@
+"""The error of every tensor, on one batch or over a run."""

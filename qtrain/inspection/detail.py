@@ -1,0 +1,106 @@
+"""What a Monitor knows of a tensor besides its error: codes, scales, rounding, channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from quantizers import QTensor
+
+from .histograms import code_counts, value_counts
+from .pair import TensorPair
+from .peaks import outlier
+from .rounding import Rounded, Shared, rounded, shared_noise
+from .weight_watch import WeightWatch
+
+
+@dataclass
+class Detail:
+    """What is known of one role over every call of a layer.
+
+    values     counts in the bins of `value_counts`, of the tensor before it was quantized
+    codes      counts in the bins of `code_counts`; None for a product
+    scales     (smallest, median, largest) scale of the granules of each call; of two that a median
+               lies between, the lower
+    roundings, shared, outliers   of each call that has one: see `rounded`, `shared_noise` (where
+               it rounds with noise), `outlier`
+    weight     of a weight: what its elements do from here on; None for all else
+    """
+
+    values: Tensor | None = None
+    codes: Tensor | None = None
+    scales: list[tuple[float, float, float]] = field(default_factory=list)
+    roundings: list[Rounded] = field(default_factory=list)
+    shared: list[list[Shared]] = field(default_factory=list)
+    outliers: list[float] = field(default_factory=list)
+    weight: WeightWatch | None = None
+
+    def add(self, pair: TensorPair, *, quantized: bool) -> None:
+        """A sample of a tensor and of what became of it."""
+        self.values = _sum(self.values, value_counts(pair.x))
+        if quantized:
+            self.codes = _sum(self.codes, code_counts(pair.q))
+            found = rounded(pair)
+            if found is not None:
+                self.roundings.append(found)
+
+    def add_whole(self, x: Tensor, q: QTensor, channel_axis: int) -> None:
+        """A whole operand, a sample of which was added."""
+        if q.scale is not None:
+            ordered = q.scale.detach().flatten().sort().values
+            middle = (ordered.numel() - 1) // 2
+            low, median, high = ordered[[0, middle, -1]].tolist()
+            self.scales.append((low, median, high))
+        if q.format is None or x.numel() == 0:
+            return
+        if self.roundings[-1].noisy:
+            self.shared.append(shared_noise(x.detach(), q))
+        peak = outlier(x, q, channel_axis)
+        if peak is not None:
+            self.outliers.append(peak)
+
+    @property
+    def scale(self) -> tuple[float, float, float] | None:
+        """The smallest scale of all calls, the mean of their medians, the largest."""
+        if not self.scales:
+            return None
+        lows, medians, highs = zip(*self.scales, strict=True)
+        return min(lows), sum(medians) / len(medians), max(highs)
+
+    def figures(self) -> dict[str, Any]:
+        """The fields of a `MonitorRow` that are known of this tensor: the mean over the calls of
+        what is an error, the largest of what is not."""
+        found: dict[str, Any] = {}
+        if self.roundings:
+            offsets = [(r.offset, r.offset_error) for r in self.roundings]
+            found["offset"], found["offset_error"] = _mean(offsets)
+            squares = [r.spread**2 for r in self.roundings]
+            found["spread"] = math.sqrt(sum(squares) / len(squares))
+        reaches = [r.reach for r in self.roundings if r.reach is not None]
+        if reaches:
+            found["reach"] = max(reaches)
+        along = [_mean(axis) for axis in zip(*self.shared, strict=True)]
+        if along:
+            worst = max(range(len(along)), key=lambda axis: along[axis][0] - 3 * along[axis][1])
+            found["axis"] = worst
+            found["shared"], found["shared_error"] = along[worst]
+        if self.outliers:
+            found["outlier"] = max(self.outliers)
+        if self.weight is not None:
+            found["update"] = self.weight.update()
+        return found
+
+
+def _mean(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of (value, its standard error), and its own standard error."""
+    values, errors = zip(*measured, strict=True)
+    count = len(measured)
+    return sum(values) / count, math.sqrt(sum(error**2 for error in errors)) / count
+
+
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b

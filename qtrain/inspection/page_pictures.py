@@ -1,0 +1,132 @@
+"""Small pictures of one tensor over a run: its values, its codes, its error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..reports.page.html import decibels, esc, percent, power
+from .histograms import HIGHEST, LOWEST, VALUE_BINS
+
+#: The drawing's size in its own units, and the height of its bars or line.
+WIDTH, HEIGHT, BARS = 120.0, 56.0, 42.0
+#: The most bars of codes: neighbouring codes share one.
+CODE_BARS = 64
+#: The most points of a line.
+POINTS = 40
+
+
+def value_picture(counts: Sequence[int]) -> str:
+    """Bars of `histograms.value_counts`, of the binades that occur; their heights are square roots,
+    so that tails show."""
+    middle = VALUE_BINS // 2
+    used = [abs(i - middle) - 1 + LOWEST for i, n in enumerate(counts) if n and i != middle]
+    total = sum(counts)
+    if not used:
+        return _empty("values", "all zero" if total else "none is finite")
+    low, high = min(used), max(used)
+    positive = counts[middle + low - LOWEST + 1 : middle + high - LOWEST + 2]
+    negative = counts[middle - (high - LOWEST + 1) : middle - (low - LOWEST)]
+    zero = counts[middle]
+    shown = [*(negative if any(negative) else ()), zero, *positive]
+    place = len(negative) if any(negative) else 0
+    text = (
+        f"magnitudes from {_binade(low)} to {_binade(high)}, most between "
+        f"{power(_mode(negative, positive, low))} and twice that; {percent(zero / total)} % zero, "
+        f"{percent(sum(negative) / total)} % negative"
+    )
+    ends = [(0.0, "start", f"−{power(high + 1)}")] if any(negative) else []
+    ends.append(((place + 0.5) / len(shown) * WIDTH, "middle" if place else "start", "0"))
+    ends.append((WIDTH, "end", power(high + 1)))
+    return _svg("values", text, _bars(shown, {place: "zero"}) + _labels(ends))
+
+
+def code_picture(counts: Sequence[int]) -> str:
+    """Bars of `histograms.code_counts`, lowest code first, neighbours together; heights are square
+    roots."""
+    total = sum(counts)
+    if not total:
+        return _empty("codes", "none")
+    width = -(-len(counts) // CODE_BARS)
+    shown = [sum(counts[i : i + width]) for i in range(0, len(counts), width)]
+    used = sum(n > 0 for n in counts)
+    text = (
+        f"{used} of {len(counts)} bins are used; {percent(counts[0] / total)} % in the lowest, "
+        f"{percent(counts[-1] / total)} % in the highest"
+    )
+    ends = [(0.0, "start", "lowest"), (WIDTH, "end", "highest")]
+    bars = _bars(shown, {0: "end", len(shown) - 1: "end"})
+    return _svg("codes", text, bars + _labels(ends))
+
+
+def error_picture(points: Sequence[tuple[int, float]]) -> str:
+    """SQNR in dB against the step."""
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    if len(finite) < 2:
+        return _empty("SQNR by step", "fewer than two records that are finite")
+    every = -(-len(finite) // POINTS)
+    drawn = [*finite[:-1:every], finite[-1]]
+    values = [value for _, value in drawn]
+    low, high = min(values), max(values)
+    first, last = drawn[0][0], drawn[-1][0]
+    path = "L".join(
+        f"{(step - first) / max(last - first, 1) * (WIDTH - 4) + 2:.0f} "
+        f"{BARS - 3 - (value - low) / max(high - low, 1.0) * (BARS - 6):.0f}"
+        for step, value in drawn
+    )
+    lost = len(points) - len(finite)
+    text = (
+        f"{decibels(values[0])} dB at step {first}, {decibels(values[-1])} dB at step {last}, "
+        f"lowest {decibels(low)}, highest {decibels(high)}{f', {lost} not finite' if lost else ''}"
+    )
+    ends = [(0.0, "start", f"{first}"), (WIDTH, "end", f"{last}")]
+    middle = (WIDTH / 2, "middle", f"{decibels(low)}–{decibels(high)} dB")
+    return _svg(
+        "SQNR by step", text, f'<path class="line" d="M{path}"/>' + _labels([*ends, middle])
+    )
+
+
+def _binade(exponent: int) -> str:
+    """The binades at the ends hold what lies beyond them as well."""
+    if exponent == LOWEST:
+        return f"{power(exponent)} or less"
+    return f"{power(exponent)} or more" if exponent == HIGHEST else power(exponent)
+
+
+def _mode(negative: Sequence[int], positive: Sequence[int], low: int) -> int:
+    both = [a + b for a, b in zip(reversed(negative), positive, strict=True)]
+    return low + both.index(max(both))
+
+
+def _bars(counts: Sequence[int], special: dict[int, str]) -> str:
+    """Bars as thick strokes, one path a look, in units of a bar across and percent up."""
+    largest = math.sqrt(max(counts))
+    paths: dict[str, str] = {}
+    for i, n in enumerate(counts):
+        if n:
+            kind = special.get(i, "bar")
+            height = max(round(100 * math.sqrt(n) / largest), 2)
+            paths[kind] = f"{paths.get(kind, '')}M{i} 0V{height}"
+    unit = WIDTH / len(counts)
+    place = f"matrix({unit:.4g} 0 0 {-BARS / 100:g} {unit / 2:.4g} {BARS:g})"
+    return "".join(
+        f'<path class="{kind}" transform="{place}" d="{path}"/>' for kind, path in paths.items()
+    )
+
+
+def _labels(ends: Sequence[tuple[float, str, str]]) -> str:
+    base = f'<path class="axis" d="M0 {BARS:g}H{WIDTH:g}"/>'  # its texts' height is in the style
+    return base + "".join(
+        f'<text class="{anchor}" x="{x:.0f}">{esc(text)}</text>' for x, anchor, text in ends
+    )
+
+
+def _svg(title: str, text: str, drawn: str) -> str:
+    return (
+        f'<svg class="mini" role="img" viewBox="0 0 {WIDTH:g} {HEIGHT:g}">'
+        f"<title>{esc(title)}: {esc(text)}</title>{drawn}</svg>"
+    )
+
+
+def _empty(title: str, text: str) -> str:
+    return _svg(title, text, _labels([(WIDTH / 2, "middle", text)]))

@@ -1,0 +1,101 @@
+"""The numeric error of every layer and role, as a table that prints and saves."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from textwrap import fill
+
+from .. import checks
+from ..files.terminal import printable
+from ..reports.rows import save_rows
+from ..reports.table import WIDTH
+from .page import save_page
+from .report_table import error_table, overview_table
+from .row import Row, layers_of, roles_of, worst_first
+
+#: How many rows print, of those of lowest SQNR.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows in network order.  `print(report)`: a sentence and the ten worst; `report.table()`: all;
+    `report.overview()`, `report.worst(5)`, `report.save("errors.json")`.
+
+    remark   what to know of all rows: which layers they are of; printed below them
+    """
+
+    rows: tuple[Row, ...]
+    remark: str = ""
+
+    def worst(self, count: int = 5) -> list[Row]:
+        """The rows of lowest SQNR, a NaN first."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"worst: got {checks.shown(count)}, need a positive integer")
+        return worst_first(self.rows)[:count]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the rows to a .json or .csv file, or a page to an .html file, atomically.
+
+        ValueError for other endings.
+        """
+        kind = checks.path("save", path).suffix
+        if kind == ".html":
+            return save_page(self.rows, path)
+        if kind not in (".json", ".csv"):
+            raise ValueError(
+                f"save: got {str(path)!r}, need a path that ends in .json, .csv or .html"
+            )
+        return save_rows(self.rows, Row, path)
+
+    @property
+    def layers(self) -> list[str]:
+        """Their names, in network order."""
+        return layers_of(self.rows)
+
+    @property
+    def roles(self) -> list[str]:
+        """Every role that some layer has, in the order of the layer that has them all."""
+        return roles_of(self.rows)
+
+    def overview(self) -> str:
+        """One line per layer: the SQNR in dB of each role."""
+        return self._with_remark(overview_table(self.rows, self.roles))
+
+    def table(self, count: int | None = None) -> str:
+        """The rows in network order, or the worst `count` of them, the layer of the worst first."""
+        rows = self.rows if count is None else self.worst(count)
+        if count is not None:
+            layers = list(dict.fromkeys(row.layer for row in rows))
+            rows = sorted(rows, key=lambda row: layers.index(row.layer))
+        return self._with_remark(error_table(rows))
+
+    def __str__(self) -> str:
+        parts = [fill(printable(self._verdict(), keep=""), WIDTH), self.table(SHOWN)]
+        if len(self.rows) > SHOWN:
+            parts.append(f"{len(self.rows) - SHOWN} more: report.table()")
+        return "\n\n".join(parts)
+
+    def _verdict(self) -> str:
+        """What the rows say, in one sentence."""
+        if not self.rows:
+            return "Nothing was measured."
+        worst = self.worst(1)[0]
+        known = [row.sqnr_db for row in self.rows if not math.isnan(row.sqnr_db)]
+        layers, drowned = len(self.layers), sum(sqnr < 0 for sqnr in known)
+        broken = sum(row.nonfinite > 0 for row in self.rows)
+        return (
+            f"{worst.role} of {worst.layer!r} has the lowest SQNR, {worst.sqnr_db:.1f} dB; the "
+            f"median of {len(self.rows)} tensors in {layers} layer{'s' * (layers != 1)} is "
+            f"{median(known) if known else math.nan:.1f} dB"
+            + (f"; in {drowned} the error exceeds the signal" if drowned else "")
+            + (f"; {broken} hold NaN or infinity" if broken else "")
+            + "."
+        )
+
+    def _with_remark(self, text: str) -> str:
+        return f"{text}\n{self.remark}" if self.remark else text

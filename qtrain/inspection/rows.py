@@ -1,0 +1,170 @@
+"""The rows of a Monitor, and their file: JSON lines, a header first."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .. import checks
+from ..files import checked_lines
+from ..files.plain_json import parse
+from ..files.whole import read_bytes, write_atomically
+from .row import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorRow:
+    """The error of one tensor of one layer at one training step.
+
+    step     the steps that were done before it
+    layer, role, ..., saturated   as in `Row`, over the elements that were looked at; the fraction
+             that is not finite is nonfinite / elements
+    values   how many values of x lie in each of 97 bins: see `histograms.value_counts`
+    codes    how many codes lie in each of up to 256 bins: see `histograms.code_counts`; () for a
+             product and for what is not quantized
+    scale    (smallest, median, largest) scale of all granules; None where there is none
+    drift    the median scale in units of that at the layer's record before; None for the first
+    gain     what the error has of the signal: see `Row`; of grad_weight: the bias along the update
+    offset, offset_error, spread, reach   the rounding in steps: see `Rounded`
+    shared, shared_error   the correlation of the rounding's noise along `axis`, where it is
+             largest, and its standard error: see `shared_noise`; a weight is (groups, out, in,
+             *kernel)
+    outlier  the largest channel's peak in units of the median channel's: see `outlier`
+    update   the mean |change| of a weight by this step, in units of its quantization step; None for
+             what is no parameter, or was not written to (by another optimizer, later)
+    oscillation   which fraction of some 256 weights went to and fro between two neighbouring codes
+             over the layer's last 8 records: see `weight_watch.oscillation`
+
+    What a role has not is None: of products, of tensors that are not quantized.
+    """
+
+    step: int
+    layer: str
+    role: str
+    sqnr_db: float
+    cosine: float
+    bias: float
+    relative_bias: float
+    clipped: float
+    zeroed: float
+    saturated: float
+    nonfinite: int
+    low: float
+    high: float
+    elements: int
+    gain: float = math.nan
+    note: str = ""
+    values: tuple[int, ...] = ()
+    codes: tuple[int, ...] = ()
+    scale: tuple[float, float, float] | None = None
+    drift: float | None = None
+    offset: float | None = None
+    offset_error: float | None = None
+    spread: float | None = None
+    reach: float | None = None
+    shared: float | None = None
+    shared_error: float | None = None
+    axis: int | None = None
+    outlier: float | None = None
+    update: float | None = None
+    oscillation: float | None = None
+
+    def error(self) -> Row:
+        """The row of a `Report`."""
+        return Row(**{f.name: getattr(self, f.name) for f in fields(Row)})
+
+
+#: Of every field: what JSON holds for it.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "nonfinite", "elements"), (int,)),
+    **dict.fromkeys(("layer", "role", "note"), (str,)),
+    **dict.fromkeys(("values", "codes"), (list,)),
+    "scale": (list, type(None)),
+    "axis": (int, type(None)),
+    **dict.fromkeys(
+        (
+            "drift", "offset", "offset_error", "spread", "reach", "shared", "shared_error",
+            "outlier", "update", "oscillation",
+        ),
+        (float, type(None)),
+    ),
+}  # fmt: skip
+
+
+def dumped(rows: Sequence[MonitorRow]) -> str:
+    """One line of strict JSON a row; NaN and infinities are written as strings."""
+    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+
+
+def parsed(text: str) -> list[MonitorRow]:
+    """The rows that `dumped` wrote, bit for bit; ValueError for other text."""
+    try:
+        return [_row(parse(line)) for line in text.splitlines()]
+    except (OverflowError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _plain(row: MonitorRow) -> dict[str, Any]:
+    scale = None if row.scale is None else [_number(value) for value in row.scale]
+    return {**{name: _number(value) for name, value in vars(row).items()}, "scale": scale}
+
+
+def _number(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _row(line: object) -> MonitorRow:
+    if not isinstance(line, dict) or set(line) != {f.name for f in fields(MonitorRow)}:
+        raise ValueError(f"no row of a monitor: {line!r:.60}")
+    given = {}
+    for name, value in line.items():
+        kinds = _KINDS.get(name, (float,))
+        if float in kinds and value is not None:
+            value = float(value)  # of a number, or of how a string spells inf and nan
+        if type(value) not in kinds:
+            raise ValueError(f"{name} is {value!r:.60}")
+        if name in ("values", "codes"):
+            if not all(type(count) is int for count in value):
+                raise ValueError(f"{name} holds other than counts")
+            value = tuple(value)
+        elif name == "scale" and value is not None:
+            low, median, high = map(float, value)
+            value = low, median, high
+        given[name] = value
+    return MonitorRow(**given)
+
+
+def save_rows(path: Path, header: Mapping[str, Any], rows: Sequence[MonitorRow]) -> None:
+    """Write the header and the rows atomically, each with a checksum (see `checked_lines`), the
+    header with their number; ValueError for a path of another ending."""
+    if path.suffix != ".jsonl":
+        raise ValueError(f"save: got {str(path)!r}, need a path that ends in .jsonl")
+    text, checksum = [], 0
+    for values in ({**header, "rows": len(rows)}, *map(_plain, rows)):
+        line, checksum = checked_lines.line(values, checksum)
+        text.append(line)
+    write_atomically(path, lambda file: file.writelines(text))
+
+
+def monitor_lines(path: str | os.PathLike[str]) -> list[Any]:
+    """The values of every line behind the header; ValueError for a file of something else."""
+    (header, *rows), _ = checked_lines.lines(read_bytes(path) or b"null")
+    if not isinstance(header, dict) or header.get("kind") != "monitor":
+        raise ValueError("no header")
+    if header.get("rows", len(rows)) != len(rows):
+        raise ValueError(f"{len(rows)} rows, but the header says {header['rows']!r:.20}")
+    return rows
+
+
+def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
+    """The rows of a file that `Monitor.save` wrote; ValueError for another file."""
+    path = checks.path("path", path)
+    try:
+        return [_row(line) for line in monitor_lines(path)]
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: is no record of a Monitor ({error})") from error

@@ -1,0 +1,60 @@
+"""When a training step ends: told by the optimizers that train a model."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from ..autograd.recomputation import in_backward
+
+
+class StepEnds:
+    """Which updates of a model end a training step.
+
+    One optimizer's all do.  Of several that take turns the first one's does, and the others join
+    it; one that comes later joins the step that has just ended, with its first update.  An update
+    within a backward pass ends none: the step is not over.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        #: of each optimizer: how many steps had ended after its last update
+        self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+
+    def forget(self) -> None:
+        """Begin with no optimizer known."""
+        self._seen.clear()
+
+    def ended_by(self, optimizer: Optimizer, ended: int) -> bool:
+        """Whether this update ends a step, after `ended` others."""
+        if in_backward() or not (optimizer in self._seen or self._trains(optimizer)):
+            return False
+        ends = self._seen.get(optimizer) == ended or not self._seen
+        self._seen[optimizer] = ended + ends
+        return ends
+
+    def _trains(self, optimizer: Optimizer) -> bool:
+        own = {id(parameter) for parameter in self._model.parameters()}
+        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+class Listener(Protocol):
+    def stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer, of any model, has made an update."""
+
+
+def listen(listener: Listener) -> RemovableHandle:
+    """Tell `listener` of every update, for as long as somebody else holds it."""
+    reference = weakref.ref(listener)
+
+    def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        found = reference()
+        if found is not None:
+            found.stepped(optimizer)
+
+    return register_optimizer_step_post_hook(stepped)

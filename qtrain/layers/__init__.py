@@ -1,0 +1,1 @@
+"""torch's layers with another forward."""

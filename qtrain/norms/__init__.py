@@ -1,0 +1,1 @@
+"""Normalisation layers: their deviations, arithmetic and passes."""

@@ -1,0 +1,209 @@
+"""Batch-norm in one, two and three dimensions with a choice of deviation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantizers import Off, bf16, fp16
+
+from ..autograd.selective import unseen
+from . import passes as norm_passes
+from .functions import Normalize
+from .kernels import graph as norm_traced
+from .kernels import launch as norm_kernels
+from .module import QNorm, Slots, role_slots
+from .normalize import Deferred, Form, folded, passes
+from .passes import others, wide
+from .ranks import Ranks, ranks_of
+from .recipe import NormRecipe
+from .rounded import RoundedNorm
+
+
+class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
+    """A torch batch-norm computed as its `recipe` says, with torch's parameters and buffers.
+
+    Input (N, C, *S), fp16, bf16, fp32 or fp64, any layout; statistics and arithmetic in fp32 (fp64
+    for fp64), the output in the input's dtype.  The divisor is sigma + eps, for l2 torch's
+    sqrt(sigma^2 + eps).  `running_var` holds a variance: l2's unbiased one as torch's, sigma^2 for
+    the other deviations; evaluation divides by its root with the same eps rule as training.  An
+    empty batch is torch's.  Second derivatives are not defined.
+
+    Raises ValueError for a wrong shape and for one value per channel in training, TypeError for
+    an input that is not floating point.
+    """
+
+    @staticmethod
+    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+        """The quantizers of a torch batch-norm and the shapes they meet."""
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        space = (None,) * _SPACE[type(module)]
+        return role_slots(recipe, (None, module.num_features, *space), (module.num_features,))
+
+    def _check(self, input: Tensor) -> None:
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        if not input.is_floating_point():
+            raise TypeError(f"batch-norm: got an input of {input.dtype}, need floating point")
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"batch-norm: got {input.shape[1]} channels (input {tuple(input.shape)}), "
+                f"need {self.num_features}"
+            )
+
+    def _count(self, input: Tensor, ranks: Ranks | None) -> int:
+        """The elements that each channel has."""
+        count = input.numel() // input.shape[1] if ranks is None else ranks.total
+        if self._of_batch and count == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size "
+                f"{tuple(input.shape)}"
+            )
+        return count
+
+    @property
+    def _group(self) -> Any:
+        """The process group whose batches are normalized as one; None: this process' alone."""
+        return None
+
+    @property
+    def _of_batch(self) -> bool:
+        return self.training or self.running_mean is None or self.running_var is None
+
+    @unseen
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        ranks = None if self._group is None else ranks_of(input, self._group)
+        if input.numel() == 0 and (ranks is None or ranks.total == 0):
+            return nn.modules.batchnorm._BatchNorm.forward(self, input)
+        count = self._count(input, ranks)
+        x, weight, bias, key, states = self._operands(input)
+        dtype = input.dtype if self._plain else torch.promote_types(input.dtype, torch.float32)
+        form = self._form(dtype, ranks)
+        if self.recipe.arithmetic is None:
+            output = self._normalized(x, weight, bias, form, count)
+        else:
+            output = self._in_arithmetic(x, weight, bias, form, count)
+        if not self._plain:
+            output = self._with_quantized_gradient(output, key, states)
+        result: Tensor = output.to(input.dtype)
+        return result
+
+    def _form(self, dtype: torch.dtype, ranks: Ranks | None) -> Form:
+        recipe, plain = self.recipe, self._plain
+        return Form(
+            recipe.deviation, recipe.statistics_gradient, self.eps, False,
+            recipe.activation if plain else None, dtype,
+            spec=recipe.spec(rounded=plain) if ranks is None else None,
+            arithmetic=recipe.arithmetic, ranks=ranks,
+        )  # fmt: skip
+
+    def _normalized(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
+    ) -> Tensor:
+        output: Tensor
+        if self._of_batch:
+            output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
+            self._track(mean, sigma, count)
+            return output
+        of = folded(weight, bias, *self._running())
+        by = norm_passes if torch.is_grad_enabled() else passes(x)
+        if form.activation is None:
+            output = by.affine(x, of, form.dtype)
+            return output
+        return self._rounded(by.affine(x, of, torch.promote_types(form.dtype, torch.float32)))
+
+    def _in_arithmetic(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
+    ) -> Tensor:
+        """The same, operation by operation in the recipe's arithmetic."""
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        fixed = None if self._of_batch else tuple(one.view(shape) for one in self._running())
+        parameters = (None if one is None else one.view(shape) for one in (weight, bias))
+        form = form._replace(dtype=torch.promote_types(form.dtype, torch.float32))
+        output: Tensor
+        output, mean, sigma = RoundedNorm.apply(x, *parameters, fixed, others(x), form)  # type: ignore[no-untyped-call]
+        if fixed is None:
+            self._track(mean.flatten(), sigma, count)
+        return self._rounded(output) if self._plain else output
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        """Mean and divisor of evaluation."""
+        assert self.running_mean is not None and self.running_var is not None
+        sigma = wide(self.running_var).sqrt()
+        return self.running_mean, self.recipe.deviation.stabilized(sigma, self.eps)
+
+    @unseen
+    def relu(self, input: Tensor, deferred: bool) -> Tensor | None:
+        """relu(forward(input)), for which x alone is saved; None where that is not to be had.
+
+        deferred: as a tensor without values, which a layer's product turns into codes
+        (`Deferred`).
+        """
+        recipe = self.recipe
+        operands = (recipe.input, recipe.weight, recipe.bias, recipe.grad_output)
+        if not (self.training and all(isinstance(quantizer, Off) for quantizer in operands)):
+            return None
+        if recipe.arithmetic is not None or self._group is not None:
+            return None
+        stored = {torch.float16: fp16, torch.bfloat16: bf16}.get(input.dtype)
+        activation = stored or recipe.activation
+        if activation != (recipe.activation or stored):  # rounded twice, to different formats
+            return None
+        spec = recipe.spec(rounded=True) if activation == recipe.activation else None
+        if torch.compiler.is_compiling():
+            if deferred or not norm_traced.serves(input, spec):
+                return None
+        elif not norm_kernels.serves(input, activation, relu=True):
+            return None
+        self._check(input)
+        count = self._count(input, None)
+        self._begin(input)
+        form = Form(
+            recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
+            input.dtype, deferred, spec,
+        )  # fmt: skip
+        output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
+        self._track(mean, sigma, count)
+        if deferred:
+            with torch.no_grad():
+                affine = form.affine(self.weight, self.bias, mean, sigma)
+            ends = where[0] if recipe.deviation.names_extremes else None
+            output.deferred = Deferred(input.detach(), affine, ends)
+        result: Tensor = output
+        return result
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, sigma: Tensor, count: int) -> None:
+        """Update what evaluation uses; only in training."""
+        if not (self.training and self.track_running_stats):
+            return
+        if self.running_mean is None or self.running_var is None:
+            return
+        variance = sigma.square()
+        if self.recipe.deviation.name == "l2":
+            variance = variance * (count / (count - 1))
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+            factor: Any = self.momentum
+            if factor is None:  # cumulative average
+                assert self.num_batches_tracked is not None
+                factor = self.num_batches_tracked.to(running.dtype).reciprocal()
+            running.lerp_(new.to(running.dtype), factor)
+
+
+class QBatchNorm1d(QBatchNorm, nn.BatchNorm1d):
+    """nn.BatchNorm1d under a NormRecipe."""
+
+
+class QBatchNorm2d(QBatchNorm, nn.BatchNorm2d):
+    """nn.BatchNorm2d under a NormRecipe."""
+
+
+class QBatchNorm3d(QBatchNorm, nn.BatchNorm3d):
+    """nn.BatchNorm3d under a NormRecipe."""
+
+
+_SPACE = {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}

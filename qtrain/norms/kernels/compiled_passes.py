@@ -1,0 +1,163 @@
+"""The passes of a batch-norm over its elements, compiled as the fused quantizers are.
+
+x is read in runs of `width` adjacent elements.  A run of a channels-last tensor is a row, with one
+element of every channel; with `planes`, of a contiguous one, it is a plane, of one channel, and the
+next run is the next channel's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from quantizers.kernels.compiled import (
+    SOURCE_BYTES,
+    TARGET_BYTES,
+    f32,
+    f32_at,
+    i32_at,
+    kernel,
+    load,
+    store,
+    thread,
+    threads,
+    u8_at,
+    u32,
+)
+from quantizers.kernels.compiled_rounding import element
+
+from .compiled_parts import OUTPUT_BYTES, before_relu, channel, keep, rounded, share, sign
+
+
+def normalize(source: int, target: int, relu: bool, planes: bool) -> Any:
+    """(x - mean) * scale + shift, then ReLU, stored as TARGETS[target]."""
+    size, target_size = SOURCE_BYTES[source], OUTPUT_BYTES[target]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (8,), np.int64)
+        runs, width, channels = words[0], words[1], words[2]
+        mean, scale, shift = words[5], words[6], words[7]
+        start, end = share(runs)
+        for run in range(start, end):
+            x, y = words[3] + size * width * run, words[4] + target_size * width * run
+            m, s, b = channel(mean, scale, shift, run % channels)
+            for i in range(width):
+                if not planes:
+                    m, s, b = channel(mean, scale, shift, i)
+                v = f32(f32(f32(load(source, x, i) - m) * s) + b)
+                if relu:
+                    v = f32(0.0) if v < f32(0.0) else v
+                keep(target, y, i, v)
+
+    return kernel(body)
+
+
+def codes(source: int, target: int, relu: bool, rounding: int, planes: bool) -> Any:
+    """(x - mean) * scale + shift, rounded, then ReLU, then quantized to the nearest element of
+    the integer dtype TARGETS[target] of the quantizers' kernels, one range for all."""
+    size, target_size = SOURCE_BYTES[source], TARGET_BYTES[target]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (11,), np.int64)
+        runs, width, channels = words[0], words[1], words[2]
+        mean, scale, shift = words[5], words[6], words[7]
+        step = f32_at(words[8])[0]
+        step = f32(np.inf) if step == f32(0.0) else step
+        zero = f32(0.0)
+        if words[9] != 0:
+            zero = f32(i32_at(words[9])[0])
+        bounds = f32_at(words[10])
+        constants = (bounds[0], bounds[1], f32(0), f32(0), f32(0), f32(0), f32(0), f32(0))
+        start, end = share(runs)
+        for run in range(start, end):
+            x, y = words[3] + size * width * run, words[4] + target_size * width * run
+            m, s, b = channel(mean, scale, shift, run % channels)
+            for i in range(width):
+                if not planes:
+                    m, s, b = channel(mean, scale, shift, i)
+                v = rounded(rounding, f32(f32(f32(load(source, x, i) - m) * s) + b))
+                if relu:
+                    v = f32(0.0) if v < f32(0.0) else v
+                v = f32(v / step)
+                v = element(target, 0, v, v, zero, u32(0), u32(0), f32(0), constants)
+                store(target, y, i, v)
+
+    return kernel(body)
+
+
+def backward_input(
+    source: int, grad_source: int, target: int, slope: bool, signs: bool, relu: bool,
+    rounding: int, planes: bool,
+) -> Any:  # fmt: skip
+    """g * scale + slope * centered + offset, stored as TARGETS[target]; signs: slope multiplies
+    sign(centered) instead."""
+    size, grad_size, target_size = (
+        SOURCE_BYTES[source],
+        SOURCE_BYTES[grad_source],
+        OUTPUT_BYTES[target],
+    )
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (11,), np.int64)
+        runs, width, channels = words[0], words[1], words[2]
+        mean, scale, shift, factor, offset = words[6], words[7], words[8], words[9], words[10]
+        start, end = share(runs)
+        for run in range(start, end):
+            x, g = words[3] + size * width * run, words[4] + grad_size * width * run
+            y = words[5] + target_size * width * run
+            c = run % channels
+            m, s, b = channel(mean, scale, shift, c)
+            k, o = f32_at(factor)[c], f32_at(offset)[c]
+            for i in range(width):
+                if not planes:
+                    m, s, b = channel(mean, scale, shift, i)
+                    k, o = f32_at(factor)[i], f32_at(offset)[i]
+                v = f32(load(source, x, i) - m)
+                w = load(grad_source, g, i)
+                if relu:
+                    w = before_relu(rounding, w, v, s, b)
+                w = f32(f32(w * s) + o)
+                if signs:
+                    v = sign(v)
+                if slope:
+                    w = f32(w + f32(v * k))
+                keep(target, y, i, w)
+
+    return kernel(body)
+
+
+def add_relu(source: int) -> Any:
+    """relu(x + y) of tensors of SOURCES[source] with the same layout, and, a byte each, where it
+    was off."""
+    size = SOURCE_BYTES[source]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (5,), np.int64)
+        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        x, y, result = words[1] + size * start, words[2] + size * start, words[3] + size * start
+        off = words[4] + start
+        for i in range(end - start):
+            v = f32(load(source, x, i) + load(source, y, i))
+            v = rounded(source, v)
+            below = v <= f32(0.0)
+            keep(source, result, i, f32(0.0) if below else v)
+            u8_at(off)[i] = np.uint8(1) if below else np.uint8(0)
+
+    return kernel(body)
+
+
+def masked(source: int) -> Any:
+    """The gradient, of SOURCES[source], but 0 where the ReLU was off."""
+    size = SOURCE_BYTES[source]
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (4,), np.int64)
+        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        grad, result, off = words[1] + size * start, words[2] + size * start, words[3] + start
+        for i in range(end - start):
+            v = load(source, grad, i)
+            keep(source, result, i, f32(0.0) if u8_at(off)[i] != 0 else v)
+
+    return kernel(body)

@@ -1,0 +1,80 @@
+"""How a batch-norm's input lies in memory, and the blocks of it in which kernels add."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers.kernels import team
+
+from ..samples import Cut
+
+#: elements that are added in fp32
+BLOCK = 128
+#: at most so many neighbours in a plane are added side by side
+LANES = 64
+
+
+def is_dense(x: Tensor, planes: bool) -> bool:
+    """Whether x's runs are planes of one channel (contiguous), or rows (channels-last)."""
+    return x.is_contiguous() if planes else x.movedim(1, -1).is_contiguous()
+
+
+def is_planes(x: Tensor) -> bool:
+    """Which of the two x's runs are; rows of tensors that are both, (N, C)."""
+    return x.is_contiguous() and x.numel() > x.shape[0] * x.shape[1]
+
+
+def size(x: Tensor) -> tuple[int, int, int]:
+    """(runs, their width, channels)"""
+    channels = x.shape[1]
+    width = x.numel() // (x.shape[0] * channels) if is_planes(x) else channels
+    return x.numel() // width, width, channels
+
+
+def by_plane(x: Tensor) -> Tensor:
+    """The same memory as (N, C, S)."""
+    return x.view(x.shape[0], x.shape[1], -1)
+
+
+class Blocks(NamedTuple):
+    """Runs of consecutive elements of each channel whose elements are added up in fp32, in lanes.
+
+    starts   their first elements, and the end of the last
+    each     how many a chunk of the cut has
+    """
+
+    starts: Tensor
+    each: int
+    lanes: int
+
+    def partial(self, like: Tensor, channels: int) -> Tensor:
+        return like.new_empty(self.starts.numel() - 1, channels, self.lanes)
+
+
+@lru_cache(maxsize=1024)
+def in_blocks(planes: bool, width: int, cut: Cut) -> Blocks:
+    """The blocks of a cut, for channels whose runs are so wide."""
+    start, number, length = cut
+    turns = -(-width // LANES)
+    lanes = min(-(-width // turns), length) if planes else 1
+    each = max(1, -(-length // (BLOCK * lanes)))
+    with torch.device("cpu"):  # whose memory the kernels read
+        inner = torch.arange(each + 1) * length // each
+        chunks = start + length * torch.arange(number).unsqueeze(1)
+        end = torch.tensor([start + number * length])
+    return Blocks(torch.cat([(chunks + inner[:-1]).flatten(), end]), each, lanes)
+
+
+def run(kernel: Any, count: int, *words: int | Tensor) -> None:
+    """A kernel over `count` elements, told numbers and the addresses of tensors."""
+    addresses = [word if isinstance(word, int) else word.data_ptr() for word in words]
+    team.run(kernel.address, addresses, count)
+
+
+def added(partial: Tensor) -> Tensor:
+    """(blocks, channels, lanes) -> (channels,), in fp64, rounded once."""
+    return partial.sum((0, 2), dtype=torch.float64).float()

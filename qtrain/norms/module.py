@@ -1,0 +1,121 @@
+"""What every converted norm has: its recipe, its state, and its quantized operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantizers import FloatFormat, Off, QuantizerLike, fold
+from quantizers.protocol import quantized, straight_through
+from quantizers.ranges import State
+
+from ..layer_state import LayerState, Slot, rank
+from .functions import QuantizeGradient, Rounded, StraightThrough
+from .recipe import NormRecipe
+
+ROLES = ("input", "weight", "bias", "grad_output")
+Slots = dict[Slot, tuple[QuantizerLike, Sequence[int | None]]]
+
+
+def role_slots(
+    recipe: NormRecipe, data: Sequence[int | None], parameter: Sequence[int | None]
+) -> Slots:
+    """The quantizers of a norm and the shapes of its data and its parameters, for a LayerState."""
+    shapes = {"input": data, "weight": parameter, "bias": parameter, "grad_output": data}
+    return {("norm", role): (getattr(recipe, role), shapes[role]) for role in ROLES}
+
+
+def _role_key(key: Tensor | None, role: str) -> Tensor | None:
+    """A role's noise key: data differ between ranks, parameters do not."""
+    if key is None:
+        return None
+    data = role in ("input", "grad_output")
+    return fold(key, ROLES.index(role) + (len(ROLES) * (rank() + 1) if data else 0))
+
+
+class QNorm(nn.Module):
+    """A torch norm that follows a NormRecipe; `state` keeps noise and quantizers' states."""
+
+    recipe: NormRecipe
+    state: LayerState
+
+    @staticmethod
+    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+        """`role_slots` of a torch norm of this kind."""
+        raise NotImplementedError
+
+    @staticmethod
+    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
+        """Why a torch norm of this kind cannot follow the recipe, or None."""
+        return None
+
+    def _begin(self, input: Tensor) -> tuple[Tensor | None, Mapping[Slot, State]]:
+        return self.state.begin(input, getattr(self, "weight", None), getattr(self, "bias", None))
+
+    def _operands(
+        self, input: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Mapping[Slot, State]]:
+        """Start a forward: input, weight and bias quantized, its noise key, its states."""
+        key, states = self._begin(input)
+        x = self._quantized("input", input, key, states)
+        given: Any = [(role, getattr(self, role, None)) for role in ("weight", "bias")]
+        weight, bias = (
+            None if own is None else self._quantized(role, own, key, states) for role, own in given
+        )
+        return x, weight, bias, key, states
+
+    def _quantized(
+        self, role: str, x: Tensor, key: Tensor | None, states: Mapping[Slot, State]
+    ) -> Tensor:
+        quantizer: QuantizerLike = getattr(self.recipe, role)
+        if isinstance(quantizer, Off):
+            return x
+        state = states.get(("norm", role), {})
+        with torch.no_grad():
+            own, training = _role_key(key, role), self.state.training
+            q = quantized(quantizer, x, key=own, state=state, training=training)
+            value = q.dequantize()
+        if not straight_through(quantizer):  # its backward sees the state of now
+            state = {name: tensor.clone() for name, tensor in state.items()}
+        straight: Tensor = StraightThrough.apply(x, value, quantizer, state)  # type: ignore[no-untyped-call]
+        return straight
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the gradient that enters is not quantized.
+
+        A quantizer of it sees the gradient of the output before that is rounded and stored.
+        """
+        return isinstance(self.recipe.grad_output, Off)
+
+    def _with_quantized_gradient(
+        self, output: Tensor, key: Tensor | None, states: Mapping[Slot, State]
+    ) -> Tensor:
+        """The output, rounded, whose gradient is quantized on its way back."""
+        output = QuantizeGradient.apply(  # type: ignore[no-untyped-call]
+            output,
+            self.recipe.grad_output,
+            _role_key(key, "grad_output"),
+            states.get(("norm", "grad_output"), {}),
+            self.state.training,
+        )
+        return self._rounded(output)
+
+    def _rounded(self, output: Tensor) -> Tensor:
+        """The output in the recipe's activation format; straight-through."""
+        activation: FloatFormat | None = self.recipe.activation
+        if activation is None:
+            return output
+        rounded: Tensor = Rounded.apply(output, activation)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        torch_part: str = super().extra_repr()
+        deviation = str(self.recipe.deviation)
+        return f"{torch_part}; {deviation}" if torch_part else deviation

@@ -1,0 +1,207 @@
+"""What a batch-norm computes, forward and backward, outside autograd."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, kernels
+from quantizers.numbers import divided
+from quantizers.ranges import State
+
+from . import passes as norm_passes
+from .arithmetic import Arithmetic
+from .deviations import Deviation
+from .kernels import launch as norm_kernels
+from .passes import Affine, Extra, Slope, Sums, flat_index, others
+from .ranks import Ranks, Together
+from .recipe import StatisticsGradient
+
+
+class Form(NamedTuple):
+    """How a norm is computed, besides its tensors.
+
+    deferred     the output is not computed, see `Deferred`
+    spec         (deviation, carry, activation) as a string: quantizers.traced.spec
+    centered     whether the mean is subtracted
+    arithmetic   of few bits, see `norm_rounded`, or None
+    ranks        whose batches are normalized as one; None: this process' alone
+    """
+
+    deviation: Deviation
+    carry: StatisticsGradient
+    eps: float
+    relu: bool
+    activation: FloatFormat | None
+    dtype: torch.dtype
+    deferred: bool = False
+    spec: str | None = None
+    centered: bool = True
+    arithmetic: Arithmetic | None = None
+    ranks: Ranks | None = None
+
+    def affine(
+        self, weight: Tensor | None, bias: Tensor | None, mean: Tensor, sigma: Tensor
+    ) -> Affine:
+        """The output as a function of x."""
+        of = folded(weight, bias, mean, self.deviation.stabilized(sigma, self.eps))
+        return of._replace(activation=self.activation, relu=self.relu)
+
+
+class Deferred(NamedTuple):
+    """A norm's output, rounded and after its ReLU, of which no float exists: x and what it was to
+    become.  Hung on the tensor that stands for it, in autograd's eyes.
+
+    ends   indices (C, J) of elements of x, the largest and the smallest of each channel among
+           them, where known
+    """
+
+    x: Tensor
+    of: Affine
+    ends: Tensor | None
+
+    def quantized(self, quantizer: Quantizer, state: State | None, training: bool) -> QTensor:
+        """What the quantizer, whose scale follows from the extremes alone, makes of the output.
+
+        Every channel of it is a monotone function of x, rounding included, so its extremes are
+        the images of x's.
+        """
+        assert isinstance(quantizer.format, IntFormat)
+        if not norm_kernels.makes_codes(self.x, self.of, quantizer.format):
+            y = norm_passes.affine(self.x, self.of, torch.float32)
+            return quantizer(y, state=state, training=training)
+        images = norm_passes.affine(self._extremes(), self.of, torch.float32)
+        q = quantizer(images, state=state, training=training)
+        assert q.scale is not None
+        elements = norm_kernels.codes(self.x, self.of, q.scale, q.zero_point, quantizer.format)
+        space = [1] * (self.x.dim() - 2)
+        scale = q.scale.view(1, 1, *space)
+        zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)
+        return QTensor(elements, scale, zero_point, q.format, tuple(elements.shape))
+
+    def _extremes(self) -> Tensor:
+        """Each channel's smallest and largest x (2, C)."""
+        rows = self.x.reshape(self.x.shape[0], self.x.shape[1], -1)
+        if self.ends is None:
+            return torch.stack([rows.amin((0, 2)), rows.amax((0, 2))])
+        known = rows[flat_index(self.ends, rows.shape[2])]
+        return torch.stack([known.amin(1), known.amax(1)])
+
+
+def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:
+    """The implementation of the passes that serves x."""
+    return norm_kernels if norm_kernels.serves(x, activation, relu) else norm_passes
+
+
+def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor) -> Affine:
+    """(x - mean) / divisor * weight + bias as one multiplication and one addition."""
+    dtype = divisor.dtype
+    scale = 1 / divisor if weight is None else weight.to(dtype) / divisor
+    shift = torch.zeros_like(divisor) if bias is None else bias.to(dtype)
+    return Affine(mean.to(dtype), scale, shift.contiguous())
+
+
+class Normalized(NamedTuple):
+    """A norm's output, mean and sigma (C,), and where sigma's gradient goes, as Estimate's."""
+
+    output: Tensor
+    mean: Tensor
+    sigma: Tensor
+    where: Tensor | None
+    slope: Tensor | None
+
+
+def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form) -> Normalized:
+    """x (N, C, *S) -> (x - mean) / divisor * weight + bias, then as `form` says."""
+    by = passes(input, form.activation, form.relu)
+    accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
+    if form.centered:
+        mean = input.mean(others(input), dtype=accumulated)
+        mean = mean if form.ranks is None else form.ranks.averaged(mean)
+    else:
+        mean = input.new_zeros(input.shape[1], dtype=accumulated)
+    sample = by.sample(input, mean)
+    sample = sample if form.ranks is None else Together(sample, form.ranks)
+    sigma, index, slope = form.deviation.of(sample)
+    of = form.affine(weight, bias, mean, sigma)
+    if form.deferred:  # one NaN for all: nothing but a layer's product can use it
+        output = input.new_full((), float("nan"), dtype=form.dtype).expand(input.shape)
+    else:
+        output = by.affine(input, of, form.dtype)
+    return Normalized(output, mean, sigma, index, slope)
+
+
+def gradients(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    made: Normalized,
+    grad_output: Tensor,
+    form: Form,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad_input, grad_weight, grad_bias), the latter two in the dtype of the statistics, and this
+    process' own.
+
+    made: what `normalize` returned; its output is not looked at.
+    """
+    _, mean, sigma, index, slope = made
+    by, deviation = passes(x, form.activation, form.relu), form.deviation
+    if not kernels.serves(grad_output):
+        by = norm_passes
+    divisor = deviation.stabilized(sigma, form.eps)
+    of = form.affine(weight, bias, mean, sigma)
+    dense = deviation.dense if form.carry == "exact" else None
+    extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
+    grad_output = by.aligned(grad_output, x)
+    total, product, more = by.sums(x, grad_output, of, extra)
+    own = product / divisor, total
+    if form.ranks is None:
+        count = x.numel() // x.shape[1]
+    else:
+        count = form.ranks.total
+        total, product, more = form.ranks.sums(Sums(total, product, more))
+    product = product / divisor
+    grad_divisor = -product * of.scale  # d loss / d divisor, per channel
+    # the mean's own gradient: the output does not see a shift of the channel
+    shift, along, value = -total * of.scale, None, None
+    if form.carry == "l2":
+        # divisor * centered / sum(centered^2): grad_input loses its part along centered
+        ratio = torch.where(more == 0, 0.0, grad_divisor * divisor / more)
+        along = Slope(ratio, "centered")
+    elif dense is not None:
+        along = Slope(grad_divisor * deviation.dense_factor(divisor, count), dense)
+        shift = shift if more is None else shift - along.factor * more
+    elif form.carry == "exact" and slope is not None:
+        value = grad_divisor.unsqueeze(1) * slope
+        shift = shift - value.sum(1)
+    if not form.centered:
+        shift = torch.zeros_like(shift)
+    dtype = x.dtype if value is None else total.dtype
+    grad_input = by.grad_input(x, grad_output, of, divided(shift, count), along, dtype)
+    if value is not None and x.numel():
+        assert index is not None
+        if form.ranks is not None:
+            index, value = form.ranks.held(index, value)
+        grad_input = by.add_at(grad_input, index, value).to(x.dtype)
+    return (grad_input, *own)
+
+
+def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(relu(x + y), where it was off)."""
+    done = norm_kernels.add_relu(x, y)
+    if done is None:
+        output = (x + y).relu_()
+        done = output, output <= 0
+    return done
+
+
+def masked(grad: Tensor, off: Tensor) -> Tensor:
+    """The gradient, 0 where off, in the layout of `off`: the residual of a sum would carry another
+    one down the whole network."""
+    result = norm_kernels.masked(grad, off)
+    if result is None:
+        result = torch.empty_like(off, dtype=grad.dtype)
+        torch.where(off, grad.new_zeros(()), grad, out=result)
+    return result

@@ -1,0 +1,128 @@
+"""The passes over the data that a batch-norm is made of, by torch's own operations.
+
+`norm_kernels` has the same functions, compiled, for the tensors it serves.  x: (N, C, *S); mean,
+scale, shift and every result per channel: (C,), fp32 (fp64 for fp64 x).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers import FloatFormat, round_to
+
+from .samples import Rows, Sample
+
+#: what `sums` may be asked for besides: of centered^2, or of sign(centered)
+Extra = Literal["squares", "signs"] | None
+
+
+class Affine(NamedTuple):
+    """y = (x - mean) * scale + shift, rounded to the activation format, and, with relu,
+    max(y, 0)."""
+
+    mean: Tensor
+    scale: Tensor
+    shift: Tensor
+    activation: FloatFormat | None = None
+    relu: bool = False
+
+
+class Sums(NamedTuple):
+    """Over each channel: of g, g * centered, and what else was asked for."""
+
+    grad: Tensor
+    product: Tensor
+    extra: Tensor | None
+
+
+class Slope(NamedTuple):
+    """What is added to the gradient: factor * centered, or factor * sign(centered)."""
+
+    factor: Tensor
+    of: Literal["centered", "sign"]
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype of the statistics: fp64 for fp64, fp32 for the others."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def lift(per_channel: Tensor, like: Tensor) -> Tensor:
+    """(C,) -> (1, C, 1, ...), in the dtype of `like` (N, C, *S)."""
+    return per_channel.to(like.dtype).reshape(1, -1, *[1] * (like.dim() - 2))
+
+
+def others(x: Tensor) -> list[int]:
+    """The axes that a channel's elements lie along."""
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
+def sample(x: Tensor, mean: Tensor) -> Sample:
+    """The channels' elements less their means."""
+    return Rows(wide(x).transpose(0, 1).flatten(1) - mean.unsqueeze(1))
+
+
+def _output(centered: Tensor, of: Affine) -> Tensor:
+    y = centered * lift(of.scale, centered) + lift(of.shift, centered)
+    y = y if of.activation is None else round_to(y, of.activation)
+    return y.relu() if of.relu else y
+
+
+def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
+    """y in `dtype`."""
+    x = wide(x)
+    return _output(x - lift(of.mean, x), of).to(dtype)
+
+
+def _masked(grad: Tensor, centered: Tensor, of: Affine) -> Tensor:
+    """The gradient before the ReLU."""
+    grad = grad.to(centered.dtype)
+    if not of.relu:
+        return grad
+    return torch.where(_output(centered, of) <= 0, 0.0, grad)
+
+
+def aligned(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient as the following take it."""
+    return grad
+
+
+def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
+    """The sums that the gradient needs; g: grad, where the ReLU was on."""
+    x = wide(x)
+    centered = x - lift(of.mean, x)
+    g = _masked(grad, centered, of)
+    axes = others(x)
+    more = None
+    if extra is not None:
+        more = (centered.square() if extra == "squares" else centered.sign()).sum(axes)
+    return Sums(g.sum(axes), (g * centered).sum(axes), more)
+
+
+def grad_input(
+    x: Tensor, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype
+) -> Tensor:
+    """g * scale + offset + slope, in `dtype`."""
+    values = wide(x)
+    centered = values - lift(of.mean, values)
+    g = _masked(grad, centered, of) * lift(of.scale, values) + lift(offset, values)
+    if slope is not None:
+        along = centered if slope.of == "centered" else centered.sign()
+        g = g + lift(slope.factor, values) * along
+    return g.to(dtype)
+
+
+def flat_index(index: Tensor, space: int) -> tuple[Tensor, ...]:
+    """Where in (N, C, S) the elements index (C, J) of each channel's N * S lie."""
+    channel = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
+    return index // space, channel, index % space
+
+
+def add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    """grad (N, C, *S) with value (C, J) added at index (C, J) into each channel's N * S."""
+    flat = grad.reshape(grad.shape[0], grad.shape[1], -1)
+    where = flat_index(index, flat.shape[2])
+    return flat.index_put(where, value, accumulate=True).reshape(grad.shape)

@@ -1,0 +1,104 @@
+"""How a norm is simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from quantizers import OFF, FloatFormat, Off, QuantizerLike, traced
+
+from .. import checks
+from . import deviations
+from .arithmetic import Arithmetic
+from .deviations import Deviation
+
+_L2 = deviations.l2()
+
+StatisticsGradient = Literal["exact", "l2", "detached"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormRecipe:
+    """The deviation of a norm, its gradient, its arithmetic, and one quantizer per operand.
+
+    Of a batch-norm's channels, a LayerNorm's or RMSNorm's rows, a GroupNorm's groups.
+
+    deviation             what estimates the standard deviation: deviations.range_() ...
+    statistics_gradient   what the deviation passes back:  "exact", its own gradient, for range a
+                          spike on two elements a chunk;  "l2", that of a root mean square of the
+                          same value, which leaves the input's gradient orthogonal to the centered
+                          input;  "detached", nothing.  The mean always passes its own back.
+    input, weight, bias   quantizers of x, the scale and the shift (straight-through)
+    grad_output           quantizer of the gradient that enters the norm's backward
+    activation            the float format in which the output is rounded, or None: not at all
+    arithmetic            what every operation and every partial sum is rounded to, forward and
+                          backward, or None: fp32, fp64 for fp64
+    """
+
+    deviation: Deviation = _L2
+    statistics_gradient: StatisticsGradient = "exact"
+    input: QuantizerLike = OFF
+    weight: QuantizerLike = OFF
+    bias: QuantizerLike = OFF
+    grad_output: QuantizerLike = OFF
+    activation: FloatFormat | None = None
+    arithmetic: Arithmetic | None = None
+    _specs: tuple[str | None, str | None] = field(
+        default=(None, None), init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.deviation, Deviation):
+            hint = f"deviations.get(name) gives one of {', '.join(deviations.names())}"
+            checks.refuse("deviation", self.deviation, "a Deviation", hint)
+        checks.choice("statistics_gradient", self.statistics_gradient, ("exact", "l2", "detached"))
+        if self.deviation == deviations.none() and self.statistics_gradient == "l2":
+            raise ValueError(
+                "statistics_gradient: got 'l2' with deviation none, which has no statistic beyond "
+                "the mean; leave it 'exact'"
+            )
+        for name, quantizer in self._quantizers:
+            checks.quantizer(f"norm.{name}", quantizer)
+        if not isinstance(self.activation, FloatFormat | None):
+            checks.refuse("activation", self.activation, "a FloatFormat or None")
+        if not isinstance(self.arithmetic, Arithmetic | None):
+            checks.refuse("arithmetic", self.arithmetic, "an Arithmetic or None")
+        own = self.deviation, self.statistics_gradient
+        specs = traced.spec((*own, None)), traced.spec((*own, self.activation))
+        object.__setattr__(self, "_specs", specs)
+
+    def spec(self, rounded: bool) -> str | None:
+        """Deviation, its gradient and, when rounded, the output's format, as a string."""
+        own, with_output = self._specs
+        return with_output if rounded else own
+
+    @property
+    def _quantizers(self) -> tuple[tuple[str, QuantizerLike], ...]:
+        return (
+            ("input", self.input),
+            ("weight", self.weight),
+            ("bias", self.bias),
+            ("grad_output", self.grad_output),
+        )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the norm is exactly torch's, so that it is left alone."""
+        return (
+            self.deviation == _L2
+            and self.statistics_gradient == "exact"
+            and all(isinstance(quantizer, Off) for _, quantizer in self._quantizers)
+            and self.activation is None
+            and self.arithmetic is None
+        )
+
+    def __str__(self) -> str:
+        parts = [str(self.deviation)]
+        if self.statistics_gradient != "exact":
+            parts.append(f"statistics_gradient {self.statistics_gradient}")
+        if self.arithmetic is not None:
+            parts.append(str(self.arithmetic))
+        parts += [f"{name} {q}" for name, q in self._quantizers if not isinstance(q, Off)]
+        if self.activation is not None:
+            parts.append(f"output {self.activation}")
+        return "; ".join(parts)

@@ -1,0 +1,144 @@
+"""What is known of one call of a layer beside its tensors, and who may look at its products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from quantizers import Off, QTensor, Quantizer, fold
+from quantizers.protocol import quantized
+from quantizers.ranges import State
+
+from ..layer_state import rank
+from ..recipe import SLOTS, Recipe
+from .engines.engine import Engine, Note
+from .operations import Kind, Operation
+
+
+class Computed(NamedTuple):
+    """One product of a layer, as a probe sees it.
+
+    a, b       its operands before they were quantized (weight: canonical); b None where it has
+               been changed in place since the forward
+    operands   the two as they were multiplied; b keeps a scale that was folded into a
+    bias       the forward's, or None
+    result     what came out, in the dtype it was computed in
+    dtype      the dtype in which the result is handed on
+    """
+
+    operation: Operation
+    kind: Kind
+    a: Tensor
+    b: Tensor | None
+    operands: tuple[QTensor, QTensor]
+    bias: Tensor | None
+    result: Tensor
+    dtype: torch.dtype
+
+
+class Probe(Protocol):
+    """Sees every quantization and every product of a layer, for inspection.
+
+    It changes none of their bits.
+    """
+
+    def watches(self, training: bool) -> bool:
+        """Whether it is to see a call in this mode."""
+
+    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
+        """An operand before and after its quantizer; folded: times the other operand's scale."""
+
+    def result(self, product: Computed) -> None:
+        """A product that was computed."""
+
+    def engine(self, kind: Kind, name: str) -> None:
+        """The engine that serves a product, or one block of it."""
+
+
+@dataclass
+class Call:
+    """Everything about one call of a layer that is not a tensor.
+
+    name       the layer's, for errors
+    autocast   the dtype autocast asks for, or None: operands that are not quantized take it
+    """
+
+    operation: Operation
+    recipe: Recipe
+    states: dict[tuple[str, str], State]
+    training: bool
+    autocast: torch.dtype | None = None
+    engines: tuple[Engine, ...] | None = None
+    probe: Probe | None = None
+    name: str = ""
+
+    def quantize(
+        self,
+        kind: Kind,
+        operand: str,
+        x: Tensor,
+        key: Tensor | None,
+        factor: Tensor | None = None,
+    ) -> QTensor:
+        """An operand, times the other operand's scale where that is its factor, through its slot's
+        quantizer, with the slot's own state and noise."""
+        slot = self.recipe.slots[kind, operand]
+        quantizer, number = slot.quantizer, slot.number
+        ours = type(quantizer) is Quantizer
+        if factor is not None and not ours:
+            x = x * factor
+        if self.autocast is not None and isinstance(quantizer, Off):
+            x = x.to(self.autocast)
+        if key is not None and slot.noisy:
+            # the same weights get the same noise on every rank, data their own
+            common = operand == "weight" and not self.operation.weight_is_data
+            key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))
+        state = self.states.get((kind, operand), {})
+        try:
+            deferred = None  # a norm's output that is yet to be: norm_computation.Deferred
+            if not torch.compiler.is_compiling():
+                deferred = getattr(x, "deferred", None)
+            if deferred is not None:
+                q: QTensor = deferred.quantized(quantizer, state, self.training)
+            elif type(quantizer) is Quantizer:
+                q = quantizer.of_layer(x, state, key, self.training, factor)
+            else:
+                q = quantized(quantizer, x, state=state, key=key, training=self.training)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"{operand} of {kind}") from error
+        if self.probe is not None:
+            seen = x * factor if factor is not None and ours else x
+            self.probe.operand(kind, operand, seen, q, factor is not None)
+        return q
+
+    def note(self, kind: Kind) -> Note:
+        """What is told the engines of a product, where there is a probe."""
+        assert self.probe is not None
+        return partial(self.probe.engine, kind)
+
+    def snapshot(self, operand: str) -> State:
+        """The state of an operand's forward quantizer as it is now: later forwards move it on."""
+        return {
+            name: value.clone() for name, value in self.states.get(("forward", operand), {}).items()
+        }
+
+    def own_backward(self, operand: str, grad: Tensor, x: Tensor | None, state: State) -> Tensor:
+        """The gradient through the forward quantizer of an operand, with its state of then."""
+        backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
+        passed = backward(grad, x, state)
+        if not isinstance(passed, Tensor) or passed.shape != grad.shape:
+            got = tuple(passed.shape) if isinstance(passed, Tensor) else passed
+            raise ValueError(
+                f"{operand}: backward returned {got}, need a {tuple(grad.shape)} tensor"
+            )
+        return passed
+
+
+def located(error: Exception, place: str) -> Exception:
+    """The same kind of error, saying where."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{place}: {error}")

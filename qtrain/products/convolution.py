@@ -1,0 +1,176 @@
+"""Convolutions, transposed or not, and the geometry of their three products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .operations import Kind, Operand, Operation
+
+
+@dataclass(frozen=True)
+class Convolution(Operation):
+    """A convolution or transposed convolution of any number of spatial axes, input (N, C, *S)."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def canonical(self, weight: Tensor) -> Tensor:
+        grouped = weight.view(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+        return grouped.transpose(1, 2) if self.transposed else grouped
+
+    def raw(self, canonical: Tensor) -> Tensor:
+        if self.transposed:
+            canonical = canonical.transpose(1, 2)
+        return canonical.flatten(0, 1)
+
+    def _backward(self, grad_output: Tensor, input: Tensor, weight: Tensor, wanted: int) -> Tensor:
+        """The gradient of the input (0), the weight (1) or the bias (2)."""
+        if not (grad_output.numel() and input.numel() and weight.numel()):
+            # aten refuses some of those
+            if wanted == 2:
+                return self.grad_bias(grad_output)
+            return torch.zeros_like((input, weight)[wanted], dtype=grad_output.dtype)
+        bias = weight.shape[1] * self.groups if self.transposed else weight.shape[0]
+        grads = torch.ops.aten.convolution_backward(
+            grad_output, input, weight, [bias], list(self.stride), list(self.padding),
+            list(self.dilation), self.transposed, list(self._output_padding), self.groups,
+            [wanted == 0, wanted == 1, wanted == 2],
+        )  # fmt: skip
+        grad: Tensor = grads[wanted]
+        return grad
+
+    def scattered(self, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """The spatial size of a transposed convolution's output."""
+        return [
+            (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
+            for n, k, s, p, d, extra in zip(
+                size, kernel, self.stride, self.padding, self.dilation, self._output_padding,
+                strict=True,
+            )
+        ]  # fmt: skip
+
+    @property
+    def _output_padding(self) -> tuple[int, ...]:
+        return self.output_padding or (0,) * len(self.stride)
+
+    def product(self, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        if kind == "forward":
+            if self.transposed and 0 in (size := self.scattered(a.shape[2:], b.shape[3:])):
+                # aten refuses it in fp64, and calls an output that is not transposed too small
+                return a.new_empty((a.shape[0], b.shape[0] * b.shape[1], *size))
+            return self.native(_settled(a), self.canonical(_settled(self.raw(b))), None)
+        if kind == "grad_input":
+            return self._backward(a, torch.empty_like(like, dtype=a.dtype), self.raw(b), 0)
+        weight = self.raw(like)
+        last = is_channels_last(weight)
+        # strides of its own: aten refuses, in fp64, those of another tensor along a length of 1
+        layout = LAST[weight.dim()] if last else torch.preserve_format
+        weight = torch.empty_like(weight, dtype=a.dtype, memory_format=layout)
+        return self.canonical(self._backward(a, b, weight, 1))
+
+    def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.convolution(
+            input, self.raw(weight), bias, self.stride, self.padding, self.dilation,
+            self.transposed, self._output_padding, self.groups,
+        )  # fmt: skip
+
+    def grad_bias(self, grad_output: Tensor) -> Tensor:
+        return grad_output.sum((0, *range(2, grad_output.dim())))
+
+    def torch_grad_bias(
+        self, grad_output: Tensor, input_like: Tensor, weight_like: Tensor
+    ) -> Tensor:
+        return self._backward(grad_output, input_like, self.raw(weight_like), 2)
+
+    def along_channels(self, bias: Tensor) -> Tensor:
+        return bias.view(1, -1, *[1] * len(self.stride))
+
+    def kept(self, kind: Kind, operand: Operand, dims: int) -> set[int]:
+        if kind == "grad_weight":
+            return {1}
+        if operand == "a":
+            return {0}
+        return {0, 1} if kind == "forward" else {0, 2}
+
+    def split_axis(self, kind: Kind, operand: Operand, dims: int) -> int:
+        if kind == "grad_weight":
+            return 0
+        if operand == "a":
+            return 1
+        return 2 if kind == "forward" else 1
+
+    def narrow(self, kind: Kind, operand: Operand, x: Tensor, start: int, length: int) -> Tensor:
+        axis = self.split_axis(kind, operand, x.dim())
+        if operand == "b" or kind == "grad_weight" or self.groups == 1:
+            return x.narrow(axis, start, length)
+        grouped: Tensor = x.unflatten(1, (self.groups, -1)).narrow(2, start, length)
+        return grouped.flatten(1, 2)
+
+    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
+        if kind == "grad_weight":
+            # each weight meets every position of the smaller of the two maps at most once
+            return a[0], math.prod(b[2:] if self.transposed else a[2:])
+        return a[1] // self.groups, math.prod(b[3:])
+
+    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
+        if kind == "grad_weight":
+            return math.prod(a) * b[1] // self.groups
+        each = 1 if kind == "forward" else 2  # of b's axes, the one that is not summed
+        return math.prod(a) * b[each] * math.prod(b[3:])
+
+    def lift(self, kind: Kind, operand: Operand, scale: Tensor) -> Tensor:
+        space = [1] * len(self.stride)
+        if kind == "grad_weight":
+            if scale.numel() == 1:
+                return scale.reshape([1, 1, 1, *space])
+            per_group = scale.reshape(self.groups, -1)
+            shape = [self.groups, -1, 1] if operand == "a" else [self.groups, 1, -1]
+            return per_group.reshape(shape + space)
+        if operand == "a":
+            return scale
+        if scale.numel() == 1:
+            return scale.reshape([1, 1, *space])
+        scale = scale.expand(self.groups, *scale.shape[1:])
+        return scale.reshape([1, -1, *space])
+
+    def gives_channels_last(self, a: Tensor, weight: Tensor) -> bool:
+        """Whether torch would lay the product of a with a canonical weight so."""
+        return is_channels_last(a) or is_channels_last(self.raw(weight))
+
+    def channel_axis(self, dims: int) -> int:
+        return 1
+
+
+#: how tensors of so many axes lie where their second is the innermost
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """As torch's convolutions decide how their result lies in memory."""
+    last = LAST.get(x.dim())
+    return last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous()
+
+
+def _settled(x: Tensor) -> Tensor:
+    """x, with one channel in volumes, in plain layout.
+
+    Where the stride of the one channel, which says nothing, is that of a channels-last tensor,
+    torch 2.13's fp32 convolution on the CPU reads memory that is not x's.
+    """
+    if x.dim() == 5 and x.shape[1] == 1 and x.stride(1) != math.prod(x.shape[2:]):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def pair(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """`count` integers from one integer or a sequence, as torch's layers accept them."""
+    return (value,) * count if isinstance(value, int) else tuple(int(v) for v in value)

@@ -1,0 +1,1 @@
+"""What computes an exact sum, and the choice among them."""

@@ -1,0 +1,92 @@
+"""What follows an exact integer sum: one conversion, the scale, the bias."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers import kernels
+from quantizers.kernels import team
+
+from ..operations import Operation
+
+
+class Epilogue(NamedTuple):
+    """fl32(fl32(sum) * scale) + bias, each rounded once.
+
+    scale   fp32, or fp64 with an axis at least and 24 significant bits where fp32 may not hold it
+            (`scales.times`), broadcastable to the sums, or None for 1
+    bias    (out channels), or None
+    """
+
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, operation: Operation, sums: Tensor, shift: Tensor | None = None) -> Tensor:
+        """sums: exact integers in any dtype, which the caller gives away; shift: int32, what is
+        first to be taken from int32 sums, broadcastable to them, modulo 2^32 -> fp32, their shape.
+        """
+        if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
+            done = self._fused(operation, sums, shift)
+            if done is not None:
+                return done
+            sums = sums if shift is None else sums.sub_(shift)
+            output = sums.view(torch.float32).copy_(sums)  # element by element, where they lie
+        else:
+            output = (sums if shift is None else sums - shift).to(torch.float32)
+        return self.applied_(operation, output)
+
+    def applied_(self, operation: Operation, output: Tensor) -> Tensor:
+        """output * scale + bias, in place."""
+        if self.scale is not None:
+            output = output.mul_(self.scale)
+        if self.bias is not None:
+            output = output.add_(operation.along_channels(self.bias.to(output.dtype)))
+        return output
+
+    def scale_of(self, operation: Operation, channels: int) -> Tensor | None:
+        """The scale of each channel, (channels), fp32 on the CPU where there is none; None where it
+        varies along anything else."""
+        scale = self.scale
+        if scale is None:
+            return torch.ones(channels, dtype=torch.float32, device="cpu")
+        if scale.numel() == 1:
+            return (scale.reshape(()) if scale.dim() else scale).expand(channels).contiguous()
+        axis = operation.channel_axis(scale.dim())
+        if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
+            return scale.reshape(-1).contiguous()
+        return None
+
+    def _fused(self, operation: Operation, sums: Tensor, shift: Tensor | None) -> Tensor | None:
+        """The whole in one pass, in the memory of the sums; None where no kernel serves them."""
+        axis = operation.channel_axis(sums.dim())
+        if not kernels.serves(sums) or not sums.movedim(axis, -1).is_contiguous():
+            return None
+        channels = sums.shape[axis]
+        scale = self.scale_of(operation, channels)
+        bias = None if self.bias is None else self.bias.float().contiguous()
+        kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish")
+        if sums.numel() == 0 or scale is None or scale.dtype != torch.float32 or kernel is None:
+            return None
+        zeros, minus_zeros = _neutral(channels)
+        rows, matrices = sums.numel() // channels, 1
+        if shift is not None:
+            shift = shift.contiguous()
+            matrices = shift.numel() // channels
+        words = (
+            rows, channels, sums.data_ptr(), rows // matrices,
+            ctypes.addressof(zeros) if shift is None else shift.data_ptr(), scale.data_ptr(),
+            ctypes.addressof(minus_zeros) if bias is None else bias.data_ptr(),
+        )  # fmt: skip
+        team.run(kernel.address, words, sums.numel())
+        return sums.view(torch.float32)
+
+
+@lru_cache(maxsize=256)
+def _neutral(channels: int) -> tuple[Any, Any]:
+    """A shift and a bias that change nothing: x + -0.0 is x for every x, -0.0 too."""
+    return (ctypes.c_int32 * channels)(), (ctypes.c_float * channels)(*[-0.0] * channels)

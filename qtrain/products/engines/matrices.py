@@ -1,0 +1,102 @@
+"""Exact integer products of matrices, alone or in batches: int8 matrix products on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..operations import BatchedMatmul, Kind, Linear, Operation
+from .admission import Tried
+from .engine import Work
+from .epilogue import Epilogue
+from .unfolded import plain
+
+_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
+
+
+class MatricesInt8(Tried):
+    """int8 times int8, summed in int32 by torch._int_mm for each matrix of the batch.
+
+    A zero point of a meets the sums of b's columns.  Small matrices it leaves to others: a call
+    costs as much as they do.
+    """
+
+    name = "matrices_int8"
+    device_types: tuple[str, ...] = ("cpu",)
+    takes_zero_point = True
+
+    def __init__(self, smallest: int = 2**19, terms: int = 64) -> None:
+        """smallest, terms: multiplications in a matrix, and terms of a sum, from which it is
+        faster than fp32 units (measured with one thread and two)."""
+        self.smallest, self.terms = smallest, terms
+
+    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
+        if not isinstance(operation, Linear | BatchedMatmul):
+            return False
+        if work.multiplications is not None and (
+            work.count * work.per_index < self.terms or work.multiplications < self.smallest
+        ):
+            return False
+        eight = work.a.within(0, 255) or work.a.within(-128, 127)
+        # units without signed operands take codes of 0 .. 255
+        raw = work.count * work.per_index * 255 * work.b.magnitude
+        return eight and work.b.within(-128, 127) and max(raw, work.bound) < 2**31
+
+    def product(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        work: Work,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        left, right = a, b
+        single = isinstance(operation, Linear)  # its weight is a batch of one already
+        if single:
+            left = left.flatten(0, -2).unsqueeze(0)
+            if kind == "grad_weight":
+                right = right.flatten(0, -2).unsqueeze(0)
+        if kind == "grad_weight":
+            left = left.transpose(1, 2)
+        elif kind == "forward":
+            right = right.transpose(1, 2)
+        shift = None if zero_point is None else zero_point.reshape(()).to(torch.int32)
+        if not work.a.within(-128, 127):
+            left = (left.to(torch.uint8) ^ 128).view(torch.int8)
+            shift = right.new_full((), -128, dtype=torch.int32) if shift is None else shift - 128
+        left, right = left.to(torch.int8), right.to(torch.int8)
+        run = torch.ops.qtrain.matrices_int8 if torch.compiler.is_compiling() else _matrices
+        total: Tensor = run(left, right)
+        if shift is not None:
+            shift = right.sum(1, keepdim=True, dtype=torch.int32) * shift
+        if single and kind != "grad_weight":
+            total = total.view(*a.shape[:-1], total.shape[-1])
+            shift = None if shift is None else shift.view(-1)
+        if epilogue is None:
+            return total if shift is None else total - shift
+        return epilogue(operation, total, shift)
+
+
+def _matrices(a: Tensor, b: Tensor) -> Tensor:
+    """a: int8 (batch, M, K), b: int8 (batch, K, N) -> int32 (batch, M, N)."""
+    shape = a.shape[0], a.shape[1], b.shape[2]
+    if not (a.numel() and b.numel()):
+        return a.new_zeros(shape, dtype=torch.int32)
+    result = a.new_empty(shape, dtype=torch.int32)
+    rows = zip(plain(a).unbind(), plain(b).unbind(), result.unbind(), strict=True)
+    for left, right, out in rows:
+        torch._int_mm(left, right, out=out)
+    return result
+
+
+def _fake(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty((a.shape[0], a.shape[1], b.shape[2]), dtype=torch.int32)
+
+
+_LIBRARY.define("matrices_int8(Tensor a, Tensor b) -> Tensor")
+_LIBRARY.impl("matrices_int8", _matrices, "CPU")
+torch.library.register_fake("qtrain::matrices_int8", _fake, lib=_LIBRARY)

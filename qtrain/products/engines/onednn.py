@@ -1,0 +1,189 @@
+"""Exact integer products on the int8 units of a CPU, by torch's own oneDNN convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..convolution import LAST, Convolution
+from ..operations import Kind, Operation
+from .admission import Tried
+from .engine import Work
+from .epilogue import Epilogue
+from .geometry import Reduced, Window, dense, reduced, restored, scatter
+from .scales import narrowed
+
+_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
+
+
+class OneDnnInt8(Tried):
+    """uint8 times int8, summed in int32; scale per output channel and bias are fused.
+
+    forward and grad_input of convolutions; grad_weight is not a convolution with a small kernel.
+    Small products it leaves to others: packing the weight takes longer than they do.
+    """
+
+    device_types: tuple[str, ...] = ("cpu",)
+    takes_zero_point = True
+
+    def __init__(self, smallest: int = 2**23, *, shifted: int = 2**31) -> None:
+        """smallest: multiplications from which it is faster than fp32 units (measured on two
+        cores with AVX512-VNNI).
+
+        shifted: what the sum of codes with a zero point must stay below, before the zero point is
+        taken off.  On AMX units oneDNN takes it off in fp32, which holds sums below 2^24.
+        """
+        self.smallest, self.shifted = smallest, shifted
+        self.name = "onednn_int8" if shifted == 2**31 else "onednn_int8_fp32_zero_point"
+
+    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
+        if kind == "grad_weight" or not isinstance(operation, Convolution):
+            return False
+        if work.multiplications is not None and work.multiplications < self.smallest:
+            return False
+        if work.sums and work.bound > 2**24:  # the result is fp32
+            return False
+        eight = work.a.within(0, 255) or work.a.within(-128, 127)
+        # the codes enter as 0 .. 255, so the running sum may pass work.bound
+        raw = work.count * work.per_index * 255 * work.b.magnitude
+        largest = self.shifted if work.zero_point or work.a.low < 0 else 2**31
+        return eight and work.b.within(-128, 127) and raw < largest and work.bound < 2**31
+
+    def product(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        work: Work,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        shape = reduced(operation, kind, a, b, like)
+        x, offset = shape.x, 0
+        if work.a.low < 0:
+            x, offset = x.to(torch.int8).view(torch.uint8) ^ 128, 128
+        else:
+            x = x.to(torch.uint8)
+        if zero_point is None:
+            zero_point = torch.full((), offset, dtype=torch.int32, device="cpu")
+        else:
+            zero_point = zero_point.reshape(()).to(torch.int32) + offset
+        channels = shape.w.shape[0] * shape.w.shape[1]
+        after = epilogue or Epilogue()
+        scale = after.scale_of(operation, channels)
+        fused = scale is not None
+        if scale is None:
+            scale = Epilogue().scale_of(operation, channels)
+            assert scale is not None
+        bias = after.bias.float() if fused and after.bias is not None else None
+        run = torch.ops.qtrain.onednn_int8 if torch.compiler.is_compiling() else _convolution
+        window = shape.window
+        result: Tensor = run(
+            x, zero_point, shape.w.to(torch.int8), scale, bias,
+            window.stride, window.padding, window.dilation, shape.scattered, shape.channels_last,
+        )  # fmt: skip
+        if kind == "grad_input":
+            result = restored(operation, kind, result, a, like)
+        return result if fused else after.applied_(operation, result)
+
+
+def _convolution(
+    x: Tensor,
+    zero_point: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    scattered: Sequence[int] | None,
+    channels_last: bool,
+) -> Tensor:
+    """A gather or scatter with its epilogue.
+
+    x: uint8 (N, groups * summed, *S); w: int8 (groups, produced, summed, *kernel); zero_point:
+    int32 (); scale: as `scales.times` makes it, bias: fp32, both (groups * produced)
+    -> fp32 (N, groups * produced, *S').
+    """
+    if scale.dtype == torch.float64:
+        held = narrowed(scale)
+        if held is None:
+            ones = torch.ones_like(scale, dtype=torch.float32)
+            result = _convolution(
+                x, zero_point, w, ones, None, stride, padding, dilation, scattered, channels_last
+            )
+            over = [1, -1, *[1] * (x.dim() - 2)]
+            result = result.mul_(scale.view(over))
+            return result if bias is None else result.add_(bias.view(over))
+        scale = held
+    one = scale.new_ones(1)  # scales enter the product alone
+    zeros = scale.new_zeros(scale.numel(), dtype=torch.int64)
+    space = [1] * (x.dim() - 2)
+
+    def nothing(shape: Sequence[int]) -> Tensor:
+        result = (scale * 0.0).view(1, -1, *space)
+        if bias is not None:
+            result = result + bias.view(1, -1, *space)
+        return result.expand(shape) if math.prod(shape) else result.new_empty(list(shape))
+
+    def gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
+        shape = [x.shape[0], scale.numel(), *window.gathered(x.shape[2:], w.shape[3:])]
+        if not math.prod(shape) or not w.shape[2]:
+            return nothing(shape)
+        groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
+        # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
+        # weight when it is used, in a tenth of the time that packing it in takes.
+        # Packed for another shape of input it may lie otherwise, and is then laid out anew.
+        packed = torch.ops.onednn.qconv_prepack(
+            w.flatten(0, 1), one, 1.0, 0, *geometry, groups, list(x.shape)
+        )
+        x = x.contiguous(memory_format=LAST.get(x.dim(), torch.contiguous_format))
+        result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
+            x, one, zero_point, packed, scale, zeros, bias, *geometry, groups, 1.0, 0,
+            torch.float32, "none", [], "",
+        )  # fmt: skip
+        return result
+
+    shape = Reduced(
+        x, w, Window(tuple(stride), tuple(padding), tuple(dilation)),
+        None if scattered is None else list(scattered), channels_last,
+    )  # fmt: skip
+    if scattered is None:
+        result = gather(x, w, shape.window)
+        last = LAST.get(x.dim()) if channels_last else None
+        return result.contiguous(memory_format=last or torch.contiguous_format)
+    return scatter(gather, nothing, x, shape)
+
+
+def _fake(
+    x: Tensor,
+    zero_point: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    scattered: Sequence[int] | None,
+    channels_last: bool,
+) -> Tensor:
+    size = scattered
+    if size is None:
+        window = Window(tuple(stride), tuple(padding), tuple(dilation))
+        size = window.gathered(x.shape[2:], w.shape[3:])
+    empty = scale.new_empty([x.shape[0], scale.shape[0], *size], dtype=torch.float32)
+    return dense(empty, channels_last)
+
+
+_LIBRARY.define(
+    "onednn_int8(Tensor x, Tensor zero_point, Tensor w, Tensor scale, Tensor? bias, int[] stride,"
+    " int[] padding, int[] dilation, SymInt[]? scattered, bool channels_last) -> Tensor"
+)
+_LIBRARY.impl("onednn_int8", _convolution, "CPU")
+torch.library.register_fake("qtrain::onednn_int8", _fake, lib=_LIBRARY)

@@ -1,0 +1,79 @@
+"""A convolution's product by torch's own kernels, in a graph that torch.compile makes for CUDA.
+
+cuDNN may convolve by Winograd or FFT, whose sums of integers are not exact; torch's own are matrix
+products of unfolded operands.  A graph cannot turn cuDNN off, so that it is one operation there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...autograd.selective import shown
+from ..convolution import Convolution
+from ..operations import Kind, Operation
+
+_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
+_LIBRARY.define(
+    "plain_convolution(Tensor a, Tensor b, Tensor like, str kind, int[] stride, int[] padding,"
+    " int[] dilation, int groups, bool transposed, int[] output_padding) -> Tensor"
+)
+
+
+def has_cudnn(device: torch.device) -> bool:
+    """Whether convolutions may be cuDNN's there."""
+    return device.type == "cuda"
+
+
+def plain_product(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """operation.product, by no kernel of cuDNN."""
+    if not isinstance(operation, Convolution) or not has_cudnn(a.device):
+        return shown(operation.product, kind, a, b, like)
+    if torch.compiler.is_compiling():
+        result: Tensor = torch.ops.qtrain.plain_convolution(
+            a, b, like, kind, operation.stride, operation.padding, operation.dilation,
+            operation.groups, operation.transposed, operation.output_padding,
+        )  # fmt: skip
+        return result
+    with torch.backends.cudnn.flags(enabled=False):
+        return shown(operation.product, kind, a, b, like)
+
+
+def full_precision() -> AbstractContextManager[Any]:
+    """cuDNN without TF32, which keeps 11 bits of an operand, as torch allows it from the start.
+
+    Not in a compiled graph, which takes the setting that it finds.
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    own = torch.backends.cudnn
+    return own.flags(
+        own.enabled, own.benchmark, own.benchmark_limit, own.deterministic, allow_tf32=False
+    )
+
+
+def _convolution(
+    a: Tensor,
+    b: Tensor,
+    like: Tensor,
+    kind: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    transposed: bool,
+    output_padding: Sequence[int],
+) -> Tensor:
+    operation = Convolution(
+        tuple(stride), tuple(padding), tuple(dilation), groups, transposed, tuple(output_padding)
+    )
+    with torch.backends.cudnn.flags(enabled=False):
+        return operation.product(kind, a, b, like).contiguous()
+
+
+_LIBRARY.impl("plain_convolution", _convolution, "CompositeExplicitAutograd")
+torch.library.register_fake("qtrain::plain_convolution", _convolution, lib=_LIBRARY)

@@ -1,0 +1,147 @@
+"""Exact integer products as int8 matrix products of unfolded codes, on CPU and CUDA.
+
+Its speed on CUDA was not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..convolution import Convolution
+from ..operations import BatchedMatmul, Kind, Operation
+from .admission import Tried
+from .columns import columns
+from .engine import Work
+from .epilogue import Epilogue
+from .geometry import Window, dense, reduced, restored, scatter
+
+#: bytes of unfolded codes in memory at once
+_CHUNK = 2**28
+
+
+class UnfoldedInt8(Tried):
+    """int8 times int8, summed in int32 by torch._int_mm; convolutions in chunks of the batch.
+
+    Batches of matrices it leaves to others, and small products.
+    """
+
+    name = "unfolded_int8"
+    device_types: tuple[str, ...] = ("cpu", "cuda")
+    takes_zero_point = False
+
+    def __init__(self, smallest: int = 2**23) -> None:
+        """smallest: multiplications from which it is faster than fp32 units (measured on a CPU)."""
+        self.smallest = smallest
+
+    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
+        if isinstance(operation, BatchedMatmul) or work.zero_point:
+            return False
+        if work.multiplications is not None and work.multiplications < self.smallest:
+            return False
+        eight = work.a.within(-128, 127) and work.b.within(-128, 127)
+        return eight and work.bound < 2**31
+
+    def product(
+        self,
+        operation: Operation,
+        kind: Kind,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        work: Work,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        assert zero_point is None
+        a, b = a.to(torch.int8), b.to(torch.int8)
+        if kind == "grad_weight":
+            total = _grad_weight(operation, a, b, like)
+        else:
+            shape = reduced(operation, kind, a, b, like)
+            if shape.scattered is None:
+                total = dense(_gather(shape.x, shape.w, shape.window), shape.channels_last)
+            else:
+                nothing = partial(shape.x.new_zeros, dtype=torch.int32)
+                total = scatter(_gather, nothing, shape.x, shape)
+            total = restored(operation, kind, total, a, like)
+        return total if epilogue is None else epilogue(operation, total)
+
+
+def _int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """a: int8 (M, K), b: int8 (K, N) -> int32 (M, N)."""
+    if not (a.numel() and b.numel()):
+        return a.new_zeros((a.shape[0], b.shape[1]), dtype=torch.int32)
+    if a.device.type != "cuda":
+        return torch._int_mm(plain(a), plain(b))
+    # more than 16 rows, K and N multiples of 8, the summed axis contiguous in both
+    (rows, summed), wide = a.shape, b.shape[1]
+    a = F.pad(a, (0, -summed % 8, 0, max(17 - rows, 0))).contiguous()
+    b = F.pad(b.t(), (0, -summed % 8, 0, -wide % 8)).contiguous().t()
+    return torch._int_mm(a, b)[:rows, :wide]
+
+
+def plain(x: Tensor) -> Tensor:
+    """Matrices with one row, or column, after the other: torch._int_mm reads beyond, or in the
+    wrong place, where they overlap (an unfolded view) or a length of 1 hides its stride."""
+    rows, across = x.stride()[-2:]
+    row_by_row = across == 1 and rows >= x.shape[-1]
+    column_by_column = rows == 1 and across != 1 and across >= x.shape[-2]
+    if row_by_row or column_by_column:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _chunks(x: Tensor, window: Window, kernel: Sequence[int]) -> Iterator[slice]:
+    """Parts of the batch whose unfolded codes stay within _CHUNK bytes."""
+    one = math.prod(window.gathered(x.shape[2:], kernel)) * math.prod(kernel) * x.shape[1]
+    size = max(_CHUNK // max(one, 1), 1)
+    if x.shape[0] <= size:  # the compiler makes one graph for all such batches
+        return iter([slice(None)])
+    return (slice(start, start + size) for start in range(0, x.shape[0], size))
+
+
+def _gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
+    """x: int8 (N, groups * summed, *S), w: int8 (groups, produced, summed, *kernel)
+    -> int32 (N, groups * produced, *gathered), its channels last in memory."""
+    groups, produced, summed, *kernel = w.shape
+    size = window.gathered(x.shape[2:], kernel)
+    result = x.new_empty((x.shape[0], *size, groups, produced), dtype=torch.int32)
+    matrices = w.movedim(2, -1).flatten(2)
+    for chunk in _chunks(x, window, kernel):
+        for group in range(groups):
+            part = x[chunk, group * summed : (group + 1) * summed]
+            count = part.shape[0] * math.prod(size)
+            rows = columns(part, window, kernel).reshape(count, matrices.shape[2])
+            product = _int_mm(rows, matrices[group].t())
+            result[chunk, ..., group, :] = product.view(part.shape[0], *size, produced)
+    return result.flatten(-2).movedim(-1, 1)
+
+
+def _grad_weight(operation: Operation, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """a: int8 grad_output, b: int8 input -> int32, the canonical weight's shape."""
+    if not isinstance(operation, Convolution):
+        return _int_mm(a.flatten(0, -2).t(), b.flatten(0, -2)).unsqueeze(0)
+    window = Window(operation.stride, operation.padding, operation.dilation)
+    small, large = (b, a) if operation.transposed else (a, b)
+    groups, kernel = operation.groups, list(like.shape[3:])
+    shape = (groups, small.shape[1] // groups, *kernel, large.shape[1] // groups)
+    total = small.new_zeros(shape, dtype=torch.int32)
+    for chunk in _chunks(large, window, kernel):
+        for group in range(groups):
+            one, other = (x[chunk].unflatten(1, (groups, -1))[:, group] for x in (small, large))
+            rows = columns(other, window, kernel)
+            for axis, size in enumerate(small.shape[2:], 1):
+                rows = rows.narrow(axis, 0, size)  # output padding beyond the stride
+            left = one.movedim(1, -1).flatten(0, -2)
+            rows = rows.flatten(0, small.dim() - 2).flatten(1)
+            product = _int_mm(left.t(), rows)
+            total[group] += product.view(shape[1:])
+    total = total.movedim(-1, 2)
+    return total.transpose(1, 2) if operation.transposed else total

@@ -1,0 +1,237 @@
+"""The one autograd Function over a layer's three products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantizers import QTensor, round_to
+
+from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
+from ..autograd.selective import shown
+from ..layer_state import without_autocast
+from .blocks import product
+from .call import Call, Computed, located
+from .folding import folded
+from .operations import Kind
+
+
+def _off(a: QTensor, b: QTensor) -> bool:
+    return a.format is None and b.format is None and a.scale is None and b.scale is None
+
+
+class Products(torch.autograd.Function):
+    """A layer's forward product on quantized operands, and its two backward products.
+
+    forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
+    elements, scale and zero point of: input and weight as the forward takes them, weight as
+    grad_input takes it, input as grad_weight takes it; None for the latter two where they are
+    the forward's).  Saved: the operands the two backward
+    products need; the float input or weight only for a quantizer with its own backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        dtype: torch.dtype,
+        key: Tensor | None,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        meta: tuple[tuple[Any, ...] | None, ...],
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        operands: list[Any] = []
+        for i, kept in enumerate(meta):
+            parts: Any = tensors[3 * i : 3 * i + 3]
+            operands.append(None if kept is None else QTensor(*parts, *kept))
+        xq, wq, backward_w, backward_x = operands
+        if xq.elements is None:
+            xq = xq._replace(elements=input)
+        backward_w, backward_x = backward_w or wq, backward_x or xq
+        if _off(xq, wq):
+            wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
+            shift = None if bias is None else bias.to(wide)
+            output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
+        else:
+            output = product(
+                call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias,
+                note=None if call.probe is None else call.note("forward"),
+            )  # fmt: skip
+        if call.recipe.activation is not None:
+            output = round_to(output, call.recipe.activation)
+        if call.probe is not None:
+            canonical = call.operation.canonical(weight)
+            call.probe.result(
+                Computed(call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype)
+            )
+
+        wants_input, wants_weight = ctx.needs_input_grad[3:5]
+        slots = call.recipe.slots
+        keep_input = wants_input and not slots["forward", "input"].straight_through
+        keep_weight = wants_weight and not slots["forward", "weight"].straight_through
+        none = (None, None, None)
+        ctx.save_for_backward(
+            key if wants_input or wants_weight else None,
+            input if keep_input else None,
+            weight if keep_weight else None,
+            *(backward_w[:3] if wants_input else none),
+            *(backward_x[:3] if wants_weight else none),
+        )
+        ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
+        ctx.snapshots = (
+            call.snapshot("input") if keep_input else None,
+            call.snapshot("weight") if keep_weight else None,
+        )
+        # not saved: what a probe looks at must neither change what a checkpointed segment saves nor
+        # forbid a later operation in place
+        probing = call.probe is not None
+        ctx.seen = (
+            _Seen(weight) if probing and wants_input else None,
+            _Seen(input) if probing and wants_weight else None,
+        )
+        ctx.input = tuple(xq.elements.shape), tuple(xq.elements.stride())
+        ctx.weight = tuple(weight.shape), tuple(weight.stride())
+        ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
+        output = output.to(dtype)
+        return function_output(output) if OUTPUTS_ARE_COPIED else output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        with torch.no_grad(), without_autocast(grad_output.device.type):
+            try:
+                grads = _backward(ctx, grad_output)
+            except (TypeError, ValueError) as error:
+                raise located(error, f"layer {ctx.call.name!r}") from error
+        if torch.is_grad_enabled():
+            grads = tuple(
+                None if g is None else _Once.apply(g, grad_output)  # type: ignore[no-untyped-call]
+                for g in grads
+            )
+        return (None, None, None, *grads, *[None] * 13)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    call: Call = ctx.call
+    operation = call.operation
+    key, input, weight, *tensors = ctx.saved_tensors
+    wants_input, wants_weight, wants_bias = ctx.needs_input_grad[3:6]
+    input_state, weight_state = ctx.snapshots
+    input_like = grad_output.new_empty_strided(*ctx.input)
+    weight_like = grad_output.new_empty_strided(*ctx.weight)
+    canonical = None if weight is None else operation.canonical(weight)
+    grad_input = grad_weight = grad_bias = None
+
+    def one(
+        kind: Kind, saved: QTensor, like: Tensor, seen: _Seen | None, dtype: torch.dtype
+    ) -> Tensor:
+        factor, bare = folded(operation, kind, grad_output, saved)
+        gq = call.quantize(kind, "grad_output", grad_output, key, factor)
+        if _off(gq, bare):
+            wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
+            result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
+        else:
+            note = None if call.probe is None else call.note(kind)
+            unit = call.recipe.unit if kind == "grad_weight" else None
+            result = product(operation, kind, gq, bare, like, call.engines, note=note, unit=unit)
+        if call.probe is not None and seen is not None:
+            other = seen.unchanged()
+            if other is not None and kind == "grad_input":
+                other = operation.canonical(other)
+            operands = gq, saved
+            call.probe.result(
+                Computed(operation, kind, grad_output, other, operands, None, result, dtype)
+            )
+        return result
+
+    if wants_input:
+        saved = QTensor(*tensors[:3], *ctx.meta[0])
+        grad_input = one("grad_input", saved, input_like, ctx.seen[0], ctx.dtypes[0])
+        if input_state is not None:
+            grad_input = call.own_backward("input", grad_input, input, input_state)
+        grad_input = grad_input.to(ctx.dtypes[0])
+    if wants_weight:
+        saved = QTensor(*tensors[3:], *ctx.meta[1])
+        like = operation.canonical(weight_like)
+        grad = one("grad_weight", saved, like, ctx.seen[1], ctx.dtypes[1])
+        if weight_state is not None:
+            grad = call.own_backward("weight", grad, canonical, weight_state)
+        grad_weight = operation.raw(grad).to(ctx.dtypes[1])
+    if wants_bias:
+        if "grad_weight" in call.recipe.off:
+            canonical_like = operation.canonical(weight_like)
+            grad_bias = operation.torch_grad_bias(grad_output, input_like, canonical_like)
+        else:  # on the CPU that call would compute a whole grad_weight as well
+            grad_bias = operation.grad_bias(grad_output)
+        grad_bias = grad_bias.to(ctx.dtypes[2])
+    return grad_input, grad_weight, grad_bias
+
+
+class _Seen:
+    """A tensor as a probe saw it, for as long as nothing is written into it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x.detach()  # shares its version
+        self._version = self._x._version
+
+    def unchanged(self) -> Tensor | None:
+        return self._x if self._x._version == self._version else None
+
+
+class _Once(torch.autograd.Function):
+    """Identity on a gradient whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, grad_output: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(
+            "qtrain: a quantized layer cannot be differentiated twice (double backward): the "
+            "derivative of its rounded gradient is zero almost everywhere; leave the layers it "
+            "passes through in full precision: overrides={name: None}"
+        )
+
+
+def apply(
+    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor | None
+) -> Tensor:
+    """output = input (x) weight + bias under call.recipe; differentiable once.
+
+    input: as the operation takes it; weight: the layer's own layout.  -> the input's dtype, or
+    autocast's, or, where the recipe keeps outputs narrow, its activation's.
+    """
+    operation, recipe = call.operation, call.recipe
+    differentiable = call.training or torch.is_grad_enabled()
+    with torch.no_grad():
+        canonical = operation.canonical(weight)
+        xq = call.quantize("forward", "input", input, key)
+        wq = call.quantize("forward", "weight", canonical, key)
+        backward_w, backward_x = wq, xq
+        if differentiable:
+            if not recipe.slots["grad_input", "weight"].reused:
+                backward_w = call.quantize("grad_input", "weight", canonical, key)
+            if not recipe.slots["grad_weight", "input"].reused:
+                backward_x = call.quantize("grad_weight", "input", input, key)
+    # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
+    operands = (
+        xq._replace(elements=None) if xq.elements is input else xq,  # type: ignore[arg-type]
+        wq,
+        None if backward_w is wq else backward_w,
+        None if backward_x is xq else backward_x,
+    )
+    tensors: list[Tensor | None] = []
+    meta: list[tuple[Any, ...] | None] = []
+    for q in operands:
+        tensors += (None,) * 3 if q is None else q[:3]
+        meta.append(None if q is None else q[3:])
+    dtype = call.autocast or input.dtype
+    dtype = recipe.stored(dtype) if recipe.narrow else dtype
+    output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
+        call, dtype, key, input, weight, bias, tuple(meta), *tensors
+    )
+    return output

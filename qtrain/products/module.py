@@ -1,0 +1,106 @@
+"""The child of a quantized layer that computes one product under a recipe."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.tensor_checks import REAL
+
+from ..autograd.selective import hidden, torch_modes
+from ..layer_state import LayerState, autocast_dtype, without_autocast
+from ..recipe import SLOTS, Recipe
+from .call import Call, Probe, located
+from .function import apply
+from .operations import Operation
+
+Shape = tuple[int | None, ...]
+#: of a product's input, canonical weight and output; None for a size that changes
+Shapes = tuple[Shape, Shape, Shape]
+
+
+class QProduct(LayerState):
+    """One product under a recipe: `product(operation, input, weight, bias)`.
+
+    name    its path in the model, "(model)" where the layer is the whole model
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        shapes: Shapes,
+        *,
+        name: str,
+        seed: int,
+        stream: int,
+        device: torch.device,
+    ) -> None:
+        by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
+        quantizers = {
+            (kind, operand): (recipe.slot(kind, operand), by_operand[operand])
+            for kind, operand in SLOTS
+            # an operand that is the forward's, quantized there, needs no state of its own
+            if kind == "forward" or operand == "grad_output" or not recipe.reuses(kind, operand)
+        }
+        super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
+        self.recipe = recipe
+        self.probe: Probe | None = None
+
+    def forward(
+        self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        for operand, x in (("input", input), ("weight", weight)):
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested:
+                self.refuse(operand, x)
+        if bias is not None and bias.dtype not in REAL:
+            self.refuse("bias", bias)
+        kind = input.device.type
+        autocasts = kind != "meta" and torch.is_autocast_enabled(kind)
+        if not autocasts and (torch.compiler.is_compiling() or not torch_modes()):
+            return self._run(operation, input, weight, bias, None)
+        autocast = autocast_dtype(input)
+        with hidden(), without_autocast(kind):
+            return self._run(operation, input, weight, bias, autocast)
+
+    def _run(
+        self,
+        operation: Operation,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
+        probe = self.probe
+        if probe is not None and not probe.watches(self.training):
+            probe = None
+        key, states = self.begin(input, weight, bias)
+        call = Call(
+            operation, self.recipe, states, self.training, autocast, probe=probe, name=self.name
+        )
+        try:
+            return apply(call, input, weight, bias, key)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"layer {self.name!r}") from error
+
+    def refuse(self, operand: str, x: object) -> NoReturn:
+        """TypeError for an operand that is no dense floating-point tensor."""
+        if isinstance(x, Tensor) and x.is_nested:
+            raise TypeError(
+                f"layer {self.name!r}: {operand} is a nested tensor; pad it "
+                f"(torch.nested.to_padded_tensor)"
+            )
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"layer {self.name!r}: {operand} is {got}, need a floating-point tensor "
+            f"(float16, bfloat16, float32 or float64)"
+        )
+
+    def extra_repr(self) -> str:
+        return str(self.recipe)
+
+
+def products_of(module: nn.Module) -> list[QProduct]:
+    """The converted products of a module and all below it, in the order of the network."""
+    return [child for child in module.modules() if isinstance(child, QProduct)]

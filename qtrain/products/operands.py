@@ -1,0 +1,49 @@
+"""The two operands of a product, and their scales and zero points as the product sees them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from quantizers import QTensor
+
+from .operations import Kind, Operand, Operation
+from .plan import Sketch, planned
+
+
+def pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operand, QTensor]]:
+    """The two, each with its place in a product."""
+    return ("a", a), ("b", b)
+
+
+#: a scale's, or None where another shape is not all that it needs
+Shape = tuple[int, ...] | None
+
+
+@planned
+def lifted_shape(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> Shape:
+    """The shape of the operand's scale, `lifted`, where that is nothing but another shape."""
+    if q.scale is None or torch.compiler.is_compiling():
+        return None
+    if math.prod(q.scale) == 1:
+        return ()
+    parts = zip(q.shape, q.block, q.scale, strict=True)
+    kept = operation.kept(kind, operand, len(q.shape))
+    for axis, (size, block, count) in enumerate(parts):
+        if 1 < block < size or count != (size if axis in kept else 1):
+            return None
+    return tuple(operation.lift(kind, operand, torch.empty(q.scale, device="meta")).shape)
+
+
+def lifted(
+    operation: Operation, kind: Kind, operand: Operand, q: QTensor, compact: Tensor
+) -> Tensor:
+    """The operand's scale or zero point, broadcastable to the product."""
+    spread = q.spread(compact)
+    if spread.numel() > 1:
+        kept = operation.kept(kind, operand, spread.dim())
+        sizes = [s if i in kept else 1 for i, s in enumerate(q.elements.shape)]
+        spread = spread if list(spread.shape) == sizes else spread.expand(sizes)
+    return operation.lift(kind, operand, spread)

@@ -1,0 +1,1 @@
+"""How a finding looks: tables, plots, pages, rows of JSON and CSV, progress."""

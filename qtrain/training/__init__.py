@@ -1,0 +1,1 @@
+"""Runs: their configuration, steps, checkpoints, folders, comparison."""

@@ -1,0 +1,111 @@
+"""What differs between two runs, as text of 80 columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+
+from ..files.terminal import printable
+from ..inspection.report_table import aligned
+from ..reports.table import WIDTH
+from .config import NOT_COMPARED
+from .environment import DECISIVE
+from .pairs import LIMIT_DB, Accuracy, ErrorPair, Losses
+
+#: How many rows of errors are printed; `save` writes them all.
+_ROWS = 20
+
+
+def settings_text(
+    settings: Mapping[str, tuple[object, object]],
+    versions: Mapping[str, tuple[object, object]],
+    same_samples: bool,
+) -> str:
+    """Settings and versions that differ, and whether the samples are the same."""
+    telling = {n: v for n, v in settings.items() if n not in NOT_COMPARED}
+    decisive = {n: v for n, v in versions.items() if n in DECISIVE}
+    lines = [
+        *_table("what is computed", telling),
+        *_table("where and how", {n: v for n, v in settings.items() if n not in telling}),
+        *_table("can change bits", decisive),
+        *_table("other versions", {n: v for n, v in versions.items() if n not in decisive}),
+    ] or ["configuration and versions are the same"]
+    samples = "both train on the same samples in the same order" if same_samples else (
+        "not the same samples in the same order (data, batch_size or seed differ)"
+    )  # fmt: skip
+    return "\n".join([*lines, samples])
+
+
+def _table(title: str, rows: Mapping[str, tuple[object, object]]) -> list[str]:
+    if not rows:
+        return []
+    cells: list[list[str] | str] = []
+    for name, (a, b) in rows.items():
+        first, second = _shown(a), _shown(b)
+        if max(len(first), len(second)) > 25:  # each on a line of its own
+            for run, text in (("A", first), ("B", second)):
+                cells += wrap(f"{name}, {run}: {text}", WIDTH, subsequent_indent="    ")
+        else:
+            cells.append([name, first, second])
+    if not any(isinstance(cell, list) for cell in cells):
+        return [title, *map(str, cells)]
+    return aligned([title, "A", "B"], cells)
+
+
+def _shown(value: object) -> str:
+    return "default" if value is None else printable(value)
+
+
+def losses_text(losses: Mapping[str, Losses]) -> str:
+    """From which step the losses differ, a line a branch."""
+    if not losses:
+        return "no branch was trained in both: no losses to compare"
+    lines = []
+    for branch, loss in losses.items():
+        lines += wrap(f"loss of {branch}: {_loss(loss)}", WIDTH, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _loss(loss: Losses) -> str:
+    if loss.steps == 0:
+        return "no step was logged in both"
+    if loss.differs is None:
+        return f"equal bit for bit at all {loss.steps} logged steps"
+    start = "the first" if loss.differs == 0 else f"step {loss.differs}"
+    return f"bits differ from {start} of {loss.steps} logged steps"
+
+
+def accuracies_text(accuracy: Mapping[str, Accuracy]) -> str:
+    """Both accuracies and the gap, a line a branch."""
+    return "\n".join(_accuracy(branch, own) for branch, own in accuracy.items())
+
+
+def _accuracy(branch: str, own: Accuracy) -> str:
+    margin = "" if own.margin is None else f" +- {100 * own.margin:.2f}"
+    return (
+        f"accuracy of {branch}, epoch {own.epoch}: A {100 * own.a:.2f} %, B {100 * own.b:.2f} %, "
+        f"{100 * own.gap:+.2f}{margin}"
+    )
+
+
+def errors_text(errors: Sequence[ErrorPair]) -> str:
+    """The errors, the worst first."""
+    if not errors:
+        return "no numeric errors to compare: neither run was monitored (qtrain train --monitor N)"
+    shown = errors[:_ROWS]
+    lines: list[list[str] | str] = [_pair(pair) for pair in shown]
+    text = "\n".join(aligned(["median SQNR in dB", "A", "B", "B - A"], lines))
+    more = len(errors) - len(shown)
+    return text + (f"\n{more} more rows: --save FILE" if more else "")
+
+
+def _pair(pair: ErrorPair) -> list[str]:
+    figures = [
+        "-" if math.isnan(v) else f"{v if abs(v) < LIMIT_DB else math.copysign(math.inf, v):.1f}"
+        for v in (pair.a, pair.b)
+    ]
+    exact = LIMIT_DB in (abs(pair.a), abs(pair.b)) and pair.difference != 0
+    gap = math.copysign(math.inf, pair.difference) if exact else pair.difference
+    difference = "" if math.isnan(gap) else f"{gap:+.1f}"
+    return [f"{pair.layer} {pair.role}", *figures, difference]

@@ -1,0 +1,242 @@
+"""The configuration of one training run; every flag of `qtrain train` is a field of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from typing import Any
+
+import quantizers
+
+from .. import checks, data, models, recipes
+from ..norms import deviations
+from ..recipe import Recipe
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "step", "constant")
+#: Formats of `activation`; fp32 means that outputs are not rounded.
+ACTIVATIONS = ("fp32", "fp16", "bf16")
+#: `norm`: what the recipe itself says.
+OWN_NORM = "recipe"
+#: Fields that say where and how a run executes, not what it computes.
+NOT_COMPARED = (
+    "data_dir", "cache_dir", "device", "threads", "workers", "runs_dir", "name", "resume",
+    "overwrite", "checkpoint_every",
+)  # fmt: skip
+
+
+def _option(default: Any, text: str) -> Any:
+    """A field with the help text that the shell shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What to train, on what, how; checked at construction (ValueError or TypeError)."""
+
+    recipe: str = field(metadata={"help": "quantization recipe"})
+    bits: int | None = _option(None, "bits of a recipe that takes them, 2 to 16")
+    norm: str | None = _option(
+        None,
+        "deviation of the norms, e.g. range; recipe: its own, whatever a named run says",
+    )
+    activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
+    model: str = _option("resnet18", "model name")
+    data: str = _option("digits", "data set name")
+    data_dir: str | None = _option(None, "folder of the data set (text: or file); not for digits")
+    image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
+    context: int | None = _option(None, "characters in a window of text, 2 to 65536; default: 128")
+    cache_dir: str | None = _option(None, "folder for decoded images of an image folder")
+    epochs: int = _option(8, "passes over the training set")
+    batch_size: int = _option(64, "samples per step")
+    optimizer: str = _option("sgd", "sgd or adamw")
+    lr: float = _option(0.02, "learning rate after the warm-up, per step of batch-size samples")
+    momentum: float = _option(0.9, "sgd's momentum, or adamw's first beta")
+    nesterov: bool = _option(False, "Nesterov momentum (sgd)")
+    weight_decay: float = _option(5e-4, "decay of weights; norms and biases are exempt")
+    decay_all: bool = _option(False, "decay norms and biases too")
+    schedule: str = _option("cosine", "cosine (to 0), step or constant")
+    milestones: tuple[int, ...] = _option((), "epochs at which schedule step multiplies by gamma")
+    gamma: float | None = _option(None, "factor of schedule step; default: 0.1")
+    warmup: float | None = _option(
+        None, "epochs of linear warm-up; default: a quarter of the run, at most 2"
+    )
+    clip_grad: float | None = _option(None, "largest gradient norm; default: no clipping")
+    label_smoothing: float = _option(0.0, "label smoothing of the training loss")
+    seed: int = _option(0, "seed of the initial weights, data order, dropout and rounding noise")
+    baseline: bool = _option(True, "train full precision side by side")
+    device: str = _option("auto", "cpu, cuda, cuda:N, or auto: cuda where there is one")
+    threads: int | None = _option(None, "CPU threads; default: torch's own choice")
+    workers: int = _option(0, "processes that decode images")
+    checkpoint_every: int | None = _option(
+        None, "steps between checkpoints; default: a quarter of the run, at most 10 minutes"
+    )
+    monitor: int | None = _option(
+        None, "steps between records of the numeric error of 8 layers, in turns; default: none"
+    )
+    runs_dir: str = _option("runs", "folder of all runs")
+    name: str | None = _option(None, "folder of this run; default: recipe-model-data-seed")
+    resume: bool = _option(False, "continue from this run's checkpoint, if there is one")
+    overwrite: bool = _option(False, "replace an earlier run of this name")
+
+    def __post_init__(self) -> None:
+        self.quantization()
+        if self.norm is not None:
+            checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
+        checks.choice("model", self.model, models.names())
+        checks.choice("data", self.data, data.names())
+        _check_fit(self.model, self.data)
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        for name in ("data_dir", "cache_dir", "name"):
+            if not isinstance(getattr(self, name), str | None):
+                raise TypeError(f"{name}: got {checks.shown(getattr(self, name))}, need a string")
+        _check_numbers(self)
+        _check_combinations(self)
+        _check_device(self.device)
+
+    @property
+    def run_name(self) -> str:
+        """The run's folder: the same command always has the same name."""
+        if self.name is not None:
+            return self.name
+        parts = [self.recipe, self.model, self.data, f"seed{self.seed}"]
+        if self.bits is not None:
+            parts.insert(1, f"{self.bits}bit")
+        return "-".join(parts)
+
+    @property
+    def warmup_epochs(self) -> float:
+        """The length of the warm-up."""
+        return min(2.0, self.epochs / 4) if self.warmup is None else self.warmup
+
+    @property
+    def label(self) -> str:
+        """How tables and plots call the quantized curve."""
+        return self.recipe if self.bits is None else f"{self.recipe} at {self.bits} bits"
+
+    def quantization(self) -> Recipe:
+        """The recipe with its bits and activation format; ValueError where it takes none."""
+        recipe = recipes.get(self.recipe, self.bits)
+        if self.activation is None:
+            return recipe
+        checks.choice("activation", self.activation, ACTIVATIONS)
+        chosen = None if self.activation == "fp32" else getattr(quantizers, self.activation)
+        return replace(recipe, activation=chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON gives them back."""
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+        """The configuration that `to_dict` wrote; ValueError for a field that there is none of."""
+        known = [f.name for f in fields(TrainConfig)]
+        for name in values:
+            checks.choice("configuration field", name, known)
+        given = dict(values)
+        if isinstance(given.get("milestones"), list):
+            given["milestones"] = tuple(given["milestones"])
+        return TrainConfig(**given)
+
+    def differences(self, stored: Mapping[str, Any]) -> list[str]:
+        """Fields, with both values, in which a stored run would compute something else."""
+        mine = self.to_dict()
+        names = [name for name in mine if name not in NOT_COMPARED]
+        return [
+            f"{n} (stored {stored.get(n)!r}, now {mine[n]!r})"
+            for n in names
+            if stored.get(n) != mine[n]
+        ]
+
+
+def default_of(option: Field[Any]) -> Any:
+    """A field's default, or None where it has none."""
+    return None if option.default is MISSING else option.default
+
+
+def _check_fit(model: str, data_name: str) -> None:
+    kind = data.kind(data_name)
+    fitting = models.names(kind)
+    if model not in fitting:
+        raise ValueError(
+            f"model: got {model!r}, but data {data_name!r} holds {kind}; models of {kind} are "
+            f"{', '.join(fitting)}"
+        )
+
+
+def _check_numbers(c: TrainConfig) -> None:
+    checks.integer("epochs", c.epochs, low=1, high=10**6, hint="say epochs=8")
+    checks.integer("batch_size", c.batch_size, low=1, high=10**9, hint="say batch_size=64")
+    checks.integer("seed", c.seed, low=0, high=2**63 - 1, hint="say seed=0")
+    checks.integer("workers", c.workers, low=0, high=256, hint="0 decodes in this process")
+    bounds = {
+        "image_size": (8, 1024),
+        "context": (2, 65536),
+        "threads": (1, 1024),
+        "checkpoint_every": (1, 10**12),
+        "monitor": (1, 10**12),
+    }
+    for name, (low, high) in bounds.items():
+        if getattr(c, name) is not None:
+            hint = "leave it out for the default"
+            checks.integer(name, getattr(c, name), low=low, high=high, hint=hint)
+    checks.number("lr", c.lr, low=0, positive=True, hint="say lr=0.02")
+    checks.number("momentum", c.momentum, low=0, high=1, hint="0 is none")
+    checks.number("weight_decay", c.weight_decay, low=0, hint="0 is none")
+    if c.gamma is not None:
+        checks.number("gamma", c.gamma, low=0, high=1, positive=True, hint="say gamma=0.1")
+    if c.warmup is not None:
+        checks.number("warmup", c.warmup, low=0, hint="0 is none")
+    checks.number("label_smoothing", c.label_smoothing, low=0, high=1, hint="0 is none")
+    if c.clip_grad is not None:
+        checks.number("clip_grad", c.clip_grad, low=0, positive=True, hint="leave it out for none")
+    for name in ("nesterov", "decay_all", "baseline", "resume", "overwrite"):
+        checks.boolean(name, getattr(c, name))
+
+
+def _check_combinations(c: TrainConfig) -> None:
+    if not isinstance(c.milestones, tuple):
+        raise TypeError(
+            f"milestones: got {checks.shown(c.milestones)}, need a tuple of epochs, e.g. (4, 6)"
+        )
+    for epoch in c.milestones:
+        checks.integer("milestones", epoch, low=1, high=c.epochs, hint="epochs of this run")
+    if (c.schedule == "step") != bool(c.milestones):
+        raise ValueError(
+            f"milestones: got {c.milestones!r} with schedule {c.schedule!r}; "
+            "schedule='step' needs them and no other schedule takes them"
+        )
+    if c.gamma is not None and c.schedule != "step":
+        raise ValueError(f"gamma: got {c.gamma} with schedule {c.schedule!r}; only 'step' takes it")
+    if c.warmup is not None and c.warmup > c.epochs:
+        raise ValueError(f"warmup: got {c.warmup}, need at most the {c.epochs} epochs of this run")
+    if c.nesterov and (c.optimizer != "sgd" or c.momentum == 0):
+        raise ValueError(
+            f"nesterov: got True with {c.optimizer} and momentum {c.momentum}; "
+            "it needs sgd with momentum above 0"
+        )
+    if c.monitor is not None and c.quantization().products_off:
+        raise ValueError(
+            f"monitor: got {c.monitor}, but recipe {c.recipe!r} quantizes no product: there is no "
+            "error to record; leave monitor out, or choose another recipe"
+        )
+    if c.resume and c.overwrite:
+        raise ValueError("resume and overwrite: got both; resume keeps what overwrite deletes")
+    if not isinstance(c.runs_dir, str) or not c.runs_dir or not c.runs_dir.isprintable():
+        raise ValueError(
+            f"runs_dir: got {checks.shown(c.runs_dir)}, need a folder; the default is runs"
+        )
+    bad = c.run_name in ("", ".", "..") or not c.run_name.isprintable()
+    if bad or any(s in c.run_name for s in "/\\"):
+        raise ValueError(
+            f"name: got {c.name!r}, need the name of a folder, with no slash in it and no "
+            "character that does not print"
+        )
+
+
+def _check_device(device: object) -> None:
+    known = r"auto|cpu|cuda(:(0|[1-9][0-9]?))?"
+    if not isinstance(device, str) or not re.fullmatch(known, device):
+        raise ValueError(f"device: got {device!r:.60}, need auto, cpu, cuda or cuda:N, N up to 99")

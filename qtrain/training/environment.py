@@ -1,0 +1,59 @@
+"""What a run ran on: versions, machine, threads. Results repeat exactly only on the same."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from ..version import VERSION
+
+#: Entries that can change the bits of a result.
+DECISIVE = ("qtrain", "torch", "machine", "processor", "capability", "threads", "device")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, machine, processor, vector instructions, threads and device, as text."""
+    cuda = device.type == "cuda"
+    return {
+        "qtrain": VERSION,
+        "torch": str(torch.__version__),  # with what it was built for, which its package may lack
+        "numpy": package_version("numpy"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cuda": str(torch.version.cuda) if cuda else "none",
+    }
+
+
+def changed(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Decisive entries that differ, with both values."""
+    return [
+        f"{name} (then {stored.get(name)}, now {now[name]})"
+        for name in DECISIVE
+        if stored.get(name) != now[name]
+    ]
+
+
+def package_version(package: str) -> str:
+    """An installed package's version."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "not installed"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,150 @@
+"""The folder of a run: what is in it, and when a new run may use it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files.plain_json import parse
+from ..files.whole import UNFINISHED, lock, read_bytes, write_atomically
+from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from .config import TrainConfig
+from .environment import environment
+from .metrics import check_metrics
+
+#: Every file that a run writes; `overwrite` deletes these and nothing else.
+FILES = (
+    "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl",
+    "summary.json", "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png",
+    "monitor.jsonl", "monitor.png", "report.html",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """runs/<name>/ of one run."""
+
+    path: Path
+
+    def __truediv__(self, file: str) -> Path:
+        return self.path / file
+
+    @property
+    def metrics(self) -> Path:
+        """The JSON lines."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint, replaced atomically."""
+        return self.path / "checkpoint.pt"
+
+    def write_json(self, file: str, content: object) -> None:
+        """Write `content` atomically, indented."""
+        self.write_text(file, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, file: str, text: str) -> None:
+        """Write `text` atomically."""
+        write_atomically(self / file, lambda out: out.write(text.encode()))
+
+
+@contextmanager
+def open_run(
+    config: TrainConfig, *, say: Callable[[str], None]
+) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
+    """The run's folder, made where there is none, and the checkpoint to resume from, if any.
+
+    No other process can open the folder meanwhile.  ValueError, with nothing touched, where one
+    has, where the folder holds an earlier run and the configuration neither resumes nor overwrites
+    it, and where it resumes another configuration.
+    """
+    folder = RunFolder(path=Path(os.path.expanduser(config.runs_dir)) / config.run_name)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"runs_dir and name: {folder.path} cannot be made a folder "
+            f"({error.strerror or error}); give another --runs-dir or --name"
+        ) from error
+    with lock(folder.path, say=say):
+        odd = [name for name in FILES if _is_odd(folder / name)]
+        if odd:
+            raise ValueError(
+                f"{folder.path}: {', '.join(odd)} is no file, or a link to none; remove it, or "
+                "give another --name"
+            )
+        stored = _stored(folder, config) if config.resume else None
+        if config.resume and stored is None:
+            say(f"{folder.path}: no checkpoint to resume from; starting afresh")
+        if config.overwrite:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        elif not config.resume and (folder.metrics.exists() or folder.checkpoint.exists()):
+            raise ValueError(
+                f"{folder.path}: holds an earlier run; --resume continues it, --name starts "
+                "another beside it, --overwrite deletes it"
+            )
+        for path in folder.path.glob(UNFINISHED):
+            path.unlink()
+        yield folder, stored
+
+
+def _is_odd(path: Path) -> bool:
+    """Whether something other than a file is in the place of a run's file."""
+    return os.path.lexists(path) and not path.is_file()
+
+
+def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint, if any; ValueError where it or config.json is of another configuration."""
+    stored: Checkpoint | None = None
+    earlier: object = None
+    if folder.checkpoint.exists():
+        stored = load_checkpoint(folder.checkpoint)
+        earlier = stored.config
+        check_metrics(folder.metrics, stored.metrics_bytes)
+    elif (folder / "config.json").exists():
+        earlier = _read_json(folder / "config.json")
+        if not isinstance(earlier, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: holds no configuration")
+    _sessions(folder)
+    differences = config.differences(earlier) if isinstance(earlier, dict) else []
+    if differences:
+        raise ValueError(
+            f"{folder.path}: cannot resume a run with another {', '.join(differences)}; "
+            "use the stored values, or --name for another run"
+        )
+    return stored
+
+
+def describe(folder: RunFolder, config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """Write config.json and environment.json (one entry per session on another machine)."""
+    folder.write_json("config.json", {**config.to_dict(), "name": config.run_name})
+    now = environment(device)
+    sessions = _sessions(folder) if config.resume else []
+    if now not in sessions:
+        sessions.append(now)
+    folder.write_json("environment.json", sessions)
+    return now
+
+
+def _sessions(folder: RunFolder) -> list[dict[str, str]]:
+    """The entries of environment.json, none where it is missing."""
+    path = folder / "environment.json"
+    sessions = _read_json(path) if path.exists() else []
+    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
+        raise CheckpointError(f"{path}: holds no list of environments; restore or delete it")
+    return sessions
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return parse(read_bytes(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is no JSON; restore or delete it") from error

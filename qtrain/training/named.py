@@ -1,0 +1,34 @@
+"""Named training runs: a quantization recipe together with a model, data and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import checks, recipes
+from .config import TrainConfig
+
+TRAINING_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "int8-resnet18": {
+        "recipe": "int8",
+        "norm": "range",
+        "activation": "fp16",
+        "model": "resnet18",
+        "data": "digits",
+    },
+}
+
+
+def names() -> list[str]:
+    """What `training_recipe` takes: the named runs, then every quantization recipe."""
+    return [*TRAINING_RECIPES, *recipes.names()]
+
+
+def training_recipe(name: str, /, **changes: Any) -> TrainConfig:
+    """The configuration of a named run with `changes`; a quantization recipe's name does too.
+
+    Full precision alone (fp32) has no baseline beside it unless one is asked for.
+    """
+    checks.choice("recipe", name, names())
+    base = TRAINING_RECIPES.get(name, {"recipe": name, "baseline": name != "fp32"})
+    return TrainConfig(**{**base, **changes})

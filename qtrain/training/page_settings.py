@@ -1,0 +1,74 @@
+"""What ran, and on what: recipe, configuration, versions and machine."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from ..recipe import SLOTS, Recipe
+from ..reports.page.html import esc, table
+from ..reports.page.shell import Section
+from .config import OWN_NORM, TrainConfig, default_of
+from .record import RunRecord
+
+
+def recipe_section(record: RunRecord) -> Section | None:
+    """Each operand's quantizer, the format of outputs, and the norms."""
+    if record.config is None:
+        return None
+    recipe = record.config.quantization()
+    rows = [
+        [esc(product), esc(operand), esc(_quantizer(recipe, product, operand))]
+        for product, operand in SLOTS
+    ]
+    kept = f"{recipe.activation}{', kept in 16 bits' if recipe.narrow else ''}"
+    rows.append(["every product", "output", esc(kept) if recipe.activation else "not rounded"])
+    rows.append(["norms", "", esc(_norm(record.config, recipe))])
+    if recipe.grad_weight.unit != "fp32":
+        rows.append(["grad_weight", "unit", esc(recipe.grad_weight.unit)])
+    headers = ("product", "operand", "quantizer")
+    body = table(f"Recipe {recipe.name}", headers, rows, kind="words")
+    return Section(id="recipe", title="Recipe", body=body)
+
+
+def _quantizer(recipe: Recipe, product: str, operand: str) -> str:
+    if product != "forward" and operand != "grad_output" and recipe.reuses(product, operand):
+        return f"as in the forward: {recipe.slot(product, operand)}"
+    return str(recipe.slot(product, operand))
+
+
+def _norm(config: TrainConfig, recipe: Recipe) -> str:
+    if config.norm not in (None, OWN_NORM):
+        return f"deviation {config.norm}"
+    return "left alone" if recipe.norm is None else str(recipe.norm)
+
+
+def configuration_section(record: RunRecord) -> Section | None:
+    """Every field of the configuration, with what it means."""
+    if record.config is None:
+        return None
+    rows, changed = [], []
+    for option in fields(TrainConfig):
+        value = getattr(record.config, option.name)
+        shown = "none" if value in (None, ()) else value
+        rows.append([esc(text) for text in (option.name, shown, option.metadata["help"])])
+        if value != default_of(option):
+            changed.append(rows[-1])
+    headers = ("setting", "value", "meaning")
+    body = table("What is not the default", headers, changed, kind="words")
+    every = table("Configuration", headers, rows, kind="words")
+    body += f"<details><summary>Every setting</summary>{every}</details>\n"
+    return Section(id="configuration", title="Configuration", body=body)
+
+
+def environment_section(record: RunRecord) -> Section | None:
+    """Versions and machine, a column for each session on another."""
+    sessions = record.environments
+    if not sessions:
+        return None
+    names = dict.fromkeys(name for session in sessions for name in session)
+    rows = [[esc(name), *(esc(s.get(name, "")) for s in sessions)] for name in names]
+    heads = ["what", *(f"session {i}" for i in range(1, len(sessions) + 1))]
+    if len(sessions) == 1:
+        heads[1] = "value"
+    body = table("Versions and machine", heads, rows, kind="words")
+    return Section(id="environment", title="Environment", body=body)

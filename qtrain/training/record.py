@@ -1,0 +1,159 @@
+"""What is known of a run, read from its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from ..files.plain_json import parse
+from ..files.whole import read_bytes, there
+from ..inspection.recorder import ROLES
+from ..inspection.report import Report
+from ..inspection.row import Row
+from ..inspection.rows import MonitorRow, read_monitor
+from ..reports.rows import read_rows
+from .config import TrainConfig
+from .intervals import Interval
+from .metrics import check_metrics, number, read_metrics
+
+_LATEST = "the last record of each layer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run, or of a plain inspection its errors alone.
+
+    name          the run's;  errors: of every layer and role, and measured: on what
+    path          its folder
+    settings      config.json as it is, whatever fields it has; {} where the errors are of no run
+    environments  of each session on another machine, the oldest first: see `environment`
+    finished      whether the run came to its end
+    accuracy      branch key ("baseline", "quantized") to test accuracy;  gap: their difference
+    steps, epochs lines of the metrics, by kind;  monitor: the records over the run
+    """
+
+    name: str
+    errors: Report
+    measured: str
+    path: Path = Path()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environments: Sequence[Mapping[str, str]] = ()
+    finished: bool = True
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    gap: Interval | None = None
+    steps: Sequence[Mapping[str, Any]] = ()
+    epochs: Sequence[Mapping[str, Any]] = ()
+    monitor: Sequence[MonitorRow] = ()
+
+    @cached_property
+    def config(self) -> TrainConfig | None:
+        """The settings, None without; ValueError for what this version does not know or take."""
+        try:
+            return TrainConfig.from_dict(self.settings) if self.settings else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path / 'config.json'}: is refused: {error}") from error
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Branch key to its name, the baseline first."""
+        if self.config is None:
+            return {}
+        quantized = {"quantized": self.config.label}
+        return {"baseline": "full precision", **quantized} if self.config.baseline else quantized
+
+
+def read_run(path: str | os.PathLike[str]) -> RunRecord:
+    """The run in a folder that `qtrain train` wrote, at its end or on its way there; or what is
+    known of one from the file that a Monitor saved.
+
+    ValueError where there is none, or a file is damaged.
+    """
+    folder = Path(path)
+    if folder.suffix == ".jsonl" and folder.is_file():
+        monitor = read_monitor(folder)
+        return RunRecord(
+            name=folder.stem, errors=_latest(monitor), measured=_LATEST, monitor=monitor
+        )
+    if not there(folder / "config.json"):
+        raise ValueError(
+            f"{folder}: holds no run; give a folder that qtrain train wrote, such as runs/NAME, or "
+            "a .jsonl file that a Monitor saved"
+        )
+    settings = _read(folder / "config.json", dict)
+    if not settings:
+        raise ValueError(f"{folder / 'config.json'}: holds no setting; restore or delete it")
+    recorded = folder / "monitor.jsonl"
+    monitor = read_monitor(recorded) if there(recorded) else []
+    errors, measured = _latest(monitor), _LATEST
+    if there(folder / "errors.json"):
+        errors = Report(read_rows(folder / "errors.json", Row))
+        measured = "one training batch after the last step"
+    finished = there(folder / "summary.json")
+    summary = _read(folder / "summary.json", dict) if finished else {}
+    metrics = _metrics(folder / "metrics.jsonl")
+    epochs = [line for line in metrics if line["kind"] == "epoch"]
+    return RunRecord(
+        name=str(settings.get("name") or folder.name),
+        errors=errors,
+        measured=measured,
+        path=folder,
+        settings=settings,
+        environments=_environments(folder / "environment.json"),
+        finished=finished,
+        accuracy={line["branch"]: number(line["test_accuracy"]) for line in epochs},
+        gap=_gap(folder / "summary.json", summary.get("gap")),
+        steps=[line for line in metrics if line["kind"] == "step"],
+        epochs=epochs,
+        monitor=monitor,
+    )
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        content = parse(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON; restore or delete it") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: holds no {kind.__name__}; restore or delete it")
+    return content
+
+
+def _latest(monitor: Sequence[MonitorRow]) -> Report:
+    """Of each layer and role the last record; layers as they are first seen, which is the network's
+    order, and roles as ever."""
+    last = {(row.layer, row.role): row.error() for row in monitor}
+    layers = dict.fromkeys(layer for layer, _ in last)
+    keys = [(layer, role) for layer in layers for role in ROLES]
+    return Report(tuple(last[key] for key in keys if key in last))
+
+
+def _environments(path: Path) -> list[dict[str, str]]:
+    sessions: list[dict[str, str]] = _read(path, list) if there(path) else []
+    if not all(isinstance(session, dict) for session in sessions):
+        raise ValueError(f"{path}: holds no list of environments; restore or delete it")
+    return sessions
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not there(path):
+        return []
+    check_metrics(path, path.stat().st_size)
+    return read_metrics(path)
+
+
+def _gap(path: Path, values: Any) -> Interval | None:
+    if values is None:
+        return None
+    kinds: dict[str, type | UnionType] = {
+        **dict.fromkeys(("value", "low", "high"), int | float), "n": int, "method": str
+    }  # fmt: skip
+    if not isinstance(values, dict) or set(values) != set(kinds) or not all(
+        isinstance(values[name], kind) for name, kind in kinds.items()
+    ):  # fmt: skip
+        raise ValueError(f"{path}: its gap is no interval; restore or delete it")
+    return Interval(**values)

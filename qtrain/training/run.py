@@ -1,0 +1,220 @@
+"""A run in progress: steps, evaluation, checkpoints, and the result."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import data
+from ..inspection.inspect import inspect
+from ..inspection.monitor import Monitor
+from ..inspection.report import Report
+from ..reports.progress import Progress
+from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from .config import TrainConfig
+from .environment import changed
+from .folder import RunFolder, describe
+from .interrupt import Interrupted, StopRequest
+from .intervals import Interval, accuracy_gap
+from .metrics import MetricsLog, read_metrics
+from .results import Result
+from .schedules import learning_rate
+from .trainee import Branch
+
+#: Seconds after which a checkpoint is due, however long the run.
+CHECKPOINT_SECONDS = 600.0
+#: Steps between the metrics lines of single steps.
+LOG_STEPS = 10
+
+
+def training_batch(
+    config: TrainConfig, dataset: data.DataSet, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The run's first training batch, on which errors are reported."""
+    inputs, targets = next(iter(epoch_batches(config, dataset, epoch=0, start=0)))
+    return inputs.to(device), targets.to(device)
+
+
+def epoch_batches(
+    config: TrainConfig, dataset: data.DataSet, *, epoch: int, start: int
+) -> data.Batches:
+    return data.Batches(
+        split=dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        start=start,
+        # a last batch of one sample has no batch statistics
+        drop_last=len(dataset.train) >= config.batch_size,
+    )
+
+
+class Run:
+    """The state of a run in progress; `done` counts steps, each of which trains every branch."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        dataset: data.DataSet,
+        branches: list[Branch],
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.dataset = config, folder, dataset
+        self.branches, self.device = branches, device
+        self.per_epoch = epoch_batches(config, dataset, epoch=0, start=0).total
+        self.total = config.epochs * self.per_epoch
+        self.fingerprint = dataset.fingerprint()
+        self.done = 0
+        self.saved_at = time.monotonic()
+        self.monitor: Monitor | None = None
+        if config.monitor is not None:
+            (quantized,) = (b.model for b in branches if b.key == "quantized")
+            self.monitor = Monitor(quantized, config.monitor)
+
+    def restore(self, stored: Checkpoint) -> None:
+        """Continue from a checkpoint; CheckpointError where it does not fit."""
+        where = str(self.folder.checkpoint)
+        stored.check_data(self.fingerprint, self.config.data_dir, where=where)
+        if stored.step > self.total or set(stored.branches) != {b.key for b in self.branches}:
+            raise CheckpointError(f"{where}: of another run (step {stored.step} of {self.total})")
+        for branch in self.branches:
+            branch.load_state_dict(stored.branches[branch.key], where=where)
+            samples = stored.step % self.per_epoch * self.config.batch_size
+            if branch.samples != samples:
+                got = f"got sums over {branch.samples} samples"
+                raise CheckpointError(f"{where}: {got}, need {samples} at step {stored.step}")
+        if self.monitor is not None:
+            try:
+                self.monitor.load_state_dict(stored.monitor or {})
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(f"{where}: {error}") from error
+            if self.monitor.step != stored.step:
+                got = f"got a monitor's record of {self.monitor.step} steps"
+                raise CheckpointError(f"{where}: {got}, need {stored.step}")
+        self.done = stored.step
+
+    def start_log(self, stored: Checkpoint | None) -> None:
+        """Open the metrics where the checkpoint left them; say what the run is and runs on."""
+        self.environment = describe(self.folder, self.config, self.device)
+        for difference in changed(stored.environment, self.environment) if stored else ():
+            warnings.warn(f"resuming may change bits: {difference}", stacklevel=3)
+        self.log = MetricsLog(self.folder.metrics, keep=stored.metrics_bytes if stored else 0)
+
+    def train(self, stop: StopRequest) -> None:
+        """The steps that are left; Interrupted, after a checkpoint, once `stop` is requested."""
+        progress = Progress(self.total, done=self.done, text=self.config.run_name)
+        if self.done < self.total:
+            where = f"step {self.done}/{self.total}"
+            progress.line(f"{where}; the first may compile kernels, once a machine")
+        try:
+            with stop.postponed():
+                while self.done < self.total:
+                    epoch, start = divmod(self.done, self.per_epoch)
+                    for batch in epoch_batches(self.config, self.dataset, epoch=epoch, start=start):
+                        self._step(*batch)
+                        progress.step()
+                        if self.done % self.per_epoch == 0:
+                            progress.line(self._end_epoch())
+                        if stop.requested or self._checkpoint_due():
+                            self.save()
+                        if stop.requested:
+                            raise Interrupted(
+                                f"stopped at step {self.done} of {self.total}; the same command "
+                                f"with --resume continues from {self.folder.checkpoint}"
+                            )
+        finally:
+            progress.close()
+            self.log.close()
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        rate = learning_rate(self.config, self.done, self.per_epoch)
+        for branch in self.branches:
+            values = branch.step(inputs, targets, step=self.done, rate=rate)
+            if self.done % LOG_STEPS == 0:
+                self.log.write(kind="step", step=self.done, branch=branch.key, lr=rate, **values)
+        self.done += 1
+
+    def _end_epoch(self) -> str:
+        """Evaluate, log, and say how the epoch went."""
+        epoch = self.done // self.per_epoch
+        text = f"epoch {epoch}/{self.config.epochs}"
+        for branch in self.branches:
+            test_loss, correct = branch.evaluate(self._test_batches())
+            train_loss, accuracy = branch.loss_sum / branch.samples, correct.double().mean().item()
+            self.log.write(
+                kind="epoch",
+                epoch=epoch,
+                step=self.done,
+                branch=branch.key,
+                train_loss=train_loss,
+                test_loss=test_loss,
+                test_accuracy=accuracy,
+                seconds=branch.seconds,
+            )
+            text += f" | {branch.label}: loss {train_loss:.3f}, accuracy {accuracy:.4f}"
+            branch.reset_sums()
+        return text
+
+    def _test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # no statistics are taken: larger is only faster, but a long window fills memory by itself
+        size = max(self.config.batch_size, 256 // self.dataset.sizes.get("context", 1))
+        for inputs, targets in data.Batches(split=self.dataset.test, batch_size=size, train=False):
+            yield inputs.to(self.device), targets.to(self.device)
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every or max(self.total // 4, 1)
+        late = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        return self.done % every == 0 or self.done == self.total or late
+
+    def save(self) -> None:
+        """Write the checkpoint, after the metrics and the monitor's record that belong to it."""
+        if self.monitor is not None:
+            self.monitor.save(self.folder / "monitor.jsonl")
+        save_checkpoint(
+            self.folder.checkpoint,
+            Checkpoint(
+                config=self.config.to_dict(),
+                environment=self.environment,
+                step=self.done,
+                metrics_bytes=self.log.position(),
+                branches={branch.key: branch.state_dict() for branch in self.branches},
+                data=self.fingerprint,
+                monitor=None if self.monitor is None else self.monitor.state_dict(),
+            ),
+        )
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> Result:
+        """Compare, inspect, save."""
+        by_key = {branch.key: branch for branch in self.branches}
+        if self.monitor is not None:
+            self.monitor.close()
+        result = Result(
+            config=self.config,
+            folder=self.folder,
+            epochs=read_metrics(self.folder.metrics, kind="epoch"),
+            labels={branch.key: branch.label for branch in self.branches},
+            models={branch.key: branch.model for branch in self.branches},
+            gap=self._gap(by_key) if self.config.baseline else None,
+            report=self._inspect(by_key["quantized"]),
+            monitor=self.monitor,
+        )
+        result.save()
+        return result
+
+    def _inspect(self, branch: Branch) -> Report | None:
+        if self.config.quantization().products_off:
+            return None
+        batch = training_batch(self.config, self.dataset, self.device)
+        return inspect(branch.model.train(), *batch)
+
+    def _gap(self, by_key: dict[str, Branch]) -> Interval:
+        first = by_key["baseline"].evaluate(self._test_batches())[1]
+        second = by_key["quantized"].evaluate(self._test_batches())[1]
+        return accuracy_gap(first, second)

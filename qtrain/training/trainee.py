@@ -1,0 +1,127 @@
+"""One of the models that train side by side: its optimizer, its step, its evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..inspection.losses import cross_entropy
+from .checkpoint import CheckpointError, load_model, load_optimizer
+from .config import TrainConfig
+from .nonfinite import NonFiniteError, first_nonfinite
+from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rate
+
+
+class Branch:
+    """A model in training.
+
+    key, label      "baseline" or "quantized", and what tables call it
+    loss_sum, samples, seconds   of the running epoch; seconds without evaluation
+    """
+
+    def __init__(self, key: str, label: str, model: nn.Module, config: TrainConfig) -> None:
+        self.key = key
+        self.label = label
+        self.model = model
+        self.optimizer = build_optimizer(model, config)
+        self._config = config
+        self.reset_sums()
+
+    def reset_sums(self) -> None:
+        """Begin an epoch."""
+        self.loss_sum, self.samples, self.seconds = 0.0, 0, 0.0
+
+    def step(self, inputs: Tensor, targets: Tensor, *, step: int, rate: float) -> dict[str, float]:
+        """One training step: its loss and gradient norm.
+
+        NonFiniteError before the update where one of them is not finite.
+        """
+        start = time.perf_counter()
+        self.model.train()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.optimizer.zero_grad(set_to_none=True)
+        with _seeded(self._config.seed, step):
+            loss = self._loss(inputs, targets)
+        loss.backward()
+        norm = gradient_norm(self.model)
+        # the one wait for the device in a step
+        value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()
+        if not (math.isfinite(value) and math.isfinite(norm_value)):
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            raise self._fault(inputs, targets, step, value)
+        clip_gradients(self.model, norm, self._config.clip_grad)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.loss_sum += value * len(targets)
+        self.samples += len(targets)
+        self.seconds += time.perf_counter() - start
+        return {"loss": value, "grad_norm": norm_value}
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self._config.label_smoothing
+        return cross_entropy(self.model(inputs), targets, label_smoothing=smoothing)
+
+    def _fault(self, inputs: Tensor, targets: Tensor, step: int, value: float) -> NonFiniteError:
+        """Run the step again, watched."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with _seeded(self._config.seed, step):
+            place = first_nonfinite(self.model, lambda: self._loss(inputs, targets))
+        layer, role = place or ("model", "gradient norm (every value is finite, their norm is not)")
+        return NonFiniteError(
+            f"{self.label}: stopped at step {step} with loss {value:.4g}; the first non-finite "
+            f"value is in layer {layer!r}, role {role}. Try a lower lr, clip_grad or more warmup",
+            layer=layer,
+            role=role,
+            step=step,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, Tensor]:
+        """Mean cross-entropy (no smoothing), and which targets are met, bool on the CPU: of
+        samples (N,), or of the tokens of windows (N, T)."""
+        self.model.eval()
+        losses, right = [], []
+        for inputs, targets in batches:
+            logits = self.model(inputs)
+            losses.append(cross_entropy(logits, targets, reduction="sum").double())
+            right.append(logits.argmax(dim=-1) == targets)
+        correct = torch.cat(right).cpu()
+        return float(torch.stack(losses).sum()) / correct.numel(), correct
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint needs, as plain data."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": [self.loss_sum, self.samples, self.seconds],
+        }
+
+    def load_state_dict(self, state: object, *, where: str) -> None:
+        """Restore what `state_dict` gave; CheckpointError where it does not fit."""
+        if not isinstance(state, dict) or set(state) != {"model", "optimizer", "sums"}:
+            raise CheckpointError(f"{where}: got no state of a model in training")
+        sums = state["sums"]
+        if not isinstance(sums, list) or [type(v) for v in sums] != [float, int, float]:
+            raise CheckpointError(f"{where}: damaged sums of the running epoch")
+        if not all(math.isfinite(value) and value >= 0 for value in sums):
+            raise CheckpointError(f"{where}: sums of the running epoch are {sums}, need 0 or more")
+        load_model(self.model, state["model"], where=where)
+        load_optimizer(self.optimizer, state["optimizer"], where=where)
+        self.loss_sum, self.samples, self.seconds = sums
+
+
+@contextmanager
+def _seeded(seed: int, step: int) -> Iterator[None]:
+    """torch's random numbers as a function of (seed, step): nothing to restore on resume."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))  # its CPU generator takes 32 bits
+    yield

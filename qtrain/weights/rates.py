@@ -1,0 +1,94 @@
+"""How far steps turn each layer's weights, over a run: the effective step sizes eta / ||w||^2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import checks
+from .channels import listed
+from .decay import CorrectedSteps, effective_rates
+from .plots import plot_rates
+from .rate_row import RateRow
+
+
+class EffectiveRates:
+    """Records eta / ||w||^2 (Hoffer et al. 2018, section 3) over a run: `rates.record(step)`.
+
+    model, optimizer   as `effective_rates` takes them
+    correction         what multiplies the optimizer's steps; the rates are multiplied likewise
+    only, skip         patterns of the layers that are recorded: see `channel_norms`
+    rows               a RateRow for every recorded step and weight: three numbers, however many
+                       channels it has; of two that a quartile lies between, the lower
+
+    A channel of norm 0 has the rate inf.  ValueError where the optimizer trains none of the
+    weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        correction: CorrectedSteps | None = None,
+        only: Iterable[str] = ("*",),
+        skip: Iterable[str] = (),
+    ) -> None:
+        if not isinstance(correction, CorrectedSteps | None):
+            checks.refuse("correction", correction, "a CorrectedSteps or None")
+        self._model, self._optimizer, self._correction = model, optimizer, correction
+        self._patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
+        self.rows: list[RateRow] = []
+        if not effective_rates(model, optimizer, **self._patterns):
+            raise ValueError(
+                "optimizer: it trains none of the model's weights; build it from this model's "
+                "parameters"
+            )
+
+    def record(self, step: int) -> None:
+        """Append the rates of now; `step`, or an epoch: above the last one that was recorded."""
+        checks.integer("step", step, low=0)
+        if self.rows and step <= self.rows[-1].step:
+            raise ValueError(f"step: got {step}, need more than the last, {self.rows[-1].step}")
+        ratios = {} if self._correction is None else self._correction.ratios()
+        for name, rates in effective_rates(self._model, self._optimizer, **self._patterns).items():
+            rates = rates * ratios[name] if name in ratios else rates
+            # none interpolated: between a finite rate and an infinite one there is no number
+            ordered = rates.sort().values.tolist()
+            low, median, high = (ordered[(len(ordered) - 1) * k // 4] for k in (1, 2, 3))
+            self.rows.append(RateRow(step, name, low, median, high))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows as plain data, for a checkpoint."""
+        return {"rows": [list(row) for row in self.rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; ValueError, with nothing restored, for anything else."""
+        rows = state.get("rows") if isinstance(state, Mapping) else None
+        if not isinstance(rows, list) or not all(map(_is_row, rows)):
+            need = "what state_dict() gave, {'rows': [[step, weight, low, median, high], ...]}"
+            raise ValueError(f"state: got {checks.shown(state)}, need {need}")
+        self.rows = [RateRow(*row) for row in rows]
+
+    def plot(self, path: str | Path) -> None:
+        """Median and quartiles of every weight against the step, to a PNG or SVG.
+
+        ValueError for another ending, and where nothing was recorded.
+        """
+        if not self.rows:
+            raise ValueError("rates: nothing to plot; call record(step) first")
+        plot_rates(self.rows, checks.path("plot", path))
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, list | tuple)
+        and len(row) == 5
+        and type(row[0]) is int
+        and isinstance(row[1], str)
+        and all(isinstance(value, float) for value in row[2:])
+    )

@@ -1,0 +1,127 @@
+"""What a quantizer computes, by torch's own operations: range, scale, elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .formats import FloatFormat, Format, IntFormat, fp32
+from .granularity import compact_shape, expand
+from .noise import random_bits
+from .numbers import divided
+from .ranges import Range, RangeRule, State
+from .rounding import Rounding, nearest_even, round_to_float
+
+
+def as_real(x: Tensor) -> Tensor:
+    """x in the dtype it is quantized from: fp32 for half precision (exact), fp64 stays fp64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def range_of(
+    x: Tensor, rule: RangeRule, block: Sequence[int], state: State | None, training: bool
+) -> Range:
+    """(low, high) of each block of x by a range rule: fp32, finite where the block's elements are.
+
+    state: the rule's own, which it moves on when `training`.
+    """
+    if x.dtype == torch.float64:  # what is finite there has a finite range in fp32
+        most = torch.finfo(torch.float32).max
+        x = torch.where(torch.isinf(x), x, x.clamp(-most, most))
+    if state is not None:
+        state = _by_block(state, compact_shape(x.shape, block))
+    return rule(x, block, state=state, training=training)
+
+
+def _by_block(state: State, compact: tuple[int, ...]) -> State:
+    """The state as `init_state(compact)` makes it: the same memory, for an x with more axes than
+    the state was made for (a layer's leading ones)."""
+    return {
+        name: value.view(compact)
+        if value.dim() not in (0, len(compact)) and value.numel() == math.prod(compact)
+        else value
+        for name, value in state.items()
+    }
+
+
+def scale_of(
+    low: Tensor,
+    high: Tensor,
+    format: Format,
+    scale_format: FloatFormat = fp32,
+    scale_rounding: Rounding = nearest_even,
+) -> tuple[Tensor, Tensor | None]:
+    """Scale (fp32) and zero point (int32; None for a symmetric format) that spread each range over
+    the format: see Quantizer.
+
+    low, high: fp32, one entry a block.  A range of zeros has scale 0, a non-finite one a
+    non-finite scale.
+    """
+    affine = isinstance(format, IntFormat) and not format.symmetric
+    if affine:
+        assert isinstance(format, IntFormat)
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        half = high * 0.5 - low * 0.5  # in halves, whose difference passes no end of fp32
+        scale = divided(half, (format.high - format.low) / 2)
+    else:
+        if format.signed:
+            width = torch.maximum(low.abs(), high.abs())
+        else:  # low is clipped, but a non-finite one must still be seen
+            width = torch.where(torch.isfinite(low), high.clamp(min=0.0), float("nan"))
+        scale = divided(width, format.largest)
+        if format.largest < 1:  # what passes fp32 here is no infinity
+            beyond = torch.isinf(scale) & torch.isfinite(width)
+            scale = torch.where(beyond, torch.finfo(scale.dtype).max, scale)
+    if scale_format != fp32:
+        limit = scale_format.overflow or "saturate"
+        rounded = round_to_float(scale, scale_format, scale_rounding, overflow=limit)
+        scale = torch.where(scale == 0, scale, rounded)
+    if not affine:
+        return scale, None
+    assert isinstance(format, IntFormat)
+    divisor = torch.where(scale == 0, float("inf"), scale)
+    zero_point = format.low - torch.round(low / divisor)
+    zero_point = zero_point.clamp(format.low, format.high)
+    return scale, torch.nan_to_num(zero_point).to(torch.int32)
+
+
+def elements_of(
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    block: tuple[int, ...],
+    format: Format,
+    rounding: Rounding = nearest_even,
+    key: Tensor | None = None,
+) -> Tensor:
+    """round(x / scale) + zero_point, clamped to the format: see Quantizer.
+
+    x: fp16, bf16, fp32 or fp64; scale, zero_point: one entry a block, None for 1 and for 0; key:
+    0-d int64, for a stochastic rounding.  -> the format's integer dtype, or for a FloatFormat fp32
+    (fp64 for fp64 x), x's shape.
+    """
+    overflow = None
+    if isinstance(format, FloatFormat) and scale is not None:
+        # a range may clip, and a scale rounded down does: that must not make infinities
+        overflow = format.overflow or "saturate"
+    fused = kernels.elements(x, scale, zero_point, block, format, rounding, key, overflow)
+    if fused is not None:
+        return fused
+    scaled = x = as_real(x)
+    if scale is not None:
+        # x / inf = 0: where the scale is zero, so is every element, without a branch
+        divisor = torch.where(scale == 0, float("inf"), scale)
+        scaled = x / expand(divisor, x.shape, block)
+    bits = None if key is None or not rounding.random_bits else random_bits(key, x.shape)
+    if isinstance(format, FloatFormat):
+        return round_to_float(scaled, format, rounding, bits, overflow=overflow, source=x)
+    elements = rounding(scaled, bits)
+    if zero_point is not None:
+        elements = elements + expand(zero_point, x.shape, block)
+    elements = elements.clamp_(format.low, format.high)
+    # what a NaN is as an integer depends on the processor; the scale tells of it
+    return elements.nan_to_num_(0.0).to(format.dtype)
