@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from quantizers import QTensor
+from torch import nn
 
 from ..copies import copied, unwrapped
 from ..layer_state import device_of
-from ..products.call import Computed
+from ..products.call import Probe
 from ..products.engines.admission import admitted
 from ..products.engines.choice import ENGINES
 from ..products.module import products_of
@@ -94,20 +92,11 @@ class Summary:
         ]
 
 
-class _Engines:
+class _Engines(Probe):
     """The probe of one layer that learns which engines serve it."""
 
     def __init__(self) -> None:
         self.found: dict[Kind, str] = {}
-
-    def watches(self, training: bool) -> bool:
-        return True
-
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        pass
-
-    def result(self, product: Computed) -> None:
-        pass
 
     def engine(self, kind: Kind, name: str) -> None:
         known = self.found.setdefault(kind, name).split(" + ")

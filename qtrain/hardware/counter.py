@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, QTensor, fp32
 from quantizers.formats import NAMED
 
-from ..products.call import Computed
+from ..products.call import Computed, Probe
 from ..products.operations import Kind
 from ..recipe import Recipe
 
@@ -40,7 +39,7 @@ class Sums:
 
 
 @dataclass
-class Counter:
+class Counter(Probe):
     """The probe of one layer.
 
     sums: (product, formats of its operands) -> what they sum up to
@@ -48,15 +47,6 @@ class Counter:
 
     recipe: Recipe
     sums: dict[tuple[Kind, str, str], Sums] = field(default_factory=dict)
-
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        pass
-
-    def engine(self, kind: Kind, name: str) -> None:
-        pass
-
-    def watches(self, training: bool) -> bool:
-        return True
 
     def result(self, product: Computed) -> None:
         kind, (a, b) = product.kind, product.operands

@@ -13,7 +13,7 @@ from ..autograd.recomputation import in_backward
 from ..conversion.quantize import convert_left_
 from ..conversion.watch import forget_watch
 from ..copies import copied, unwrapped
-from ..products.call import Computed
+from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import Kind
 from ..recipe import Recipe
@@ -77,7 +77,7 @@ def show(twin: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
 
 
 @dataclass
-class _Probe:
+class _Probe(Probe):
     """The probe of one layer, or of all that share its name."""
 
     name: str
@@ -85,18 +85,12 @@ class _Probe:
     see_operand: SeeOperand | None
     calls: dict[Kind, int] = field(default_factory=dict)
 
-    def watches(self, training: bool) -> bool:
-        return True
-
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         if self.see_operand is None or (operand != "grad_output" and in_backward()):
             return
         # operands of a backward product are quantized in the forward, before that is counted
         of: Kind = kind if operand == "grad_output" else "forward"
         self.see_operand(self.name, self.calls.get(of, 0), kind, operand, x, q)
-
-    def engine(self, kind: Kind, name: str) -> None:
-        pass
 
     def result(self, product: Computed) -> None:
         if product.kind == "forward" and in_backward():

@@ -12,7 +12,7 @@ from torch import Tensor
 from quantizers import QTensor
 
 from ..autograd.recomputation import in_backward
-from ..products.call import Computed
+from ..products.call import Computed, Probe
 from ..products.operations import Kind
 from .detail import Detail
 from .errors import Sums
@@ -56,7 +56,7 @@ def _compiles() -> bool:
 
 
 @dataclass
-class Recorder:
+class Recorder(Probe):
     """The probe of one layer, or of all that share its name.
 
     limit     how many elements of each tensor are looked at (`sampled`) and described in detail;
@@ -119,9 +119,6 @@ class Recorder:
             like = torch.empty_like(result, dtype=wide)
             exact = operation.product(kind, a.to(wide), b.to(wide), like)
         self._add(role, exact, result)
-
-    def engine(self, kind: Kind, name: str) -> None:
-        pass
 
     def rows(self) -> Iterator[tuple[str, Sums, Detail | None]]:
         """(role, its sums, its detail where there is one), in the order of ROLES."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,14 +40,16 @@ class Computed(NamedTuple):
     dtype: torch.dtype
 
 
-class Probe(Protocol):
-    """Sees every quantization and every product of a layer, for inspection.
+class Probe:
+    """Sees every quantization and every product of a layer, for inspection; one that overrides
+    nothing passes over all of them.
 
     It changes none of their bits.
     """
 
     def watches(self, training: bool) -> bool:
         """Whether it is to see a call in this mode."""
+        return True
 
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         """An operand before and after its quantizer; folded: times the other operand's scale."""
