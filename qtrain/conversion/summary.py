@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..copies import copied, unwrapped
+from ..copies import unwrapped
 from ..layer_state import device_of
 from ..products.call import Probe
 from ..products.engines.admission import admitted
@@ -17,7 +17,7 @@ from ..products.engines.choice import ENGINES
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .record import Conversion
-from .watch import forget_watch, rehearsed
+from .watch import rehearsed, twin
 
 
 @dataclass
@@ -118,11 +118,10 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
         return Summary(conversion, None, None, refused)
-    twin = copied(model)
-    forget_watch(twin)
+    model = twin(model)
     probes: dict[str, _Engines] = {}
-    for product in products_of(twin):
+    for product in products_of(model):
         product.probe = probes.setdefault(product.name, _Engines())
-    watch, _ = rehearsed(twin, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
+    watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
     return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)
