@@ -14,6 +14,7 @@ from quantizers.protocol import quantized
 from quantizers.ranges import State
 
 from ..layer_state import rank
+from ..norms.deferred import DEFERRED, Deferred
 from ..recipe import SLOTS, Recipe
 from .engines.engine import Engine, Note
 from .operations import Kind, Operation
@@ -101,15 +102,15 @@ class Call:
             key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))
         state = self.states.get((kind, operand), {})
         try:
-            deferred = None  # a norm's output that is yet to be: norm_computation.Deferred
-            if not torch.compiler.is_compiling():
-                deferred = getattr(x, "deferred", None)
-            if deferred is not None:
-                q: QTensor = deferred.quantized(quantizer, state, self.training)
-            elif type(quantizer) is Quantizer:
-                q = quantizer.of_layer(x, state, key, self.training, factor)
-            else:
+            norm: Deferred | None = None
+            if operand == "input" and not torch.compiler.is_compiling():
+                norm = getattr(x, DEFERRED, None)
+            if type(quantizer) is not Quantizer:
                 q = quantized(quantizer, x, state=state, key=key, training=self.training)
+            elif norm is not None:
+                q = norm.quantized(quantizer, state, self.training)
+            else:
+                q = quantizer.of_layer(x, state, key, self.training, factor)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
