@@ -12,13 +12,8 @@ from quantizers.formats import NAMED
 
 from ..products.call import Computed, Probe
 from ..products.operations import Kind
-from ..recipe import Recipe
+from ..recipe import OPERANDS, Recipe
 
-_OPERANDS: dict[Kind, tuple[str, str]] = {
-    "forward": ("input", "weight"),
-    "grad_input": ("grad_output", "weight"),
-    "grad_weight": ("grad_output", "input"),
-}
 _DTYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -54,7 +49,7 @@ class Counter(Probe):
         row.macs += _macs(product)
         a_bits, b_bits = (
             _bits(q, self.recipe.slot(kind, operand))
-            for q, operand in zip((a, b), _OPERANDS[kind], strict=True)
+            for q, operand in zip((a, b), OPERANDS[kind], strict=True)
         )
         elements = product.result.numel()
         row.moved_bits += a_bits + b_bits + elements * self._result_bits(kind, product.dtype)
