@@ -213,10 +213,6 @@ class Recipe:
         """Whether a backward product takes the operand as the forward quantized it."""
         return self.slots[product, operand].reused
 
-    def is_off(self, product: str) -> bool:
-        """Whether neither operand of a product is quantized."""
-        return product in self.off
-
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""
         checks.integer("bits", bits, low=2, high=16)

@@ -37,11 +37,8 @@ def rounded_roles(recipe: Recipe) -> tuple[str, ...]:
     def rounded(role: str) -> bool:
         if role == "output":
             return recipe.activation is not None
-        product, operand = SLOT_OF[role]
-        own = product == "forward" or operand == "grad_output"
-        if not own and recipe.reuses(product, operand):
-            return False
-        return not isinstance(recipe.slot(product, operand), Off)
+        slot = recipe.slots[SLOT_OF[role]]
+        return not (slot.reused or isinstance(slot.quantizer, Off))
 
     return tuple(role for roles in PRODUCT_ROLES.values() for role in roles if rounded(role))
 

@@ -48,7 +48,7 @@ class Counter(Probe):
         row = self.sums.setdefault((kind, _format(a), _format(b)), Sums())
         row.macs += _macs(product)
         a_bits, b_bits = (
-            _bits(q, self.recipe.slot(kind, operand))
+            _bits(q, self.recipe.slots[kind, operand].quantizer)
             for q, operand in zip((a, b), OPERANDS[kind], strict=True)
         )
         elements = product.result.numel()

@@ -163,5 +163,5 @@ def _takes_extremes(layer: nn.Module) -> bool:
         and quantizer.by_extremes
         and quantizer.rounding == nearest_even
         and straight_through(quantizer)
-        and recipe.reuses("grad_weight", "input")
+        and recipe.slots["grad_weight", "input"].reused
     )

@@ -131,8 +131,8 @@ class Call:
 
     def own_backward(self, operand: str, grad: Tensor, x: Tensor | None, state: State) -> Tensor:
         """The gradient through the forward quantizer of an operand, with its state of then."""
-        backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
-        passed = backward(grad, x, state)
+        quantizer = self.recipe.slots["forward", operand].quantizer
+        passed = quantizer.backward(grad, x, state)  # type: ignore[attr-defined]
         if not isinstance(passed, Tensor) or passed.shape != grad.shape:
             got = tuple(passed.shape) if isinstance(passed, Tensor) else passed
             raise ValueError(
