@@ -14,14 +14,15 @@ from quantizers.protocol import needs_key, straight_through
 from . import checks
 from .norms.recipe import NormRecipe
 
+#: each product's two operands
+OPERANDS: dict[str, tuple[str, str]] = {
+    "forward": ("input", "weight"),
+    "grad_input": ("grad_output", "weight"),
+    "grad_weight": ("grad_output", "input"),
+}
 #: The six operand slots, (product, operand), in the order that numbers their noise.
-SLOTS: tuple[tuple[str, str], ...] = (
-    ("forward", "input"),
-    ("forward", "weight"),
-    ("grad_input", "grad_output"),
-    ("grad_input", "weight"),
-    ("grad_weight", "grad_output"),
-    ("grad_weight", "input"),
+SLOTS: tuple[tuple[str, str], ...] = tuple(
+    (product, operand) for product, operands in OPERANDS.items() for operand in operands
 )
 
 
@@ -211,10 +212,6 @@ class Recipe:
     def reuses(self, product: str, operand: str) -> bool:
         """Whether a backward product takes the operand as the forward quantized it."""
         return self.slots[product, operand].reused
-
-    def is_off(self, product: str) -> bool:
-        """Whether neither operand of a product is quantized."""
-        return product in self.off
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""

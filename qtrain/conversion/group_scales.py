@@ -16,7 +16,7 @@ def names_groups_alone(recipe: Recipe, shape: Sequence[int | None]) -> bool:
     shape   of the weight, as (groups, out, in, *kernel)
     """
     return shape[0] == 1 and any(
-        isinstance(quantizer := recipe.slot(product, "weight"), Quantizer)
+        isinstance(quantizer := recipe.slots[product, "weight"].quantizer, Quantizer)
         and _cuts_first_alone(quantizer.granularity, len(shape))
         for product in ("forward", "grad_input")
     )

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from quantizers import QTensor
-
-from ..copies import copied, unwrapped
+from ..copies import unwrapped
 from ..layer_state import device_of
-from ..products.call import Computed
+from ..products.call import Probe
 from ..products.engines.admission import admitted
 from ..products.engines.choice import ENGINES
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .record import Conversion
-from .watch import forget_watch, rehearsed
+from .watch import rehearsed, twin
 
 
 @dataclass
@@ -94,20 +92,11 @@ class Summary:
         ]
 
 
-class _Engines:
+class _Engines(Probe):
     """The probe of one layer that learns which engines serve it."""
 
     def __init__(self) -> None:
         self.found: dict[Kind, str] = {}
-
-    def watches(self, training: bool) -> bool:
-        return True
-
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        pass
-
-    def result(self, product: Computed) -> None:
-        pass
 
     def engine(self, kind: Kind, name: str) -> None:
         known = self.found.setdefault(kind, name).split(" + ")
@@ -129,11 +118,10 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
         return Summary(conversion, None, None, refused)
-    twin = copied(model)
-    forget_watch(twin)
+    model = twin(model)
     probes: dict[str, _Engines] = {}
-    for product in products_of(twin):
+    for product in products_of(model):
         product.probe = probes.setdefault(product.name, _Engines())
-    watch, _ = rehearsed(twin, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
+    watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
     return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)

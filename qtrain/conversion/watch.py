@@ -11,7 +11,7 @@ from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..copies import detached, random_state_kept
+from ..copies import copied, detached, random_state_kept, unwrapped
 from ..layer_state import LayerState
 from ..products.module import QProduct, products_of
 from .record import Conversion
@@ -88,16 +88,16 @@ class Watch(TorchDispatchMode):
 
 
 def rehearsed(
-    twin: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, learning: bool
+    model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], *, learning: bool
 ) -> tuple[Watch, bool]:
     """One pass through a model, watched: forward, and, where learning, backward from the sum of
     every output that has a gradient.  -> the watch; whether there was a backward pass.
 
-    Run it on a copy: gradients and running statistics of `twin` change.
+    Run it on a copy: gradients and running statistics of `model` change.
     """
     with random_state_kept(), torch.set_grad_enabled(learning):
-        with Watch(twin) as watch:
-            output = twin(*detached(inputs), **detached(kwargs))
+        with Watch(model) as watch:
+            output = model(*detached(inputs), **detached(kwargs))
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         sums = [leaf.sum() for leaf in leaves if leaf.requires_grad and leaf.is_floating_point()]
         if sums:
@@ -157,3 +157,10 @@ def forget_watch(model: nn.Module) -> None:
             if isinstance(getattr(hook, "__self__", None), _FirstForward):
                 del table[key]
                 model._forward_hooks_always_called.pop(key, None)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy to run on: of the model inside any wrapper, without the first-forward watch."""
+    copy = copied(unwrapped(model))
+    forget_watch(copy)
+    return copy

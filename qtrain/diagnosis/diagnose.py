@@ -9,10 +9,11 @@ from dataclasses import replace
 from .. import checks
 from ..files.whole import there
 from ..inspection.monitor import Monitor
-from ..inspection.recorder import RESULTS, ROLES
+from ..inspection.roles import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
 from ..inspection.rows import MonitorRow, read_monitor
+from ..recipe import OPERANDS
 from .rule import Rule
-from .rules import NOT_FINITE, OPERANDS, RULES
+from .rules import NOT_FINITE, RULES
 from .verdict import Finding, Verdict
 
 #: The file of a run folder that is looked at.
@@ -150,20 +151,21 @@ def _following(role: str, found: dict[str, list[Finding]]) -> list[Finding]:
 
 
 def _operands(role: str) -> tuple[str, ...]:
-    """The roles whose tensors a product multiplies; none for an operand."""
-    return {
-        RESULTS["forward"]: ("input", "weight"),
-        RESULTS["grad_input"]: ("grad_output (grad_input)", "weight (grad_input)", "weight"),
-        RESULTS["grad_weight"]: ("grad_output (grad_weight)", "input (grad_weight)", "input"),
-    }.get(role, ())
+    """The roles whose tensors a product multiplies, be they its own or the forward's; none for an
+    operand."""
+    return tuple(
+        OPERAND_ROLES[product, operand]
+        for kind, result in RESULTS.items()
+        if result == role
+        for product in dict.fromkeys((kind, "forward"))
+        for operand in OPERANDS[kind]
+        if (product, operand) in OPERAND_ROLES
+    )
 
 
 def _slot(role: str) -> str:
     """The operand's quantizer in a recipe: "grad_input.grad_output"."""
-    if role not in OPERANDS:
-        return role
-    operand, _, product = role.partition(" (")
-    return f"{product[:-1] or 'forward'}.{operand}"
+    return ".".join(SLOT_OF[role]) if role in SLOT_OF else role
 
 
 def _place(finding: Finding, layers: Sequence[str]) -> tuple[int, int, int]:

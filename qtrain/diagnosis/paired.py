@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import checks
-from ..conversion.watch import forget_watch
-from ..copies import copied, random_state_kept, unwrapped
+from ..conversion.watch import twin
+from ..copies import copied, random_state_kept
 from ..inspection.step import Loss, chosen_loss, step
 from .gradient_error import gradients
 from .switches import Part, switched_off
@@ -65,8 +65,7 @@ def paired_steps(
 
     ValueError, in the caller's name, where no loss or no gradient can be formed.
     """
-    model = copied(unwrapped(model))
-    forget_watch(model)
+    model = twin(model)
     model.zero_grad(set_to_none=True)
     for inputs, targets in batches:
         own = chosen_loss(caller, loss, targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..inspection.recorder import RESULTS, ROLES
+from ..inspection.roles import RESULTS, ROLES
 from . import figures as series
 from .rule import Rule
 

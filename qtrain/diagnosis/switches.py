@@ -12,20 +12,21 @@ from torch import nn
 from quantizers import OFF, Off
 
 from ..inspection.probes import FULL
-from ..inspection.recorder import OPERANDS
+from ..inspection.roles import OPERAND_ROLES, RESULTS, SLOT_OF
 from ..products.module import products_of
-from ..products.operations import Kind
-from ..recipe import Recipe
+from ..products.operations import KINDS, Kind
+from ..recipe import OPERANDS, Recipe
 
 #: A layer's name and one of the roles of `PRODUCT_ROLES`, as a report names both.
 Part = tuple[str, str]
 
-_SLOTS = {role: slot for slot, role in OPERANDS.items()}
 #: What is rounded in each product: its two operands, and the output of the forward.
 PRODUCT_ROLES: dict[Kind, tuple[str, ...]] = {
-    "forward": ("input", "weight", "output"),
-    "grad_input": ("grad_output (grad_input)", "weight (grad_input)"),
-    "grad_weight": ("grad_output (grad_weight)", "input (grad_weight)"),
+    kind: (
+        *(OPERAND_ROLES[kind, operand] for operand in OPERANDS[kind]),
+        *((RESULTS[kind],) if kind == "forward" else ()),
+    )
+    for kind in KINDS
 }
 
 
@@ -36,11 +37,8 @@ def rounded_roles(recipe: Recipe) -> tuple[str, ...]:
     def rounded(role: str) -> bool:
         if role == "output":
             return recipe.activation is not None
-        product, operand = _SLOTS[role]
-        own = product == "forward" or operand == "grad_output"
-        if not own and recipe.reuses(product, operand):
-            return False
-        return not isinstance(recipe.slot(product, operand), Off)
+        slot = recipe.slots[SLOT_OF[role]]
+        return not (slot.reused or isinstance(slot.quantizer, Off))
 
     return tuple(role for roles in PRODUCT_ROLES.values() for role in roles if rounded(role))
 
@@ -70,7 +68,7 @@ def without(recipe: Recipe, roles: Iterable[str]) -> Recipe:
         if role == "output":
             changed |= {"activation": None, "narrow": False}
             continue
-        product, operand = _SLOTS[role]
+        product, operand = SLOT_OF[role]
         changed[product] = replace(changed.get(product, getattr(recipe, product)), **{operand: OFF})
     if "forward" in changed or "grad_weight" in changed:  # bf16 units hold no full precision
         own = changed.get("grad_weight", recipe.grad_weight)

@@ -6,20 +6,14 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, QTensor, fp32
 from quantizers.formats import NAMED
 
-from ..products.call import Computed
+from ..products.call import Computed, Probe
 from ..products.operations import Kind
-from ..recipe import Recipe
+from ..recipe import OPERANDS, Recipe
 
-_OPERANDS: dict[Kind, tuple[str, str]] = {
-    "forward": ("input", "weight"),
-    "grad_input": ("grad_output", "weight"),
-    "grad_weight": ("grad_output", "input"),
-}
 _DTYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -40,7 +34,7 @@ class Sums:
 
 
 @dataclass
-class Counter:
+class Counter(Probe):
     """The probe of one layer.
 
     sums: (product, formats of its operands) -> what they sum up to
@@ -49,22 +43,13 @@ class Counter:
     recipe: Recipe
     sums: dict[tuple[Kind, str, str], Sums] = field(default_factory=dict)
 
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        pass
-
-    def engine(self, kind: Kind, name: str) -> None:
-        pass
-
-    def watches(self, training: bool) -> bool:
-        return True
-
     def result(self, product: Computed) -> None:
         kind, (a, b) = product.kind, product.operands
         row = self.sums.setdefault((kind, _format(a), _format(b)), Sums())
         row.macs += _macs(product)
         a_bits, b_bits = (
-            _bits(q, self.recipe.slot(kind, operand))
-            for q, operand in zip((a, b), _OPERANDS[kind], strict=True)
+            _bits(q, self.recipe.slots[kind, operand].quantizer)
+            for q, operand in zip((a, b), OPERANDS[kind], strict=True)
         )
         elements = product.result.numel()
         row.moved_bits += a_bits + b_bits + elements * self._result_bits(kind, product.dtype)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import checks
-from ..inspection.recorder import RESULTS
 from ..inspection.report import Report
+from ..inspection.roles import RESULTS
 from ..products.operations import Kind
 from ..reports.rows import save_rows
 from .plots import plot_trades

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..conversion.watch import forget_watch
-from ..copies import copied, random_state_kept, unwrapped
+from ..conversion.watch import twin
+from ..copies import random_state_kept, unwrapped
 from ..products.module import products_of
 from .recorder import Recorder
 from .report import Report
@@ -43,17 +43,16 @@ def inspect(
         raise ValueError("inspect: the model has no quantized layer; quantize(model) first")
     checks.batch("inputs", inputs)
     loss = chosen_loss("inspect", loss, targets)
-    twin = copied(model)
-    forget_watch(twin)
+    model = twin(model)
     recorders: dict[str, Recorder] = {}
-    for product in products_of(twin):
+    for product in products_of(model):
         product.probe = recorders.setdefault(product.name, Recorder())
     with random_state_kept():
         if loss is not None:
-            step("inspect", twin, inputs, targets, loss)
+            step("inspect", model, inputs, targets, loss)
         else:
             with torch.no_grad():
-                called(twin, inputs)
+                called(model, inputs)
     rows = [
         sums.row(name, role)
         for name, recorder in recorders.items()

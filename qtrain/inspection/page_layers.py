@@ -8,7 +8,7 @@ from ..reports.page.html import decibels, esc, name, percent, short, table
 from ..reports.page.shell import Section
 from .page_network import heat_controls, heat_table
 from .page_pictures import code_picture, error_picture, value_picture
-from .recorder import ROLES
+from .roles import ROLES
 from .row import Row, layers_of
 from .rows import MonitorRow
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import checks
 from ..reports.plots import COLOURS, DASHES, MARKERS, figure, plain, save, whole_steps
-from .recorder import ROLES
+from .roles import ROLES
 from .row import Row
 from .rows import MonitorRow
 

@@ -11,9 +11,8 @@ from quantizers import QTensor
 
 from ..autograd.recomputation import in_backward
 from ..conversion.quantize import convert_left_
-from ..conversion.watch import forget_watch
-from ..copies import copied, unwrapped
-from ..products.call import Computed
+from ..conversion.watch import twin
+from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import Kind
 from ..recipe import Recipe
@@ -44,24 +43,23 @@ def watchable(model: nn.Module) -> nn.Module:
     (q_proj, k_proj, v_proj, scores, context, out_proj).  Not seen: products of functions such as
     torch.matmul, of recurrent layers, and of layers with a forward of their own.
     """
-    twin = copied(unwrapped(model))
-    forget_watch(twin)
-    convert_left_(twin, FULL)
-    for product in products_of(twin):
+    model = twin(model)
+    convert_left_(model, FULL)
+    for product in products_of(model):
         if product.recipe.products_off:
             product.recipe = FULL
-    return twin
+    return model
 
 
 def in_full_precision(model: nn.Module) -> nn.Module:
     """`watchable`, with every product in full precision; norms as they are."""
-    twin = watchable(model)
-    for product in products_of(twin):
+    model = watchable(model)
+    for product in products_of(model):
         product.recipe = FULL
-    return twin
+    return model
 
 
-def show(twin: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
+def show(model: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
     """Have every product of a `watchable` model handed to `see` once it is computed, and every
     operand to `operand` once it is quantized, times the other operand's scale where that is folded
     into it.
@@ -71,13 +69,13 @@ def show(twin: nn.Module, see: See, operand: SeeOperand | None = None) -> None:
     change no bit of what it computes; calls are counted from when they were put there.
     """
     probes: dict[str, _Probe] = {}
-    for product in products_of(twin):
+    for product in products_of(model):
         name = product.name
         product.probe = probes.setdefault(name, _Probe(name, see, operand))
 
 
 @dataclass
-class _Probe:
+class _Probe(Probe):
     """The probe of one layer, or of all that share its name."""
 
     name: str
@@ -85,18 +83,12 @@ class _Probe:
     see_operand: SeeOperand | None
     calls: dict[Kind, int] = field(default_factory=dict)
 
-    def watches(self, training: bool) -> bool:
-        return True
-
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         if self.see_operand is None or (operand != "grad_output" and in_backward()):
             return
         # operands of a backward product are quantized in the forward, before that is counted
         of: Kind = kind if operand == "grad_output" else "forward"
         self.see_operand(self.name, self.calls.get(of, 0), kind, operand, x, q)
-
-    def engine(self, kind: Kind, name: str) -> None:
-        pass
 
     def result(self, product: Computed) -> None:
         if product.kind == "forward" and in_backward():

@@ -12,41 +12,15 @@ from torch import Tensor
 from quantizers import QTensor
 
 from ..autograd.recomputation import in_backward
-from ..products.call import Computed
+from ..products.call import Computed, Probe
 from ..products.operations import Kind
+from ..recipe import OPERANDS
 from .detail import Detail
 from .errors import Sums
 from .pair import TensorPair
+from .roles import OPERAND_ROLES, RESULTS, ROLES
 from .sampling import sampled
 from .weight_watch import WeightWatch, parameter
-
-#: the role under which each operand slot is reported
-OPERANDS = {
-    ("forward", "input"): "input",
-    ("forward", "weight"): "weight",
-    ("grad_input", "grad_output"): "grad_output (grad_input)",
-    ("grad_weight", "grad_output"): "grad_output (grad_weight)",
-    ("grad_input", "weight"): "weight (grad_input)",
-    ("grad_weight", "input"): "input (grad_weight)",
-}
-#: the role under which each product's result is reported
-RESULTS: dict[Kind, str] = {
-    "forward": "output",
-    "grad_input": "grad_input",
-    "grad_weight": "grad_weight",
-}
-#: The order in which a layer's roles are listed.
-ROLES = (
-    "input",
-    "weight",
-    "output",
-    "grad_output (grad_input)",
-    "weight (grad_input)",
-    "grad_input",
-    "grad_output (grad_weight)",
-    "input (grad_weight)",
-    "grad_weight",
-)
 
 
 def _compiles() -> bool:
@@ -56,7 +30,7 @@ def _compiles() -> bool:
 
 
 @dataclass
-class Recorder:
+class Recorder(Probe):
     """The probe of one layer, or of all that share its name.
 
     limit     how many elements of each tensor are looked at (`sampled`) and described in detail;
@@ -86,7 +60,7 @@ class Recorder:
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         if operand != "grad_output" and in_backward():
             return  # a recomputed forward: counted already
-        role = OPERANDS[kind, operand]
+        role = OPERAND_ROLES[kind, operand]
         sums = self._add(role, x, q)
         if self.limit is not None:
             detail = self.details[role]
@@ -96,7 +70,7 @@ class Recorder:
             if first and q.format is not None and parameter(x):
                 detail.weight = WeightWatch(x, q, self.limit)
         if folded:
-            other = "weight" if kind == "grad_input" else "input"
+            _, other = OPERANDS[kind]
             sums.note = f"grad_output times the {other}'s scale, as it is quantized"
 
     def result(self, product: Computed) -> None:
@@ -105,7 +79,7 @@ class Recorder:
             return
         role = RESULTS[kind]
         if b is None:
-            other = "weight" if kind == "grad_input" else "input"
+            _, other = OPERANDS[kind]
             note = f"not all compared: the {other} was changed in place before the backward pass"
             self.sums.setdefault(role, Sums()).note = note
             self.details.setdefault(role, Detail())
@@ -119,9 +93,6 @@ class Recorder:
             like = torch.empty_like(result, dtype=wide)
             exact = operation.product(kind, a.to(wide), b.to(wide), like)
         self._add(role, exact, result)
-
-    def engine(self, kind: Kind, name: str) -> None:
-        pass
 
     def rows(self) -> Iterator[tuple[str, Sums, Detail | None]]:
         """(role, its sums, its detail where there is one), in the order of ROLES."""

@@ -148,7 +148,7 @@ class _AddRelu(torch.autograd.Function):
 
 def _takes_extremes(layer: nn.Module) -> bool:
     """Whether a converted layer needs of its input no more than integers nearest to it, over a
-    range that its extremes give: see norm_computation.Deferred."""
+    range that its extremes give: see `Deferred`."""
     if not isinstance(layer, QLinear | QConvNd) or layer.product.probe is not None:
         return False
     recipe = layer.product.recipe
@@ -163,5 +163,5 @@ def _takes_extremes(layer: nn.Module) -> bool:
         and quantizer.by_extremes
         and quantizer.rounding == nearest_even
         and straight_through(quantizer)
-        and recipe.reuses("grad_weight", "input")
+        and recipe.slots["grad_weight", "input"].reused
     )

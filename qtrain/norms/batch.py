@@ -11,11 +11,12 @@ from quantizers import Off, bf16, fp16
 
 from ..autograd.selective import unseen
 from . import passes as norm_passes
+from .deferred import DEFERRED, Deferred
 from .functions import Normalize
 from .kernels import graph as norm_traced
 from .kernels import launch as norm_kernels
 from .module import QNorm, Slots, role_slots
-from .normalize import Deferred, Form, folded, passes
+from .normalize import Form, folded, passes
 from .passes import others, wide
 from .ranks import Ranks, ranks_of
 from .recipe import NormRecipe
@@ -170,7 +171,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             with torch.no_grad():
                 affine = form.affine(self.weight, self.bias, mean, sigma)
             ends = where[0] if recipe.deviation.names_extremes else None
-            output.deferred = Deferred(input.detach(), affine, ends)
+            setattr(output, DEFERRED, Deferred(input.detach(), affine, ends))
         result: Tensor = output
         return result
 

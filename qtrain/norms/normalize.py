@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, kernels
+from quantizers import FloatFormat, kernels
 from quantizers.numbers import divided
-from quantizers.ranges import State
 
 from . import passes as norm_passes
 from .arithmetic import Arithmetic
 from .deviations import Deviation
 from .kernels import launch as norm_kernels
-from .passes import Affine, Extra, Slope, Sums, flat_index, others
+from .passes import Affine, Extra, Slope, Sums, others
 from .ranks import Ranks, Together
 from .recipe import StatisticsGradient
 
@@ -26,7 +25,7 @@ class Form(NamedTuple):
     deferred     the output is not computed, see `Deferred`
     spec         (deviation, carry, activation) as a string: quantizers.traced.spec
     centered     whether the mean is subtracted
-    arithmetic   of few bits, see `norm_rounded`, or None
+    arithmetic   of few bits, see `RoundedNorm`, or None
     ranks        whose batches are normalized as one; None: this process' alone
     """
 
@@ -48,46 +47,6 @@ class Form(NamedTuple):
         """The output as a function of x."""
         of = folded(weight, bias, mean, self.deviation.stabilized(sigma, self.eps))
         return of._replace(activation=self.activation, relu=self.relu)
-
-
-class Deferred(NamedTuple):
-    """A norm's output, rounded and after its ReLU, of which no float exists: x and what it was to
-    become.  Hung on the tensor that stands for it, in autograd's eyes.
-
-    ends   indices (C, J) of elements of x, the largest and the smallest of each channel among
-           them, where known
-    """
-
-    x: Tensor
-    of: Affine
-    ends: Tensor | None
-
-    def quantized(self, quantizer: Quantizer, state: State | None, training: bool) -> QTensor:
-        """What the quantizer, whose scale follows from the extremes alone, makes of the output.
-
-        Every channel of it is a monotone function of x, rounding included, so its extremes are
-        the images of x's.
-        """
-        assert isinstance(quantizer.format, IntFormat)
-        if not norm_kernels.makes_codes(self.x, self.of, quantizer.format):
-            y = norm_passes.affine(self.x, self.of, torch.float32)
-            return quantizer(y, state=state, training=training)
-        images = norm_passes.affine(self._extremes(), self.of, torch.float32)
-        q = quantizer(images, state=state, training=training)
-        assert q.scale is not None
-        elements = norm_kernels.codes(self.x, self.of, q.scale, q.zero_point, quantizer.format)
-        space = [1] * (self.x.dim() - 2)
-        scale = q.scale.view(1, 1, *space)
-        zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)
-        return QTensor(elements, scale, zero_point, q.format, tuple(elements.shape))
-
-    def _extremes(self) -> Tensor:
-        """Each channel's smallest and largest x (2, C)."""
-        rows = self.x.reshape(self.x.shape[0], self.x.shape[1], -1)
-        if self.ends is None:
-            return torch.stack([rows.amin((0, 2)), rows.amax((0, 2))])
-        known = rows[flat_index(self.ends, rows.shape[2])]
-        return torch.stack([known.amin(1), known.amax(1)])
 
 
 def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from quantizers import QTensor
 
 from ..autograd.selective import shown
+from ..recipe import OPERANDS
 from .engines.choice import ENGINES
 from .engines.engine import Engine, Note
 from .engines.epilogue import Epilogue
@@ -85,18 +86,13 @@ def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: Sketch)
         along_sum = axis not in kept
         if block < size and along_sum and (axis != split or block == 1):
             raise ValueError(
-                f"{_names(kind)[operand == 'b']} of {kind}: its scale varies along axis {axis} of "
-                f"shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
+                f"{OPERANDS[kind][operand == 'b']} of {kind}: its scale varies along axis {axis} "
+                f"of shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
                 f"use a granularity that leaves this axis whole (per_block has rest='whole'; "
                 f"axis {split} may be cut into blocks of more than 1), or give this product its "
                 f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
             )
     return q.block[split]
-
-
-def _names(kind: Kind) -> tuple[str, str]:
-    first = "input" if kind == "forward" else "grad_output"
-    return first, "input" if kind == "grad_weight" else "weight"
 
 
 class _Plan(NamedTuple):
@@ -132,6 +128,7 @@ def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[
 
     Raises ValueError where a scale varies along the sum otherwise, or the sums' lengths differ.
     """
+    first, second = OPERANDS[kind]
     cut = operation.split_axis(kind, "a", len(a.shape))
     step_a = _check_scales(operation, kind, "a", a)
     step_b = _check_scales(operation, kind, "b", b)
@@ -139,19 +136,19 @@ def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[
     taken = b.shape[operation.split_axis(kind, "b", len(b.shape))]
     if taken != count:
         raise ValueError(
-            f"{_names(kind)[0]} of {kind} has shape {tuple(a.shape)}: {count} to sum "
-            f"along axis {cut} (of each group), where the {_names(kind)[1]} takes {taken}"
+            f"{first} of {kind} has shape {tuple(a.shape)}: {count} to sum "
+            f"along axis {cut} (of each group), where the {second} takes {taken}"
         )
     step = min(step_a, step_b, max(count, 1))
     if step < count and any(s < count and s % step for s in (step_a, step_b)):
         raise ValueError(
             f"{kind}: blocks of {step_a} and {step_b} along the sum (axis {cut} of "
-            f"{_names(kind)[0]}) do not nest; make one a multiple of the other"
+            f"{first}) do not nest; make one a multiple of the other"
         )
     channels = a.shape[cut]
     if channels != count and (step < count or step_a < channels):
         raise ValueError(
-            f"{_names(kind)[0]} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
+            f"{first} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
             f"groups=1; leave the axis whole"
         )
     if step >= count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from quantizers.protocol import quantized
 from quantizers.ranges import State
 
 from ..layer_state import rank
+from ..norms.deferred import DEFERRED, Deferred
 from ..recipe import SLOTS, Recipe
 from .engines.engine import Engine, Note
 from .operations import Kind, Operation
@@ -40,14 +41,16 @@ class Computed(NamedTuple):
     dtype: torch.dtype
 
 
-class Probe(Protocol):
-    """Sees every quantization and every product of a layer, for inspection.
+class Probe:
+    """Sees every quantization and every product of a layer, for inspection; one that overrides
+    nothing passes over all of them.
 
     It changes none of their bits.
     """
 
     def watches(self, training: bool) -> bool:
         """Whether it is to see a call in this mode."""
+        return True
 
     def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
         """An operand before and after its quantizer; folded: times the other operand's scale."""
@@ -99,15 +102,15 @@ class Call:
             key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))
         state = self.states.get((kind, operand), {})
         try:
-            deferred = None  # a norm's output that is yet to be: norm_computation.Deferred
-            if not torch.compiler.is_compiling():
-                deferred = getattr(x, "deferred", None)
-            if deferred is not None:
-                q: QTensor = deferred.quantized(quantizer, state, self.training)
-            elif type(quantizer) is Quantizer:
-                q = quantizer.of_layer(x, state, key, self.training, factor)
-            else:
+            norm: Deferred | None = None
+            if operand == "input" and not torch.compiler.is_compiling():
+                norm = getattr(x, DEFERRED, None)
+            if type(quantizer) is not Quantizer:
                 q = quantized(quantizer, x, state=state, key=key, training=self.training)
+            elif norm is not None:
+                q = norm.quantized(quantizer, state, self.training)
+            else:
+                q = quantizer.of_layer(x, state, key, self.training, factor)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:
@@ -128,8 +131,8 @@ class Call:
 
     def own_backward(self, operand: str, grad: Tensor, x: Tensor | None, state: State) -> Tensor:
         """The gradient through the forward quantizer of an operand, with its state of then."""
-        backward = self.recipe.slot("forward", operand).backward  # type: ignore[attr-defined]
-        passed = backward(grad, x, state)
+        quantizer = self.recipe.slots["forward", operand].quantizer
+        passed = quantizer.backward(grad, x, state)  # type: ignore[attr-defined]
         if not isinstance(passed, Tensor) or passed.shape != grad.shape:
             got = tuple(passed.shape) if isinstance(passed, Tensor) else passed
             raise ValueError(

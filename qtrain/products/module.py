@@ -11,7 +11,7 @@ from quantizers.tensor_checks import REAL
 
 from ..autograd.selective import hidden, torch_modes
 from ..layer_state import LayerState, autocast_dtype, without_autocast
-from ..recipe import SLOTS, Recipe
+from ..recipe import Recipe
 from .call import Call, Probe, located
 from .function import apply
 from .operations import Operation
@@ -39,10 +39,9 @@ class QProduct(LayerState):
     ) -> None:
         by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
         quantizers = {
-            (kind, operand): (recipe.slot(kind, operand), by_operand[operand])
-            for kind, operand in SLOTS
-            # an operand that is the forward's, quantized there, needs no state of its own
-            if kind == "forward" or operand == "grad_output" or not recipe.reuses(kind, operand)
+            (kind, operand): (slot.quantizer, by_operand[operand])
+            for (kind, operand), slot in recipe.slots.items()
+            if not slot.reused  # what is quantized in the forward needs no state of its own
         }
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
         self.recipe = recipe

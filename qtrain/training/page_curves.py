@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
-from ..inspection.recorder import ROLES
+from ..inspection.roles import ROLES
 from ..inspection.rows import MonitorRow
 from ..reports.page.charts import Line, line_chart
 from ..reports.page.html import count, decibels, esc, short, table

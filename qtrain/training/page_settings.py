@@ -31,9 +31,8 @@ def recipe_section(record: RunRecord) -> Section | None:
 
 
 def _quantizer(recipe: Recipe, product: str, operand: str) -> str:
-    if product != "forward" and operand != "grad_output" and recipe.reuses(product, operand):
-        return f"as in the forward: {recipe.slot(product, operand)}"
-    return str(recipe.slot(product, operand))
+    slot = recipe.slots[product, operand]
+    return f"as in the forward: {slot.quantizer}" if slot.reused else str(slot.quantizer)
 
 
 def _norm(config: TrainConfig, recipe: Recipe) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..files.plain_json import parse
 from ..files.whole import read_bytes, there
-from ..inspection.recorder import ROLES
 from ..inspection.report import Report
+from ..inspection.roles import ROLES
 from ..inspection.row import Row
 from ..inspection.rows import MonitorRow, read_monitor
 from ..reports.rows import read_rows

@@ -46,12 +46,9 @@ def _template() -> nn.Module:
 
 
 def converted() -> nn.Module:
-    from qtrain.conversion.watch import forget_watch
-    from qtrain.copies import copied
+    from qtrain.conversion.watch import twin
 
-    twin = copied(_template())
-    forget_watch(twin)
-    return twin
+    return twin(_template())
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from qtrain.conversion.norm_kinds import convert_norm_
 from qtrain.norms import normalize as norm_computation
 from qtrain.norms import passes as norm_passes
 from qtrain.norms.constants import largest_factor, range_factor
+from qtrain.norms.deferred import DEFERRED, Deferred
 from qtrain.norms.deviations import Deviation, l1, l2, linf, range_, topk
 from qtrain.norms.kernels import compiled_passes, compiled_statistics, memory
 from qtrain.norms.kernels import launch as norm_kernels
@@ -741,7 +742,7 @@ def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
                 assert norm.relu(x, True) is None
                 continue
             assert_near(results(norm, x, grad, relu=True), defined(norm, x, grad, relu=True), {})
-            assert_codes_of_the_output(norm.relu(x, True).deferred, quantizer)
+            assert_codes_of_the_output(getattr(norm.relu(x, True), DEFERRED), quantizer)
         y, off = norm_computation.add_relu(x, grad)
         assert torch.equal(y, (x + grad).relu()) and torch.equal(off, y <= 0)
         back = norm_computation.masked(grad, off)
@@ -749,15 +750,15 @@ def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
     assert len(warned) == 1
 
 
-def assert_codes_of_the_output(deferred: Any, quantizer: Quantizer) -> None:
+def assert_codes_of_the_output(made: Deferred, quantizer: Quantizer) -> None:
     """Of a deferred output, what the quantizer makes of the output itself."""
-    found = deferred.quantized(quantizer, None, True)
-    want = quantizer(norm_passes.affine(deferred.x, deferred.of, torch.float32))
+    found = made.quantized(quantizer, None, True)
+    want = quantizer(norm_passes.affine(made.x, made.of, torch.float32))
     assert found.format == want.format and found.block == want.block
     for a, b in zip(found[:3], want[:3], strict=True):
         assert (a is None) == (b is None)
         assert a is None or (a.dtype == b.dtype and torch.equal(a, b))
-    assert found.elements.stride() == deferred.x.stride()
+    assert found.elements.stride() == made.x.stride()
 
 
 @LAYOUTS
@@ -768,10 +769,10 @@ def test_codes_of_a_deferred_output(deviation: Deviation, dtype: torch.dtype, pl
     for shape in ((41, 3), (6, 8, 5, 3), (3, 4, 2, 3, 3)):
         x = gaussian(*shape, dtype=dtype, shift=0.3, planes=planes)
         norm = norm_for(x, NormRecipe(deviation=deviation))
-        deferred = norm.relu(x, True).deferred
-        assert (deferred.ends is not None) == (deviation.name == "range")
+        made = getattr(norm.relu(x, True), DEFERRED)
+        assert (made.ends is not None) == (deviation.name == "range")
         for quantizer in (Quantizer(format=uint8, range=minmax), Quantizer(format=int8)):
-            assert_codes_of_the_output(deferred, quantizer)
+            assert_codes_of_the_output(made, quantizer)
 
 
 @LAYOUTS

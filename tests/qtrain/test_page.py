@@ -28,7 +28,7 @@ from qtrain.diagnosis.page_verdict import verdict_section
 from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.inspection.page_network import LEVELS, level
 from qtrain.inspection.page_pictures import code_picture, error_picture, value_picture
-from qtrain.inspection.recorder import ROLES
+from qtrain.inspection.roles import ROLES
 from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart
 from qtrain.reports.page.html import percent, short
 from qtrain.training.page import render, save_page

@@ -15,7 +15,7 @@ from training_cases import quiet, small
 from qtrain import to_tensorboard, train
 from qtrain.cli import main
 from qtrain.inspection.histograms import VALUE_BINS, value_counts
-from qtrain.inspection.recorder import ROLES
+from qtrain.inspection.roles import ROLES
 from qtrain.inspection.tensorboard import FIGURES, _value_edges
 
 

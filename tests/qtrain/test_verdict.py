@@ -36,7 +36,7 @@ from qtrain.conversion.overrides import Chooser
 from qtrain.diagnosis.figures import often
 from qtrain.diagnosis.rule import Rule
 from qtrain.diagnosis.rules import OPERANDS, PRODUCTS, RULES
-from qtrain.inspection.recorder import ROLES
+from qtrain.inspection.roles import ROLES
 from qtrain.recipe import SLOTS
 from quantizers import (
     Quantizer,
