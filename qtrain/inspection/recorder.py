@@ -15,7 +15,7 @@ from ..autograd.recomputation import in_backward
 from ..products.call import Computed
 from ..products.operations import Kind
 from .detail import Detail
-from .errors import Sums
+from .figures import Sums
 from .pair import TensorPair
 from .sampling import sampled
 from .weight_watch import WeightWatch, parameter
