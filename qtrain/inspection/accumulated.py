@@ -14,7 +14,7 @@ from ..copies import copied, random_state_kept, unwrapped
 from ..layer_state import LayerState
 from ..products.call import Computed
 from ..products.module import products_of
-from .errors import Sums
+from .figures import Sums
 from .pair import TensorPair
 from .probes import in_full_precision, show, watchable
 from .report import Report

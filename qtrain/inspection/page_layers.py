@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..reports.page.html import decibels, esc, name, percent, short, table
+from ..reports.page.html import decibels, esc, name, short, table
 from ..reports.page.shell import Section
+from .figures import FIGURES
 from .page_network import heat_controls, heat_table
 from .page_pictures import code_picture, error_picture, value_picture
 from .roles import ROLES
 from .row import Row, layers_of
 from .rows import MonitorRow
-
-HEADERS = (
-    "role", "SQNR (dB)", "cosine", "bias", "relative bias", "clipped (%)", "zeroed (%)",
-    "saturated (%)", "not finite", "low", "high", "elements",
-)  # fmt: skip
 
 
 def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> Section | None:
@@ -56,21 +52,17 @@ def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]
 
 
 def _figures(layer: str, rows: Sequence[Row]) -> str:
+    figures = [figure for figure in FIGURES if figure.page]
     lines = [
         [
             f"{esc(row.role)}{'*' if row.note else ''}",
-            decibels(row.sqnr_db),
-            f"{row.cosine:.5f}" if row.cosine == row.cosine else "NaN",
-            *(short(value) for value in (row.bias, row.relative_bias)),
-            *(percent(value) for value in (row.clipped, row.zeroed, row.saturated)),
-            f"{row.nonfinite:,}",
-            *(short(value) for value in (row.low, row.high)),
-            f"{row.elements:,}",
+            *(figure.unit.page(getattr(row, figure.name)) for figure in figures),
         ]
         for row in rows
     ]
+    headers = ["role", *(figure.page for figure in figures)]
     notes = "".join(f"<p>* {esc(note)}</p>" for note in sorted({r.note for r in rows} - {""}))
-    return table(f"Error of {layer}", HEADERS, lines) + notes
+    return table(f"Error of {layer}", headers, lines) + notes
 
 
 def _pictures(records: Sequence[MonitorRow]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..reports.page.html import count, decibels, esc, name, percent, table
+from ..reports.page.html import count, decibels, esc, name, table
 from ..reports.page.shell import Section
+from .figures import FIGURES
 from .row import Row, layers_of, worst_first
 
 #: What, value, remark; HTML all.
@@ -58,20 +59,13 @@ def _largest(rows: Sequence[Row], most: int = 10) -> str:
         [
             f'<a href="#layer-{places[row.layer]}">{name(row.layer)}</a>',
             esc(row.role),
-            decibels(row.sqnr_db),
-            f"{row.cosine:.4f}" if row.cosine == row.cosine else "NaN",
-            percent(row.clipped),
-            percent(row.zeroed),
-            percent(row.saturated),
-            f"{row.nonfinite:,}",
+            *(f.unit.brief(getattr(row, f.name)) for f in FIGURES if f.brief),
         ]
         for row in worst_first(rows)[:most]
     ]
-    headers = ("layer", "role", "SQNR (dB)", "cosine", "clipped (%)", "zeroed (%)",
-               "saturated (%)", "not finite")  # fmt: skip
     return table(
         f"Largest errors: {count(len(lines), 'tensor')} of lowest SQNR",
-        headers,
+        ["layer", "role", *(f.page for f in FIGURES if f.brief)],
         lines,
         words=["role"],
     )

@@ -16,7 +16,7 @@ from ..products.call import Computed, Probe
 from ..products.operations import Kind
 from ..recipe import OPERANDS
 from .detail import Detail
-from .errors import Sums
+from .figures import Sums
 from .pair import TensorPair
 from .roles import OPERAND_ROLES, RESULTS, ROLES
 from .sampling import sampled

@@ -7,11 +7,13 @@ from textwrap import wrap
 
 from ..files.terminal import printable
 from ..reports.table import WIDTH
+from .figures import FIGURES, NUMBER
 from .row import Row
 
 
 def error_table(rows: Sequence[Row]) -> str:
     """One line a row under the name of its layer; what the stars mean, below."""
+    columns = [figure for figure in FIGURES if figure.text]
     lines: list[list[str] | str] = []
     for i, row in enumerate(rows):
         if i == 0 or rows[i - 1].layer != row.layer:
@@ -19,19 +21,11 @@ def error_table(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 f"- {row.role}{'*' if row.note else ''}",
-                f"{row.sqnr_db:.1f}",
-                f"{row.cosine:.5f}",
-                _power(row.bias),
-                _percent(row.clipped),
-                _percent(row.zeroed),
-                str(row.nonfinite),
-                _power(_largest(row)),
+                *(figure.unit.text(getattr(row, figure.name)) for figure in columns),
+                NUMBER.text(max(abs(row.low), abs(row.high))),
             ]
         )
-    headers = [
-        "layer and role", "SQNR\n(dB)", "cosine", "bias", "clip\n(%)", "zero\n(%)",
-        "not\nfinite", "largest",
-    ]  # fmt: skip
+    headers = ["layer and role", *(figure.text for figure in columns), "largest"]
     notes = sorted({row.note for row in rows if row.note})
     remarks = [
         part
@@ -85,17 +79,3 @@ def aligned(headers: Sequence[str], lines: Sequence[list[str] | str]) -> list[st
         if rest:
             found.append(line(first, rest))
     return found
-
-
-def _percent(fraction: float) -> str:
-    return "100" if fraction == 1 else f"{100 * fraction:.2f}"
-
-
-def _power(value: float) -> str:
-    """Two digits and the power of ten: 1.2e-3."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-
-
-def _largest(row: Row) -> float:
-    return max(abs(row.low), abs(row.high))

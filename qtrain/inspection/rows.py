@@ -8,28 +8,30 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from .. import checks
 from ..files import checked_lines
 from ..files.plain_json import parse
 from ..files.whole import read_bytes, write_atomically
+from ..reports.rows import typed
+from .figures import FIGURES
 from .row import Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorRow:
+class MonitorRow(Row):
     """The error of one tensor of one layer at one training step.
 
     step     the steps that were done before it
-    layer, role, ..., saturated   as in `Row`, over the elements that were looked at; the fraction
-             that is not finite is nonfinite / elements
+    layer, role, ..., gain   as in `Row`, over the elements that were looked at; the fraction that
+             is not finite is nonfinite / elements; of grad_weight, gain is the bias along the
+             update
     values   how many values of x lie in each of 97 bins: see `histograms.value_counts`
     codes    how many codes lie in each of up to 256 bins: see `histograms.code_counts`; () for a
              product and for what is not quantized
     scale    (smallest, median, largest) scale of all granules; None where there is none
     drift    the median scale in units of that at the layer's record before; None for the first
-    gain     what the error has of the signal: see `Row`; of grad_weight: the bias along the update
     offset, offset_error, spread, reach   the rounding in steps: see `Rounded`
     shared, shared_error   the correlation of the rounding's noise along `axis`, where it is
              largest, and its standard error: see `shared_noise`; a weight is (groups, out, in,
@@ -44,21 +46,6 @@ class MonitorRow:
     """
 
     step: int
-    layer: str
-    role: str
-    sqnr_db: float
-    cosine: float
-    bias: float
-    relative_bias: float
-    clipped: float
-    zeroed: float
-    saturated: float
-    nonfinite: int
-    low: float
-    high: float
-    elements: int
-    gain: float = math.nan
-    note: str = ""
     values: tuple[int, ...] = ()
     codes: tuple[int, ...] = ()
     scale: tuple[float, float, float] | None = None
@@ -79,21 +66,11 @@ class MonitorRow:
         return Row(**{f.name: getattr(self, f.name) for f in fields(Row)})
 
 
-#: Of every field: what JSON holds for it.
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("step", "nonfinite", "elements"), (int,)),
-    **dict.fromkeys(("layer", "role", "note"), (str,)),
-    **dict.fromkeys(("values", "codes"), (list,)),
-    "scale": (list, type(None)),
-    "axis": (int, type(None)),
-    **dict.fromkeys(
-        (
-            "drift", "offset", "offset_error", "spread", "reach", "shared", "shared_error",
-            "outlier", "update", "oscillation",
-        ),
-        (float, type(None)),
-    ),
-}  # fmt: skip
+#: Of every field, in the order of a line: its type.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("step", "layer", "role", *(figure.name for figure in FIGURES))),
+    **get_type_hints(MonitorRow),
+}
 
 
 def dumped(rows: Sequence[MonitorRow]) -> str:
@@ -103,15 +80,12 @@ def dumped(rows: Sequence[MonitorRow]) -> str:
 
 def parsed(text: str) -> list[MonitorRow]:
     """The rows that `dumped` wrote, bit for bit; ValueError for other text."""
-    try:
-        return [_row(parse(line)) for line in text.splitlines()]
-    except (OverflowError, TypeError) as error:
-        raise ValueError(str(error)) from error
+    return [_row(parse(line)) for line in text.splitlines()]
 
 
 def _plain(row: MonitorRow) -> dict[str, Any]:
     scale = None if row.scale is None else [_number(value) for value in row.scale]
-    return {**{name: _number(value) for name, value in vars(row).items()}, "scale": scale}
+    return {**{name: _number(getattr(row, name)) for name in _KINDS}, "scale": scale}
 
 
 def _number(value: Any) -> Any:
@@ -119,24 +93,9 @@ def _number(value: Any) -> Any:
 
 
 def _row(line: object) -> MonitorRow:
-    if not isinstance(line, dict) or set(line) != {f.name for f in fields(MonitorRow)}:
+    if not isinstance(line, dict) or line.keys() != _KINDS.keys():
         raise ValueError(f"no row of a monitor: {line!r:.60}")
-    given = {}
-    for name, value in line.items():
-        kinds = _KINDS.get(name, (float,))
-        if float in kinds and value is not None:
-            value = float(value)  # of a number, or of how a string spells inf and nan
-        if type(value) not in kinds:
-            raise ValueError(f"{name} is {value!r:.60}")
-        if name in ("values", "codes"):
-            if not all(type(count) is int for count in value):
-                raise ValueError(f"{name} holds other than counts")
-            value = tuple(value)
-        elif name == "scale" and value is not None:
-            low, median, high = map(float, value)
-            value = low, median, high
-        given[name] = value
-    return MonitorRow(**given)
+    return MonitorRow(**{name: typed(name, value, _KINDS[name]) for name, value in line.items()})
 
 
 def save_rows(path: Path, header: Mapping[str, Any], rows: Sequence[MonitorRow]) -> None:

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import checks
+from .figures import FIGURES
 from .histograms import HIGHEST, LOWEST, VALUE_BINS
 from .rows import MonitorRow
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-#: The figures of a MonitorRow that are shown, each a group of its own.
-FIGURES = (
-    "sqnr_db", "cosine", "bias", "relative_bias", "clipped", "zeroed", "saturated", "nonfinite",
-)  # fmt: skip
 #: What lines of the metrics hold beside a run's figures.
 _KEYS = ("kind", "step", "epoch", "branch")
 
@@ -97,8 +94,9 @@ def _add_metrics(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
 
 def _add_row(writer: SummaryWriter, row: MonitorRow) -> None:
     tensor = f"{row.layer}/{row.role}"
-    for name in FIGURES:
-        writer.add_scalar(f"{name}/{tensor}", getattr(row, name), row.step)
+    for figure in FIGURES:
+        if figure.event:
+            writer.add_scalar(f"{figure.name}/{tensor}", getattr(row, figure.name), row.step)
     if row.scale is not None:
         writer.add_scalar(f"scale/{tensor}", row.scale[1], row.step)
     if row.drift is not None:

@@ -10,7 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .. import checks
 from ..files.plain_json import parse
@@ -26,12 +27,7 @@ def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> 
     """
     path = checks.path("save", path)
     if path.suffix == ".json":
-        # strict JSON has no NaN or infinity: they are written as strings
-        plain = [
-            {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-             for k, v in asdict(row).items()}
-            for row in rows
-        ]  # fmt: skip
+        plain = [strict(asdict(row)) for row in rows]
         text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
     elif path.suffix == ".csv":
         buffer = io.StringIO(newline="")
@@ -58,23 +54,28 @@ def _cell(value: object) -> object:
 
 def read_rows(path: str | os.PathLike[str], kind: type[_Kind]) -> tuple[_Kind, ...]:
     """The rows of a .json file that `save_rows` wrote; ValueError for another file."""
-    names: dict[str, Any] = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    kinds = get_type_hints(kind)
     try:
         lines = parse(read_bytes(path))
-        return tuple(
-            kind(**{k: _read(v, str(names[k])) for k, v in line.items()}) for line in lines
-        )
+        return tuple(kind(**{k: typed(k, v, kinds[k]) for k, v in line.items()}) for line in lines)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: holds no rows of {kind.__name__} ({error})") from error
 
 
-def _read(value: Any, kind: str) -> Any:
-    """A field's value: a float of a number, or of how a string spells inf and nan."""
-    if kind == "float":
+def typed(field: str, value: Any, kind: Any) -> Any:
+    """What JSON holds for a field of this type: a float of a number, or of how a string spells inf
+    and nan; a tuple of a list.  ValueError for another."""
+    if type(value) is kind:
+        return value
+    if kind is float and isinstance(value, int | str):
         return float(value)
-    if type(value).__name__ != kind:
-        raise ValueError(f"got {value!r:.60}, need {kind}")
-    return value
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):  # with None
+        return None if value is None else typed(field, value, inner[0])
+    if get_origin(kind) is not tuple or type(value) is not list:
+        raise ValueError(f"{field}: got {value!r:.60}, need {getattr(kind, '__name__', kind)}")
+    each = inner[:1] * len(value) if inner[-1] is ... else inner
+    return tuple(typed(field, entry, own) for entry, own in zip(value, each, strict=True))
 
 
 def strict(value: object) -> object:

@@ -1,0 +1,167 @@
+"""The figures of a numeric error, each once: from tensors to sums, a row, and what shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..reports.page.html import decibels, percent, short
+from .pair import TensorPair
+from .row import Row
+
+
+@dataclass
+class Sums:
+    """What a row needs, summed over every call of a layer, in fp64."""
+
+    elements: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    dot: float = 0.0
+    power: float = 0.0
+    error: float = 0.0
+    magnitude: float = 0.0
+    clipped: int = 0
+    zeroed: int = 0
+    saturated: int = 0
+    nonfinite: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    note: str = ""
+
+    def add(self, pair: TensorPair, *, quantized: bool) -> None:
+        """A tensor and what became of it; quantized: by a format that it can lie outside of."""
+        if pair.x.numel() == 0:
+            return
+        x, value, error = pair.x, pair.value, pair.error
+        if quantized:
+            self.clipped += int(pair.outside.sum())
+            self.saturated += int(pair.saturated.sum())
+        signal = x.square().sum().item()
+        self.elements += x.numel()
+        self.signal += signal
+        self.noise += error.square().sum().item()
+        self.dot += (x * value).sum().item()
+        self.power += value.square().sum().item()
+        self.error += error.sum().item()
+        self.magnitude += x.abs().sum().item()
+        self.zeroed += int(((x != 0) & (value == 0)).sum())
+        self.nonfinite += int((~torch.isfinite(value)).sum())
+        finite = x if math.isfinite(signal) else x[torch.isfinite(x)]
+        if finite.numel() > 0:
+            low, high = finite.aminmax()
+            self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+
+    def row(self, layer: str, role: str) -> Row:
+        figures: dict[str, Any] = {figure.name: figure.of(self) for figure in FIGURES}
+        return Row(layer, role, **figures, note=self.note)
+
+    @property
+    def count(self) -> int:
+        return max(self.elements, 1)
+
+    @property
+    def known(self) -> bool:
+        """Whether the sums of squares are finite."""
+        return math.isfinite(self.noise) and math.isfinite(self.signal)
+
+    def sqnr_db(self) -> float:
+        if not self.known:
+            return math.nan
+        ratio = math.inf if self.noise == 0 else self.signal / self.noise
+        return -math.inf if ratio == 0 else 10 * math.log10(ratio)
+
+    def cosine(self) -> float:
+        if not self.known:
+            return math.nan
+        norms = math.sqrt(self.signal) * math.sqrt(self.power)
+        return self.dot / norms if norms > 0 else float(self.signal == self.power)
+
+    def relative_bias(self) -> float:
+        if self.magnitude > 0:
+            return self.error / self.magnitude
+        return 0.0 if self.error == 0 else math.nan
+
+    def gain(self) -> float:
+        if not self.known:
+            return math.nan
+        return (self.dot - self.signal) / self.signal if self.signal > 0 else 0.0
+
+    def end(self, value: float) -> float:
+        """An end of the range of x: 0 without an element, NaN where none is finite."""
+        none = 0.0 if self.elements == 0 else math.nan
+        return value if self.low <= self.high else none
+
+
+def _scientific(value: float) -> str:
+    """Two digits and the power of ten: 1.2e-3."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def _hundredths(fraction: float) -> str:
+    return "100" if fraction == 1 else f"{100 * fraction:.2f}"
+
+
+def _digits(count: int) -> Callable[[float], str]:
+    return lambda value: "NaN" if math.isnan(value) else f"{value:.{count}f}"
+
+
+class Unit(NamedTuple):
+    """How a value is written: in a page, as HTML; in its table of largest errors; in plain text."""
+
+    page: Callable[[float], str]
+    brief: Callable[[float], str]
+    text: Callable[[float], str]
+
+
+DECIBELS = Unit(decibels, decibels, "{:.1f}".format)
+COSINE = Unit(_digits(5), _digits(4), "{:.5f}".format)
+NUMBER = Unit(short, short, _scientific)
+PERCENT = Unit(percent, percent, _hundredths)
+COUNT = Unit("{:,}".format, "{:,}".format, str)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of a `Row`, which says there what it is.
+
+    name     the row's field, and so the name in JSON, CSV and TensorBoard
+    of       its value, of the sums over every call of a layer
+    unit     how its values are written
+    page     the heading of its column in a page; "" where none shows it
+    text     ... in a report's text
+    brief    whether the page's table of the largest errors shows it
+    event    whether TensorBoard shows it
+    """
+
+    name: str
+    of: Callable[[Sums], float]
+    unit: Unit
+    page: str = ""
+    text: str = ""
+    brief: bool = False
+    event: bool = True
+
+
+#: In the order in which they are shown.
+FIGURES = (
+    Figure("sqnr_db", Sums.sqnr_db, DECIBELS, "SQNR (dB)", "SQNR\n(dB)", brief=True),
+    Figure("cosine", Sums.cosine, COSINE, "cosine", "cosine", brief=True),
+    Figure("bias", lambda s: s.error / s.count, NUMBER, "bias", "bias"),
+    Figure("relative_bias", Sums.relative_bias, NUMBER, "relative bias"),
+    Figure(
+        "clipped", lambda s: s.clipped / s.count, PERCENT, "clipped (%)", "clip\n(%)", brief=True
+    ),
+    Figure("zeroed", lambda s: s.zeroed / s.count, PERCENT, "zeroed (%)", "zero\n(%)", brief=True),
+    Figure("saturated", lambda s: s.saturated / s.count, PERCENT, "saturated (%)", brief=True),
+    Figure("nonfinite", lambda s: s.nonfinite, COUNT, "not finite", "not\nfinite", brief=True),
+    Figure("low", lambda s: s.end(s.low), NUMBER, "low", event=False),
+    Figure("high", lambda s: s.end(s.high), NUMBER, "high", event=False),
+    Figure("elements", lambda s: s.elements, COUNT, "elements", event=False),
+    Figure("gain", Sums.gain, NUMBER, event=False),
+)
