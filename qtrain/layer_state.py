@@ -57,10 +57,9 @@ class LayerState(nn.Module):
         self.noisy = any(needs_key(quantizer) for quantizer, _ in quantizers.values())
         self._quantizers = dict(quantizers)
         self._stream = seed, stream
-        self._slots: dict[Slot, dict[str, str]] = {slot: {} for slot in quantizers}
+        self._slots: dict[Slot, dict[str, str]] = {}  # of those that keep a state
         for name, value in self._initial().items():
             self.register_buffer(name, value.to(device))
-        self._kept = {slot: names for slot, names in self._slots.items() if names}
 
     def _initial(self) -> dict[str, Tensor]:
         """The buffers of a new conversion, on the CPU."""
@@ -71,7 +70,8 @@ class LayerState(nn.Module):
             }
             for slot, (quantizer, shape) in self._quantizers.items():
                 for key, value in init_state(quantizer, shape).items():
-                    name = self._slots[slot][key] = f"{'_'.join(slot)}_{key}"
+                    name = f"{'_'.join(slot)}_{key}"
+                    self._slots.setdefault(slot, {})[key] = name
                     found[name] = value
         return found
 
@@ -96,8 +96,7 @@ class LayerState(nn.Module):
         that it began with (but those of gradients, which its backward passes move on).
         A module without parameters has no device but its operands': its state goes where they are.
         """
-        compiling = torch.compiler.is_compiling()
-        if not compiling and (
+        if not torch.compiler.is_compiling() and (
             torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
         ):
             refuse_transforms(self.name)
@@ -106,13 +105,13 @@ class LayerState(nn.Module):
         counted = self.training or needs_gradient(input, *others)
         states = {
             slot: {key: getattr(self, name) for key, name in names.items()}
-            for slot, names in self._kept.items()
+            for slot, names in self._slots.items()
         }
         count, repeated = recall(self, self.noise_count, counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
-                for slot, names in self._kept.items()
+                for slot, names in self._slots.items()
             }
         return (fold(self.noise_key, count) if self.noisy else None), states
 

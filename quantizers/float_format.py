@@ -118,6 +118,12 @@ class FloatFormat:
         return "inf" if self.has_inf else "saturate"
 
     @property
+    def when_clipped(self) -> Overflow:
+        """The overflow rule of numbers that are scaled to the format, or scales in it: as stated,
+        else what a range or a rounded scale clips must not become infinite."""
+        return self.overflow or "saturate"
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 

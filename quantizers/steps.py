@@ -77,7 +77,7 @@ def scale_of(
             beyond = torch.isinf(scale) & torch.isfinite(width)
             scale = torch.where(beyond, torch.finfo(scale.dtype).max, scale)
     if scale_format != fp32:
-        limit = scale_format.overflow or "saturate"
+        limit = scale_format.when_clipped
         rounded = round_to_float(scale, scale_format, scale_rounding, overflow=limit)
         scale = torch.where(scale == 0, scale, rounded)
     if not affine:
@@ -106,8 +106,7 @@ def elements_of(
     """
     overflow = None
     if isinstance(format, FloatFormat) and scale is not None:
-        # a range may clip, and a scale rounded down does: that must not make infinities
-        overflow = format.overflow or "saturate"
+        overflow = format.when_clipped
     fused = kernels.elements(x, scale, zero_point, block, format, rounding, key, overflow)
     if fused is not None:
         return fused

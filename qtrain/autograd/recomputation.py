@@ -118,7 +118,7 @@ def recall(
     if segment is not None:
         forwards = getattr(segment, _ATTRIBUTE, {}).get(id(layer))
         before = None if forwards is None else forwards.repeated()
-    repeats = before is not None or torch._C._current_graph_task_id() != -1
+    repeats = before is not None or in_backward()
     if before is not None:
         used = before.noise
     elif repeats:
@@ -129,14 +129,14 @@ def recall(
         used = count.clone() if recording else count
     if not recording and not repeats:
         return used, None
-    kept = _copies(ranges() if before is None else before.ranges)
-    for own in recording:
-        if not hasattr(own, _ATTRIBUTE):
-            setattr(own, _ATTRIBUTE, {})
-        getattr(own, _ATTRIBUTE).setdefault(id(layer), _Forwards()).made.append(
-            _Forward(used, kept)
-        )
-    return used, _copies(kept) if repeats else None
+    begun = ranges() if before is None else before.ranges
+    if recording:
+        forward = _Forward(used, _copies(begun))
+        for own in recording:
+            if not hasattr(own, _ATTRIBUTE):
+                setattr(own, _ATTRIBUTE, {})
+            getattr(own, _ATTRIBUTE).setdefault(id(layer), _Forwards()).made.append(forward)
+    return used, _copies(begun) if repeats else None
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,13 +7,11 @@ import torch
 
 def refuse_transforms(name: str) -> None:
     """ValueError where a converted layer runs under torch.func (grad, vmap, jvp ...) or
-    torch.jit.trace.
+    torch.jit.trace; not for a graph that compiles.
 
     A layer has a backward pass and a state of its own, which function transforms do not see, and a
     trace would hold the noise of one step and the engines that its batch took.
     """
-    if torch.compiler.is_compiling():
-        return
     if torch._C._are_functorch_transforms_active():
         raise ValueError(
             f"layer {name!r}: it is quantized, and torch.func's transforms (grad, vmap, jvp ...) "

@@ -28,7 +28,7 @@ from .engines.epilogue import Epilogue
 from .engines.plain_convolution import full_precision
 from .engines.scales import times
 from .integers import Served, corrected, direct, serving
-from .operands import Shape, lifted, lifted_shape
+from .operands import PLACES, Shape, lifted, lifted_shape
 from .operations import Kind, Operand, Operation
 from .plan import Sketch, planned, sketches
 
@@ -218,8 +218,7 @@ def _scale(
     shapes: of the two, see `lifted_shape`.
     """
     found: Tensor | None = None
-    operands: tuple[tuple[Operand, QTensor], ...] = ("a", a), ("b", b)
-    for (operand, q), shape in zip(operands, shapes, strict=True):
+    for operand, q, shape in zip(PLACES, (a, b), shapes, strict=True):
         scale = q.scale
         if scale is None:
             continue

@@ -150,8 +150,8 @@ class Convolution(Operation):
         return 1
 
 
-#: how tensors of so many axes lie where their second is the innermost
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+#: how tensors of so many axes lie where their second is the innermost; of three there is one way
+LAST = {3: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from quantizers import QTensor
 
 from .operands import Shape, lifted, lifted_shape
 from .operations import Kind, Operand, Operation
-from .plan import Sketch, planned, sketches
+from .plan import Sketch, planned, sketch
 
 
 @planned
@@ -42,7 +42,7 @@ def folded(
     """
     if b.scale is None:
         return None, b
-    foldable, shape = _fold(operation, kind, sketches(b, b)[0], grad_output.dim())
+    foldable, shape = _fold(operation, kind, sketch(b), grad_output.dim())
     if not foldable:
         return None, b
     if shape is None:

@@ -14,7 +14,7 @@ from .convolution import Convolution
 from .engines.choice import choose
 from .engines.engine import Engine, Span, Work, holds
 from .engines.geometry import resized
-from .operands import lifted, pairs
+from .operands import PLACES, lifted
 from .operations import BatchedMatmul, Kind, Operand, Operation
 from .plan import Sketch, planned, sketch
 
@@ -50,9 +50,8 @@ def _direct_span(q: Sketch) -> Span:
 
 
 def direct(q: QTensor) -> Tensor:
-    """Integer elements without their zero point."""
-    if q.zero_point is None:
-        return q.elements
+    """Integer elements without the zero point that they have."""
+    assert q.zero_point is not None
     dtype = torch.int16 if _direct_span(sketch(q)).magnitude < 2**15 else torch.int32
     return q.elements.to(dtype) - q.spread(q.zero_point).to(dtype)
 
@@ -140,11 +139,12 @@ def corrected(
     widths = [2 * max(span.magnitude, 1) for span in (work.a, work.b)]
     dtype = holds(work.count * work.per_index * widths[0] * widths[1])
     total = total.to(dtype)
-    ones = [_ones(operation, kind, operand, q.elements) for operand, q in pairs(a, b)]
+    operands = list(zip(PLACES, (a, b), strict=True))
+    ones = [_ones(operation, kind, operand, q.elements) for operand, q in operands]
     shifts = [
         None if q.zero_point is None
         else lifted(operation, kind, operand, q, q.zero_point - _centre(sketch(q))).to(dtype)
-        for operand, q in pairs(a, b)
+        for operand, q in operands
     ]  # fmt: skip
 
     def add(left: Tensor, right: Tensor, a: Span, b: Span, factor: Tensor) -> None:

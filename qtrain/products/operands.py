@@ -12,12 +12,8 @@ from quantizers import QTensor
 from .operations import Kind, Operand, Operation
 from .plan import Sketch, planned
 
-
-def pairs(a: QTensor, b: QTensor) -> tuple[tuple[Operand, QTensor], tuple[Operand, QTensor]]:
-    """The two, each with its place in a product."""
-    return ("a", a), ("b", b)
-
-
+#: of the two in a product
+PLACES: tuple[Operand, Operand] = ("a", "b")
 #: a scale's, or None where another shape is not all that it needs
 Shape = tuple[int, ...] | None
 

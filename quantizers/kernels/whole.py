@@ -70,9 +70,7 @@ def whole(
         rule = rule.rule
     if type(rule) not in (AbsMax, MinMax):
         return None
-    overflow: Overflow | None = None
-    if isinstance(format, FloatFormat):
-        overflow = format.overflow or "saturate"  # as in `steps.elements_of`
+    overflow = format.when_clipped if isinstance(format, FloatFormat) else None
     noisy = rounding.random_bits > 0
     read = [x]
     if noisy:

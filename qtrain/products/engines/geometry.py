@@ -107,8 +107,7 @@ def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor
 
 def dense(x: Tensor, channels_last: bool) -> Tensor:
     """x in one of the two memory layouts."""
-    layout = LAST.get(x.dim()) if channels_last else None
-    return x.contiguous(memory_format=layout or torch.contiguous_format)
+    return x.contiguous(memory_format=LAST[x.dim()] if channels_last else torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -216,11 +215,11 @@ def scatter(
         return dense(_gathered(gather, x, w, steps[0]), last)
     shape = [x.shape[0], w.shape[0] * w.shape[1], *size]
     if complete and math.prod(shape) > 0:
-        kind, layout = nothing([0] * len(shape)), LAST.get(len(shape)) if last else None
-        result = torch.empty(
-            shape, dtype=kind.dtype, device=kind.device,
-            memory_format=layout or torch.contiguous_format,
-        )  # fmt: skip
+        kind, layout = (
+            nothing([0] * len(shape)),
+            LAST[len(shape)] if last else torch.contiguous_format,
+        )
+        result = torch.empty(shape, dtype=kind.dtype, device=kind.device, memory_format=layout)
     else:
         result = dense(nothing(shape), last)
     for step in steps:

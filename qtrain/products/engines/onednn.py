@@ -143,7 +143,7 @@ def _convolution(
         packed = torch.ops.onednn.qconv_prepack(
             w.flatten(0, 1), one, 1.0, 0, *geometry, groups, list(x.shape)
         )
-        x = x.contiguous(memory_format=LAST.get(x.dim(), torch.contiguous_format))
+        x = x.contiguous(memory_format=LAST[x.dim()])
         result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
             x, one, zero_point, packed, scale, zeros, bias, *geometry, groups, 1.0, 0,
             torch.float32, "none", [], "",
@@ -156,8 +156,8 @@ def _convolution(
     )  # fmt: skip
     if scattered is None:
         result = gather(x, w, shape.window)
-        last = LAST.get(x.dim()) if channels_last else None
-        return result.contiguous(memory_format=last or torch.contiguous_format)
+        layout = LAST[x.dim()] if channels_last else torch.contiguous_format
+        return result.contiguous(memory_format=layout)
     return scatter(gather, nothing, x, shape)
 
 
