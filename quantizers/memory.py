@@ -29,7 +29,7 @@ def eager() -> Iterator[None]:
         _ON.reset(token)
 
 
-def serves(*tensors: Tensor) -> bool:
+def serves(*tensors: Tensor, device_type: str = "cpu") -> bool:
     """Whether a kernel may read these tensors' memory, unseen by torch: nothing that compiles,
     traces or intercepts operations is active, and each tensor is plain.
 
@@ -38,7 +38,7 @@ def serves(*tensors: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and _ON.get()
-        and is_plain(*tensors)
+        and is_plain(*tensors, device_type=device_type)
         and (_modes() == 0 or _all_watch())
         and _tracing_state() is None
     )
@@ -49,12 +49,12 @@ def _all_watch() -> bool:
     return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether the numbers of each are those in its memory, on the CPU."""
+def is_plain(*tensors: Tensor, device_type: str = "cpu") -> bool:
+    """Whether the numbers of each are those in its memory, on such a device."""
     for x in tensors:
         if (
             type(x) not in _PLAIN
-            or not x.is_cpu
+            or x.device.type != device_type
             or x.layout is not torch.strided
             or x.is_neg()
             or _is_transformed(x)

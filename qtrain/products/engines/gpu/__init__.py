@@ -1,0 +1,1 @@
+"""Exact products of integers by Triton kernels, on tensor cores."""

@@ -1,0 +1,1 @@
+"""Fused quantizers for CUDA tensors: Triton kernels, with the bits of the eager path."""

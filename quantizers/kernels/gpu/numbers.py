@@ -1,0 +1,160 @@
+"""Noise, rounding and elements for Triton kernels.
+
+The arithmetic is that of `quantizers.noise`, `rounding` and `steps`, operation by operation in
+fp32, so that the bits are the same: divisions by `div_rn`, and kernels are compiled without fma.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def float_bits(x):
+    return x.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def as_float(bits):
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def ordered(x):
+    """float32 -> int32 in the order of the numbers; NaN lies beyond the infinities."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def number(key):
+    """The inverse of `ordered`."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def is_finite(x):
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def larger(a, b):
+    """The larger, or NaN where one is."""
+    return tl.where((a != a) | (b != b), float("nan"), tl.where(a > b, a, b))
+
+
+@triton.jit
+def _mix(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def noise(index, key):
+    """noise.random_bits of elements below 2^31.  index: int32; key: int64 -> uint32."""
+    low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    return _mix(_mix(index.to(tl.uint32) + low) ^ high)
+
+
+@triton.jit
+def signed(magnitude, x):
+    return as_float(float_bits(magnitude) | (float_bits(x) & 0x80000000))
+
+
+@triton.jit
+def nearest(x):
+    """To the nearest integer, ties to even."""
+    magnitude = tl.abs(x)
+    # beyond 2^23 all are integers; below, the sum has none but integers to round to
+    near = (magnitude + 8388608.0) - 8388608.0
+    return signed(tl.where(magnitude < 8388608.0, near, magnitude), x)
+
+
+@triton.jit
+def rounded(x, bits, RANDOM: tl.constexpr, MODE: tl.constexpr):
+    """x rounded to an integer, in fp32; bits: random, of which the top RANDOM are used."""
+    if MODE == "nearest_even":
+        return nearest(x)
+    elif MODE == "floor":
+        return tl.floor(x)
+    elif MODE == "ceil":
+        return tl.ceil(x)
+    magnitude = tl.abs(x)
+    whole = tl.floor(magnitude)
+    if MODE == "toward_zero":
+        return signed(whole, x)
+    fraction = magnitude - whole
+    if MODE == "half_away":
+        up = fraction >= 0.5
+    else:
+        draw = (bits >> (32 - RANDOM)).to(tl.int32).to(tl.float32)
+        up = draw + 0.5 < fraction * (1 << RANDOM)
+    return signed(tl.where(up, whole + 1.0, whole), x)
+
+
+@triton.jit
+def integer(x, zero, bits, low, high, RANDOM: tl.constexpr, MODE: tl.constexpr):
+    """x / scale -> element, in fp32.  low, high: of the format."""
+    y = rounded(x, bits, RANDOM, MODE) + zero
+    y = tl.where(y < low, low, y)
+    y = tl.where(y > high, high, y)
+    return tl.where(y == y, y, 0.0)
+
+
+@triton.jit
+def _power(exponent):
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _exponent(x):
+    """The exponent field, -127 where it is 0."""
+    return ((float_bits(x) >> 23) & 0xFF).to(tl.int32) - 127
+
+
+@triton.jit
+def floating(
+    x,
+    source,
+    bits,
+    mantissa,
+    lowest,
+    largest,
+    over,
+    smallest,
+    SIGNED: tl.constexpr,
+    ZERO: tl.constexpr,
+    INF: tl.constexpr,
+    RANDOM: tl.constexpr,
+    MODE: tl.constexpr,
+):
+    """x = source / scale -> the value of a format that `rounding.round_to_float` gives.
+
+    mantissa, lowest, largest, over, smallest: of the format: bits, exponent, values.
+    """
+    if not SIGNED:
+        x = tl.where(x <= 0.0, 0.0, x)
+    # 2^24 times as large no subnormal is one; its own exponent says nothing
+    own = _exponent(x)
+    own = tl.where(own == -127, _exponent(x * 16777216.0) - 24, own)
+    exponent = tl.maximum(own, lowest)
+    exponent = tl.minimum(exponent, 127) - mantissa
+    half = exponent >> 1
+    rest = exponent - half
+    y = (x * _power(-half)) * _power(-rest)
+    # far below a step above 1, yet above 0
+    gone = (y == 0.0) & (x != 0.0) & (lowest > mantissa)
+    y = tl.where(gone, signed(tl.full(y.shape, 2.0**-30, tl.float32), x), y)
+    y = (rounded(y, bits, RANDOM, MODE) * _power(half)) * _power(rest)
+    magnitude, size = tl.abs(y), tl.abs(source)
+    finite = size < float("inf")
+    y = tl.where(finite & (magnitude > largest), signed(tl.zeros_like(y) + over, y), y)
+    if not ZERO:
+        y = tl.where(finite & (magnitude < smallest), signed(tl.zeros_like(y) + smallest, y), y)
+    if not SIGNED:
+        y = tl.where(source == float("-inf"), float("nan"), y)
+    if not INF:
+        y = tl.where(size == float("inf"), float("nan"), y)
+    return y
