@@ -45,11 +45,11 @@ from .compiled_elements import (
 )
 from .team import openmp
 
-#: places of the words that follow the factor.  slots: two int32 a thread; symmetric: whether the
+#: places of the words that follow the constants.  slots: two int32 a thread; symmetric: whether the
 #: range is; signed: whether the format is; update, use: whether a running range moves, and is used;
 #: low, high, share, steps: addresses of its memory, 0 for none
 GRANULES, SLOTS, SYMMETRIC, SIGNED, UPDATE, USE, LOW, HIGH, SHARE, STEPS = range(
-    FACTOR + 1, FACTOR + 11
+    CONSTANTS + 1, CONSTANTS + 11
 )
 #: places among the constants
 _LARGEST, _MOMENTUM = 8, 9

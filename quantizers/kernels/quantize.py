@@ -74,42 +74,19 @@ def whole(
     if found is None:
         return None
     block, compact, steps, shifted, path = found
-    kernel = made(
-        "quantizers.kernels.compiled_whole", "quantize", *path.numbers, factor is not None
-    )
-    if kernel is None:
-        return None
     # empty_strided takes two thirds of the time of empty
-    device = x.device
-    elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=device)
-    scale = torch.empty_strided(compact, steps, dtype=torch.float32, device=device)
+    scale = torch.empty_strided(compact, steps, dtype=torch.float32, device=x.device)
     zero_point = None
     if shifted:
-        zero_point = torch.empty_strided(compact, steps, dtype=torch.int32, device=device)
+        zero_point = torch.empty_strided(compact, steps, dtype=torch.int32, device=x.device)
     slots = (ctypes.c_int32 * (2 * torch.get_num_threads()))()
-    factor = None if factor is None else factor.contiguous()
-    team.run(
-        kernel.address,
-        (
-            *path.words,
-            x.data_ptr(),
-            elements.data_ptr(),
-            scale.data_ptr(),
-            0 if zero_point is None else zero_point.data_ptr(),
-            0 if noise is None else noise.data_ptr(),
-            rounding.random_bits,
-            ctypes.addressof(path.constants),
-            0 if factor is None else factor.data_ptr(),
-            math.prod(compact),
-            ctypes.addressof(slots),
-            type(rule) is AbsMax,
-            by.format.signed,
-            update,
-            use,
-            *memory,
-        ),
-        path.walk.size,
-    )
+    elements = _launched(
+        "quantizers.kernels.compiled_whole", factor is not None, path, x, scale, zero_point,
+        noise, rounding, factor, math.prod(compact), ctypes.addressof(slots),
+        type(rule) is AbsMax, by.format.signed, update, use, *memory,
+    )  # fmt: skip
+    if elements is None:
+        return None
     return QTensor(elements, scale, zero_point, by.format, block)
 
 
@@ -148,28 +125,43 @@ def elements(
         or (zero_point is not None and zero_point.shape != path.compact)
     ):
         return None
-    kernel = made("quantizers.kernels.compiled_elements", "quantize", *path.numbers, scaled)
+    return _launched(
+        "quantizers.kernels.compiled_elements", scaled, path, x, scale, zero_point, noise, rounding
+    )
+
+
+def _launched(
+    file: str,
+    number: int,
+    path: Plan,
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    noise: Tensor | None,
+    rounding: Rounding,
+    factor: Tensor | None = None,
+    *words: int,
+) -> Tensor | None:
+    """The elements that the kernel of a file makes, told more than all are in `words`; None where
+    it cannot be had.  number: into its makers' last choice."""
+    kernel = made(file, "quantize", *path.numbers, number)
     if kernel is None:
         return None
-    result = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
-    scale = None if scale is None else scale.contiguous()
-    zero_point = None if zero_point is None else zero_point.contiguous()
+    elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
+    places, held = [], []  # addresses, of what must live until the kernel has run
+    for t in (scale, zero_point, noise, factor):
+        t = None if t is None else t.contiguous()
+        held.append(t)
+        places.append(0 if t is None else t.data_ptr())
     team.run(
         kernel.address,
         (
-            *path.words,
-            x.data_ptr(),
-            result.data_ptr(),
-            0 if scale is None else scale.data_ptr(),
-            0 if zero_point is None else zero_point.data_ptr(),
-            0 if noise is None else noise.data_ptr(),
-            rounding.random_bits,
-            ctypes.addressof(path.constants),
-            0,  # no factor
+            *path.words, x.data_ptr(), elements.data_ptr(), *places, rounding.random_bits,
+            ctypes.addressof(path.constants), *words,
         ),
         path.walk.size,
-    )
-    return result
+    )  # fmt: skip
+    return elements
 
 
 @lru_cache(maxsize=4096)
