@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from quantizers.by_device import register
+
 from .constants import largest_factor, range_factor
 
 Factor = Callable[..., float]
 
-_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
-_LIBRARY.define("deviation_factor(Tensor like, str name, str constant, SymInt[] sizes) -> Tensor")
 _FACTORS: dict[str, Factor] = {"largest": largest_factor, "range": range_factor}
 
 
@@ -43,5 +43,7 @@ def _fake(like: Tensor, name: str, constant: str, sizes: Sequence[int]) -> Tenso
     return like.new_empty((), dtype=torch.float64)
 
 
-_LIBRARY.impl("deviation_factor", _factor, "CompositeExplicitAutograd")
-torch.library.register_fake("qtrain::deviation_factor", _fake, lib=_LIBRARY)
+register(
+    "qtrain::deviation_factor(Tensor like, str name, str constant, SymInt[] sizes) -> Tensor",
+    _factor, _fake, "CompositeExplicitAutograd",
+)  # fmt: skip

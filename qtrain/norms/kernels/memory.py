@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quantizers import kernels
 from quantizers.kernels import team
 
 from ..samples import Cut
@@ -16,6 +17,8 @@ from ..samples import Cut
 BLOCK = 128
 #: at most so many neighbours in a plane are added side by side
 LANES = 64
+#: which of the two modules makes a kernel
+_STATISTICS = ("statistics", "backward_sums")
 
 
 def is_dense(x: Tensor, planes: bool) -> bool:
@@ -23,16 +26,23 @@ def is_dense(x: Tensor, planes: bool) -> bool:
     return x.is_contiguous() if planes else x.movedim(1, -1).is_contiguous()
 
 
-def is_planes(x: Tensor) -> bool:
-    """Which of the two x's runs are; rows of tensors that are both, (N, C)."""
-    return x.is_contiguous() and x.numel() > x.shape[0] * x.shape[1]
+class Layout(NamedTuple):
+    """runs of `width` adjacent elements, planes of one channel each or else rows of all."""
+
+    planes: bool
+    runs: int
+    width: int
+    channels: int
 
 
-def size(x: Tensor) -> tuple[int, int, int]:
-    """(runs, their width, channels)"""
-    channels = x.shape[1]
-    width = x.numel() // (x.shape[0] * channels) if is_planes(x) else channels
-    return x.numel() // width, width, channels
+def layout_of(x: Tensor) -> Layout | None:
+    """That of x (N, C, *S), rows where it is both, as (N, C); None where it has neither."""
+    channels, count = x.shape[1], x.numel()
+    planes = count > x.shape[0] * channels and x.is_contiguous()
+    if not planes and not is_dense(x, False):
+        return None
+    width = count // (x.shape[0] * channels) if planes else channels
+    return Layout(planes, count // width, width, channels)
 
 
 def by_plane(x: Tensor) -> Tensor:
@@ -51,8 +61,9 @@ class Blocks(NamedTuple):
     each: int
     lanes: int
 
-    def partial(self, like: Tensor, channels: int) -> Tensor:
-        return like.new_empty(self.starts.numel() - 1, channels, self.lanes)
+    def partial(self, like: Tensor) -> Tensor:
+        """For a result of each block, channel (as many as `like` has entries) and lane."""
+        return like.new_empty(self.starts.numel() - 1, like.numel(), self.lanes)
 
 
 @lru_cache(maxsize=1024)
@@ -67,6 +78,12 @@ def in_blocks(planes: bool, width: int, cut: Cut) -> Blocks:
         chunks = start + length * torch.arange(number).unsqueeze(1)
         end = torch.tensor([start + number * length])
     return Blocks(torch.cat([(chunks + inner[:-1]).flatten(), end]), each, lanes)
+
+
+def made(name: str, *numbers: int) -> Any:
+    """The kernel of that name for these numbers, or None."""
+    file = "compiled_statistics" if name in _STATISTICS else "compiled_passes"
+    return kernels.made(f"qtrain.norms.kernels.{file}", name, *numbers)
 
 
 def run(kernel: Any, count: int, *words: int | Tensor) -> None:

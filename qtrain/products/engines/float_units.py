@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quantizers import kernels
+from quantizers.qtensor import unshifted
 
 from ..operations import Kind, Operation
 from .admission import Tried
@@ -55,10 +55,7 @@ class Float32(Tried):
         epilogue: Epilogue | None = None,
     ) -> Tensor:
         parts = -(-work.count // self._part(work))
-        shifted = kernels.unshifted(a, zero_point)
-        if shifted is None:
-            shifted = a.float() if zero_point is None else a.float() - zero_point
-        a, b = shifted, b.float()
+        a, b = unshifted(a, zero_point), b.float()
         size = -(-work.count // max(parts, 1))
         dtype = holds(work.bound)
         total: Tensor | None = None
