@@ -12,6 +12,7 @@ from quantizers.formats import NAMED
 
 from ..products.call import Computed, Probe
 from ..products.operations import Kind
+from ..products.product import Product
 from ..recipe import OPERANDS, Recipe
 
 _DTYPES = {
@@ -81,7 +82,9 @@ def _macs(product: Computed) -> int:
         "grad_weight": (b, result, a),
     }
     input, weight, output = (x.shape for x in shapes[kind])
-    return math.prod(weight) * math.prod(product.operation.terms("grad_weight", output, input))
+    return math.prod(weight) * math.prod(
+        Product(product.operation, "grad_weight").terms(output, input)
+    )
 
 
 def _format(q: QTensor) -> str:
