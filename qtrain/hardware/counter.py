@@ -63,9 +63,7 @@ class Counter(Probe):
         """Of an element of a product's result, as it is handed on."""
         if kind == "forward" and self.recipe.activation is not None:
             return self.recipe.activation.bits
-        if kind == "grad_weight" and self.recipe.unit is not None:
-            return 8 * self.recipe.unit.itemsize
-        return 8 * dtype.itemsize
+        return 8 * (self.recipe.units[kind] or dtype).itemsize
 
 
 def _macs(product: Computed) -> int:

@@ -32,47 +32,6 @@ from .plan import Sketch, planned, sketches
 from .product import Product
 
 
-@planned
-def _served(
-    product: Product,
-    a: Sketch,
-    b: Sketch,
-    device_type: str,
-    engines: tuple[Engine, ...],
-    unit: torch.dtype | None,
-) -> Served:
-    """What serves a product, or a block of it."""
-    if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
-        forms = tasks(product, a, b)
-    else:
-        size = product.terms(a.shape, b.shape)
-        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit)]
-    return choose(forms, device_type, engines)
-
-
-def _sum(
-    served: Served,
-    a: QTensor,
-    b: QTensor,
-    like: Tensor,
-    engines: tuple[Engine, ...],
-    epilogue: Epilogue,
-    note: Note | None,
-) -> Tensor:
-    """The sum of one block through the epilogue: fp32 or fp64."""
-    engine, task = served
-    if note is not None:
-        note(engine.name)
-    if task.sums:
-        return epilogue(task.product.operation, corrected(served, a, b, like, engines))
-    if task.promise == "float":
-        return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
-    left = a.elements if task.zero_point or a.zero_point is None else direct(a)
-    right = b.elements if b.zero_point is None else direct(b)
-    zero_point = a.zero_point if task.zero_point else None
-    return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
-
-
 def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
     """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
     _, summed = product.axes(operand, len(q.shape))
@@ -116,8 +75,14 @@ def _plan(
 ) -> _Plan:
     cuts = _cuts(product, a, b)
     shapes = lifted_shape(product, "a", a), lifted_shape(product, "b", b)
-    served = None if cuts else _served(product, a, b, device_type, engines, unit)
-    return _Plan(cuts, shapes, served)
+    if cuts:
+        return _Plan(cuts, shapes, None)
+    if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
+        forms = tasks(product, a, b)
+    else:
+        size = product.terms(a.shape, b.shape)
+        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit)]
+    return _Plan(cuts, shapes, choose(forms, device_type, engines))
 
 
 def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
@@ -184,23 +149,30 @@ def multiply(
     result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
     where a scale varies along the sum.
     """
-    where = a.elements.device.type, engines or ENGINES[a.elements.device.type]
-    cuts, shapes, served = _plan(product, *sketches(a, b), *where, unit)
-    if served is not None:
-        epilogue = Epilogue(_scale(product, a, b, shapes), bias)
-        return _sum(served, a, b, like, where[1], epilogue, note)
-    total: Tensor | None = None
-    if len(cuts) > 1:  # the exact sum of a block of narrow floats
-        unit = torch.float64
-    for start, length in cuts:
-        left = _narrow(product, "a", a, start, length)
-        right = _narrow(product, "b", b, start, length)
-        served = _served(product, *sketches(left, right), *where, unit)
-        epilogue = Epilogue(_scale(product, left, right, (None, None)))
-        part = _sum(served, left, right, like, where[1], epilogue, note)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return Epilogue(bias=bias).applied_(product.operation, total)
+    device = a.elements.device.type
+    engines = engines or ENGINES[device]
+    of_a, of_b = sketches(a, b)
+    cuts, shapes, served = _plan(product, of_a, of_b, device, engines, unit)
+    if served is None:
+        total: Tensor | None = None
+        for cut in cuts:  # in fp64 units, where a block of narrow floats is exact
+            one, other = _narrow(product, "a", a, *cut), _narrow(product, "b", b, *cut)
+            part = multiply(product, one, other, like, engines, note=note, unit=torch.float64)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return Epilogue(bias=bias).applied_(product.operation, total)
+    engine, task = served
+    if note is not None:
+        note(engine.name)
+    epilogue = Epilogue(_scale(product, a, b, shapes), bias)
+    if task.promise == "float":
+        return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
+    if task.sums:
+        return epilogue(product.operation, corrected(served, a, b, like, engines))
+    left = a.elements if task.zero_point or a.zero_point is None else direct(a)
+    right = b.elements if b.zero_point is None else direct(b)
+    zero_point = a.zero_point if task.zero_point else None
+    return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
 
 
 def _scale(product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]) -> Tensor | None:

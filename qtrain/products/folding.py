@@ -8,7 +8,7 @@ from quantizers import QTensor
 
 from .operands import Shape, lifted, lifted_shape
 from .operations import Operand
-from .plan import Sketch, planned, sketch
+from .plan import Sketch, planned, sketches
 from .product import Product
 
 
@@ -44,7 +44,8 @@ def folded(product: Product, grad_output: Tensor, b: QTensor) -> tuple[Tensor | 
     """
     if b.scale is None:
         return None, b
-    foldable, shape = _fold(product, sketch(b), grad_output.dim())
+    (known,) = sketches(b)
+    foldable, shape = _fold(product, known, grad_output.dim())
     if not foldable:
         return None, b
     if shape is None:

@@ -130,14 +130,16 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         kind: Kind, saved: QTensor, like: Tensor, seen: _Seen | None, dtype: torch.dtype
     ) -> Tensor:
         product = Product(operation, kind)
-        factor, bare = folded(product, grad_output, saved)
+        factor, bare = None, saved
+        if saved.scale is not None and saved.scale.numel() > 1:
+            factor, bare = folded(product, grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor)
         if _off(gq, bare):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
             note = None if call.probe is None else call.note(kind)
-            unit = call.recipe.unit if kind == "grad_weight" else None
+            unit = call.recipe.units[kind]
             result = multiply(product, gq, bare, like, call.engines, note=note, unit=unit)
         if call.probe is not None and seen is not None:
             other = seen.unchanged()

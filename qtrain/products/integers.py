@@ -16,7 +16,7 @@ from .engines.geometry import resized
 from .engines.task import Span, Task, holds
 from .operands import PLACES, lifted
 from .operations import Operand
-from .plan import Sketch, sketch
+from .plan import Sketch, sketches
 from .product import Product
 
 #: the engine of a product, and what it is asked
@@ -36,7 +36,8 @@ def _direct_span(q: Sketch) -> Span:
 def direct(q: QTensor) -> Tensor:
     """Integer elements without the zero point that they have."""
     assert q.zero_point is not None
-    dtype = torch.int16 if _direct_span(sketch(q)).magnitude < 2**15 else torch.int32
+    (known,) = sketches(q)
+    dtype = torch.int16 if _direct_span(known).magnitude < 2**15 else torch.int32
     return q.elements.to(dtype) - q.spread(q.zero_point).to(dtype)
 
 
@@ -51,7 +52,7 @@ def _centred_span(q: Sketch) -> Span:
 
 def _centred(q: QTensor) -> Tensor:
     """Integer elements about 0, in no more bits than the format's."""
-    known = sketch(q)
+    (known,) = sketches(q)
     centre = _centre(known)
     if centre == 0:
         return q.elements
@@ -112,7 +113,7 @@ def corrected(
     ]
     shifts = [
         None if q.zero_point is None
-        else lifted(product, operand, q, q.zero_point - _centre(sketch(q))).to(dtype)
+        else lifted(product, operand, q, q.zero_point - _centre(*sketches(q))).to(dtype)
         for operand, q in operands
     ]  # fmt: skip
 

@@ -132,9 +132,9 @@ def _convolution(
         return result.expand(shape) if math.prod(shape) else result.new_empty(list(shape))
 
     def gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
-        shape = [x.shape[0], scale.numel(), *window.gathered(x.shape[2:], w.shape[3:])]
-        if not math.prod(shape) or not w.shape[2]:
-            return nothing(shape)
+        if not (x.numel() and w.numel()):
+            size = window.gathered(x.shape[2:], w.shape[3:])
+            return nothing([x.shape[0], scale.numel(), *size])
         groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
         # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
         # weight when it is used, in a tenth of the time that packing it in takes.
