@@ -136,6 +136,8 @@ class Recipe:
     off: frozenset[str] = field(init=False, repr=False, compare=False)
     #: whether a layer under this recipe is exactly the torch layer
     products_off: bool = field(init=False, repr=False, compare=False)
+    #: the dtype of each product's units, None for fp32
+    units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.text("name", self.name)
@@ -167,8 +169,12 @@ class Recipe:
         object.__setattr__(self, "slots", slots)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
         object.__setattr__(self, "products_off", self.activation is None and len(self.off) == 3)
+        unit = None
         if self.grad_weight.unit == "bf16":
             self._check_bf16_unit()
+            unit = torch.bfloat16
+        units = {"forward": None, "grad_input": None, "grad_weight": unit}
+        object.__setattr__(self, "units", units)
 
     def _slot(self, number: int, product: str, operand: str) -> Slot:
         own: QuantizerLike | None = getattr(getattr(self, product), operand)
@@ -195,11 +201,6 @@ class Recipe:
                 "grad_weight.unit: got 'bf16', but both operands are integer, and their sums are "
                 "exact: use unit='fp32'"
             )
-
-    @property
-    def unit(self) -> torch.dtype | None:
-        """The dtype of grad_weight's units, None for fp32."""
-        return torch.bfloat16 if self.grad_weight.unit == "bf16" else None
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of outputs where the caller's is `dtype`."""

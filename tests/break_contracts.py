@@ -20,8 +20,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         1,
         "qtrain/products/blocks.py",
-        "    device_type = a.elements.device.type\n",
-        "    device_type = a.elements.device.type\n"
+        "    where = a.elements.device.type, engines or ENGINES[a.elements.device.type]\n",
+        "    where = a.elements.device.type, engines or ENGINES[a.elements.device.type]\n"
         "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
     ),
     (2, "qtrain/products/engines/float_units.py", "return min(2**24 //", "return min(2**27 //"),
@@ -31,7 +31,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
         "        found = own.float() if found",
         "        own = 1 / (1 / own)\n        found = own.float() if found",
     ),
-    (3, "qtrain/products/engines/choice.py", "and engine.exact_on(device_type):", "and True:"),
+    (3, "qtrain/products/engines/choice.py", "and engine.admitted_on(device_type):", "and True:"),
     (4, "qtrain/products/function.py", "        if _off(xq, wq):\n", "        if False:\n"),
     (4, "qtrain/layers/linear.py", "if self.product.recipe.products_off:", "if False:"),
     (5, "qtrain/autograd/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),

@@ -12,8 +12,8 @@ from torch import nn
 from ..copies import unwrapped
 from ..layer_state import device_of
 from ..products.call import Probe
-from ..products.engines.admission import admitted
 from ..products.engines.choice import ENGINES
+from ..products.engines.engine import admitted
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .record import Conversion

@@ -12,6 +12,7 @@ from quantizers.formats import NAMED
 
 from ..products.call import Computed, Probe
 from ..products.operations import Kind
+from ..products.product import Product
 from ..recipe import OPERANDS, Recipe
 
 _DTYPES = {
@@ -62,9 +63,7 @@ class Counter(Probe):
         """Of an element of a product's result, as it is handed on."""
         if kind == "forward" and self.recipe.activation is not None:
             return self.recipe.activation.bits
-        if kind == "grad_weight" and self.recipe.unit is not None:
-            return 8 * self.recipe.unit.itemsize
-        return 8 * dtype.itemsize
+        return 8 * (self.recipe.units[kind] or dtype).itemsize
 
 
 def _macs(product: Computed) -> int:
@@ -81,7 +80,9 @@ def _macs(product: Computed) -> int:
         "grad_weight": (b, result, a),
     }
     input, weight, output = (x.shape for x in shapes[kind])
-    return math.prod(weight) * math.prod(product.operation.terms("grad_weight", output, input))
+    return math.prod(weight) * math.prod(
+        Product(product.operation, "grad_weight").terms(output, input)
+    )
 
 
 def _format(q: QTensor) -> str:

@@ -12,79 +12,35 @@ along the sum, each block's sum is taken in fp64, where it is exact for formats 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers import QTensor
+from quantizers import IntFormat, QTensor
 
-from ..autograd.selective import shown
 from ..recipe import OPERANDS
-from .engines.choice import ENGINES
-from .engines.engine import Engine, Note
+from .engines.choice import ENGINES, choose
+from .engines.engine import Engine
 from .engines.epilogue import Epilogue
-from .engines.plain_convolution import full_precision
 from .engines.scales import times
-from .integers import Served, corrected, direct, serving
+from .engines.task import ANY, Note, Task
+from .integers import Served, corrected, direct, tasks
 from .operands import PLACES, Shape, lifted, lifted_shape
-from .operations import Kind, Operand, Operation
+from .operations import Operand
 from .plan import Sketch, planned, sketches
-
-#: what serves a product with an operand that is not integer
-FLOAT = "torch (float operand)"
+from .product import Product
 
 
-def _block(
-    operation: Operation,
-    kind: Kind,
-    a: QTensor,
-    b: QTensor,
-    like: Tensor,
-    engines: tuple[Engine, ...],
-    served: Served | None,
-    epilogue: Epilogue,
-    note: Note | None,
-    blocks: int,
-    unit: torch.dtype | None,
-) -> Tensor:
-    """The sum of one block through the epilogue: fp32 or fp64."""
-    if served is not None:
-        engine, work = served
-        if note is not None:
-            note(engine.name)
-        if work.sums:
-            total = corrected(operation, kind, a, b, like, engines, engine, work)
-            return epilogue(operation, total)
-        left = a.elements if work.zero_point or a.zero_point is None else direct(a)
-        right = b.elements if b.zero_point is None else direct(b)
-        zero_point = a.zero_point if work.zero_point else None
-        return engine.product(
-            operation, kind, left, right, like, work, zero_point=zero_point, epilogue=epilogue
-        )
-    if note is not None:
-        note(FLOAT)
-    left, right = a.unshifted(), b.unshifted()
-    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
-    if blocks > 1 and wide == torch.float32:
-        sums = shown(operation.product, kind, left.double(), right.double(), like).float()
-    else:
-        inner = unit or wide
-        with full_precision() if left.is_cuda else nullcontext():
-            sums = shown(operation.product, kind, left.to(inner), right.to(inner), like).to(wide)
-    return epilogue.applied_(operation, sums)
-
-
-def _check_scales(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> int:
+def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
     """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
-    dims = len(q.shape)
-    kept, split = operation.kept(kind, operand, dims), operation.split_axis(kind, operand, dims)
+    _, summed = product.axes(operand, len(q.shape))
+    split = min(summed)
     if q.scale is None:
         return q.shape[split]
     for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True)):
-        along_sum = axis not in kept
-        if block < size and along_sum and (axis != split or block == 1):
+        if block < size and axis in summed and (axis != split or block == 1):
+            kind = product.kind
             raise ValueError(
                 f"{OPERANDS[kind][operand == 'b']} of {kind}: its scale varies along axis {axis} "
                 f"of shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
@@ -100,7 +56,7 @@ class _Plan(NamedTuple):
 
     cuts     the blocks along the sum: see `_cuts`
     shapes   of the two scales: see `lifted_shape`
-    served   by what, where it is exact and not cut: see `serving`
+    served   by what, where it is not cut
     """
 
     cuts: list[tuple[int, int]]
@@ -110,30 +66,36 @@ class _Plan(NamedTuple):
 
 @planned
 def _plan(
-    operation: Operation,
-    kind: Kind,
+    product: Product,
     a: Sketch,
     b: Sketch,
     device_type: str,
     engines: tuple[Engine, ...],
+    unit: torch.dtype | None,
 ) -> _Plan:
-    cuts = _cuts(operation, kind, a, b)
-    shapes = lifted_shape(operation, kind, "a", a), lifted_shape(operation, kind, "b", b)
-    served = None if cuts else serving(operation, kind, a, b, device_type, engines)
-    return _Plan(cuts, shapes, served)
+    cuts = _cuts(product, a, b)
+    shapes = lifted_shape(product, "a", a), lifted_shape(product, "b", b)
+    if cuts:
+        return _Plan(cuts, shapes, None)
+    if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
+        forms = tasks(product, a, b)
+    else:
+        size = product.terms(a.shape, b.shape)
+        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit)]
+    return _Plan(cuts, shapes, choose(forms, device_type, engines))
 
 
-def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
+def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
     """(start, length) of each block along the sum; none for a sum that is not cut.
 
     Raises ValueError where a scale varies along the sum otherwise, or the sums' lengths differ.
     """
+    kind = product.kind
     first, second = OPERANDS[kind]
-    cut = operation.split_axis(kind, "a", len(a.shape))
-    step_a = _check_scales(operation, kind, "a", a)
-    step_b = _check_scales(operation, kind, "b", b)
-    count, _ = operation.terms(kind, a.shape, b.shape)
-    taken = b.shape[operation.split_axis(kind, "b", len(b.shape))]
+    cut = product.split_axis("a", len(a.shape))
+    step_a, step_b = _check_scales(product, "a", a), _check_scales(product, "b", b)
+    count, _ = product.terms(a.shape, b.shape)
+    taken = b.shape[product.split_axis("b", len(b.shape))]
     if taken != count:
         raise ValueError(
             f"{first} of {kind} has shape {tuple(a.shape)}: {count} to sum "
@@ -156,12 +118,10 @@ def _cuts(operation: Operation, kind: Kind, a: Sketch, b: Sketch) -> list[tuple[
     return [(start, min(step, count - start)) for start in range(0, count, step)]
 
 
-def _narrow(
-    operation: Operation, kind: Kind, operand: Operand, q: QTensor, start: int, length: int
-) -> QTensor:
+def _narrow(product: Product, operand: Operand, q: QTensor, start: int, length: int) -> QTensor:
     """One block of an operand along the cut axis."""
-    axis = operation.split_axis(kind, operand, q.elements.dim())
-    elements = operation.narrow(kind, operand, q.elements, start, length)
+    axis = product.split_axis(operand, q.elements.dim())
+    elements = product.narrow(operand, q.elements, start, length)
     scale, zero_point = q.scale, q.zero_point
     if q.block[axis] < q.elements.shape[axis]:
         first, count = start // q.block[axis], -(-length // q.block[axis])
@@ -170,9 +130,8 @@ def _narrow(
     return QTensor(elements, scale, zero_point, q.format, q.block)
 
 
-def product(
-    operation: Operation,
-    kind: Kind,
+def multiply(
+    product: Product,
     a: QTensor,
     b: QTensor,
     like: Tensor,
@@ -182,37 +141,41 @@ def product(
     note: Note | None = None,
     unit: torch.dtype | None = None,
 ) -> Tensor:
-    """One of the three products of two quantized operands; see the module's definition.
+    """A product of two quantized operands; see the module's definition.
 
     like: shape and strides of what is differentiated (any dtype); bias: (out channels), for the
-    forward; note: is told the engine that serves each block, or FLOAT; unit: the dtype in
+    forward; note: is told the engine that serves each block; unit: the dtype in
     which a product with a floating-point operand runs (None: fp32, or fp64 for fp64 elements), its
     result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
     where a scale varies along the sum.
     """
-    device_type = a.elements.device.type
-    units = engines or ENGINES[device_type]
-    cuts, shapes, served = _plan(operation, kind, *sketches(a, b), device_type, units)
-    if not cuts:
-        epilogue = Epilogue(_scale(operation, kind, a, b, shapes), bias)
-        return _block(operation, kind, a, b, like, units, served, epilogue, note, 1, unit)
-    total: Tensor | None = None
-    for start, length in cuts:
-        left = _narrow(operation, kind, "a", a, start, length)
-        right = _narrow(operation, kind, "b", b, start, length)
-        served = serving(operation, kind, *sketches(left, right), device_type, units)
-        epilogue = Epilogue(_scale(operation, kind, left, right, (None, None)))
-        part = _block(
-            operation, kind, left, right, like, units, served, epilogue, note, len(cuts), unit
-        )  # fmt: skip
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return Epilogue(bias=bias).applied_(operation, total)
+    device = a.elements.device.type
+    engines = engines or ENGINES[device]
+    of_a, of_b = sketches(a, b)
+    cuts, shapes, served = _plan(product, of_a, of_b, device, engines, unit)
+    if served is None:
+        total: Tensor | None = None
+        for cut in cuts:  # in fp64 units, where a block of narrow floats is exact
+            one, other = _narrow(product, "a", a, *cut), _narrow(product, "b", b, *cut)
+            part = multiply(product, one, other, like, engines, note=note, unit=torch.float64)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return Epilogue(bias=bias).applied_(product.operation, total)
+    engine, task = served
+    if note is not None:
+        note(engine.name)
+    epilogue = Epilogue(_scale(product, a, b, shapes), bias)
+    if task.promise == "float":
+        return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
+    if task.sums:
+        return epilogue(product.operation, corrected(served, a, b, like, engines))
+    left = a.elements if task.zero_point or a.zero_point is None else direct(a)
+    right = b.elements if b.zero_point is None else direct(b)
+    zero_point = a.zero_point if task.zero_point else None
+    return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
 
 
-def _scale(
-    operation: Operation, kind: Kind, a: QTensor, b: QTensor, shapes: Sequence[Shape]
-) -> Tensor | None:
+def _scale(product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]) -> Tensor | None:
     """The product of the two scales (see `engines.scales`), broadcastable to the product.
 
     shapes: of the two, see `lifted_shape`.
@@ -224,6 +187,6 @@ def _scale(
             continue
         if shape is None and scale.numel() == 1:
             shape = ()
-        own = lifted(operation, kind, operand, q, scale) if shape is None else scale.reshape(shape)
+        own = lifted(product, operand, q, scale) if shape is None else scale.reshape(shape)
         found = own.float() if found is None else times(found, own.float())
     return found

@@ -17,7 +17,8 @@ from quantizers.steps import quantize
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
 from ..recipe import SLOTS, Recipe
-from .engines.engine import Engine, Note
+from .engines.engine import Engine
+from .engines.task import Note
 from .operations import Kind, Operation
 
 

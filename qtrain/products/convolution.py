@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .operations import Kind, Operand, Operation
+from .operations import Kind, Operation
 
 
 @dataclass(frozen=True)
 class Convolution(Operation):
     """A convolution or transposed convolution of any number of spatial axes, input (N, C, *S)."""
+
+    labels = "ncx", "goik", "ndy"
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -93,54 +95,6 @@ class Convolution(Operation):
 
     def along_channels(self, bias: Tensor) -> Tensor:
         return bias.view(1, -1, *[1] * len(self.stride))
-
-    def kept(self, kind: Kind, operand: Operand, dims: int) -> set[int]:
-        if kind == "grad_weight":
-            return {1}
-        if operand == "a":
-            return {0}
-        return {0, 1} if kind == "forward" else {0, 2}
-
-    def split_axis(self, kind: Kind, operand: Operand, dims: int) -> int:
-        if kind == "grad_weight":
-            return 0
-        if operand == "a":
-            return 1
-        return 2 if kind == "forward" else 1
-
-    def narrow(self, kind: Kind, operand: Operand, x: Tensor, start: int, length: int) -> Tensor:
-        axis = self.split_axis(kind, operand, x.dim())
-        if operand == "b" or kind == "grad_weight" or self.groups == 1:
-            return x.narrow(axis, start, length)
-        grouped: Tensor = x.unflatten(1, (self.groups, -1)).narrow(2, start, length)
-        return grouped.flatten(1, 2)
-
-    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
-        if kind == "grad_weight":
-            # each weight meets every position of the smaller of the two maps at most once
-            return a[0], math.prod(b[2:] if self.transposed else a[2:])
-        return a[1] // self.groups, math.prod(b[3:])
-
-    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
-        if kind == "grad_weight":
-            return math.prod(a) * b[1] // self.groups
-        each = 1 if kind == "forward" else 2  # of b's axes, the one that is not summed
-        return math.prod(a) * b[each] * math.prod(b[3:])
-
-    def lift(self, kind: Kind, operand: Operand, scale: Tensor) -> Tensor:
-        space = [1] * len(self.stride)
-        if kind == "grad_weight":
-            if scale.numel() == 1:
-                return scale.reshape([1, 1, 1, *space])
-            per_group = scale.reshape(self.groups, -1)
-            shape = [self.groups, -1, 1] if operand == "a" else [self.groups, 1, -1]
-            return per_group.reshape(shape + space)
-        if operand == "a":
-            return scale
-        if scale.numel() == 1:
-            return scale.reshape([1, 1, *space])
-        scale = scale.expand(self.groups, *scale.shape[1:])
-        return scale.reshape([1, -1, *space])
 
     def gives_channels_last(self, a: Tensor, weight: Tensor) -> bool:
         """Whether torch would lay the product of a with a canonical weight so."""

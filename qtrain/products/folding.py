@@ -7,32 +7,34 @@ from torch import Tensor
 from quantizers import QTensor
 
 from .operands import Shape, lifted, lifted_shape
-from .operations import Kind, Operand, Operation
-from .plan import Sketch, planned, sketch
+from .operations import Operand
+from .plan import Sketch, planned, sketches
+from .product import Product
+
+
+def _in_forward(product: Product) -> tuple[Product, Operand]:
+    """The forward, and which of its operands is b of this product."""
+    return product._replace(kind="forward"), "b" if product.kind == "grad_input" else "a"
 
 
 @planned
-def _fold(operation: Operation, kind: Kind, q: Sketch, dims: int) -> tuple[bool, Shape]:
+def _fold(product: Product, q: Sketch, dims: int) -> tuple[bool, Shape]:
     """Whether the scale of operand b varies along the sum, and along axes of the output alone;
     its shape as a factor of a grad_output of `dims` axes, where that is all that changes."""
-    operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
-    split = operation.split_axis(kind, "b", len(q.shape))
-    varying = {
-        axis
-        for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True))
-        if block < size
-    }
-    summed = varying - operation.kept(kind, "b", len(q.shape))
-    needed = any(axis != split or q.block[axis] == 1 for axis in summed)
-    if not needed or not varying <= operation.kept("forward", operand, len(q.shape)):
+    forward, operand = _in_forward(product)
+    _, along_sum = product.axes("b", len(q.shape))
+    kept, _ = forward.axes(operand, len(q.shape))
+    sizes = enumerate(zip(q.shape, q.block, strict=True))
+    varying = {axis for axis, (size, block) in sizes if block < size}
+    split = min(along_sum)
+    needed = any(axis != split or q.block[axis] == 1 for axis in varying & along_sum)
+    if not needed or not varying <= kept:
         return False, None
-    shape = lifted_shape(operation, "forward", operand, q)
+    shape = lifted_shape(forward, operand, q)
     return True, None if shape is None else (1,) * (dims - len(shape)) + shape
 
 
-def folded(
-    operation: Operation, kind: Kind, grad_output: Tensor, b: QTensor
-) -> tuple[Tensor | None, QTensor]:
+def folded(product: Product, grad_output: Tensor, b: QTensor) -> tuple[Tensor | None, QTensor]:
     """What grad_output is to be multiplied by, broadcastable to it, and b without its scale, where
     the product cannot apply that itself.
 
@@ -42,12 +44,12 @@ def folded(
     """
     if b.scale is None:
         return None, b
-    foldable, shape = _fold(operation, kind, sketch(b), grad_output.dim())
+    (known,) = sketches(b)
+    foldable, shape = _fold(product, known, grad_output.dim())
     if not foldable:
         return None, b
     if shape is None:
-        operand: Operand = "b" if kind == "grad_input" else "a"  # of the forward
-        factor = lifted(operation, "forward", operand, b, b.scale)
+        factor = lifted(*_in_forward(product), b, b.scale)
         factor = factor.reshape([1] * (grad_output.dim() - factor.dim()) + list(factor.shape))
     else:
         factor = b.scale.reshape(shape)

@@ -12,10 +12,11 @@ from quantizers import QTensor, round_to
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
 from ..layer_state import without_autocast
-from .blocks import product
+from .blocks import multiply
 from .call import Call, Computed, located
 from .folding import folded
 from .operations import Kind
+from .product import Product
 
 
 def _off(a: QTensor, b: QTensor) -> bool:
@@ -57,8 +58,8 @@ class Products(torch.autograd.Function):
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
-            output = product(
-                call.operation, "forward", xq, wq, xq.elements, call.engines, bias=bias,
+            output = multiply(
+                Product(call.operation, "forward"), xq, wq, xq.elements, call.engines, bias=bias,
                 note=None if call.probe is None else call.note("forward"),
             )  # fmt: skip
         if call.recipe.activation is not None:
@@ -128,15 +129,18 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     def one(
         kind: Kind, saved: QTensor, like: Tensor, seen: _Seen | None, dtype: torch.dtype
     ) -> Tensor:
-        factor, bare = folded(operation, kind, grad_output, saved)
+        product = Product(operation, kind)
+        factor, bare = None, saved
+        if saved.scale is not None and saved.scale.numel() > 1:
+            factor, bare = folded(product, grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor)
         if _off(gq, bare):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
             note = None if call.probe is None else call.note(kind)
-            unit = call.recipe.unit if kind == "grad_weight" else None
-            result = product(operation, kind, gq, bare, like, call.engines, note=note, unit=unit)
+            unit = call.recipe.units[kind]
+            result = multiply(product, gq, bare, like, call.engines, note=note, unit=unit)
         if call.probe is not None and seen is not None:
             other = seen.unchanged()
             if other is not None and kind == "grad_input":

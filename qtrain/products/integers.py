@@ -10,33 +10,17 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from .convolution import Convolution
 from .engines.choice import choose
-from .engines.engine import Engine, Span, Work, holds
+from .engines.engine import Engine
 from .engines.geometry import resized
+from .engines.task import Span, Task, holds
 from .operands import PLACES, lifted
-from .operations import BatchedMatmul, Kind, Operand, Operation
-from .plan import Sketch, planned, sketch
+from .operations import Operand
+from .plan import Sketch, sketches
+from .product import Product
 
-
-def _ones(operation: Operation, kind: Kind, operand: Operand, x: Tensor) -> Tensor:
-    """An operand of ones, a single one along every axis that only it has among those kept."""
-    kept = operation.kept(kind, operand, x.dim())
-    sizes = [1 if axis in kept else size for axis, size in enumerate(x.shape)]
-    if isinstance(operation, BatchedMatmul):
-        sizes[0] = x.shape[0]
-    elif isinstance(operation, Convolution) and (kind == "grad_weight" or operand == "b"):
-        sizes[int(kind == "grad_weight")] = operation.groups
-    return x.new_ones(sizes, dtype=torch.int8)
-
-
-def _spread(operation: Operation, ones: Tensor, total: Tensor) -> Tensor:
-    """A product with an operand of ones, broadcastable to the whole product."""
-    if not isinstance(operation, Convolution) or ones.dim() > len(operation.stride) + 2:
-        return ones
-    if ones.shape[1] in (1, total.shape[1]):
-        return ones
-    return ones.repeat_interleave(total.shape[1] // ones.shape[1], 1)  # one a group
+#: the engine of a product, and what it is asked
+Served = tuple[Engine, Task]
 
 
 def _span(q: Sketch) -> Span:
@@ -52,7 +36,8 @@ def _direct_span(q: Sketch) -> Span:
 def direct(q: QTensor) -> Tensor:
     """Integer elements without the zero point that they have."""
     assert q.zero_point is not None
-    dtype = torch.int16 if _direct_span(sketch(q)).magnitude < 2**15 else torch.int32
+    (known,) = sketches(q)
+    dtype = torch.int16 if _direct_span(known).magnitude < 2**15 else torch.int32
     return q.elements.to(dtype) - q.spread(q.zero_point).to(dtype)
 
 
@@ -67,7 +52,7 @@ def _centred_span(q: Sketch) -> Span:
 
 def _centred(q: QTensor) -> Tensor:
     """Integer elements about 0, in no more bits than the format's."""
-    known = sketch(q)
+    (known,) = sketches(q)
     centre = _centre(known)
     if centre == 0:
         return q.elements
@@ -77,55 +62,35 @@ def _centred(q: QTensor) -> Tensor:
     return (q.elements.to(torch.int32) - centre).to(narrow)
 
 
-def _uniform(operation: Operation, kind: Kind, operand: Operand, q: Sketch) -> bool:
+def _uniform(product: Product, operand: Operand, q: Sketch) -> bool:
     """Whether all terms of a sum have the same zero point."""
     if q.zero_point is None or math.prod(q.zero_point) == 1:
         return True
     varying = {axis for axis, size in enumerate(q.shape) if q.block[axis] < size}
-    return varying <= operation.kept(kind, operand, len(q.shape))
+    return varying <= product.axes(operand, len(q.shape))[0]
 
 
-#: the engine of a product, and how it takes the zero points
-Served = tuple[Engine, Work]
-
-
-@planned
-def serving(
-    operation: Operation,
-    kind: Kind,
-    a: Sketch,
-    b: Sketch,
-    device_type: str,
-    engines: tuple[Engine, ...],
-) -> Served | None:
-    """What serves a product of integers; None for others.
+def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
+    """The forms of a product of integers, in order of preference.
 
     A zero point is taken by the engine, or from products of ones with centred elements, or from
-    the elements themselves, which widens them: whichever the first engine supports, in this order.
+    the elements themselves, which widens them.
     """
-    if not isinstance(a.format, IntFormat) or not isinstance(b.format, IntFormat):
-        return None
-    size = operation.terms(kind, a.shape, b.shape)
-    calls = operation.multiplications(kind, a.shape, b.shape)
-    forms = [Work(*size, _direct_span(a), _direct_span(b), sums=False, multiplications=calls)]
+    size = product.terms(a.shape, b.shape)
+    calls = product.multiplications(a.shape, b.shape)
+    spans = _direct_span(a), _direct_span(b)
+    found = [Task(product, *size, *spans, sums=False, multiplications=calls)]
     if a.zero_point is not None or b.zero_point is not None:
-        if _uniform(operation, kind, "a", a) and _uniform(operation, kind, "b", b):
+        if _uniform(product, "a", a) and _uniform(product, "b", b):
             spans = _centred_span(a), _centred_span(b)
-            forms.insert(0, Work(*size, *spans, multiplications=calls))
+            found.insert(0, Task(product, *size, *spans, multiplications=calls))
         if b.zero_point is None and a.zero_point is not None and math.prod(a.zero_point) == 1:
-            forms.insert(0, replace(forms[-1], a=_span(a), b=_span(b), zero_point=True))
-    return choose(operation, kind, forms, device_type, engines)
+            found.insert(0, replace(found[-1], a=_span(a), b=_span(b), zero_point=True))
+    return found
 
 
 def corrected(
-    operation: Operation,
-    kind: Kind,
-    a: QTensor,
-    b: QTensor,
-    like: Tensor,
-    engines: tuple[Engine, ...],
-    engine: Engine,
-    work: Work,
+    served: Served, a: QTensor, b: QTensor, like: Tensor, engines: tuple[Engine, ...]
 ) -> Tensor:
     """The exact integer sums, zero points taken out by products of ones.
 
@@ -133,34 +98,41 @@ def corrected(
     sum (a - z_a)(b - z_b) = sum a b - z_a sum 1 b - z_b sum a 1 + z_a z_b sum 1 1, where ones have
     one entry along the axes that the product keeps, and meet the same padding.
     """
+    engine, task = served
+    product = task.product
     left, right = _centred(a), _centred(b)
-    total = engine.product(operation, kind, left, right, like, work)
+    total = engine.product(task, left, right, like)
     # |a| + |z| is at most twice the larger half of the format
-    widths = [2 * max(span.magnitude, 1) for span in (work.a, work.b)]
-    dtype = holds(work.count * work.per_index * widths[0] * widths[1])
+    widths = [2 * max(span.magnitude, 1) for span in (task.a, task.b)]
+    dtype = holds(task.terms * widths[0] * widths[1])
     total = total.to(dtype)
     operands = list(zip(PLACES, (a, b), strict=True))
-    ones = [_ones(operation, kind, operand, q.elements) for operand, q in operands]
+    ones = [
+        q.elements.new_ones(product.ones(operand, q.elements.shape), dtype=torch.int8)
+        for operand, q in operands
+    ]
     shifts = [
         None if q.zero_point is None
-        else lifted(operation, kind, operand, q, q.zero_point - _centre(sketch(q))).to(dtype)
+        else lifted(product, operand, q, q.zero_point - _centre(*sketches(q))).to(dtype)
         for operand, q in operands
     ]  # fmt: skip
 
     def add(left: Tensor, right: Tensor, a: Span, b: Span, factor: Tensor) -> None:
         nonlocal total
-        calls = operation.multiplications(kind, left.shape, right.shape)
-        forms = [Work(work.count, work.per_index, a, b, multiplications=calls)]
-        unit, chosen = choose(operation, kind, forms, left.device.type, engines)
-        shape = resized(operation, kind, like, left, right)
-        part = unit.product(operation, kind, left, right, shape, chosen).to(dtype)
-        total = total + factor * _spread(operation, part, total)
+        calls = product.multiplications(left.shape, right.shape)
+        own = Task(product, task.count, task.per_index, a, b, multiplications=calls)
+        unit, own = choose([own], left.device.type, engines)
+        part = unit.product(own, left, right, resized(product, like, left, right)).to(dtype)
+        each, channels = product.operation.groups, total.shape[1]
+        if each > 1 and product.kind != "grad_weight" and part.shape[1] != channels:
+            part = part.repeat_interleave(channels // each, 1)  # one a group
+        total = total + factor * part
 
     one = Span(1, 1)
     if shifts[0] is not None:
-        add(ones[0], right, one, work.b, -shifts[0])
+        add(ones[0], right, one, task.b, -shifts[0])
     if shifts[1] is not None:
-        add(left, ones[1], work.a, one, -shifts[1])
+        add(left, ones[1], task.a, one, -shifts[1])
     if shifts[0] is not None and shifts[1] is not None:
         add(ones[0], ones[1], one, one, shifts[0] * shifts[1])
     return total

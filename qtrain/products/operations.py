@@ -13,9 +13,7 @@ on plain floating-point tensors; nothing here knows about quantization.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,8 +29,15 @@ class Operation(ABC):
     """One bilinear operation.  In every product, `a` is the first operand, `b` the second; a
     weight operand is given in the canonical view, and so is the result of grad_weight."""
 
+    #: A letter for each axis of input, canonical weight and output, the same where they are summed
+    #: or kept together.  "*", "x", "y", "k" stand for any number: leading axes, the space of input
+    #: and output, a kernel; "c", "d" for channels, "i", "o" of each group "g".
+    labels: ClassVar[tuple[str, str, str]]
     #: whether the second operand is data, not a parameter
     weight_is_data: ClassVar[bool] = False
+    groups: int = 1
+    #: whether the kernel moves over the output
+    transposed: bool = False
 
     @abstractmethod
     def canonical(self, weight: Tensor) -> Tensor:
@@ -61,38 +66,9 @@ class Operation(ABC):
         """The same, by the aten call of torch's own backward: its bits."""
         return self.grad_bias(grad_output)
 
-    @abstractmethod
     def along_channels(self, bias: Tensor) -> Tensor:
         """A bias (out channels), broadcastable to the output."""
-
-    @abstractmethod
-    def kept(self, kind: Kind, operand: Operand, dims: int) -> set[int]:
-        """Axes of an operand (with `dims` axes) that the product does not sum over."""
-
-    @abstractmethod
-    def split_axis(self, kind: Kind, operand: Operand, dims: int) -> int:
-        """The summed axis along which a product may be cut into partial sums."""
-
-    @abstractmethod
-    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
-        """(indices along the split axis, products summed per index at most) of operands of these
-        shapes."""
-
-    @abstractmethod
-    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
-        """Multiplications at stride 1 in a product of operands of these shapes: in each matrix of
-        a batch; in a convolution's grad_weight for each position of the kernel."""
-
-    @abstractmethod
-    def lift(self, kind: Kind, operand: Operand, scale: Tensor) -> Tensor:
-        """A scale that is constant along the summed axes, broadcastable to the product.
-
-        scale: one entry or axis length along each axis of its operand.
-        """
-
-    def narrow(self, kind: Kind, operand: Operand, x: Tensor, start: int, length: int) -> Tensor:
-        """The slice of an operand at [start, start + length) of the split axis."""
-        return x.narrow(self.split_axis(kind, operand, x.dim()), start, length)
+        return bias
 
     def channel_axis(self, dims: int) -> int:
         """The axis of an output's channels, among `dims`."""
@@ -102,6 +78,8 @@ class Operation(ABC):
 @dataclass(frozen=True)
 class Linear(Operation):
     """input (*, in), weight (out, in) -> (*, out), at least one leading axis."""
+
+    labels = "*c", "goi", "*d"
 
     def canonical(self, weight: Tensor) -> Tensor:
         return weight.unsqueeze(0)
@@ -119,41 +97,12 @@ class Linear(Operation):
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(input, weight.squeeze(0), bias)
 
-    def along_channels(self, bias: Tensor) -> Tensor:
-        return bias
-
-    def kept(self, kind: Kind, operand: Operand, dims: int) -> set[int]:
-        if kind == "grad_weight":
-            return {dims - 1}
-        if operand == "a":
-            return set(range(dims - 1))
-        return {0, 1} if kind == "forward" else {0, 2}
-
-    def split_axis(self, kind: Kind, operand: Operand, dims: int) -> int:
-        if kind == "grad_weight":
-            return 0
-        if operand == "a":
-            return dims - 1
-        return 2 if kind == "forward" else 1
-
-    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
-        if kind == "grad_weight":
-            return a[0], math.prod(a[1:-1])
-        return a[-1], 1
-
-    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
-        return math.prod(a) * (b[-1] if kind == "grad_weight" else b[1] * b[2] // max(a[-1], 1))
-
-    def lift(self, kind: Kind, operand: Operand, scale: Tensor) -> Tensor:
-        if kind == "grad_weight":
-            return scale.reshape((1, -1, 1) if operand == "a" else (1, 1, -1))
-        return scale if operand == "a" else scale.reshape(-1)
-
 
 @dataclass(frozen=True)
 class BatchedMatmul(Operation):
     """input (batch, rows, in), weight (batch, out, in) -> (batch, rows, out)."""
 
+    labels = "nri", "noi", "nro"
     weight_is_data = True
 
     def canonical(self, weight: Tensor) -> Tensor:
@@ -172,30 +121,3 @@ class BatchedMatmul(Operation):
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is None
         return input @ weight.transpose(1, 2)
-
-    def along_channels(self, bias: Tensor) -> Tensor:
-        raise AssertionError("a matrix product has no bias")
-
-    def kept(self, kind: Kind, operand: Operand, dims: int) -> set[int]:
-        if kind == "forward":
-            return {0, 1}
-        if kind == "grad_input":
-            return {0, 1} if operand == "a" else {0, 2}
-        return {0, 2}
-
-    def split_axis(self, kind: Kind, operand: Operand, dims: int) -> int:
-        if kind == "forward" or (kind == "grad_input" and operand == "a"):
-            return 2
-        return 1
-
-    def terms(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
-        return a[self.split_axis(kind, "a", 3)], 1
-
-    def multiplications(self, kind: Kind, a: Sequence[int], b: Sequence[int]) -> int:
-        return a[1] * a[2] * b[3 - self.split_axis(kind, "b", 3)]
-
-    def lift(self, kind: Kind, operand: Operand, scale: Tensor) -> Tensor:
-        rows_first = operand == "a" and kind != "grad_weight"
-        if rows_first or (operand == "b" and kind != "forward"):
-            return scale
-        return scale.transpose(1, 2)

@@ -25,19 +25,14 @@ class Sketch(NamedTuple):
     zero_point: tuple[int, ...] | None
 
 
-def sketches(a: QTensor, b: QTensor) -> tuple[Sketch, Sketch]:
-    """All that is known of two operands but their numbers."""
+def sketches(*operands: QTensor) -> list[Sketch]:
+    """All that is known of operands but their numbers."""
     found = []
-    for elements, scale, zero_point, fmt, block in (a, b):
+    for elements, scale, zero_point, fmt, block in operands:
         shape = None if scale is None else scale.shape
         shift = None if zero_point is None else zero_point.shape
         found.append(Sketch(elements.shape, fmt, block, shape, shift))
-    return found[0], found[1]
-
-
-def sketch(q: QTensor) -> Sketch:
-    """All that is known of a QTensor but its numbers."""
-    return sketches(q, q)[0]
+    return found
 
 
 def planned(function: Callable[P, T]) -> Callable[P, T]:

@@ -391,7 +391,7 @@ def attack(draw: random.Random) -> str | None:
     engines = {
         "int8": (*UNITS, *usual),
         "unfolded": (UNITS[3], UNITS[5], *usual),
-        "float64": usual[-1:],
+        "float64": usual[-2:],  # of integers, and of floats
     }
     with nullcontext() if fused else kernels.eager(), _served_by(engines.get(first, usual)):
         for name, wrong in of(case):

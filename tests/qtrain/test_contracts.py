@@ -29,14 +29,16 @@ from torch.utils.checkpoint import checkpoint
 import qtrain
 from qtrain import plain_state_dict, quantize, quantize_, recipes, reseed, summary
 from qtrain.layer_state import LayerState
-from qtrain.products.blocks import product
+from qtrain.products.blocks import multiply
 from qtrain.products.convolution import Convolution
-from qtrain.products.engines.admission import admitted
 from qtrain.products.engines.choice import ENGINES, choose
-from qtrain.products.engines.engine import Span, Work
+from qtrain.products.engines.engine import admitted
 from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.rounded_sums import RoundedSums
+from qtrain.products.engines.task import ANY, Span, Task
 from qtrain.products.operations import Linear
+from qtrain.products.product import Product
 from quantizers import (
     OFF,
     IntFormat,
@@ -164,7 +166,7 @@ SHAPES: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def operands(kind: str, name: str, worst: bool) -> tuple[Any, Tensor, Tensor, Tensor, Work]:
+def operands(kind: Any, name: str, worst: bool) -> tuple[Product, Tensor, Tensor, Tensor, Task]:
     """Integer operands of one product, their `like`, and their bounds."""
     operation, input_shape, weight_shape = SHAPES[name]
 
@@ -179,9 +181,9 @@ def operands(kind: str, name: str, worst: bool) -> tuple[Any, Tensor, Tensor, Te
         "grad_input": (g, w, x),
         "grad_weight": (g, x, w),
     }[kind]
-    count, per_index = operation.terms(kind, a.shape, b.shape)
+    product = Product(operation, kind)
     spans = [Span(-(128 if t is x else 127), 127) for t in (a, b)]
-    return operation, a, b, like, Work(count, per_index, *spans)
+    return product, a, b, like, Task(product, *product.terms(a.shape, b.shape), *spans)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -191,35 +193,35 @@ def operands(kind: str, name: str, worst: bool) -> tuple[Any, Tensor, Tensor, Te
 def test_contract_2_every_engine_returns_the_exact_integers(
     name: str, kind: Any, worst: bool, device: str
 ) -> None:
-    operation, a, b, like, work = operands(kind, name, worst)
+    product, a, b, like, work = operands(kind, name, worst)
     # a double-precision convolution of 8-bit codes is exact: the oracle of integer sums
-    expected = operation.product(kind, a.double(), b.double(), like.double()).long()
+    expected = product.run(a.double(), b.double(), like.double()).long()
     assert work.bound >= int(expected.abs().max() if expected.numel() else 0)
     rounded = replace(work, sums=False)
     on = [x.to(device) for x in (a, b, like.float())]
     for engine in ENGINES[device]:
         if not admitted(engine, device):
             continue
-        if engine.supports(operation, kind, work):
-            got = engine.product(operation, kind, *on, work)
+        if engine.supports(work):
+            got = engine.product(work, *on)
             assert torch.equal(got.cpu().long(), expected), engine.name
-        if engine.supports(operation, kind, rounded):
-            got = engine.product(operation, kind, *on, rounded, epilogue=Epilogue())
+        if engine.supports(rounded):
+            got = engine.product(rounded, *on, epilogue=Epilogue())
             assert torch.equal(got.cpu(), expected.float()), engine.name
 
 
 def test_contract_2_the_oracle_itself_equals_int64_sums() -> None:
-    operation, a, b, like, _ = operands("forward", "conv3x3", False)
+    product, a, b, like, _ = operands("forward", "conv3x3", False)
     columns = F.unfold(a.double(), (3, 3), padding=1).long()
     expected = (b.flatten(2)[0] @ columns).view(2, 3, 5, 4)
-    assert torch.equal(operation.product("forward", a.double(), b.double(), like).long(), expected)
+    assert torch.equal(product.run(a.double(), b.double(), like).long(), expected)
 
 
 def test_contract_2_fp32_alone_would_be_wrong() -> None:
     a, b = torch.full((1, 4096), 127), torch.full((1, 1, 4096), 127)
     assert 4096 * 127 * 127 > 2**24
-    work = Work(4096, 1, Span(-127, 127), Span(-127, 127))
-    got = Float32().product(Linear(), "forward", a, b, a.float(), work)
+    work = Task(Product(Linear(), "forward"), 4096, 1, Span(-127, 127), Span(-127, 127))
+    got = Float32().product(work, a, b, a.float())
     assert got.dtype == torch.int32 and int(got) == 66064384
 
 
@@ -229,9 +231,8 @@ def test_contract_2_the_epilogue_rounds_sum_scales_product_and_bias_once_each(bi
     a = fmt.codes()[codes(0, fmt.high - fmt.low, 6, 700, seed=1)]
     b = fmt.codes()[codes(0, fmt.high - fmt.low, 1, 5, 700, seed=2)]
     sa, sb = torch.rand(6, 1, generator=generator(3)), torch.rand(1, 5, 1, generator=generator(4))
-    got = product(
-        Linear(),
-        "forward",
+    got = multiply(
+        Product(Linear(), "forward"),
         QTensor(a, sa, None, fmt, (1, 700)),
         QTensor(b, sb, None, fmt, (1, 1, 700)),
         a.float(),
@@ -259,13 +260,13 @@ def test_contract_2_layout_and_threads_change_no_bit(bits: int) -> None:
 
 
 def test_contract_2_a_float_operand_stays_within_its_bound_of_float64() -> None:
-    operation, a, b, like, _ = operands("grad_weight", "conv3x3", False)
+    product, a, b, like, _ = operands("grad_weight", "conv3x3", False)
     g = Quantizer(format=qtrain_bf16(), range=None)(normal(*a.shape))
     xq = QTensor(b.to(torch.int8), torch.tensor(0.5).view(1, 1, 1, 1), None, int8, tuple(b.shape))
-    got = product(operation, "grad_weight", g, xq, like.float())
+    got = multiply(product, g, xq, like.float())
     left, right = g.elements.double(), b.double() * 0.5
-    exact = operation.product("grad_weight", left, right, like.double())
-    magnitude = operation.product("grad_weight", left.abs(), right.abs(), like.double())
+    exact = product.run(left, right, like.double())
+    magnitude = product.run(left.abs(), right.abs(), like.double())
     terms = 2 * 5 * 4
     assert bool(((got - exact).abs() <= terms * 2**-23 * magnitude).all())
 
@@ -293,8 +294,28 @@ class _Late(Float32):
 
     name = "late"
 
-    def _part(self, work: Work) -> int:
-        return work.count
+    def _part(self, task: Task) -> int:
+        return task.count
+
+
+class _Coarse(RoundedSums):
+    """Units that round each operand to 4 significant bits."""
+
+    name = "coarse"
+
+    def product(self, task: Task, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        a, b = (x.to(torch.float8_e4m3fn).to(x.dtype) for x in (a, b))
+        return super().product(task, a, b, *args, **kwargs)
+
+
+def test_contract_3_an_inexact_unit_of_floats_is_refused_too() -> None:
+    assert admitted(RoundedSums(), "cpu") and not admitted(_Coarse(), "cpu")
+    product = Product(Linear(), "forward")
+    task = Task(product, 64, 1, ANY, ANY, "float", sums=False)
+    engines = _Coarse(), Float32(), RoundedSums()
+    assert choose([task], "cpu", engines)[0] is engines[-1]
+    with pytest.raises(ValueError, match=r"no engine \(coarse, float32\) multiplies floating"):
+        choose([task], "cpu", engines[:2])
 
 
 @pytest.mark.parametrize("engine", [_Saturating(), _Late()], ids=lambda engine: engine.name)
@@ -304,8 +325,8 @@ def test_contract_3_an_engine_that_is_wrong_is_refused_whatever_it_claims(engine
 
 
 def chosen(count: int, a: int, b: int, engines: Any = ENGINES["cpu"]) -> str:
-    work = Work(count, 1, Span(-a, a), Span(-b, b))
-    return choose(Linear(), "forward", [work], "cpu", engines)[0].name
+    work = Task(Product(Linear(), "forward"), count, 1, Span(-a, a), Span(-b, b))
+    return choose([work], "cpu", engines)[0].name
 
 
 def test_contract_3_engines_are_admitted_here_and_chosen_from_bounds() -> None:
@@ -326,21 +347,23 @@ def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
 def test_contract_3_results_are_exact_where_the_processor_lacks_int8_instructions() -> None:
     script = textwrap.dedent("""
         import torch
-        from qtrain.products.engines.admission import admitted
+        from qtrain.products.engines.engine import admitted
         from qtrain.products.engines.choice import ENGINES
-        from qtrain.products.engines.engine import Span, Work
+        from qtrain.products.engines.task import Span, Task
         from qtrain.products.convolution import Convolution
+        from qtrain.products.product import Product
         op = Convolution((1, 1), (1, 1), (1, 1), 1)
         x, w = torch.full((2, 256, 5, 4), -128), torch.full((1, 3, 256, 3, 3), 127)
         expected = op.product("forward", x.double(), w.double(), x.double()).long()
-        work = Work(256, 9, Span(-128, 127), Span(-127, 127))
+        work = Task(Product(op, "forward"), 256, 9, Span(-128, 127), Span(-127, 127))
         for engine in ENGINES["cpu"]:
             if "int8" in engine.name:
                 assert not admitted(engine, "cpu"), engine.name
                 continue
             assert admitted(engine, "cpu"), engine.name
-            got = engine.product(op, "forward", x, w, x.float(), work)
-            assert torch.equal(got.long(), expected), engine.name
+            if engine.supports(work):
+                got = engine.product(work, x, w, x.float())
+                assert torch.equal(got.long(), expected), engine.name
     """)
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=120)

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import GradInput, GradWeight, quantize, recipes
-from qtrain.products.blocks import product
+from qtrain.products.blocks import multiply
 from qtrain.products.convolution import Convolution
-from qtrain.products.engines.admission import admitted
 from qtrain.products.engines.choice import ENGINES, choose
 from qtrain.products.engines.cut import CutInt8
-from qtrain.products.engines.engine import Engine, Span, Work, holds
+from qtrain.products.engines.engine import Engine, admitted
 from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.float_units import Float32, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
+from qtrain.products.engines.task import Span, Task, holds
 from qtrain.products.engines.unfolded import UnfoldedInt8
 from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
+from qtrain.products.product import Product
 from quantizers import IntFormat, QTensor, Quantizer
 
 FLOATS: tuple[Engine, ...] = (Float32(), reference)
@@ -49,20 +50,19 @@ def test_the_dtype_of_a_sum_holds_its_bound(bound: int, dtype: torch.dtype) -> N
     assert int(torch.tensor(bound).to(dtype)) == bound
 
 
-def work(count: int, per_index: int, a: int, b: int, **how: bool) -> Work:
-    return Work(count, per_index, Span(-a, a), Span(-b, b), **how)
+CONVOLUTION = Product(Convolution((1, 1), (1, 1), (1, 1), 1), "forward")
+LINEAR = Product(Linear(), "forward")
+GRAD_WEIGHT = Product(Linear(), "grad_weight")
 
 
-CONVOLUTION = Convolution((1, 1), (1, 1), (1, 1), 1)
+def work(
+    count: int, per_index: int, a: int, b: int, product: Product = LINEAR, **how: bool
+) -> Task:
+    return Task(product, count, per_index, Span(-a, a), Span(-b, b), **how)  # type: ignore[arg-type]
 
 
-def chosen(
-    work: Work,
-    operation: Operation = Linear(),  # noqa: B008
-    engines: tuple[Engine, ...] = ENGINES["cpu"],
-    kind: Kind = "forward",
-) -> str:
-    return choose(operation, kind, [work], "cpu", engines)[0].name
+def chosen(work: Task, engines: tuple[Engine, ...] = ENGINES["cpu"]) -> str:
+    return choose([work], "cpu", engines)[0].name
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def chosen(
     ],
     ids=str,
 )
-def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
+def test_engines_are_chosen_from_bounds(work: Task, name: str) -> None:
     assert chosen(work, engines=FLOATS) == name
 
 
@@ -97,15 +97,14 @@ def test_engines_are_chosen_from_bounds(work: Work, name: str) -> None:
     ids=str,
 )
 def test_integers_take_the_integer_units(a: Span, b: Span, how: Any, name: str) -> None:
-    one: Operation
     for one, own, cut in (
-        (Linear(), "matrices_int8", "matrices_int8_cut"),
+        (LINEAR, "matrices_int8", "matrices_int8_cut"),
         (CONVOLUTION, "onednn_int8", "unfolded_int8_cut"),
     ):
-        wanted = Work(4608, 1, a, b, sums=False, multiplications=2**24, **how)
-        assert chosen(wanted, one) == {"int8": own, "cut": cut}.get(name, name)
+        wanted = Task(one, 4608, 1, a, b, sums=False, multiplications=2**24, **how)
+        assert chosen(wanted) == {"int8": own, "cut": cut}.get(name, name)
         few = replace(wanted, multiplications=2**10)  # a call would take longer than they do
-        assert chosen(few, one) == ("float32" if max(a.magnitude, b.magnitude) < 257 else "float64")
+        assert chosen(few) == ("float32" if max(a.magnitude, b.magnitude) < 257 else "float64")
 
 
 @needs_int8
@@ -121,24 +120,23 @@ def test_integers_take_the_integer_units(a: Span, b: Span, how: Any, name: str) 
     ],
 )
 def test_bytes_are_for_sums_that_are_long_enough(terms: int, a: int, name: str) -> None:
-    wanted = work(terms, 1, a, 127, sums=False)
-    assert chosen(wanted, kind="grad_weight") == name
+    assert chosen(work(terms, 1, a, 127, GRAD_WEIGHT, sums=False)) == name
 
 
 def test_no_part_of_a_sum_of_bytes_passes_int32() -> None:
     unit = CutInt8(UnfoldedInt8())
-    assert unit.supports(Linear(), "grad_weight", work(2**22, 1, 32767, 127))
-    assert unit.supports(Linear(), "grad_weight", work(1, 131071, 32767, 127))
-    assert not unit.supports(Linear(), "grad_weight", work(2, 140000, 32767, 127))
-    assert not unit.supports(Linear(), "grad_weight", work(2**23, 1, 32767, 32767))
+    assert unit.supports(work(2**22, 1, 32767, 127, GRAD_WEIGHT))
+    assert unit.supports(work(1, 131071, 32767, 127, GRAD_WEIGHT))
+    assert not unit.supports(work(2, 140000, 32767, 127, GRAD_WEIGHT))
+    assert not unit.supports(work(2**23, 1, 32767, 32767, GRAD_WEIGHT))
 
 
 @needs_int8
 def test_integers_that_fp32_cannot_return_do_not_take_units_that_round_them() -> None:
     spans = Span(0, 255), Span(-127, 127)
-    assert OneDnnInt8().supports(CONVOLUTION, "forward", Work(518, 1, *spans))
-    assert not OneDnnInt8().supports(CONVOLUTION, "forward", Work(519, 1, *spans))
-    assert not OneDnnInt8().supports(CONVOLUTION, "forward", Work(2**17, 1, *spans, sums=False))
+    assert OneDnnInt8().supports(Task(CONVOLUTION, 518, 1, *spans))
+    assert not OneDnnInt8().supports(Task(CONVOLUTION, 519, 1, *spans))
+    assert not OneDnnInt8().supports(Task(CONVOLUTION, 2**17, 1, *spans, sums=False))
 
 
 def test_a_zero_point_that_is_taken_off_in_fp32_needs_sums_that_fp32_holds() -> None:
@@ -146,18 +144,19 @@ def test_a_zero_point_that_is_taken_off_in_fp32_needs_sums_that_fp32_holds() -> 
     by_float = OneDnnInt8(0, shifted=2**24)
     codes, weight = Span(0, 255), Span(-127, 127)
     for count, fits in ((57, True), (58, False)):
-        shifted = Work(count, 9, codes, weight, zero_point=True, sums=False)
-        assert by_float.supports(CONVOLUTION, "forward", shifted) == fits
-        signed = Work(count, 9, Span(-127, 127), weight, sums=False)
-        assert by_float.supports(CONVOLUTION, "grad_input", signed) == fits
-        assert OneDnnInt8(0).supports(CONVOLUTION, "forward", shifted)
-    plain = Work(400, 9, codes, weight, sums=False)
-    assert by_float.supports(CONVOLUTION, "forward", plain)
+        shifted = Task(CONVOLUTION, count, 9, codes, weight, zero_point=True, sums=False)
+        assert by_float.supports(shifted) == fits
+        backward = CONVOLUTION._replace(kind="grad_input")
+        signed = Task(backward, count, 9, Span(-127, 127), weight, sums=False)
+        assert by_float.supports(signed) == fits
+        assert OneDnnInt8(0).supports(shifted)
+    plain = Task(CONVOLUTION, 400, 9, codes, weight, sums=False)
+    assert by_float.supports(plain)
     assert by_float.name != OneDnnInt8().name
 
 
 def test_a_sum_that_no_engine_holds_is_refused() -> None:
-    long = Work(2**23, 1, Span(0, 65534), Span(-32767, 32767))
+    long = Task(LINEAR, 2**23, 1, Span(0, 65534), Span(-32767, 32767))
     with pytest.raises(ValueError, match=r"65534 and 32767.*exact below 2\^53; use fewer bits"):
         chosen(long)
     with pytest.raises(ValueError, match=r"\(float32\) are exact"):
@@ -205,11 +204,12 @@ def test_a_sum_in_parts_is_the_whole_sum(name: str, kind: Kind, extreme: bool) -
     a, b = integers(255, *a_shape, seed=1), integers(128, *b_shape, seed=2)
     if extreme:
         a, b = torch.full(a_shape, 255), torch.full(b_shape, 127)
-    count, per_index = operation.terms(kind, a.shape, b.shape)
-    sums = work(count, per_index, 255, 128)
-    assert sums.bound > 2**24 and engine.supports(operation, kind, sums)
-    whole = reference.product(operation, kind, a, b, torch.empty(like), sums)
-    parts = engine.product(operation, kind, a, b, torch.empty(like), sums)
+    product = Product(operation, kind)
+    count, per_index = product.terms(a.shape, b.shape)
+    sums = work(count, per_index, 255, 128, product)
+    assert sums.bound > 2**24 and engine.supports(sums)
+    whole = reference.product(sums, a, b, torch.empty(like))
+    parts = engine.product(sums, a, b, torch.empty(like))
     assert torch.equal(parts.double(), whole)
     if isinstance(operation, Linear):  # the oracle itself, in int64
         left, right = (a, b[0].T) if kind == "forward" else (a, b[0])
@@ -232,7 +232,7 @@ def test_every_shape_of_a_whole_layer_is_within_the_claimed_count() -> None:
             "forward": (x, w, x), "grad_input": (g, w, x), "grad_weight": (g, x, w),
         }  # fmt: skip
         for kind, (a, b, like) in operands.items():
-            count, per_index = operation.terms(kind, a.shape, b.shape)
+            count, per_index = Product(operation, kind).terms(a.shape, b.shape)
             assert operation.product(kind, a, b, like).max() <= count * per_index
 
 
@@ -272,7 +272,7 @@ def test_a_sum_of_zeros_is_the_integer_zero(engines: tuple[Engine, ...]) -> None
     """0 times a negative element, alone in its sum, is no -0."""
     a = QTensor(torch.zeros(3, 1, dtype=torch.int8), None, None, IntFormat(8), (3, 1))
     b = QTensor(torch.full((1, 5, 1), -3, dtype=torch.int8), None, None, IntFormat(8), (1, 5, 1))
-    found = product(Linear(), "forward", a, b, a.elements, engines)
+    found = multiply(LINEAR, a, b, a.elements, engines)
     assert not found.any() and not found.signbit().any()
 
 
@@ -280,12 +280,13 @@ def test_products_do_not_see_torchs_default_dtype_and_device() -> None:
     """Unscaled operands, in a process that admits its engines under odd defaults."""
     script = textwrap.dedent("""
         import torch
-        from qtrain.products.engines.admission import admitted
+        from qtrain.products.engines.engine import admitted
         from qtrain.products.engines.choice import ENGINES
         from qtrain.products.engines.float_units import reference
         from qtrain.products.convolution import Convolution
         from qtrain.products.operations import Linear
-        from qtrain.products.blocks import product
+        from qtrain.products.product import Product
+        from qtrain.products.blocks import multiply
         from quantizers import IntFormat, QTensor
 
         def q(*shape):
@@ -297,10 +298,11 @@ def test_products_do_not_see_torchs_default_dtype_and_device() -> None:
         cases = [(Linear(), q(128, 128), q(1, 128, 128))]
         cases += [(conv, q(8, 64, 32, 32), q(1, 64, 64, 3, 3))]
         with torch.device("meta"):
-            found = [product(op, "forward", a, b, a.elements) for op, a, b in cases]
+            found = [multiply(Product(op, "forward"), a, b, a.elements) for op, a, b in cases]
         for (op, a, b), got in zip(cases, found):
             assert got.dtype == torch.float32
-            assert torch.equal(got, product(op, "forward", a, b, a.elements, (reference,)))
+            exact = multiply(Product(op, "forward"), a, b, a.elements, (reference,))
+            assert torch.equal(got, exact)
         print([admitted(engine, "cpu") for engine in ENGINES["cpu"]])
     """)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -314,7 +316,7 @@ def test_empty_linear_products_run_on_every_unit(unit: Any) -> None:
     for rows, summed in ((17, 0), (0, 5), (0, 0)):
         a = torch.zeros(rows, summed, dtype=torch.int8)
         b = torch.zeros(1, 7, summed, dtype=torch.int8)
-        size = Work(summed, 1, Span(-128, 127), Span(-128, 127), sums=False)
-        if unit.supports(Linear(), "forward", size):
-            got = unit.product(Linear(), "forward", a, b, a, size, epilogue=Epilogue())
+        size = Task(LINEAR, summed, 1, Span(-128, 127), Span(-128, 127), sums=False)
+        if unit.supports(size):
+            got = unit.product(size, a, b, a, epilogue=Epilogue())
             assert got.shape == (rows, 7) and not got.any()

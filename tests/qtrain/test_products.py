@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, quantize
-from qtrain.products.blocks import product
+from qtrain.products.blocks import multiply
 from qtrain.products.operations import Linear
+from qtrain.products.product import Product
 from quantizers import (
     OFF,
     Granularity,
@@ -278,7 +279,7 @@ def test_blocks_of_narrow_floats_are_each_exact() -> None:
     x = torch.tensor([448.0, *[2.0**-9] * 30, -448.0]).repeat(2)[None]
     w = torch.ones(1, 1, 64) * 448
     a, b = q(x)._replace(scale=torch.ones(1, 2), block=(1, 32)), q(w)
-    found = product(Linear(), "forward", a, b, x)
+    found = multiply(Product(Linear(), "forward"), a, b, x)
     assert found.item() == 2 * 30 * 2.0**-9 * 448
 
 

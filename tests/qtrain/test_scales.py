@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import quantize
-from qtrain.products.blocks import product
+from qtrain.products.blocks import multiply
 from qtrain.products.convolution import Convolution
 from qtrain.products.engines.cut import CutInt8
 from qtrain.products.engines.float_units import Float32, reference
@@ -18,6 +18,7 @@ from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.scales import times
 from qtrain.products.engines.unfolded import UnfoldedInt8
 from qtrain.products.operations import Linear, Operation
+from qtrain.products.product import Product
 from quantizers import IntFormat, QTensor, kernels
 
 ENGINES = [
@@ -94,9 +95,8 @@ def test_every_engine_gives_the_rounded_product(engine: Any, exponents: tuple[in
             axis = [1, -1] if isinstance(operation, Linear) else [1, -1, 1, 1]
             scale = rounded(a.scale.double().view(()) * b.scale.double().view(axis))
             for bias in (None, torch.zeros(5), scales(-20, 5, seed=3)):
-                got = product(
-                    operation, "forward", a, b, a.elements, (engine, reference), bias=bias
-                )
+                forward = Product(operation, "forward")
+                got = multiply(forward, a, b, a.elements, (engine, reference), bias=bias)
                 expected = (sums * scale).float()
                 if bias is not None:
                     expected = expected + bias.view(axis)

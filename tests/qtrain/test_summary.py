@@ -16,8 +16,8 @@ from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
-from qtrain.products.engines.admission import admitted
 from qtrain.products.engines.choice import ENGINES
+from qtrain.products.engines.engine import admitted
 from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.unfolded import UnfoldedInt8
 

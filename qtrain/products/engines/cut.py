@@ -10,12 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..convolution import Convolution
-from ..operations import Kind, Operation
-from .admission import Tried
-from .engine import Engine, Span, Work
-from .epilogue import Epilogue
+from ..product import Product
+from .engine import Engine
 from .geometry import resized
+from .task import Span, Task
 
 _BYTE = Span(-128, 127)
 #: what 256 * high + low holds, both bytes of -128 .. 127
@@ -73,26 +71,25 @@ class _Plan:
 
     a: _Cut
     b: _Cut
-    part: Work
+    part: Task
 
 
-def _plan(work: Work) -> _Plan | None:
+def _plan(task: Task) -> _Plan | None:
     """None where elements take more than two bytes, or one index alone passes int32."""
-    a, b = _cut(work.a), _cut(work.b)
+    a, b = _cut(task.a), _cut(task.b)
     if a is None or b is None:
         return None
-    one = work.per_index * max(a.span.magnitude, 1) * max(b.span.magnitude, 1)
+    one = task.per_index * max(a.span.magnitude, 1) * max(b.span.magnitude, 1)
     longest = (2**31 - 1) // max(one, 1)
     if longest == 0:
         return None
-    count = work.count
+    count = task.count
     if count > longest:
         count = -(-count // -(-count // longest))
-    return _Plan(a, b, replace(work, count=count, a=a.span, b=b.span, sums=True))
+    return _Plan(a, b, replace(task, count=count, a=a.span, b=b.span, sums=True))
 
 
-@dataclass(frozen=True)
-class CutInt8(Tried):
+class CutInt8(Engine):
     """Operands of up to 16 bits, and sums of any length, on a unit that takes int8 and returns
     int32.
 
@@ -100,8 +97,10 @@ class CutInt8(Tried):
     the one unfolded, take a product each.
     """
 
-    unit: Engine
-    takes_zero_point = False
+    def __init__(self, unit: Engine) -> None:
+        self.unit = unit
+        self.name = f"{unit.name}_cut"
+        self.device_types = unit.device_types
 
     @staticmethod
     def terms(products: int) -> int:
@@ -109,66 +108,48 @@ class CutInt8(Tried):
         (measured with one thread; each product's sums are added up apart)."""
         return int(4 ** (products + 1))
 
-    @property
-    def name(self) -> str:
-        return f"{self.unit.name}_cut"
-
-    @property
-    def device_types(self) -> tuple[str, ...]:
-        return self.unit.device_types
-
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        plan = _plan(work)
-        if plan is None or work.zero_point or work.bound >= 2**52:  # offsets add less than twice
+    def supports(self, task: Task) -> bool:
+        plan = _plan(task)
+        if plan is None or task.bound >= 2**52:  # offsets add less than twice
             return False
-        if work.count * work.per_index < self.terms(plan.a.bytes * plan.b.bytes):
+        if task.terms < self.terms(plan.a.bytes * plan.b.bytes):
             return False
-        return self.unit.supports(operation, kind, plan.part)
+        return self.unit.supports(plan.part)
 
-    def product(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        like: Tensor,
-        work: Work,
-        *,
-        zero_point: Tensor | None = None,
-        epilogue: Epilogue | None = None,
+    def sums(
+        self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
-        assert zero_point is None
-        plan = _plan(work)
+        plan = _plan(task)
         assert plan is not None
         # modulo 2^32, from which the exact sum is far; or below 2^53 all along
-        dtype = torch.int32 if work.bound < 2**31 else torch.float64
+        dtype = torch.int32 if task.bound < 2**31 else torch.float64
         size = plan.part.count
         total: Tensor | None = None
-        cut = size < work.count  # else the compiler makes one graph for every count
-        for start in range(0, work.count, size) if cut else (0,):
+        cut = size < task.count  # else the compiler makes one graph for every count
+        for start in range(0, task.count, size) if cut else (0,):
             left, right = a, b
             if cut:
-                length = min(size, work.count - start)
-                left = operation.narrow(kind, "a", a, start, length)
-                right = operation.narrow(kind, "b", b, start, length)
-            for factor, sums in self._sums(operation, kind, left, right, like, plan):
+                length = min(size, task.count - start)
+                left = task.product.narrow("a", a, start, length)
+                right = task.product.narrow("b", b, start, length)
+            for factor, sums in self._parts(left, right, like, plan):
                 if total is None:  # the first are of the bytes: as large as the product
                     total = torch.zeros_like(sums, dtype=dtype)
                 total.add_(sums, alpha=factor)
         assert total is not None
-        if kind != "grad_weight" and _groups(operation) > 1:
-            total = total.flatten(1, 2)
-        return total if epilogue is None else epilogue(operation, total)
+        grouped = task.product.kind != "grad_weight" and task.product.operation.groups > 1
+        return total.flatten(1, 2) if grouped else total
 
-    def _sums(
-        self, operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor, plan: _Plan
+    def _parts(
+        self, a: Tensor, b: Tensor, like: Tensor, plan: _Plan
     ) -> Iterator[tuple[int, Tensor]]:
         """The factors and sums that add to one part of the product: int32, broadcastable to the
         first of them; in forward and grad_input groups have an axis of their own."""
-        groups, last = _groups(operation), kind == "grad_weight"
+        product: Product = plan.part.product
+        groups, last = product.operation.groups, product.kind == "grad_weight"
         inside = groups if last else 1  # along the kept axis of an operand
-        axis_a = max(operation.kept(kind, "a", a.dim()))
-        axis_b = max(operation.kept(kind, "b", b.dim()))
+        axis_a = max(product.axes("a", a.dim())[0])
+        axis_b = max(product.axes("b", b.dim())[0])
         lefts, rights = plan.a.operands(a, axis_a, inside), plan.b.operands(b, axis_b, inside)
         if last:
             factors, others = plan.a.factors, plan.b.factors
@@ -179,17 +160,13 @@ class CutInt8(Tried):
             sizes = [x.shape[axis_b] for x in rights]
             rights = [_stacked(rights, axis_b, 1)]
         for other, (left, right) in zip(others, itertools.product(lefts, rights), strict=True):
-            shape = resized(operation, kind, like, left, right)
-            result = self.unit.product(operation, kind, left, right, shape, plan.part)
-            along = 1 if last else operation.channel_axis(result.dim())
+            shape = resized(product, like, left, right)
+            result = self.unit.product(plan.part, left, right, shape)
+            along = 1 if last else product.operation.channel_axis(result.dim())
             if not last and groups > 1:
                 result, along = result.unflatten(1, (groups, -1)), 2
             for factor, sums in zip(factors, result.split(sizes, along), strict=True):
                 yield factor * other, sums
-
-
-def _groups(operation: Operation) -> int:
-    return operation.groups if isinstance(operation, Convolution) else 1
 
 
 def _stacked(operands: list[Tensor], axis: int, groups: int) -> Tensor:

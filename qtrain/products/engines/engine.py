@@ -1,106 +1,181 @@
-"""What an engine is asked for, and what it answers."""
+"""What computes a product, and whether it keeps its promise: tried, never taken by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from ..operations import Kind, Operation
+from ..convolution import Convolution
+from ..operations import KINDS, BatchedMatmul, Linear, Operation
+from ..product import Product
 from .epilogue import Epilogue
-
-#: told the name of the engine that serves a product, or a block of one
-Note = Callable[[str], None]
+from .task import ANY, Promise, Span, Task
 
 
-class Span(NamedTuple):
-    """The smallest and largest integer an operand's elements can be."""
+class Engine(ABC):
+    """A unit that multiplies and adds; one line in `choice.ENGINES` makes it serve.
 
-    low: int
-    high: int
-
-    @property
-    def magnitude(self) -> int:
-        return max(-self.low, self.high)
-
-    def within(self, low: int, high: int) -> bool:
-        return low <= self.low and self.high <= high
-
-
-@dataclass(frozen=True)
-class Work:
-    """The size of an exact product.
-
-    count, per_index   indices along the axis that may be cut, products summed per index
-    a, b               what the two operands' elements can be
-    zero_point         whether the engine is to take a number within a's span from a's elements
-    sums               whether the integers themselves are wanted, not fl32 of them and a scale
-    multiplications    in one call: Operation.multiplications; None: not known
+    name               as the summary and a probe know it
+    promise            of its sums
+    device_types       where it may be tried; (): anywhere
+    takes_zero_point   whether it serves tasks with one
     """
 
-    count: int
-    per_index: int
-    a: Span
-    b: Span
-    zero_point: bool = False
-    sums: bool = True
-    multiplications: int | None = None
+    name: str
+    promise: Promise = "exact"
+    device_types: tuple[str, ...] = ()
+    takes_zero_point = False
 
-    @property
-    def magnitude(self) -> int:
-        """The largest that an element of a can be, its zero point taken off."""
-        return self.a.high - self.a.low if self.zero_point else self.a.magnitude
-
-    @property
-    def bound(self) -> int:
-        """The largest magnitude the sum, or any partial sum, can reach."""
-        return self.count * self.per_index * self.magnitude * self.b.magnitude
-
-
-def holds(bound: int) -> torch.dtype:
-    """The cheapest dtype in which integers up to `bound` add exactly."""
-    if bound <= 2**24:
-        return torch.float32
-    return torch.int32 if bound < 2**31 else torch.float64
-
-
-class Engine(Protocol):
-    """A unit that adds products of integers exactly.
-
-    supports   from the kind of product and its bounds and shapes alone
-    exact_on   whether it is so on a kind of device: admission.Tried
-    product    with an epilogue: its result, fp32; without: the exact integers as fp32, int32 or
-               fp64, whichever holds `work.bound`.  a, b: integer elements; zero_point: 0-d, given
-               where `work` says so and the engine takes one
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def device_types(self) -> tuple[str, ...]: ...
-
-    @property
-    def takes_zero_point(self) -> bool: ...
-
-    def __hash__(self) -> int: ...
-
-    def exact_on(self, device_type: str) -> bool: ...
-
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool: ...
+    @abstractmethod
+    def supports(self, task: Task) -> bool:
+        """From the task alone: the kind of product, its bounds and shapes."""
 
     def product(
         self,
-        operation: Operation,
-        kind: Kind,
+        task: Task,
         a: Tensor,
         b: Tensor,
         like: Tensor,
-        work: Work,
         *,
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """With an epilogue: its result.  Without: `sums`.
+
+        a, b, like: as `Operation.product` takes them, the elements as their formats keep them;
+        zero_point: 0-d, given where the task says so.
+        """
+        total = self.sums(task, a, b, like, zero_point)
+        return total if epilogue is None else epilogue(task.product.operation, total)
+
+    def sums(
+        self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
+    ) -> Tensor:
+        """The exact integers as fp32, int32 or fp64, whichever holds `task.bound`, given away; not
+        called where `product` does more at once."""
+        raise NotImplementedError
+
+    def admitted_on(self, device_type: str) -> bool:
+        """Whether the engine is `admitted` on this kind of device; tried once."""
+        return admitted(self, device_type)
+
+    # What torch.compiler.assume_constant_result does, without importing the compiler for it
+    # (1.4 s).  It calls a method with constants alone; an engine is none to torch before 2.13.
+    admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+_Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
+#: operation, shape of the input and of the canonical weight
+_CASES: tuple[_Case, ...] = (
+    (Linear(), (4, 4608), (1, 4, 4608)),
+    (Linear(), (33, 70), (1, 9, 70)),
+    (Linear(), (140000, 2), (1, 3, 2)),  # beyond int32
+    (BatchedMatmul(), (2, 33, 4608), (2, 70, 4608)),
+    (BatchedMatmul(), (2, 1030, 65), (2, 9, 65)),
+    (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 64, 5, 5), (1, 24, 64, 3, 3)),
+    (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
+    (Convolution((2, 2), (0, 0), (1, 1), 1), (1, 64, 7, 8), (1, 32, 64, 1, 1)),
+    (Convolution((1, 1), (2, 2), (2, 2), 2), (1, 32, 6, 6), (2, 16, 16, 3, 3)),
+    (Convolution((1, 1), (1, 1), (1, 1), 32), (1, 32, 6, 6), (32, 1, 1, 3, 3)),
+    (Convolution((2, 2), (1, 1), (1, 1), 2), (3, 4, 40, 40), (2, 3, 2, 3, 3)),
+    (Convolution((1, 1), (1, 1), (1, 1), 1), (1, 120, 4, 4), (1, 130, 120, 3, 3)),
+)
+#: what a and b are drawn from
+_SPANS = (
+    (Span(0, 255), Span(-128, 127)),
+    (Span(-128, 127), Span(-128, 127)),
+    (Span(-32767, 32767), Span(-128, 127)),
+    (Span(-128, 127), Span(0, 65535)),
+    (Span(-2048, 2047), Span(-32768, 32767)),
+)
+
+
+@cache
+def admitted(engine: Engine, device_type: str) -> bool:
+    """Whether the engine's products on this kind of device are what it promises, extreme operands
+    included.
+
+    Every kind of product of matrices and of convolutions with stride, dilation, groups and zero
+    point, those that the engine supports; compared with float64's sums.
+    """
+    if engine.device_types and device_type not in engine.device_types:
+        return False
+    if device_type == "meta":  # no numbers, so none is wrong
+        return True
+    keeps = {"exact": _is_exact, "float": _is_near}[engine.promise]
+    # no mode, such as the watch over a model's first forward, and no default device of the user's
+    with _disable_current_modes(), torch.device("cpu"):
+        return all(
+            keeps(engine, product, a, b, like, torch.device(device_type))
+            for case in _CASES
+            for product, a, b, like in _products(*case)
+        )
+
+
+def _products(
+    operation: Operation, input: tuple[int, ...], weight: tuple[int, ...]
+) -> Iterator[tuple[Product, Tensor, Tensor, Tensor]]:
+    """The three, and their a, b and like."""
+    x, w = torch.zeros(input, dtype=torch.float32), torch.zeros(weight, dtype=torch.float32)
+    output = operation.product("forward", x, w, x)
+    for kind, operands in zip(KINDS, ((x, w, x), (output, w, x), (output, x, w)), strict=True):
+        yield Product(operation, kind), *operands
+
+
+def _drawn(shape: torch.Size, span: Span) -> Tensor:
+    """Pseudo-random; int64."""
+    return (torch.arange(shape.numel()) * 7919 % (span.high - span.low + 1) + span.low).view(shape)
+
+
+def _is_exact(
+    engine: Engine, product: Product, a: Tensor, b: Tensor, like: Tensor, device: torch.device
+) -> bool:
+    """The sums, the extreme ones too, are float64's, which are exact: far below 2^53."""
+    size = product.terms(a.shape, b.shape)
+    for one, other in _SPANS:
+        tasks = [Task(product, *size, one, other)]
+        if not engine.supports(tasks[0]):
+            tasks = [Task(product, *size, one, other, sums=False)]
+        if engine.takes_zero_point:
+            tasks.append(Task(product, *size, one, other, zero_point=True, sums=False))
+        tasks = [task for task in tasks if engine.supports(task)]
+        extremes = (one.high, other.low), (one.high, other.high), (one.low, other.low)
+        draws = [(torch.full(a.shape, x), torch.full(b.shape, y)) for x, y in extremes]
+        draws.append((_drawn(a.shape, one), _drawn(b.shape, other)))
+        for left, right in draws if tasks else ():
+            for task in tasks:
+                shift = one.high - 50 if task.zero_point else 0
+                exact = product.run((left - shift).double(), right.double(), like)
+                got = engine.product(
+                    task, left.to(device), right.to(device), like.to(device),
+                    zero_point=torch.tensor(shift, device=device) if task.zero_point else None,
+                    epilogue=None if task.sums else Epilogue(),
+                )  # fmt: skip
+                if not torch.equal(got.cpu(), exact.to(got.dtype)):
+                    return False
+    return True
+
+
+def _is_near(
+    engine: Engine, product: Product, a: Tensor, b: Tensor, like: Tensor, device: torch.device
+) -> bool:
+    """The sums of what every mode of fp32 units holds, 8 significant bits, are float64's but for
+    the rounding of each addition: in fp32; of parts of them, and of the result, in bf16."""
+    size = product.terms(a.shape, b.shape)
+    left, right = (_drawn(x.shape, Span(-127, 127)) for x in (a, b))
+    exact = product.run(left.double(), right.double(), like)
+    reach = product.run(left.abs().double(), right.abs().double(), like)
+    slack = {None: size[0] * size[1] * 2.0**-22, torch.bfloat16: 2.0**-4}
+    for unit, share in slack.items():
+        task = Task(product, *size, ANY, ANY, "float", sums=False, unit=unit)
+        if engine.supports(task):
+            operands = (x.float().to(device) for x in (left, right, like))
+            got = engine.product(task, *operands, epilogue=Epilogue())
+            if not ((got.cpu() - exact).abs() <= share * reach).all():
+                return False
+    return True

@@ -6,19 +6,17 @@ from torch import Tensor
 
 from quantizers.qtensor import unshifted
 
-from ..operations import Kind, Operation
-from .admission import Tried
-from .engine import Work, holds
-from .epilogue import Epilogue
+from .engine import Engine
 from .plain_convolution import plain_product
+from .task import Task, holds
 
 
-def _unsigned_zeros(sums: Tensor, work: Work) -> Tensor:
+def _unsigned_zeros(sums: Tensor, task: Task) -> Tensor:
     """The sums without -0: 0 times a negative number, where a sum has few terms and no start."""
-    return sums.add_(0.0) if work.count * work.per_index < 16 else sums
+    return sums.add_(0.0) if task.terms < 16 else sums
 
 
-class Float32(Tried):
+class Float32(Engine):
     """fp32 units on sums cut so that each part stays within 2^24, the parts added as integers.
 
     Operands are limited to 2^8: bf16 and TF32 hold those exactly, so that no reduced-precision
@@ -26,83 +24,56 @@ class Float32(Tried):
     """
 
     name = "float32"
-    device_types: tuple[str, ...] = ()  # any
     takes_zero_point = True
     #: more parts than this cost more than float64
     max_parts = 16
 
-    def _part(self, work: Work) -> int:
+    def _part(self, task: Task) -> int:
         """Indices per part."""
-        one = work.per_index * work.magnitude * work.b.magnitude
-        return min(2**24 // max(one, 1), max(work.count, 1))
+        one = task.per_index * task.magnitude * task.b.magnitude
+        return min(2**24 // max(one, 1), max(task.count, 1))
 
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        part = self._part(work)
-        if max(work.magnitude, work.b.magnitude) > 2**8 or part < 1 or work.bound >= 2**53:
+    def supports(self, task: Task) -> bool:
+        part = self._part(task)
+        if max(task.magnitude, task.b.magnitude) > 2**8 or part < 1 or task.bound >= 2**53:
             return False
-        return -(-work.count // part) <= self.max_parts
+        return -(-task.count // part) <= self.max_parts
 
-    def product(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        like: Tensor,
-        work: Work,
-        *,
-        zero_point: Tensor | None = None,
-        epilogue: Epilogue | None = None,
+    def sums(
+        self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
-        parts = -(-work.count // self._part(work))
+        parts = -(-task.count // self._part(task))
         a, b = unshifted(a, zero_point), b.float()
-        size = -(-work.count // max(parts, 1))
-        dtype = holds(work.bound)
+        size = -(-task.count // max(parts, 1))
+        dtype = holds(task.bound)
         total: Tensor | None = None
         if parts <= 1:
-            total = plain_product(operation, kind, a, b, like)
+            total = plain_product(task.product, a, b, like)
         else:
-            for start in range(0, work.count, size):
-                length = min(size, work.count - start)
-                part = plain_product(
-                    operation,
-                    kind,
-                    operation.narrow(kind, "a", a, start, length),
-                    operation.narrow(kind, "b", b, start, length),
-                    like,  # its shape is the result's, which a cut of the sum leaves alone
-                ).to(dtype)
+            for start in range(0, task.count, size):
+                length = min(size, task.count - start)
+                left = task.product.narrow("a", a, start, length)
+                right = task.product.narrow("b", b, start, length)
+                # like: its shape is the result's, which a cut of the sum leaves alone
+                part = plain_product(task.product, left, right, like).to(dtype)
                 total = part if total is None else total.add_(part)
         assert total is not None
-        total = _unsigned_zeros(total, work)
-        return total if epilogue is None else epilogue(operation, total)
+        return _unsigned_zeros(total, task)
 
 
-class Float64(Tried):
+class Float64(Engine):
     """fp64 units: exact while the sum stays below 2^53, for every format."""
 
     name = "float64"
-    device_types: tuple[str, ...] = ()  # any
-    takes_zero_point = False
 
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        return work.bound < 2**53 and not work.zero_point
+    def supports(self, task: Task) -> bool:
+        return task.bound < 2**53
 
-    def product(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        like: Tensor,
-        work: Work,
-        *,
-        zero_point: Tensor | None = None,
-        epilogue: Epilogue | None = None,
+    def sums(
+        self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
-        assert zero_point is None
-        total = plain_product(operation, kind, a.double(), b.double(), like)
-        total = _unsigned_zeros(total, work)
-        return total if epilogue is None else epilogue(operation, total)
+        total = plain_product(task.product, a.double(), b.double(), like)
+        return _unsigned_zeros(total, task)
 
 
 reference = Float64()

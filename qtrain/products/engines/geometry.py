@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..convolution import LAST, Convolution
-from ..operations import Kind, Linear, Operation
+from ..operations import Linear
 from ..plan import planned
+from ..product import Product
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Reduced:
     channels_last: bool
 
 
-def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Reduced:
-    """operation: Linear or Convolution; kind: forward or grad_input."""
+def reduced(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Reduced:
+    """product: forward or grad_input of Linear or Convolution."""
+    operation, kind = product
     if isinstance(operation, Linear):
         w = b if kind == "forward" else b.transpose(1, 2)
         # rows are a spatial axis of one image, whose channels come last
@@ -81,11 +83,11 @@ def reduced(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor
     return Reduced(a, w, window, size, last)
 
 
-def restored(operation: Operation, kind: Kind, result: Tensor, a: Tensor, like: Tensor) -> Tensor:
+def restored(product: Product, result: Tensor, a: Tensor, like: Tensor) -> Tensor:
     """The result of a reduced product in the operation's own shape."""
-    if isinstance(operation, Linear):
+    if isinstance(product.operation, Linear):
         return result.permute(0, 2, 3, 1).reshape(*a.shape[:-1], result.shape[1])
-    if kind == "grad_input" and result.shape[2:] != like.shape[2:]:
+    if product.kind == "grad_input" and result.shape[2:] != like.shape[2:]:
         # output padding beyond the stride: positions of a transposed convolution's grad_output
         # that lie beyond its input
         cut = result
@@ -95,8 +97,9 @@ def restored(operation: Operation, kind: Kind, result: Tensor, a: Tensor, like: 
     return result
 
 
-def resized(operation: Operation, kind: Kind, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def resized(product: Product, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`like` for operands of other lengths along the axes that the product keeps."""
+    operation, kind = product
     if kind == "forward" or not isinstance(operation, Convolution):
         return like
     groups = operation.groups

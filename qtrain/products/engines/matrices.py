@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..operations import BatchedMatmul, Kind, Linear, Operation
-from .admission import Tried
-from .engine import Work
+from ..operations import BatchedMatmul, Linear
+from .engine import Engine
 from .epilogue import Epilogue
+from .task import Task
 from .unfolded import plain
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
 
-class MatricesInt8(Tried):
+class MatricesInt8(Engine):
     """int8 times int8, summed in int32 by torch._int_mm for each matrix of the batch.
 
     A zero point of a meets the sums of b's columns.  Small matrices it leaves to others: a call
@@ -30,30 +30,29 @@ class MatricesInt8(Tried):
         faster than fp32 units (measured with one thread and two)."""
         self.smallest, self.terms = smallest, terms
 
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        if not isinstance(operation, Linear | BatchedMatmul):
+    def supports(self, task: Task) -> bool:
+        if not isinstance(task.product.operation, Linear | BatchedMatmul):
             return False
-        if work.multiplications is not None and (
-            work.count * work.per_index < self.terms or work.multiplications < self.smallest
+        if task.multiplications is not None and (
+            task.terms < self.terms or task.multiplications < self.smallest
         ):
             return False
-        eight = work.a.within(0, 255) or work.a.within(-128, 127)
+        eight = task.a.within(0, 255) or task.a.within(-128, 127)
         # units without signed operands take codes of 0 .. 255
-        raw = work.count * work.per_index * 255 * work.b.magnitude
-        return eight and work.b.within(-128, 127) and max(raw, work.bound) < 2**31
+        raw = task.terms * 255 * task.b.magnitude
+        return eight and task.b.within(-128, 127) and max(raw, task.bound) < 2**31
 
     def product(
         self,
-        operation: Operation,
-        kind: Kind,
+        task: Task,
         a: Tensor,
         b: Tensor,
         like: Tensor,
-        work: Work,
         *,
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
+        operation, kind = task.product
         left, right = a, b
         single = isinstance(operation, Linear)  # its weight is a batch of one already
         if single:
@@ -65,7 +64,7 @@ class MatricesInt8(Tried):
         elif kind == "forward":
             right = right.transpose(1, 2)
         shift = None if zero_point is None else zero_point.reshape(()).to(torch.int32)
-        if not work.a.within(-128, 127):
+        if not task.a.within(-128, 127):
             left = (left.to(torch.uint8) ^ 128).view(torch.int8)
             shift = right.new_full((), -128, dtype=torch.int32) if shift is None else shift - 128
         left, right = left.to(torch.int8), right.to(torch.int8)

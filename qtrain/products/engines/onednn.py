@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from ..convolution import LAST, Convolution
-from ..operations import Kind, Operation
-from .admission import Tried
-from .engine import Work
+from .engine import Engine
 from .epilogue import Epilogue
 from .geometry import Reduced, Window, dense, reduced, restored, scatter
 from .scales import narrowed
+from .task import Task
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
 
-class OneDnnInt8(Tried):
+class OneDnnInt8(Engine):
     """uint8 times int8, summed in int32; scale per output channel and bias are fused.
 
     forward and grad_input of convolutions; grad_weight is not a convolution with a small kernel.
@@ -39,34 +38,34 @@ class OneDnnInt8(Tried):
         self.smallest, self.shifted = smallest, shifted
         self.name = "onednn_int8" if shifted == 2**31 else "onednn_int8_fp32_zero_point"
 
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
+    def supports(self, task: Task) -> bool:
+        operation, kind = task.product
         if kind == "grad_weight" or not isinstance(operation, Convolution):
             return False
-        if work.multiplications is not None and work.multiplications < self.smallest:
+        if task.multiplications is not None and task.multiplications < self.smallest:
             return False
-        if work.sums and work.bound > 2**24:  # the result is fp32
+        if task.sums and task.bound > 2**24:  # the result is fp32
             return False
-        eight = work.a.within(0, 255) or work.a.within(-128, 127)
-        # the codes enter as 0 .. 255, so the running sum may pass work.bound
-        raw = work.count * work.per_index * 255 * work.b.magnitude
-        largest = self.shifted if work.zero_point or work.a.low < 0 else 2**31
-        return eight and work.b.within(-128, 127) and raw < largest and work.bound < 2**31
+        eight = task.a.within(0, 255) or task.a.within(-128, 127)
+        # the codes enter as 0 .. 255, so the running sum may pass task.bound
+        raw = task.terms * 255 * task.b.magnitude
+        largest = self.shifted if task.zero_point or task.a.low < 0 else 2**31
+        return eight and task.b.within(-128, 127) and raw < largest and task.bound < 2**31
 
     def product(
         self,
-        operation: Operation,
-        kind: Kind,
+        task: Task,
         a: Tensor,
         b: Tensor,
         like: Tensor,
-        work: Work,
         *,
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        shape = reduced(operation, kind, a, b, like)
+        operation = task.product.operation
+        shape = reduced(task.product, a, b, like)
         x, offset = shape.x, 0
-        if work.a.low < 0:
+        if task.a.low < 0:
             x, offset = x.to(torch.int8).view(torch.uint8) ^ 128, 128
         else:
             x = x.to(torch.uint8)
@@ -88,8 +87,8 @@ class OneDnnInt8(Tried):
             x, zero_point, shape.w.to(torch.int8), scale, bias,
             window.stride, window.padding, window.dilation, shape.scattered, shape.channels_last,
         )  # fmt: skip
-        if kind == "grad_input":
-            result = restored(operation, kind, result, a, like)
+        if task.product.kind == "grad_input":
+            result = restored(task.product, result, a, like)
         return result if fused else after.applied_(operation, result)
 
 
@@ -133,9 +132,9 @@ def _convolution(
         return result.expand(shape) if math.prod(shape) else result.new_empty(list(shape))
 
     def gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
-        shape = [x.shape[0], scale.numel(), *window.gathered(x.shape[2:], w.shape[3:])]
-        if not math.prod(shape) or not w.shape[2]:
-            return nothing(shape)
+        if not (x.numel() and w.numel()):
+            size = window.gathered(x.shape[2:], w.shape[3:])
+            return nothing([x.shape[0], scale.numel(), *size])
         groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
         # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
         # weight when it is used, in a tenth of the time that packing it in takes.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...autograd.selective import shown
 from ..convolution import Convolution
-from ..operations import Kind, Operation
+from ..product import Product
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 _LIBRARY.define(
@@ -29,8 +29,9 @@ def has_cudnn(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def plain_product(operation: Operation, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """operation.product, by no kernel of cuDNN."""
+def plain_product(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """product.run, by no kernel of cuDNN."""
+    operation, kind = product
     if not isinstance(operation, Convolution) or not has_cudnn(a.device):
         return shown(operation.product, kind, a, b, like)
     if torch.compiler.is_compiling():

@@ -14,18 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..convolution import Convolution
-from ..operations import BatchedMatmul, Kind, Operation
-from .admission import Tried
+from ..operations import BatchedMatmul, Operation
 from .columns import columns
-from .engine import Work
-from .epilogue import Epilogue
+from .engine import Engine
 from .geometry import Window, dense, reduced, restored, scatter
+from .task import Task
 
 #: bytes of unfolded codes in memory at once
 _CHUNK = 2**28
 
 
-class UnfoldedInt8(Tried):
+class UnfoldedInt8(Engine):
     """int8 times int8, summed in int32 by torch._int_mm; convolutions in chunks of the batch.
 
     Batches of matrices it leaves to others, and small products.
@@ -33,45 +32,32 @@ class UnfoldedInt8(Tried):
 
     name = "unfolded_int8"
     device_types: tuple[str, ...] = ("cpu", "cuda")
-    takes_zero_point = False
 
     def __init__(self, smallest: int = 2**23) -> None:
         """smallest: multiplications from which it is faster than fp32 units (measured on a CPU)."""
         self.smallest = smallest
 
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        if isinstance(operation, BatchedMatmul) or work.zero_point:
+    def supports(self, task: Task) -> bool:
+        if isinstance(task.product.operation, BatchedMatmul):
             return False
-        if work.multiplications is not None and work.multiplications < self.smallest:
+        if task.multiplications is not None and task.multiplications < self.smallest:
             return False
-        eight = work.a.within(-128, 127) and work.b.within(-128, 127)
-        return eight and work.bound < 2**31
+        eight = task.a.within(-128, 127) and task.b.within(-128, 127)
+        return eight and task.bound < 2**31
 
-    def product(
-        self,
-        operation: Operation,
-        kind: Kind,
-        a: Tensor,
-        b: Tensor,
-        like: Tensor,
-        work: Work,
-        *,
-        zero_point: Tensor | None = None,
-        epilogue: Epilogue | None = None,
+    def sums(
+        self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
-        assert zero_point is None
         a, b = a.to(torch.int8), b.to(torch.int8)
-        if kind == "grad_weight":
-            total = _grad_weight(operation, a, b, like)
+        if task.product.kind == "grad_weight":
+            return _grad_weight(task.product.operation, a, b, like)
+        shape = reduced(task.product, a, b, like)
+        if shape.scattered is None:
+            total = dense(_gather(shape.x, shape.w, shape.window), shape.channels_last)
         else:
-            shape = reduced(operation, kind, a, b, like)
-            if shape.scattered is None:
-                total = dense(_gather(shape.x, shape.w, shape.window), shape.channels_last)
-            else:
-                nothing = partial(shape.x.new_zeros, dtype=torch.int32)
-                total = scatter(_gather, nothing, shape.x, shape)
-            total = restored(operation, kind, total, a, like)
-        return total if epilogue is None else epilogue(operation, total)
+            nothing = partial(shape.x.new_zeros, dtype=torch.int32)
+            total = scatter(_gather, nothing, shape.x, shape)
+        return restored(task.product, total, a, like)
 
 
 def _int_mm(a: Tensor, b: Tensor) -> Tensor:

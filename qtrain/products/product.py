@@ -1,0 +1,127 @@
+"""One of the three products of an operation, as a value: its axes follow from their labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .operations import Kind, Operand, Operation
+
+#: (a, b, result) of each product, as places in (input, weight, output)
+_ORDER: dict[Kind, tuple[int, int, int]] = {
+    "forward": (0, 1, 2),
+    "grad_input": (2, 1, 0),
+    "grad_weight": (2, 0, 1),
+}
+#: labels of channels, which lie group after group: of the group and within it
+_PARTS = {"c": "gi", "d": "go"}
+
+
+def _parts(labels: str) -> set[str]:
+    return {part for label in labels for part in _PARTS.get(label, label)}
+
+
+class Product(NamedTuple):
+    """What is multiplied: see `Operation.labels`.
+
+    An axis of an operand is kept where the result has its label, else summed.
+    """
+
+    operation: Operation
+    kind: Kind
+
+    def run(self, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        """`Operation.product`."""
+        return self.operation.product(self.kind, a, b, like)
+
+    def axes(self, operand: Operand, dims: int) -> tuple[set[int], set[int]]:
+        """(kept, summed): the axes of an operand that has `dims`."""
+        result = _parts(self._labels("result"))
+        labels = enumerate(self._labels(operand, dims))
+        kept = {axis for axis, label in labels if _parts(label) <= result}
+        return kept, set(range(dims)) - kept
+
+    def split_axis(self, operand: Operand, dims: int) -> int:
+        """The summed axis along which a product may be cut into partial sums: the first."""
+        return min(self.axes(operand, dims)[1])
+
+    def narrow(self, operand: Operand, x: Tensor, start: int, length: int) -> Tensor:
+        """The slice of an operand at [start, start + length) of the split axis, in each group."""
+        axis = self.split_axis(operand, x.dim())
+        groups = self._groups(operand, axis, x.dim())
+        if groups == 1:
+            return x.narrow(axis, start, length)
+        grouped: Tensor = x.unflatten(axis, (groups, -1)).narrow(axis + 1, start, length)
+        return grouped.flatten(axis, axis + 1)
+
+    def terms(self, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
+        """(indices along the split axis, products summed per index at most) of operands of these
+        shapes."""
+        first = self.split_axis("a", len(a))
+        # an entry of a kernel meets each position of the smaller of two maps at most once
+        fewer: Operand = "b"
+        if self.kind == "grad_weight" and not self.operation.transposed:
+            fewer = "a"
+        sizes = a if fewer == "a" else b
+        _, *others = sorted(self.axes(fewer, len(sizes))[1])
+        count = a[first] // self._groups("a", first, len(a))
+        return count, math.prod([sizes[axis] for axis in others])
+
+    def multiplications(self, a: Sequence[int], b: Sequence[int]) -> int:
+        """Multiplications at stride 1 in a product of operands of these shapes: in each matrix of
+        a batch; in a convolution's grad_weight for each position of the kernel."""
+        left, right = self._labels("a", len(a)), self._labels("b", len(b))
+        batch = set(left) & set(right) & set(self._labels("result"))
+        total = math.prod([n for label, n in zip(left, a, strict=True) if label not in batch])
+        kept, _ = self.axes("b", len(b))
+        for axis, (label, size) in enumerate(zip(right, b, strict=True)):
+            if label == "k" or (axis in kept and not _parts(label) <= _parts(left)):
+                total *= size // self._groups("b", axis, len(b))
+        return total
+
+    def lifted(self, operand: Operand, sizes: Sequence[int]) -> list[int]:
+        """The shape, broadcastable to the product, of what is so long along an operand's axes: 1
+        along those that are summed."""
+        labels, (kept, _) = self._labels(operand, len(sizes)), self.axes(operand, len(sizes))
+        found: dict[str, list[int]] = {}
+        for axis in sorted(kept):
+            groups = self._groups(operand, axis, len(sizes))
+            *group, own = list(_PARTS.get(labels[axis], labels[axis]))
+            found.setdefault(own, []).append(sizes[axis] // groups)
+            found.update({part: [groups] for part in group})
+        shape: list[int] = []
+        for label in self._labels("result"):
+            if label in "xyk":
+                shape += [1] * sum(other in "xyk" for other in labels)
+            elif label == "*":
+                shape += found.get(label, [])
+            else:
+                shape.append(math.prod([n for p in _parts(label) for n in found.get(p, [1])]))
+        return shape
+
+    def ones(self, operand: Operand, shape: Sequence[int]) -> list[int]:
+        """The shape of an operand that is the same along every axis that only it has among those
+        kept: 1 there."""
+        kept, _ = self.axes(operand, len(shape))
+        others = _parts(self._labels("b" if operand == "a" else "a"))
+        labels = self._labels(operand, len(shape))
+        return [
+            size if axis not in kept or _parts(label) <= others
+            else self._groups(operand, axis, len(shape))
+            for axis, (label, size) in enumerate(zip(labels, shape, strict=True))
+        ]  # fmt: skip
+
+    def _labels(self, of: str, dims: int = 0) -> str:
+        """The labels of operand a or b, or of the result; with `dims`: one for each axis."""
+        place = _ORDER[self.kind][("a", "b", "result").index(of)]
+        found = self.operation.labels[place]
+        for label in "*xyk" if dims else "":
+            found = found.replace(label, label * (dims - len(found) + 1))
+        return found
+
+    def _groups(self, operand: Operand, axis: int, dims: int) -> int:
+        """How many groups of channels lie along an axis, one after the other."""
+        return self.operation.groups if self._labels(operand, dims)[axis] in _PARTS else 1
