@@ -10,7 +10,8 @@ from torch import Tensor
 from .by_device import ByDevice
 from .formats import FloatFormat, Format
 from .granularity import expand
-from .kernels.unshift import unshifted as kernel
+from .kernels import unshift
+from .kernels.gpu import unshift as gpu
 from .memory import serves
 from .numbers import constant
 
@@ -26,7 +27,7 @@ def _unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor:
     return values - zero_point if values is elements else values.sub_(zero_point)
 
 
-unshifted = ByDevice(_unshifted, cpu=kernel)
+unshifted = ByDevice(_unshifted, cpu=unshift.unshifted, cuda=gpu.unshifted)
 
 
 class QTensor(NamedTuple):

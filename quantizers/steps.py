@@ -13,6 +13,7 @@ from .by_device import ByDevice
 from .formats import FloatFormat, Format, IntFormat, fp32
 from .granularity import compact_shape, expand
 from .kernels import quantize as kernels
+from .kernels.gpu import quantizers as gpu
 from .noise import random_bits
 from .numbers import divided
 from .qtensor import QTensor
@@ -125,7 +126,7 @@ def _elements_of(
     return elements.nan_to_num_(0.0).to(format.dtype)
 
 
-elements_of = ByDevice(_elements_of, cpu=kernels.elements)
+elements_of = ByDevice(_elements_of, cpu=kernels.elements, cuda=gpu.elements)
 
 
 def measured(
@@ -163,5 +164,5 @@ def _quantize(
     return QTensor(elements, scale, zero_point, by.format, block)
 
 
-quantize = ByDevice(_quantize, cpu=kernels.whole)
+quantize = ByDevice(_quantize, cpu=kernels.whole, cuda=gpu.whole)
 quantize.in_graphs(traced.SCHEMA, traced.run, traced.shapes, traced.quantized)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from .cut import CutInt8
 from .engine import Engine
 from .float_units import Float32, reference
+from .gpu.triton_int8 import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
 from .rounded_sums import RoundedSums
@@ -31,7 +32,15 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
         reference,
         RoundedSums(),
     ),
-    cuda=(UnfoldedInt8(), CutInt8(UnfoldedInt8()), Float32(), reference, RoundedSums()),
+    cuda=(
+        TritonInt8(),
+        UnfoldedInt8(),
+        CutInt8(TritonInt8()),
+        CutInt8(UnfoldedInt8()),
+        Float32(),
+        reference,
+        RoundedSums(),
+    ),
 )
 
 

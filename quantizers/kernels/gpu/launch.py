@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat, Overflow
+from quantizers import memory
+from quantizers.formats import Format, IntFormat
 from quantizers.granularity import compact_shape
 from quantizers.rounding import Rounding
 
 from ..layout import OUTER, Walk, contiguous, is_granule_major, walk
+from ..serving import made
 
 #: elements of a program, and the most programs that look for a tensor's extremes
 BLOCK, PARTS = 2048, 1024
@@ -51,10 +53,10 @@ def path(
     block: tuple[int, ...],
     format: Format,
     rounding: Rounding,
-    overflow: Overflow | None,
+    scaled: bool,
 ) -> Path | None:
     """For a tensor x; None where no kernel serves it.  The elements are laid out as empty_like(x);
-    block: the size of the walk's granules."""
+    block: the size of the walk's granules; scaled: whether to the format."""
     if dtype not in _DTYPES or 0 in shape:
         return None
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
@@ -75,13 +77,28 @@ def path(
         flags |= {"SIGNED": False, "ZERO": True, "INF": False}
     else:
         target = torch.float32
-        rule = format.on_overflow if overflow is None else overflow
+        rule = format.when_clipped if scaled else format.on_overflow
         over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[rule]
         constants = (
             format.mantissa, format.min_exponent, format.largest, over, format.smallest
         )  # fmt: skip
         flags |= {"SIGNED": format.signed, "ZERO": format.zero, "INF": format.has_inf}
     return Path(target, like, found, words + outer, axes, constants, flags)
+
+
+def kernels() -> Any:
+    """The module of kernels; None, with a warning, where Triton is not installed or fails."""
+    return made("quantizers.kernels.gpu.quantize", "kernels")
+
+
+def serves(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether kernels may read x and the others, which lie on its device."""
+    rest = [other for other in others if other is not None]
+    return (
+        memory.serves(x, *rest, cuda=not INTERPRETED)
+        and all(other.device == x.device for other in rest)
+        and kernels() is not None
+    )
 
 
 def _programs(size: int) -> tuple[int, int]:
@@ -109,13 +126,11 @@ def make(
     key: Tensor | None,
 ) -> Tensor:
     """The elements of x, whose path is `found`."""
-    from . import quantize
-
     result = torch.empty_strided(x.shape, found.strides, dtype=found.dtype, device=x.device)
     nothing = x if scale is None else scale
     size = found.walk.size
     with there(x):
-        quantize.elements[(-(-size // BLOCK),)](
+        kernels().elements[(-(-size // BLOCK),)](
             x,
             result,
             nothing,
@@ -160,8 +175,6 @@ def measure(
     compact: tuple[int, ...],
 ) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of x's granules, which follow one another along the walk."""
-    from . import quantize
-
     each = found.walk.size // granules
     parts, steps = _programs(each)
     ends = torch.empty((2, granules, parts), dtype=torch.int32, device=x.device)
@@ -170,7 +183,7 @@ def measure(
     zero_point = torch.empty_like(scale, dtype=torch.int32) if affine else None
     low, high, share, count = (scale,) * 4 if running is None else running[:4]
     with there(x):
-        quantize.extremes[(granules, parts)](
+        kernels().extremes[(granules, parts)](
             x,
             scale if factor is None else factor,
             ends[0],
@@ -184,7 +197,7 @@ def measure(
             num_warps=8,
             **OPTIONS,
         )
-        quantize.scales[(granules,)](
+        kernels().scales[(granules,)](
             ends[0],
             ends[1],
             scale,
@@ -207,25 +220,6 @@ def measure(
             **OPTIONS,
         )
     return scale, zero_point
-
-
-def unshift(elements: Tensor, zero_point: Tensor | None) -> Tensor:
-    """elements - zero_point in fp32; elements: dense."""
-    from . import quantize
-
-    result = torch.empty_like(elements, dtype=torch.float32)
-    size = elements.numel()
-    with there(elements):
-        quantize.unshift[(-(-size // BLOCK),)](
-            elements,
-            result,
-            elements if zero_point is None else zero_point,
-            size,
-            AFFINE=zero_point is not None,
-            BLOCK=BLOCK,
-            num_warps=8,
-        )
-    return result
 
 
 def granule_major(found: Path, shape: tuple[int, ...], block: tuple[int, ...]) -> int | None:

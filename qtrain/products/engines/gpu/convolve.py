@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import triton
 import triton.language as tl
+
+
+def kernels() -> ModuleType:
+    """These."""
+    return sys.modules[__name__]
 
 
 @triton.jit
@@ -46,8 +54,9 @@ def convolve(
     blocks,
     STEPS: tl.constexpr,
     SCATTER: tl.constexpr,
-    UNSIGNED: tl.constexpr,
     AFFINE: tl.constexpr,
+    FILLED: tl.constexpr,
+    UNSIGNED: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -57,10 +66,11 @@ def convolve(
 ):
     """y[n, g, p, i] = the sum over c and taps k of x[n, g, c, .] w[g, p, c, k]: see geometry.
 
-    x (N, G, C, H, W), w (G, P, C, R, S): int8, or bytes of uint8 x when UNSIGNED; their strides,
-    that of c is 1.  y (N, G, P, H, W): int32 sums, or when SCALED fp32: fl32(fl32(sum) * scale),
-    scale fp32 or fp64, one or (G * P), then + bias (G * P), fp32.
-    zero_point (int32), when AFFINE, as it is when UNSIGNED: is taken from x; sums (G * P): of w over c and taps.
+    x (N, G, C, H, W), w (G, P, C, R, S): int8; their strides, that of c is 1.
+    y (N, G, P, H, W): int32 sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale fp32 or fp64,
+    one or (G * P), then + bias (G * P), fp32.
+    zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
+    when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; blocks: of DEEP channels; STEPS: taps times blocks.
     Program: (tile, group); tiles of ROWS x ACROSS, BAND of them share what they read.
     """
@@ -103,9 +113,7 @@ def convolve(
             mask=there[:, None] & (deep < summed)[None, :],
             other=0,
         )
-        if UNSIGNED:
-            a = (a ^ 128).to(tl.int8, bitcast=True)
-        if AFFINE:
+        if FILLED:
             a = tl.where(there[:, None], a, zero.to(tl.int8))
         b = tl.load(
             w + (across + r * w_r + s * w_s)[None, :] + deep[:, None],
@@ -130,3 +138,45 @@ def convolve(
         tl.store(y + place, found, mask=inside)
     else:
         tl.store(y + place, total, mask=inside)
+
+
+@triton.jit
+def prepare(
+    x,
+    y,
+    zero_point,
+    pixels,
+    channels,
+    height,
+    width,
+    out_height,
+    out_width,
+    x_n,
+    x_c,
+    x_h,
+    x_w,
+    padding_h,
+    padding_w,
+    UNSIGNED: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """x (N, C, H, W) with its padding, of the zero point: y int8, (N, H, W, C) in C order.
+
+    UNSIGNED: x uint8, and y 128 less.  pixels: N * H * W of y.  Program: (pixels, channels).
+    """
+    m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    w = m % out_width - padding_w
+    h = (m // out_width) % out_height - padding_h
+    n = m // (out_width * out_height)
+    there = (h >= 0) & (w >= 0) & (h < height) & (w < width) & (m < pixels)
+    inside = (c < channels)[None, :]
+    at = n * x_n + h * x_h + w * x_w
+    v = tl.load(x + at[:, None] + (c * x_c)[None, :], mask=there[:, None] & inside, other=0)
+    zero = tl.load(zero_point)
+    if UNSIGNED:
+        v = (v ^ 128).to(tl.int8, bitcast=True)
+        zero = zero - 128
+    v = tl.where(there[:, None], v, zero.to(tl.int8))
+    tl.store(y + m[:, None] * channels + c[None, :], v, mask=(m < pixels)[:, None] & inside)

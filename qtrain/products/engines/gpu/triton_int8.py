@@ -2,152 +2,179 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from quantizers.by_device import register
 from quantizers.kernels.gpu.launch import INTERPRETED, OPTIONS, there
+from quantizers.kernels.serving import made
 
 from ...convolution import Convolution
-from ...operations import BatchedMatmul, Kind, Operation
-from ..admission import Tried
-from ..engine import Work
+from ...operations import BatchedMatmul, Operation
+from ..engine import Engine
 from ..epilogue import Epilogue
-from ..geometry import Window, dense, reduced, restored
+from ..geometry import Window, cropped, reduced
+from ..task import Task
+from ..unfolded import matrices
+
+#: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
+_Layout = Literal["contiguous", "channels_last", "matrices"]
+_ORDERS: dict[str, tuple[int, ...]] = {
+    "contiguous": (0, 1, 2, 3, 4),
+    "channels_last": (0, 3, 4, 1, 2),
+    "matrices": (0, 1, 3, 4, 2),
+}
+_POINT = Window((1, 1), (0, 0), (1, 1))
 
 
-class TritonInt8(Tried):
+class TritonInt8(Engine):
     """int8 by int8 or uint8, summed in int32, scale and bias in the same kernel.
 
-    Forward and grad_input of matrices and of convolutions of one or two axes; batches of matrices.
+    Forward and grad_input of convolutions of one or two axes, all products of matrices.
     """
 
     name = "triton_int8"
-    device_types: tuple[str, ...] = ("cpu",) if INTERPRETED else ("cuda",)
+    device_types = ("cpu",) if INTERPRETED else ("cuda",)
     takes_zero_point = True
 
-    def supports(self, operation: Operation, kind: Kind, work: Work) -> bool:
-        if kind == "grad_weight" and not isinstance(operation, BatchedMatmul):
+    def supports(self, task: Task) -> bool:
+        operation, kind = task.product
+        if isinstance(operation, Convolution):
+            if kind == "grad_weight" or len(operation.stride) > 2:
+                return False
+        if made("qtrain.products.engines.gpu.convolve", "kernels") is None:
             return False
-        if isinstance(operation, Convolution) and len(operation.stride) > 2:
-            return False
-        eight = work.a.within(-128, 127) or work.a.within(0, 255)
-        return eight and work.b.within(-128, 127) and work.bound < 2**31
+        eight = task.a.within(-128, 127) or task.a.within(0, 255)
+        return eight and task.b.within(-128, 127) and task.bound < 2**31
 
     def product(
         self,
-        operation: Operation,
-        kind: Kind,
+        task: Task,
         a: Tensor,
         b: Tensor,
         like: Tensor,
-        work: Work,
         *,
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        unsigned = not work.a.within(-128, 127)
-        a, b = a.to(torch.uint8 if unsigned else torch.int8), b.to(torch.int8)
-        if isinstance(operation, BatchedMatmul):
-            x, w = _matrices(kind, a, b)
-            result = x.new_empty((x.shape[1], x.shape[4], w.shape[1]), dtype=torch.int32)
-            y = result.permute(0, 2, 1)[None, :, :, None]
-            window, scattered = Window((1, 1), (0, 0), (1, 1)), False
-        else:
-            shape = reduced(operation, kind, a, b, like)
-            window, w, scattered = shape.window, shape.w, shape.scattered is not None
-            x, groups = shape.x, w.shape[0]
-            size = shape.scattered or window.gathered(x.shape[2:], w.shape[3:])
-            result = x.new_empty((x.shape[0], groups * w.shape[1], *size), dtype=torch.int32)
-            result = dense(result, shape.channels_last)
-            x, y = x.unflatten(1, (groups, -1)), result.unflatten(1, (groups, -1))
-            if x.dim() == 4:  # a single axis is the second of two
-                x, w, y = x.unsqueeze(3), w.unsqueeze(3), y.unsqueeze(3)
-                fields = (window.stride, window.padding, window.dilation)
-                one = zip((1, 0, 1), fields, strict=True)
-                window = Window(*((first, *rest) for first, rest in one))
-        finished = _finished(operation, x.shape[1] * w.shape[1], epilogue)
-        if finished is not None:
-            y, result = y.view(torch.float32), result.view(torch.float32)
+        operation, kind = task.product
+        unsigned = not task.a.within(-128, 127)
         if unsigned and zero_point is None:
-            zero_point = torch.zeros((), dtype=torch.int32, device=x.device)
-        _launch(x, w, y, window, scattered, zero_point, finished)
-        if not isinstance(operation, BatchedMatmul):
-            result = restored(operation, kind, result, a, like)
-        if epilogue is None or finished is not None:
+            zero_point = torch.zeros((), dtype=torch.int32, device=a.device)
+        a, b = a.to(torch.uint8 if unsigned else torch.int8), b.to(torch.int8)
+        window, scattered, layout = _POINT, None, "matrices"
+        if isinstance(operation, Convolution):
+            shape = reduced(task.product, a, b, like)
+            window, scattered, w = shape.window, shape.scattered, shape.w
+            layout = "channels_last" if shape.channels_last else "contiguous"
+            x = shape.x.unflatten(1, (w.shape[0], -1))
+            if x.dim() == 4:  # a single axis is the second of two
+                x, w = x.unsqueeze(3), w.unsqueeze(3)
+                fields = (window.stride, window.padding, window.dilation)
+                window = Window(*((n, *own) for n, own in zip((1, 0, 1), fields, strict=True)))
+                scattered = None if scattered is None else [1, *scattered]
+        else:
+            left, right = matrices(task.product, a, b)
+            x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
+        scale, bias = _inside(operation, x.shape[1] * w.shape[1], epilogue)
+        size = scattered or window.gathered(x.shape[3:], w.shape[3:])
+        y = convolve_int8(
+            x, w, list(size), layout, window.stride, window.padding, window.dilation,
+            scattered is not None, zero_point, scale, bias,
+        )  # fmt: skip
+        if isinstance(operation, Convolution):
+            result = (y.squeeze(3) if len(operation.stride) == 1 else y).flatten(1, 2)
+            result = cropped(result, like) if kind == "grad_input" else result
+        else:
+            result = y[0, :, :, 0].transpose(1, 2)
+            if not isinstance(operation, BatchedMatmul) and kind != "grad_weight":
+                result = result.reshape(*a.shape[:-1], result.shape[2])
+        if epilogue is None or scale is not None:
             return result
         return epilogue(operation, result)
 
 
-def _matrices(kind: Kind, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Batches of matrices as x (1, G, C, 1, W) and w (G, P, C, 1, 1) of a convolution."""
-    if kind == "grad_weight":
-        a = a.transpose(1, 2)
-    if kind != "forward":
-        b = b.transpose(1, 2)
-    return a.transpose(1, 2)[None, :, :, None], b[..., None, None]
-
-
-def _finished(
+def _inside(
     operation: Operation, channels: int, epilogue: Epilogue | None
-) -> tuple[Tensor, Tensor | None] | None:
+) -> tuple[Tensor | None, Tensor | None]:
     """Scale, one or one a channel, and bias of an epilogue that the kernel has; else None."""
     if epilogue is None or epilogue.scale is None:
-        return None
+        return None, None
     scale, bias = epilogue.scale, epilogue.bias
-    axis = operation.channel_axis(scale.dim())
-    if scale.numel() > 1 and not scale.numel() == scale.shape[axis] == channels:
-        return None
-    return scale.reshape(-1), None if bias is None else bias.float().contiguous()
+    if scale.numel() > 1:
+        axis = operation.channel_axis(scale.dim())
+        if not scale.numel() == scale.shape[axis] == channels:
+            return None, None
+    return scale.reshape(-1), None if bias is None else bias.float()
 
 
-def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int, int]:
-    """Rows, columns and depth of a tile, warps, stages."""
+def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
+    """Rows, columns and depth of a tile, and its warps."""
     deep = 128 if summed >= 256 else 64 if summed > 32 else 32
     across = 128 if produced >= 128 and rows >= 8192 else 64 if produced > 32 else 32
     tall = 128 if rows >= 4096 else 64
-    return tall, across, deep, 8 if tall * across >= 128 * 128 else 4, 3
+    return tall, across, deep, 8 if tall * across >= 128 * 128 else 4
 
 
-def _launch(
+def _result(x: Tensor, w: Tensor, size: Sequence[int], layout: str, scale: Tensor | None) -> Tensor:
+    shape = [x.shape[0], w.shape[0], w.shape[1], *size]
+    order = _ORDERS[layout]
+    dtype = torch.int32 if scale is None else torch.float32
+    y = torch.empty([shape[axis] for axis in order], dtype=dtype, device=x.device)
+    return y.permute([order.index(axis) for axis in range(5)])
+
+
+def _summed_last(x: Tensor) -> Tensor:
+    """With the summed channels, axis 2, one after the other in memory."""
+    if x.stride(2) == 1 or x.shape[2] == 1:
+        return x
+    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+
+
+def _convolve(
     x: Tensor,
     w: Tensor,
-    y: Tensor,
-    window: Window,
+    size: list[int],
+    layout: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
     scattered: bool,
     zero_point: Tensor | None,
-    finished: tuple[Tensor, Tensor | None] | None,
-) -> None:
-    """x, w, y, all else: see convolve."""
-    from .convolve import convolve
+    scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """x, w and what is returned, (N, G, P, *size), fp32 where there is a scale: see convolve."""
+    from . import convolve as kernels
 
-    if x.stride(2) != 1 and x.shape[2] > 1:
-        x = x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
-    if w.stride(2) != 1 and w.shape[2] > 1:
-        w = w.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+    y = _result(x, w, size, layout, scale)
     batch, groups, produced, out_height, out_width = y.shape
-    summed, (height, width) = x.shape[2], x.shape[3:]
     rows, taps = batch * out_height * out_width, w.shape[3] * w.shape[4]
-    if rows * produced * groups == 0:
-        return
-    sums = scale = bias = w
-    if zero_point is not None:
-        sums = w.sum((2, 3, 4), dtype=torch.int32)
-    if finished is not None:
-        scale = finished[0]
-        bias = w if finished[1] is None else finished[1]
-    tall, across, deep, warps, stages = _tiles(rows, produced, summed)
-    blocks = -(-summed // deep)
-    grid = (-(-rows // tall) * -(-produced // across), groups)
+    if y.numel() == 0:
+        return y
+    w = _summed_last(w)
+    unsigned = x.dtype is torch.uint8
     with there(x):
-        convolve[grid](
+        if zero_point is None or (scattered and not unsigned):
+            x = _summed_last(x)
+        elif scattered:
+            x = _prepared(x, zero_point, [0, 0])
+        else:
+            x, padding = _prepared(x, zero_point, padding), [0, 0]
+        summed, (height, width) = x.shape[2], x.shape[3:]
+        tall, across, deep, warps = _tiles(rows, produced, summed)
+        blocks = -(-summed // deep)
+        kernels.convolve[(-(-rows // tall) * -(-produced // across), groups)](
             x,
             w,
             y,
-            scale,
-            bias,
+            w if scale is None else scale,
+            w if bias is None else bias.contiguous(),
             w if zero_point is None else zero_point,
-            sums,
+            w if zero_point is None else w.sum((2, 3, 4), dtype=torch.int32),
             rows,
             produced,
             summed,
@@ -158,23 +185,83 @@ def _launch(
             *(x.stride(axis) for axis in (0, 1, 3, 4)),
             *(w.stride(axis) for axis in (0, 1, 3, 4)),
             *y.stride(),
-            0 if scale.numel() == 1 else 1,
-            *window.stride,
-            *window.padding,
-            *window.dilation,
+            0 if scale is None or scale.numel() == 1 else 1,
+            *stride,
+            *padding,
+            *dilation,
             w.shape[4],
             blocks,
             STEPS=taps * blocks,
             SCATTER=scattered,
-            UNSIGNED=x.dtype is torch.uint8,
             AFFINE=zero_point is not None,
-            SCALED=finished is not None,
-            BIASED=finished is not None and finished[1] is not None,
+            FILLED=zero_point is not None and scattered,
+            UNSIGNED=unsigned,
+            SCALED=scale is not None,
+            BIASED=bias is not None,
             ROWS=tall,
             ACROSS=across,
             DEEP=deep,
             BAND=8,
             num_warps=warps,
-            num_stages=stages,
+            num_stages=3,
             **OPTIONS,
         )
+    return y
+
+
+def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
+    """x as int8, padded by the zero point, its channels last in memory."""
+    from . import convolve as kernels
+
+    batch, groups, summed, height, width = x.shape
+    tall, wide = height + 2 * padding[0], width + 2 * padding[1]
+    y = torch.empty((batch, tall, wide, groups, summed), dtype=torch.int8, device=x.device)
+    pixels, channels = batch * tall * wide, groups * summed
+    flat = x.flatten(1, 2)
+    across = min(1 << (channels - 1).bit_length(), 128)
+    down = 4096 // across
+    kernels.prepare[(-(-pixels // down), -(-channels // across))](
+        flat,
+        y,
+        zero_point,
+        pixels,
+        channels,
+        height,
+        width,
+        tall,
+        wide,
+        *flat.stride(),
+        *padding,
+        UNSIGNED=x.dtype is torch.uint8,
+        PIXELS=down,
+        CHANNELS=across,
+        num_warps=8,
+    )
+    return y.permute(0, 3, 4, 1, 2)
+
+
+def _shape(
+    x: Tensor,
+    w: Tensor,
+    size: list[int],
+    layout: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    scattered: bool,
+    zero_point: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    return _result(x, w, size, layout, scale)
+
+
+convolve_int8 = register(
+    "qtrain::convolve_int8(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
+    " int[] padding, int[] dilation, bool scattered, Tensor? zero_point, Tensor? scale,"
+    " Tensor? bias) -> Tensor",
+    _convolve,
+    _shape,
+    "CPU",
+    "CUDA",
+)
