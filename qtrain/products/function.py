@@ -14,7 +14,7 @@ from ..autograd.selective import shown
 from ..layer_state import without_autocast
 from .blocks import multiply
 from .call import Call, Computed, located
-from .folding import folded
+from .operands import folded
 from .operations import Kind
 from .product import Product
 

@@ -19,10 +19,9 @@ from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.cut import CutInt8
 from qtrain.products.engines.engine import Engine, admitted
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.float_units import Float32, RoundedSums, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
-from qtrain.products.engines.rounded_sums import RoundedSums
 from qtrain.products.engines.task import Span, Task
 from qtrain.products.engines.unfolded import UnfoldedInt8
 from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation

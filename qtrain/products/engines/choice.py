@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from .cut import CutInt8
 from .engine import Engine
-from .float_units import Float32, reference
+from .float_units import Float32, RoundedSums, reference
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
-from .rounded_sums import RoundedSums
 from .task import Task
 from .unfolded import UnfoldedInt8
 
