@@ -20,8 +20,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         1,
         "qtrain/products/blocks.py",
-        "    where = a.elements.device.type, engines or ENGINES[a.elements.device.type]\n",
-        "    where = a.elements.device.type, engines or ENGINES[a.elements.device.type]\n"
+        "    device = a.elements.device.type\n",
+        "    device = a.elements.device.type\n"
         "    a, b = (QTensor(q.dequantize(), block=q.block) for q in (a, b))\n",
     ),
     (2, "qtrain/products/engines/float_units.py", "return min(2**24 //", "return min(2**27 //"),

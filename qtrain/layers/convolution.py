@@ -21,9 +21,10 @@ def _operation(
     dilation: int | tuple[int, ...],
     groups: int,
     mode: str,
+    *more: Any,
 ) -> tuple[Convolution, list[int]]:
     """A layer's convolution, and what must be padded before it because it cannot do that itself
-    (F.pad's order; [] for nothing)."""
+    (F.pad's order; [] for nothing).  more: whether it is transposed, and the output padding."""
     space = len(kernel)
     dilation = pair(dilation, space)
     if padding == "valid":
@@ -38,21 +39,7 @@ def _operation(
     outer = [] if own else [side for left, right in reversed(sides) for side in (left, right)]
     if not any(outer):
         outer = []
-    return Convolution(pair(stride, space), inner, dilation, groups), outer
-
-
-@planned
-def _transposed(
-    kernel: tuple[int, ...],
-    stride: int | tuple[int, ...],
-    padding: int | tuple[int, ...],
-    dilation: int | tuple[int, ...],
-    groups: int,
-    output_padding: tuple[int, ...],
-) -> Convolution:
-    space = len(kernel)
-    window = pair(stride, space), pair(padding, space), pair(dilation, space)
-    return Convolution(*window, groups, True, output_padding)
+    return Convolution(pair(stride, space), inner, dilation, groups, *more), outer
 
 
 class QConvNd(OneLine, nn.modules.conv._ConvNd):
@@ -62,7 +49,7 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
         if self.product.recipe.products_off or not self.in_channels:  # of nothing: torch's
             plain: Tensor = super().forward(input)
             return plain
-        operation, sides = _operation(*self._window(), self.groups, self.padding_mode)
+        operation, sides = _operation(*self._window())
         batched = self._batched(input)
         if sides:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -70,12 +57,11 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if output.dim() == input.dim() else output.squeeze(0)
 
-    def _window(self) -> tuple[Any, Any, Any, Any]:
+    def _window(self) -> Any:
         found: Any = self.kernel_size, self.stride, self.padding, self.dilation
         if list in map(type, found):  # which torch takes, too
             found = [tuple(own) if isinstance(own, list) else own for own in found]
-        kernel, stride, padding, dilation = found
-        return kernel, stride, padding, dilation
+        return *found, self.groups, self.padding_mode
 
     def _batched(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor) or input.is_nested:
@@ -124,7 +110,7 @@ class QConvTransposeNd(QConvNd):
             batched, output_size, list(self.stride), list(self.padding), list(self.kernel_size),
             space, list(self.dilation),
         )  # fmt: skip
-        operation = _transposed(*self._window(), self.groups, tuple(output_padding))
+        operation, _ = _operation(*self._window(), True, tuple(output_padding))
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if input.dim() == space + 2 else output.squeeze(0)
 

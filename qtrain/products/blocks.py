@@ -163,7 +163,7 @@ def multiply(
         return Epilogue(bias=bias).applied_(product.operation, total)
     engine, task = served
     if note is not None:
-        note(engine.name)
+        note(product.kind, engine.name)
     epilogue = Epilogue(_scale(product, a, b, shapes), bias)
     if task.promise == "float":
         return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,6 @@ from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
 from ..recipe import SLOTS, Recipe
 from .engines.engine import Engine
-from .engines.task import Note
 from .operations import Kind, Operation
 
 
@@ -119,11 +117,6 @@ class Call:
             seen = x * factor if factor is not None and ours else x
             self.probe.operand(kind, operand, seen, q, factor is not None)
         return q
-
-    def note(self, kind: Kind) -> Note:
-        """What is told the engines of a product, where there is a probe."""
-        assert self.probe is not None
-        return partial(self.probe.engine, kind)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""

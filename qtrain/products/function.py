@@ -14,7 +14,7 @@ from ..autograd.selective import shown
 from ..layer_state import without_autocast
 from .blocks import multiply
 from .call import Call, Computed, located
-from .folding import folded
+from .operands import folded
 from .operations import Kind
 from .product import Product
 
@@ -60,7 +60,7 @@ class Products(torch.autograd.Function):
         else:
             output = multiply(
                 Product(call.operation, "forward"), xq, wq, xq.elements, call.engines, bias=bias,
-                note=None if call.probe is None else call.note("forward"),
+                note=None if call.probe is None else call.probe.engine,
             )  # fmt: skip
         if call.recipe.activation is not None:
             output = round_to(output, call.recipe.activation)
@@ -138,9 +138,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
-            note = None if call.probe is None else call.note(kind)
-            unit = call.recipe.units[kind]
-            result = multiply(product, gq, bare, like, call.engines, note=note, unit=unit)
+            result = multiply(
+                product, gq, bare, like, call.engines, unit=call.recipe.units[kind],
+                note=None if call.probe is None else call.probe.engine,
+            )  # fmt: skip
         if call.probe is not None and seen is not None:
             other = seen.unchanged()
             if other is not None and kind == "grad_input":

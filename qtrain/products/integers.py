@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,43 +25,42 @@ from .product import Product
 Served = tuple[Engine, Task]
 
 
-def _span(q: Sketch) -> Span:
-    assert isinstance(q.format, IntFormat)
-    return Span(q.format.low, q.format.high)
+class _Spans(NamedTuple):
+    """What an operand's integers can be: as they are, without their zero point, and about the
+    centre of the format where they have one."""
 
+    raw: Span
+    direct: Span
+    centred: Span
+    centre: int
 
-def _direct_span(q: Sketch) -> Span:
-    low, high = _span(q)
-    return Span(low, high) if q.zero_point is None else Span(low - high, high - low)
+    @classmethod
+    def of(cls, q: Sketch) -> _Spans:
+        assert isinstance(q.format, IntFormat)
+        low, high = raw = Span(q.format.low, q.format.high)
+        if q.zero_point is None:
+            return cls(raw, raw, raw, 0)
+        centre = (low + high + 1) // 2
+        direct, centred = Span(low - high, high - low), Span(low - centre, high - centre)
+        return cls(raw, direct, centred, centre)
 
 
 def direct(q: QTensor) -> Tensor:
     """Integer elements without the zero point that they have."""
     assert q.zero_point is not None
-    (known,) = sketches(q)
-    dtype = torch.int16 if _direct_span(known).magnitude < 2**15 else torch.int32
+    spans = _Spans.of(*sketches(q))
+    dtype = torch.int16 if spans.direct.magnitude < 2**15 else torch.int32
     return q.elements.to(dtype) - q.spread(q.zero_point).to(dtype)
 
 
-def _centre(q: Sketch) -> int:
-    return 0 if q.zero_point is None else (sum(_span(q)) + 1) // 2
-
-
-def _centred_span(q: Sketch) -> Span:
-    low, high = _span(q)
-    return Span(low - _centre(q), high - _centre(q))
-
-
-def _centred(q: QTensor) -> Tensor:
+def _centred(q: QTensor, spans: _Spans) -> Tensor:
     """Integer elements about 0, in no more bits than the format's."""
-    (known,) = sketches(q)
-    centre = _centre(known)
-    if centre == 0:
+    if spans.centre == 0:
         return q.elements
-    if centre == 128 and q.elements.dtype == torch.uint8:
+    if spans.centre == 128 and q.elements.dtype == torch.uint8:
         return (q.elements ^ 128).view(torch.int8)
-    narrow = torch.int8 if _centred_span(known).within(-128, 127) else torch.int32
-    return (q.elements.to(torch.int32) - centre).to(narrow)
+    narrow = torch.int8 if spans.centred.within(-128, 127) else torch.int32
+    return (q.elements.to(torch.int32) - spans.centre).to(narrow)
 
 
 def _uniform(product: Product, operand: Operand, q: Sketch) -> bool:
@@ -78,14 +79,14 @@ def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
     """
     size = product.terms(a.shape, b.shape)
     calls = product.multiplications(a.shape, b.shape)
-    spans = _direct_span(a), _direct_span(b)
-    found = [Task(product, *size, *spans, sums=False, multiplications=calls)]
+    one, other = _Spans.of(a), _Spans.of(b)
+    whole = Task(product, *size, one.direct, other.direct, sums=False, multiplications=calls)
+    found = [whole]
     if a.zero_point is not None or b.zero_point is not None:
         if _uniform(product, "a", a) and _uniform(product, "b", b):
-            spans = _centred_span(a), _centred_span(b)
-            found.insert(0, Task(product, *size, *spans, multiplications=calls))
+            found.insert(0, replace(whole, a=one.centred, b=other.centred, sums=True))
         if b.zero_point is None and a.zero_point is not None and math.prod(a.zero_point) == 1:
-            found.insert(0, replace(found[-1], a=_span(a), b=_span(b), zero_point=True))
+            found.insert(0, replace(whole, a=one.raw, b=other.raw, zero_point=True))
     return found
 
 
@@ -100,39 +101,31 @@ def corrected(
     """
     engine, task = served
     product = task.product
-    left, right = _centred(a), _centred(b)
-    total = engine.product(task, left, right, like)
     # |a| + |z| is at most twice the larger half of the format
     widths = [2 * max(span.magnitude, 1) for span in (task.a, task.b)]
     dtype = holds(task.terms * widths[0] * widths[1])
-    total = total.to(dtype)
-    operands = list(zip(PLACES, (a, b), strict=True))
-    ones = [
-        q.elements.new_ones(product.ones(operand, q.elements.shape), dtype=torch.int8)
-        for operand, q in operands
-    ]
-    shifts = [
-        None if q.zero_point is None
-        else lifted(product, operand, q, q.zero_point - _centre(*sketches(q))).to(dtype)
-        for operand, q in operands
-    ]  # fmt: skip
-
-    def add(left: Tensor, right: Tensor, a: Span, b: Span, factor: Tensor) -> None:
-        nonlocal total
+    # of each operand: itself, and the ones that its zero point multiplies; what they can be
+    choices: list[list[tuple[Tensor, Span, Tensor | None]]] = []
+    for operand, q, span in zip(PLACES, (a, b), (task.a, task.b), strict=True):
+        spans = _Spans.of(*sketches(q))
+        choices.append([(_centred(q, spans), span, None)])
+        if q.zero_point is not None:
+            shape = product.ones(operand, q.elements.shape)
+            ones = q.elements.new_ones(shape, dtype=torch.int8)
+            shift = lifted(product, operand, q, spans.centre - q.zero_point).to(dtype)
+            choices[-1].append((ones, Span(1, 1), shift))
+    (left, _, _), (right, _, _) = choices[0][0], choices[1][0]
+    total = engine.product(task, left, right, like).to(dtype)
+    for (left, one, shift_a), (right, other, shift_b) in itertools.product(*choices):
+        shifts = [shift for shift in (shift_a, shift_b) if shift is not None]
+        if not shifts:
+            continue
         calls = product.multiplications(left.shape, right.shape)
-        own = Task(product, task.count, task.per_index, a, b, multiplications=calls)
+        own = Task(product, task.count, task.per_index, one, other, multiplications=calls)
         unit, own = choose([own], left.device.type, engines)
         part = unit.product(own, left, right, resized(product, like, left, right)).to(dtype)
-        each, channels = product.operation.groups, total.shape[1]
-        if each > 1 and product.kind != "grad_weight" and part.shape[1] != channels:
-            part = part.repeat_interleave(channels // each, 1)  # one a group
-        total = total + factor * part
-
-    one = Span(1, 1)
-    if shifts[0] is not None:
-        add(ones[0], right, one, task.b, -shifts[0])
-    if shifts[1] is not None:
-        add(left, ones[1], task.a, one, -shifts[1])
-    if shifts[0] is not None and shifts[1] is not None:
-        add(ones[0], ones[1], one, one, shifts[0] * shifts[1])
+        groups, channels = product.operation.groups, total.shape[1]
+        if groups > 1 and product.kind != "grad_weight" and part.shape[1] != channels:
+            part = part.repeat_interleave(channels // groups, 1)  # one a group
+        total = total + (shifts[0] if len(shifts) == 1 else shifts[0] * shifts[1]) * part
     return total

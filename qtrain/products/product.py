@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -56,6 +56,15 @@ class Product(NamedTuple):
             return x.narrow(axis, start, length)
         grouped: Tensor = x.unflatten(axis, (groups, -1)).narrow(axis + 1, start, length)
         return grouped.flatten(axis, axis + 1)
+
+    def parts(self, a: Tensor, b: Tensor, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The operands cut after every `size` of `count` indices along the split axis."""
+        if size >= count:  # else the compiler makes one graph for every count
+            yield a, b
+            return
+        for start in range(0, count, size):
+            length = min(size, count - start)
+            yield self.narrow("a", a, start, length), self.narrow("b", b, start, length)
 
     def terms(self, a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
         """(indices along the split axis, products summed per index at most) of operands of these

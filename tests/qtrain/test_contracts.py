@@ -34,8 +34,7 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines.choice import ENGINES, choose
 from qtrain.products.engines.engine import admitted
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.float_units import Float32, reference
-from qtrain.products.engines.rounded_sums import RoundedSums
+from qtrain.products.engines.float_units import Float32, RoundedSums, reference
 from qtrain.products.engines.task import ANY, Span, Task
 from qtrain.products.operations import Linear
 from qtrain.products.product import Product

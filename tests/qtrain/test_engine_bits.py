@@ -19,10 +19,9 @@ from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.cut import CutInt8
 from qtrain.products.engines.engine import Engine, admitted
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.float_units import Float32, RoundedSums, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
-from qtrain.products.engines.rounded_sums import RoundedSums
 from qtrain.products.engines.task import Span, Task
 from qtrain.products.engines.unfolded import UnfoldedInt8
 from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
@@ -293,7 +292,7 @@ def test_a_batch_of_matrices_has_the_same_bits_on_int8_units(
             operands.append(quantizer(values + 0.5))
         a, b = operands
         wanted = multiply(product, a, b, x, (reference,))
-        found = multiply(product, a, b, x, note=served.append)
+        found = multiply(product, a, b, x, note=lambda _, name: served.append(name))
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert ("matrices_int8" in served) == (size == 96)
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from .cut import CutInt8
 from .engine import Engine
-from .float_units import Float32, reference
+from .float_units import Float32, RoundedSums, reference
 from .gpu.triton_int8 import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
-from .rounded_sums import RoundedSums
 from .task import Task
 from .unfolded import UnfoldedInt8
 

@@ -123,15 +123,8 @@ class CutInt8(Engine):
         assert plan is not None
         # modulo 2^32, from which the exact sum is far; or below 2^53 all along
         dtype = torch.int32 if task.bound < 2**31 else torch.float64
-        size = plan.part.count
         total: Tensor | None = None
-        cut = size < task.count  # else the compiler makes one graph for every count
-        for start in range(0, task.count, size) if cut else (0,):
-            left, right = a, b
-            if cut:
-                length = min(size, task.count - start)
-                left = task.product.narrow("a", a, start, length)
-                right = task.product.narrow("b", b, start, length)
+        for left, right in task.product.parts(a, b, task.count, plan.part.count):
             for factor, sums in self._parts(left, right, like, plan):
                 if total is None:  # the first are of the bytes: as large as the product
                     total = torch.zeros_like(sums, dtype=dtype)

@@ -1,14 +1,19 @@
-"""Exact sums of integers on floating-point units."""
+"""Sums on floating-point units: exact ones of integers, and those of floating-point operands."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor
 
 from quantizers.qtensor import unshifted
 
+from ...autograd.selective import shown
 from .engine import Engine
-from .plain_convolution import plain_product
-from .task import Task, holds
+from .epilogue import Epilogue
+from .plain_convolution import full_precision, plain_product
+from .task import Promise, Task, holds
 
 
 def _unsigned_zeros(sums: Tensor, task: Task) -> Tensor:
@@ -47,16 +52,10 @@ class Float32(Engine):
         size = -(-task.count // max(parts, 1))
         dtype = holds(task.bound)
         total: Tensor | None = None
-        if parts <= 1:
-            total = plain_product(task.product, a, b, like)
-        else:
-            for start in range(0, task.count, size):
-                length = min(size, task.count - start)
-                left = task.product.narrow("a", a, start, length)
-                right = task.product.narrow("b", b, start, length)
-                # like: its shape is the result's, which a cut of the sum leaves alone
-                part = plain_product(task.product, left, right, like).to(dtype)
-                total = part if total is None else total.add_(part)
+        for left, right in task.product.parts(a, b, task.count, size):
+            # like: its shape is the result's, which a cut of the sum leaves alone
+            part = plain_product(task.product, left, right, like).to(dtype)
+            total = part if total is None else total.add_(part)
         assert total is not None
         return _unsigned_zeros(total, task)
 
@@ -74,6 +73,37 @@ class Float64(Engine):
     ) -> Tensor:
         total = plain_product(task.product, a.double(), b.double(), like)
         return _unsigned_zeros(total, task)
+
+
+class RoundedSums(Engine):
+    """Products with an operand that is not integer: torch's own, in fp32 units, in fp64 ones for
+    fp64 elements, or in those that the task names.
+
+    The result is of the operands' dtype, fp32 at least.
+    """
+
+    name = "torch (float operand)"
+    promise: Promise = "float"
+
+    def supports(self, task: Task) -> bool:
+        return task.promise == self.promise
+
+    def product(
+        self,
+        task: Task,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        operation, kind = task.product
+        wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+        unit = task.unit or wide
+        with full_precision() if a.is_cuda else nullcontext():
+            total = shown(operation.product, kind, a.to(unit), b.to(unit), like).to(wide)
+        return total if epilogue is None else epilogue.applied_(operation, total)
 
 
 reference = Float64()

@@ -1,10 +1,10 @@
-"""Every product of a layer as one of two convolutions: a gather or a scatter.
+"""A convolution's forward and grad_input as one of two convolutions: a gather or a scatter.
 
     gather    y[n, p, i] = sum over s, k of x[n, s, i * stride - padding + k * dilation] w[p, s, k]
     scatter   its transpose: y[n, p, i] = sum of x[n, s, o] w[p, s, k] over every o, k for which
               o * stride - padding + k * dilation = i
 
-Weights are (groups, produced, summed, *kernel); a matrix product is a gather with a kernel of 1.
+Weights are (groups, produced, summed, *kernel).
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..convolution import LAST, Convolution
-from ..operations import Linear
+from ..operations import Kind
 from ..plan import planned
 from ..product import Product
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """How a kernel moves over the spatial axes; one number an axis."""
 
     stride: tuple[int, ...]
@@ -48,8 +46,7 @@ class Gather(Protocol):
         -> (N, groups * produced, *gathered)."""
 
 
-@dataclass(frozen=True)
-class Reduced:
+class Reduced(NamedTuple):
     """A forward or grad_input product as a convolution.
 
     scattered       the spatial size of the result of a scatter; None for a gather
@@ -63,15 +60,8 @@ class Reduced:
     channels_last: bool
 
 
-def reduced(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Reduced:
-    """product: forward or grad_input of Linear or Convolution."""
-    operation, kind = product
-    if isinstance(operation, Linear):
-        w = b if kind == "forward" else b.transpose(1, 2)
-        # rows are a spatial axis of one image, whose channels come last
-        rows = a.flatten(0, -2)[None, :, None].permute(0, 3, 1, 2)
-        return Reduced(rows, w[..., None, None], Window((1, 1), (0, 0), (1, 1)), None, True)
-    assert isinstance(operation, Convolution)
+def reduced(operation: Convolution, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Reduced:
+    """kind: forward or grad_input."""
     window = Window(operation.stride, operation.padding, operation.dilation)
     last = operation.gives_channels_last(a, b)
     w = b if kind == "forward" else b.transpose(1, 2)
@@ -79,22 +69,18 @@ def reduced(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Reduced:
         return Reduced(a, w, window, None, last)
     if kind == "grad_input":
         return Reduced(a, w, window, list(like.shape[2:]), last)
-    size = operation.scattered(a.shape[2:], b.shape[3:])
-    return Reduced(a, w, window, size, last)
+    return Reduced(a, w, window, operation.scattered(a.shape[2:], b.shape[3:]), last)
 
 
-def restored(product: Product, result: Tensor, a: Tensor, like: Tensor) -> Tensor:
-    """The result of a reduced product in the operation's own shape."""
-    if isinstance(product.operation, Linear):
-        return result.permute(0, 2, 3, 1).reshape(*a.shape[:-1], result.shape[1])
-    if product.kind == "grad_input" and result.shape[2:] != like.shape[2:]:
-        # output padding beyond the stride: positions of a transposed convolution's grad_output
-        # that lie beyond its input
-        cut = result
-        for axis, size in enumerate(like.shape[2:], 2):
-            cut = cut.narrow(axis, 0, size)
-        return dense(cut, not result.is_contiguous())
-    return result
+def cropped(grad_input: Tensor, like: Tensor) -> Tensor:
+    """A reduced grad_input of like's shape: without what output padding beyond the stride adds to
+    it, positions of a transposed convolution's grad_output that lie beyond its input."""
+    if grad_input.shape[2:] == like.shape[2:]:
+        return grad_input
+    within = grad_input
+    for axis, size in enumerate(like.shape[2:], 2):
+        within = within.narrow(axis, 0, size)
+    return dense(within, not grad_input.is_contiguous())
 
 
 def resized(product: Product, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -113,54 +99,59 @@ def dense(x: Tensor, channels_last: bool) -> Tensor:
     return x.contiguous(memory_format=LAST[x.dim()] if channels_last else torch.contiguous_format)
 
 
-@dataclass(frozen=True)
-class _Phase:
+class _Phase(NamedTuple):
     """Results at start, start + stride, ... along one axis of a scatter: a gather of stride 1.
 
-    count          how many
-    first, step    the kernel's positions that meet them; taps: their number
-    dilation       of those positions in the input
-    low            the input's position that the first result meets with its last tap
+    where               the results;  taps: the kernel's positions that meet them, not turned round
+    read, length        the input's positions that they meet
+    padding, dilation   of the gather;  crop: of its results
     """
 
-    start: int
-    count: int
-    first: int
-    step: int
-    taps: int
+    where: slice
+    taps: slice
+    read: int
+    length: int
+    padding: int
     dilation: int
-    low: int
-
-    @property
-    def high(self) -> int:
-        """The input's position that the last result meets with its first tap."""
-        return self.low + (self.taps - 1) * self.dilation + self.count - 1
-
-    def meets(self, size: int) -> bool:
-        """Whether any position of an input of `size` is met."""
-        return self.taps > 0 and self.low < size and self.high >= 0
+    crop: slice
 
 
-def _phases(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[_Phase]:
+def _phases(
+    size: int, kernel: int, given: int, stride: int, padding: int, dilation: int
+) -> list[_Phase | None]:
+    """None for a phase that meets no position of the input."""
     common = math.gcd(stride, dilation)
     step, reach = stride // common, dilation // common
-    found = []
+    found: list[_Phase | None] = []
     for start in range(min(stride, size)):
         # start + padding - k * dilation is a multiple of the stride for every step-th k, or none
         firsts = [k for k in range(step) if (start + padding - k * dilation) % stride == 0]
         first = firsts[0] if firsts else kernel
-        taps = max(-(-(kernel - first) // step), 0)
+        taps, count = max(-(-(kernel - first) // step), 0), -(-(size - start) // stride)
+        # the input's positions that the first result meets with its last tap, the last with its
+        # first
         low = (start + padding - first * dilation) // stride - (taps - 1) * reach
-        found.append(_Phase(start, -(-(size - start) // stride), first, step, taps, reach, low))
+        high = low + (taps - 1) * reach + count - 1
+        if taps == 0 or low >= given or high < 0:
+            found.append(None)
+            continue
+        read, end = max(low, 0), min(high + 1, given)
+        # a convolution pads both sides alike: crop the excess
+        both = max(-low, high + 1 - given, 0)
+        crop = both - max(-low, 0)
+        found.append(
+            _Phase(
+                slice(start, None, stride), slice(first, None, step), read, end - read, both, reach,
+                slice(crop, crop + count),
+            )
+        )  # fmt: skip
     return found
 
 
 class _Step(NamedTuple):
-    """One gather of a scatter.
+    """One gather of a scatter: a phase along each axis.
 
-    where   the results that it gives;  window: of it
-    reads   (axis, start, length) of the input's positions that it meets, where not all
-    taps    the kernel's positions, before they are turned round;  crops: of its result
+    reads   (axis, start, length) of the input's positions, where not all
     """
 
     where: tuple[Any, ...]
@@ -176,44 +167,36 @@ def _steps(
 ) -> tuple[list[_Step], bool]:
     """The gathers of a scatter from `given` positions to `size`, and whether they give every
     result."""
-    axes = [
-        _phases(*axis)
-        for axis in zip(size, kernel, window.stride, window.padding, window.dilation, strict=True)
-    ]
-    met = [
-        _step(phases, given, window.stride)
-        for phases in itertools.product(*axes)
-        if all(p.meets(n) for p, n in zip(phases, given, strict=True))
-    ]
-    return met, len(met) == math.prod([len(phases) for phases in axes])
+    sizes = zip(
+        size, kernel, given, window.stride, window.padding, window.dilation, strict=True
+    )  # fmt: skip
+    steps, complete = [], True
+    for phases in itertools.product(*(_phases(*axis) for axis in sizes)):
+        met = [phase for phase in phases if phase is not None]
+        if len(met) < len(phases):
+            complete = False
+            continue
+        where, taps, read, length, padding, dilation, crops = zip(*met, strict=True)
+        reads = zip(range(2, 2 + len(met)), read, length, given, strict=True)
+        steps.append(
+            _Step(
+                (..., *where), Window((1,) * len(met), padding, dilation),
+                tuple((axis, start, n) for axis, start, n, all_ in reads if n < all_),
+                taps, (..., *crops),
+            )
+        )  # fmt: skip
+    return steps, complete
 
 
-def _step(phases: Sequence[_Phase], given: Sequence[int], stride: Sequence[int]) -> _Step:
-    padding, reads, crops = [], [], []
-    for axis, (p, size) in enumerate(zip(phases, given, strict=True), 2):
-        start, end = max(p.low, 0), min(p.high + 1, size)
-        left, right = max(-p.low, 0), max(p.high + 1 - size, 0)
-        if end - start < size:
-            reads.append((axis, start, end - start))
-        padding.append(max(left, right))  # a convolution pads both sides alike: crop the excess
-        crops.append(slice(max(left, right) - left, max(left, right) - left + p.count))
-    where = (slice(p.start, None, s) for p, s in zip(phases, stride, strict=True))
-    window = Window((1,) * len(phases), tuple(padding), tuple(p.dilation for p in phases))
-    taps = tuple(slice(p.first, None, p.step) for p in phases)
-    return _Step((..., *where), window, tuple(reads), taps, (..., *crops))
-
-
-def scatter(
-    gather: Gather, nothing: Callable[[Sequence[int]], Tensor], x: Tensor, reduced: Reduced
-) -> Tensor:
+def scatter(gather: Gather, nothing: Callable[[Sequence[int]], Tensor], reduced: Reduced) -> Tensor:
     """A scatter as one gather of stride 1 for each phase of the stride: no zero is multiplied.
 
     nothing: the result of a given shape where no products are summed.
-    x: (N, groups * summed, *S) -> (N, groups * produced, *size).
+    -> (N, groups * produced, *size).
     """
-    w, size, last = reduced.w, reduced.scattered, reduced.channels_last
+    x, w, window, size, last = reduced
     assert size is not None
-    steps, complete = _steps(tuple(size), w.shape[3:], x.shape[2:], reduced.window)
+    steps, complete = _steps(tuple(size), w.shape[3:], x.shape[2:], window)
     if complete and len(steps) == 1:
         return dense(_gathered(gather, x, w, steps[0]), last)
     shape = [x.shape[0], w.shape[0] * w.shape[1], *size]

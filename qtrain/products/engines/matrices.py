@@ -9,7 +9,7 @@ from ..operations import BatchedMatmul, Linear
 from .engine import Engine
 from .epilogue import Epilogue
 from .task import Task
-from .unfolded import plain
+from .unfolded import matrices, plain
 
 _LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
@@ -53,16 +53,7 @@ class MatricesInt8(Engine):
         epilogue: Epilogue | None = None,
     ) -> Tensor:
         operation, kind = task.product
-        left, right = a, b
-        single = isinstance(operation, Linear)  # its weight is a batch of one already
-        if single:
-            left = left.flatten(0, -2).unsqueeze(0)
-            if kind == "grad_weight":
-                right = right.flatten(0, -2).unsqueeze(0)
-        if kind == "grad_weight":
-            left = left.transpose(1, 2)
-        elif kind == "forward":
-            right = right.transpose(1, 2)
+        left, right = matrices(task.product, a, b)
         shift = None if zero_point is None else zero_point.reshape(()).to(torch.int32)
         if not task.a.within(-128, 127):
             left = (left.to(torch.uint8) ^ 128).view(torch.int8)
@@ -72,7 +63,7 @@ class MatricesInt8(Engine):
         total: Tensor = run(left, right)
         if shift is not None:
             shift = right.sum(1, keepdim=True, dtype=torch.int32) * shift
-        if single and kind != "grad_weight":
+        if isinstance(operation, Linear) and kind != "grad_weight":
             total = total.view(*a.shape[:-1], total.shape[-1])
             shift = None if shift is None else shift.view(-1)
         if epilogue is None:

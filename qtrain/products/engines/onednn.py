@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..convolution import LAST, Convolution
 from .engine import Engine
 from .epilogue import Epilogue
-from .geometry import Reduced, Window, dense, reduced, restored, scatter
+from .geometry import Reduced, Window, cropped, dense, reduced, scatter
 from .scales import narrowed
 from .task import Task
 
@@ -62,8 +63,9 @@ class OneDnnInt8(Engine):
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        operation = task.product.operation
-        shape = reduced(task.product, a, b, like)
+        operation, kind = task.product
+        assert isinstance(operation, Convolution)
+        shape = reduced(operation, kind, a, b, like)
         x, offset = shape.x, 0
         if task.a.low < 0:
             x, offset = x.to(torch.int8).view(torch.uint8) ^ 128, 128
@@ -81,44 +83,28 @@ class OneDnnInt8(Engine):
             scale = Epilogue().scale_of(operation, channels)
             assert scale is not None
         bias = after.bias.float() if fused and after.bias is not None else None
-        run = torch.ops.qtrain.onednn_int8 if torch.compiler.is_compiling() else _convolution
-        window = shape.window
-        result: Tensor = run(
-            x, zero_point, shape.w.to(torch.int8), scale, bias,
-            window.stride, window.padding, window.dilation, shape.scattered, shape.channels_last,
-        )  # fmt: skip
-        if task.product.kind == "grad_input":
-            result = restored(task.product, result, a, like)
+        shape = shape._replace(x=x, w=shape.w.to(torch.int8))
+        result = (_in_graph if torch.compiler.is_compiling() else _convolution)(
+            shape, zero_point, scale, bias
+        )
+        if kind == "grad_input":
+            result = cropped(result, like)
         return result if fused else after.applied_(operation, result)
 
 
-def _convolution(
-    x: Tensor,
-    zero_point: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    scattered: Sequence[int] | None,
-    channels_last: bool,
-) -> Tensor:
+def _convolution(shape: Reduced, zero_point: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """A gather or scatter with its epilogue.
 
-    x: uint8 (N, groups * summed, *S); w: int8 (groups, produced, summed, *kernel); zero_point:
-    int32 (); scale: as `scales.times` makes it, bias: fp32, both (groups * produced)
-    -> fp32 (N, groups * produced, *S').
+    shape: of uint8 x and int8 w; zero_point: int32 (); scale: as `scales.times` makes it, bias:
+    fp32, both (groups * produced) -> fp32 (N, groups * produced, *S').
     """
+    x = shape.x
     if scale.dtype == torch.float64:
         held = narrowed(scale)
         if held is None:
             ones = torch.ones_like(scale, dtype=torch.float32)
-            result = _convolution(
-                x, zero_point, w, ones, None, stride, padding, dilation, scattered, channels_last
-            )
             over = [1, -1, *[1] * (x.dim() - 2)]
-            result = result.mul_(scale.view(over))
+            result = _convolution(shape, zero_point, ones, None).mul_(scale.view(over))
             return result if bias is None else result.add_(bias.view(over))
         scale = held
     one = scale.new_ones(1)  # scales enter the product alone
@@ -135,54 +121,55 @@ def _convolution(
         if not (x.numel() and w.numel()):
             size = window.gathered(x.shape[2:], w.shape[3:])
             return nothing([x.shape[0], scale.numel(), *size])
-        groups, geometry = w.shape[0], (window.stride, window.padding, window.dilation)
+        groups = w.shape[0]
         # Packed for zero point 0 it serves every one: oneDNN adds what another needs to the packed
         # weight when it is used, in a tenth of the time that packing it in takes.
         # Packed for another shape of input it may lie otherwise, and is then laid out anew.
         packed = torch.ops.onednn.qconv_prepack(
-            w.flatten(0, 1), one, 1.0, 0, *geometry, groups, list(x.shape)
+            w.flatten(0, 1), one, 1.0, 0, *window, groups, list(x.shape)
         )
         x = x.contiguous(memory_format=LAST[x.dim()])
         result: Tensor = torch.ops.onednn.qconv_pointwise.tensor(
-            x, one, zero_point, packed, scale, zeros, bias, *geometry, groups, 1.0, 0,
+            x, one, zero_point, packed, scale, zeros, bias, *window, groups, 1.0, 0,
             torch.float32, "none", [], "",
         )  # fmt: skip
         return result
 
-    shape = Reduced(
-        x, w, Window(tuple(stride), tuple(padding), tuple(dilation)),
-        None if scattered is None else list(scattered), channels_last,
-    )  # fmt: skip
-    if scattered is None:
-        result = gather(x, w, shape.window)
-        layout = LAST[x.dim()] if channels_last else torch.contiguous_format
-        return result.contiguous(memory_format=layout)
-    return scatter(gather, nothing, x, shape)
+    if shape.scattered is None:
+        return dense(gather(x, shape.w, shape.window), shape.channels_last)
+    return scatter(gather, nothing, shape)
+
+
+def _in_graph(shape: Reduced, zero_point: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The same as one operation of a compiled graph."""
+    x, w, window, size, last = shape
+    result: Tensor = torch.ops.qtrain.onednn_int8(
+        x, zero_point, w, scale, bias, *window, size, last
+    )
+    return result
+
+
+def _operation(
+    x: Tensor, zero_point: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, *how: Any
+) -> Tensor:
+    *window, size, last = how
+    shape = Reduced(x, w, Window(*map(tuple, window)), size, last)
+    return _convolution(shape, zero_point, scale, bias)
 
 
 def _fake(
-    x: Tensor,
-    zero_point: Tensor,
-    w: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    scattered: Sequence[int] | None,
-    channels_last: bool,
+    x: Tensor, zero_point: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, *how: Any
 ) -> Tensor:
-    size = scattered
+    *window, size, last = how
     if size is None:
-        window = Window(tuple(stride), tuple(padding), tuple(dilation))
-        size = window.gathered(x.shape[2:], w.shape[3:])
+        size = Window(*map(tuple, window)).gathered(x.shape[2:], w.shape[3:])
     empty = scale.new_empty([x.shape[0], scale.shape[0], *size], dtype=torch.float32)
-    return dense(empty, channels_last)
+    return dense(empty, last)
 
 
 _LIBRARY.define(
     "onednn_int8(Tensor x, Tensor zero_point, Tensor w, Tensor scale, Tensor? bias, int[] stride,"
     " int[] padding, int[] dilation, SymInt[]? scattered, bool channels_last) -> Tensor"
 )
-_LIBRARY.impl("onednn_int8", _convolution, "CPU")
+_LIBRARY.impl("onednn_int8", _operation, "CPU")
 torch.library.register_fake("qtrain::onednn_int8", _fake, lib=_LIBRARY)

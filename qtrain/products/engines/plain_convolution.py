@@ -6,7 +6,6 @@ products of unfolded operands.  A graph cannot turn cuDNN off, so that it is one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -57,23 +56,9 @@ def full_precision() -> AbstractContextManager[Any]:
     )
 
 
-def _convolution(
-    a: Tensor,
-    b: Tensor,
-    like: Tensor,
-    kind: Any,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    transposed: bool,
-    output_padding: Sequence[int],
-) -> Tensor:
-    operation = Convolution(
-        tuple(stride), tuple(padding), tuple(dilation), groups, transposed, tuple(output_padding)
-    )
+def _convolution(a: Tensor, b: Tensor, like: Tensor, kind: Any, *geometry: Any) -> Tensor:
     with torch.backends.cudnn.flags(enabled=False):
-        return operation.product(kind, a, b, like).contiguous()
+        return Convolution(*geometry).product(kind, a, b, like).contiguous()
 
 
 _LIBRARY.impl("plain_convolution", _convolution, "CompositeExplicitAutograd")

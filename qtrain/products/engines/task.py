@@ -8,10 +8,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ..operations import Kind
 from ..product import Product
 
-#: told the name of the engine that serves a product, or a block of one
-Note = Callable[[str], None]
+#: told which product, or block of one, is served by the engine of which name
+Note = Callable[[Kind, str], None]
 #: Of a sum: "exact", of integers, to the last; "float", of any numbers, to the rounding of
 #: floating-point units.
 Promise = Literal["exact", "float"]

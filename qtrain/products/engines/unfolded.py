@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..convolution import Convolution
-from ..operations import BatchedMatmul, Operation
-from .columns import columns
+from ..operations import BatchedMatmul, Linear
+from ..product import Product
 from .engine import Engine
-from .geometry import Window, dense, reduced, restored, scatter
+from .geometry import Window, cropped, dense, reduced, scatter
 from .task import Task
 
 #: bytes of unfolded codes in memory at once
@@ -49,15 +49,33 @@ class UnfoldedInt8(Engine):
         self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
         a, b = a.to(torch.int8), b.to(torch.int8)
-        if task.product.kind == "grad_weight":
-            return _grad_weight(task.product.operation, a, b, like)
-        shape = reduced(task.product, a, b, like)
+        operation, kind = task.product
+        if not isinstance(operation, Convolution):
+            left, right = matrices(task.product, a, b)
+            total = _int_mm(left[0], right[0])
+            return (
+                total[None] if kind == "grad_weight" else total.view(*a.shape[:-1], total.shape[1])
+            )
+        if kind == "grad_weight":
+            return _grad_weight(operation, a, b, like)
+        shape = reduced(operation, kind, a, b, like)
         if shape.scattered is None:
             total = dense(_gather(shape.x, shape.w, shape.window), shape.channels_last)
         else:
             nothing = partial(shape.x.new_zeros, dtype=torch.int32)
-            total = scatter(_gather, nothing, shape.x, shape)
-        return restored(task.product, total, a, like)
+            total = scatter(_gather, nothing, shape)
+        return cropped(total, like) if kind == "grad_input" else total
+
+
+def matrices(product: Product, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Batches of matrices whose product it is; product: of anything but convolutions."""
+    operation, kind = product
+    if isinstance(operation, Linear):  # its weight is a batch of one already
+        a = a.flatten(0, -2)[None]
+        b = b.flatten(0, -2)[None] if kind == "grad_weight" else b
+    if kind == "grad_weight":
+        return a.transpose(1, 2), b
+    return a, b.transpose(1, 2) if kind == "forward" else b
 
 
 def _int_mm(a: Tensor, b: Tensor) -> Tensor:
@@ -84,6 +102,24 @@ def plain(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
+def _columns(x: Tensor, window: Window, kernel: Sequence[int]) -> Tensor:
+    """Every position's view of the input: the rows of a matrix, without converting its elements.
+
+    x: (N, C, *S) of any dtype -> (N, *gathered, *kernel, C), a view where nothing is padded.
+    """
+    last = x.movedim(1, -1).contiguous()
+    if any(window.padding):
+        both = [p for p in reversed(window.padding) for _ in range(2)]
+        last = F.pad(last, (0, 0, *both)).contiguous()
+    size = window.gathered(x.shape[2:], kernel)
+    batch, *space, channel = last.stride()
+    moves = [step * s for step, s in zip(space, window.stride, strict=True)]
+    taps = [step * d for step, d in zip(space, window.dilation, strict=True)]
+    return last.as_strided(
+        (x.shape[0], *size, *kernel, x.shape[1]), (batch, *moves, *taps, channel)
+    )
+
+
 def _chunks(x: Tensor, window: Window, kernel: Sequence[int]) -> Iterator[slice]:
     """Parts of the batch whose unfolded codes stay within _CHUNK bytes."""
     one = math.prod(window.gathered(x.shape[2:], kernel)) * math.prod(kernel) * x.shape[1]
@@ -104,16 +140,14 @@ def _gather(x: Tensor, w: Tensor, window: Window) -> Tensor:
         for group in range(groups):
             part = x[chunk, group * summed : (group + 1) * summed]
             count = part.shape[0] * math.prod(size)
-            rows = columns(part, window, kernel).reshape(count, matrices.shape[2])
+            rows = _columns(part, window, kernel).reshape(count, matrices.shape[2])
             product = _int_mm(rows, matrices[group].t())
             result[chunk, ..., group, :] = product.view(part.shape[0], *size, produced)
     return result.flatten(-2).movedim(-1, 1)
 
 
-def _grad_weight(operation: Operation, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+def _grad_weight(operation: Convolution, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """a: int8 grad_output, b: int8 input -> int32, the canonical weight's shape."""
-    if not isinstance(operation, Convolution):
-        return _int_mm(a.flatten(0, -2).t(), b.flatten(0, -2)).unsqueeze(0)
     window = Window(operation.stride, operation.padding, operation.dilation)
     small, large = (b, a) if operation.transposed else (a, b)
     groups, kernel = operation.groups, list(like.shape[3:])
@@ -122,7 +156,7 @@ def _grad_weight(operation: Operation, a: Tensor, b: Tensor, like: Tensor) -> Te
     for chunk in _chunks(large, window, kernel):
         for group in range(groups):
             one, other = (x[chunk].unflatten(1, (groups, -1))[:, group] for x in (small, large))
-            rows = columns(other, window, kernel)
+            rows = _columns(other, window, kernel)
             for axis, size in enumerate(small.shape[2:], 1):
                 rows = rows.narrow(axis, 0, size)  # output padding beyond the stride
             left = one.movedim(1, -1).flatten(0, -2)

@@ -57,10 +57,9 @@ def whole(
     """See steps.quantize: by extremes, of a tensor or of granules that are runs in memory."""
     rule, running = by.range, None
     if isinstance(rule, Ema) and state is not None:
-        running = Running(
-            *(state[name] for name in rule.memory), rule.momentum, training,
-            not training or rule.train_on != "batch",
-        )  # fmt: skip
+        low, high, share, steps = (state[name] for name in rule.memory)
+        use = not training or rule.train_on != "batch"
+        running = Running(low, high, share, steps, rule.momentum, training, use)
         rule = rule.rule
     kept = () if running is None else running[:4]
     key = key if by.rounding.random_bits else None

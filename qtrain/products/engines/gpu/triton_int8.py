@@ -81,7 +81,7 @@ class TritonInt8(Engine):
             x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
         scale, bias = _inside(operation, x.shape[1] * w.shape[1], epilogue)
         size = scattered or window.gathered(x.shape[3:], w.shape[3:])
-        y = convolve_int8(
+        y: Tensor = convolve_int8(
             x, w, list(size), layout, window.stride, window.padding, window.dilation,
             scattered is not None, zero_point, scale, bias,
         )  # fmt: skip
