@@ -67,7 +67,7 @@ class TritonInt8(Engine):
         a, b = a.to(torch.uint8 if unsigned else torch.int8), b.to(torch.int8)
         window, scattered, layout = _POINT, None, "matrices"
         if isinstance(operation, Convolution):
-            shape = reduced(task.product, a, b, like)
+            shape = reduced(operation, kind, a, b, like)
             window, scattered, w = shape.window, shape.scattered, shape.w
             layout = "channels_last" if shape.channels_last else "contiguous"
             x = shape.x.unflatten(1, (w.shape[0], -1))
