@@ -105,8 +105,8 @@ def admitted(engine: Engine, device_type: str) -> bool:
     """
     if engine.device_types and device_type not in engine.device_types:
         return False
-    if device_type == "meta":  # no numbers, so none is wrong
-        return True
+    if device_type == "meta" or not torch.get_device_module(device_type).is_available():
+        return True  # no numbers, or those of a device that torch only imagines: none is wrong
     keeps = {"exact": _is_exact, "float": _is_near}[engine.promise]
     # no mode, such as the watch over a model's first forward, and no default device of the user's
     with _disable_current_modes(), torch.device("cpu"):
