@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers import IntFormat, QTensor
+from quantizers import FloatFormat, IntFormat, QTensor
 
 from ..recipe import OPERANDS
 from .engines.choice import ENGINES, choose
@@ -81,8 +81,19 @@ def _plan(
         forms = tasks(product, a, b)
     else:
         size = product.terms(a.shape, b.shape)
-        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit)]
+        digits = [_significant(q) for q in (a, b)]
+        held = None if None in digits else max(d for d in digits if d is not None)
+        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit, significant=held)]
     return _Plan(cuts, shapes, choose(forms, device_type, engines))
+
+
+def _significant(q: Sketch) -> int | None:
+    """Bits of significand that hold every element, its zero point taken off."""
+    if isinstance(q.format, FloatFormat):
+        return q.format.mantissa + 1
+    if isinstance(q.format, IntFormat):
+        return (q.format.high - q.format.low).bit_length()
+    return None
 
 
 def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:

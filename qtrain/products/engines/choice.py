@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from .cut import CutInt8
 from .engine import Engine
-from .float_units import Float32, RoundedSums, reference
+from .float_units import Float32, RoundedSums, TensorFloat32, reference
 from .gpu.triton_int8 import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
@@ -38,6 +38,7 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
         CutInt8(UnfoldedInt8()),
         Float32(),
         reference,
+        TensorFloat32(),
         RoundedSums(),
     ),
 )

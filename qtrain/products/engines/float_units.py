@@ -12,7 +12,7 @@ from quantizers.qtensor import unshifted
 from ...autograd.selective import shown
 from .engine import Engine
 from .epilogue import Epilogue
-from .plain_convolution import full_precision, plain_product
+from .plain_convolution import full_precision, plain_product, tensor_float32
 from .task import Promise, Task, holds
 
 
@@ -103,6 +103,33 @@ class RoundedSums(Engine):
         unit = task.unit or wide
         with full_precision() if a.is_cuda else nullcontext():
             total = shown(operation.product, kind, a.to(unit), b.to(unit), like).to(wide)
+        return total if epilogue is None else epilogue.applied_(operation, total)
+
+
+class TensorFloat32(RoundedSums):
+    """TF32 units, whose operands have 11 significant bits, for elements that have no more."""
+
+    name = "tf32 units (float operand)"
+    device_types = ("cuda",)
+
+    def supports(self, task: Task) -> bool:
+        held = task.significant is not None and task.significant <= 11
+        plain = task.unit is None and not torch.compiler.is_compiling()
+        return super().supports(task) and held and plain
+
+    def product(
+        self,
+        task: Task,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        *,
+        zero_point: Tensor | None = None,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        operation, kind = task.product
+        with tensor_float32():
+            total = shown(operation.product, kind, a.float(), b.float(), like)
         return total if epilogue is None else epilogue.applied_(operation, total)
 
 

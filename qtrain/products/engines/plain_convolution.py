@@ -6,7 +6,8 @@ products of unfolded operands.  A graph cannot turn cuDNN off, so that it is one
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +55,21 @@ def full_precision() -> AbstractContextManager[Any]:
     return own.flags(
         own.enabled, own.benchmark, own.benchmark_limit, own.deterministic, allow_tf32=False
     )
+
+
+@contextmanager
+def tensor_float32() -> Iterator[None]:
+    """cuDNN and cuBLAS with TF32."""
+    own, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = matrices.fp32_precision
+    matrices.fp32_precision = "tf32"
+    try:
+        with own.flags(
+            own.enabled, own.benchmark, own.benchmark_limit, own.deterministic, allow_tf32=True
+        ):
+            yield
+    finally:
+        matrices.fp32_precision = before
 
 
 def _convolution(a: Tensor, b: Tensor, like: Tensor, kind: Any, *geometry: Any) -> Tensor:

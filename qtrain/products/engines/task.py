@@ -48,6 +48,7 @@ class Task:
     multiplications    in one call: Product.multiplications; None: not known
     unit               of a "float" sum: the dtype in which it runs, the result rounded to it; None:
                        fp32, or fp64 for fp64 elements
+    significant        bits of significand that hold every element; None: not known
     """
 
     product: Product
@@ -60,6 +61,7 @@ class Task:
     sums: bool = True
     multiplications: int | None = None
     unit: torch.dtype | None = None
+    significant: int | None = None
 
     @property
     def terms(self) -> int:

@@ -1,31 +1,24 @@
-"""What the Triton kernels serve, and their launches."""
+"""The launches of a quantizer's Triton kernels."""
 
 from __future__ import annotations
 
 import math
-import os
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers import memory
 from quantizers.formats import Format, IntFormat
 from quantizers.granularity import compact_shape
 from quantizers.rounding import Rounding
 
 from ..layout import OUTER, Walk, contiguous, is_granule_major, walk
-from ..serving import made
+from .device import OPTIONS, kernels, there
 
 #: elements of a program, and the most programs that look for a tensor's extremes
 BLOCK, PARTS = 2048, 1024
-#: Triton's interpreter runs kernels on CPU tensors
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: as the processor rounds: a product and a sum are never one operation
-OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 
 class Path(NamedTuple):
@@ -86,21 +79,6 @@ def path(
     return Path(target, like, found, words + outer, axes, constants, flags)
 
 
-def kernels() -> Any:
-    """The module of kernels; None, with a warning, where Triton is not installed or fails."""
-    return made("quantizers.kernels.gpu.quantize", "kernels")
-
-
-def serves(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether kernels may read x and the others, which lie on its device."""
-    rest = [other for other in others if other is not None]
-    return (
-        memory.serves(x, *rest, cuda=not INTERPRETED)
-        and all(other.device == x.device for other in rest)
-        and kernels() is not None
-    )
-
-
 def _programs(size: int) -> tuple[int, int]:
     """(programs, blocks of each) that look for the extremes of `size` elements."""
     blocks = -(-size // BLOCK)
@@ -108,13 +86,6 @@ def _programs(size: int) -> tuple[int, int]:
     while blocks > steps * PARTS:
         steps *= 2  # powers of two: a kernel is compiled for each
     return -(-blocks // steps), steps
-
-
-def there(x: Tensor) -> Any:
-    """The device on which kernels are launched."""
-    if INTERPRETED or x.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(x.device)
 
 
 def make(
@@ -141,6 +112,7 @@ def make(
             *found.words,
             *found.constants,
             AXES=found.axes,
+            ALONE=scale is None or scale.numel() == 1,
             SCALED=scale is not None,
             AFFINE=zero_point is not None,
             FOLDED=factor is not None,

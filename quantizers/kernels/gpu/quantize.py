@@ -52,7 +52,7 @@ def _place(
     return x, result, index, granule
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["granule_step", "index_step"])
 def extremes(
     x,
     factor,
@@ -146,7 +146,7 @@ def _range(
     return low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def scales(
     low,
     high,
@@ -203,7 +203,7 @@ def scales(
     tl.store(scale + granule, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["granule_step", "index_step", "c0", "c1"])
 def elements(
     x,
     result,
@@ -226,6 +226,7 @@ def elements(
     c3,
     c4,
     AXES: tl.constexpr,
+    ALONE: tl.constexpr,
     SCALED: tl.constexpr,
     AFFINE: tl.constexpr,
     FOLDED: tl.constexpr,
@@ -239,7 +240,7 @@ def elements(
 ):
     """round(x / scale) + zero_point, clamped to the format: see steps.elements_of.
 
-    scale, zero_point: by granule of the walk; FOLDED: one scale, and x times the granule's factor.
+    scale, zero_point: by granule of the walk; ALONE: one.  FOLDED: x times the granule's factor.
     c0..: of an integer format its lowest and largest, else see numbers.floating.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -251,18 +252,23 @@ def elements(
     source = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if FOLDED:
         source = source * tl.load(factor + granule, mask=inside, other=0.0)
-        granule = granule * 0
     v = source
     if SCALED:
-        own = tl.load(scale + granule, mask=inside, other=1.0)
+        if ALONE:
+            own = tl.load(scale)
+        else:
+            own = tl.load(scale + granule, mask=inside, other=1.0)
         v = tl.div_rn(v, tl.where(own == 0.0, float("inf"), own))
     bits = tl.zeros((BLOCK,), tl.uint32)
     if RANDOM > 0:
         bits = noise(index, tl.load(key))
     if INTEGER:
-        zero = tl.zeros((BLOCK,), tl.float32)
+        zero = 0.0
         if AFFINE:
-            zero = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
+            if ALONE:
+                zero = tl.load(zero_point).to(tl.float32)
+            else:
+                zero = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
         v = integer(v, zero, bits, c0, c1, RANDOM, MODE)
     else:
         v = floating(v, source, bits, c0, c1, c2, c3, c4, SIGNED, ZERO, INF, RANDOM, MODE)
@@ -278,3 +284,21 @@ def unshift(x, result, zero_point, size, AFFINE: tl.constexpr, BLOCK: tl.constex
     if AFFINE:
         v = v - tl.load(zero_point).to(tl.float32)
     tl.store(result + i, v, mask=inside)
+
+
+@triton.jit
+def _mix64(x):
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return x ^ (x >> 31)
+
+
+@triton.jit(do_not_specialize=["value"])
+def fold(key, value, result, LOADED: tl.constexpr):
+    """noise.fold of one key and one value, or when LOADED of the value there."""
+    own = value
+    if LOADED:
+        own = tl.load(value)
+    golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
+    mixed = _mix64(own.to(tl.uint64) + golden) ^ tl.load(key).to(tl.uint64)
+    tl.store(result, _mix64(mixed + golden).to(tl.int64))

@@ -15,7 +15,8 @@ from quantizers.rounding import Rounding, nearest_even
 from quantizers.running_range import Ema
 from quantizers.settings import Settings
 
-from .launch import Running, granule_major, make, measure, path, serves
+from .device import serves
+from .launch import Running, granule_major, make, measure, path
 
 
 def _is_key(key: Tensor | None) -> bool:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ..serving import is_dense
-from .launch import BLOCK, kernels, serves, there
+from .device import kernels, serves, there
+
+BLOCK = 4096
 
 
 def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:

@@ -14,7 +14,13 @@ def kernels() -> ModuleType:
     return sys.modules[__name__]
 
 
-@triton.jit
+_SIZES = [
+    "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "scale_p",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def convolve(
     x,
     w,
@@ -52,7 +58,7 @@ def convolve(
     dilation_w,
     taps_w,
     blocks,
-    STEPS: tl.constexpr,
+    steps,
     SCATTER: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
@@ -71,7 +77,7 @@ def convolve(
     one or (G * P), then + bias (G * P), fp32.
     zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
     when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
-    rows: N * H * W of y; blocks: of DEEP channels; STEPS: taps times blocks.
+    rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
     Program: (tile, group); tiles of ROWS x ACROSS, BAND of them share what they read.
     """
     program, group = tl.program_id(0), tl.program_id(1)
@@ -94,7 +100,7 @@ def convolve(
     base = n * x_n + group * x_g
     across = p * w_p + group * w_g
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)
-    for step in range(STEPS):
+    for step in range(steps):
         tap = step // blocks
         deep = (step % blocks) * DEEP + c
         r, s = tap // taps_w, tap % taps_w
@@ -180,3 +186,15 @@ def prepare(
         zero = zero - 128
     v = tl.where(there[:, None], v, zero.to(tl.int8))
     tl.store(y + m[:, None] * channels + c[None, :], v, mask=(m < pixels)[:, None] & inside)
+
+
+@triton.jit
+def times(a, b, result, size, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr):
+    """scales.times: fl24(a * b) in fp64; A, B: whether that factor is one number."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    left = tl.load(a + i * (1 - A), mask=inside, other=0.0).to(tl.float64)
+    right = tl.load(b + i * (1 - B), mask=inside, other=0.0).to(tl.float64)
+    bits = (left * right).to(tl.int64, bitcast=True)
+    bits = (bits + 0xFFFFFFF + ((bits >> 29) & 1)) & -0x20000000
+    tl.store(result + i, bits.to(tl.float64, bitcast=True), mask=inside)

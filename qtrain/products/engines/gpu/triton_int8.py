@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import register
-from quantizers.kernels.gpu.launch import INTERPRETED, OPTIONS, there
-from quantizers.kernels.serving import made
+from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound, kernels, there
 
 from ...convolution import Convolution
 from ...operations import BatchedMatmul, Operation
@@ -27,6 +26,7 @@ _ORDERS: dict[str, tuple[int, ...]] = {
     "channels_last": (0, 3, 4, 1, 2),
     "matrices": (0, 1, 3, 4, 2),
 }
+_KERNELS = "qtrain.products.engines.gpu.convolve"
 _POINT = Window((1, 1), (0, 0), (1, 1))
 
 
@@ -45,10 +45,13 @@ class TritonInt8(Engine):
         if isinstance(operation, Convolution):
             if kind == "grad_weight" or len(operation.stride) > 2:
                 return False
-        if made("qtrain.products.engines.gpu.convolve", "kernels") is None:
-            return False
         eight = task.a.within(-128, 127) or task.a.within(0, 255)
         return eight and task.b.within(-128, 127) and task.bound < 2**31
+
+    def admitted_on(self, device_type: str) -> bool:
+        return kernels(_KERNELS) is not None and super().admitted_on(device_type)
+
+    admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def product(
         self,
@@ -148,8 +151,7 @@ def _convolve(
     bias: Tensor | None,
 ) -> Tensor:
     """x, w and what is returned, (N, G, P, *size), fp32 where there is a scale: see convolve."""
-    from . import convolve as kernels
-
+    launched = kernels(_KERNELS)
     y = _result(x, w, size, layout, scale)
     batch, groups, produced, out_height, out_width = y.shape
     rows, taps = batch * out_height * out_width, w.shape[3] * w.shape[4]
@@ -167,7 +169,7 @@ def _convolve(
         summed, (height, width) = x.shape[2], x.shape[3:]
         tall, across, deep, warps = _tiles(rows, produced, summed)
         blocks = -(-summed // deep)
-        kernels.convolve[(-(-rows // tall) * -(-produced // across), groups)](
+        launched.convolve[(-(-rows // tall) * -(-produced // across), groups)](
             x,
             w,
             y,
@@ -191,7 +193,7 @@ def _convolve(
             *dilation,
             w.shape[4],
             blocks,
-            STEPS=taps * blocks,
+            bound(taps * blocks),
             SCATTER=scattered,
             AFFINE=zero_point is not None,
             FILLED=zero_point is not None and scattered,
@@ -211,8 +213,7 @@ def _convolve(
 
 def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
     """x as int8, padded by the zero point, its channels last in memory."""
-    from . import convolve as kernels
-
+    launched = kernels(_KERNELS)
     batch, groups, summed, height, width = x.shape
     tall, wide = height + 2 * padding[0], width + 2 * padding[1]
     y = torch.empty((batch, tall, wide, groups, summed), dtype=torch.int8, device=x.device)
@@ -220,7 +221,7 @@ def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
     flat = x.flatten(1, 2)
     across = min(1 << (channels - 1).bit_length(), 128)
     down = 4096 // across
-    kernels.prepare[(-(-pixels // down), -(-channels // across))](
+    launched.prepare[(-(-pixels // down), -(-channels // across))](
         flat,
         y,
         zero_point,

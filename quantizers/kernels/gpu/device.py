@@ -1,0 +1,50 @@
+"""What every launch of a Triton kernel needs to know."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantizers import memory
+
+from ..serving import made
+
+#: Triton's interpreter runs kernels on CPU tensors
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: as the processor rounds: a product and a sum are never one operation
+OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
+
+
+def kernels(module: str = "quantizers.kernels.gpu.quantize") -> Any:
+    """A module of kernels; None, with a warning, where Triton is not installed or fails."""
+    return made(module, "kernels")
+
+
+def serves(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether kernels may read x and the others, which lie on its device."""
+    rest = [other for other in others if other is not None]
+    return (
+        memory.serves(x, *rest, cuda=not INTERPRETED)
+        and all(other.device == x.device for other in rest)
+        and kernels() is not None
+    )
+
+
+def there(x: Tensor) -> Any:
+    """The device on which kernels are launched."""
+    if INTERPRETED or x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
+def bound(count: int) -> Any:
+    """How often a kernel's loop runs: a constant to the interpreter, which counts to no other."""
+    if not INTERPRETED:
+        return count
+    import triton.language as tl
+
+    return tl.constexpr(count)

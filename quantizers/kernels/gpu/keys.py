@@ -1,0 +1,21 @@
+"""A noise key folded in one launch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .device import kernels, serves, there
+
+
+def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
+    """See noise.fold; value: within int64."""
+    loaded = isinstance(value, Tensor)
+    if key.dim() or not serves(key, value if isinstance(value, Tensor) else None):
+        return None
+    if isinstance(value, Tensor) and value.dim():
+        return None
+    result = torch.empty_like(key)
+    with there(key):
+        kernels().fold[(1,)](key, value, result, LOADED=loaded, num_warps=1)
+    return result

@@ -1,0 +1,103 @@
+"""Triton's int8 products are the exact sums, in every geometry, with their scale and bias."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from device import DEVICE, served
+from torch import nn
+
+from qtrain import quantize
+from qtrain.products.convolution import Convolution
+from qtrain.products.engines import choice, scales
+from qtrain.products.engines.engine import _is_exact, _products
+from qtrain.products.engines.gpu import scales as kernels
+from qtrain.products.engines.gpu.triton_int8 import TritonInt8
+from qtrain.products.operations import BatchedMatmul, Linear, Operation
+
+# the interpreter computes by numpy, which warns of infinities
+pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+CASES: dict[str, tuple[Operation, tuple[int, ...], tuple[int, ...]]] = {
+    "linear": (Linear(), (3, 5, 70), (1, 9, 70)),
+    "batches": (BatchedMatmul(), (3, 10, 65), (3, 9, 65)),
+    "1d": (Convolution((1,), (1,), (1,), 1), (2, 6, 9), (1, 5, 6, 3)),
+    "1d transposed": (Convolution((2,), (1,), (1,), 1, True, (1,)), (2, 6, 9), (1, 5, 6, 3)),
+    "3x3": (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 17, 5, 5), (1, 24, 17, 3, 3)),
+    "strided": (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
+    "uneven": (Convolution((2, 1), (2, 0), (1, 2), 2), (1, 6, 9, 8), (2, 5, 3, 3, 2)),
+    "depthwise": (Convolution((1, 1), (1, 1), (1, 1), 8), (2, 8, 6, 6), (8, 1, 1, 3, 3)),
+    "transposed": (
+        Convolution((2, 2), (1, 1), (1, 1), 2, True, (1, 0)), (2, 4, 5, 6), (2, 3, 2, 3, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", CASES)
+def test_sums_are_exact(name: str, channels_last: bool) -> None:
+    engine, case = TritonInt8(), CASES[name]
+    served = 0
+    for product, a, b, like in _products(*case):
+        if channels_last and a.dim() == 4:
+            a = a.contiguous(memory_format=torch.channels_last)
+        assert _is_exact(engine, product, a, b, like, torch.device(DEVICE)), product.kind
+        served += product.kind != "grad_weight" or not isinstance(case[0], Convolution)
+    assert served >= 2
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(24, 16), (8, 24)),
+    "convolution": (lambda: nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 9, 9)),
+    "without bias": (lambda: nn.Conv2d(6, 8, 1, bias=False), (2, 6, 5, 5)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), (2, 4, 5, 5)),
+    "groups": (lambda: nn.Conv2d(8, 8, 3, groups=4, padding=1), (2, 8, 6, 6)),
+    "1d": (lambda: nn.Conv1d(6, 8, 3, padding=1), (2, 6, 9)),
+}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_has_the_bits_of_other_engines(
+    name: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    other = quantize(nn.Sequential(make()), bits=bits)
+    model = copy.deepcopy(other).to(DEVICE)
+    # tried above, where the interpreter takes seconds; engines are tried with minutes of work
+    monkeypatch.setattr(TritonInt8, "admitted_on", lambda self, device_type: True)
+    called: list[str] = []
+    real = TritonInt8.product
+    monkeypatch.setattr(
+        TritonInt8, "product", lambda *args, **kw: (called.append("x"), real(*args, **kw))[1]
+    )
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def run(model: nn.Module, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.to(device, copy=True).requires_grad_()
+        output = model(leaf)
+        direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+        output.backward(direction.to(device))
+        assert leaf.grad is not None
+        return output.detach().cpu(), leaf.grad.cpu()
+
+    want = run(other, "cpu")
+    assert not called
+    engines = (TritonInt8(), *choice.ENGINES[DEVICE])
+    monkeypatch.setattr(choice, "ENGINES", {**choice.ENGINES, DEVICE: engines})
+    monkeypatch.setattr("qtrain.products.blocks.ENGINES", choice.ENGINES)
+    got = run(model, DEVICE)
+    assert len(called) == 2, "forward and grad_input"
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def test_scales() -> None:
+    one, many = torch.tensor(3e-30), torch.tensor([1e-20, 1.7, 3e38, 0.0, float("inf")])
+    for a, b in ((one, many), (many, one), (many, many), (one, one)):
+        want = scales._multiplied(a.clone().requires_grad_().detach(), b).double()
+        got = kernels.times(a.to(DEVICE), b.to(DEVICE))
+        assert got is not None and torch.equal(got.cpu(), want.view(got.shape))

@@ -1,0 +1,179 @@
+"""Triton quantizers have the bits of the eager path: elements, scales, zero points, states."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from device import DEVICE, served
+from torch import Tensor
+
+import quantizers
+from quantizers import (
+    FloatFormat,
+    IntFormat,
+    Quantizer,
+    absmax,
+    bf16,
+    e4m3,
+    e5m2,
+    e8m0,
+    ema,
+    fp16,
+    minmax,
+    noise,
+    per_axis,
+    per_tensor,
+    root_key,
+    stochastic,
+)
+from quantizers.kernels.gpu import keys, unshift
+from quantizers.kernels.gpu import quantizers as kernels
+from quantizers.memory import eager
+
+# the interpreter computes by numpy, which warns of infinities
+pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def with_(value: float, at: int = 0) -> Tensor:
+    x = normal(4, 33)
+    x.view(-1)[at] = value
+    return x
+
+
+INPUTS = {
+    "3 axes": normal(3, 5, 7),
+    "channels last": normal(2, 6, 5, 4).contiguous(memory_format=torch.channels_last),
+    "several blocks": normal(5, 1500),
+    "transposed": normal(9, 11).t(),
+    "strided": normal(6, 10, 4)[:, ::2],
+    "0-d": torch.tensor(-3.5),
+    "inf": with_(float("inf")),
+    "-inf": with_(-float("inf"), 40),
+    "NaN": with_(float("nan"), 131),
+    "-NaN": with_(-float("nan"), 17),
+    "zeros": torch.zeros(3, 4),
+    "-0": -torch.zeros(3, 4),
+    "subnormal": normal(4, 33) * 1e-42,
+    "huge": (normal(4, 33) * 1e38).clamp(-3.4e38, 3.4e38),
+    "fp16": normal(4, 33).half(),
+    "bf16": normal(4, 33).bfloat16(),
+    "ties": torch.arange(-64, 64).float().view(4, 32) / 4,
+    "negative": -normal(4, 33).abs(),
+}
+FORMATS = (
+    IntFormat(8),
+    IntFormat(8, signed=False, symmetric=False),
+    IntFormat(4, signed=False),
+    IntFormat(16),
+    IntFormat(16, signed=False, symmetric=False),
+    fp16,
+    bf16,
+    e4m3,
+    e5m2,
+    e8m0,
+    FloatFormat(2, 1, specials="finite"),
+    FloatFormat(8, 3),
+)
+ROUNDINGS = (
+    *(getattr(quantizers, name) for name in ("nearest_even", "half_away", "toward_zero")),
+    *(getattr(quantizers, name) for name in ("floor", "ceil")),
+    stochastic(),
+    stochastic(4),
+)
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """To the bit, but for the bits of a NaN."""
+    if a is None or b is None:
+        return a is b
+    a = a.cpu()
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    nan = a.isnan()
+    whole = torch.equal(nan, b.isnan()) and torch.equal(a[~nan], b[~nan])
+    return whole and torch.equal(a[~nan].signbit(), b[~nan].signbit())
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_whole_quantizer(name: str, format: IntFormat | FloatFormat) -> None:
+    x, tried = INPUTS[name], 0
+    rules = (absmax, minmax, ema(minmax), ema(absmax, train_on="batch"))
+    for (n, rounding), granularity in itertools.product(
+        enumerate(ROUNDINGS), (per_tensor, per_axis(0)) if x.dim() else (per_tensor,)
+    ):
+        if format in (bf16, FloatFormat(8, 3), e8m0):
+            continue  # too wide to be scaled to
+        rule = rules[n % 4] if granularity == per_tensor else rules[n % 2]
+        by = Quantizer(format=format, range=rule, granularity=granularity, rounding=rounding)
+        key, state = root_key(n), by.init_state(x.shape)
+        moved = {part: value.to(DEVICE, copy=True) for part, value in state.items()}
+        got = kernels.whole(x.to(DEVICE), by, moved or None, key.to(DEVICE), True)
+        if got is None:
+            assert granularity != per_tensor, "not served"
+            continue
+        with eager():
+            want = by(x, state=state or None, key=key)
+        assert same(got.elements, want.elements), (rounding, granularity)
+        assert same(got.scale, want.scale) and same(got.zero_point, want.zero_point)
+        assert all(same(moved[part], value) for part, value in state.items())
+        assert got.elements.stride() == want.elements.stride() and got.block == want.block
+        tried += 1
+    assert tried or format in (bf16, FloatFormat(8, 3), e8m0)
+
+
+@pytest.mark.parametrize("format", [f for f in FORMATS if isinstance(f, FloatFormat)], ids=str)
+@pytest.mark.parametrize("name", INPUTS)
+def test_elements_without_a_scale(name: str, format: FloatFormat) -> None:
+    x = INPUTS[name]
+    for n, rounding in enumerate(ROUNDINGS):
+        by = Quantizer(format=format, range=None, rounding=rounding)
+        key = root_key(n)
+        with eager():
+            want = by(x, key=key)
+        got = kernels.elements(
+            x.to(DEVICE), None, None, tuple(x.shape), format, rounding, key.to(DEVICE)
+        )
+        assert got is not None and same(got, want.elements), rounding
+
+
+def test_a_factor_and_an_evaluation() -> None:
+    x = normal(4, 6, 5, 3)
+    factor = normal(1, 6, 1, 1).abs()
+    by = Quantizer(format=IntFormat(8), range=ema(absmax), rounding=stochastic())
+    state, key = by.init_state(x.shape), root_key(3)
+    moved = {part: value.to(DEVICE, copy=True) for part, value in state.items()}
+    for training in (True, True, False):
+        with eager():
+            want = by(x, state=state, key=key, training=training, factor=factor)
+        got = kernels.whole(x.to(DEVICE), by, moved, key.to(DEVICE), training, factor.to(DEVICE))
+        assert got is not None
+        assert same(got.elements, want.elements) and same(got.scale, want.scale)
+        assert all(same(moved[part], value) for part, value in state.items())
+
+
+def test_keys() -> None:
+    for key, value in itertools.product((0, 1, -1, 2**63 - 1), (0, 1, -7, 2**31, -(2**63))):
+        start = torch.tensor(key)
+        want = noise._folded(start, value)
+        got = keys.fold(start.to(DEVICE), value)
+        assert got is not None and same(got, want)
+        loaded = keys.fold(start.to(DEVICE), torch.tensor(value, device=DEVICE))
+        assert loaded is not None and same(loaded, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_unshifted(dtype: torch.dtype) -> None:
+    x = torch.arange(5000).to(dtype).view(50, 100).t()
+    for zero_point in (None, torch.tensor(7, dtype=torch.int32)):
+        got = unshift.unshifted(x.to(DEVICE), None if zero_point is None else zero_point.to(DEVICE))
+        assert got is not None and got.stride() == x.stride()
+        assert same(got, x.float() - (0 if zero_point is None else zero_point))
