@@ -9,6 +9,7 @@ from .conversion.converted import reseed as reseed
 from .conversion.quantize import quantize as quantize
 from .conversion.quantize import quantize_ as quantize_
 from .conversion.summary import summary as summary
+from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
 from .diagnosis.recommend import Recommendation as Recommendation
 from .diagnosis.recommend import recommend as recommend
@@ -46,6 +47,9 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
+from .training.environment import environment as environment
+from .training.intervals import Interval as Interval
+from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
@@ -79,6 +83,7 @@ __all__ = [
     "Forward",
     "GradInput",
     "GradWeight",
+    "Interval",
     "Matmul",
     "Monitor",
     "MonitorRow",
@@ -111,8 +116,10 @@ __all__ = [
     "diagnose",
     "effective_rates",
     "energy",
+    "environment",
     "fused",
     "inspect",
+    "mean_difference",
     "models",
     "plain_state_dict",
     "quantize",
@@ -121,6 +128,7 @@ __all__ = [
     "recipes",
     "recommend",
     "reseed",
+    "rules",
     "sensitivity",
     "summary",
     "to_tensorboard",

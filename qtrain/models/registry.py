@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from qtrain import checks
-from qtrain.data import Kind
-
+from .. import checks
+from ..data import Kind
 from .charlstm import CharLSTM
 from .chartransformer import CharTransformer
 from .mlp import mlp

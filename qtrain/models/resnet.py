@@ -7,8 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from qtrain.layers.fused import norm_relu
-
+from ..layers.fused import norm_relu
 from .blocks import BasicBlock, Bottleneck, Shortcut
 
 Stem = Literal["imagenet", "cifar"]

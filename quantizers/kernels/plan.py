@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from quantizers.formats import Format, IntFormat, Overflow
-from quantizers.granularity import compact_shape
-from quantizers.rounding import Rounding
-
+from ..formats import Format, IntFormat, Overflow
+from ..granularity import compact_shape
+from ..rounding import Rounding
 from .layout import Walk, walk
 from .serving import MODES, SOURCES, TARGETS
 
