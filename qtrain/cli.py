@@ -8,17 +8,32 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 from . import checks
 from .cli_arguments import build_parser, formats_table, recipes_table, train_settings
+from .diagnosis.diagnose import diagnose
+from .diagnosis.sensitivity import sensitivity
 from .files import terminal
+from .hardware.cost import cost
+from .inspection.accumulated import accumulated
+from .inspection.inspect import inspect
+from .inspection.plots import plot_errors
+from .inspection.tensorboard import to_tensorboard
+from .training.compare import compare
 from .training.interrupt import Interrupted
+from .training.named import training_recipe
 from .training.nonfinite import NonFiniteError
+from .training.page import save_page
+from .training.record import read_run
+from .training.train import restored, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +80,6 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from .training.named import training_recipe
-    from .training.train import train
-
     try:
         config = training_recipe(parsed.recipe, **train_settings(parsed))
     except TypeError as error:  # a setting of the wrong kind; elsewhere it would be a bug of ours
@@ -79,56 +91,36 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from .inspection.accumulated import accumulated
-    from .inspection.inspect import inspect
-    from .training.checkpoint import load_checkpoint
-    from .training.train import inspect_checkpoint
-
-    path = Path(parsed.checkpoint)
-    report = inspect_checkpoint(
-        load_checkpoint(path),
-        where=str(path),
-        data_dir=parsed.data_dir,
-        device=parsed.device,
-        measure=accumulated if parsed.accumulated else inspect,
-    )
-    terminal.show(report.table(parsed.worst))
-    _write("save", parsed.save, report.save)
-    if parsed.plot is not None:
-        from .inspection.plots import plot_errors
-
-        _write("plot", parsed.plot, partial(plot_errors, report.rows))
-    return 0
+    measure = accumulated if parsed.accumulated else inspect
+    with _restored(parsed) as (model, inputs, targets):
+        report = measure(model, inputs, targets)
+    return _give(parsed, report.table(parsed.worst), report.save, partial(plot_errors, report.rows))
 
 
 def _cost(parsed: argparse.Namespace) -> int:
-    from .training.checkpoint import load_checkpoint
-    from .training.train import cost_of_checkpoint
+    with _restored(parsed) as (model, inputs, _):
+        report = cost(model, inputs)
+    return _give(parsed, report, report.save)
 
-    path = Path(parsed.checkpoint)
-    report = cost_of_checkpoint(
-        load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
-    )
-    terminal.show(report)
-    _write("save", parsed.save, report.save)
-    return 0
+
+def _sensitivity(parsed: argparse.Namespace) -> int:
+    if parsed.worst is not None:  # before minutes of work
+        checks.integer("worst", parsed.worst, low=1)
+    with _restored(parsed) as (model, inputs, targets):
+        report = sensitivity(model, inputs, targets, by=parsed.by)
+    return _give(parsed, report.table(parsed.worst), report.save)
+
+
+def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
+    return restored(Path(parsed.checkpoint), data_dir=parsed.data_dir, device=parsed.device)
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    from .training.compare import compare
-
     found = compare(parsed.run_a, parsed.run_b)
-    terminal.show(found)
-    _write("save", parsed.save, found.save)
-    _write("plot", parsed.plot, found.plot)
-    return 0
+    return _give(parsed, found, found.save, found.plot)
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from .inspection.tensorboard import to_tensorboard
-    from .training.page import save_page
-    from .training.record import read_run
-
     record = read_run(parsed.run)
     run = Path(parsed.run)
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
@@ -142,27 +134,21 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _diagnose(parsed: argparse.Namespace) -> int:
-    from .diagnosis.diagnose import diagnose
-
     verdict = diagnose(parsed.run)
-    terminal.show(verdict)
-    _write("save", parsed.save, verdict.save)
-    return 0
+    return _give(parsed, verdict, verdict.save)
 
 
-def _sensitivity(parsed: argparse.Namespace) -> int:
-    from .training.checkpoint import load_checkpoint
-    from .training.train import sensitivity_of_checkpoint
-
-    if parsed.worst is not None:  # before minutes of work
-        checks.integer("worst", parsed.worst, low=1)
-    path = Path(parsed.checkpoint)
-    report = sensitivity_of_checkpoint(
-        load_checkpoint(path), where=str(path), by=parsed.by, data_dir=parsed.data_dir,
-        device=parsed.device,
-    )  # fmt: skip
-    terminal.show(report.table(parsed.worst))
-    _write("save", parsed.save, report.save)
+def _give(
+    parsed: argparse.Namespace,
+    found: object,
+    save: Callable[[Path], object],
+    plot: Callable[[Path], object] | None = None,
+) -> int:
+    """Show what was found, and write the files that are asked for."""
+    terminal.show(found)
+    _write("save", parsed.save, save)
+    if plot is not None:
+        _write("plot", parsed.plot, plot)
     return 0
 
 
