@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..files.plain_json import parse
-from ..files.whole import UNFINISHED, lock, read_bytes, write_atomically
-from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ..files.plain_json import read
+from ..files.whole import UNFINISHED, lock, write_atomically
+from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
-from .environment import environment
+from .environment import environment, sessions
 from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
@@ -104,17 +104,15 @@ def _is_odd(path: Path) -> bool:
 def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:
     """The checkpoint, if any; ValueError where it or config.json is of another configuration."""
     stored: Checkpoint | None = None
-    earlier: object = None
+    earlier: dict[str, Any] | None = None
     if folder.checkpoint.exists():
         stored = load_checkpoint(folder.checkpoint)
         earlier = stored.config
         check_metrics(folder.metrics, stored.metrics_bytes)
     elif (folder / "config.json").exists():
-        earlier = _read_json(folder / "config.json")
-        if not isinstance(earlier, dict):
-            raise CheckpointError(f"{folder / 'config.json'}: holds no configuration")
-    _sessions(folder)
-    differences = config.differences(earlier) if isinstance(earlier, dict) else []
+        earlier = read(folder / "config.json", dict)
+    sessions(folder / "environment.json")
+    differences = [] if earlier is None else config.differences(earlier)
     if differences:
         raise ValueError(
             f"{folder.path}: cannot resume a run with another {', '.join(differences)}; "
@@ -127,24 +125,8 @@ def describe(folder: RunFolder, config: TrainConfig, device: torch.device) -> di
     """Write config.json and environment.json (one entry per session on another machine)."""
     folder.write_json("config.json", {**config.to_dict(), "name": config.run_name})
     now = environment(device)
-    sessions = _sessions(folder) if config.resume else []
-    if now not in sessions:
-        sessions.append(now)
-    folder.write_json("environment.json", sessions)
+    machines = sessions(folder / "environment.json") if config.resume else []
+    if now not in machines:
+        machines.append(now)
+    folder.write_json("environment.json", machines)
     return now
-
-
-def _sessions(folder: RunFolder) -> list[dict[str, str]]:
-    """The entries of environment.json, none where it is missing."""
-    path = folder / "environment.json"
-    sessions = _read_json(path) if path.exists() else []
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise CheckpointError(f"{path}: holds no list of environments; restore or delete it")
-    return sessions
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return parse(read_bytes(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is no JSON; restore or delete it") from error

@@ -410,7 +410,7 @@ def test_damaged_side_files_are_named_and_left_alone(
         (folder / "checkpoint.pt").unlink()
     (folder / file).write_bytes(damage((folder / file).read_bytes()))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(CheckpointError, match=file):
+    with pytest.raises(ValueError, match=file):
         train(small(tmp_path, epochs=1, resume=True), say=quiet)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
