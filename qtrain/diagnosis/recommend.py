@@ -17,11 +17,9 @@ from ..copies import unwrapped
 from ..hardware.report import CostReport
 from ..inspection.step import Loss
 from ..reports.table import WIDTH
-from .gradient_error import cosine_and_error, moments
-from .paired import Batch, batches_of, paired_steps
-from .parts import owners
+from .paired import Batch, batches_of, cosine_and_error, moments, paired_steps
+from .parts import owners, rounded_parts
 from .sensitivity_report import SensitivityReport
-from .switches import rounded_parts
 from .widening import Layers, Trial, cosine_of, error_of, greedy, tried
 
 
