@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from .errors import DataError
 from .splits import Split
 
 Batch = tuple[Tensor, Tensor]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -93,42 +96,45 @@ class Batches:
         return mine
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = _Reader(self)
-        if self.split.workers == 0:
-            for k in range(self.start, self.total):
-                yield _unwrap(reader[k])
-            return
-        loader: DataLoader[Batch | DataError] = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=range(self.start, self.total),
-            num_workers=self.split.workers,
-            # Without its own generator the loader draws a seed from torch's global one.
-            generator=torch.Generator().manual_seed(0),
-        )
-        for item in loader:
-            yield _unwrap(item)
+        read = partial(_read, self, self.indices())
+        numbers = range(self.start, self.total)
+        for inputs, targets in loaded(read, numbers, self.split.workers):  # noqa: UP028 (no lists)
+            yield inputs, targets
 
 
-class _Reader(Dataset["Batch | DataError"]):
-    """Batch k by number; an error travels as a value, for a worker would bury it in a traceback."""
+def _read(batches: Batches, indices: list[NDArray[np.int64]], k: int) -> Batch:
+    augment = batches.train and batches.augment
+    seed, epoch = batches.seed, batches.epoch
+    return batches.split.read(indices[k], seed=seed, epoch=epoch, augment=augment)
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-        self._indices = batches.indices()
 
-    def __getitem__(self, k: int) -> Batch | DataError:
-        b = self._batches
+def loaded(read: Callable[[int], _Item], numbers: range, workers: int) -> Iterator[_Item]:
+    """What `read` makes of each number, in order; by worker processes where there are any."""
+    if workers == 0:
+        yield from map(read, numbers)
+        return
+    loader: DataLoader[_Item | DataError] = DataLoader(
+        _Caught(read),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        # Without its own generator the loader draws a seed from torch's global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for item in loader:
+        if isinstance(item, DataError):
+            raise item
+        yield item
+
+
+class _Caught(Dataset[Any]):
+    """An error travels as a value, for a worker would bury it in a traceback."""
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self._read = read
+
+    def __getitem__(self, number: int) -> Any:
         try:
-            return b.split.read(
-                self._indices[k], seed=b.seed, epoch=b.epoch, augment=b.train and b.augment
-            )
+            return self._read(number)
         except DataError as error:
             return error
-
-
-def _unwrap(item: Batch | DataError) -> Batch:
-    if isinstance(item, DataError):
-        raise item
-    inputs, targets = item
-    return inputs, targets

@@ -3,7 +3,8 @@
 Where a pickle names numpy's functions it gets inert stand-ins that only note their arguments;
 every other name is refused.  The arrays are then built here from checked fields.  numpy's own
 functions would not do: a pickle may have them make arrays of any size, and arrays of objects whose
-addresses are bytes of the file, which crash Python where they are read.
+addresses are bytes of the file, which crash Python where they are read.  Nor would torch's safe
+loader, which reads its own archives alone.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .. import checks
 from ..layers.fused import norm_relu
 from .blocks import BasicBlock, Bottleneck, Shortcut
 
@@ -18,7 +19,8 @@ class ResNet(nn.Module):
 
     (N, in_channels, H, W) -> (N, num_classes).  Stem "imagenet": 7x7 stride 2 and max-pool;
     "cifar": 3x3 stride 1.  `zero_init_residual` starts every residual branch at zero
-    (Goyal et al. 2017, arXiv 1706.02677).  ValueError for an unknown stem or a size below 1.
+    (Goyal et al. 2017, arXiv 1706.02677).  ValueError or TypeError for an unknown
+    stem or a size below 1.
     """
 
     def __init__(
@@ -38,8 +40,7 @@ class ResNet(nn.Module):
             raise ValueError(f"stem: got {stem!r}, allowed 'imagenet', 'cifar'")
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
         for what, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{what}: got {size!r}, need an integer of at least 1")
+            checks.integer(what, size, low=1)
         large = stem == "imagenet"
         kernel, stride, padding = (7, 2, 3) if large else (3, 1, 1)
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
