@@ -15,14 +15,19 @@ from ..norms.recipe import NormRecipe
 from ..products.call import located
 from ..products.module import QProduct, products_of
 from ..recipe import Recipe
-from .group_scales import names_groups_alone, warn_of_groups
 from .kinds import left, plain_type, products, quantized_class, targets
-from .norm_coverage import norms_left, refuse_uncovered, warn_of_norms
 from .norm_kinds import convert_norm_, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .record import Conversion
 from .stale_optimizer import watch_optimizers
 from .swap import change_class_, fuse_sequentials_
+from .unfollowed import (
+    names_groups_alone,
+    norms_left,
+    refuse_uncovered,
+    warn_of_groups,
+    warn_of_norms,
+)
 from .watch import watch_first_forward
 
 

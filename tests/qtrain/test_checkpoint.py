@@ -88,7 +88,7 @@ def test_a_folder_and_an_unreadable_file_are_called_so(
     def deny(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint_module, "_read", deny)
+    monkeypatch.setattr(checkpoint_module, "read_tensors", deny)
     with pytest.raises(CheckpointError, match=r"cannot be opened \(Permission denied\)"):
         load_checkpoint(finished / "checkpoint.pt")
 

@@ -1,15 +1,20 @@
-"""Which norms of a model follow the norm that was asked for, and what is said of the others."""
+"""What was asked for and is not followed: a norm, by norms that stay; a weight's scale for each
+channel, where one for each group was named."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from quantizers import Granularity, Quantizer
+
+from ..names import some
 from ..recipe import Recipe
 from .norm_kinds import OTHERS, is_norm, is_norm_by_name
+from .record import by_reason
 
 
 def norms_left(
@@ -65,10 +70,32 @@ def warn_of_norms(
 
 def _said(left: Mapping[str, str]) -> str:
     """One line for each reason, with the names."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in left.items():
-        groups.setdefault(reason, []).append(name)
-    return "".join(
-        f"\n  {len(names)} x {reason} ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})"
-        for reason, names in groups.items()
+    return "".join(f"\n  {line}" for line in by_reason(left, 6))
+
+
+def names_groups_alone(recipe: Recipe, shape: Sequence[int | None]) -> bool:
+    """Whether a quantizer of the weight cuts the axis of its groups alone, and there is one group.
+
+    shape   of the weight, as (groups, out, in, *kernel)
+    """
+    return shape[0] == 1 and any(
+        isinstance(quantizer := recipe.slots[product, "weight"].quantizer, Quantizer)
+        and _cuts_first_alone(quantizer.granularity, len(shape))
+        for product in ("forward", "grad_input")
     )
+
+
+def _cuts_first_alone(granularity: Granularity, dims: int) -> bool:
+    cut = {axis % dims for axis, size in granularity.sizes if size is not None}
+    return granularity.rest == "whole" and cut == {0}
+
+
+def warn_of_groups(layers: Sequence[str], stacklevel: int) -> None:
+    """Say of which layers that is so."""
+    if layers:
+        warnings.warn(
+            f"weight: per axis 0 is one scale for each group of a weight, seen as (groups, out, "
+            f"in, *kernel), and {some(layers, 6)} have one group: one scale for all. "
+            f"quantizers.per_channel() is a scale for each output channel, per_tensor says one",
+            stacklevel=stacklevel,
+        )
