@@ -17,7 +17,7 @@ from ..names import some
 def reseed(model: nn.Module, seed: int) -> nn.Module:
     """Give every layer another stream of noise, in place: for an independent copy of a model."""
     checks.module(model)
-    checks.seed(seed)
+    checks.integer("seed", seed)
     states = [module for module in model.modules() if isinstance(module, LayerState)]
     if not states:
         raise ValueError("reseed: the model has no quantized layer; quantize it first")

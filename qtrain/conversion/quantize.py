@@ -87,7 +87,7 @@ def quantize_(
     checks.module(model)
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError("model: it is quantized already; quantize the original model instead")
-    checks.seed(seed)
+    checks.integer("seed", seed)
     choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides)
     plan = [(name, module, choose(name)) for name, module in targets(model)]
     choose.check_all_used()

@@ -84,15 +84,7 @@ def resnet18(
     zero_init_residual: bool = False,
 ) -> ResNet:
     """ResNet-18: (N, in_channels, H, W) -> (N, num_classes)."""
-    return ResNet(
-        BasicBlock,
-        (2, 2, 2, 2),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-    )
+    return ResNet(BasicBlock, (2, 2, 2, 2), **locals())
 
 
 def resnet34(
@@ -104,15 +96,7 @@ def resnet34(
     zero_init_residual: bool = False,
 ) -> ResNet:
     """ResNet-34: (N, in_channels, H, W) -> (N, num_classes)."""
-    return ResNet(
-        BasicBlock,
-        (3, 4, 6, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-    )
+    return ResNet(BasicBlock, (3, 4, 6, 3), **locals())
 
 
 def resnet50(
@@ -124,34 +108,14 @@ def resnet50(
     zero_init_residual: bool = False,
 ) -> ResNet:
     """ResNet-50, stride on the 3x3 as in torchvision: (N, in_channels, H, W) -> (N, classes)."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 6, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-    )
+    return ResNet(Bottleneck, (3, 4, 6, 3), **locals())
 
 
 def resnet20(*, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
     """ResNet-20 of the CIFAR section, padding shortcuts: (N, C, H, W) -> (N, num_classes)."""
-    return _cifar_resnet(3, num_classes=num_classes, in_channels=in_channels, width=width)
+    return ResNet(BasicBlock, (3, 3, 3), stem="cifar", shortcut="padding", **locals())
 
 
 def resnet56(*, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
     """ResNet-56 of the CIFAR section, padding shortcuts: (N, C, H, W) -> (N, num_classes)."""
-    return _cifar_resnet(9, num_classes=num_classes, in_channels=in_channels, width=width)
-
-
-def _cifar_resnet(depth: int, *, num_classes: int, in_channels: int, width: int) -> ResNet:
-    return ResNet(
-        BasicBlock,
-        (depth, depth, depth),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem="cifar",
-        shortcut="padding",
-    )
+    return ResNet(BasicBlock, (9, 9, 9), stem="cifar", shortcut="padding", **locals())
