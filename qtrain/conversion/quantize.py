@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -97,21 +97,20 @@ def quantize_(
     work = []
     alike = {}  # norms that an override leaves what they were
     for name, module, own in plan:
-        reason = left(module, own)
+        shown, reason = name or "(model)", left(module, own)
         if reason is not None:
-            record.left[name or "(model)"] = f"{type(module).__name__}: {reason}"
+            record.left[shown] = f"{type(module).__name__}: {reason}"
             if own is None:
-                record.on_purpose.add(name or "(model)")
-        else:
-            assert own is not None
-            work.append((name, module, own))
-            if not is_norm(module):
-                if own != choose.base:
-                    record.overridden[name or "(model)"] = str(own)
-            elif own.norm != choose.base.norm:
-                record.overridden[name or "(model)"] = str(own.norm)
-            else:
-                alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
+                record.on_purpose.add(shown)
+            continue
+        assert own is not None
+        work.append((name, module, own))
+        norm_alone = is_norm(module)
+        given, base = (own.norm, choose.base.norm) if norm_alone else (own, choose.base)
+        if given != base:
+            record.overridden[shown] = str(given)
+        elif norm_alone:
+            alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
     choose.check_all_honoured(record.left | alike)
     converted_norms = sum(is_norm(module) for _, module, _ in work)
     record.norms_left = norms_left(plan, record.left)
@@ -124,13 +123,9 @@ def quantize_(
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
     ungrouped = [entry for entry in work if _ungrouped(*entry[1:])]
-    # build everything first: an error must leave the model as it was
-    streams = iter(range(2**31))
-    built = [(m, _children(model, name, m, own, seed, streams)) for name, m, own in work]
-    for (name, module, own), (_, children) in zip(work, built, strict=True):
-        record.converted[name or "(model)"] = (plain_type(module) or type(module)).__name__
-        _swap_(module, own, children)
-    _without_fast_paths_(model)
+    kinds = {n or "(model)": (plain_type(m) or type(m)).__name__ for n, m, _ in work}
+    _convert_(model, work, seed)
+    record.converted |= kinds
     fuse_sequentials_(model)
     record.attach(model)
     watch_first_forward(model)
@@ -153,14 +148,20 @@ def convert_left_(model: nn.Module, recipe: Recipe) -> None:
     For a copy on which something is measured; layers that are converted keep what they have.
     """
     work = [
-        (name, module)
+        (name, module, recipe)
         for name, module in targets(model)
         if left(module, recipe) is None and not isinstance(module, quantized_class(module))
     ]
+    _convert_(model, work, 0)
+
+
+def _convert_(model: nn.Module, work: Sequence[tuple[str, nn.Module, Recipe]], seed: int) -> None:
+    """Convert these layers of a model, each under its recipe, in place."""
+    # build everything first: an error must leave the model as it was
     streams = iter(range(2**31))
-    built = [_children(model, name, module, recipe, 0, streams) for name, module in work]
-    for (_, module), children in zip(work, built, strict=True):
-        _swap_(module, recipe, children)
+    built = [_children(model, *entry, seed, streams) for entry in work]
+    for (_, module, own), children in zip(work, built, strict=True):
+        _swap_(module, own, children)
     _without_fast_paths_(model)
 
 

@@ -13,11 +13,9 @@ import io
 import math
 import pickle
 import pickletools
-import struct
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import DataError
 
@@ -25,33 +23,28 @@ _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _TUPLES = 1000  # the official files hold about ten
 
 
-class _Type:
-    """Stands for numpy.ndarray (only ever passed on) and numpy.dtype (called with its name)."""
+class _Inert:
+    """Stands for what a function of numpy makes: it notes its arguments, and its state if any."""
 
-    def __init__(self, name: object = "", *flags: object) -> None:
-        self.name = name.decode("latin1") if isinstance(name, bytes) else name
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+        self.state: Any = ()
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like say nothing about single bytes."""
+        self.state = state
 
 
-class _Array:
-    """Stands for an array: its state is (version, shape, dtype, Fortran order, bytes)."""
-
-    fields: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.fields = state[1:] if isinstance(state, tuple) else ()
+class _Type(_Inert):
+    """Stands for numpy.ndarray (only ever passed on) and numpy.dtype (called with its name; byte
+    order and the like, its state, say nothing about single bytes)."""
 
 
-def _reconstruct(*arguments: object) -> _Array:
-    return _Array()
+class _Array(_Inert):
+    """An array whose state is (version, shape, dtype, Fortran order, bytes)."""
 
 
-def _from_buffer(data: object, dtype: object, shape: object, order: object) -> _Array:
-    array = _Array()
-    array.fields = (shape, dtype, order == "F", data)
-    return array
+class _Buffer(_Inert):
+    """An array of the arguments bytes, dtype, shape, order."""
 
 
 def _encode(text: object, encoding: object) -> bytes:
@@ -64,10 +57,10 @@ def _encode(text: object, encoding: object) -> bytes:
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Type,
     ("numpy", "dtype"): _Type,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
     ("_codecs", "encode"): _encode,
 }
 
@@ -82,11 +75,15 @@ class _Reader(pickle.Unpickler):
             ) from None
 
 
-def _build(array: _Array) -> NDArray[np.uint8]:
-    if len(array.fields) != 4:
-        raise pickle.UnpicklingError("an array without its fields")
-    shape, dtype, fortran, data = array.fields
-    if not isinstance(dtype, _Type) or dtype.name != "u1":
+def _build(value: Any) -> Any:
+    """The array that a stand-in stands for; anything else itself."""
+    if isinstance(value, _Buffer):
+        data, dtype, shape, order = value.arguments
+    elif isinstance(value, _Array):
+        _, shape, dtype, order, data = value.state
+    else:
+        return value
+    if not isinstance(dtype, _Type) or dtype.arguments[:1] not in (("u1",), (b"u1",)):
         raise pickle.UnpicklingError("an array of another type than uint8")
     if isinstance(data, str):  # Python 2 bytes, read as latin1
         data = data.encode("latin1")
@@ -94,7 +91,7 @@ def _build(array: _Array) -> NDArray[np.uint8]:
         raise pickle.UnpicklingError("an array whose shape or bytes are of another type")
     if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != len(data):
         raise pickle.UnpicklingError(f"an array of shape {shape} with {len(data)} bytes")
-    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if order in (True, "F") else "C")
 
 
 def _check(data: bytes) -> None:
@@ -120,21 +117,8 @@ def read_pickle(data: bytes, source: str) -> Any:
     try:
         _check(data)
         content = _Reader(io.BytesIO(data), encoding="bytes").load()
-        if isinstance(content, _Array):
-            return _build(content)
         if isinstance(content, dict):
-            return {k: _build(v) if isinstance(v, _Array) else v for k, v in content.items()}
-        return content
-    except (
-        pickle.UnpicklingError,
-        struct.error,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+            return {k: _build(v) for k, v in content.items()}
+        return _build(content)
+    except Exception as error:  # damaged files fail in many ways, all before any use
         raise DataError(f"{source}: not a readable data file: {error}") from None
