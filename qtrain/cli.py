@@ -60,7 +60,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         parsed = build_parser().parse_args(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _COMMANDS[parsed.command](parsed)
+            _COMMANDS[parsed.command](parsed)
+        return 0
     except BrokenPipeError:
         raise
     except NonFiniteError as error:
@@ -79,48 +80,47 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail("interrupted", 130)
 
 
-def _train(parsed: argparse.Namespace) -> int:
+def _train(parsed: argparse.Namespace) -> None:
     try:
         config = training_recipe(parsed.recipe, **train_settings(parsed))
     except TypeError as error:  # a setting of the wrong kind; elsewhere it would be a bug of ours
-        return _fail(error, 2)
+        raise ValueError(error) from error
     result = train(config, say=_say)
     place = result.folder.path
     terminal.show(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
-    return 0
 
 
-def _inspect(parsed: argparse.Namespace) -> int:
+def _inspect(parsed: argparse.Namespace) -> None:
     measure = accumulated if parsed.accumulated else inspect
     with _restored(parsed) as (model, inputs, targets):
         report = measure(model, inputs, targets)
-    return _give(parsed, report.table(parsed.worst), report.save, partial(plot_errors, report.rows))
+    _give(parsed, report.table(parsed.worst), report.save, partial(plot_errors, report.rows))
 
 
-def _cost(parsed: argparse.Namespace) -> int:
+def _cost(parsed: argparse.Namespace) -> None:
     with _restored(parsed) as (model, inputs, _):
         report = cost(model, inputs)
-    return _give(parsed, report, report.save)
+    _give(parsed, report, report.save)
 
 
-def _sensitivity(parsed: argparse.Namespace) -> int:
+def _sensitivity(parsed: argparse.Namespace) -> None:
     if parsed.worst is not None:  # before minutes of work
         checks.integer("worst", parsed.worst, low=1)
     with _restored(parsed) as (model, inputs, targets):
         report = sensitivity(model, inputs, targets, by=parsed.by)
-    return _give(parsed, report.table(parsed.worst), report.save)
+    _give(parsed, report.table(parsed.worst), report.save)
 
 
 def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
     return restored(Path(parsed.checkpoint), data_dir=parsed.data_dir, device=parsed.device)
 
 
-def _compare(parsed: argparse.Namespace) -> int:
+def _compare(parsed: argparse.Namespace) -> None:
     found = compare(parsed.run_a, parsed.run_b)
-    return _give(parsed, found, found.save, found.plot)
+    _give(parsed, found, found.save, found.plot)
 
 
-def _report(parsed: argparse.Namespace) -> int:
+def _report(parsed: argparse.Namespace) -> None:
     record = read_run(parsed.run)
     run = Path(parsed.run)
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
@@ -130,12 +130,11 @@ def _report(parsed: argparse.Namespace) -> int:
     if parsed.tensorboard is not None:
         metrics = [*record.steps, *record.epochs]
         terminal.show(to_tensorboard(record.monitor, parsed.tensorboard, metrics=metrics))
-    return 0
 
 
-def _diagnose(parsed: argparse.Namespace) -> int:
+def _diagnose(parsed: argparse.Namespace) -> None:
     verdict = diagnose(parsed.run)
-    return _give(parsed, verdict, verdict.save)
+    _give(parsed, verdict, verdict.save)
 
 
 def _give(
@@ -143,13 +142,12 @@ def _give(
     found: object,
     save: Callable[[Path], object],
     plot: Callable[[Path], object] | None = None,
-) -> int:
+) -> None:
     """Show what was found, and write the files that are asked for."""
     terminal.show(found)
     _write("save", parsed.save, save)
     if plot is not None:
         _write("plot", parsed.plot, plot)
-    return 0
 
 
 def _write(field: str, path: str | None, write: Callable[[Path], object]) -> None:
@@ -163,17 +161,7 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
         raise ValueError(message) from error
 
 
-def _recipes(parsed: argparse.Namespace) -> int:
-    terminal.show(recipes_table())
-    return 0
-
-
-def _formats(parsed: argparse.Namespace) -> int:
-    terminal.show(formats_table())
-    return 0
-
-
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "inspect": _inspect,
     "diagnose": _diagnose,
@@ -181,8 +169,8 @@ _COMMANDS = {
     "compare": _compare,
     "report": _report,
     "sensitivity": _sensitivity,
-    "recipes": _recipes,
-    "formats": _formats,
+    "recipes": lambda parsed: terminal.show(recipes_table()),
+    "formats": lambda parsed: terminal.show(formats_table()),
 }
 
 
