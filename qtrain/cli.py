@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = build_parser().parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
             _COMMANDS[parsed.command](parsed)
         return 0
     except BrokenPipeError:
@@ -181,17 +180,6 @@ def _say(text: object) -> None:
 def _fail(error: object, status: int) -> int:
     _say("error: " + " ".join(str(error).split()) if status != 130 else error)
     return status
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    _say(f"warning: {message}")
 
 
 if __name__ == "__main__":

@@ -52,13 +52,10 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _holds_weights(module: nn.Module) -> bool:
     """Whether an unknown module holds weights (two axes or more) of its own."""
-    own = [p for p in module.parameters(recurse=False) if p is not None]
     parametrized = type(module).__module__.startswith("torch.nn.utils.parametrize")
-    return any(p.dim() >= 2 for p in own) and not parametrized and not _is_parametrization(module)
-
-
-def _is_parametrization(module: nn.Module) -> bool:
-    return isinstance(module, nn.utils.parametrize.ParametrizationList)
+    parametrization = isinstance(module, nn.utils.parametrize.ParametrizationList)
+    own = module.parameters(recurse=False)
+    return not parametrized and not parametrization and any(p.dim() >= 2 for p in own)
 
 
 def plain_type(module: nn.Module) -> type[nn.Module] | None:

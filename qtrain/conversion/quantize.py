@@ -122,7 +122,12 @@ def quantize_(
             f"attention or (with norm=) norm layer outside the overrides"
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
-    ungrouped = [entry for entry in work if _ungrouped(*entry[1:])]
+    ungrouped = [  # layers with a weight that has a scale per group, and one group
+        name or "(model)"
+        for name, module, own in work
+        if not is_norm(module)
+        and any(names_groups_alone(own, shapes[1]) for shapes in products(module).values())
+    ]
     kinds = {n or "(model)": (plain_type(m) or type(m)).__name__ for n, m, _ in work}
     _convert_(model, work, seed)
     record.converted |= kinds
@@ -131,15 +136,8 @@ def quantize_(
     watch_first_forward(model)
     level = 4 if _copied else 3  # to the caller of quantize, or of quantize_
     warn_of_norms(model, converted_norms, record.norms_left, level)
-    warn_of_groups([name or "(model)" for name, _, _ in ungrouped], level)
+    warn_of_groups(ungrouped, level)
     return model
-
-
-def _ungrouped(module: nn.Module, recipe: Recipe) -> bool:
-    """Whether a weight of the layer has a scale per group, and one group."""
-    if is_norm(module):
-        return False
-    return any(names_groups_alone(recipe, shapes[1]) for shapes in products(module).values())
 
 
 def convert_left_(model: nn.Module, recipe: Recipe) -> None:

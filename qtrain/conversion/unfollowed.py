@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from quantizers import Granularity, Quantizer
+from quantizers import Quantizer, QuantizerLike
 
 from ..names import some
 from ..recipe import Recipe
@@ -78,16 +78,16 @@ def names_groups_alone(recipe: Recipe, shape: Sequence[int | None]) -> bool:
 
     shape   of the weight, as (groups, out, in, *kernel)
     """
-    return shape[0] == 1 and any(
-        isinstance(quantizer := recipe.slots[product, "weight"].quantizer, Quantizer)
-        and _cuts_first_alone(quantizer.granularity, len(shape))
-        for product in ("forward", "grad_input")
-    )
 
+    def cuts_first_alone(quantizer: QuantizerLike) -> bool:
+        if not isinstance(quantizer, Quantizer):
+            return False
+        granularity = quantizer.granularity
+        cut = {axis % len(shape) for axis, size in granularity.sizes if size is not None}
+        return granularity.rest == "whole" and cut == {0}
 
-def _cuts_first_alone(granularity: Granularity, dims: int) -> bool:
-    cut = {axis % dims for axis, size in granularity.sizes if size is not None}
-    return granularity.rest == "whole" and cut == {0}
+    own = (recipe.slots[product, "weight"].quantizer for product in ("forward", "grad_input"))
+    return shape[0] == 1 and any(map(cuts_first_alone, own))
 
 
 def warn_of_groups(layers: Sequence[str], stacklevel: int) -> None:

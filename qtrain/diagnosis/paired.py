@@ -88,16 +88,11 @@ def paired_steps(
 def _run(caller: str, model: nn.Module, batch: Batch, loss: Loss, off: Iterable[Part]) -> Outcome:
     with random_state_kept(), switched_off(model, off):
         value = step(caller, model, *batch, loss)
-    return Outcome(value.item(), _gradients(model))
-
-
-def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    """parameter -> its gradient as it now is, of those that have one."""
-    return {
-        name: p.grad.detach().to_dense() if p.grad.is_sparse else p.grad.detach()
-        for name, p in model.named_parameters()
-        if p.grad is not None
-    }
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return Outcome(
+        value.item(),
+        {n: (g.to_dense() if g.is_sparse else g).detach() for n, g in gradients.items()},
+    )
 
 
 def moments(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Tensor]:

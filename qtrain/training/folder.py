@@ -74,7 +74,8 @@ def open_run(
             f"({error.strerror or error}); give another --runs-dir or --name"
         ) from error
     with lock(folder.path, say=say):
-        odd = [name for name in FILES if _is_odd(folder / name)]
+        places = {name: folder / name for name in FILES}
+        odd = [n for n, path in places.items() if os.path.lexists(path) and not path.is_file()]
         if odd:
             raise ValueError(
                 f"{folder.path}: {', '.join(odd)} is no file, or a link to none; remove it, or "
@@ -84,8 +85,8 @@ def open_run(
         if config.resume and stored is None:
             say(f"{folder.path}: no checkpoint to resume from; starting afresh")
         if config.overwrite:
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
+            for path in places.values():
+                path.unlink(missing_ok=True)
         elif not config.resume and (folder.metrics.exists() or folder.checkpoint.exists()):
             raise ValueError(
                 f"{folder.path}: holds an earlier run; --resume continues it, --name starts "
@@ -94,11 +95,6 @@ def open_run(
         for path in folder.path.glob(UNFINISHED):
             path.unlink()
         yield folder, stored
-
-
-def _is_odd(path: Path) -> bool:
-    """Whether something other than a file is in the place of a run's file."""
-    return os.path.lexists(path) and not path.is_file()
 
 
 def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:

@@ -95,7 +95,10 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         measured = "one training batch after the last step"
     finished = there(folder / "summary.json")
     summary = read(folder / "summary.json", dict) if finished else {}
-    metrics = _metrics(folder / "metrics.jsonl")
+    lines = folder / "metrics.jsonl"
+    if there(lines):
+        check_metrics(lines, lines.stat().st_size)
+    metrics = read_metrics(lines) if there(lines) else []
     epochs = [line for line in metrics if line["kind"] == "epoch"]
     return RunRecord(
         name=str(settings.get("name") or folder.name),
@@ -120,13 +123,6 @@ def _latest(monitor: Sequence[MonitorRow]) -> Report:
     layers = dict.fromkeys(layer for layer, _ in last)
     keys = [(layer, role) for layer in layers for role in ROLES]
     return Report(tuple(last[key] for key in keys if key in last))
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not there(path):
-        return []
-    check_metrics(path, path.stat().st_size)
-    return read_metrics(path)
 
 
 def _gap(path: Path, values: Any) -> Interval | None:
