@@ -144,7 +144,9 @@ class _Runs:
         epochs = len(self.experiment.arms) * self.args.seeds * self.setting.epochs
         left = len(jobs) * self.setting.epochs
         name = self.experiment.name
-        with tqdm(total=epochs, initial=epochs - left, desc=name, unit="epoch") as bar:
+        with tqdm(
+            total=epochs, initial=epochs - left, desc=name, unit="epoch", disable=None
+        ) as bar:
             for job, curve in curves(
                 self.experiment.run, jobs, at_once=self.args.jobs, tick=bar.update
             ):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .. import checks
 from . import draws
 from .errors import DataError
 from .splits import Split
@@ -31,7 +32,8 @@ class Batches:
     that all ranks get equally many samples, padded by the epoch's first samples up to a multiple of
     world_size.  Evaluation keeps the order and sees each sample once; there the last batch of a
     rank may be shorter or missing.  Nothing depends on the number of workers or touches a global
-    generator.  ValueError for arguments out of range.
+    generator.  TypeError or ValueError for arguments of
+    another kind or out of range.
     """
 
     split: Split
@@ -48,25 +50,20 @@ class Batches:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("batch_size", 1, 2**31),
-            ("seed", 0, 2**63),
-            ("epoch", 0, 2**63),
-            ("world_size", 1, 2**31),
-            ("rank", 0, self.world_size),
+            ("batch_size", 1, 2**31 - 1),
+            ("seed", 0, 2**63 - 1),
+            ("epoch", 0, 2**63 - 1),
+            ("world_size", 1, 2**31 - 1),
+            ("rank", 0, self.world_size - 1),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
-                raise ValueError(f"{name}: got {value!r}, need an integer in [{low}, {high})")
+            checks.integer(name, getattr(self, name), low=low, high=high)
         if self.drop_last and len(self.split) < self.batch_size * self.world_size:
             size = f"{self.batch_size} x {self.world_size} rank(s)"
             raise ValueError(
                 f"batch_size: got {size}, but there are only {len(self.split)} samples and "
                 "drop_last drops the short batch; use a smaller batch"
             )
-        if isinstance(self.start, bool) or not isinstance(self.start, int):
-            raise ValueError(f"start: got {self.start!r}, need an integer")
-        if not 0 <= self.start <= self.total:
-            raise ValueError(f"start: got {self.start}, need 0..{self.total}")
+        checks.integer("start", self.start, low=0, high=self.total)
 
     @property
     def total(self) -> int:
