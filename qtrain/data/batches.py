@@ -32,8 +32,7 @@ class Batches:
     that all ranks get equally many samples, padded by the epoch's first samples up to a multiple of
     world_size.  Evaluation keeps the order and sees each sample once; there the last batch of a
     rank may be shorter or missing.  Nothing depends on the number of workers or touches a global
-    generator.  TypeError or ValueError for arguments of
-    another kind or out of range.
+    generator.  TypeError or ValueError for arguments of another kind or out of range.
     """
 
     split: Split

@@ -560,13 +560,13 @@ def test_the_order_of_an_epoch_never_changes() -> None:
         ({"seed": -1}, "seed: got -1"),
         ({"seed": 0.5}, "seed: got 0.5"),
         ({"epoch": "1"}, "epoch: got '1'"),
-        ({"rank": 1}, r"rank: got 1, need an integer in \[0, 1\)"),
+        ({"rank": 1}, "rank: got 1, need an integer from 0 to 0"),
         ({"world_size": 0}, "world_size: got 0"),
-        ({"start": 6}, r"start: got 6, need 0\.\.5"),
+        ({"start": 6}, "start: got 6, need an integer from 0 to 5"),
     ],
 )
 def test_bad_arguments_of_batches_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         data.Batches(memory_split(), **{"batch_size": 5, **arguments})
 
 
