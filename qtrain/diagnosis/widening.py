@@ -64,10 +64,10 @@ def tried(
         if widened and widened not in trials:
             trials[widened] = Trial(widened, cosine_of(stays), measure(widened))
         if widened and trials[widened].measured >= goal:
-            does = allowed
+            does, ends = allowed, widened == fewest
         else:  # with nothing widened the goal is missed: that is why we are here
-            misses = allowed
-        if misses <= 1.05 * does or (widened == fewest if does else not stays):
+            misses, ends = allowed, not stays
+        if ends or misses <= 1.05 * does:
             break
         if does and misses < math.inf:
             allowed = math.sqrt(does * misses)
