@@ -1,5 +1,7 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
+from types import ModuleType as _Module
+
 from . import data as data
 from . import models as models
 from . import recipes as recipes
@@ -70,74 +72,15 @@ from .weights.rates import EffectiveRates as EffectiveRates
 
 __version__ = VERSION
 
-__all__ = [
-    "Arithmetic",
-    "CheckpointError",
-    "Comparison",
-    "CorrectedSteps",
-    "CostReport",
-    "CostRow",
-    "EffectiveRates",
-    "EnergyTable",
-    "Finding",
-    "Forward",
-    "GradInput",
-    "GradWeight",
-    "Interval",
-    "Matmul",
-    "Monitor",
-    "MonitorRow",
-    "NonFiniteError",
-    "NormHistory",
-    "NormRecipe",
-    "NormSchedule",
-    "RateRow",
-    "Recipe",
-    "Recommendation",
-    "Report",
-    "Result",
-    "Row",
-    "ScaledDotProductAttention",
-    "SensitivityReport",
-    "SensitivityRow",
-    "Trade",
-    "TrainConfig",
-    "UnitCost",
-    "Verdict",
-    "accumulated",
-    "bound_weights",
-    "bound_weights_",
-    "calibrate",
-    "channel_norms",
-    "compare",
-    "cost",
-    "data",
-    "deviations",
-    "diagnose",
-    "effective_rates",
-    "energy",
-    "environment",
-    "fused",
-    "inspect",
-    "mean_difference",
-    "models",
-    "plain_state_dict",
-    "quantize",
-    "quantize_",
-    "read_monitor",
-    "recipes",
-    "recommend",
-    "reseed",
-    "rules",
-    "sensitivity",
-    "summary",
-    "to_tensorboard",
-    "train",
-    "training_recipe",
-    "unbound_weights_",
-    "weight_norm",
-    "weight_norm_",
-]
+#: modules that are imported from by name
+_MODULES = ("data", "deviations", "energy", "fused", "models", "recipes", "rules")
+#: every name above but VERSION, and no module it lives in
+__all__ = sorted(
+    name
+    for name, value in globals().items()
+    if name in _MODULES
+    or not (name.startswith("_") or isinstance(value, _Module) or name == "VERSION")
+)
 
 
 def __dir__() -> list[str]:

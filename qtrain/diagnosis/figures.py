@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from ..inspection.histograms import VALUE_BINS
 from ..inspection.rows import MonitorRow
@@ -80,9 +80,11 @@ def stride(rows: Series) -> Values:
     for row in rows:
         largest = max(abs(row.low), abs(row.high))
         float_format = len(row.codes) == VALUE_BINS
-        if row.update is None or row.scale is None or largest <= 0 or float_format:
+        known = row.update is not None and row.scale is not None and largest > 0
+        if not known or float_format:
             found.append(None)
         else:
+            assert row.update is not None and row.scale is not None
             found.append(row.update * row.scale[1] / largest)
     return found
 
@@ -109,21 +111,22 @@ def stale(rows: Series) -> Values:
 
 def noise_of_mean(name: str) -> Callable[[Series], float]:
     """The standard error of the mean of a field with one of its own."""
-    return lambda rows: _noise(getattr(row, name) for row in rows)
+
+    def noise(rows: Series) -> float:
+        errors = [getattr(row, name) for row in rows]
+        errors = [error for error in errors if error is not None]
+        return math.sqrt(sum(error**2 for error in errors)) / len(errors) if errors else 0.0
+
+    return noise
 
 
 def noise_of_gain(rows: Series) -> float:
     """The standard error of the mean of `gain`, of errors that are independent of x."""
-    return _noise(
+    found = [
         10 ** (-row.sqnr_db / 20) / math.sqrt(row.elements)
         for row in rows
         if math.isfinite(row.sqnr_db) and row.elements > 0
-    )
-
-
-def _noise(errors: Iterable[float | None]) -> float:
-    """The standard error of a mean, from those of its terms."""
-    found = [error for error in errors if error is not None]
+    ]
     return math.sqrt(sum(error**2 for error in found)) / len(found) if found else 0.0
 
 
@@ -131,8 +134,8 @@ def mean(name: str) -> Callable[[Series], float | None]:
     """A signed field's mean over all records: noise changes its sign."""
 
     def value(rows: Series) -> float | None:
-        found = [getattr(row, name) for row in rows]
-        found = [v for v in found if v is not None and not math.isnan(v)]
+        found = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+        found = [v for v in found if not math.isnan(v)]
         return sum(found) / len(found) if found else None
 
     return value

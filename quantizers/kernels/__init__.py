@@ -4,8 +4,9 @@ Everything here is optional: where a kernel does not serve a tensor, or numba is
 (one warning), the functions return None and the eager path computes the same elements.
 """
 
-from ..memory import eager as eager
-from ..memory import serves as serves
+from quantizers.memory import eager as eager
+from quantizers.memory import serves as serves
+
 from .elements import elements as elements
 from .elements import unshifted as unshifted
 from .serving import is_dense as is_dense

@@ -7,9 +7,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..formats import Format, Overflow
-from ..memory import serves
-from ..rounding import Rounding
+from quantizers.formats import Format, Overflow
+from quantizers.memory import serves
+from quantizers.rounding import Rounding
+
 from . import team
 from .plan import plan
 from .serving import TARGETS, made, operand

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..formats import Format, IntFormat, Overflow
-from ..granularity import compact_shape
-from ..rounding import Rounding
+from quantizers.formats import Format, IntFormat, Overflow
+from quantizers.granularity import compact_shape
+from quantizers.rounding import Rounding
+
 from .layout import Walk, walk
 from .serving import MODES, SOURCES, TARGETS
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..memory import is_plain
+from quantizers.memory import is_plain
 
 #: how kernels number dtypes and rounding modes
 SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

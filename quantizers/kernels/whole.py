@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..formats import FloatFormat, Format, IntFormat, Overflow
-from ..granularity import Granularity, compact_shape
-from ..memory import serves
-from ..ranges import AbsMax, MinMax, RangeRule, State
-from ..rounding import Rounding
-from ..running_range import Ema
+from quantizers.formats import FloatFormat, Format, IntFormat, Overflow
+from quantizers.granularity import Granularity, compact_shape
+from quantizers.memory import serves
+from quantizers.ranges import AbsMax, MinMax, RangeRule, State
+from quantizers.rounding import Rounding
+from quantizers.running_range import Ema
+
 from . import team
 from .layout import contiguous, is_granule_major
 from .plan import Plan, plan
