@@ -1,6 +1,6 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
-from types import ModuleType as _Module
+import types
 
 from . import data as data
 from . import models as models
@@ -79,7 +79,7 @@ __all__ = sorted(
     name
     for name, value in globals().items()
     if name in _MODULES
-    or not (name.startswith("_") or isinstance(value, _Module) or name == "VERSION")
+    or not (name.startswith("_") or isinstance(value, types.ModuleType) or name == "VERSION")
 )
 
 
