@@ -16,14 +16,13 @@ from ..products.call import located
 from ..products.module import QProduct, products_of
 from ..recipe import Recipe
 from .kinds import left, plain_type, products, quantized_class, targets
-from .norm_kinds import convert_norm_, is_norm, norm_slots
+from .norm_kinds import convert_norm_, is_any_norm, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .record import Conversion
 from .stale_optimizer import watch_optimizers
 from .swap import change_class_, fuse_sequentials_
 from .unfollowed import (
     names_groups_alone,
-    norms_left,
     refuse_uncovered,
     warn_of_groups,
     warn_of_norms,
@@ -102,6 +101,8 @@ def quantize_(
             record.left[shown] = f"{type(module).__name__}: {reason}"
             if own is None:
                 record.on_purpose.add(shown)
+            elif own.norm is not None and not own.norm.is_off and is_any_norm(module):
+                record.norms_left[shown] = record.left[shown]
             continue
         assert own is not None
         work.append((name, module, own))
@@ -113,7 +114,6 @@ def quantize_(
             alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
     choose.check_all_honoured(record.left | alike)
     converted_norms = sum(is_norm(module) for _, module, _ in work)
-    record.norms_left = norms_left(plan, record.left)
     if norm is not None and not converted_norms:
         refuse_uncovered(model, norm, plan, record.norms_left)
     if not work:

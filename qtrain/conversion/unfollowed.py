@@ -13,25 +13,8 @@ from quantizers import Quantizer, QuantizerLike
 
 from ..names import some
 from ..recipe import Recipe
-from .norm_kinds import OTHERS, is_norm, is_norm_by_name
+from .norm_kinds import is_norm
 from .record import by_reason
-
-
-def norms_left(
-    plan: Iterable[tuple[str, nn.Module, Recipe | None]], left: Mapping[str, str]
-) -> dict[str, str]:
-    """name -> why, of the norms whose recipe asks for another norm than torch's and that stay.
-
-    plan   every layer that could be converted, and its recipe;  left: of those, why some stay
-    """
-    found = {}
-    for name, module, own in plan:
-        shown = name or "(model)"
-        norm = is_norm(module) or isinstance(module, OTHERS) or is_norm_by_name(module)
-        if norm and shown in left and own is not None and own.norm is not None:
-            if not own.norm.is_off:
-                found[shown] = left[shown]
-    return found
 
 
 def refuse_uncovered(
