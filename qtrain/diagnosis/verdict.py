@@ -81,10 +81,8 @@ class Verdict:
         if not self.findings:
             text = _wrapped(f"nothing is wrong in {self.checked}; looked for: ", self.rules)
             return f"{text}\n{_ELSEWHERE}"
-        return "\n\n".join([_table(self.findings), *_explained(self.findings), self._below()])
-
-    def _below(self) -> str:
-        return _wrapped(f"checked: {self.checked}; for: ", self.rules)
+        below = _wrapped(f"checked: {self.checked}; for: ", self.rules)
+        return "\n\n".join([_table(self.findings), *_explained(self.findings), below])
 
 
 def _table(findings: Sequence[Finding]) -> str:
@@ -127,10 +125,7 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
     return [
         "\n".join(
             fill(printable(text), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-            for text in (
-                f"{f.symptom}: {f.cause} [{f.source}]",
-                f"  do: {f.remedy}",
-            )
+            for text in (f"{f.symptom}: {f.cause} [{f.source}]", f"  do: {f.remedy}")
         )
         for f in explanations(findings)
     ]

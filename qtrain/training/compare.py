@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .. import checks
 from ..files.terminal import printable
@@ -58,16 +59,9 @@ class Comparison:
         path = Path(path)
         if path.suffix != ".json":
             return save_rows(self.errors, ErrorPair, path)
-        content = {
-            "a": str(self.a.path),
-            "b": str(self.b.path),
-            "settings": self.settings,
-            "versions": self.versions,
-            "same_samples": self.same_samples,
-            "losses": {branch: asdict(loss) for branch, loss in self.losses.items()},
-            "accuracy": {branch: asdict(own) for branch, own in self.accuracy.items()},
-            "errors": [asdict(pair) for pair in self.errors],
-        }
+        nothing: Any = None  # runs are named by their folders
+        found = asdict(replace(self, a=nothing, b=nothing))
+        content = {**found, "a": str(self.a.path), "b": str(self.b.path)}
         text = json.dumps(strict(content), indent=1, allow_nan=False) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
         return path

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from .. import checks
-from .channels import listed
 from .decay import CorrectedSteps, effective_rates
 from .plots import plot_rates
 from .rate_row import RateRow
@@ -41,7 +40,10 @@ class EffectiveRates:
         if not isinstance(correction, CorrectedSteps | None):
             checks.refuse("correction", correction, "a CorrectedSteps or None")
         self._model, self._optimizer, self._correction = model, optimizer, correction
-        self._patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
+        self._patterns = {
+            "only": checks.patterns("only", only),
+            "skip": checks.patterns("skip", skip),
+        }
         self.rows: list[RateRow] = []
         if not effective_rates(model, optimizer, **self._patterns):
             raise ValueError(

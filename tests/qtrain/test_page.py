@@ -519,7 +519,7 @@ STEP = '{"kind": "step", "step": 0, "branch": "baseline", "loss": 1.5, "grad_nor
         ("metrics.jsonl", '{"kind": 3}\n', "metrics.jsonl: damaged"),
         (
             "summary.json",
-            '{"gap": {"value": "0", "low": 0, "high": 0, "n": 1, "method": ""}}',
+            '{"gap": {"value": "x", "low": 0, "high": 0, "n": 1, "method": ""}}',
             "no i",
         ),
         ("metrics.jsonl", STEP.replace("1.5", '"1.5"'), "metrics.jsonl: damaged"),
