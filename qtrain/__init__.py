@@ -61,8 +61,8 @@ from .weights.decay import CorrectedSteps as CorrectedSteps
 from .weights.decay import NormSchedule as NormSchedule
 from .weights.decay import effective_rates as effective_rates
 from .weights.history import NormHistory as NormHistory
-from .weights.rate_row import RateRow as RateRow
 from .weights.rates import EffectiveRates as EffectiveRates
+from .weights.rates import RateRow as RateRow
 
 __version__ = VERSION
 

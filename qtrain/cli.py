@@ -95,9 +95,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
     terminal.show(report.table(parsed.worst))
     _write("save", parsed.save, report.save)
     if parsed.plot is not None:
-        from .inspection.plots import plot_errors
-
-        _write("plot", parsed.plot, partial(plot_errors, report.rows))
+        _write("plot", parsed.plot, report.plot)
     return 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..reports.page.html import count, esc, name, short, table
-from ..reports.page.shell import Section
+from ..reports.numbers import count, short
+from ..reports.page.shell import Section, part
+from ..reports.table import Cell, Table
 from .verdict import Verdict, explanations
 
 #: The most findings that are shown.
@@ -14,18 +15,17 @@ MOST = 50
 
 def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
     """The findings, the most severe first.  layers: those that the page shows, in its order."""
-    looked = f"{esc(verdict.checked)}; for: {esc(', '.join(verdict.rules))}"
+    looked = f"{verdict.checked}; for: {', '.join(verdict.rules)}"
     if not verdict:
-        return Section(id="verdict", title="Verdict", body=f"<p>Nothing is wrong in {looked}.</p>")
+        body = part("text", [f"Nothing is wrong in {looked}."])
+        return Section(id="verdict", title="Verdict", body=body)
     shown = verdict.findings[:MOST]
-    places = {layer: i for i, layer in enumerate(layers)}
-    lines = [
+    places = {layer: f"layer-{i}" for i, layer in enumerate(layers)}
+    lines: list[list[Cell]] = [
         [
-            f'<a href="#layer-{places[f.layer]}">{name(f.layer)}</a>'
-            if f.layer in places
-            else name(f.layer),
-            esc(f.role),
-            esc(f.symptom),
+            (f.layer, places.get(f.layer, "")),
+            f.role,
+            f.symptom,
             f"{f.severity:.1f}",
             short(f.value),
             short(f.threshold),
@@ -37,13 +37,11 @@ def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
     caption = f"{count(len(verdict.findings), 'finding')}, the most severe first"
     if len(shown) < len(verdict.findings):
         caption += f"; the first {len(shown)}"
-    found = table(caption, headers, lines, words=("role", "symptom", "records"))
-    causes = "".join(
-        f"<li><b>{esc(f.symptom)}</b> ({name(f.layer)}): {esc(f.cause)} [{esc(f.source)}]. "
-        f"<b>Do</b>: {esc(f.remedy)}</li>\n"
+    words = ("role", "symptom", "records")
+    table = Table(caption=caption, headers=headers, lines=lines, words=words)
+    causes = [
+        ["", f.symptom, f" ({f.layer}): {f.cause} [{f.source}]. ", "Do", f": {f.remedy}"]
         for f in explanations(verdict.findings)
-    )
-    return Section(
-        id="verdict", title="Verdict",
-        body=f"{found}<ul>\n{causes}</ul>\n<p>Looked for in {looked}.</p>",
-    )  # fmt: skip
+    ]
+    body = part("table", table) + part("items", causes) + part("text", [f"Looked for in {looked}."])
+    return Section(id="verdict", title="Verdict", body=body)

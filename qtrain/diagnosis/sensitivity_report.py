@@ -11,7 +11,7 @@ from textwrap import fill
 from .. import checks
 from ..files.terminal import printable
 from ..reports.rows import save_rows
-from ..reports.table import WIDTH, tabulated
+from ..reports.table import WIDTH, Table
 
 #: The columns by which parts can be ranked, the worst part having most.
 RANKINGS = ("gain_cosine", "gain_loss", "alone_error", "alone_loss")
@@ -92,7 +92,7 @@ class SensitivityReport:
             "alone:\ntan^2",
             "alone:\nloss",
         ]
-        return f"{tabulated(table, headers)}\n\n{self._whole()}"
+        return f"{Table(headers=headers, lines=table).text()}\n\n{self._whole()}"
 
     def _name(self, row: SensitivityRow) -> str:
         return row.layer if self.by == "layer" else f"{row.layer} {row.part}"

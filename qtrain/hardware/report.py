@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from pathlib import Path
 from .. import checks
 from ..inspection.report import Report
 from ..inspection.roles import RESULTS
-from ..products.operations import Kind
+from ..products.operations import KINDS, Kind
+from ..reports.panels import Line, Panel
+from ..reports.plots import plot
 from ..reports.rows import save_rows
-from .plots import plot_trades
 from .row import CostRow, Trade
 from .table import cost_tables
 
@@ -65,8 +67,24 @@ class CostReport:
         )
 
     def plot(self, errors: Report, path: str | os.PathLike[str]) -> None:
-        """`against(errors)` as a picture, SQNR against energy, to a PNG or SVG."""
-        plot_trades(self.against(errors), Path(path))
+        """`against(errors)` as a picture, SQNR against energy, to a PNG or SVG: one mark a layer
+        and product, numbered in network order as the legend lists the layers."""
+        trades = self.against(errors)
+        layers = list(dict.fromkeys(trade.layer for trade in trades))
+        lines = []
+        for product in KINDS:
+            # an error of zero has an infinite SQNR, which no axis shows
+            shown = [t for t in trades if t.product == product and math.isfinite(t.sqnr_db)]
+            shown.sort(key=lambda trade: (trade.energy_pj, trade.sqnr_db))
+            points = [(trade.energy_pj / 1e6, trade.sqnr_db) for trade in shown]
+            names = [str(layers.index(trade.layer) + 1) for trade in shown]
+            lines.append(Line(label=product, points=points, names=names, marks=True, joined=False))
+        panel = Panel(
+            title="", unit="SQNR in dB (higher is better)",
+            x="energy of the product's multiply-adds in µJ (lower is better)", lines=lines, log="x",
+        )  # fmt: skip
+        legend = [f"{number} {layer}" for number, layer in enumerate(layers, 1)]
+        plot([panel], Path(path), legend=legend)
 
     def __str__(self) -> str:
         remarks = [f"not counted: {path}: {', '.join(ops)}" for path, ops in self.outside.items()]

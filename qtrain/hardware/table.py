@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from textwrap import wrap
 
 from ..products.operations import KINDS
-from ..reports.table import WIDTH, tabulated
+from ..reports.table import Table, wrapped
 from .row import CostRow
 
 
@@ -19,7 +18,7 @@ def cost_tables(rows: Sequence[CostRow], fp32: Sequence[CostRow], remarks: Seque
         _table("layer", lambda row: row.layer, rows, fp32, scales),
         _table("product", lambda row: row.product, ordered, fp32, scales),
         _units(rows, scales),
-        "\n".join(part for note in notes for part in wrap(note, WIDTH, subsequent_indent="  ")),
+        "\n".join(part for note in notes for part in wrapped(note)),
     ])  # fmt: skip
 
 
@@ -47,7 +46,7 @@ def _units(rows: Sequence[CostRow], scales: _Scales) -> str:
         "multiply + add", f"MACs\n{scales.macs.heading}", "pJ a\nMAC",
         f"energy\n{scales.energy.heading}",
     ]  # fmt: skip
-    return tabulated(table, headers)
+    return Table(headers=headers, lines=table).text()
 
 
 def _grouped(rows: Sequence[CostRow], key: Callable[[CostRow], str]) -> dict[str, list[CostRow]]:
@@ -103,7 +102,7 @@ def _table(
         title, f"MACs\n{scales.macs.heading}", f"moved\n{scales.bytes.heading}",
         f"stored\n{scales.bytes.heading}", f"energy\n{scales.energy.heading}", "energy\n/ fp32",
     ]  # fmt: skip
-    return tabulated(table, headers)
+    return Table(headers=headers, lines=table).text()
 
 
 def _line(

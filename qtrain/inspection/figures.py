@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..reports.page.html import decibels, percent, short
+from ..reports.numbers import decibels, percent, short
 from .pair import TensorPair
 from .row import Row
 

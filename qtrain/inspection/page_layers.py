@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..reports.page.html import decibels, esc, name, short, table
-from ..reports.page.shell import Section
+from ..reports.numbers import decibels, short
+from ..reports.page.shell import Section, part
+from ..reports.table import Table
 from .figures import FIGURES
-from .page_network import heat_controls, heat_table
-from .page_pictures import code_picture, error_picture, value_picture
+from .page_network import heat
+from .page_pictures import Picture, code_picture, error_picture, value_picture
 from .roles import ROLES
-from .row import Row, layers_of
+from .row import Row, layers_of, worst_first
 from .rows import MonitorRow
 
 
@@ -25,65 +26,48 @@ def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> S
     records: dict[str, list[MonitorRow]] = {layer: [] for layer in errors}
     for seen in monitor:
         records.setdefault(seen.layer, []).append(seen)
-    parts = "".join(
-        _part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(errors.items())
-    )
-    lead = "Each layer opens to all its figures."
+    text = "Each layer opens to all its figures."
     if monitor:
-        lead += (
+        text += (
             " Pictures of its last monitored step show a tensor's values by sign and binade, its "
             "codes from the lowest to the highest (heights are square roots of counts, so that "
             "tails show), and its SQNR by step."
         )
-    body = (
-        f"<p>{lead}</p>\n{heat_controls(rows)}{heat_table(rows)}"
-        f'<div class="parts">\n{parts}</div>\n'
-    )
+    parts = [_part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(errors.items())]
+    body = part("text", [text]) + heat(rows) + part("parts", parts)
     return Section(id="layers", title="Layers", body=body)
 
 
 def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]) -> str:
-    worst = min(rows, key=lambda row: (row.sqnr_db == row.sqnr_db, row.sqnr_db))  # a NaN first
-    return (
-        f'<details id="layer-{i}"><summary><h3>{name(layer)}</h3> <span>lowest: '
-        f"{esc(worst.role)}, {decibels(worst.sqnr_db)} dB</span></summary>"
-        f'<div class="body">{_pictures(records)}{_figures(layer, rows)}</div></details>\n'
-    )
-
-
-def _figures(layer: str, rows: Sequence[Row]) -> str:
+    worst = worst_first(rows)[0]
     figures = [figure for figure in FIGURES if figure.page]
     lines = [
         [
-            f"{esc(row.role)}{'*' if row.note else ''}",
+            f"{row.role}{'*' if row.note else ''}",
             *(figure.unit.page(getattr(row, figure.name)) for figure in figures),
         ]
         for row in rows
     ]
     headers = ["role", *(figure.page for figure in figures)]
-    notes = "".join(f"<p>* {esc(note)}</p>" for note in sorted({r.note for r in rows} - {""}))
-    return table(f"Error of {layer}", headers, lines) + notes
+    table = Table(caption=f"Error of {layer}", headers=headers, lines=lines)
+    notes = sorted({row.note for row in rows} - {""})
+    lowest = f"{worst.role}, {decibels(worst.sqnr_db)} dB"
+    return part("layer", i, layer, lowest, _pictures(records), table, notes)
 
 
-def _pictures(records: Sequence[MonitorRow]) -> str:
-    """Values, codes and error of each role that was monitored."""
+def _pictures(records: Sequence[MonitorRow]) -> list[tuple[str, str, list[Picture]]]:
+    """Of each role that was monitored its name, what it was, and its values, codes and error."""
     found = []
     for role in ROLES:
         own = [row for row in records if row.role == role]
         if own:
             last = own[-1]
-            pictures = [
-                value_picture(last.values),
-                code_picture(last.codes) if last.codes else "",
-                error_picture([(row.step, row.sqnr_db) for row in own]),
-            ]
-            found.append(
-                f"<figure><figcaption><b>{esc(role)}</b> step {last.step}{_scale(last)}"
-                f"</figcaption>{''.join(pictures)}</figure>\n"
-            )
-    if not found:
-        return ""
-    return f'<div class="figures">{"".join(found)}</div>'
+            pictures = [value_picture(last.values)]
+            if last.codes:
+                pictures.append(code_picture(last.codes))
+            pictures.append(error_picture([(row.step, row.sqnr_db) for row in own]))
+            found.append((role, f"step {last.step}{_scale(last)}", pictures))
+    return found
 
 
 def _scale(row: MonitorRow) -> str:

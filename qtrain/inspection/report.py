@@ -11,6 +11,8 @@ from textwrap import fill
 
 from .. import checks
 from ..files.terminal import printable
+from ..reports.panels import Line, Panel
+from ..reports.plots import plot
 from ..reports.rows import save_rows
 from ..reports.table import WIDTH
 from .page import save_page
@@ -51,6 +53,16 @@ class Report:
                 f"save: got {str(path)!r}, need a path that ends in .json, .csv or .html"
             )
         return save_rows(self.rows, Row, path)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """SQNR of every layer in network order, one line a role, to a PNG or SVG."""
+        places = {layer: place for place, layer in enumerate(self.layers)}
+        lines = []
+        for role in dict.fromkeys(row.role for row in self.rows):
+            points = [(places[row.layer], row.sqnr_db) for row in self.rows if row.role == role]
+            lines.append(Line(label=role, points=points, marks=True))
+        unit = "SQNR in dB (higher is better)"
+        plot([Panel(title="", unit=unit, x="", lines=lines, ticks=self.layers)], Path(path))
 
     @property
     def layers(self) -> list[str]:

@@ -11,7 +11,7 @@ from ..diagnosis.page_verdict import verdict_section
 from ..inspection.page_layers import layers_section
 from ..inspection.page_network import network_section
 from ..reports.page.shell import Section, page, save
-from .page_curves import errors_section, training_section
+from .curves import errors_section, training_section
 from .page_settings import configuration_section, environment_section, recipe_section
 from .page_summary import lead, summary_section
 from .record import RunRecord

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from ..recipe import SLOTS, Recipe
-from ..reports.page.html import esc, table
-from ..reports.page.shell import Section
+from ..reports.page.shell import Section, part
+from ..reports.table import Table
 from .config import OWN_NORM, TrainConfig, default_of
 from .record import RunRecord
 
@@ -16,18 +17,19 @@ def recipe_section(record: RunRecord) -> Section | None:
     if record.config is None:
         return None
     recipe = record.config.quantization()
-    rows = [
-        [esc(product), esc(operand), esc(_quantizer(recipe, product, operand))]
-        for product, operand in SLOTS
-    ]
+    rows = [[product, operand, _quantizer(recipe, product, operand)] for product, operand in SLOTS]
     kept = f"{recipe.activation}{', kept in 16 bits' if recipe.narrow else ''}"
-    rows.append(["every product", "output", esc(kept) if recipe.activation else "not rounded"])
-    rows.append(["norms", "", esc(_norm(record.config, recipe))])
+    rows.append(["every product", "output", kept if recipe.activation else "not rounded"])
+    rows.append(["norms", "", _norm(record.config, recipe)])
     if recipe.grad_weight.unit != "fp32":
-        rows.append(["grad_weight", "unit", esc(recipe.grad_weight.unit)])
+        rows.append(["grad_weight", "unit", recipe.grad_weight.unit])
     headers = ("product", "operand", "quantizer")
-    body = table(f"Recipe {recipe.name}", headers, rows, kind="words")
-    return Section(id="recipe", title="Recipe", body=body)
+    table = _words(f"Recipe {recipe.name}", headers, rows)
+    return Section(id="recipe", title="Recipe", body=part("table", table))
+
+
+def _words(caption: str, headers: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    return Table(caption=caption, headers=headers, lines=lines, kind="words")
 
 
 def _quantizer(recipe: Recipe, product: str, operand: str) -> str:
@@ -48,14 +50,13 @@ def configuration_section(record: RunRecord) -> Section | None:
     rows, changed = [], []
     for option in fields(TrainConfig):
         value = getattr(record.config, option.name)
-        shown = "none" if value in (None, ()) else value
-        rows.append([esc(text) for text in (option.name, shown, option.metadata["help"])])
+        shown = "none" if value in (None, ()) else str(value)
+        rows.append([option.name, shown, option.metadata["help"]])
         if value != default_of(option):
             changed.append(rows[-1])
     headers = ("setting", "value", "meaning")
-    body = table("What is not the default", headers, changed, kind="words")
-    every = table("Configuration", headers, rows, kind="words")
-    body += f"<details><summary>Every setting</summary>{every}</details>\n"
+    body = part("table", _words("What is not the default", headers, changed))
+    body += part("more", "Every setting", _words("Configuration", headers, rows))
     return Section(id="configuration", title="Configuration", body=body)
 
 
@@ -65,9 +66,9 @@ def environment_section(record: RunRecord) -> Section | None:
     if not sessions:
         return None
     names = dict.fromkeys(name for session in sessions for name in session)
-    rows = [[esc(name), *(esc(s.get(name, "")) for s in sessions)] for name in names]
+    rows = [[name, *(str(session.get(name, "")) for session in sessions)] for name in names]
     heads = ["what", *(f"session {i}" for i in range(1, len(sessions) + 1))]
     if len(sessions) == 1:
         heads[1] = "value"
-    body = table("Versions and machine", heads, rows, kind="words")
-    return Section(id="environment", title="Environment", body=body)
+    table = _words("Versions and machine", heads, rows)
+    return Section(id="environment", title="Environment", body=part("table", table))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..inspection.page_summary import Card, measured_on
-from ..inspection.page_summary import summary_section as errors_summary
-from ..reports.page.html import count, esc
-from ..reports.page.shell import Section
+from ..inspection.page import Card, measured_on
+from ..inspection.page import summary_section as errors_summary
+from ..reports.numbers import count
+from ..reports.page.shell import Section, part
 from .record import RunRecord
 
 
@@ -13,15 +13,12 @@ def lead(record: RunRecord) -> str:
     """One line on what was run."""
     if record.config is None:
         return measured_on(record.measured)
-    c = record.config
-    sessions = record.environments
-    machine = (
-        f", on {esc(sessions[-1].get('processor', 'an unknown processor'))}" if sessions else ""
-    )
-    return (
-        f"<p><b>{esc(c.model)}</b> on <b>{esc(c.data)}</b>, recipe <b>{esc(c.label)}</b>, "
-        f"{count(c.epochs, 'epoch')} in batches of {c.batch_size}, seed {c.seed}{machine}.</p>"
-    )
+    c, sessions = record.config, record.environments
+    machine = f", on {sessions[-1].get('processor', 'an unknown processor')}" if sessions else ""
+    return part("text", [
+        "", c.model, " on ", c.data, ", recipe ", c.label,
+        f", {count(c.epochs, 'epoch')} in batches of {c.batch_size}, seed {c.seed}{machine}.",
+    ])  # fmt: skip
 
 
 def summary_section(record: RunRecord) -> Section:
@@ -30,8 +27,8 @@ def summary_section(record: RunRecord) -> Section:
     if not record.finished:
         last = max((line["step"] for line in record.steps), default=0)
         remark = (
-            f'<p class="remark">This run has not come to its end: its last line is of step {last}. '
-            "There is no accuracy gap yet, and errors are those of the monitor, if any.</p>\n"
+            f"This run has not come to its end: its last line is of step {last}. There is no "
+            "accuracy gap yet, and errors are those of the monitor, if any."
         )
     return errors_summary(
         record.errors.rows, remark=remark, before=_accuracies(record), behind=_times(record)
@@ -39,30 +36,26 @@ def summary_section(record: RunRecord) -> Section:
 
 
 def _accuracies(record: RunRecord) -> list[Card]:
-    found = []
+    found: list[Card] = []
+    epochs = "" if record.config is None else f"{record.config.epochs:,}"
     for branch, label in record.labels.items():
         if branch in record.accuracy:
-            value = f"{100 * record.accuracy[branch]:.2f} <small>%</small>"
-            remark = f"after epoch {record.epochs[-1]['epoch']} of {_epochs(record)}"
-            found.append((f"Test accuracy, {esc(label)}", value, remark))
+            value = [(f"{100 * record.accuracy[branch]:.2f}", "%")]
+            remark = f"after epoch {record.epochs[-1]['epoch']} of {epochs}"
+            found.append((f"Test accuracy, {label}", value, remark))
     gap = record.gap
     if gap is not None:
-        value = f"{100 * gap.value:+.2f} <small>points</small>"
         interval = f"95 % interval [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]"
-        found.append(("Accuracy gap", value, f"{interval}, {esc(gap.method)}, n = {gap.n:,}"))
+        remark = f"{interval}, {gap.method}, n = {gap.n:,}"
+        found.append(("Accuracy gap", [(f"{100 * gap.value:+.2f}", "points")], remark))
     return found
 
 
 def _times(record: RunRecord) -> list[Card]:
     if not record.epochs:
         return []
-    times = [
-        f"{sum(e['seconds'] for e in record.epochs if e['branch'] == branch):,.0f} "
-        f"<small>s, {esc(label)}</small>"
-        for branch, label in record.labels.items()
-    ]
-    return [("Training steps", "<br>".join(times), "evaluation not counted")]
-
-
-def _epochs(record: RunRecord) -> str:
-    return "" if record.config is None else f"{record.config.epochs:,}"
+    times = []
+    for branch, label in record.labels.items():
+        seconds = sum(line["seconds"] for line in record.epochs if line["branch"] == branch)
+        times.append((f"{seconds:,.0f}", f"s, {label}"))
+    return [("Training steps", times, "evaluation not counted")]
