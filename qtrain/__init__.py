@@ -22,8 +22,8 @@ from .hardware.cost import cost as cost
 from .hardware.energy import EnergyTable as EnergyTable
 from .hardware.energy import UnitCost as UnitCost
 from .hardware.report import CostReport as CostReport
-from .hardware.row import CostRow as CostRow
-from .hardware.row import Trade as Trade
+from .hardware.report import CostRow as CostRow
+from .hardware.report import Trade as Trade
 from .inspection.accumulated import accumulated as accumulated
 from .inspection.inspect import inspect as inspect
 from .inspection.monitor import Monitor as Monitor

@@ -12,8 +12,10 @@ from tabulate import tabulate
 
 from .. import checks
 from ..files.terminal import printable
+from ..reports.numbers import count, short
+from ..reports.page.shell import Section, part
 from ..reports.rows import save_rows
-from ..reports.table import WIDTH
+from ..reports.table import WIDTH, Cell, Table
 
 #: What no record of errors shows.
 _ELSEWHERE = (
@@ -22,6 +24,8 @@ _ELSEWHERE = (
 )
 #: columns of a layer's name
 _NAME = 26
+#: The most findings that are shown.
+_MOST = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +142,37 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
 
 def _wrapped(text: str, names: Sequence[str]) -> str:
     return fill(text + ", ".join(names), WIDTH, subsequent_indent="  ")
+
+
+def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
+    """The findings, the most severe first.  layers: those that the page shows, in its order."""
+    looked = f"{verdict.checked}; for: {', '.join(verdict.rules)}"
+    if not verdict:
+        body = part("text", [f"Nothing is wrong in {looked}."])
+        return Section(id="verdict", title="Verdict", body=body)
+    shown = verdict.findings[:_MOST]
+    places = {layer: f"layer-{i}" for i, layer in enumerate(layers)}
+    lines: list[list[Cell]] = [
+        [
+            (f.layer, places.get(f.layer, "")),
+            f.role,
+            f.symptom,
+            f"{f.severity:.1f}",
+            short(f.value),
+            short(f.threshold),
+            f"{f.seen:,} of {f.records:,}, steps {f.first:,} to {f.last:,}",
+        ]
+        for f in shown
+    ]
+    headers = ("layer", "role", "symptom", "severity", "value", "limit", "records")
+    caption = f"{count(len(verdict.findings), 'finding')}, the most severe first"
+    if len(shown) < len(verdict.findings):
+        caption += f"; the first {len(shown)}"
+    words = ("role", "symptom", "records")
+    table = Table(caption=caption, headers=headers, lines=lines, words=words)
+    causes = [
+        ["", f.symptom, f" ({f.layer}): {f.cause} [{f.source}]. ", "Do", f": {f.remedy}"]
+        for f in explanations(verdict.findings)
+    ]
+    body = part("table", table) + part("items", causes) + part("text", [f"Looked for in {looked}."])
+    return Section(id="verdict", title="Verdict", body=body)

@@ -1,21 +1,26 @@
-"""A report as one HTML page, and what every page says first of errors."""
+"""The errors of one batch as one HTML page, and the sections that every page of errors has."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from ..reports.numbers import count, decibels
+from ..reports.numbers import count, decibels, short
 from ..reports.page.shell import Section, page, part, save
 from ..reports.table import Cell, Table
 from .figures import FIGURES
-from .page_layers import layers_section
-from .page_network import network_section
-from .row import Row, layers_of, worst_first
+from .page_pictures import Picture, code_picture, error_picture, value_picture
+from .roles import ROLES
+from .row import Row, layers_of, roles_of, worst_first
+from .rows import MonitorRow
 
 #: What, (value, unit) in lines, remark.
 Card = tuple[str, Sequence[tuple[str, str]], str]
+#: Each colour's lowest SQNR in dB, the best first: a bit is worth some 6 dB.
+LEVELS = (40.0, 30.0, 20.0, 15.0, 10.0, 5.0, -math.inf)
 
 
 def save_page(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
@@ -80,3 +85,119 @@ def _largest(rows: Sequence[Row], most: int = 10) -> Table:
         lines=lines,
         words=["role"],
     )
+
+
+def level(sqnr_db: float) -> str:
+    """The class of a cell: h0 (best) to h6, or nan."""
+    if math.isnan(sqnr_db):
+        return "nan"
+    return f"h{next(i for i, low in enumerate(LEVELS) if sqnr_db >= low)}"
+
+
+def network_section(rows: Sequence[Row], measured: str) -> Section | None:
+    """A strip of the whole network; measured: on what its errors were."""
+    if not rows:
+        return None
+    layers, roles = layers_of(rows), roles_of(rows)
+    text = (
+        f"SQNR in dB of {count(len(layers), 'layer')} in network order, measured on {measured}: "
+        "how far each tensor lies above its own error; higher is better. Errors are local: what a "
+        "layer passes on is not counted against the next."
+    )
+    names = [f"{low:g} to {high:g}" for high, low in pairwise(LEVELS[:-1])]
+    names = [f"{LEVELS[0]:g} and more", *names, f"below {LEVELS[-2]:g}"]
+    legend = [*((f"h{i}", name) for i, name in enumerate(names)), ("nan", "NaN")]
+    body = (
+        part("text", [text]) + part("legend", legend) + part("strip", layers, roles, _paths(rows))
+    )
+    return Section(id="network", title="Network", body=body)
+
+
+def _values(rows: Sequence[Row]) -> list[list[float | None]]:
+    """The SQNR of each layer's roles; None for a role that a layer lacks."""
+    found = {(row.layer, row.role): row.sqnr_db for row in rows}
+    roles = roles_of(rows)
+    return [[found.get((layer, role)) for role in roles] for layer in layers_of(rows)]
+
+
+def _paths(rows: Sequence[Row]) -> dict[str, str]:
+    """Columns of layers and lines of roles, as one path a colour."""
+    paths: dict[str, str] = {}
+    for x, line in enumerate(_values(rows)):
+        for y, value in enumerate(line):
+            if value is not None:
+                kind = level(value)
+                paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
+    return paths
+
+
+def heat(rows: Sequence[Row]) -> str:
+    """Search and order, and one line a layer and one cell a role: its colour and its value."""
+    cells = [
+        [("", "") if value is None else (level(value), decibels(value)) for value in line]
+        for line in _values(rows)
+    ]
+    return part("heat", layers_of(rows), roles_of(rows), cells)
+
+
+def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> Section | None:
+    """The cells of every layer as a table, and what else is known of each: closed parts, which the
+    script opens within the table.  monitor: the records over the run, if any."""
+    if not rows:
+        return None
+    errors: dict[str, list[Row]] = {layer: [] for layer in layers_of(rows)}
+    for row in rows:
+        errors[row.layer].append(row)
+    records: dict[str, list[MonitorRow]] = {layer: [] for layer in errors}
+    for seen in monitor:
+        records.setdefault(seen.layer, []).append(seen)
+    text = "Each layer opens to all its figures."
+    if monitor:
+        text += (
+            " Pictures of its last monitored step show a tensor's values by sign and binade, its "
+            "codes from the lowest to the highest (heights are square roots of counts, so that "
+            "tails show), and its SQNR by step."
+        )
+    parts = [_part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(errors.items())]
+    body = part("text", [text]) + heat(rows) + part("parts", parts)
+    return Section(id="layers", title="Layers", body=body)
+
+
+def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]) -> str:
+    worst = worst_first(rows)[0]
+    figures = [figure for figure in FIGURES if figure.page]
+    lines = [
+        [
+            f"{row.role}{'*' if row.note else ''}",
+            *(figure.unit.page(getattr(row, figure.name)) for figure in figures),
+        ]
+        for row in rows
+    ]
+    headers = ["role", *(figure.page for figure in figures)]
+    table = Table(caption=f"Error of {layer}", headers=headers, lines=lines)
+    notes = sorted({row.note for row in rows} - {""})
+    lowest = f"{worst.role}, {decibels(worst.sqnr_db)} dB"
+    return part("layer", i, layer, lowest, _pictures(records), table, notes)
+
+
+def _pictures(records: Sequence[MonitorRow]) -> list[tuple[str, str, list[Picture]]]:
+    """Of each role that was monitored its name, what it was, and its values, codes and error."""
+    found = []
+    for role in ROLES:
+        own = [row for row in records if row.role == role]
+        if own:
+            last = own[-1]
+            pictures = [value_picture(last.values)]
+            if last.codes:
+                pictures.append(code_picture(last.codes))
+            pictures.append(error_picture([(row.step, row.sqnr_db) for row in own]))
+            found.append((role, f"step {last.step}{_scale(last)}", pictures))
+    return found
+
+
+def _scale(row: MonitorRow) -> str:
+    if row.scale is None:
+        return ""
+    low, median, high = row.scale
+    text = short(median) if low == high else f"{short(low)}, {short(median)}, {short(high)}"
+    return f" · scale {text}"

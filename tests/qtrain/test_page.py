@@ -24,10 +24,10 @@ from training_cases import quiet, small
 
 from qtrain import Monitor, Report, diagnose, quantize, train
 from qtrain.cli import main
-from qtrain.diagnosis.page_verdict import verdict_section
+from qtrain.diagnosis.verdict import verdict_section
 from qtrain.inspection import page_pictures
 from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
-from qtrain.inspection.page_network import LEVELS, level
+from qtrain.inspection.page import LEVELS, level
 from qtrain.inspection.roles import ROLES
 from qtrain.reports.numbers import percent, short
 from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
