@@ -12,8 +12,6 @@ from quantizers.steps import as_real
 LOWEST, HIGHEST = -32, 15
 #: Bins of `value_counts`: a negative and a positive one of each binade, and one for 0.
 VALUE_BINS = 2 * (HIGHEST - LOWEST + 1) + 1
-#: The most bins of `code_counts`.
-CODE_BINS = 256
 
 
 def value_counts(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from .. import checks
 from ..reports.panels import Line, Panel
 from .detail import Detail
+from .figures import MONITORED, computed
 from .recorder import Recorder
 from .roles import ROLES
 from .rows import MonitorRow, dumped, parsed
@@ -58,10 +59,9 @@ class Record:
                         **vars(sums.row(name, role)),
                         values=_counts(detail.values),
                         codes=_counts(detail.codes),
-                        scale=detail.scale,
                         drift=self._drift((name, role), detail),
                         oscillation=self._oscillation(name, detail),
-                        **detail.figures(),
+                        **computed(MONITORED, detail),
                     )
                 )
         if len(self.steps) > self._keep:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from .. import checks
 from ..files import checked_lines
 from ..files.plain_json import parse
 from ..files.whole import read_bytes, write_atomically
-from ..reports.rows import typed
+from ..reports.rows import strict, typed
 from .figures import FIGURES
 from .row import Row
 
@@ -84,12 +83,8 @@ def parsed(text: str) -> list[MonitorRow]:
 
 
 def _plain(row: MonitorRow) -> dict[str, Any]:
-    scale = None if row.scale is None else [_number(value) for value in row.scale]
-    return {**{name: _number(getattr(row, name)) for name in _KINDS}, "scale": scale}
-
-
-def _number(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    counts = {"values": row.values, "codes": row.codes}  # integers, and many
+    return {n: counts[n] if n in counts else strict(getattr(row, n)) for n in _KINDS}
 
 
 def _row(line: object) -> MonitorRow:
