@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ..inspection.detail import error_of_mean
-from ..inspection.histograms import VALUE_BINS
+from ..inspection.distributions import VALUE_BINS
 from ..inspection.rows import MonitorRow
 
 #: The rows of one layer and role, in the order of steps.

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from quantizers import QTensor
 
-from .histograms import code_counts, value_counts
+from .distributions import code_counts, outlier, value_counts
 from .pair import TensorPair
-from .peaks import outlier
 from .rounding import Rounded, Shared, rounded, shared_noise
 from .weight_watch import WeightWatch
 

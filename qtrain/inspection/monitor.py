@@ -16,7 +16,7 @@ from .. import checks
 from ..copies import unwrapped
 from ..products.module import QProduct
 from ..reports.plots import plot
-from .histograms import HIGHEST, LOWEST
+from .distributions import HIGHEST, LOWEST
 from .record import Record
 from .recorder import Recorder
 from .report import Report

@@ -107,37 +107,20 @@ def network_section(rows: Sequence[Row], measured: str) -> Section | None:
     names = [f"{low:g} to {high:g}" for high, low in pairwise(LEVELS[:-1])]
     names = [f"{LEVELS[0]:g} and more", *names, f"below {LEVELS[-2]:g}"]
     legend = [*((f"h{i}", name) for i, name in enumerate(names)), ("nan", "NaN")]
-    body = (
-        part("text", [text]) + part("legend", legend) + part("strip", layers, roles, _paths(rows))
-    )
+    paths: dict[str, str] = {}  # one a colour
+    for x, line in enumerate(_cells(rows)):
+        for y, (kind, value) in enumerate(line):
+            if value:
+                paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
+    body = part("text", [text]) + part("legend", legend) + part("strip", layers, roles, paths)
     return Section(id="network", title="Network", body=body)
 
 
-def _values(rows: Sequence[Row]) -> list[list[float | None]]:
-    """The SQNR of each layer's roles; None for a role that a layer lacks."""
-    found = {(row.layer, row.role): row.sqnr_db for row in rows}
+def _cells(rows: Sequence[Row]) -> list[list[tuple[str, str]]]:
+    """Of each layer's roles the class of its SQNR and that; ("", "") where a layer lacks one."""
+    found = {(row.layer, row.role): (level(row.sqnr_db), decibels(row.sqnr_db)) for row in rows}
     roles = roles_of(rows)
-    return [[found.get((layer, role)) for role in roles] for layer in layers_of(rows)]
-
-
-def _paths(rows: Sequence[Row]) -> dict[str, str]:
-    """Columns of layers and lines of roles, as one path a colour."""
-    paths: dict[str, str] = {}
-    for x, line in enumerate(_values(rows)):
-        for y, value in enumerate(line):
-            if value is not None:
-                kind = level(value)
-                paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
-    return paths
-
-
-def heat(rows: Sequence[Row]) -> str:
-    """Search and order, and one line a layer and one cell a role: its colour and its value."""
-    cells = [
-        [("", "") if value is None else (level(value), decibels(value)) for value in line]
-        for line in _values(rows)
-    ]
-    return part("heat", layers_of(rows), roles_of(rows), cells)
+    return [[found.get((layer, role), ("", "")) for role in roles] for layer in layers_of(rows)]
 
 
 def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> Section | None:
@@ -159,7 +142,8 @@ def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> S
             "tails show), and its SQNR by step."
         )
     parts = [_part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(errors.items())]
-    body = part("text", [text]) + heat(rows) + part("parts", parts)
+    heat = part("heat", list(errors), roles_of(rows), _cells(rows))
+    body = part("text", [text]) + heat + part("parts", parts)
     return Section(id="layers", title="Layers", body=body)
 
 

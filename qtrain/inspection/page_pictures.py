@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..reports.numbers import decibels, percent, power
-from .histograms import HIGHEST, LOWEST, VALUE_BINS
+from .distributions import HIGHEST, LOWEST, VALUE_BINS
 
 #: The drawing's size in its own units, and the height of its bars or line.
 WIDTH, HEIGHT, BARS = 120, 56, 42
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 
 
 def value_picture(counts: Sequence[int]) -> Picture:
-    """Bars of `histograms.value_counts`, of the binades that occur; their heights are square roots,
+    """Bars of `value_counts`, of the binades that occur; their heights are square roots,
     so that tails show."""
     middle = VALUE_BINS // 2
     used = [abs(i - middle) - 1 + LOWEST for i, n in enumerate(counts) if n and i != middle]
@@ -62,7 +62,7 @@ def value_picture(counts: Sequence[int]) -> Picture:
 
 
 def code_picture(counts: Sequence[int]) -> Picture:
-    """Bars of `histograms.code_counts`, lowest code first, neighbours together; heights are square
+    """Bars of `code_counts`, lowest code first, neighbours together; heights are square
     roots."""
     total = sum(counts)
     if not total:

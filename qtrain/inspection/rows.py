@@ -26,8 +26,8 @@ class MonitorRow(Row):
     layer, role, ..., gain   as in `Row`, over the elements that were looked at; the fraction that
              is not finite is nonfinite / elements; of grad_weight, gain is the bias along the
              update
-    values   how many values of x lie in each of 97 bins: see `histograms.value_counts`
-    codes    how many codes lie in each of up to 256 bins: see `histograms.code_counts`; () for a
+    values   how many values of x lie in each of 97 bins: see `distributions.value_counts`
+    codes    how many codes lie in each of up to 256 bins: see `distributions.code_counts`; () for a
              product and for what is not quantized
     scale    (smallest, median, largest) scale of all granules; None where there is none
     drift    the median scale in units of that at the layer's record before; None for the first

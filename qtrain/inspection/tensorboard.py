@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import checks
+from .distributions import HIGHEST, LOWEST, VALUE_BINS
 from .figures import FIGURES, MONITORED
-from .histograms import HIGHEST, LOWEST, VALUE_BINS
 from .rows import MonitorRow
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def to_tensorboard(
               that is called as the model ("baseline", "quantized")
 
     Every event is at its training step.  A histogram of values has the bins of
-    `histograms.value_counts`; one of codes the number of the bin, of `histograms.code_counts`, on
+    `value_counts`; one of codes the number of the bin, of `code_counts`, on
     its axis.  NaN and infinities are written as such; a metric that was not finite is a NaN.
 
     Raises ValueError for a folder that holds events already (they would show twice), where there is

@@ -26,7 +26,7 @@ from qtrain import Monitor, Report, diagnose, quantize, train
 from qtrain.cli import main
 from qtrain.diagnosis.verdict import verdict_section
 from qtrain.inspection import page_pictures
-from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
+from qtrain.inspection.distributions import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.inspection.page import LEVELS, level
 from qtrain.inspection.roles import ROLES
 from qtrain.reports.numbers import percent, short
