@@ -6,9 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill, wrap
-
-from tabulate import tabulate
+from textwrap import fill
 
 from .. import checks
 from ..files.terminal import printable
@@ -22,8 +20,6 @@ _ELSEWHERE = (
     "behind full precision all the same? sensitivity and recommend: what the bits\n"
     "cost; accumulated(..., reference=): norms, too"
 )
-#: columns of a layer's name
-_NAME = 26
 #: The most findings that are shown.
 _MOST = 50
 
@@ -92,30 +88,15 @@ class Verdict:
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    rows = [
-        [
-            f"{f.severity:.1f}",
-            "\n".join(
-                [
-                    *wrap(printable(f.layer), _NAME),
-                    *wrap(printable(f"- {f.role}"), _NAME, subsequent_indent="  "),
-                ]
-            ),
-            "\n".join(wrap(f.symptom, 14)),
-            f"{f.value:.2g}",
-            f"{f.threshold:.2g}",
-            f"{f.seen} of {f.records}\n{_span(f)}",
-        ]
-        for f in findings
-    ]
-    headers = ["sev-\nerity", "layer\n- role", "symptom", "value", "limit", "records\nsteps"]
-    align = ("right", "left", "left", "right", "right", "left")
-    return tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def _span(finding: Finding) -> str:
-    gap = "\n" if finding.last > 999 else " "
-    return f"{finding.first} to{gap}{finding.last}"
+    lines: list[list[str] | str] = []
+    for i, f in enumerate(findings):
+        if i == 0 or (f.layer, f.role) != (findings[i - 1].layer, findings[i - 1].role):
+            lines.append(f"{f.layer}: {f.role}")
+        figures = f"{f.severity:.1f}", f"{f.value:.2g}", f"{f.threshold:.2g}"
+        seen = f"{f.seen} of {f.records}", f"{f.first} to {f.last}"
+        lines.append([f"- {f.symptom}", *figures, *seen])
+    headers = ["tensor and symptom", "severity", "value", "limit", "records", "steps"]
+    return Table(headers=headers, lines=lines).text()
 
 
 def explanations(findings: Sequence[Finding]) -> list[Finding]:
