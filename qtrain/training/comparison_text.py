@@ -47,8 +47,6 @@ def _table(title: str, rows: Mapping[str, tuple[object, object]]) -> list[str]:
                 cells += wrap(f"{name}, {run}: {text}", WIDTH, subsequent_indent="    ")
         else:
             cells.append([name, first, second])
-    if not any(isinstance(cell, list) for cell in cells):
-        return [title, *map(str, cells)]
     return [Table(headers=[title, "A", "B"], lines=cells).text()]
 
 

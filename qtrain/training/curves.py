@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..inspection.roles import ROLES
+from ..inspection.row import worst_first
 from ..inspection.rows import MonitorRow
 from ..reports.numbers import count, decibels, short
 from ..reports.page.shell import Section, part
@@ -94,11 +96,14 @@ def errors_section(record: RunRecord) -> Section | None:
     charts, lines = [], []
     for role in ROLES:
         rows = [row for row in record.monitor if row.role == role]
-        windows = _windows(rows)
-        if len(windows) > 1:  # one point is no curve
-            charts.append(_bands(role, windows))
-        if windows:
-            lines.append(_line(role, rows, windows))
+        if not rows:
+            continue
+        curve, worst = _curve(rows), worst_first(rows)[0]
+        if len(curve) > 1:  # one point is no curve
+            charts.append(_bands(role, curve))
+        medians = decibels(curve[0].median), decibels(curve[-1].median)
+        lowest = decibels(worst.sqnr_db), short(worst.step), worst.layer
+        lines.append([role, *medians, *lowest])
     table = Table(
         caption="SQNR in dB of each role over the run", lines=lines, words=["in layer"],
         headers=("role", "median at first", "median at last", "lowest", "at step", "in layer"),
@@ -113,63 +118,47 @@ def errors_section(record: RunRecord) -> Section | None:
     return Section(id="errors", title="Errors over the run", body=body)
 
 
-def _windows(rows: Sequence[MonitorRow]) -> list[tuple[int, list[float]]]:
-    """(last step, the last SQNR of each layer till then) of equal stretches of records.
+class _Point(NamedTuple):
+    """The SQNR of all layers at a step: NaN where none is finite, the lowest where one is lost."""
+
+    step: float
+    low: float
+    quarter: float
+    median: float
+    top: float
+
+
+def _curve(rows: Sequence[MonitorRow]) -> list[_Point]:
+    """A point at the end of each of equal stretches of records, each layer by its last till then.
 
     As many as the layer that was recorded most often has records, up to `WINDOWS`: where layers
     take turns, each has its turn in every stretch.
     """
     steps = sorted({row.step for row in rows})
-    if not steps:
-        return []
-    seen: dict[str, int] = {}
-    for row in rows:
-        seen[row.layer] = seen.get(row.layer, 0) + 1
-    size = -(-len(steps) // min(max(seen.values()), WINDOWS))
+    size = -(-len(steps) // min(max(Counter(row.layer for row in rows).values()), WINDOWS))
     place = {step: i // size for i, step in enumerate(steps)}
-    found: dict[int, tuple[int, list[float]]] = {}
     latest: dict[str, float] = {}
-    for row in rows:
+    found: list[_Point] = []
+    for i, row in enumerate(rows):
         latest[row.layer] = row.sqnr_db
-        found[place[row.step]] = row.step, list(latest.values())
-    return list(found.values())
+        if i + 1 == len(rows) or place[rows[i + 1].step] != place[row.step]:
+            values = [value for value in latest.values() if value != math.inf]
+            finite = [value for value in values if math.isfinite(value)] or [math.nan]
+            low = min(finite) if len(finite) == len(values) else math.nan
+            quartiles = np.quantile(finite, (0.25, 0.5, 0.75)).tolist()
+            found.append(_Point(float(row.step), low, *quartiles))
+    return found
 
 
-def _bands(role: str, windows: Sequence[tuple[int, list[float]]]) -> Panel:
-    low, middle, quarters, top = [], [], [], []
-    for step, values in windows:
-        finite = sorted(value for value in values if math.isfinite(value))
-        lost = any(math.isnan(value) or value == -math.inf for value in values)
-        low.append((float(step), math.nan if lost or not finite else finite[0]))
-        a, b, c = _quartiles(finite)
-        middle.append((float(step), b))
-        if math.isfinite(b):
-            quarters.append((float(step), a))
-            top.append(c)
+def _bands(role: str, curve: Sequence[_Point]) -> Panel:
+    known = [point for point in curve if math.isfinite(point.median)]
     lines = [
-        Line(label="quartiles", kind="band", points=quarters, top=top),
-        Line(label="median", kind="median", points=middle),
-        Line(label="lowest", kind="low", points=low),
-    ]
+        Line(
+            label="quartiles", kind="band",
+            points=[(point.step, point.quarter) for point in known],
+            top=[point.top for point in known],
+        ),
+        Line(label="median", kind="median", points=[(p.step, p.median) for p in curve]),
+        Line(label="lowest", kind="low", points=[(p.step, p.low) for p in curve]),
+    ]  # fmt: skip
     return Panel(title=role, text=f"SQNR of {role}", unit="dB", x="step", lines=lines)
-
-
-def _quartiles(values: Sequence[float]) -> list[float]:
-    return np.quantile(values, (0.25, 0.5, 0.75)).tolist() if values else [math.nan] * 3
-
-
-def _line(
-    role: str, rows: Sequence[MonitorRow], windows: Sequence[tuple[int, list[float]]]
-) -> list[str]:
-    worst = min(rows, key=lambda row: (not math.isnan(row.sqnr_db), row.sqnr_db))
-    medians = [
-        _quartiles(sorted(v for v in values if math.isfinite(v)))[1]
-        for _, values in (windows[0], windows[-1])
-    ]
-    return [
-        role,
-        *map(decibels, medians),
-        decibels(worst.sqnr_db),
-        short(worst.step),
-        worst.layer,
-    ]
