@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -104,33 +104,12 @@ def computed(figures: Sequence[Figure], of: Sums | Detail) -> dict[str, Any]:
     return {figure.name: figure.of(of) for figure in figures if figure.of is not None}
 
 
-def _scientific(value: float) -> str:
-    """Two digits and the power of ten: 1.2e-3."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+def _cosine(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.5f}"
 
 
-def _hundredths(fraction: float) -> str:
-    return "100" if fraction == 1 else f"{100 * fraction:.2f}"
-
-
-def _digits(count: int) -> Callable[[float], str]:
-    return lambda value: "NaN" if math.isnan(value) else f"{value:.{count}f}"
-
-
-class Unit(NamedTuple):
-    """How a value is written: in a page, as HTML; in its table of largest errors; in plain text."""
-
-    page: Callable[[float], str]
-    brief: Callable[[float], str]
-    text: Callable[[float], str]
-
-
-DECIBELS = Unit(decibels, decibels, "{:.1f}".format)
-COSINE = Unit(_digits(5), _digits(4), "{:.5f}".format)
-NUMBER = Unit(short, short, _scientific)
-PERCENT = Unit(percent, percent, _hundredths)
-COUNT = Unit("{:,}".format, "{:,}".format, str)
+def _integer(value: float) -> str:
+    return f"{value:,}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +119,7 @@ class Figure:
     name     the row's field, and so the name in JSON, CSV and TensorBoard
     of       its value, over every call of a layer: of `Sums` in `FIGURES`, of a `Detail` in
              `MONITORED`; None: of earlier records, see `Record`
-    unit     how its values are written
+    unit     how its values are written: `decibels`, `percent`, ...
     page     the heading of its column in a page; "" where none shows it
     text     ... in a report's text
     brief    whether the page's table of the largest errors shows it
@@ -149,7 +128,7 @@ class Figure:
 
     name: str
     of: Callable[[Any], Any] | None
-    unit: Unit
+    unit: Callable[[float], str]
     page: str = ""
     text: str = ""
     brief: bool = False
@@ -158,18 +137,18 @@ class Figure:
 
 #: Of every row, in the order in which they are shown.
 FIGURES = (
-    Figure("sqnr_db", Sums.sqnr_db, DECIBELS, "SQNR (dB)", "SQNR\n(dB)", True, float),
-    Figure("cosine", Sums.cosine, COSINE, "cosine", "cosine", True, float),
-    Figure("bias", Sums.share("error"), NUMBER, "bias", "bias", event=float),
-    Figure("relative_bias", Sums.relative_bias, NUMBER, "relative bias", event=float),
-    Figure("clipped", Sums.share("clipped"), PERCENT, "clipped (%)", "clip\n(%)", True, float),
-    Figure("zeroed", Sums.share("zeroed"), PERCENT, "zeroed (%)", "zero\n(%)", True, float),
-    Figure("saturated", Sums.share("saturated"), PERCENT, "saturated (%)", "", True, float),
-    Figure("nonfinite", lambda s: s.nonfinite, COUNT, "not finite", "not\nfinite", True, float),
-    Figure("low", lambda s: s.end(s.low), NUMBER, "low"),
-    Figure("high", lambda s: s.end(s.high), NUMBER, "high"),
-    Figure("elements", lambda s: s.elements, COUNT, "elements"),
-    Figure("gain", Sums.gain, NUMBER),
+    Figure("sqnr_db", Sums.sqnr_db, decibels, "SQNR (dB)", "SQNR\n(dB)", True, float),
+    Figure("cosine", Sums.cosine, _cosine, "cosine", "cosine", True, float),
+    Figure("bias", Sums.share("error"), short, "bias", "bias", event=float),
+    Figure("relative_bias", Sums.relative_bias, short, "relative bias", event=float),
+    Figure("clipped", Sums.share("clipped"), percent, "clipped (%)", "clip\n(%)", True, float),
+    Figure("zeroed", Sums.share("zeroed"), percent, "zeroed (%)", "zero\n(%)", True, float),
+    Figure("saturated", Sums.share("saturated"), percent, "saturated (%)", "", True, float),
+    Figure("nonfinite", lambda s: s.nonfinite, _integer, "not finite", "not\nfinite", True, float),
+    Figure("low", lambda s: s.end(s.low), short, "low"),
+    Figure("high", lambda s: s.end(s.high), short, "high"),
+    Figure("elements", lambda s: s.elements, _integer, "elements"),
+    Figure("gain", Sums.gain, short),
 )
 
 
@@ -189,16 +168,16 @@ def _rms(values: list[float]) -> float:
 
 #: Of a `MonitorRow` besides: what is an error is the mean over the calls, what is not the largest.
 MONITORED = (
-    Figure("scale", lambda d: d.scale, NUMBER, event=itemgetter(1)),
-    Figure("drift", None, NUMBER, event=float),
-    Figure("offset", _over_calls("offset", mean), NUMBER),
-    Figure("offset_error", _over_calls("offset_error", error_of_mean), NUMBER),
-    Figure("spread", _over_calls("spread", _rms), NUMBER),
-    Figure("reach", _over_calls("reach", max), NUMBER),
-    Figure("axis", lambda d: d.noise[0], COUNT),
-    Figure("shared", lambda d: d.noise[1], NUMBER),
-    Figure("shared_error", lambda d: d.noise[2], NUMBER),
-    Figure("outlier", lambda d: max(d.outliers, default=None), NUMBER),
-    Figure("update", lambda d: None if d.weight is None else d.weight.update(), NUMBER),
-    Figure("oscillation", None, PERCENT),
+    Figure("scale", lambda d: d.scale, short, event=itemgetter(1)),
+    Figure("drift", None, short, event=float),
+    Figure("offset", _over_calls("offset", mean), short),
+    Figure("offset_error", _over_calls("offset_error", error_of_mean), short),
+    Figure("spread", _over_calls("spread", _rms), short),
+    Figure("reach", _over_calls("reach", max), short),
+    Figure("axis", lambda d: d.noise[0], _integer),
+    Figure("shared", lambda d: d.noise[1], short),
+    Figure("shared_error", lambda d: d.noise[2], short),
+    Figure("outlier", lambda d: max(d.outliers, default=None), short),
+    Figure("update", lambda d: None if d.weight is None else d.weight.update(), short),
+    Figure("oscillation", None, percent),
 )

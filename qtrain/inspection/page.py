@@ -75,7 +75,7 @@ def _largest(rows: Sequence[Row], most: int = 10) -> Table:
         [
             (row.layer, f"layer-{places[row.layer]}"),
             row.role,
-            *(figure.unit.brief(getattr(row, figure.name)) for figure in figures),
+            *(figure.unit(getattr(row, figure.name)) for figure in figures),
         ]
         for row in worst_first(rows)[:most]
     ]
@@ -153,7 +153,7 @@ def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]
     lines = [
         [
             f"{row.role}{'*' if row.note else ''}",
-            *(figure.unit.page(getattr(row, figure.name)) for figure in figures),
+            *(figure.unit(getattr(row, figure.name)) for figure in figures),
         ]
         for row in rows
     ]

@@ -12,11 +12,12 @@ from textwrap import fill
 
 from .. import checks
 from ..files.terminal import printable
+from ..reports.numbers import decibels, short
 from ..reports.panels import Line, Panel
 from ..reports.plots import plot
 from ..reports.rows import save_rows
 from ..reports.table import WIDTH, Table, wrapped
-from .figures import FIGURES, NUMBER
+from .figures import FIGURES
 from .page import save_page
 from .row import Row, layers_of, roles_of, worst_first
 
@@ -124,8 +125,8 @@ def _errors(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 f"- {row.role}{'*' if row.note else ''}",
-                *(figure.unit.text(getattr(row, figure.name)) for figure in columns),
-                NUMBER.text(max(abs(row.low), abs(row.high))),
+                *(figure.unit(getattr(row, figure.name)) for figure in columns),
+                short(max(abs(row.low), abs(row.high))),
             ]
         )
     headers = ["layer and role", *(figure.text for figure in columns), "largest"]
@@ -136,7 +137,7 @@ def _errors(rows: Sequence[Row]) -> str:
 
 def _overview(rows: Sequence[Row], roles: Sequence[str]) -> str:
     """One line a layer: the SQNR in dB of each of `roles`."""
-    found = {(row.layer, row.role): f"{row.sqnr_db:.1f}" for row in rows}
+    found = {(row.layer, row.role): decibels(row.sqnr_db) for row in rows}
     layers = dict.fromkeys(row.layer for row in rows)
     lines = [[layer, *(found.get((layer, role), "") for role in roles)] for layer in layers]
     names = (printable(role, keep="") for role in roles)
