@@ -38,9 +38,7 @@ class Report:
 
     def worst(self, count: int = 5) -> list[Row]:
         """The rows of lowest SQNR, a NaN first."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"worst: got {checks.shown(count)}, need a positive integer")
-        return worst_first(self.rows)[:count]
+        return worst_first(self.rows)[: checks.integer("worst", count, low=1)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows to a .json or .csv file, or a page to an .html file, atomically.
