@@ -71,8 +71,7 @@ def test_quantizers_holds_no_module_and_no_autograd(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "qtrain").rglob("*.py")), ids=short)
 def test_qtrain_imports_quantizers_and_what_it_declares(path: Path) -> None:
-    declared = {"torch", "numpy", "numba", "tabulate", "tqdm", "matplotlib", "jinja2",
-                "markupsafe", "PIL"}  # fmt: skip
+    declared = {"torch", "numpy", "numba", "tabulate", "tqdm", "matplotlib", "jinja2", "PIL"}
     assert roots(path) <= declared | {"quantizers", "qtrain"}
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", "--")
-MARKERS = "osD^v<>x"
+MARKERS = "osD^v<>"
 
 
 def plot(panels: Sequence[Panel], path: Path, *, legend: Sequence[str] = ()) -> None:
@@ -84,7 +84,7 @@ def _draw(line: Line, axes: Axes, i: int) -> Any:
     (found,) = axes.plot(
         steps, values, color=colour, linewidth=1, markersize=4, label=_plain(line.label),
         linestyle=DASHES[i % 2] if line.joined else "",
-        marker=MARKERS[i % (len(MARKERS) - 1)] if line.marks else "",
+        marker=MARKERS[i % len(MARKERS)] if line.marks else "",
         alpha=0.5 if line.kind.endswith(" thin") else 1,
     )  # fmt: skip
     above = Counter[float]()  # points of one x lie above one another

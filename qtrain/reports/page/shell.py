@@ -51,17 +51,12 @@ def part(name: str, *values: Any) -> str:
 @cache
 def _macros() -> Any:
     from jinja2 import Environment, StrictUndefined  # when the first page is made
-    from markupsafe import Markup, escape
-
-    def name(layer: str) -> Markup:
-        """A module path, which may be broken behind a dot."""
-        return escape(text(layer)).replace(".", Markup(".<wbr>"))
 
     def text(value: object) -> object:
         return value if hasattr(value, "__html__") else printable(value, keep="")
 
     environment = Environment(autoescape=True, finalize=text, undefined=StrictUndefined)
-    environment.filters.update(name=name, count=count, drawn=drawn)
+    environment.filters.update(text=text, count=count, drawn=drawn)
     return environment.from_string(_file("page.html")).module
 
 
