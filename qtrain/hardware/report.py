@@ -149,7 +149,7 @@ class CostReport:
             x="energy of the product's multiply-adds in µJ (lower is better)", lines=lines, log="x",
         )  # fmt: skip
         legend = [f"{number} {layer}" for number, layer in enumerate(layers, 1)]
-        plot([panel], Path(path), legend=legend)
+        plot([panel], checks.path("plot", path), legend=legend)
 
     def __str__(self) -> str:
         remarks = [f"not counted: {path}: {', '.join(ops)}" for path, ops in self.outside.items()]

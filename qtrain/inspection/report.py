@@ -62,7 +62,10 @@ class Report:
             points = [(places[row.layer], row.sqnr_db) for row in self.rows if row.role == role]
             lines.append(Line(label=role, points=points, marks=True))
         unit = "SQNR in dB (higher is better)"
-        plot([Panel(title="", unit=unit, x="", lines=lines, ticks=self.layers)], Path(path))
+        plot(
+            [Panel(title="", unit=unit, x="", lines=lines, ticks=self.layers)],
+            checks.path("plot", path),
+        )
 
     @property
     def layers(self) -> list[str]:

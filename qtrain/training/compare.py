@@ -108,7 +108,7 @@ class Comparison:
         ]
         if not panels:
             raise ValueError("plot: the two runs have no branch and no monitored layer in common")
-        plot(panels, Path(path))
+        plot(panels, checks.path("plot", path))
 
     def __str__(self) -> str:
         places = (("A", self.a.path), ("B", self.b.path))
