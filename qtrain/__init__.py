@@ -25,8 +25,8 @@ from .hardware.cost import cost as cost
 from .hardware.energy import EnergyTable as EnergyTable
 from .hardware.energy import UnitCost as UnitCost
 from .hardware.report import CostReport as CostReport
-from .hardware.row import CostRow as CostRow
-from .hardware.row import Trade as Trade
+from .hardware.report import CostRow as CostRow
+from .hardware.report import Trade as Trade
 from .inspection.accumulated import accumulated as accumulated
 from .inspection.inspect import inspect as inspect
 from .inspection.monitor import Monitor as Monitor
@@ -67,8 +67,8 @@ from .weights.decay import CorrectedSteps as CorrectedSteps
 from .weights.decay import NormSchedule as NormSchedule
 from .weights.decay import effective_rates as effective_rates
 from .weights.history import NormHistory as NormHistory
-from .weights.rate_row import RateRow as RateRow
 from .weights.rates import EffectiveRates as EffectiveRates
+from .weights.rates import RateRow as RateRow
 
 __version__ = VERSION
 

@@ -24,7 +24,6 @@ from .files import terminal
 from .hardware.cost import cost
 from .inspection.accumulated import accumulated
 from .inspection.inspect import inspect
-from .inspection.plots import plot_errors
 from .inspection.tensorboard import to_tensorboard
 from .training.compare import compare
 from .training.interrupt import Interrupted
@@ -93,7 +92,7 @@ def _inspect(parsed: argparse.Namespace) -> None:
     measure = accumulated if parsed.accumulated else inspect
     with _restored(parsed) as (model, inputs, targets):
         report = measure(model, inputs, targets)
-    _give(parsed, report.table(parsed.worst), report.save, partial(plot_errors, report.rows))
+    _give(parsed, report.table(parsed.worst), report.save, report.plot)
 
 
 def _cost(parsed: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..inspection.losses import cross_entropy
+from ..inspection.step import cross_entropy
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
 from .nonfinite import NonFiniteError, first_nonfinite
