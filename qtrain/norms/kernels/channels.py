@@ -18,7 +18,7 @@ from quantizers.kernels.serving import SOURCES, TARGETS
 
 from ..passes import Affine, Channels, Codes, Extra, Slope, Sums, flat_index
 from ..samples import Cut
-from .memory import Layout, added, by_plane, in_blocks, is_dense, layout_of, made, run
+from .memory import Layout, added, by_plane, is_dense, layout_of, made, run, statistics
 from .sample import CompiledSample
 
 _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
@@ -51,7 +51,10 @@ def channels(
     ):
         return None
     layout = layout_of(x)
-    if layout is None or made("normalize", SOURCES[x.dtype], 0, False, layout.planes) is None:
+    if (
+        layout is None
+        or made("normalize", SOURCES[x.dtype], 0, False, layout.planes, False, 0) is None
+    ):
         return None
     return CompiledChannels(x, layout)
 
@@ -73,7 +76,7 @@ class CompiledChannels(Channels):
             y = self.affine(of._replace(activation=None, relu=False), torch.float32)
             y = y if of.activation is None else round_to(y, of.activation)
             return (y.relu_() if of.relu else y).to(dtype)
-        kernel = made("normalize", self.source, target, of.relu, self.layout.planes)
+        kernel = made("normalize", self.source, target, of.relu, self.layout.planes, False, 0)
         if kernel is None:
             return super().affine(of, dtype)
         y = torch.empty_like(self.x, dtype=dtype)
@@ -82,8 +85,8 @@ class CompiledChannels(Channels):
 
     def codes(self, of: Affine, format: IntFormat) -> Codes | None:
         kernel = made(
-            "codes", self.source, TARGETS[format.dtype], of.relu, _ROUNDINGS[of.activation],
-            self.layout.planes,
+            "normalize", self.source, TARGETS[format.dtype], of.relu, self.layout.planes, True,
+            _ROUNDINGS[of.activation],
         )  # fmt: skip
 
         def codes(scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -106,21 +109,16 @@ class CompiledChannels(Channels):
         return torch.empty_like(self.x, dtype=grad.dtype).copy_(grad)
 
     def sums(self, grad: Tensor, of: Affine, extra: Extra) -> Sums:
-        planes, _, width, channels = self.layout
-        kernel = made(
-            "backward_sums", self.source, SOURCES[grad.dtype], extra == "squares",
-            extra == "signs", of.relu, _ROUNDINGS[of.activation] if of.relu else 0, planes,
+        count = self.x.numel() // self.layout.channels
+        kind = {None: 4, "squares": 5, "signs": 6}[extra]
+        found = statistics(
+            kind, self.x, self.layout, Cut(0, 1, count), 2 if extra is None else 3, *of[:3], grad,
+            of.relu, _ROUNDINGS[of.activation] if of.relu else 0,
         )  # fmt: skip
-        if kernel is None:
+        if found is None:
             return super().sums(grad, of, extra)
-        count = self.x.numel()
-        blocks = in_blocks(planes, width, Cut(0, 1, count // channels))
-        plain, product, more = [blocks.partial(of.mean) for _ in range(3)]
-        run(
-            kernel, count, channels, width, blocks.lanes, self.x, blocks.starts, len(plain), grad,
-            *of[:3], plain, product, more,
-        )  # fmt: skip
-        return Sums(added(plain), added(product), None if extra is None else added(more))
+        plain, product, *more = [added(part) for part in found[0]]
+        return Sums(plain, product, more[0] if more else None)
 
     def grad_input(
         self, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype

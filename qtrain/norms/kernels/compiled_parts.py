@@ -38,17 +38,23 @@ def _brain(x: Any) -> Any:
 
 
 @function
+def rounded(rounding: Any, x: Any) -> Any:
+    """x rounded to ROUNDINGS[rounding]."""
+    if rounding == 1:
+        return widened(halved(x))
+    if rounding == 2:
+        return as_float(u32(_brain(x) << u32(16)))
+    return x
+
+
+@function
 def keep(target: Any, address: Any, i: Any, value: Any) -> None:
-    if target == 0:
-        f32_at(address)[i] = value
-    elif target == 1:
+    if target == 1:
         u16_at(address)[i] = halved(value)
     elif target == 2:
         u16_at(address)[i] = np.uint16(_brain(value))
-    elif target == 3:
-        f32_at(address)[i] = widened(halved(value))
     else:
-        f32_at(address)[i] = as_float(u32(_brain(value) << u32(16)))
+        f32_at(address)[i] = rounded(target - 2 if target > 2 else 0, value)
 
 
 @function
@@ -61,16 +67,6 @@ def share(count: Any) -> Any:
 def channel(mean: Any, scale: Any, shift: Any, c: Any) -> Any:
     """Mean, scale and shift of a channel."""
     return f32_at(mean)[c], f32_at(scale)[c], f32_at(shift)[c]
-
-
-@function
-def rounded(rounding: Any, x: Any) -> Any:
-    """x rounded to ROUNDINGS[rounding]."""
-    if rounding == 1:
-        return widened(halved(x))
-    if rounding == 2:
-        return as_float(u32(_brain(x) << u32(16)))
-    return x
 
 
 @function

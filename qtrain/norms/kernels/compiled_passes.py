@@ -21,8 +21,6 @@ from quantizers.kernels.compiled import (
     kernel,
     load,
     store,
-    thread,
-    threads,
     u8_at,
     u32,
 )
@@ -31,45 +29,29 @@ from quantizers.kernels.compiled_rounding import element
 from .compiled_parts import OUTPUT_BYTES, before_relu, channel, keep, rounded, share, sign
 
 
-def normalize(source: int, target: int, relu: bool, planes: bool) -> Any:
-    """(x - mean) * scale + shift, then ReLU, stored as TARGETS[target]."""
-    size, target_size = SOURCE_BYTES[source], OUTPUT_BYTES[target]
+def normalize(
+    source: int, target: int, relu: bool, planes: bool, quantized: bool, rounding: int
+) -> Any:
+    """(x - mean) * scale + shift, then ReLU, stored as TARGETS[target].
 
-    def body(data: Any) -> None:
-        words = numba.carray(data, (8,), np.int64)
-        runs, width, channels = words[0], words[1], words[2]
-        mean, scale, shift = words[5], words[6], words[7]
-        start, end = share(runs)
-        for run in range(start, end):
-            x, y = words[3] + size * width * run, words[4] + target_size * width * run
-            m, s, b = channel(mean, scale, shift, run % channels)
-            for i in range(width):
-                if not planes:
-                    m, s, b = channel(mean, scale, shift, i)
-                v = f32(f32(f32(load(source, x, i) - m) * s) + b)
-                if relu:
-                    v = f32(0.0) if v < f32(0.0) else v
-                keep(target, y, i, v)
-
-    return kernel(body)
-
-
-def codes(source: int, target: int, relu: bool, rounding: int, planes: bool) -> Any:
-    """(x - mean) * scale + shift, rounded, then ReLU, then quantized to the nearest element of
-    the integer dtype TARGETS[target] of the quantizers' kernels, one range for all."""
-    size, target_size = SOURCE_BYTES[source], TARGET_BYTES[target]
+    quantized: rounded, before the ReLU, then quantized to the nearest element of the integer dtype
+    TARGETS[target] of the quantizers' kernels, one range for all.
+    """
+    size = SOURCE_BYTES[source]
+    target_size = TARGET_BYTES[target] if quantized else OUTPUT_BYTES[target]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (11,), np.int64)
         runs, width, channels = words[0], words[1], words[2]
         mean, scale, shift = words[5], words[6], words[7]
-        step = f32_at(words[8])[0]
-        step = f32(np.inf) if step == f32(0.0) else step
-        zero = f32(0.0)
-        if words[9] != 0:
-            zero = f32(i32_at(words[9])[0])
-        bounds = f32_at(words[10])
-        constants = (bounds[0], bounds[1], f32(0), f32(0), f32(0), f32(0), f32(0), f32(0))
+        step, zero = f32(1.0), f32(0.0)
+        constants = (f32(0), f32(0), f32(0), f32(0), f32(0), f32(0), f32(0), f32(0))
+        if quantized:
+            step, bounds = f32_at(words[8])[0], f32_at(words[10])
+            step = f32(np.inf) if step == f32(0.0) else step
+            if words[9] != 0:
+                zero = f32(i32_at(words[9])[0])
+            constants = (bounds[0], bounds[1], f32(0), f32(0), f32(0), f32(0), f32(0), f32(0))
         start, end = share(runs)
         for run in range(start, end):
             x, y = words[3] + size * width * run, words[4] + target_size * width * run
@@ -80,9 +62,12 @@ def codes(source: int, target: int, relu: bool, rounding: int, planes: bool) -> 
                 v = rounded(rounding, f32(f32(f32(load(source, x, i) - m) * s) + b))
                 if relu:
                     v = f32(0.0) if v < f32(0.0) else v
-                v = f32(v / step)
-                v = element(target, 0, v, v, zero, u32(0), u32(0), f32(0), constants)
-                store(target, y, i, v)
+                if quantized:
+                    v = f32(v / step)
+                    v = element(target, 0, v, v, zero, u32(0), u32(0), f32(0), constants)
+                    store(target, y, i, v)
+                else:
+                    keep(target, y, i, v)
 
     return kernel(body)
 
@@ -93,11 +78,8 @@ def backward_input(
 ) -> Any:  # fmt: skip
     """g * scale + slope * centered + offset, stored as TARGETS[target]; signs: slope multiplies
     sign(centered) instead."""
-    size, grad_size, target_size = (
-        SOURCE_BYTES[source],
-        SOURCE_BYTES[grad_source],
-        OUTPUT_BYTES[target],
-    )
+    size, grad_size = SOURCE_BYTES[source], SOURCE_BYTES[grad_source]
+    target_size = OUTPUT_BYTES[target]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (11,), np.int64)
@@ -128,36 +110,24 @@ def backward_input(
     return kernel(body)
 
 
-def add_relu(source: int) -> Any:
+def residual(source: int, masked: bool) -> Any:
     """relu(x + y) of tensors of SOURCES[source] with the same layout, and, a byte each, where it
-    was off."""
+    was off; masked: x, a gradient, but 0 where the ReLU was off."""
     size = SOURCE_BYTES[source]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (5,), np.int64)
-        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
+        start, end = share(words[0])
         x, y, result = words[1] + size * start, words[2] + size * start, words[3] + size * start
-        off = words[4] + start
+        off = u8_at(words[4] + start)
         for i in range(end - start):
-            v = f32(load(source, x, i) + load(source, y, i))
-            v = rounded(source, v)
-            below = v <= f32(0.0)
+            v = load(source, x, i)
+            if masked:
+                below = off[i] != 0
+            else:
+                v = rounded(source, f32(v + load(source, y, i)))
+                below = v <= f32(0.0)
+                off[i] = np.uint8(1) if below else np.uint8(0)
             keep(source, result, i, f32(0.0) if below else v)
-            u8_at(off)[i] = np.uint8(1) if below else np.uint8(0)
-
-    return kernel(body)
-
-
-def masked(source: int) -> Any:
-    """The gradient, of SOURCES[source], but 0 where the ReLU was off."""
-    size = SOURCE_BYTES[source]
-
-    def body(data: Any) -> None:
-        words = numba.carray(data, (4,), np.int64)
-        start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
-        grad, result, off = words[1] + size * start, words[2] + size * start, words[3] + start
-        for i in range(end - start):
-            v = load(source, grad, i)
-            keep(source, result, i, f32(0.0) if u8_at(off)[i] != 0 else v)
 
     return kernel(body)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.kernels.serving import SOURCES
 from quantizers.numbers import divided
 
 from ..passes import flat_index, rows
 from ..samples import Cut, Extremes, Sample
-from .memory import Layout, added, by_plane, in_blocks, made, run
+from .memory import Layout, added, by_plane, statistics
 
 
 class CompiledSample:
@@ -25,22 +24,8 @@ class CompiledSample:
     def _torch(self) -> Sample:
         return rows(self.x, self.mean)
 
-    def _statistics(self, kind: int, cut: Cut) -> tuple[list[Tensor], int] | None:
-        planes, _, width, channels = self.layout
-        kernel = made("statistics", SOURCES[self.x.dtype], kind, planes)
-        if kernel is None:
-            return None
-        blocks = in_blocks(planes, width, cut)
-        out = [blocks.partial(self.mean) for _ in range(5)]  # total, high, its index, low, its
-        out[2], out[4] = out[2].view(torch.int32), out[4].view(torch.int32)
-        run(
-            kernel, self.x.numel(), channels, width, blocks.lanes, self.x, blocks.starts,
-            len(out[0]), *out, self.mean,
-        )  # fmt: skip
-        return out, blocks.each
-
     def _mean(self, kind: int) -> Tensor | None:
-        found = self._statistics(kind, Cut(0, 1, self.count))
+        found = statistics(kind, self.x, self.layout, Cut(0, 1, self.count), 1, self.mean)
         return None if found is None else divided(added(found[0][0]), self.count)
 
     def ones(self) -> Tensor:
@@ -56,17 +41,19 @@ class CompiledSample:
 
     def _first(self, values: Tensor, at: Tensor, each: int, largest: bool) -> tuple[Tensor, Tensor]:
         """Of each chunk's blocks the best value (C, chunks) and the least of its indices."""
-        values, at = (t.view(-1, each, *t.shape[1:]) for t in (values, at))
+        values, at = (t.view(-1, each, *t.shape[1:]) for t in (values, at.view(torch.int32)))
         best = values.amax((1, 3)) if largest else values.amin((1, 3))
         index = torch.where(values == best[:, None, :, None], at, 2**31 - 1).amin((1, 3))
         return best.t(), index.t().long()
 
     def largest(self, k: int) -> Tensor:
-        found = self._statistics(2, Cut(0, 1, self.count)) if k == 1 else None
+        found = None
+        if k == 1:
+            found = statistics(2, self.x, self.layout, Cut(0, 1, self.count), 2, self.mean)
         if found is None:
             return self._torch().largest(k)
-        out, each = found
-        return self._first(out[1], out[2], each, largest=True)[1]
+        (values, at), each = found
+        return self._first(values, at, each, largest=True)[1]
 
     def take(self, index: Tensor) -> Tensor:
         x = by_plane(self.x)
@@ -74,10 +61,10 @@ class CompiledSample:
         return chosen - self.mean.unsqueeze(1) + self.taint.unsqueeze(1)
 
     def extremes(self, cut: Cut) -> Extremes:
-        found = self._statistics(3, cut)
+        found = statistics(3, self.x, self.layout, cut, 4, self.mean)
         if found is None:
             return self._torch().extremes(cut)
-        (_, high, high_at, low, low_at), each = found
+        (high, high_at, low, low_at), each = found
         top, top_at = self._first(high, high_at, each, largest=True)
         bottom, bottom_at = self._first(low, low_at, each, largest=False)
         taint = self.taint.unsqueeze(1)
