@@ -7,13 +7,13 @@ from torch import Tensor
 
 from quantizers.numbers import divided
 
-from ..passes import flat_index, rows
+from ..passes import centered_rows, flat_index
 from ..samples import Cut, Extremes, Sample
 from .memory import Layout, added, by_plane, statistics
 
 
-class CompiledSample:
-    """A Sample read from x's own memory."""
+class CompiledSample(Sample):
+    """One read from x's own memory."""
 
     def __init__(self, x: Tensor, layout: Layout, mean: Tensor) -> None:
         self.x, self.layout, self.mean = x, layout, mean
@@ -21,8 +21,8 @@ class CompiledSample:
         self.taint = mean - mean
         self.count = x.numel() // layout.channels
 
-    def _torch(self) -> Sample:
-        return rows(self.x, self.mean)
+    def rows(self) -> Tensor:
+        return centered_rows(self.x, self.mean)
 
     def _mean(self, kind: int) -> Tensor | None:
         found = statistics(kind, self.x, self.layout, Cut(0, 1, self.count), 1, self.mean)
@@ -33,11 +33,11 @@ class CompiledSample:
 
     def mean_square(self) -> Tensor:
         mean = self._mean(0)
-        return self._torch().mean_square() if mean is None else mean
+        return super().mean_square() if mean is None else mean
 
     def mean_magnitude(self) -> Tensor:
         mean = self._mean(1)
-        return self._torch().mean_magnitude() if mean is None else mean
+        return super().mean_magnitude() if mean is None else mean
 
     def _first(self, values: Tensor, at: Tensor, each: int, largest: bool) -> tuple[Tensor, Tensor]:
         """Of each chunk's blocks the best value (C, chunks) and the least of its indices."""
@@ -51,7 +51,7 @@ class CompiledSample:
         if k == 1:
             found = statistics(2, self.x, self.layout, Cut(0, 1, self.count), 2, self.mean)
         if found is None:
-            return self._torch().largest(k)
+            return super().largest(k)
         (values, at), each = found
         return self._first(values, at, each, largest=True)[1]
 
@@ -63,7 +63,7 @@ class CompiledSample:
     def extremes(self, cut: Cut) -> Extremes:
         found = statistics(3, self.x, self.layout, cut, 4, self.mean)
         if found is None:
-            return self._torch().extremes(cut)
+            return super().extremes(cut)
         (high, high_at, low, low_at), each = found
         top, top_at = self._first(high, high_at, each, largest=True)
         bottom, bottom_at = self._first(low, low_at, each, largest=False)
