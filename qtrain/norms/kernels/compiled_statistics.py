@@ -30,7 +30,7 @@ from quantizers.kernels.compiled import (
     load,
 )
 
-from .compiled_parts import before_relu, channel, share, sign
+from .compiled_passes import before_relu, channel, share, sign
 
 #: kernels are made, and cached on disk, for a number into these: the sum of (x - mean)^2 or
 #: |x - mean|; the largest |x - mean| with its index; the largest and smallest x with their indices;
