@@ -45,6 +45,12 @@ class ByDevice(Generic[P, R]):
         made = None if form is None else form(x, *args, **kwargs)
         return self.default(x, *args, **kwargs) if made is None else made
 
+    def computed(self, x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same where a graph is made too: what an operation of one runs, and is traced by."""
+        form = self.forms.get(x.device.type)
+        made = None if form is None else form(x, *args, **kwargs)
+        return self.default(x, *args, **kwargs) if made is None else made
+
     def in_graphs(
         self,
         schema: str,
@@ -55,6 +61,8 @@ class ByDevice(Generic[P, R]):
     ) -> None:
         """Keeps it whole in compiled graphs: `register` is told the schema, run and shapes.
 
+        run       by `computed`, which asks for no operation of a graph
+        shapes    default: run itself
         form      what calls torch's operation, or returns None; default: the operation itself
         devices   default: those of the faster forms
         """

@@ -207,7 +207,7 @@ def _run(
     """names, memory: the quantizer's state.
     -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
     state = dict(zip(names, memory, strict=True)) or None
-    q = restored(spec)(x, state=state, key=key, training=training, factor=factor)
+    q = quantize.computed(x, restored(spec), state, key, training, factor)
     scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
     none = x.new_empty(0, dtype=torch.int32)
     elements = laid_out_like(q.elements, x)
