@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_LIBRARIES = {name: torch.library.Library(name, "FRAGMENT") for name in ("quantizers", "qtrain")}
+_library = cache(lambda namespace: torch.library.Library(namespace, "FRAGMENT"))
 
 
 class ByDevice(Generic[P, R]):
@@ -80,7 +80,7 @@ def register(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], *
     keys     torch's dispatch keys: "CPU", "CUDA", or "CompositeExplicitAutograd" for every device
     """
     namespace, _, signature = schema.partition("::")
-    library, name = _LIBRARIES[namespace], signature.partition("(")[0]
+    library, name = _library(namespace), signature.partition("(")[0]
     library.define(signature)
     for key in keys:
         library.impl(name, run, key)
