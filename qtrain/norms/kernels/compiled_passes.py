@@ -110,9 +110,8 @@ def normalize(
         words = numba.carray(data, (11,), np.int64)
         runs, width, channels = words[0], words[1], words[2]
         mean, scale, shift = words[5], words[6], words[7]
-        step, zero = f32(1.0), f32(0.0)
-        constants = (f32(0), f32(0), f32(0), f32(0), f32(0), f32(0), f32(0), f32(0))
         if quantized:
+            zero = f32(0.0)
             step, bounds = f32_at(words[8])[0], f32_at(words[10])
             step = f32(np.inf) if step == f32(0.0) else step
             if words[9] != 0:

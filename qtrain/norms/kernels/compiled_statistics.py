@@ -66,7 +66,8 @@ def statistics(
     results: sums, as many as there are; or largest, its index, smallest, its index.
     """
     size, grad_size = SOURCE_BYTES[source], SOURCE_BYTES[grad_source]
-    sums = 0 if kind in (2, 3) else 1 if kind < 2 else 2 if kind == 4 else 3
+    largest, smallest, gradient = kind in (2, 3), kind == 3, kind >= 4
+    squares, magnitude, more = kind in (0, 5), kind == 2, kind >= 5
 
     def body(data: Any) -> None:
         words = numba.carray(data, (14,), np.int64)
@@ -81,12 +82,16 @@ def statistics(
             at, last = i64_at(starts)[block], i64_at(starts)[block + 1]
             place = 4 * groups * members * block
             for i in range(members * low_group, members * high_group):
-                for result in range(sums):
-                    f32_at(words[10 + result] + place)[i] = f32(0.0)
-                if sums == 0:
+                if largest:
                     f32_at(words[10] + place)[i] = f32(-np.inf)
                     i32_at(words[11] + place)[i] = i32(at)
-                if kind == 3:
+                else:
+                    f32_at(words[10] + place)[i] = f32(0.0)
+                if gradient:
+                    f32_at(words[11] + place)[i] = f32(0.0)
+                if more:
+                    f32_at(words[12] + place)[i] = f32(0.0)
+                if smallest:
                     f32_at(words[12] + place)[i] = f32(np.inf)
                     i32_at(words[13] + place)[i] = i32(at)
             while at < last:
@@ -103,23 +108,17 @@ def statistics(
                         index = i32(at + done)
                         count = min(members, length - done) if planes else channels
                         done += members
-                        if kind <= 1:
-                            for i in range(count):
-                                if not planes:
-                                    m = f32_at(mean)[i]
-                                v = f32(load(source, x, i) - m)
-                                f32_at(first)[i] += f32(v * v) if kind == 0 else f32(abs(v))
-                        elif kind <= 3:
+                        if largest:
                             for i in range(count):
                                 v, best = load(source, x, i), f32_at(first)[i]
-                                if kind == 2:
+                                if magnitude:
                                     if not planes:
                                         m = f32_at(mean)[i]
                                     v = f32(abs(f32(v - m)))
                                 own = i32(index + i32(i)) if planes else index
                                 i32_at(second)[i] = own if v > best else i32_at(second)[i]
                                 f32_at(first)[i] = v if v > best else best
-                        else:
+                        elif gradient:
                             for i in range(count):
                                 if not planes:
                                     m, s, b = channel(mean, scale, shift, i)
@@ -129,18 +128,24 @@ def statistics(
                                     w = before_relu(rounding, w, v, s, b)
                                 f32_at(first)[i] += w
                                 f32_at(second)[i] += f32(w * v)
-                        if kind == 3:
+                        else:
+                            for i in range(count):
+                                if not planes:
+                                    m = f32_at(mean)[i]
+                                v = f32(load(source, x, i) - m)
+                                f32_at(first)[i] += f32(v * v) if squares else f32(abs(v))
+                        if smallest:
                             for i in range(count):
                                 v, best = load(source, x, i), f32_at(third)[i]
                                 own = i32(index + i32(i)) if planes else index
                                 i32_at(fourth)[i] = own if v < best else i32_at(fourth)[i]
                                 f32_at(third)[i] = v if v < best else best
-                        if kind >= 5:
+                        if more:
                             for i in range(count):
                                 if not planes:
                                     m = f32_at(mean)[i]
                                 v = f32(load(source, x, i) - m)
-                                f32_at(third)[i] += f32(v * v) if kind == 5 else sign(v)
+                                f32_at(third)[i] += f32(v * v) if squares else sign(v)
                 at += taken
 
     return kernel(body)
