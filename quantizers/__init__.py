@@ -1,5 +1,7 @@
 """Number formats, rounding and quantizers: tensors in, tensors out, no global state."""
 
+import types
+
 from . import kernels as kernels
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
@@ -48,55 +50,12 @@ from .rounding import stochastic as stochastic
 from .rounding import toward_zero as toward_zero
 from .running_range import ema as ema
 
-__all__ = [
-    "OFF",
-    "FloatFormat",
-    "Format",
-    "Granularity",
-    "IntFormat",
-    "Off",
-    "QTensor",
-    "Quantizer",
-    "QuantizerLike",
-    "RangeRule",
-    "Rounding",
-    "absmax",
-    "bf16",
-    "ceil",
-    "chunked_minmax",
-    "e2m1",
-    "e2m3",
-    "e3m0",
-    "e3m2",
-    "e4m3",
-    "e5m2",
-    "e8m0",
-    "ema",
-    "floor",
-    "fold",
-    "fp16",
-    "fp32",
-    "half_away",
-    "int8",
-    "kernels",
-    "minmax",
-    "nearest_even",
-    "per_axis",
-    "per_block",
-    "per_channel",
-    "per_sample",
-    "per_tensor",
-    "per_token",
-    "percentile",
-    "random_bits",
-    "root_key",
-    "round_to",
-    "round_to_float",
-    "stochastic",
-    "tf32",
-    "toward_zero",
-    "uint8",
-]
+#: every name above, and no module they live in but `kernels`
+__all__ = sorted(
+    name
+    for name, value in globals().items()
+    if not name.startswith("_") and (name == "kernels" or not isinstance(value, types.ModuleType))
+)
 
 
 def __dir__() -> list[str]:

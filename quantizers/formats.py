@@ -26,7 +26,7 @@ e8m0 = FloatFormat(8, 0, bias=127, specials="fn", signed=False, zero=False, name
 NAMED: dict[str, Format] = {
     **{f"int{bits}": IntFormat(bits) for bits in range(2, 17)},
     **{f"uint{bits}": IntFormat(bits, signed=False, symmetric=False) for bits in range(2, 17)},
-    **{f.name: f for f in (fp32, tf32, bf16, fp16, e5m2, e4m3, e3m2, e2m3, e2m1, e3m0, e8m0)},
+    **{f.name: f for f in vars().copy().values() if isinstance(f, FloatFormat)},
 }
 
 

@@ -29,32 +29,24 @@ def eager() -> Iterator[None]:
         _ON.reset(token)
 
 
-def serves(*tensors: Tensor) -> bool:
+def serves(*tensors: Tensor, on: str = "cpu") -> bool:
     """Whether a kernel may read these tensors' memory, unseen by torch: nothing that compiles,
-    traces or intercepts operations is active, and each tensor is plain.
+    traces or intercepts operations is active, and each tensor's numbers are those in its memory, on
+    a device of this type.
 
     A TorchDispatchMode that only watches says so by an attribute `lets_kernels_pass = True`.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and _ON.get()
-        and is_plain(*tensors)
-        and (_modes() == 0 or _all_watch())
-        and _tracing_state() is None
-    )
-
-
-def _all_watch() -> bool:
-    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)
-
-
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether the numbers of each are those in its memory, on the CPU."""
+    if (
+        torch.compiler.is_compiling()
+        or not _ON.get()
+        or (_modes() and not _all_watch())
+        or _tracing_state() is not None
+    ):
+        return False
     for x in tensors:
         if (
             type(x) not in _PLAIN
-            or not x.is_cpu
+            or (not x.is_cpu if on == "cpu" else x.device.type != on)
             or x.layout is not torch.strided
             or x.is_neg()
             or _is_transformed(x)
@@ -62,3 +54,8 @@ def is_plain(*tensors: Tensor) -> bool:
         ):
             return False
     return True
+
+
+def _all_watch() -> bool:
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)

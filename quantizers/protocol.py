@@ -14,6 +14,7 @@ from .off import Off
 from .qtensor import QTensor
 from .quantizer import Quantizer
 from .ranges import State
+from .steps import quantize
 
 
 class QuantizerLike(Protocol):
@@ -90,7 +91,7 @@ def quantized(
     that is no QTensor, or whose parts do not fit x or its format.
     """
     if type(quantizer) is Quantizer:
-        return quantizer.of_layer(x, state, key, training)
+        return quantize(x, quantizer, state, key, training)
     q = quantizer(x, state=state, key=key, training=training)
     if isinstance(quantizer, Off):
         return q

@@ -7,13 +7,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import kernels
+from .by_device import ByDevice
 from .formats import FloatFormat, Format
 from .granularity import expand
+from .kernels.unshift import unshifted as kernel
+from .memory import serves
 from .numbers import constant
 
 #: times the largest element of any format with a scale (below 2^49) fp32 holds it
 _FAR_FROM_INFINITY = 2.0**64
+
+
+def _unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor:
+    """elements - zero_point (broadcastable) as exact floating-point numbers."""
+    values = elements if elements.is_floating_point() else elements.float()
+    if zero_point is None:
+        return values
+    return values - zero_point if values is elements else values.sub_(zero_point)
+
+
+unshifted = ByDevice(_unshifted, cpu=kernel)
 
 
 class QTensor(NamedTuple):
@@ -47,14 +60,10 @@ class QTensor(NamedTuple):
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
         if self.zero_point is None and self.elements.is_floating_point():
             return self.elements
-        fused = kernels.unshifted(self.elements, self.zero_point)
-        if fused is not None:
-            return fused
-        values = self.elements.to(self.values_dtype)
-        if self.zero_point is None:
-            return values
-        shift = self.spread(self.zero_point)
-        return values - shift if values is self.elements else values.sub_(shift)
+        zero_point = self.zero_point
+        if zero_point is not None and zero_point.numel() > 1:
+            zero_point = self.spread(zero_point)
+        return unshifted(self.elements, zero_point)
 
     def dequantize(self) -> Tensor:
         """The real values: one rounding, of the product with the scale; fp32's largest where a
@@ -68,7 +77,7 @@ class QTensor(NamedTuple):
         infinite = isinstance(self.format, FloatFormat) and self.format.overflow == "inf"
         if values.dtype != torch.float32 or self.format is None or infinite:
             return values
-        if kernels.serves(scale) and bool((self.scale < _FAR_FROM_INFINITY).all()):
+        if serves(scale) and bool((self.scale < _FAR_FROM_INFINITY).all()):
             return values  # all but always, and without a pass of its own
         most = constant(torch.finfo(torch.float32).max, values)
         most = torch.where(torch.isfinite(scale), most, float("inf"))

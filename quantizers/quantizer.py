@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from . import checks, kernels, tensor_checks, traced
-from .formats import FloatFormat, Format, IntFormat, fp32
-from .granularity import Granularity, compact_shape, expand, per_tensor
+from . import checks, tensor_checks
+from .formats import IntFormat
+from .granularity import expand
 from .qtensor import QTensor
-from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
-from .rounding import Rounding, nearest_even
+from .ranges import State
+from .rounding import nearest_even
 from .running_range import Ema
-from .steps import as_real, elements_of, range_of, scale_of
-
-#: what a range may scale to: 2^31 products of two such elements add up within fp32
-_LARGEST = 2.0**48
+from .settings import Settings
+from .steps import as_real, measured, quantize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantizer:
+class Quantizer(Settings):
     """Range, scale, rounding, format: `quantizer(x) -> QTensor`.
 
     format            IntFormat or FloatFormat of the elements
@@ -51,76 +46,6 @@ class Quantizer:
     largest fp32 number (largest > 2^48) is refused with a range, by ValueError.
     """
 
-    format: Format
-    granularity: Granularity = per_tensor
-    range: RangeRule | None = absmax
-    scale_format: FloatFormat = fp32
-    scale_rounding: Rounding = nearest_even
-    rounding: Rounding = nearest_even
-    straight_through: Literal["identity", "inclusive", "strict"] = "identity"
-    _spec: str | None = field(default=None, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for name, kind, need in (
-            ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
-            ("granularity", Granularity, "a Granularity such as per_tensor"),
-            ("scale_format", FloatFormat, "a FloatFormat"),
-            ("rounding", Rounding, "a Rounding such as nearest_even"),
-            ("scale_rounding", Rounding, "a Rounding such as nearest_even"),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                checks.refuse(name, getattr(self, name), need)
-        if self.range is None and isinstance(self.format, IntFormat):
-            raise ValueError(
-                f"range: got None, but {self.format} needs a range rule such as absmax"
-            )
-        if self.range is not None:
-            check_rule("range", self.range)
-            if self.format.largest > _LARGEST:
-                raise ValueError(
-                    f"range: got {self.range!r} for {self.format}, whose largest value of "
-                    f"{self.format.largest:.3g} would make the sums of a product overflow fp32; "
-                    f"pass range=None (elements are x rounded to {self.format}), or a format that "
-                    f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
-                )
-        if self.range is None and self.granularity != per_tensor:
-            raise ValueError(
-                "granularity: without a range there are no scales; leave it per_tensor"
-            )
-        if self.scale_rounding.random_bits:
-            raise ValueError("scale_rounding: scales are not rounded stochastically")
-        checks.choice(
-            "straight_through", self.straight_through, ("identity", "inclusive", "strict")
-        )
-        batch_range = isinstance(self.range, Ema) and self.range.train_on == "batch"
-        if self.straight_through != "identity" and batch_range:
-            raise ValueError(
-                f"straight_through: {self.straight_through!r} needs one range for training and "
-                f"evaluation; give the range train_on='running'"
-            )
-        object.__setattr__(self, "_spec", traced.spec(self))
-
-    @property
-    def by_extremes(self) -> bool:
-        """Whether a tensor's scale follows from its smallest and largest elements alone."""
-        rule = self.range.rule if isinstance(self.range, Ema) else self.range
-        return self.granularity == per_tensor and isinstance(rule, AbsMax | MinMax)
-
-    def init_state(self, shape: Sequence[int | None]) -> State:
-        """State for tensors of `shape` (None: a size that changes); {} without memory."""
-        tensor_checks.shape("shape", shape, unknown=True)
-        make = getattr(self.range, "init_state", None)
-        if make is None:
-            return {}
-        try:
-            block = self.granularity.block_shape(shape)
-        except ValueError:  # blocks whose number changes from batch to batch
-            if make((1,) * len(shape)):
-                raise
-            return {}
-        state: State = make(compact_shape([s or 1 for s in shape], block))
-        return state
-
     def __call__(
         self,
         x: Tensor,
@@ -147,57 +72,7 @@ class Quantizer:
         checks.boolean("training", training)
         if factor is not None:
             tensor_checks.factor(factor, x.shape)
-        return self.of_layer(x, state, key, training, factor)
-
-    def of_layer(
-        self,
-        x: Tensor,
-        state: State | None,
-        key: Tensor | None,
-        training: bool,
-        factor: Tensor | None = None,
-    ) -> QTensor:
-        """A call whose arguments beside x a layer made itself, at every step: not looked at.
-
-        By the first that serves: one operation of the graph that is being compiled, or one kernel;
-        the three steps.
-        """
-        if torch.compiler.is_compiling():
-            found = traced.quantized(
-                x, self._spec, self.format, self.granularity, self.range, state, key, training,
-                factor,
-            )  # fmt: skip
-            if found is not None:
-                return found
-        elif self.range is not None and self.scale_format in (fp32,):
-            made = kernels.whole(
-                x, self.granularity, self.range, self.format, self.rounding, state, key, training,
-                factor,
-            )  # fmt: skip
-            if made is not None:
-                return QTensor(made.elements, made.scale, made.zero_point, self.format, made.block)
-        x = tensor_checks.real(x).detach()  # no graph grows through elements, scales or the state
-        x = x if factor is None else x * factor
-        scale = zero_point = None
-        if self.range is None and x.numel():  # one block
-            block = tuple(x.shape)
-        else:
-            block = self.granularity.block_shape(x.shape)
-        if self.range is not None:
-            scale, zero_point = self.scale_of(x, block, state, training)
-        elements = elements_of(x, scale, zero_point, block, self.format, self.rounding, key)
-        return QTensor(elements, scale, zero_point, self.format, block)
-
-    def scale_of(
-        self, x: Tensor, block: Sequence[int], state: State | None, training: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point of each block of x, from its range, which moves on when `training`.
-
-        Only for a quantizer with a range; without one there is no scale.
-        """
-        assert self.range is not None
-        low, high = range_of(x, self.range, block, state, training)
-        return scale_of(low, high, self.format, self.scale_format, self.scale_rounding)
+        return quantize(x, self, state, key, training, factor)
 
     def backward(self, grad: Tensor, x: Tensor, state: State | None) -> Tensor:
         """The straight-through gradient.  grad, x: the same shape -> grad's dtype."""
@@ -211,7 +86,7 @@ class Quantizer:
             high: Tensor | float = self.format.largest
         else:
             block = self.granularity.block_shape(x.shape)
-            scale, zero_point = self.scale_of(x, block, state, training=False)
+            scale, zero_point = measured(x, self, block, state, training=False)
             lowest = self.format.low if isinstance(self.format, IntFormat) else None
             bottom = lowest if lowest is not None else -self.format.largest * self.format.signed
             shift = 0.0 if zero_point is None else zero_point.to(scale.dtype)

@@ -115,8 +115,29 @@ def _rows(x: Tensor, block: Sequence[int]) -> Tensor:
     return view.permute((*outer, *inner)).reshape(granules, -1)
 
 
+class _OfRows:
+    """A rule of each granule's elements as a row, in C order."""
+
+    def __call__(
+        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
+    ) -> Range:
+        compact = _checked(x, block)
+        if x.numel() == 0:
+            zero = x.new_zeros(compact, dtype=torch.float32)
+            return zero, zero
+        ragged = _cut_apart(self, x, block)
+        if ragged is not None:
+            return ragged
+        low, high = self._ends(_rows(x, block), block)
+        return low.reshape(compact), high.reshape(compact)
+
+    def _ends(self, rows: Tensor, block: Sequence[int]) -> Range:
+        """The range of each row, fp32."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ChunkedMinMax:
+class ChunkedMinMax(_OfRows):
     """(mean of the chunks' minima, mean of their maxima): it clips by design.
 
     chunks   how many equal parts of a granule, in C order; None: one chunk per index of axis 0
@@ -129,20 +150,10 @@ class ChunkedMinMax:
         if self.chunks is not None:
             checks.integer("chunks", self.chunks, low=1, high=2**31)
 
-    def __call__(
-        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
-    ) -> Range:
-        compact = _checked(x, block)
-        if x.numel() == 0:
-            zero = x.new_zeros(compact, dtype=torch.float32)
-            return zero, zero
-        ragged = _cut_apart(self, x, block)
-        if ragged is not None:
-            return ragged
+    def _ends(self, rows: Tensor, block: Sequence[int]) -> Range:
         chunks = self.chunks
         if chunks is None:
             chunks = block[0] if block else 1
-        rows = _rows(x, block)
         size = -(-rows.shape[1] // chunks)
         if rows.shape[1] % size == 0:
             cut = rows.reshape(rows.shape[0], -1, size)
@@ -153,12 +164,12 @@ class ChunkedMinMax:
             ends = torch.stack([torch.stack(lows, 1), torch.stack(highs, 1)])
         # fp64 holds a sum of the largest fp32 numbers, and rounds far below their last bit
         total = ends.float().sum(2, dtype=torch.float64)
-        low, high = divided(total, ends.shape[2]).float().reshape(2, *compact)
+        low, high = divided(total, ends.shape[2]).float()
         return low, high
 
 
 @dataclass(frozen=True)
-class Percentile:
+class Percentile(_OfRows):
     """(quantile 1 - fraction, quantile fraction) of x, linearly interpolated: it clips outliers.
 
     fraction   in (0.5, 1]; 0.999 leaves 0.1 % of the elements outside at either end.
@@ -169,17 +180,8 @@ class Percentile:
     def __post_init__(self) -> None:
         checks.share("percentile: fraction", self.fraction, above=0.5)
 
-    def __call__(
-        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
-    ) -> Range:
-        compact = _checked(x, block)
-        if x.numel() == 0:
-            zero = x.new_zeros(compact, dtype=torch.float32)
-            return zero, zero
-        ragged = _cut_apart(self, x, block)
-        if ragged is not None:
-            return ragged
-        ordered = _rows(x.float(), block).sort(dim=1).values
+    def _ends(self, rows: Tensor, block: Sequence[int]) -> Range:
+        ordered = rows.float().sort(dim=1).values
         finite = torch.isfinite(ordered[:, 0]) & torch.isfinite(ordered[:, -1])  # NaN sorts last
 
         def quantile(fraction: float) -> Tensor:
@@ -188,7 +190,7 @@ class Percentile:
             left = ordered[:, below].double()  # where the difference of two fp32 numbers fits
             right = ordered[:, min(below + 1, ordered.shape[1] - 1)].double()
             value = (left + (right - left) * (position - below)).float()
-            return torch.where(finite, value, float("nan")).reshape(compact)
+            return torch.where(finite, value, float("nan"))
 
         return quantile(1 - self.fraction), quantile(self.fraction)
 

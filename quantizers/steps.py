@@ -1,4 +1,4 @@
-"""What a quantizer computes, by torch's own operations: range, scale, elements."""
+"""What a quantizer computes, range, scale, elements, by torch's own operations or faster."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import tensor_checks
+from .by_device import ByDevice, laid_out_like, restored
 from .formats import FloatFormat, Format, IntFormat, fp32
 from .granularity import compact_shape, expand
+from .kernels import quantize as kernels
 from .noise import random_bits
 from .numbers import divided
+from .qtensor import QTensor
 from .ranges import Range, RangeRule, State
 from .rounding import Rounding, nearest_even, round_to_float
+from .settings import Settings
 
 
 def as_real(x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ def scale_of(
     return scale, torch.nan_to_num(zero_point).to(torch.int32)
 
 
-def elements_of(
+def _elements_of(
     x: Tensor,
     scale: Tensor | None,
     zero_point: Tensor | None,
@@ -104,12 +108,6 @@ def elements_of(
     0-d int64, for a stochastic rounding.  -> the format's integer dtype, or for a FloatFormat fp32
     (fp64 for fp64 x), x's shape.
     """
-    overflow = None
-    if isinstance(format, FloatFormat) and scale is not None:
-        overflow = format.when_clipped
-    fused = kernels.elements(x, scale, zero_point, block, format, rounding, key, overflow)
-    if fused is not None:
-        return fused
     scaled = x = as_real(x)
     if scale is not None:
         # x / inf = 0: where the scale is zero, so is every element, without a branch
@@ -117,6 +115,7 @@ def elements_of(
         scaled = x / expand(divisor, x.shape, block)
     bits = None if key is None or not rounding.random_bits else random_bits(key, x.shape)
     if isinstance(format, FloatFormat):
+        overflow = None if scale is None else format.when_clipped
         return round_to_float(scaled, format, rounding, bits, overflow=overflow, source=x)
     elements = rounding(scaled, bits)
     if zero_point is not None:
@@ -124,3 +123,112 @@ def elements_of(
     elements = elements.clamp_(format.low, format.high)
     # what a NaN is as an integer depends on the processor; the scale tells of it
     return elements.nan_to_num_(0.0).to(format.dtype)
+
+
+elements_of = ByDevice(_elements_of, cpu=kernels.elements)
+
+
+def measured(
+    x: Tensor, by: Settings, block: Sequence[int], state: State | None, training: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point of each block of x, from its range, which moves on when `training`.
+
+    Only for a quantizer with a range; without one there is no scale.
+    """
+    assert by.range is not None
+    low, high = range_of(x, by.range, block, state, training)
+    return scale_of(low, high, by.format, by.scale_format, by.scale_rounding)
+
+
+def _quantize(
+    x: Tensor,
+    by: Settings,
+    state: State | None,
+    key: Tensor | None,
+    training: bool,
+    factor: Tensor | None = None,
+) -> QTensor:
+    """What a quantizer makes of x, or of x * factor.  Not looked at but for x: arguments that a
+    layer made itself, at every step, or that `Quantizer` has checked."""
+    x = tensor_checks.real(x).detach()  # no graph grows through elements, scales or the state
+    x = x if factor is None else x * factor
+    scale = zero_point = None
+    if by.range is None and x.numel():  # one block
+        block = tuple(x.shape)
+    else:
+        block = by.granularity.block_shape(x.shape)
+    if by.range is not None:
+        scale, zero_point = measured(x, by, block, state, training)
+    elements = elements_of(x, scale, zero_point, block, by.format, by.rounding, key)
+    return QTensor(elements, scale, zero_point, by.format, block)
+
+
+quantize = ByDevice(_quantize, cpu=kernels.whole)
+
+
+# As one operation of a graph, which holds it as a string: taken apart, a quantizer is dozens of
+# operations, slow to compile and, where it reduces or draws noise, slower than its own kernel.
+
+
+def _as_operation(
+    x: Tensor,
+    by: Settings,
+    state: State | None,
+    key: Tensor | None,
+    training: bool,
+    factor: Tensor | None = None,
+) -> QTensor | None:
+    """What a quantizer makes of x, as one operation; None for one that has no pickle."""
+    tensor_checks.real(x)
+    if by._spec is None:
+        return None
+    state = state or {}
+    elements, scale, zero_point = torch.ops.quantizers.quantize(
+        x.detach(), key, factor, list(state), list(state.values()), training, by._spec
+    )
+    return QTensor(
+        elements,
+        None if by.range is None else scale,
+        zero_point if by.affine else None,
+        by.format,
+        by.granularity.block_shape(x.shape),
+    )
+
+
+def _run(
+    x: Tensor,
+    key: Tensor | None,
+    factor: Tensor | None,
+    names: list[str],
+    memory: list[Tensor],
+    training: bool,
+    spec: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """names, memory: the quantizer's state.
+    -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
+    state = dict(zip(names, memory, strict=True)) or None
+    q = quantize.computed(x, restored(spec), state, key, training, factor)
+    scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
+    none = x.new_empty(0, dtype=torch.int32)
+    elements = laid_out_like(q.elements, x)
+    return elements, scale, none if q.zero_point is None else q.zero_point.contiguous()
+
+
+def _shapes(x: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor]:
+    by: Settings = restored(str(others[-1]))
+    integer = isinstance(by.format, IntFormat)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compact = compact_shape(x.shape, by.granularity.block_shape(x.shape))
+    shape = [0] if by.range is None else list(compact)
+    return (
+        torch.empty_like(x, dtype=by.format.dtype if integer else wide),
+        x.new_empty(shape, dtype=torch.float32),
+        x.new_empty(shape if by.affine else [0], dtype=torch.int32),
+    )
+
+
+quantize.in_graphs(
+    "quantizers::quantize(Tensor x, Tensor? key, Tensor? factor, str[] names,"
+    " Tensor(a!)[] memory, bool training, str spec) -> (Tensor, Tensor, Tensor)",
+    _run, _shapes, _as_operation,
+)  # fmt: skip

@@ -68,9 +68,9 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         8,
-        "quantizers/quantizer.py",
-        "        if torch.compiler.is_compiling():\n            found",
-        "        float(x.sum())\n        if torch.compiler.is_compiling():\n            found",
+        "quantizers/by_device.py",
+        "        form = forms.get(x.device.type)\n",
+        "        float(x.sum())\n        form = forms.get(x.device.type)\n",
     ),
     (9, "qtrain/conversion/quantize.py", "    choose.check_all_used()\n", ""),
     (9, "qtrain/conversion/watch.py", "        if lines:\n", "        if False:\n"),

@@ -44,7 +44,7 @@ CALLS: tuple[tuple[str, str, str], ...] = (
     ),
     ("quantizers.running_range", "Ema.__call__", "range"),
     ("quantizers", "Quantizer.__call__", "codes"),
-    ("qtrain.norms.normalize", "Deferred.quantized", "codes"),
+    ("qtrain.norms.deferred", "Deferred.quantized", "codes"),
     ("qtrain.norms.batch", "QBatchNorm.forward", "norm"),
     ("qtrain.norms.batch", "QBatchNorm.relu", "norm"),
     # the scales that multiply a product's sums are a part of it

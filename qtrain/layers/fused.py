@@ -19,8 +19,8 @@ from quantizers.protocol import straight_through
 
 from ..autograd.selective import unseen
 from ..layer_state import autocast_dtype
-from ..norms import normalize as norm_computation
 from ..norms.batch import QBatchNorm
+from ..norms.operations import add_relu, masked
 from .convolution import QConvNd
 from .linear import QLinear
 
@@ -84,7 +84,7 @@ def norm_add_relu(norm: nn.Module, relu: nn.Module, input: Tensor, residual: Ten
     """relu(norm(input) + residual), of which a converted norm's keeps one byte an element."""
     y = norm(input)
     plain = not is_pair(norm, relu) or not _runs_forward_alone(relu)
-    if torch.compiler.is_compiling() and not _in_graph(y):
+    if torch.compiler.is_compiling() and y.device.type not in add_relu.graphs:
         plain = True  # what the compiler makes of it needs no help
     output: Tensor
     if plain or y.shape != residual.shape:
@@ -121,19 +121,13 @@ def _runs_forward_alone(module: nn.Module) -> bool:
     )
 
 
-def _in_graph(x: Tensor) -> bool:
-    """Whether x belongs to a graph that is compiled for the CPU."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu"
-
-
 class _AddRelu(torch.autograd.Function):
     """relu(x + y); saved: where it was on."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.dtypes = x.dtype, y.dtype
-        run = torch.ops.qtrain.add_relu if _in_graph(x) else norm_computation.add_relu
-        output, off = run(x, y)
+        output, off = add_relu(x, y)
         ctx.save_for_backward(off)
         return output
 
@@ -141,8 +135,7 @@ class _AddRelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         (off,) = ctx.saved_tensors
-        run = torch.ops.qtrain.masked if _in_graph(off) else norm_computation.masked
-        grad = run(grad_output, off)
+        grad = masked(grad_output, off)
         return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1])
 
 

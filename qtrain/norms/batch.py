@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from quantizers import Off, bf16, fp16
 
 from ..autograd.selective import unseen
-from . import passes as norm_passes
 from .deferred import DEFERRED, Deferred
 from .functions import Normalize
-from .kernels import graph as norm_traced
-from .kernels import launch as norm_kernels
 from .module import QNorm, Slots, role_slots
-from .normalize import Form, folded, passes
-from .passes import others, wide
+from .normalize import Form, channels, folded
+from .operations import normalize
+from .passes import Channels, others, wide
 from .ranks import Ranks, ranks_of
 from .recipe import NormRecipe
 from .rounded import RoundedNorm
@@ -103,17 +101,16 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
     def _normalized(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
     ) -> Tensor:
-        output: Tensor
         if self._of_batch:
+            output: Tensor
             output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
             self._track(mean, sigma, count)
             return output
         of = folded(weight, bias, *self._running())
-        by = norm_passes if torch.is_grad_enabled() else passes(x)
+        by = Channels(x) if torch.is_grad_enabled() else channels(x)
         if form.activation is None:
-            output = by.affine(x, of, form.dtype)
-            return output
-        return self._rounded(by.affine(x, of, torch.promote_types(form.dtype, torch.float32)))
+            return by.affine(of, form.dtype)
+        return self._rounded(by.affine(of, torch.promote_types(form.dtype, torch.float32)))
 
     def _in_arithmetic(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
@@ -154,9 +151,9 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             return None
         spec = recipe.spec(rounded=True) if activation == recipe.activation else None
         if torch.compiler.is_compiling():
-            if deferred or not norm_traced.serves(input, spec):
+            if deferred or spec is None or input.device.type not in normalize.graphs:
                 return None
-        elif not norm_kernels.serves(input, activation, relu=True):
+        elif not channels(input, activation, True).fused:
             return None
         self._check(input)
         count = self._count(input, None)

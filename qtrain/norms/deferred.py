@@ -10,9 +10,8 @@ from torch import Tensor
 from quantizers import IntFormat, QTensor, Quantizer
 from quantizers.ranges import State
 
-from . import passes as norm_passes
-from .kernels import launch as norm_kernels
-from .passes import Affine, flat_index
+from .normalize import channels
+from .passes import Affine, Channels, flat_index
 
 #: The attribute of the tensor that stands for a `Deferred`.
 DEFERRED = "deferred"
@@ -42,13 +41,14 @@ class Deferred(NamedTuple):
         the images of x's.
         """
         assert isinstance(quantizer.format, IntFormat)
-        if not norm_kernels.makes_codes(self.x, self.of, quantizer.format):
-            y = norm_passes.affine(self.x, self.of, torch.float32)
-            return quantizer(y, state=state, training=training)
-        images = norm_passes.affine(self._extremes(), self.of, torch.float32)
-        q = quantizer(images, state=state, training=training)
+        by = channels(self.x, self.of.activation, self.of.relu)
+        codes = by.codes(self.of, quantizer.format)
+        images = Channels(self.x if codes is None else self._extremes())
+        q = quantizer(images.affine(self.of, torch.float32), state=state, training=training)
+        if codes is None:
+            return q
         assert q.scale is not None
-        elements = norm_kernels.codes(self.x, self.of, q.scale, q.zero_point, quantizer.format)
+        elements = codes(q.scale, q.zero_point)
         space = [1] * (self.x.dim() - 2)
         scale = q.scale.view(1, 1, *space)
         zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)

@@ -13,8 +13,8 @@ from quantizers.protocol import straight_through
 from quantizers.ranges import State
 
 from ..autograd.function_output import function_output
-from .kernels import graph as norm_traced
-from .normalize import Form, Normalized, gradients, normalize
+from .normalize import Form, Normalized
+from .operations import gradients, normalize
 
 
 class Normalize(torch.autograd.Function):
@@ -28,8 +28,7 @@ class Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
     ) -> tuple[Tensor | None, ...]:
-        run = norm_traced.normalize if norm_traced.serves(input, form.spec) else normalize
-        made = run(input, weight, bias, form)
+        made = normalize(input, weight, bias, form)
         ctx.save_for_backward(input, weight, bias, *made[1:])
         ctx.form = form
         ctx.mark_non_differentiable(made.mean, made.sigma)
@@ -41,8 +40,7 @@ class Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, *made = ctx.saved_tensors
         form: Form = ctx.form
-        run = norm_traced.gradients if norm_traced.serves(x, form.spec) else gradients
-        grads = run(x, weight, bias, Normalized(grad_output, *made), grad_output, form)
+        grads = gradients(x, weight, bias, Normalized(grad_output, *made), grad_output, form)
         wanted = ctx.needs_input_grad
         return (
             grads[0] if wanted[0] else None,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, kernels
+from quantizers import FloatFormat
+from quantizers.by_device import ByDevice
 from quantizers.numbers import divided
 
-from . import passes as norm_passes
 from .arithmetic import Arithmetic
 from .deviations import Deviation
-from .kernels import launch as norm_kernels
-from .passes import Affine, Extra, Slope, Sums, others
+from .kernels.channels import channels as compiled
+from .passes import Affine, Channels, Extra, Slope, Sums, others
 from .ranks import Ranks, Together
 from .recipe import StatisticsGradient
 
@@ -23,7 +23,7 @@ class Form(NamedTuple):
     """How a norm is computed, besides its tensors.
 
     deferred     the output is not computed, see `Deferred`
-    spec         (deviation, carry, activation) as a string: quantizers.traced.spec
+    spec         (deviation, carry, activation) as a string: by_device.spec
     centered     whether the mean is subtracted
     arithmetic   of few bits, see `RoundedNorm`, or None
     ranks        whose batches are normalized as one; None: this process' alone
@@ -49,9 +49,17 @@ class Form(NamedTuple):
         return of._replace(activation=self.activation, relu=self.relu)
 
 
-def passes(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Any:
-    """The implementation of the passes that serves x."""
-    return norm_kernels if norm_kernels.serves(x, activation, relu) else norm_passes
+def _channels(
+    x: Tensor,
+    activation: FloatFormat | None = None,
+    relu: bool = False,
+    grad: Tensor | None = None,
+) -> Channels:
+    return Channels(x)
+
+
+#: x's passes; what they make of an output, and whose gradient they read, are told for the choice
+channels = ByDevice(_channels, cpu=compiled)
 
 
 def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor) -> Affine:
@@ -74,21 +82,21 @@ class Normalized(NamedTuple):
 
 def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form) -> Normalized:
     """x (N, C, *S) -> (x - mean) / divisor * weight + bias, then as `form` says."""
-    by = passes(input, form.activation, form.relu)
+    by = channels(input, form.activation, form.relu)
     accumulated = torch.float64 if input.dtype == torch.float64 else torch.float32
     if form.centered:
         mean = input.mean(others(input), dtype=accumulated)
         mean = mean if form.ranks is None else form.ranks.averaged(mean)
     else:
         mean = input.new_zeros(input.shape[1], dtype=accumulated)
-    sample = by.sample(input, mean)
+    sample = by.sample(mean)
     sample = sample if form.ranks is None else Together(sample, form.ranks)
     sigma, index, slope = form.deviation.of(sample)
     of = form.affine(weight, bias, mean, sigma)
     if form.deferred:  # one NaN for all: nothing but a layer's product can use it
         output = input.new_full((), float("nan"), dtype=form.dtype).expand(input.shape)
     else:
-        output = by.affine(input, of, form.dtype)
+        output = by.affine(of, form.dtype)
     return Normalized(output, mean, sigma, index, slope)
 
 
@@ -106,15 +114,14 @@ def gradients(
     made: what `normalize` returned; its output is not looked at.
     """
     _, mean, sigma, index, slope = made
-    by, deviation = passes(x, form.activation, form.relu), form.deviation
-    if not kernels.serves(grad_output):
-        by = norm_passes
+    by = channels(x, form.activation, form.relu, grad_output)
+    deviation = form.deviation
     divisor = deviation.stabilized(sigma, form.eps)
     of = form.affine(weight, bias, mean, sigma)
     dense = deviation.dense if form.carry == "exact" else None
     extra: Extra = "squares" if form.carry == "l2" else "signs" if dense == "sign" else None
-    grad_output = by.aligned(grad_output, x)
-    total, product, more = by.sums(x, grad_output, of, extra)
+    grad_output = by.aligned(grad_output)
+    total, product, more = by.sums(grad_output, of, extra)
     own = product / divisor, total
     if form.ranks is None:
         count = x.numel() // x.shape[1]
@@ -126,6 +133,7 @@ def gradients(
     # the mean's own gradient: the output does not see a shift of the channel
     shift, along, value = -total * of.scale, None, None
     if form.carry == "l2":
+        assert more is not None
         # divisor * centered / sum(centered^2): grad_input loses its part along centered
         ratio = torch.where(more == 0, 0.0, grad_divisor * divisor / more)
         along = Slope(ratio, "centered")
@@ -138,29 +146,10 @@ def gradients(
     if not form.centered:
         shift = torch.zeros_like(shift)
     dtype = x.dtype if value is None else total.dtype
-    grad_input = by.grad_input(x, grad_output, of, divided(shift, count), along, dtype)
+    grad_input = by.grad_input(grad_output, of, divided(shift, count), along, dtype)
     if value is not None and x.numel():
         assert index is not None
         if form.ranks is not None:
             index, value = form.ranks.held(index, value)
         grad_input = by.add_at(grad_input, index, value).to(x.dtype)
     return (grad_input, *own)
-
-
-def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(relu(x + y), where it was off)."""
-    done = norm_kernels.add_relu(x, y)
-    if done is None:
-        output = (x + y).relu_()
-        done = output, output <= 0
-    return done
-
-
-def masked(grad: Tensor, off: Tensor) -> Tensor:
-    """The gradient, 0 where off, in the layout of `off`: the residual of a sum would carry another
-    one down the whole network."""
-    result = norm_kernels.masked(grad, off)
-    if result is None:
-        result = torch.empty_like(off, dtype=grad.dtype)
-        torch.where(off, grad.new_zeros(()), grad, out=result)
-    return result

@@ -1,22 +1,21 @@
-"""The passes over the data that a batch-norm is made of, by torch's own operations.
-
-`norm_kernels` has the same functions, compiled, for the tensors it serves.  x: (N, C, *S); mean,
-scale, shift and every result per channel: (C,), fp32 (fp64 for fp64 x).
-"""
+"""The passes over the data that a batch-norm is made of, by torch's own operations."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, round_to
+from quantizers import FloatFormat, IntFormat, round_to
 
-from .samples import Rows, Sample
+from .samples import Sample
 
 #: what `sums` may be asked for besides: of centered^2, or of sign(centered)
 Extra = Literal["squares", "signs"] | None
+#: (scale, zero point) of one entry -> elements of an integer format
+Codes = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Affine(NamedTuple):
@@ -60,9 +59,15 @@ def others(x: Tensor) -> list[int]:
     return [axis for axis in range(x.dim()) if axis != 1]
 
 
-def sample(x: Tensor, mean: Tensor) -> Sample:
-    """The channels' elements less their means."""
-    return Rows(wide(x).transpose(0, 1).flatten(1) - mean.unsqueeze(1))
+def flat_index(index: Tensor, space: int) -> tuple[Tensor, ...]:
+    """Where in (N, C, S) the elements index (C, J) of each channel's N * S lie."""
+    channel = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
+    return index // space, channel, index % space
+
+
+def centered_rows(x: Tensor, mean: Tensor) -> Tensor:
+    """The channels' elements (C, M), less their means."""
+    return wide(x).transpose(0, 1).flatten(1) - mean.unsqueeze(1)
 
 
 def _output(centered: Tensor, of: Affine) -> Tensor:
@@ -71,58 +76,70 @@ def _output(centered: Tensor, of: Affine) -> Tensor:
     return y.relu() if of.relu else y
 
 
-def affine(x: Tensor, of: Affine, dtype: torch.dtype) -> Tensor:
-    """y in `dtype`."""
-    x = wide(x)
-    return _output(x - lift(of.mean, x), of).to(dtype)
+class Channels:
+    """x (N, C, *S), and its passes; mean, scale, shift and every result per channel: (C,), fp32
+    (fp64 for fp64 x).
 
+    fused   whether a pass takes no more memory than its result
+    """
 
-def _masked(grad: Tensor, centered: Tensor, of: Affine) -> Tensor:
-    """The gradient before the ReLU."""
-    grad = grad.to(centered.dtype)
-    if not of.relu:
+    fused: ClassVar[bool] = False
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def _centered(self, of: Affine) -> Tensor:
+        x = wide(self.x)
+        return x - lift(of.mean, x)
+
+    def sample(self, mean: Tensor) -> Sample:
+        """The channels' elements less their means."""
+        return Sample(centered_rows(self.x, mean))
+
+    def affine(self, of: Affine, dtype: torch.dtype) -> Tensor:
+        """y in `dtype`."""
+        return _output(self._centered(of), of).to(dtype)
+
+    def codes(self, of: Affine, format: IntFormat) -> Codes | None:
+        """What makes elements of y, round(y / scale) + zero_point, clamped to the format, in x's
+        layout, without y; None where nothing does."""
+        return None
+
+    def aligned(self, grad: Tensor) -> Tensor:
+        """The gradient as the following take it."""
         return grad
-    return torch.where(_output(centered, of) <= 0, 0.0, grad)
 
+    def _masked(self, grad: Tensor, centered: Tensor, of: Affine) -> Tensor:
+        """The gradient before the ReLU."""
+        grad = grad.to(centered.dtype)
+        if not of.relu:
+            return grad
+        return torch.where(_output(centered, of) <= 0, 0.0, grad)
 
-def aligned(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient as the following take it."""
-    return grad
+    def sums(self, grad: Tensor, of: Affine, extra: Extra) -> Sums:
+        """The sums that the gradient needs; g: grad, where the ReLU was on."""
+        centered = self._centered(of)
+        g = self._masked(grad, centered, of)
+        axes = others(self.x)
+        more = None
+        if extra is not None:
+            more = (centered.square() if extra == "squares" else centered.sign()).sum(axes)
+        return Sums(g.sum(axes), (g * centered).sum(axes), more)
 
+    def grad_input(
+        self, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype
+    ) -> Tensor:
+        """g * scale + offset + slope, in `dtype`."""
+        centered = self._centered(of)
+        g = self._masked(grad, centered, of) * lift(of.scale, centered) + lift(offset, centered)
+        if slope is not None:
+            along = centered if slope.of == "centered" else centered.sign()
+            g = g + lift(slope.factor, centered) * along
+        return g.to(dtype)
 
-def sums(x: Tensor, grad: Tensor, of: Affine, extra: Extra) -> Sums:
-    """The sums that the gradient needs; g: grad, where the ReLU was on."""
-    x = wide(x)
-    centered = x - lift(of.mean, x)
-    g = _masked(grad, centered, of)
-    axes = others(x)
-    more = None
-    if extra is not None:
-        more = (centered.square() if extra == "squares" else centered.sign()).sum(axes)
-    return Sums(g.sum(axes), (g * centered).sum(axes), more)
-
-
-def grad_input(
-    x: Tensor, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype
-) -> Tensor:
-    """g * scale + offset + slope, in `dtype`."""
-    values = wide(x)
-    centered = values - lift(of.mean, values)
-    g = _masked(grad, centered, of) * lift(of.scale, values) + lift(offset, values)
-    if slope is not None:
-        along = centered if slope.of == "centered" else centered.sign()
-        g = g + lift(slope.factor, values) * along
-    return g.to(dtype)
-
-
-def flat_index(index: Tensor, space: int) -> tuple[Tensor, ...]:
-    """Where in (N, C, S) the elements index (C, J) of each channel's N * S lie."""
-    channel = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
-    return index // space, channel, index % space
-
-
-def add_at(grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """grad (N, C, *S) with value (C, J) added at index (C, J) into each channel's N * S."""
-    flat = grad.reshape(grad.shape[0], grad.shape[1], -1)
-    where = flat_index(index, flat.shape[2])
-    return flat.index_put(where, value, accumulate=True).reshape(grad.shape)
+    def add_at(self, grad: Tensor, index: Tensor, value: Tensor) -> Tensor:
+        """grad, a result of `grad_input`, with value (C, J) added at index (C, J) into each
+        channel's N * S."""
+        flat = grad.reshape(grad.shape[0], grad.shape[1], -1)
+        where = flat_index(index, flat.shape[2])
+        return flat.index_put(where, value, accumulate=True).reshape(grad.shape)

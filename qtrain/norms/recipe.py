@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from quantizers import OFF, FloatFormat, Off, QuantizerLike, traced
+from quantizers import OFF, FloatFormat, Off, QuantizerLike
+from quantizers.by_device import spec
 
 from .. import checks
 from . import deviations
@@ -64,7 +65,7 @@ class NormRecipe:
         if not isinstance(self.arithmetic, Arithmetic | None):
             checks.refuse("arithmetic", self.arithmetic, "an Arithmetic or None")
         own = self.deviation, self.statistics_gradient
-        specs = traced.spec((*own, None)), traced.spec((*own, self.activation))
+        specs = spec((*own, None)), spec((*own, self.activation))
         object.__setattr__(self, "_specs", specs)
 
     def spec(self, rounded: bool) -> str | None:

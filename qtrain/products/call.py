@@ -11,6 +11,7 @@ from torch import Tensor
 from quantizers import Off, QTensor, Quantizer, fold
 from quantizers.protocol import quantized
 from quantizers.ranges import State
+from quantizers.steps import quantize
 
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
@@ -109,7 +110,7 @@ class Call:
             elif norm is not None:
                 q = norm.quantized(quantizer, state, self.training)
             else:
-                q = quantizer.of_layer(x, state, key, self.training, factor)
+                q = quantize(x, quantizer, state, key, self.training, factor)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if self.probe is not None:

@@ -37,7 +37,7 @@ from .layout import OUTER
 #: five for OUTER axes), then numbers and addresses, 0 for what there is not
 SIZE, ROW, INDEX_STEP, GRANULE_STEP = range(4)
 SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(4, 4 + 5 * OUTER, OUTER)
-X, RESULT, SCALE, ZERO_POINT, KEY, RANDOM_BITS, CONSTANTS, FACTOR = range(
+X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, RANDOM_BITS, CONSTANTS = range(
     4 + 5 * OUTER, 12 + 5 * OUTER
 )
 
@@ -131,7 +131,7 @@ def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
     """The kernel from a source to elements of a target, by a rounding mode."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (FACTOR + 1,), np.int64)
+        words = numba.carray(data, (CONSTANTS + 1,), np.int64)
         size, own, team = words[SIZE], thread(), threads()
         start, end = size * own // team, size * (own + 1) // team
         codes(source, target, mode, scaled, False, True, words, start, end)

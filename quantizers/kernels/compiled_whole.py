@@ -45,11 +45,11 @@ from .compiled_elements import (
 )
 from .team import openmp
 
-#: places of the words that follow the factor.  slots: two int32 a thread; symmetric: whether the
-#: range is; signed: whether the format is; steps, low, high, share: addresses of the running range,
-#: 0 for none; update: whether it moves; use: whether it is used
-GRANULES, SLOTS, SYMMETRIC, SIGNED, STEPS, LOW, HIGH, SHARE, UPDATE, USE = range(
-    FACTOR + 1, FACTOR + 11
+#: places of the words that follow the constants.  slots: two int32 a thread; symmetric: whether the
+#: range is; signed: whether the format is; update, use: whether a running range moves, and is used;
+#: low, high, share, steps: addresses of its memory, 0 for none
+GRANULES, SLOTS, SYMMETRIC, SIGNED, UPDATE, USE, LOW, HIGH, SHARE, STEPS = range(
+    CONSTANTS + 1, CONSTANTS + 11
 )
 #: places among the constants
 _LARGEST, _MOMENTUM = 8, 9
@@ -194,7 +194,7 @@ def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
     """The kernel from a source, each element times its factor when folded, to a target."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (USE + 1,), np.int64)
+        words = numba.carray(data, (STEPS + 1,), np.int64)
         size, granules, own, team = words[SIZE], words[GRANULES], thread(), threads()
         shared = granules == 1
         first, last = granules * own // team, granules * (own + 1) // team

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from quantizers.formats import Format, IntFormat, Overflow
+from quantizers.formats import Format, IntFormat
 from quantizers.granularity import compact_shape
 from quantizers.rounding import Rounding
 
@@ -42,12 +42,12 @@ def plan(
     block: tuple[int, ...],
     format: Format,
     rounding: Rounding,
-    overflow: Overflow | None,
+    scaled: bool,
     momentum: float = 0.0,
 ) -> Plan | None:
     """For a tensor x; None where no kernel serves it.  The elements are laid out as empty_like(x);
     block: the size of the walk's granules."""
-    if dtype not in SOURCES or 0 in shape:
+    if dtype not in SOURCES or rounding.mode not in MODES or 0 in shape:
         return None
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
@@ -55,19 +55,19 @@ def plan(
     if path is None:
         return None
     numbers = SOURCES[dtype], TARGETS[target], MODES[rounding.mode]
-    known, words = constants(format, overflow, momentum), (*path[:4], *path.outer)
+    known, words = constants(format, scaled, momentum), (*path[:4], *path.outer)
     return Plan(target, like, compact_shape(shape, block), numbers, path, words, known)
 
 
 @lru_cache(maxsize=256)
 def constants(
-    format: Format, overflow: Overflow | None, momentum: float = 0.0
+    format: Format, scaled: bool = True, momentum: float = 0.0
 ) -> ctypes.Array[ctypes.c_float]:
     """8 numbers for elements, all exact in fp32, then the format's largest, the momentum."""
     if isinstance(format, IntFormat):
         values: list[float] = [format.low, format.high]
     else:
-        rule = format.on_overflow if overflow is None else overflow
+        rule = format.when_clipped if scaled else format.on_overflow
         over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[rule]
         values = [
             format.mantissa, format.min_exponent, format.largest, over,

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers.memory import is_plain
-
 #: how kernels number dtypes and rounding modes
 SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 TARGETS = {torch.float32: 0, torch.int8: 1, torch.uint8: 2, torch.int16: 3, torch.int32: 4}
@@ -52,8 +50,3 @@ def made(module: str, name: str, *numbers: int) -> Any:
 def is_dense(x: Tensor) -> bool:
     """Whether x's elements fill a run of memory, in any order."""
     return torch.ops.aten.is_non_overlapping_and_dense(x)  # type: ignore[no-any-return]
-
-
-def operand(t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel may read t: it has what the kernel takes it to have."""
-    return t.dtype is dtype and t.shape == shape and is_plain(t)

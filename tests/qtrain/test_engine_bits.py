@@ -26,7 +26,7 @@ from qtrain.products.engines.task import Span, Task
 from qtrain.products.engines.unfolded import UnfoldedInt8
 from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from qtrain.products.product import Product
-from quantizers import IntFormat, Quantizer, int8, minmax, per_axis, per_tensor
+from quantizers import IntFormat, Quantizer, int8, minmax, per_axis, per_tensor, steps
 
 Case = tuple[Operation, tuple[int, ...], tuple[int, ...]]
 #: of a and of b
@@ -331,7 +331,7 @@ def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatc
     """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
     monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": ENGINES["cuda"]})
     monkeypatch.setattr("qtrain.products.engines.plain_convolution.has_cudnn", lambda device: True)
-    monkeypatch.setattr("quantizers.traced.quantized", lambda *_: None)
+    monkeypatch.setattr(steps.quantize, "graphs", {})
     found, kept_out = [], []
     flags = torch.backends.cudnn.flags
     monkeypatch.setattr(

@@ -516,7 +516,8 @@ def test_batches_of_other_sizes_compile_once_more(
 ) -> None:
     """As the plain network: for the first size, and for any; on a device without the operation."""
     if where == "taken apart":
-        monkeypatch.setattr("qtrain.norms.kernels.graph.serves", lambda x, spec: False)
+        for name in ("normalize", "gradients"):
+            monkeypatch.setattr(f"qtrain.norms.operations.{name}.graphs", {})
     torch._dynamo.reset()
     eager = norm_for(gaussian(8, 3, 3, 4), NormRecipe(deviation=deviation))
     counter = CompileCounterWithBackend("aot_eager")

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from qtrain.conversion.norm_kinds import convert_norm_
-from qtrain.norms import normalize as norm_computation
-from qtrain.norms import passes as norm_passes
+from qtrain.norms import operations, passes
 from qtrain.norms.constants import largest_factor, range_factor
 from qtrain.norms.deferred import DEFERRED, Deferred
 from qtrain.norms.deviations import Deviation, l1, l2, linf, range_, topk
-from qtrain.norms.kernels import compiled_passes, compiled_statistics, memory
-from qtrain.norms.kernels import launch as norm_kernels
-from qtrain.norms.passes import Affine, Extra, Slope
+from qtrain.norms.kernels import channels as norm_kernels
+from qtrain.norms.kernels import compiled_passes, compiled_statistics, memory, residual
+from qtrain.norms.kernels.channels import CompiledChannels
+from qtrain.norms.normalize import channels
+from qtrain.norms.passes import Affine, Channels, Codes, Extra, Slope
 from qtrain.norms.recipe import NormRecipe, StatisticsGradient
 from qtrain.norms.samples import Cut, cuts
 from quantizers import (
@@ -120,7 +121,7 @@ def results(
 
 def affine_of(x: Tensor, activation: FloatFormat | None = None, relu: bool = False) -> Affine:
     channel = torch.arange(x.shape[1], dtype=torch.float32)
-    mean = x.float().mean(norm_passes.others(x))
+    mean = x.float().mean(passes.others(x))
     return Affine(mean, 0.7 * (-1) ** channel / (1 + channel), channel / 3 - 0.5, activation, relu)
 
 
@@ -129,13 +130,26 @@ def laid(x: Tensor, planes: bool) -> bool:
     return (x if planes else x.movedim(1, -1)).is_contiguous()
 
 
-class _Calls:
-    """Counts what a module is asked for."""
+def compiled(x: Tensor) -> CompiledChannels:
+    """The kernels' passes of x, which they serve."""
+    found = channels(x)
+    assert isinstance(found, CompiledChannels)
+    return found
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> None:
+
+def codes_of(x: Tensor, of: Affine, fmt: IntFormat) -> Codes:
+    found = compiled(x).codes(of, fmt)
+    assert found is not None
+    return found
+
+
+class _Calls:
+    """Counts what a class is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type, *names: str) -> None:
         self.count = 0
         for name in names:
-            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
+            monkeypatch.setattr(kind, name, self._counted(getattr(kind, name)))
 
     def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -147,12 +161,12 @@ class _Calls:
 
 @pytest.fixture
 def torch_passes(monkeypatch: pytest.MonkeyPatch) -> _Calls:
-    return _Calls(monkeypatch, norm_passes, "sample", "affine", "sums", "grad_input", "add_at")
+    return _Calls(monkeypatch, Channels, "sample", "affine", "sums", "grad_input", "add_at")
 
 
 @pytest.fixture
 def kernel_passes(monkeypatch: pytest.MonkeyPatch) -> _Calls:
-    return _Calls(monkeypatch, norm_kernels, "sample", "affine", "sums", "grad_input", "add_at")
+    return _Calls(monkeypatch, CompiledChannels, "sample", "affine", "sums", "grad_input", "add_at")
 
 
 # The definition, differentiated by torch in fp64 --------------------------------------------------
@@ -323,9 +337,9 @@ def test_affine_has_the_bits_of_torch(
         for activation in (None, fp16, bf16, e4m3):
             of = affine_of(x, activation, relu)
             for target in (dtype, torch.float32):
-                got = norm_kernels.affine(x, of, target)
+                got = compiled(x).affine(of, target)
                 assert got.dtype == target and laid(got, planes)
-                assert torch.equal(got, norm_passes.affine(x, of, target)), (relu, activation)
+                assert torch.equal(got, Channels(x).affine(of, target)), (relu, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -338,8 +352,8 @@ def test_affine_rounds_every_kind_of_number_as_torch(dtype: torch.dtype) -> None
         for activation in (None, fp16, bf16):
             for relu in (False, True):
                 of = Affine(0 * one, scale * one, 0 * one, activation, relu)
-                got = norm_kernels.affine(x, of, torch.float32)
-                want = norm_passes.affine(x, of, torch.float32)
+                got = compiled(x).affine(of, torch.float32)
+                want = Channels(x).affine(of, torch.float32)
                 torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
@@ -359,8 +373,8 @@ def test_grad_input_has_the_bits_of_torch(
         for slope in slopes:
             for activation, relu in ((None, False), (OWN.get(dtype), True)):
                 of = affine_of(x, activation, relu)
-                args = x, norm_kernels.aligned(grad, x), of, offset, slope, dtype
-                got, want = norm_kernels.grad_input(*args), norm_passes.grad_input(*args)
+                args = compiled(x).aligned(grad), of, offset, slope, dtype
+                got, want = compiled(x).grad_input(*args), Channels(x).grad_input(*args)
                 assert got.dtype == dtype and got.stride() == x.stride()
                 assert torch.equal(got, want), (slope, relu)
 
@@ -376,18 +390,18 @@ def test_sums_are_those_of_fp64(dtype: torch.dtype, grad_dtype: torch.dtype, pla
         for extra in extras:
             for activation, relu in ((None, False), (OWN.get(dtype), True)):
                 of = affine_of(x, activation, relu)
-                got = norm_kernels.sums(x, grad, of, extra)
+                got = compiled(x).sums(grad, of, extra)
                 # the mask is of the fp32 output, the sums are of fp64 numbers
-                y = norm_passes.affine(x, of, torch.float32)
+                y = Channels(x).affine(of, torch.float32)
                 g = torch.where((y <= 0) & relu, 0.0, grad.double())
-                centered = (x.float() - norm_passes.lift(of.mean, x.float())).double()
+                centered = (x.float() - passes.lift(of.mean, x.float())).double()
                 more = {"squares": centered.square(), "signs": centered.sign()}
                 terms = [g, g * centered, more.get(str(extra))]
                 for have, term in zip(got, terms, strict=True):
                     assert (have is None) == (term is None)
                     if have is None or term is None:
                         continue
-                    axes = norm_passes.others(x)
+                    axes = passes.others(x)
                     bound = 2.0**-24 * 12 * term.abs().sum(axes)  # about the root of a block's 128
                     assert ((have.double() - term.sum(axes)).abs() <= bound).all()
 
@@ -402,13 +416,11 @@ def test_the_gradient_is_masked_where_the_rounded_output_is_zero(
     zero, offset = torch.zeros(1), torch.tensor([0.25])
     for power in (0, -26, -135):
         of = Affine(zero, torch.tensor([2.0**power]), zero, activation, True)
-        on = norm_passes.affine(x, of, x.dtype) > 0
-        got, want = (by.sums(x, grad, of, "squares") for by in (norm_kernels, norm_passes))
+        on = Channels(x).affine(of, x.dtype) > 0
+        got, want = (by.sums(grad, of, "squares") for by in (compiled(x), Channels(x)))
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True) if a is not None)
         assert torch.equal(got.grad, (grad * on).sum(0))  # small integers: exact
-        back = [
-            by.grad_input(x, grad, of, offset, None, x.dtype) for by in (norm_kernels, norm_passes)
-        ]
+        back = [by.grad_input(grad, of, offset, None, x.dtype) for by in (compiled(x), Channels(x))]
         assert torch.equal(*back)
         assert torch.equal(back[0] > 0.25, on) or power == -135  # lost beside the offset
 
@@ -425,10 +437,10 @@ def test_codes_are_the_quantizers_of_the_output(
         for relu in (True, False):
             for activation in (None, fp16, bf16):
                 of = affine_of(x, activation, relu)
-                y = norm_passes.affine(x, of, torch.float32)
+                y = Channels(x).affine(of, torch.float32)
                 want = Quantizer(format=fmt, range=rule)(y)
                 assert want.scale is not None
-                got = norm_kernels.codes(x, of, want.scale, want.zero_point, fmt)
+                got = codes_of(x, of, fmt)(want.scale, want.zero_point)
                 assert got.dtype == fmt.dtype and got.stride() == x.stride()
                 assert torch.equal(got, want.elements), (relu, activation)
 
@@ -438,7 +450,7 @@ def test_codes_of_a_tensor_of_zeros() -> None:
     of = Affine(torch.zeros(3), torch.ones(3), torch.zeros(3), None, True)
     scale, zero = torch.zeros(1, 1), torch.full((1, 1), 7, dtype=torch.int32)
     assert torch.equal(
-        norm_kernels.codes(x, of, scale, zero, uint8), torch.full((8, 3), 7, dtype=torch.uint8)
+        codes_of(x, of, uint8)(scale, zero), torch.full((8, 3), 7, dtype=torch.uint8)
     )
 
 
@@ -453,7 +465,7 @@ def test_extremes_are_the_first_of_equal_ones(
         x = (gaussian(*shape, planes=planes) * 2).round().clamp(-3, 3).to(dtype)
         rows = x.float().transpose(0, 1).flatten(1)
         mean = rows.mean(1)
-        ours = norm_kernels.sample(x, mean)
+        ours = compiled(x).sample(mean)
         assert ours.count == rows.shape[1]
         for cut in cuts(ours.count, chunks):
             found = ours.extremes(cut)
@@ -478,8 +490,8 @@ def test_add_at_adds_where_torch_does_and_twice_where_an_index_repeats(planes: b
     grad = gaussian(6, 3, 4, 2, planes=planes)
     value = torch.tensor([[1.0, 2, 4], [8, 16, 32], [0.5, 0.25, 1]])
     index = torch.tensor([[0, 47, 0], [5, 6, 7], [13, 13, 13]])
-    want = norm_passes.add_at(grad.clone(), index, value)
-    assert torch.equal(norm_kernels.add_at(grad, index, value), want)  # in place
+    want = Channels(grad).add_at(grad.clone(), index, value)
+    assert torch.equal(compiled(grad).add_at(grad, index, value), want)  # in place
 
 
 @LAYOUTS
@@ -492,20 +504,20 @@ def test_residual_relu_and_its_mask(dtype: torch.dtype, planes: bool) -> None:
     x[0, 0], y[0, 0] = 1.0, -1.0  # a sum of 0 is off, as in torch
     x[1, 1, 0], x[1, 1, 1], y[1, 2, 0] = NAN, INF, -INF
     grad = gaussian(6, 8, 5, 3, dtype=dtype, seed=2, planes=planes)
-    found = norm_kernels.add_relu(x, y)
+    found = residual.add_relu(x, y)
     assert found is not None
     a, b = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, y))
     want = (a + b).relu()
     want.backward(grad)
     torch.testing.assert_close(found[0], want.detach(), rtol=0, atol=0, equal_nan=True)
     assert found[0].stride() == found[1].stride() == x.stride() and found[1].dtype == torch.bool
-    back = norm_kernels.masked(grad, found[1])
+    back = residual.masked(grad, found[1])
     assert back is not None and a.grad is not None and torch.equal(back, a.grad)
     other = gaussian(6, 8, 5, 3, dtype=dtype, planes=not planes)
-    assert norm_kernels.add_relu(other, y) is None  # of another layout, dtype or place: torch's
-    assert norm_kernels.add_relu(x, y.double()) is None
-    assert norm_kernels.add_relu(x[:, ::2], y[:, ::2]) is None
-    assert norm_kernels.masked(other, found[1]) is None
+    assert residual.add_relu(other, y) is None  # of another layout, dtype or place: torch's
+    assert residual.add_relu(x, y.double()) is None
+    assert residual.add_relu(x[:, ::2], y[:, ::2]) is None
+    assert residual.masked(other, found[1]) is None
 
 
 # Awkward channels ---------------------------------------------------------------------------------
@@ -580,10 +592,10 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype, planes: bool) 
                 found += results(norm, x, grad).values()
             found += results(norm, x, grad, relu=True).values()
         of = affine_of(x, OWN.get(dtype), True)
-        found.append(norm_kernels.codes(x, of, torch.tensor([0.1]), None, int8))
-        pair = norm_kernels.add_relu(x, grad)
+        found.append(codes_of(x, of, int8)(torch.tensor([0.1]), None))
+        pair = residual.add_relu(x, grad)
         assert pair is not None
-        back = norm_kernels.masked(grad, pair[1])
+        back = residual.masked(grad, pair[1])
         assert back is not None
         runs.append([*found, *pair, back])
     for other in runs[1:]:
@@ -633,11 +645,11 @@ def _direct(norm: Any, x: Tensor, grad: Tensor, relu: bool) -> dict[str, Tensor]
     recipe: NormRecipe = norm.recipe
     found = results(norm, x, grad.float(), relu=relu)
     with torch.no_grad():
-        mean = x.mean(norm_passes.others(x))
-        sigma = recipe.deviation.of(norm_kernels.sample(x, mean)).sigma
+        mean = x.mean(passes.others(x))
+        sigma = recipe.deviation.of(compiled(x).sample(mean)).sigma
         divisor = recipe.deviation.stabilized(sigma, norm.eps)
         of = Affine(mean, norm.weight / divisor, norm.bias.clone(), None, relu)
-        sums = norm_kernels.sums(x, norm_kernels.aligned(grad, x), of, None)
+        sums = compiled(x).sums(compiled(x).aligned(grad), of, None)
     assert torch.equal(sums.grad, found["grad_bias"])
     assert torch.equal(sums.product / divisor, found["grad_weight"])
     return found
@@ -672,7 +684,7 @@ def test_other_tensors_take_the_torch_passes(
     make: Callable[[Tensor], Tensor], kernel_passes: _Calls
 ) -> None:
     x = make(gaussian(6, 4, 6, 5))
-    assert not norm_kernels.serves(x)
+    assert not channels(x).fused
     plain = x.clone(memory_format=torch.contiguous_format)
     grad = gaussian(*x.shape, seed=1).to(x.dtype)
     norm = norm_for(x, NormRecipe(deviation=range_(3))).to(x.dtype)
@@ -699,11 +711,24 @@ def test_a_kernel_that_cannot_be_had_leaves_torchs(monkeypatch: pytest.MonkeyPat
     x, grad = gaussian(6, 4, 6, 5), gaussian(6, 4, 6, 5, seed=1)
     norm = norm_for(x, NormRecipe(deviation=range_()))
     want = results(norm, x, grad, served=False)
-    monkeypatch.setattr(norm_kernels, "_made", lambda name, *numbers: None)
-    assert not norm_kernels.serves(x) and norm.relu(x, False) is None
-    assert norm_kernels.add_relu(x, x) is None and norm_kernels.masked(x, x > 0) is None
+    for module in (norm_kernels, residual):
+        monkeypatch.setattr(module, "made", lambda name, *numbers: None)
+    assert not channels(x).fused and norm.relu(x, False) is None
+    assert residual.add_relu(x, x) is None and residual.masked(x, x > 0) is None
     found = results(norm, x, grad)
     assert all(torch.equal(found[name], t) for name, t in want.items())
+
+
+#: a kernel that cannot be had: its maker, and which of its numbers it refuses
+REFUSED: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+    "statistics": (compiled_statistics, "statistics", lambda kind, *_: kind < 4),
+    "backward_sums": (compiled_statistics, "statistics", lambda kind, *_: kind >= 4),
+    "normalize": (compiled_passes, "normalize", lambda *numbers: not numbers[4]),
+    "codes": (compiled_passes, "normalize", lambda *numbers: bool(numbers[4])),
+    "backward_input": (compiled_passes, "backward_input", lambda *_: True),
+    "add_relu": (compiled_passes, "residual", lambda source, masked: not masked),
+    "masked": (compiled_passes, "residual", lambda source, masked: bool(masked)),
+}
 
 
 @pytest.fixture
@@ -711,11 +736,15 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None
     """Makes the compilation of one kernel fail."""
 
     def fail(name: str) -> None:
-        def refused(*numbers: int) -> Any:
-            raise RuntimeError(f"no {name}")
+        file, maker, refuses = REFUSED[name]
+        original = getattr(file, maker)
 
-        file = compiled_passes if hasattr(compiled_passes, name) else compiled_statistics
-        monkeypatch.setattr(file, name, refused)
+        def made(*numbers: int) -> Any:
+            if refuses(*numbers):
+                raise RuntimeError(f"no {name}")
+            return original(*numbers)
+
+        monkeypatch.setattr(file, maker, made)
         monkeypatch.setattr(serving, "_warned", [])
         kernels.made.cache_clear()
 
@@ -724,10 +753,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None
 
 
 @LAYOUTS
-@pytest.mark.parametrize(
-    "name",
-    ["statistics", "normalize", "codes", "backward_sums", "backward_input", "add_relu", "masked"],
-)
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
     name: str, planes: bool, uncompiled: Callable[[str], None]
 ) -> None:
@@ -743,9 +769,9 @@ def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
                 continue
             assert_near(results(norm, x, grad, relu=True), defined(norm, x, grad, relu=True), {})
             assert_codes_of_the_output(getattr(norm.relu(x, True), DEFERRED), quantizer)
-        y, off = norm_computation.add_relu(x, grad)
+        y, off = operations.add_relu(x, grad)
         assert torch.equal(y, (x + grad).relu()) and torch.equal(off, y <= 0)
-        back = norm_computation.masked(grad, off)
+        back = operations.masked(grad, off)
         assert torch.equal(back, grad * ~off) and back.stride() == off.stride()
     assert len(warned) == 1
 
@@ -753,7 +779,7 @@ def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
 def assert_codes_of_the_output(made: Deferred, quantizer: Quantizer) -> None:
     """Of a deferred output, what the quantizer makes of the output itself."""
     found = made.quantized(quantizer, None, True)
-    want = quantizer(norm_passes.affine(made.x, made.of, torch.float32))
+    want = quantizer(Channels(made.x).affine(made.of, torch.float32))
     assert found.format == want.format and found.block == want.block
     for a, b in zip(found[:3], want[:3], strict=True):
         assert (a is None) == (b is None)
@@ -844,5 +870,5 @@ def test_round_trip_of_a_relu_with_an_activation_that_no_kernel_rounds_to() -> N
     norm = norm_for(x, NormRecipe(deviation=range_(), activation=e4m3))
     assert norm.relu(x, False) is None and norm.relu(x, True) is None
     of = affine_of(x, e4m3, True)
-    want = round_to(norm_passes.affine(x, of._replace(activation=None, relu=False), x.dtype), e4m3)
-    assert torch.equal(norm_kernels.affine(x, of, x.dtype), want.relu())
+    want = round_to(Channels(x).affine(of._replace(activation=None, relu=False), x.dtype), e4m3)
+    assert torch.equal(compiled(x).affine(of, x.dtype), want.relu())

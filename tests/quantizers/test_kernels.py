@@ -29,7 +29,6 @@ from quantizers import (
     formats,
     int8,
     kernels,
-    memory,
     minmax,
     nearest_even,
     per_axis,
@@ -44,7 +43,9 @@ from quantizers import (
 )
 from quantizers.kernels import compiled_elements, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
-from quantizers.steps import elements_of
+from quantizers.kernels.quantize import elements
+from quantizers.kernels.unshift import unshifted
+from quantizers.steps import elements_of, quantize
 
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")
@@ -83,11 +84,7 @@ def eager(quantizer: Quantizer, x: Tensor, key: Tensor = KEY) -> QTensor:
 def fused(quantizer: Quantizer, x: Tensor, q: QTensor, key: Tensor = KEY) -> Tensor | None:
     """What the kernel alone makes with the scales of q; None where it does not serve x."""
     fmt = quantizer.format
-    floats = isinstance(fmt, FloatFormat) and q.scale is not None
-    overflow = (fmt.overflow or "saturate") if floats else None
-    return kernels.elements(
-        x, q.scale, q.zero_point, q.block, fmt, quantizer.rounding, key, overflow
-    )
+    return elements(x, q.scale, q.zero_point, q.block, fmt, quantizer.rounding, key)
 
 
 def check(quantizer: Quantizer, x: Tensor, key: Tensor = KEY, *, served: bool = True) -> None:
@@ -150,10 +147,9 @@ def test_any_scale_and_zero_point(fmt) -> None:
             spread = scale.repeat_interleave(stride)[stride - 1 :: stride].view(1, 12)
             shift = None if zero is None else zero.view(1, 12)
             for mode in (nearest_even, stochastic()):
-                overflow = "saturate" if isinstance(fmt, FloatFormat) else None
                 with kernels.eager():
                     expected = elements_of(x, spread, shift, block, fmt, mode, KEY)
-                got = kernels.elements(x, spread, shift, block, fmt, mode, KEY, overflow)
+                got = elements(x, spread, shift, block, fmt, mode, KEY)
                 assert same(got, expected)
 
 
@@ -176,7 +172,7 @@ def test_what_is_not_a_number_is_element_0(fmt: IntFormat) -> None:
         for values in (x, x.transpose(0, 2).contiguous().transpose(0, 2), x[1:]):
             with kernels.eager():
                 expected = elements_of(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
-            got = kernels.elements(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
+            got = elements(values, scale, zero, (len(values), 1, 6), fmt, mode, KEY)
             assert same(got, expected)
             lost = quotient[: len(values)].isnan()
             assert not expected[lost].any()
@@ -277,7 +273,7 @@ def test_blocks_fall_back(grain: Granularity) -> None:
 
 def test_stochastic_elements_without_a_key_are_refused() -> None:
     x = numbers(6, 8)
-    assert kernels.elements(x, None, None, (6, 8), int8, stochastic(), None) is None
+    assert elements(x, None, None, (6, 8), int8, stochastic(), None) is None
     with pytest.raises(ValueError, match="needs a key"):
         NOISY(x)
 
@@ -450,7 +446,7 @@ made = kernels.made("quantizers.kernels.compiled_whole", "quantize", 0, 1, 5, Fa
 assert made.cache_hits == 1, "compiled again"
 x = numbers(3 * 2**14)
 def codes():  # the kernel alone: torch's own operations hang in a forked child on two threads
-    own = kernels.elements(x, None, None, x.shape, formats.e4m3, stochastic(), KEY)
+    own = elements(x, None, None, x.shape, formats.e4m3, stochastic(), KEY)
     return own.numpy().tobytes()
 def child(queue, threads):
     if threads == 2:
@@ -634,7 +630,7 @@ def test_tensors_whose_memory_holds_other_numbers_fall_back() -> None:
 def test_operands_that_a_kernel_would_misread_fall_back() -> None:
     x, rows = numbers(6, 8), per_axis(0)
     for bad in (KEY.view(1), KEY.to(torch.int32), KEY.expand(1, 1).view(1)):
-        assert kernels.elements(x, None, None, (6, 8), int8, stochastic(), bad) is None
+        assert elements(x, None, None, (6, 8), int8, stochastic(), bad) is None
         for context in (kernels.eager, warnings.catch_warnings):
             with context(), pytest.raises(TypeError, match="key"):
                 NOISY(x, key=bad)
@@ -706,14 +702,14 @@ GRADIENT = Quantizer(format=int8, rounding=stochastic())
 def wholes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of every quantization, whether a single kernel did it."""
     served: list[bool] = []
-    original = kernels.whole
+    original = quantize.forms["cpu"]
 
     def counted(*args):
         found = original(*args)
         served.append(found is not None)
         return found
 
-    monkeypatch.setattr(kernels, "whole", counted)
+    monkeypatch.setitem(quantize.forms, "cpu", counted)
     return served
 
 
@@ -892,7 +888,7 @@ def test_states_that_a_kernel_may_not_write_fall_back(wholes) -> None:
 def test_batched_gradients_are_not_plain() -> None:
     x, seen = numbers(6, 8).requires_grad_(), []
     y = x * 1
-    y.register_hook(lambda grad: seen.append(memory.is_plain(grad)))
+    y.register_hook(lambda grad: seen.append(kernels.serves(grad)))
     torch.autograd.grad(y, x, numbers(2, 6, 8, seed=1), retain_graph=True, is_grads_batched=True)
     torch.autograd.grad(y, x, numbers(6, 8, seed=1))
     assert seen == [False, True]
@@ -913,7 +909,7 @@ def test_unshifted_elements(dtype: torch.dtype) -> None:
     for values in (x, last(x), x.transpose(0, 3), x[1:3], x[:0], x[:, 1:4], x[..., ::2]):
         dense = values.numel() > 0 and kernels.is_dense(values)
         for zero in zeros:
-            got = kernels.unshifted(values, zero)
+            got = unshifted(values, zero)
             assert (got is not None) == dense
             expected = values.float() if zero is None else values.float() - zero.reshape(()).float()
             if got is not None:
@@ -926,12 +922,12 @@ def test_unshifted_elements(dtype: torch.dtype) -> None:
 
 def test_what_unshifted_leaves_to_torch() -> None:
     x = torch.arange(12, dtype=torch.uint8).view(3, 4)
-    assert kernels.unshifted(x, torch.zeros(3, 1, dtype=torch.int32)) is None
-    assert kernels.unshifted(x, torch.zeros(1, 1, dtype=torch.int64)) is None
-    assert kernels.unshifted(x.long(), None) is None
-    assert kernels.unshifted(x.float(), None) is None
+    assert unshifted(x, torch.zeros(3, 1, dtype=torch.int32)) is None
+    assert unshifted(x, torch.zeros(1, 1, dtype=torch.int64)) is None
+    assert unshifted(x.long(), None) is None
+    assert unshifted(x.float(), None) is None
     with kernels.eager():
-        assert kernels.unshifted(x, None) is None
+        assert unshifted(x, None) is None
     rows = torch.tensor([[1], [2], [3]], dtype=torch.int32)
     q = QTensor(x, torch.ones(3, 1), rows, uint8, (1, 4))
     assert torch.equal(q.unshifted(), x.float() - rows)

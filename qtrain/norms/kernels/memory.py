@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quantizers import kernels
 from quantizers.kernels import team
+from quantizers.kernels.serving import SOURCES
 
 from ..samples import Cut
 
@@ -23,16 +25,23 @@ def is_dense(x: Tensor, planes: bool) -> bool:
     return x.is_contiguous() if planes else x.movedim(1, -1).is_contiguous()
 
 
-def is_planes(x: Tensor) -> bool:
-    """Which of the two x's runs are; rows of tensors that are both, (N, C)."""
-    return x.is_contiguous() and x.numel() > x.shape[0] * x.shape[1]
+class Layout(NamedTuple):
+    """runs of `width` adjacent elements, planes of one channel each or else rows of all."""
+
+    planes: bool
+    runs: int
+    width: int
+    channels: int
 
 
-def size(x: Tensor) -> tuple[int, int, int]:
-    """(runs, their width, channels)"""
-    channels = x.shape[1]
-    width = x.numel() // (x.shape[0] * channels) if is_planes(x) else channels
-    return x.numel() // width, width, channels
+def layout_of(x: Tensor) -> Layout | None:
+    """That of x (N, C, *S), rows where it is both, as (N, C); None where it has neither."""
+    channels, count = x.shape[1], x.numel()
+    planes = count > x.shape[0] * channels and x.is_contiguous()
+    if not planes and not is_dense(x, False):
+        return None
+    width = count // (x.shape[0] * channels) if planes else channels
+    return Layout(planes, count // width, width, channels)
 
 
 def by_plane(x: Tensor) -> Tensor:
@@ -51,9 +60,6 @@ class Blocks(NamedTuple):
     each: int
     lanes: int
 
-    def partial(self, like: Tensor, channels: int) -> Tensor:
-        return like.new_empty(self.starts.numel() - 1, channels, self.lanes)
-
 
 @lru_cache(maxsize=1024)
 def in_blocks(planes: bool, width: int, cut: Cut) -> Blocks:
@@ -69,10 +75,49 @@ def in_blocks(planes: bool, width: int, cut: Cut) -> Blocks:
     return Blocks(torch.cat([(chunks + inner[:-1]).flatten(), end]), each, lanes)
 
 
+def made(name: str, *numbers: int) -> Any:
+    """The pass of that name for these numbers, or None."""
+    return kernels.made("qtrain.norms.kernels.compiled_passes", name, *numbers)
+
+
 def run(kernel: Any, count: int, *words: int | Tensor) -> None:
     """A kernel over `count` elements, told numbers and the addresses of tensors."""
     addresses = [word if isinstance(word, int) else word.data_ptr() for word in words]
     team.run(kernel.address, addresses, count)
+
+
+def statistics(
+    kind: int,
+    x: Tensor,
+    layout: Layout,
+    cut: Cut,
+    results: int,
+    mean: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    grad: Tensor | None = None,
+    *numbers: int,
+) -> tuple[list[Tensor], int] | None:
+    """So many results of a kind of STATISTICS, (blocks, channels, lanes) each, of the cut's blocks
+    and how many a chunk has; None where there is no kernel.
+
+    numbers: whether there is a ReLU, and what is rounded to before it.
+    """
+    planes, _, width, channels = layout
+    sources = SOURCES[x.dtype], planes, 0 if grad is None else SOURCES[grad.dtype]
+    file = "qtrain.norms.kernels.compiled_statistics"
+    kernel = kernels.made(file, "statistics", kind, *sources, *(numbers or (False, 0)))
+    if kernel is None:
+        return None
+    blocks = in_blocks(planes, width, cut)
+    shape = blocks.starts.numel() - 1, channels, blocks.lanes
+    out = [mean.new_empty(shape) for _ in range(results)]
+    scale, shift = (mean if t is None else t for t in (scale, shift))
+    run(
+        kernel, x.numel(), channels, width, blocks.lanes, x, blocks.starts, shape[0],
+        0 if grad is None else grad, mean, scale, shift, *out, *[0] * (4 - results),
+    )  # fmt: skip
+    return out, blocks.each
 
 
 def added(partial: Tensor) -> Tensor:

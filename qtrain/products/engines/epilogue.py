@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantizers import kernels
+from quantizers.by_device import ByDevice
 from quantizers.kernels import team
 
 from ..operations import Operation
@@ -30,15 +31,7 @@ class Epilogue(NamedTuple):
         """sums: exact integers in any dtype, which the caller gives away; shift: int32, what is
         first to be taken from int32 sums, broadcastable to them, modulo 2^32 -> fp32, their shape.
         """
-        if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
-            done = self._fused(operation, sums, shift)
-            if done is not None:
-                return done
-            sums = sums if shift is None else sums.sub_(shift)
-            output = sums.view(torch.float32).copy_(sums)  # element by element, where they lie
-        else:
-            output = (sums if shift is None else sums - shift).to(torch.float32)
-        return self.applied_(operation, output)
+        return _finished(sums, self, operation, shift)
 
     def applied_(self, operation: Operation, output: Tensor) -> Tensor:
         """output * scale + bias, in place."""
@@ -61,29 +54,48 @@ class Epilogue(NamedTuple):
             return scale.reshape(-1).contiguous()
         return None
 
-    def _fused(self, operation: Operation, sums: Tensor, shift: Tensor | None) -> Tensor | None:
-        """The whole in one pass, in the memory of the sums; None where no kernel serves them."""
-        axis = operation.channel_axis(sums.dim())
-        if not kernels.serves(sums) or not sums.movedim(axis, -1).is_contiguous():
-            return None
-        channels = sums.shape[axis]
-        scale = self.scale_of(operation, channels)
-        bias = None if self.bias is None else self.bias.float().contiguous()
-        kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish")
-        if sums.numel() == 0 or scale is None or scale.dtype != torch.float32 or kernel is None:
-            return None
-        zeros, minus_zeros = _neutral(channels)
-        rows, matrices = sums.numel() // channels, 1
-        if shift is not None:
-            shift = shift.contiguous()
-            matrices = shift.numel() // channels
-        words = (
-            rows, channels, sums.data_ptr(), rows // matrices,
-            ctypes.addressof(zeros) if shift is None else shift.data_ptr(), scale.data_ptr(),
-            ctypes.addressof(minus_zeros) if bias is None else bias.data_ptr(),
-        )  # fmt: skip
-        team.run(kernel.address, words, sums.numel())
-        return sums.view(torch.float32)
+
+def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:
+    if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
+        sums = sums if shift is None else sums.sub_(shift)
+        output = sums.view(torch.float32).copy_(sums)  # element by element, where they lie
+    else:
+        output = (sums if shift is None else sums - shift).to(torch.float32)
+    return after.applied_(operation, output)
+
+
+def _compiled(
+    sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None
+) -> Tensor | None:
+    """The whole in one pass, in the memory of the sums; None where no kernel serves them."""
+    axis = operation.channel_axis(sums.dim())
+    if (
+        sums.dtype != torch.int32
+        or not kernels.serves(sums)
+        or not sums.movedim(axis, -1).is_contiguous()
+    ):
+        return None
+    channels = sums.shape[axis]
+    scale = after.scale_of(operation, channels)
+    bias = None if after.bias is None else after.bias.float().contiguous()
+    kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish")
+    if sums.numel() == 0 or scale is None or scale.dtype != torch.float32 or kernel is None:
+        return None
+    zeros, minus_zeros = _neutral(channels)
+    rows, matrices = sums.numel() // channels, 1
+    if shift is not None:
+        shift = shift.contiguous()
+        matrices = shift.numel() // channels
+    words = (
+        rows, channels, sums.data_ptr(), rows // matrices,
+        ctypes.addressof(zeros) if shift is None else shift.data_ptr(), scale.data_ptr(),
+        ctypes.addressof(minus_zeros) if bias is None else bias.data_ptr(),
+    )  # fmt: skip
+    team.run(kernel.address, words, sums.numel())
+    return sums.view(torch.float32)
+
+
+_finished = ByDevice(_finish, cpu=_compiled)
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from quantizers import kernels
+from quantizers.qtensor import unshifted
 
 from ...autograd.selective import shown
 from .engine import Engine
@@ -48,10 +48,7 @@ class Float32(Engine):
         self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
         parts = -(-task.count // self._part(task))
-        shifted = kernels.unshifted(a, zero_point)
-        if shifted is None:
-            shifted = a.float() if zero_point is None else a.float() - zero_point
-        a, b = shifted, b.float()
+        a, b = unshifted(a, zero_point), b.float()
         size = -(-task.count // max(parts, 1))
         dtype = holds(task.bound)
         total: Tensor | None = None

@@ -1,0 +1,147 @@
+"""What a norm computes, on any device and in compiled graphs, outside autograd.
+
+For the CPU the graphs keep these whole: there the compiled passes are faster than what the compiler
+makes of their parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantizers.by_device import ByDevice, laid_out_like, restored
+
+from . import normalize as computation
+from .kernels import residual
+from .normalize import Form, Normalized, channels
+
+normalize = ByDevice(computation.normalize)
+gradients = ByDevice(computation.gradients)
+
+
+def _add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(relu(x + y), where it was off)."""
+    output = (x + y).relu_()
+    return output, output <= 0
+
+
+def _masked(grad: Tensor, off: Tensor) -> Tensor:
+    """The gradient, 0 where off, in the layout of `off`: the residual of a sum would carry another
+    one down the whole network."""
+    return torch.where(off, grad.new_zeros(()), grad, out=torch.empty_like(off, dtype=grad.dtype))
+
+
+add_relu = ByDevice(_add_relu, cpu=residual.add_relu)
+masked = ByDevice(_masked, cpu=residual.masked)
+
+
+# As operations of a graph: a form as numbers and a string, nothing as an empty tensor -------------
+
+_SETTINGS = "float eps, bool relu, bool centered, ScalarType dtype, str spec"
+
+
+def _settings(form: Form) -> tuple[Any, ...]:
+    return form.eps, form.relu, form.centered, form.dtype, form.spec
+
+
+def _form(eps: float, relu: bool, centered: bool, dtype: torch.dtype, spec: str) -> Form:
+    deviation, carry, activation = restored(spec)
+    return Form(deviation, carry, eps, relu, activation, dtype, centered=centered)
+
+
+def _normalize_whole(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+) -> Normalized | None:
+    if form.spec is None:
+        return None
+    return Normalized(*torch.ops.qtrain.normalize(x, weight, bias, *_settings(form)))
+
+
+def _run(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, ...]:
+    made = normalize.computed(x, weight, bias, _form(*settings))
+    index = x.new_empty(0, dtype=torch.int64) if made.where is None else made.where.contiguous()
+    slope = made.mean.new_empty(0) if made.slope is None else made.slope.contiguous()
+    return laid_out_like(made.output, x), made.mean, made.sigma, index, slope
+
+
+def _shapes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, ...]:
+    """What the deviation computes would tie the graph to one number of elements."""
+    form = _form(*settings)
+    carriers = form.deviation.carriers(x.numel() // x.shape[1])
+    mean = _per_channel(x)
+    shape = (x.shape[1], carriers) if carriers else (0,)
+    index, slope = x.new_empty(shape, dtype=torch.int64), mean.new_empty(shape)
+    return torch.empty_like(x, dtype=form.dtype), mean, torch.empty_like(mean), index, slope
+
+
+def _per_channel(x: Tensor) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape[1], dtype=dtype)
+
+
+def _gradients_whole(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    made: Normalized,
+    grad_output: Tensor,
+    form: Form,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    if form.spec is None:
+        return None
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.qtrain.normalize_backward(
+        x, weight, bias, *made[1:], grad_output, *_settings(form)
+    )
+    return grads
+
+
+def _run_gradients(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    sigma: Tensor,
+    index: Tensor,
+    slope: Tensor,
+    grad_output: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    few = (index, slope) if index.numel() else (None, None)
+    made = Normalized(grad_output, mean, sigma, *few)
+    grads = gradients.computed(x, weight, bias, made, grad_output, _form(*settings))
+    return laid_out_like(grads[0], x), *grads[1:]
+
+
+def _gradient_shapes(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), _per_channel(x), _per_channel(x)
+
+
+normalize.in_graphs(
+    f"qtrain::normalize(Tensor x, Tensor? weight, Tensor? bias, {_SETTINGS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run, _shapes, _normalize_whole, channels.forms,
+)  # fmt: skip
+gradients.in_graphs(
+    "qtrain::normalize_backward(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor sigma,"
+    f" Tensor index, Tensor slope, Tensor grad_output, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    _run_gradients, _gradient_shapes, _gradients_whole, channels.forms,
+)  # fmt: skip
+
+
+def _run_add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    output, off = add_relu.computed(x, y)
+    return laid_out_like(output, x), laid_out_like(off, x)
+
+
+def _run_masked(grad: Tensor, off: Tensor) -> Tensor:
+    return laid_out_like(masked.computed(grad, off), off)
+
+
+add_relu.in_graphs("qtrain::add_relu(Tensor x, Tensor y) -> (Tensor, Tensor)", _run_add_relu)
+masked.in_graphs("qtrain::masked(Tensor grad, Tensor off) -> Tensor", _run_masked)

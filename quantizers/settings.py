@@ -1,0 +1,98 @@
+"""What a quantizer is told: which steps it takes from a tensor to elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from . import checks, tensor_checks
+from .by_device import spec
+from .formats import FloatFormat, Format, IntFormat, fp32
+from .granularity import Granularity, compact_shape, per_tensor
+from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
+from .rounding import Rounding, nearest_even
+from .running_range import Ema
+
+#: what a range may scale to: 2^31 products of two such elements add up within fp32
+_LARGEST = 2.0**48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The fields of a Quantizer."""
+
+    format: Format
+    granularity: Granularity = per_tensor
+    range: RangeRule | None = absmax
+    scale_format: FloatFormat = fp32
+    scale_rounding: Rounding = nearest_even
+    rounding: Rounding = nearest_even
+    straight_through: Literal["identity", "inclusive", "strict"] = "identity"
+    _spec: str | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, kind, need in (
+            ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
+            ("granularity", Granularity, "a Granularity such as per_tensor"),
+            ("scale_format", FloatFormat, "a FloatFormat"),
+            ("rounding", Rounding, "a Rounding such as nearest_even"),
+            ("scale_rounding", Rounding, "a Rounding such as nearest_even"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                checks.refuse(name, getattr(self, name), need)
+        if self.range is None and isinstance(self.format, IntFormat):
+            raise ValueError(
+                f"range: got None, but {self.format} needs a range rule such as absmax"
+            )
+        if self.range is not None:
+            check_rule("range", self.range)
+            if self.format.largest > _LARGEST:
+                raise ValueError(
+                    f"range: got {self.range!r} for {self.format}, whose largest value of "
+                    f"{self.format.largest:.3g} would make the sums of a product overflow fp32; "
+                    f"pass range=None (elements are x rounded to {self.format}), or a format that "
+                    f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
+                )
+        if self.range is None and self.granularity != per_tensor:
+            raise ValueError(
+                "granularity: without a range there are no scales; leave it per_tensor"
+            )
+        if self.scale_rounding.random_bits:
+            raise ValueError("scale_rounding: scales are not rounded stochastically")
+        checks.choice(
+            "straight_through", self.straight_through, ("identity", "inclusive", "strict")
+        )
+        batch_range = isinstance(self.range, Ema) and self.range.train_on == "batch"
+        if self.straight_through != "identity" and batch_range:
+            raise ValueError(
+                f"straight_through: {self.straight_through!r} needs one range for training and "
+                f"evaluation; give the range train_on='running'"
+            )
+        object.__setattr__(self, "_spec", spec(self))
+
+    @property
+    def affine(self) -> bool:
+        """Whether elements have a zero point."""
+        return isinstance(self.format, IntFormat) and not self.format.symmetric
+
+    @property
+    def by_extremes(self) -> bool:
+        """Whether a tensor's scale follows from its smallest and largest elements alone."""
+        rule = self.range.rule if isinstance(self.range, Ema) else self.range
+        return self.granularity == per_tensor and isinstance(rule, AbsMax | MinMax)
+
+    def init_state(self, shape: Sequence[int | None]) -> State:
+        """State for tensors of `shape` (None: a size that changes); {} without memory."""
+        tensor_checks.shape("shape", shape, unknown=True)
+        make = getattr(self.range, "init_state", None)
+        if make is None:
+            return {}
+        try:
+            block = self.granularity.block_shape(shape)
+        except ValueError:  # blocks whose number changes from batch to batch
+            if make((1,) * len(shape)):
+                raise
+            return {}
+        state: State = make(compact_shape([s or 1 for s in shape], block))
+        return state
