@@ -1,5 +1,7 @@
 """qtrain: would this network still train in low precision, and where does it break?"""
 
+import types
+
 from . import data as data
 from . import models as models
 from . import recipes as recipes
@@ -9,6 +11,7 @@ from .conversion.converted import reseed as reseed
 from .conversion.quantize import quantize as quantize
 from .conversion.quantize import quantize_ as quantize_
 from .conversion.summary import summary as summary
+from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
 from .diagnosis.recommend import Recommendation as Recommendation
 from .diagnosis.recommend import recommend as recommend
@@ -22,8 +25,8 @@ from .hardware.cost import cost as cost
 from .hardware.energy import EnergyTable as EnergyTable
 from .hardware.energy import UnitCost as UnitCost
 from .hardware.report import CostReport as CostReport
-from .hardware.row import CostRow as CostRow
-from .hardware.row import Trade as Trade
+from .hardware.report import CostRow as CostRow
+from .hardware.report import Trade as Trade
 from .inspection.accumulated import accumulated as accumulated
 from .inspection.inspect import inspect as inspect
 from .inspection.monitor import Monitor as Monitor
@@ -46,6 +49,9 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
+from .training.environment import environment as environment
+from .training.intervals import Interval as Interval
+from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
@@ -61,75 +67,20 @@ from .weights.decay import CorrectedSteps as CorrectedSteps
 from .weights.decay import NormSchedule as NormSchedule
 from .weights.decay import effective_rates as effective_rates
 from .weights.history import NormHistory as NormHistory
-from .weights.rate_row import RateRow as RateRow
 from .weights.rates import EffectiveRates as EffectiveRates
+from .weights.rates import RateRow as RateRow
 
 __version__ = VERSION
 
-__all__ = [
-    "Arithmetic",
-    "CheckpointError",
-    "Comparison",
-    "CorrectedSteps",
-    "CostReport",
-    "CostRow",
-    "EffectiveRates",
-    "EnergyTable",
-    "Finding",
-    "Forward",
-    "GradInput",
-    "GradWeight",
-    "Matmul",
-    "Monitor",
-    "MonitorRow",
-    "NonFiniteError",
-    "NormHistory",
-    "NormRecipe",
-    "NormSchedule",
-    "RateRow",
-    "Recipe",
-    "Recommendation",
-    "Report",
-    "Result",
-    "Row",
-    "ScaledDotProductAttention",
-    "SensitivityReport",
-    "SensitivityRow",
-    "Trade",
-    "TrainConfig",
-    "UnitCost",
-    "Verdict",
-    "accumulated",
-    "bound_weights",
-    "bound_weights_",
-    "calibrate",
-    "channel_norms",
-    "compare",
-    "cost",
-    "data",
-    "deviations",
-    "diagnose",
-    "effective_rates",
-    "energy",
-    "fused",
-    "inspect",
-    "models",
-    "plain_state_dict",
-    "quantize",
-    "quantize_",
-    "read_monitor",
-    "recipes",
-    "recommend",
-    "reseed",
-    "sensitivity",
-    "summary",
-    "to_tensorboard",
-    "train",
-    "training_recipe",
-    "unbound_weights_",
-    "weight_norm",
-    "weight_norm_",
-]
+#: modules that are imported from by name
+_MODULES = ("data", "deviations", "energy", "fused", "models", "recipes", "rules")
+#: every name above but VERSION, and no module it lives in
+__all__ = sorted(
+    name
+    for name, value in globals().items()
+    if name in _MODULES
+    or not (name.startswith("_") or isinstance(value, types.ModuleType) or name == "VERSION")
+)
 
 
 def __dir__() -> list[str]:

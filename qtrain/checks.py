@@ -29,18 +29,13 @@ from quantizers.checks import text as text
 
 def module(got: object, field: str = "model") -> None:
     """TypeError unless `got` is a torch module; a string, with how a name becomes a network."""
-    if isinstance(got, nn.Module):
-        return
+    hint = ""
     if isinstance(got, type):
-        refuse(field, got, "a torch.nn.Module", "this is a class: give an object of it")
+        hint = "this is a class: give an object of it"
     if isinstance(got, str):
-        refuse(
-            field,
-            got,
-            "a torch.nn.Module",
-            f"qtrain.models.get({shown(got)}, ...) makes one by its name",
-        )
-    raise TypeError(f"{field}: got {type(got).__name__}, need a torch.nn.Module")
+        hint = f"qtrain.models.get({shown(got)}, ...) makes one by its name"
+    if not isinstance(got, nn.Module):
+        refuse(field, got, "a torch.nn.Module", hint)
 
 
 def optimizer(got: object) -> None:
@@ -95,11 +90,6 @@ def tokens(got: object) -> None:
             f"tokens: got {tuple(got.shape)}, need (N, T), N windows of T characters; "
             "tokens[None] makes a batch of one"
         )
-
-
-def seed(got: object) -> int:
-    """`got` where it is an int (no bool); else TypeError."""
-    return integer("seed", got)
 
 
 def patterns(field: str, got: Iterable[str]) -> list[str]:

@@ -8,17 +8,30 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 from . import checks
 from .cli_arguments import build_parser, formats_table, recipes_table, train_settings
+from .diagnosis.diagnose import diagnose
+from .diagnosis.sensitivity import sensitivity
 from .files import terminal
+from .hardware.cost import cost
+from .inspection.accumulated import accumulated
+from .inspection.inspect import inspect
+from .inspection.tensorboard import to_tensorboard
+from .training.compare import compare
 from .training.interrupt import Interrupted
+from .training.named import training_recipe
 from .training.nonfinite import NonFiniteError
+from .training.page import save_page
+from .training.record import read_run
+from .training.train import restored, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +57,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = build_parser().parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            return _COMMANDS[parsed.command](parsed)
+            warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+            _COMMANDS[parsed.command](parsed)
+        return 0
     except BrokenPipeError:
         raise
     except NonFiniteError as error:
@@ -64,71 +78,47 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail("interrupted", 130)
 
 
-def _train(parsed: argparse.Namespace) -> int:
-    from .training.named import training_recipe
-    from .training.train import train
-
+def _train(parsed: argparse.Namespace) -> None:
     try:
         config = training_recipe(parsed.recipe, **train_settings(parsed))
     except TypeError as error:  # a setting of the wrong kind; elsewhere it would be a bug of ours
-        return _fail(error, 2)
+        raise ValueError(error) from error
     result = train(config, say=_say)
     place = result.folder.path
     terminal.show(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
-    return 0
 
 
-def _inspect(parsed: argparse.Namespace) -> int:
-    from .inspection.accumulated import accumulated
-    from .inspection.inspect import inspect
-    from .training.checkpoint import load_checkpoint
-    from .training.train import inspect_checkpoint
-
-    path = Path(parsed.checkpoint)
-    report = inspect_checkpoint(
-        load_checkpoint(path),
-        where=str(path),
-        data_dir=parsed.data_dir,
-        device=parsed.device,
-        measure=accumulated if parsed.accumulated else inspect,
-    )
-    terminal.show(report.table(parsed.worst))
-    _write("save", parsed.save, report.save)
-    if parsed.plot is not None:
-        from .inspection.plots import plot_errors
-
-        _write("plot", parsed.plot, partial(plot_errors, report.rows))
-    return 0
+def _inspect(parsed: argparse.Namespace) -> None:
+    measure = accumulated if parsed.accumulated else inspect
+    with _restored(parsed) as (model, inputs, targets):
+        report = measure(model, inputs, targets)
+    _give(parsed, report.table(parsed.worst), report.save, report.plot)
 
 
-def _cost(parsed: argparse.Namespace) -> int:
-    from .training.checkpoint import load_checkpoint
-    from .training.train import cost_of_checkpoint
-
-    path = Path(parsed.checkpoint)
-    report = cost_of_checkpoint(
-        load_checkpoint(path), where=str(path), data_dir=parsed.data_dir, device=parsed.device
-    )
-    terminal.show(report)
-    _write("save", parsed.save, report.save)
-    return 0
+def _cost(parsed: argparse.Namespace) -> None:
+    with _restored(parsed) as (model, inputs, _):
+        report = cost(model, inputs)
+    _give(parsed, report, report.save)
 
 
-def _compare(parsed: argparse.Namespace) -> int:
-    from .training.compare import compare
+def _sensitivity(parsed: argparse.Namespace) -> None:
+    if parsed.worst is not None:  # before minutes of work
+        checks.integer("worst", parsed.worst, low=1)
+    with _restored(parsed) as (model, inputs, targets):
+        report = sensitivity(model, inputs, targets, by=parsed.by)
+    _give(parsed, report.table(parsed.worst), report.save)
 
+
+def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
+    return restored(Path(parsed.checkpoint), data_dir=parsed.data_dir, device=parsed.device)
+
+
+def _compare(parsed: argparse.Namespace) -> None:
     found = compare(parsed.run_a, parsed.run_b)
-    terminal.show(found)
-    _write("save", parsed.save, found.save)
-    _write("plot", parsed.plot, found.plot)
-    return 0
+    _give(parsed, found, found.save, found.plot)
 
 
-def _report(parsed: argparse.Namespace) -> int:
-    from .inspection.tensorboard import to_tensorboard
-    from .training.page import save_page
-    from .training.record import read_run
-
+def _report(parsed: argparse.Namespace) -> None:
     record = read_run(parsed.run)
     run = Path(parsed.run)
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
@@ -138,32 +128,24 @@ def _report(parsed: argparse.Namespace) -> int:
     if parsed.tensorboard is not None:
         metrics = [*record.steps, *record.epochs]
         terminal.show(to_tensorboard(record.monitor, parsed.tensorboard, metrics=metrics))
-    return 0
 
 
-def _diagnose(parsed: argparse.Namespace) -> int:
-    from .diagnosis.diagnose import diagnose
-
+def _diagnose(parsed: argparse.Namespace) -> None:
     verdict = diagnose(parsed.run)
-    terminal.show(verdict)
-    _write("save", parsed.save, verdict.save)
-    return 0
+    _give(parsed, verdict, verdict.save)
 
 
-def _sensitivity(parsed: argparse.Namespace) -> int:
-    from .training.checkpoint import load_checkpoint
-    from .training.train import sensitivity_of_checkpoint
-
-    if parsed.worst is not None:  # before minutes of work
-        checks.integer("worst", parsed.worst, low=1)
-    path = Path(parsed.checkpoint)
-    report = sensitivity_of_checkpoint(
-        load_checkpoint(path), where=str(path), by=parsed.by, data_dir=parsed.data_dir,
-        device=parsed.device,
-    )  # fmt: skip
-    terminal.show(report.table(parsed.worst))
-    _write("save", parsed.save, report.save)
-    return 0
+def _give(
+    parsed: argparse.Namespace,
+    found: object,
+    save: Callable[[Path], object],
+    plot: Callable[[Path], object] | None = None,
+) -> None:
+    """Show what was found, and write the files that are asked for."""
+    terminal.show(found)
+    _write("save", parsed.save, save)
+    if plot is not None:
+        _write("plot", parsed.plot, plot)
 
 
 def _write(field: str, path: str | None, write: Callable[[Path], object]) -> None:
@@ -177,17 +159,7 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
         raise ValueError(message) from error
 
 
-def _recipes(parsed: argparse.Namespace) -> int:
-    terminal.show(recipes_table())
-    return 0
-
-
-def _formats(parsed: argparse.Namespace) -> int:
-    terminal.show(formats_table())
-    return 0
-
-
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "inspect": _inspect,
     "diagnose": _diagnose,
@@ -195,8 +167,8 @@ _COMMANDS = {
     "compare": _compare,
     "report": _report,
     "sensitivity": _sensitivity,
-    "recipes": _recipes,
-    "formats": _formats,
+    "recipes": lambda parsed: terminal.show(recipes_table()),
+    "formats": lambda parsed: terminal.show(formats_table()),
 }
 
 
@@ -207,17 +179,6 @@ def _say(text: object) -> None:
 def _fail(error: object, status: int) -> int:
     _say("error: " + " ".join(str(error).split()) if status != 130 else error)
     return status
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    _say(f"warning: {message}")
 
 
 if __name__ == "__main__":

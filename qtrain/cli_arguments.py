@@ -50,8 +50,10 @@ def build_parser() -> Parser:
         "train", help="train a quantized model beside full precision", description=_TRAIN
     )
     train.add_argument("recipe", help="a named run or quantization recipe; see qtrain recipes")
-    for option, kind in _options():
-        _add(train, option, kind)
+    kinds = get_type_hints(TrainConfig)
+    for option in fields(TrainConfig):
+        if option.name != "recipe":
+            _add(train, option, kinds[option.name])
     look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")
     count = commands.add_parser("cost", help="cost in hardware of each layer of a checkpoint")
     blame = commands.add_parser(
@@ -93,45 +95,25 @@ def build_parser() -> Parser:
 def train_settings(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields that were given on the command line, recipe apart."""
     names = [option.name for option in fields(TrainConfig) if option.name != "recipe"]
-    return {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+    given = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+    return {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
 
 
 _TRAIN = "Trains a quantized model side by side with full precision; writes runs/<name>/."
 
 
-def _options() -> list[tuple[Field[Any], Any]]:
-    kinds = get_type_hints(TrainConfig)
-    return [(o, kinds[o.name]) for o in fields(TrainConfig) if o.name != "recipe"]
-
-
-def _flag(option: Field[Any]) -> str:
-    return "--" + option.name.replace("_", "-")
-
-
 def _add(parser: argparse.ArgumentParser, option: Field[Any], kind: Any) -> None:
-    # SUPPRESS: a flag that is not given leaves the named run's own setting
-    default = default_of(option)
-    text = option.metadata["help"]
-    shown = "" if default in (None, ()) else f" (default {default})"
-    common: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": option.name}
+    default, text = default_of(option), option.metadata["help"]
+    if default not in (None, ()):
+        text += f" (default {default})"
+    more: dict[str, Any] = {"type": _reader(kind), "metavar": "X"}
     if kind is bool:
-        action = argparse.BooleanOptionalAction
-        parser.add_argument(_flag(option), action=action, help=text + shown, **common)
+        more = {"action": argparse.BooleanOptionalAction}
     elif kind == tuple[int, ...]:
-        parser.add_argument(
-            _flag(option), nargs="+", type=_reader(int), action=_Tuple, help=text, **common
-        )
-    else:
-        parser.add_argument(
-            _flag(option), type=_reader(kind), metavar="X", help=text + shown, **common
-        )
-
-
-class _Tuple(argparse.Action):
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, tuple(values))
+        more = {"type": _reader(int), "nargs": "+"}
+    # SUPPRESS: a flag that is not given leaves the named run's own setting
+    name = option.name.replace("_", "-")
+    parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **more)
 
 
 def _reader(kind: Any) -> Callable[[str], object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -55,32 +55,21 @@ def _lists_computed_weights(module: nn.Module) -> bool:
     return isinstance(module, nn.RNNBase) and is_parametrized(module)
 
 
-def random_state() -> Callable[[], None]:
-    """Python's, NumPy's and torch's random state as it is now: call what is returned to restore
-    it."""
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's random state as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     torch_cpu = torch.get_rng_state()
     devices = range(torch.cuda.device_count())
     on_devices = [torch.cuda.get_rng_state(device) for device in devices]
-
-    def restore() -> None:
+    try:
+        yield
+    finally:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(torch_cpu)
         for device, state in zip(devices, on_devices, strict=True):
             torch.cuda.set_rng_state(state, device)
-
-    return restore
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave Python's, NumPy's and torch's random state as they were."""
-    restore = random_state()
-    try:
-        yield
-    finally:
-        restore()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,11 +129,12 @@ class LayerState(nn.Module):
         """Move with the model: half() and double() leave ranges in the dtype they are kept in,
         to_empty() leaves them their values."""
         own = {id(buffer): name for name, buffer in self.named_buffers(recurse=False)}
+        initial = cache(self._initial)  # made once, and only where a buffer leaves meta
 
         def moved(tensor: Tensor) -> Tensor:
             found: Tensor = fn(tensor)
             if tensor.is_meta and not found.is_meta:
-                tensor = self._initial()[own[id(tensor)]]
+                tensor = initial()[own[id(tensor)]]
             return tensor.to(found.device)
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]

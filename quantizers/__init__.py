@@ -1,6 +1,6 @@
 """Number formats, rounding and quantizers: tensors in, tensors out, no global state."""
 
-from types import ModuleType as _Module
+import types
 
 from . import kernels as kernels
 from .formats import FloatFormat as FloatFormat
@@ -54,7 +54,7 @@ from .running_range import ema as ema
 __all__ = sorted(
     name
     for name, value in globals().items()
-    if not name.startswith("_") and (name == "kernels" or not isinstance(value, _Module))
+    if not name.startswith("_") and (name == "kernels" or not isinstance(value, types.ModuleType))
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_LIBRARIES = {name: torch.library.Library(name, "FRAGMENT") for name in ("quantizers", "qtrain")}
+_library = cache(lambda namespace: torch.library.Library(namespace, "FRAGMENT"))
 
 
 class ByDevice(Generic[P, R]):
@@ -45,6 +45,12 @@ class ByDevice(Generic[P, R]):
         made = None if form is None else form(x, *args, **kwargs)
         return self.default(x, *args, **kwargs) if made is None else made
 
+    def computed(self, x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same where a graph is made too: what an operation of one runs, and is traced by."""
+        form = self.forms.get(x.device.type)
+        made = None if form is None else form(x, *args, **kwargs)
+        return self.default(x, *args, **kwargs) if made is None else made
+
     def in_graphs(
         self,
         schema: str,
@@ -55,6 +61,8 @@ class ByDevice(Generic[P, R]):
     ) -> None:
         """Keeps it whole in compiled graphs: `register` is told the schema, run and shapes.
 
+        run       by `computed`, which asks for no operation of a graph
+        shapes    default: run itself
         form      what calls torch's operation, or returns None; default: the operation itself
         devices   default: those of the faster forms
         """
@@ -72,7 +80,7 @@ def register(schema: str, run: Callable[..., Any], shapes: Callable[..., Any], *
     keys     torch's dispatch keys: "CPU", "CUDA", or "CompositeExplicitAutograd" for every device
     """
     namespace, _, signature = schema.partition("::")
-    library, name = _LIBRARIES[namespace], signature.partition("(")[0]
+    library, name = _library(namespace), signature.partition("(")[0]
     library.define(signature)
     for key in keys:
         library.impl(name, run, key)

@@ -29,10 +29,10 @@ def eager() -> Iterator[None]:
         _ON.reset(token)
 
 
-def serves(*tensors: Tensor, cuda: bool = False) -> bool:
+def serves(*tensors: Tensor, on: str = "cpu") -> bool:
     """Whether a kernel may read these tensors' memory, unseen by torch: nothing that compiles,
     traces or intercepts operations is active, and each tensor's numbers are those in its memory, on
-    the CPU, or of a CUDA device.
+    a device of this type.
 
     A TorchDispatchMode that only watches says so by an attribute `lets_kernels_pass = True`.
     """
@@ -46,7 +46,7 @@ def serves(*tensors: Tensor, cuda: bool = False) -> bool:
     for x in tensors:
         if (
             type(x) not in _PLAIN
-            or not (x.is_cuda if cuda else x.is_cpu)
+            or (not x.is_cpu if on == "cpu" else x.device.type != on)
             or x.layout is not torch.strided
             or x.is_neg()
             or _is_transformed(x)

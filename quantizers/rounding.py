@@ -14,6 +14,11 @@ from .noise import uniform_integers
 from .numbers import constant
 
 Mode = Literal["nearest_even", "half_away", "toward_zero", "floor", "ceil", "stochastic"]
+#: the modes that torch has
+_TORCH = {
+    "nearest_even": torch.round, "toward_zero": torch.trunc, "floor": torch.floor,
+    "ceil": torch.ceil,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,8 @@ class Rounding:
     def __call__(self, x: Tensor, bits: Tensor | None = None) -> Tensor:
         """x: fp32 or fp64; bits: int32 random bits of x's shape, for a stochastic rounding."""
         tensor_checks.wide(x)
-        if self.mode == "nearest_even":
-            return torch.round(x)
-        if self.mode == "toward_zero":
-            return torch.trunc(x)
-        if self.mode == "floor":
-            return torch.floor(x)
-        if self.mode == "ceil":
-            return torch.ceil(x)
+        if self.mode in _TORCH:
+            return _TORCH[self.mode](x)
         magnitude = x.abs()
         whole = magnitude.floor()
         fraction = magnitude - whole  # exact

@@ -1,4 +1,4 @@
-"""What a quantizer computes, by torch's own operations: range, scale, elements."""
+"""What a quantizer computes, range, scale, elements, by torch's own operations or faster."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import tensor_checks, traced
-from .by_device import ByDevice
+from . import tensor_checks
+from .by_device import ByDevice, laid_out_like, restored
 from .formats import FloatFormat, Format, IntFormat, fp32
 from .granularity import compact_shape, expand
 from .kernels import quantize as kernels
@@ -165,4 +165,71 @@ def _quantize(
 
 
 quantize = ByDevice(_quantize, cpu=kernels.whole, cuda=gpu.whole)
-quantize.in_graphs(traced.SCHEMA, traced.run, traced.shapes, traced.quantized)
+
+
+# As one operation of a graph, which holds it as a string: taken apart, a quantizer is dozens of
+# operations, slow to compile and, where it reduces or draws noise, slower than its own kernel.
+
+
+def _as_operation(
+    x: Tensor,
+    by: Settings,
+    state: State | None,
+    key: Tensor | None,
+    training: bool,
+    factor: Tensor | None = None,
+) -> QTensor | None:
+    """What a quantizer makes of x, as one operation; None for one that has no pickle."""
+    tensor_checks.real(x)
+    if by._spec is None:
+        return None
+    state = state or {}
+    elements, scale, zero_point = torch.ops.quantizers.quantize(
+        x.detach(), key, factor, list(state), list(state.values()), training, by._spec
+    )
+    return QTensor(
+        elements,
+        None if by.range is None else scale,
+        zero_point if by.affine else None,
+        by.format,
+        by.granularity.block_shape(x.shape),
+    )
+
+
+def _run(
+    x: Tensor,
+    key: Tensor | None,
+    factor: Tensor | None,
+    names: list[str],
+    memory: list[Tensor],
+    training: bool,
+    spec: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """names, memory: the quantizer's state.
+    -> elements, laid out as empty_like(x), scale and zero point (empty where there is none)."""
+    state = dict(zip(names, memory, strict=True)) or None
+    q = quantize.computed(x, restored(spec), state, key, training, factor)
+    scale = x.new_empty(0, dtype=torch.float32) if q.scale is None else q.scale.contiguous()
+    none = x.new_empty(0, dtype=torch.int32)
+    elements = laid_out_like(q.elements, x)
+    return elements, scale, none if q.zero_point is None else q.zero_point.contiguous()
+
+
+def _shapes(x: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor]:
+    by: Settings = restored(str(others[-1]))
+    integer = isinstance(by.format, IntFormat)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compact = compact_shape(x.shape, by.granularity.block_shape(x.shape))
+    shape = [0] if by.range is None else list(compact)
+    return (
+        torch.empty_like(x, dtype=by.format.dtype if integer else wide),
+        x.new_empty(shape, dtype=torch.float32),
+        x.new_empty(shape if by.affine else [0], dtype=torch.int32),
+    )
+
+
+quantize.in_graphs(
+    "quantizers::quantize(Tensor x, Tensor? key, Tensor? factor, str[] names,"
+    " Tensor(a!)[] memory, bool training, str spec) -> (Tensor, Tensor, Tensor)",
+    _run, _shapes, _as_operation,
+)  # fmt: skip

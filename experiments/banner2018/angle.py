@@ -36,10 +36,8 @@ from experiments.harness import images
 from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.runs import execute
-from qtrain import NormRecipe, quantize
+from qtrain import NormRecipe, deviations, quantize
 from qtrain.data import Batches
-from qtrain.norms import deviations
-from qtrain.reports.plots import COLOURS
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000)
@@ -161,16 +159,16 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     for i, bits in enumerate((1, 2, 4, 6, 8)):
         points = _points(result, "gaussian", bits)
         where = ([x for x, _ in points], [y for _, y in points])
-        lengths.scatter(*where, s=12, color=COLOURS[i], label=f"M = {bits}")
+        lengths.scatter(*where, s=12, color=f"C{i}", label=f"M = {bits}")
         for theory, dash in ((tight, "-"), (bound, "--")):
             angles = [degrees(theory(bits, n)) for n in LENGTHS]
-            lengths.plot(LENGTHS, angles, dash, color=COLOURS[i], linewidth=1)
+            lengths.plot(LENGTHS, angles, dash, color=f"C{i}", linewidth=1)
     shift = -0.2
     for i, kind in enumerate(("weights", "inputs", "gradients")):
         for bits in WIDTHS:
             own = [angle for _, angle in _points(result, kind, bits)]
             label = kind if bits == WIDTHS[0] else None
-            widths.scatter([bits + shift] * len(own), own, s=8, color=COLOURS[i], alpha=0.5,
+            widths.scatter([bits + shift] * len(own), own, s=8, color=f"C{i}", alpha=0.5,
                            label=label)  # fmt: skip
         shift += 0.2
     for theory, dash, text in ((tight, "-", "tight form"), (bound, "--", "the paper's bound")):

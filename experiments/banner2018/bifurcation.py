@@ -24,8 +24,7 @@ from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import plot_arms, table
 from experiments.harness.runs import execute
-from qtrain import GradInput, GradWeight, NormRecipe, Recipe, quantize, recipes
-from qtrain.norms import deviations
+from qtrain import GradInput, GradWeight, NormRecipe, Recipe, deviations, quantize, recipes
 from quantizers import IntFormat, Quantizer, minmax, nearest_even, stochastic
 
 

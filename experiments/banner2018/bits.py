@@ -39,10 +39,8 @@ from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import finals, table
 from experiments.harness.runs import execute
-from qtrain import GradWeight, NormRecipe, Recipe, inspect, quantize, recipes
+from qtrain import GradWeight, NormRecipe, Recipe, deviations, inspect, quantize, recipes
 from qtrain.data import Batches, DataSet
-from qtrain.norms import deviations
-from qtrain.reports.plots import COLOURS
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 COLUMNS = ("cosine_forward", "cosine_backward")
@@ -136,8 +134,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     angles, accuracy = figure.subplots(1, 2)
     for i, column in enumerate(COLUMNS):
-        _line(angles, result, column, COLOURS[i], column.partition("_")[2])
-    _line(accuracy, result, "accuracy", COLOURS[2], "")
+        _line(angles, result, column, f"C{i}", column.partition("_")[2])
+    _line(accuracy, result, "accuracy", "C2", "")
     for i, arm in enumerate(("fp32", "fp32 range")):
         values = finals(result, arm).values()
         if values:

@@ -24,7 +24,6 @@ from typing import Literal
 from tabulate import tabulate
 
 from experiments.harness.report import Result, difference, failures, finals, shown
-from qtrain.files.whole import write_atomically
 
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 HOLDS, NOT, OPEN = "holds", "does not hold", "does not show"
@@ -126,7 +125,7 @@ def insert(text: str, into: Path) -> None:
     if not (begin and end):
         raise SystemExit(f"{into}: need the lines {BEGIN} and {END}")
     whole = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    write_atomically(into, lambda file: file.write(whole.encode()))
+    into.write_text(whole, encoding="utf-8")
 
 
 def publish(

@@ -17,7 +17,7 @@ from experiments.harness.experiment import Job, options
 from experiments.harness.loop import Curve, train
 from qtrain import data, models
 from qtrain.data import DataSet, FileSplit
-from qtrain.models.blocks import BasicBlock, Bottleneck
+from qtrain.models import BasicBlock, Bottleneck
 
 Batch = tuple[Tensor, Tensor]
 #: blocks a stage; those of three stages are the CIFAR section's, with padding shortcuts

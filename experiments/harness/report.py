@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
-from qtrain.reports.plots import COLOURS, DASHES
-from qtrain.training.intervals import Interval, mean_difference
+from qtrain import Interval, mean_difference
 
 Result = Mapping[str, Any]
 
@@ -106,7 +105,7 @@ def plot(
 
 def _lines(axes: Axes, result: Result, column: str) -> None:
     for i, arm in enumerate(result["arms"]):
-        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % 2]
+        colour, dashes = f"C{i}", ("-", "--")[i % 2]
         runs = [run["epochs"] for run in result["runs"] if run["arm"] == arm]
         curves = [_points(run, column) for run in runs if column in run]
         for curve in curves:
@@ -136,7 +135,7 @@ def plot_arms(result: Result, path: Path) -> None:
     axes = figure.subplots()
     for y, arm in enumerate(arms):
         values = list(finals(result, arm).values())
-        colour = COLOURS[1 if arm == result["reference"] else 0]
+        colour = "C1" if arm == result["reference"] else "C0"
         axes.scatter(values, [y] * len(values), s=14, color=colour, alpha=0.6)
         if values:
             axes.plot(statistics.fmean(values), y, "|", color=colour, markersize=14, mew=2)

@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from experiments.harness import ranks
 from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.processes import curves
-from qtrain.files.whole import write_atomically
-from qtrain.reports.progress import Progress
-from qtrain.training.environment import changed, environment
+from qtrain import environment
+
+#: Entries of the environment that can change the bits of a result.
+DECISIVE = (
+    "qtrain", "torch", "machine", "processor", "capability", "threads", "device", "ranks",
+)  # fmt: skip
 
 
 def execute(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
@@ -79,9 +83,12 @@ class _Runs:
             if stored[key] != self.result[key]
         ]
         self._refuse(odd)
-        self.elsewhere = changed(stored["environment"], self.result["environment"])
-        then, now = (held["environment"].get("ranks", "1") for held in (stored, self.result))
-        self.elsewhere += [f"ranks (then {then}, now {now})"] if then != now else []
+        then, now = ({"ranks": "1"} | held["environment"] for held in (stored, self.result))
+        self.elsewhere = [
+            f"{name} (then {then.get(name)}, now {now[name]})"
+            for name in DECISIVE
+            if then.get(name) != now[name]
+        ]
         self.result["runs"] = stored["runs"]
 
     def _refuse(self, odd: list[str]) -> None:
@@ -136,20 +143,19 @@ class _Runs:
             job.kept.unlink(missing_ok=True)  # of an older run
         epochs = len(self.experiment.arms) * self.args.seeds * self.setting.epochs
         left = len(jobs) * self.setting.epochs
-        bar = Progress(epochs, done=epochs - left, text=self.experiment.name)
-        try:
+        name = self.experiment.name
+        with tqdm(
+            total=epochs, initial=epochs - left, desc=name, unit="epoch", disable=None
+        ) as bar:
             for job, curve in curves(
-                self.experiment.run, jobs, at_once=self.args.jobs, tick=bar.step
+                self.experiment.run, jobs, at_once=self.args.jobs, tick=bar.update
             ):
                 self._finished(job, curve, bar)
-        finally:
-            bar.close()
         shutil.rmtree(self.kept, ignore_errors=ranks.count() > 1)  # every rank tries to
         return self.result
 
-    def _finished(self, job: Job, curve: Curve, bar: Progress) -> None:
-        for _ in range(self.setting.epochs - len(curve.epochs)):
-            bar.step()
+    def _finished(self, job: Job, curve: Curve, bar: Any) -> None:
+        bar.update(self.setting.epochs - len(curve.epochs))
         if self._done(job.arm, job.seed) is None:  # else it ran again for its file
             columns = {
                 name: [row.get(name) for row in curve.epochs]
@@ -166,11 +172,13 @@ class _Runs:
                 self._write()
         metric = self.experiment.metric
         last = f"failed, {curve.failed}" if curve.failed else f"{curve.epochs[-1][metric]:.4g}"
-        bar.line(f"{job.arm}, seed {job.seed}: {metric} {last}")
+        bar.write(f"{job.arm}, seed {job.seed}: {metric} {last}", file=sys.stderr)
 
     def _write(self) -> None:
         """A run a line, so that the file can be read and compared."""
         head = {k: v for k, v in self.result.items() if k not in ("runs", "paper", "published")}
         runs = ",\n".join(json.dumps(run, allow_nan=False) for run in self.result["runs"])
         text = json.dumps(head, indent=1)[:-2] + f',\n "runs": [\n{runs}\n ]\n}}\n'
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        whole = self.path.with_suffix(".tmp")  # so that the file is never half written
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(self.path)

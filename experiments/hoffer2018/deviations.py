@@ -14,7 +14,7 @@ from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import publish
 from experiments.harness.runs import execute
 from experiments.hoffer2018 import norms
-from qtrain.norms import deviations
+from qtrain import deviations
 
 
 def run(job: Job) -> Curve:

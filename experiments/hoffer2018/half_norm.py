@@ -34,10 +34,7 @@ from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from experiments.harness.report import finals, table
 from experiments.harness.runs import execute
-from qtrain import Arithmetic, NormRecipe, quantize
-from qtrain.norms import deviations
-from qtrain.norms.deviations import Deviation
-from qtrain.reports.plots import COLOURS
+from qtrain import Arithmetic, NormRecipe, deviations, quantize
 from quantizers import FloatFormat, fp16, fp32
 
 SCALES = (-12, -8, 0, 4, 6, 8, 12)
@@ -46,7 +43,7 @@ LOSS_SCALE = 1024.0
 EPS = 1e-5
 
 
-def recipe(deviation: Deviation, accumulator: FloatFormat, sums: Any) -> NormRecipe:
+def recipe(deviation: deviations.Deviation, accumulator: FloatFormat, sums: Any) -> NormRecipe:
     """A norm in FP16."""
     arithmetic = Arithmetic(format=fp16, accumulator=accumulator, sums=sums)
     return NormRecipe(deviation=deviation, arithmetic=arithmetic)
@@ -85,7 +82,7 @@ def run(job: Job) -> Curve:
 
 
 @torch.no_grad()
-def rescale_(model: nn.Module, scale: float, deviation: Deviation) -> None:
+def rescale_(model: nn.Module, scale: float, deviation: deviations.Deviation) -> None:
     """Convolutions of `scale` times the size, and an eps that grows with the statistic."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -173,13 +170,13 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         points = {k: list(finals(result, f"{name} 2^{k}").values()) for k in SCALES}
         # a run that failed has no accuracy: it is drawn at 0
         means = [statistics.fmean(points[k]) if points[k] else 0.0 for k in SCALES]
-        trained.plot(SCALES, means, marker="o", color=COLOURS[i], label=f"{name} in FP16")
+        trained.plot(SCALES, means, marker="o", color=f"C{i}", label=f"{name} in FP16")
         for k in SCALES:
-            trained.scatter([k] * len(points[k]), points[k], s=8, color=COLOURS[i], alpha=0.5)
+            trained.scatter([k] * len(points[k]), points[k], s=8, color=f"C{i}", alpha=0.5)
         errors = [alone(recipe(deviation, fp16, "halved"), k) for k in SCALES]
         for role, dash in (("output", "-"), ("grad_input", "--")):
             values = [error[role] for error in errors]
-            single.plot(SCALES, values, dash, color=COLOURS[i], label=f"{name}, {role}")
+            single.plot(SCALES, values, dash, color=f"C{i}", label=f"{name}, {role}")
     reference = list(finals(result, "fp32").values())
     if reference:
         trained.axhline(statistics.fmean(reference), color="grey", label="L2 in FP32")

@@ -16,7 +16,7 @@ from experiments.harness.report import publish
 from experiments.harness.runs import execute
 from experiments.hoffer2018 import norms
 from experiments.hoffer2018.deviations import EXPERIMENT as DEVIATIONS
-from qtrain.norms import deviations
+from qtrain import deviations
 
 
 def run(job: Job) -> Curve:

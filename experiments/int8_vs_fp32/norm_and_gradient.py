@@ -19,10 +19,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from qtrain import TrainConfig, data, inspect, models, quantize
-from qtrain.files.whole import write_atomically
-from qtrain.training.checkpoint import load_checkpoint
-from qtrain.training.environment import environment
+from qtrain import TrainConfig, data, environment, inspect, models, quantize
 
 NORMS = {"l2": None, "l1": "l1", "range": "range"}
 GRADIENT = "grad_output (grad_input)"
@@ -38,13 +35,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(arguments)
-    checkpoint = load_checkpoint(args.checkpoint)
-    config = TrainConfig.from_dict(checkpoint.config)
+    checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+    config = TrainConfig.from_dict(checkpoint["config"])
     torch.set_num_threads(config.threads or torch.get_num_threads())
     directory = args.data_dir or config.data_dir
     dataset = data.load(config.data, data_dir=directory, cache_dir=args.cache_dir)
     batch = next(iter(data.Batches(dataset.train, batch_size=args.batch_size)))
-    state = checkpoint.branches["quantized"]["model"]
+    state = checkpoint["branches"]["quantized"]["model"]
     weights = {k: v for k, v in state.items() if ".product." not in k and ".state." not in k}
     found = {}
     for name, norm in NORMS.items():
@@ -68,8 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     args.out.mkdir(exist_ok=True)
     path = args.out / f"norm_and_gradient-{args.checkpoint.resolve().parent.name}.json"
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def sqnr(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, dict[str, float]]:

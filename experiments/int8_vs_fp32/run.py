@@ -25,9 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 from tabulate import tabulate
 
-from qtrain import train, training_recipe
-from qtrain.training.environment import environment
-from qtrain.training.intervals import mean_difference
+from qtrain import environment, mean_difference, train, training_recipe
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"data": "digits", "model": "resnet18", "seeds": 5, "changes": {}},

@@ -22,9 +22,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from qtrain import Monitor, models, quantize, sensitivity
-from qtrain.files.whole import write_atomically
-from qtrain.training.environment import environment
+from qtrain import Monitor, environment, models, quantize, sensitivity
 
 
 def main() -> None:
@@ -47,8 +45,7 @@ def main() -> None:
         "monitor": monitor,
         "sensitivity": reports,
     }
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(args.out / "cost.json", lambda file: file.write(text.encode()))
+    (args.out / "cost.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def network(size: int, batch: int) -> tuple[nn.Module, Tensor, Tensor]:

@@ -25,11 +25,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from qtrain import Monitor, data, diagnose, quantize
-from qtrain.diagnosis.rules import RULES
-from qtrain.files.whole import write_atomically
-from qtrain.models.resnet import resnet18
-from qtrain.training.environment import environment
+from qtrain import Monitor, data, diagnose, environment, models, quantize, rules
 
 #: name: options of `quantize`
 ARMS: dict[str, dict[str, Any]] = {
@@ -71,7 +67,7 @@ def run(arm: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     digits = data.load("digits")
     torch.manual_seed(seed)
-    network = resnet18(num_classes=10, in_channels=1, stem="cifar", width=WIDTH)
+    network = models.resnet18(num_classes=10, in_channels=1, stem="cifar", width=WIDTH)
     model = quantize(network, seed=seed, **ARMS[arm]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
     per_epoch, step = len(digits.train) // BATCH, 0
@@ -108,7 +104,7 @@ def _figures(monitor: Monitor) -> dict[str, list[float]]:
     for row in monitor.rows:
         tensors.setdefault((row.layer, row.role), []).append(row)
     found = {}
-    for rule in RULES:
+    for rule in rules.RULES:
         values, beyond = [], []
         for (_, role), rows in tensors.items():
             value = rule.value(rows) if role in rule.roles else None
@@ -131,14 +127,15 @@ def _write(path: Path, runs: dict[str, Any]) -> None:
         "rules": {
             rule.symptom: {"threshold": rule.threshold, "smallest": rule.smallest,
                            "source": rule.source}
-            for rule in RULES
+            for rule in rules.RULES
         },
         "environment": environment(torch.device("cpu")),
         "runs": {arm: dict(sorted(own.items(), key=lambda s: int(s[0]))) for arm, own in
                  runs.items()},
     }  # fmt: skip
-    text = json.dumps(result, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    whole = path.with_suffix(".tmp")  # a run that is stopped here leaves the file as it was
+    whole.write_text(json.dumps(result, indent=1) + "\n")
+    whole.replace(path)
 
 
 def _tables(result: dict[str, Any]) -> str:

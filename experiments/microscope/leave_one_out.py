@@ -39,11 +39,18 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qtrain import GradWeight, Recipe, SensitivityReport, data, quantize, recipes, sensitivity
-from qtrain.diagnosis.parts import grouped
-from qtrain.diagnosis.sensitivity_report import RANKINGS
-from qtrain.diagnosis.switches import rounded_parts, without
-from qtrain.training.environment import environment
+from qtrain import (
+    Forward,
+    GradInput,
+    GradWeight,
+    Recipe,
+    SensitivityReport,
+    data,
+    environment,
+    quantize,
+    recipes,
+    sensitivity,
+)
 from quantizers import IntFormat, Quantizer, stochastic
 
 BITS = {"0": 4, "3": 2, "6": 6, "9": 3, "12": 8, "15": 3, "19": 5, "21": 4}  # by layer
@@ -52,6 +59,7 @@ BATCH = 64
 LR = 0.05  # at the start, then a cosine to 0; momentum 0.9
 POINTS = (0.25, 0.5, 0.75)  # of the run, where leave-one-out is taken
 BATCHES = 2  # there, of BATCH images each
+RANKINGS = ("gain_cosine", "gain_loss", "alone_error", "alone_loss")
 PRIMARY = "gain_cosine"  # chosen before the first run: how `report.worst` ranks
 
 
@@ -90,6 +98,14 @@ def recipe(bits: int) -> Recipe:
     """Every product in so many bits, gradients rounded stochastically."""
     wide = Quantizer(format=IntFormat(bits), rounding=stochastic())
     return replace(recipes.int8(bits=bits), name="all", grad_weight=GradWeight(grad_output=wide))
+
+
+def without(own: Recipe, part: str) -> Recipe:
+    """The recipe with a product, or all three, in full precision."""
+    off: dict[str, Any] = {
+        "forward": Forward(), "grad_input": GradInput(), "grad_weight": GradWeight()
+    }  # fmt: skip
+    return replace(own, **(off if part == "all" else {part: off[part]}))
 
 
 def network(seed: int) -> nn.Module:
@@ -157,10 +173,9 @@ def compared(by: str, seeds: Sequence[int]) -> dict[str, Any]:
     reports = [looked(seed, by) for seed in seeds]
     base = [trained(seed, {}) for seed in seeds]
     units = {(row.layer, row.part): row for row in reports[0][0].rows}
-    roles = grouped(rounded_parts(quantized(0)), by)
     falls: list[list[float]] = []  # of each part, by seed
     for layer, part in units:
-        own = without(recipe(BITS[layer]), [role for _, role in roles[layer, part]])
+        own = without(recipe(BITS[layer]), part)
         falls.append([b - trained(s, {layer: own}) for s, b in zip(seeds, base, strict=True)])
         print(f"{by} {layer} {part}: loss falls by {fmean(falls[-1]):+.4f}", flush=True)
     truth = [fmean(own) for own in falls]

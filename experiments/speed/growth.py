@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from qtrain import quantize
-from qtrain.reports.plots import COLOURS
 
 #: the sizes of each sweep; the others stay at `MIDDLE`
 SWEEPS = {"batch": (8, 16, 32, 64, 128), "width": (16, 32, 64, 128), "depth": (2, 4, 8, 16)}
@@ -175,13 +174,13 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(SWEEPS) + 1)
     for ax, (name, rows) in zip(axes, result["sweeps"].items(), strict=False):
-        for colour, kind in zip(COLOURS, ("fp32", "int8"), strict=False):
+        for colour, kind in (("C0", "fp32"), ("C1", "int8")):
             milliseconds = [1000 * row["seconds"][kind].median for row in rows]
             ax.loglog([row[name] for row in rows], milliseconds, "o-", color=colour, label=kind)
         ax.set_xlabel(name)
         ax.set_ylabel("ms a step")
     layer = result["per_layer"]
-    for colour, kind in zip(COLOURS, ("fp32", "int8"), strict=False):
+    for colour, kind in (("C0", "fp32"), ("C1", "int8")):
         x = np.array(layer["layers"])
         line = layer["lines"][kind]
         axes[-1].plot(x, [1000 * s for s in layer["seconds"][kind]], "o", color=colour, label=kind)

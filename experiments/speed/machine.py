@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from qtrain.training.environment import environment, package_version
+from qtrain import environment
 
 #: vector instructions that decide how fast int8 and bf16 products are
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -24,9 +25,16 @@ def machine(device: torch.device) -> dict[str, str]:
         "flags": " ".join(_flags()),
         "cores": str(os.cpu_count()),
         **{name: os.environ[name] for name in VARIABLES if name in os.environ},
-        **{name: package_version(name) for name in PEERS},
+        **{name: _version(name) for name in PEERS},
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _flags() -> list[str]:

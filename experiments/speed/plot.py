@@ -9,8 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from parts import PARTS
 
-from qtrain.reports.plots import COLOURS
-
 HEADROOM = 1.0  # inches for a table's title and axis
 
 
@@ -36,7 +34,7 @@ def _ratios(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         [row["ratio"].median - row["ratio"].low for row in rows],
         [row["ratio"].high - row["ratio"].median for row in rows],
     ]
-    colours = [COLOURS[0] if row["mode"] == "eager" else COLOURS[1] for row in rows]
+    colours = ["C0" if row["mode"] == "eager" else "C1" for row in rows]
     axes.barh(y, median, xerr=whiskers, color=colours, height=0.7, error_kw={"linewidth": 1})
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     names = [f"{row['method']}, {row['mode']}, {row['layout']}" for row in rows]
@@ -49,9 +47,9 @@ def _ratios(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 def _parts(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """Stacked milliseconds of the profiled step."""
     left = [0.0] * len(rows)
-    for colour, part in zip((*COLOURS[2:6], COLOURS[7]), PARTS, strict=True):
+    for i, part in enumerate(PARTS, 2):
         width = [1000 * row["parts"]["seconds"][part] if "parts" in row else 0.0 for row in rows]
-        axes.barh(range(len(rows)), width, left=left, color=colour, height=0.7, label=part)
+        axes.barh(range(len(rows)), width, left=left, color=f"C{i}", height=0.7, label=part)
         left = [a + b for a, b in zip(left, width, strict=True)]
     axes.set_xlabel("ms of a profiled step, eager", fontsize=8)
     # above the axes, where it covers no bar

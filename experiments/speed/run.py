@@ -25,8 +25,6 @@ from subjects import LAYOUTS
 from table import measure, text, visits
 from tqdm import tqdm
 
-from qtrain.files.whole import write_atomically
-
 #: seconds that a visit to a subject takes at least: short steps are repeated
 LEAST_SECONDS = 0.2
 
@@ -80,11 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _save(result: dict[str, Any], folder: Path) -> None:
     """Both files whole: what was measured so far survives an interruption."""
-    data = (json.dumps(result, indent=1) + "\n").encode()
-    write_atomically(folder / "speed.json", lambda file: file.write(data))
     picture = io.BytesIO()
     plot(result["tables"], picture)
-    write_atomically(folder / "speed.svg", lambda file: file.write(picture.getvalue()))
+    data = (json.dumps(result, indent=1) + "\n").encode()
+    for name, content in (("speed.json", data), ("speed.svg", picture.getvalue())):
+        whole = folder / f"{name}.tmp"
+        whole.write_bytes(content)
+        whole.replace(folder / name)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..layer_state import LayerState
+from ..names import some
 
 
 def reseed(model: nn.Module, seed: int) -> nn.Module:
     """Give every layer another stream of noise, in place: for an independent copy of a model."""
     checks.module(model)
-    checks.seed(seed)
+    checks.integer("seed", seed)
     states = [module for module in model.modules() if isinstance(module, LayerState)]
     if not states:
         raise ValueError("reseed: the model has no quantized layer; quantize it first")
@@ -97,7 +98,7 @@ def _idle(states: Iterable[LayerState]) -> str:
     idle = [state.name for state in ranged if not all(state.range_steps())]
     if idle:
         text = (
-            f"calibrate: the running ranges of {', '.join(idle[:8])} saw no finite, non-empty "
+            f"calibrate: the running ranges of {some(idle, 8)} saw no finite, non-empty "
             f"input; pass batches that reach these layers"
         )
         if len(idle) == len(ranged):

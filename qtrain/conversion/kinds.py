@@ -17,7 +17,7 @@ from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
 from ..products.module import Shapes
 from ..recipe import Recipe
-from .norm_kinds import OTHERS, is_norm, is_norm_by_name, left_norm
+from .norm_kinds import OTHERS, is_any_norm, is_norm, is_norm_by_name, left_norm
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QLinear,
@@ -41,8 +41,7 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if id(module) in inside:
             continue
-        known = isinstance(module, (*_PRODUCTS, *OTHERS)) or is_norm(module)
-        known = known or is_norm_by_name(module)
+        known = isinstance(module, tuple(_PRODUCTS)) or is_any_norm(module)
         if known or _holds_weights(module):
             yield name, module
             if isinstance(module, nn.MultiheadAttention) and left_type(module) is not None:
@@ -52,13 +51,10 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _holds_weights(module: nn.Module) -> bool:
     """Whether an unknown module holds weights (two axes or more) of its own."""
-    own = [p for p in module.parameters(recurse=False) if p is not None]
     parametrized = type(module).__module__.startswith("torch.nn.utils.parametrize")
-    return any(p.dim() >= 2 for p in own) and not parametrized and not _is_parametrization(module)
-
-
-def _is_parametrization(module: nn.Module) -> bool:
-    return isinstance(module, nn.utils.parametrize.ParametrizationList)
+    parametrization = isinstance(module, nn.utils.parametrize.ParametrizationList)
+    own = module.parameters(recurse=False)
+    return not parametrized and not parametrization and any(p.dim() >= 2 for p in own)
 
 
 def plain_type(module: nn.Module) -> type[nn.Module] | None:

@@ -38,6 +38,11 @@ def is_norm_by_name(module: nn.Module) -> bool:
     return bool(own) and not known and "norm" in type(module).__name__.lower()
 
 
+def is_any_norm(module: nn.Module) -> bool:
+    """Whether the module is a norm of torch's, or is called one."""
+    return is_norm(module) or isinstance(module, OTHERS) or is_norm_by_name(module)
+
+
 def can_convert(module: nn.Module) -> bool:
     """Whether `convert_norm_` takes the module: one of torch's own classes, not a subclass."""
     return type(module) in CONVERTED

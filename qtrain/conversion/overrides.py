@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from .. import checks, recipes
-from ..names import lineage
+from ..names import hits, some
 from ..norms import deviations
 from ..norms.deviations import Deviation
 from ..norms.recipe import NormRecipe
@@ -57,7 +56,7 @@ class Chooser:
             need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
             checks.refuse("overrides", overrides, need)
         self.base = base
-        self.rules: list[tuple[str, Recipe | None]] = []
+        self.rules: dict[str, Recipe | None] = {}
         for pattern, value in overrides.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
@@ -69,36 +68,34 @@ class Chooser:
             except ValueError as error:
                 raise ValueError(f"overrides[{pattern!r}]: {error}") from error
             if value is None or isinstance(value, Recipe):
-                self.rules.append((pattern, value))
+                self.rules[pattern] = value
             else:
                 need = "None (leave), an int (bits), a Recipe or the name of one"
                 checks.refuse(f"overrides[{pattern!r}]", value, need)
         #: which layers each override decided, and which it matched at all
-        self.decided: dict[str, list[str]] = {pattern: [] for pattern, _ in self.rules}
+        self.decided: dict[str, list[str]] = {pattern: [] for pattern in self.rules}
         self.matched: set[str] = set()
         self.names: list[str] = []
 
     def __call__(self, name: str) -> Recipe | None:
         self.names.append(name)
-        around = lineage(name)
-        hits = [rule for rule in self.rules if any(fnmatchcase(p, rule[0]) for p in around)]
-        self.matched.update(pattern for pattern, _ in hits)
-        if not hits:
+        found = hits(name, self.rules)
+        self.matched.update(found)
+        if not found:
             return self.base
-        self.decided[hits[0][0]].append(name)
-        return hits[0][1]
+        self.decided[found[0]].append(name)
+        return self.rules[found[0]]
 
     def check_all_used(self) -> None:
         """ValueError for an override that matches nothing that an earlier one leaves."""
-        unused = [pattern for pattern, _ in self.rules if pattern not in self.matched]
+        unused = [pattern for pattern in self.rules if pattern not in self.matched]
         if unused:
-            known = ", ".join(name for name in self.names[:12] if name)
-            more = ", ..." if len(self.names) > 12 else ""
+            known = some([name for name in self.names if name], 12)
             raise ValueError(
-                f"overrides: {unused} match no layer; layers are {known}{more}; patterns are "
-                f"names with *, ? and [...], as file names'"
+                f"overrides: {unused} match no layer; layers are {known}; patterns are names with "
+                f"*, ? and [...], as file names'"
             )
-        idle = [pattern for pattern, _ in self.rules if not self.decided[pattern]]
+        idle = [pattern for pattern in self.rules if not self.decided[pattern]]
         if idle:
             raise ValueError(
                 f"overrides: {idle} decide nothing: the first match wins, and earlier patterns "
@@ -108,7 +105,7 @@ class Chooser:
     def check_all_honoured(self, left: Mapping[str, str]) -> None:
         """ValueError for an override that asks for a recipe where every layer it decides is left
         (left: layer name -> why)."""
-        for pattern, value in self.rules:
+        for pattern, value in self.rules.items():
             names = self.decided[pattern]
             if value is not None and names and all(name in left for name in names):
                 shown = "; ".join(f"{name}: {left[name]}" for name in names[:3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -15,14 +15,18 @@ from ..norms.recipe import NormRecipe
 from ..products.call import located
 from ..products.module import QProduct, products_of
 from ..recipe import Recipe
-from .group_scales import names_groups_alone, warn_of_groups
 from .kinds import left, plain_type, products, quantized_class, targets
-from .norm_coverage import norms_left, refuse_uncovered, warn_of_norms
-from .norm_kinds import convert_norm_, is_norm, norm_slots
+from .norm_kinds import convert_norm_, is_any_norm, is_norm, norm_slots
 from .overrides import Chooser, Override, base_recipe
 from .record import Conversion
 from .stale_optimizer import watch_optimizers
 from .swap import change_class_, fuse_sequentials_
+from .unfollowed import (
+    names_groups_alone,
+    refuse_uncovered,
+    warn_of_groups,
+    warn_of_norms,
+)
 from .watch import watch_first_forward
 
 
@@ -82,7 +86,7 @@ def quantize_(
     checks.module(model)
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError("model: it is quantized already; quantize the original model instead")
-    checks.seed(seed)
+    checks.integer("seed", seed)
     choose = Chooser(base_recipe(recipe, bits, norm), norm, overrides)
     plan = [(name, module, choose(name)) for name, module in targets(model)]
     choose.check_all_used()
@@ -92,24 +96,24 @@ def quantize_(
     work = []
     alike = {}  # norms that an override leaves what they were
     for name, module, own in plan:
-        reason = left(module, own)
+        shown, reason = name or "(model)", left(module, own)
         if reason is not None:
-            record.left[name or "(model)"] = f"{type(module).__name__}: {reason}"
+            record.left[shown] = f"{type(module).__name__}: {reason}"
             if own is None:
-                record.on_purpose.add(name or "(model)")
-        else:
-            assert own is not None
-            work.append((name, module, own))
-            if not is_norm(module):
-                if own != choose.base:
-                    record.overridden[name or "(model)"] = str(own)
-            elif own.norm != choose.base.norm:
-                record.overridden[name or "(model)"] = str(own.norm)
-            else:
-                alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
+                record.on_purpose.add(shown)
+            elif own.norm is not None and not own.norm.is_off and is_any_norm(module):
+                record.norms_left[shown] = record.left[shown]
+            continue
+        assert own is not None
+        work.append((name, module, own))
+        norm_alone = is_norm(module)
+        given, base = (own.norm, choose.base.norm) if norm_alone else (own, choose.base)
+        if given != base:
+            record.overridden[shown] = str(given)
+        elif norm_alone:
+            alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
     choose.check_all_honoured(record.left | alike)
     converted_norms = sum(is_norm(module) for _, module, _ in work)
-    record.norms_left = norms_left(plan, record.left)
     if norm is not None and not converted_norms:
         refuse_uncovered(model, norm, plan, record.norms_left)
     if not work:
@@ -118,28 +122,22 @@ def quantize_(
             f"attention or (with norm=) norm layer outside the overrides"
             + "".join(f"\n  left {name}: {reason}" for name, reason in record.left.items())
         )
-    ungrouped = [entry for entry in work if _ungrouped(*entry[1:])]
-    # build everything first: an error must leave the model as it was
-    streams = iter(range(2**31))
-    built = [(m, _children(model, name, m, own, seed, streams)) for name, m, own in work]
-    for (name, module, own), (_, children) in zip(work, built, strict=True):
-        record.converted[name or "(model)"] = (plain_type(module) or type(module)).__name__
-        _swap_(module, own, children)
-    _without_fast_paths_(model)
+    ungrouped = [  # layers with a weight that has a scale per group, and one group
+        name or "(model)"
+        for name, module, own in work
+        if not is_norm(module)
+        and any(names_groups_alone(own, shapes[1]) for shapes in products(module).values())
+    ]
+    kinds = {n or "(model)": (plain_type(m) or type(m)).__name__ for n, m, _ in work}
+    _convert_(model, work, seed)
+    record.converted |= kinds
     fuse_sequentials_(model)
     record.attach(model)
     watch_first_forward(model)
     level = 4 if _copied else 3  # to the caller of quantize, or of quantize_
     warn_of_norms(model, converted_norms, record.norms_left, level)
-    warn_of_groups([name or "(model)" for name, _, _ in ungrouped], level)
+    warn_of_groups(ungrouped, level)
     return model
-
-
-def _ungrouped(module: nn.Module, recipe: Recipe) -> bool:
-    """Whether a weight of the layer has a scale per group, and one group."""
-    if is_norm(module):
-        return False
-    return any(names_groups_alone(recipe, shapes[1]) for shapes in products(module).values())
 
 
 def convert_left_(model: nn.Module, recipe: Recipe) -> None:
@@ -148,14 +146,20 @@ def convert_left_(model: nn.Module, recipe: Recipe) -> None:
     For a copy on which something is measured; layers that are converted keep what they have.
     """
     work = [
-        (name, module)
+        (name, module, recipe)
         for name, module in targets(model)
         if left(module, recipe) is None and not isinstance(module, quantized_class(module))
     ]
+    _convert_(model, work, 0)
+
+
+def _convert_(model: nn.Module, work: Sequence[tuple[str, nn.Module, Recipe]], seed: int) -> None:
+    """Convert these layers of a model, each under its recipe, in place."""
+    # build everything first: an error must leave the model as it was
     streams = iter(range(2**31))
-    built = [_children(model, name, module, recipe, 0, streams) for name, module in work]
-    for (_, module), children in zip(work, built, strict=True):
-        _swap_(module, recipe, children)
+    built = [_children(model, *entry, seed, streams) for entry in work]
+    for (_, module, own), children in zip(work, built, strict=True):
+        _swap_(module, own, children)
     _without_fast_paths_(model)
 
 

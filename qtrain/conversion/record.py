@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..names import lineage
+from ..names import lineage, some
 
 _ATTRIBUTE = "_qtrain_conversion"
 
@@ -40,3 +41,12 @@ class Conversion:
     def is_intended(self, name: str) -> bool:
         """Whether a module, or one it is part of, was left by an override."""
         return any(part in self.on_purpose for part in lineage(name))
+
+
+def by_reason(left: Mapping[str, str], most: int) -> Iterator[str]:
+    """One line for each reason why layers are left, with so many of their names."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        groups.setdefault(reason, []).append(name)
+    for reason, names in groups.items():
+        yield f"{len(names)} x {reason} ({some(names, most)})"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -45,24 +46,23 @@ class _Watch:
     """Of one copy; it holds neither of the two models."""
 
     def __init__(self, original: nn.Module, copy: nn.Module) -> None:
-        self._originals = {id(p): weakref.ref(p) for p in original.parameters()}
-        self._copies = [weakref.ref(p) for p in copy.parameters()]
+        self._originals, self._copies = _references(original), _references(copy)
         self._copy = weakref.ref(copy)
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def ends_with(self, optimizer: Optimizer) -> bool:
         """Whether all is said and seen after this optimizer's step."""
-        copy = self._copy()
-        if copy is None or optimizer in self._others:
-            return copy is None
-        if not self._steps_originals(optimizer):
+        if self._copy() is None or optimizer in self._others:
+            return self._copy() is None
+        if not _steps(optimizer, self._originals):
             self._others.add(optimizer)
-            return _trains(optimizer, copy)
+            return _steps(optimizer, self._copies)
         parameters = [ref() for ref in self._copies]
         if all(p is None or p.grad is None for p in parameters):
             return False  # the copy is not trained, or not yet
         if not any(
-            issubclass(type(one), Optimizer) and _trains(one, copy) for one in gc.get_objects()
+            issubclass(type(one), Optimizer) and _steps(one, self._copies)
+            for one in gc.get_objects()
         ):
             warnings.warn(
                 f"optimizer: {type(optimizer).__name__} steps the parameters of the model that "
@@ -73,14 +73,12 @@ class _Watch:
             )
         return True
 
-    def _steps_originals(self, optimizer: Optimizer) -> bool:
-        return any(
-            id(p) in self._originals and self._originals[id(p)]() is p
-            for group in optimizer.param_groups
-            for p in group["params"]
-        )
+
+def _references(model: nn.Module) -> list[weakref.ref[Tensor]]:
+    return [weakref.ref(p) for p in model.parameters()]
 
 
-def _trains(optimizer: Optimizer, model: nn.Module) -> bool:
-    own = {id(p) for p in model.parameters()}
+def _steps(optimizer: Optimizer, parameters: Iterable[weakref.ref[Tensor]]) -> bool:
+    """Whether an optimizer has any of these parameters."""
+    own = {id(p) for p in (ref() for ref in parameters) if p is not None}
     return any(id(p) in own for group in optimizer.param_groups for p in group["params"])

@@ -11,12 +11,13 @@ from torch import nn
 
 from ..copies import unwrapped
 from ..layer_state import device_of
+from ..names import some
 from ..products.call import Probe
 from ..products.engines.choice import ENGINES
 from ..products.engines.engine import admitted
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
-from .record import Conversion
+from .record import Conversion, by_reason
 from .watch import rehearsed, twin
 
 
@@ -53,17 +54,13 @@ class Summary:
         lines.append(f"converted  {len(self.converted)}: {kinds}")
         for name, recipe in self.conversion.overridden.items():
             lines.append(f"override   {name}: {recipe}")
-        groups: dict[str, list[str]] = {}
-        for name, reason in self.left.items():
-            groups.setdefault(reason, []).append(name)
         lines.append(f"left       {len(self.left)}")
-        for reason, names in groups.items():
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            lines.append(f"           {len(names)} x {reason} ({shown})")
-        if self.conversion.norms_left:
-            names = list(self.conversion.norms_left)
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            lines.append(f"norms      {len(names)} do not follow the norm asked for ({shown})")
+        lines += [f"           {line}" for line in by_reason(self.left, 8)]
+        names = list(self.conversion.norms_left)
+        if names:
+            lines.append(
+                f"norms      {len(names)} do not follow the norm asked for ({some(names, 8)})"
+            )
         for name, products in (self.outside or {}).items():
             lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
         if self.never_ran:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .. import checks
 from . import draws
 from .errors import DataError
 from .splits import Split
 
 Batch = tuple[Tensor, Tensor]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Batches:
     that all ranks get equally many samples, padded by the epoch's first samples up to a multiple of
     world_size.  Evaluation keeps the order and sees each sample once; there the last batch of a
     rank may be shorter or missing.  Nothing depends on the number of workers or touches a global
-    generator.  ValueError for arguments out of range.
+    generator.  TypeError or ValueError for arguments of another kind or out of range.
     """
 
     split: Split
@@ -45,25 +49,20 @@ class Batches:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("batch_size", 1, 2**31),
-            ("seed", 0, 2**63),
-            ("epoch", 0, 2**63),
-            ("world_size", 1, 2**31),
-            ("rank", 0, self.world_size),
+            ("batch_size", 1, 2**31 - 1),
+            ("seed", 0, 2**63 - 1),
+            ("epoch", 0, 2**63 - 1),
+            ("world_size", 1, 2**31 - 1),
+            ("rank", 0, self.world_size - 1),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value < high:
-                raise ValueError(f"{name}: got {value!r}, need an integer in [{low}, {high})")
+            checks.integer(name, getattr(self, name), low=low, high=high)
         if self.drop_last and len(self.split) < self.batch_size * self.world_size:
             size = f"{self.batch_size} x {self.world_size} rank(s)"
             raise ValueError(
                 f"batch_size: got {size}, but there are only {len(self.split)} samples and "
                 "drop_last drops the short batch; use a smaller batch"
             )
-        if isinstance(self.start, bool) or not isinstance(self.start, int):
-            raise ValueError(f"start: got {self.start!r}, need an integer")
-        if not 0 <= self.start <= self.total:
-            raise ValueError(f"start: got {self.start}, need 0..{self.total}")
+        checks.integer("start", self.start, low=0, high=self.total)
 
     @property
     def total(self) -> int:
@@ -93,42 +92,45 @@ class Batches:
         return mine
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = _Reader(self)
-        if self.split.workers == 0:
-            for k in range(self.start, self.total):
-                yield _unwrap(reader[k])
-            return
-        loader: DataLoader[Batch | DataError] = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=range(self.start, self.total),
-            num_workers=self.split.workers,
-            # Without its own generator the loader draws a seed from torch's global one.
-            generator=torch.Generator().manual_seed(0),
-        )
-        for item in loader:
-            yield _unwrap(item)
+        read = partial(_read, self, self.indices())
+        numbers = range(self.start, self.total)
+        for inputs, targets in loaded(read, numbers, self.split.workers):  # noqa: UP028 (no lists)
+            yield inputs, targets
 
 
-class _Reader(Dataset["Batch | DataError"]):
-    """Batch k by number; an error travels as a value, for a worker would bury it in a traceback."""
+def _read(batches: Batches, indices: list[NDArray[np.int64]], k: int) -> Batch:
+    augment = batches.train and batches.augment
+    seed, epoch = batches.seed, batches.epoch
+    return batches.split.read(indices[k], seed=seed, epoch=epoch, augment=augment)
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-        self._indices = batches.indices()
 
-    def __getitem__(self, k: int) -> Batch | DataError:
-        b = self._batches
+def loaded(read: Callable[[int], _Item], numbers: range, workers: int) -> Iterator[_Item]:
+    """What `read` makes of each number, in order; by worker processes where there are any."""
+    if workers == 0:
+        yield from map(read, numbers)
+        return
+    loader: DataLoader[_Item | DataError] = DataLoader(
+        _Caught(read),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        # Without its own generator the loader draws a seed from torch's global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+    for item in loader:
+        if isinstance(item, DataError):
+            raise item
+        yield item
+
+
+class _Caught(Dataset[Any]):
+    """An error travels as a value, for a worker would bury it in a traceback."""
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self._read = read
+
+    def __getitem__(self, number: int) -> Any:
         try:
-            return b.split.read(
-                self._indices[k], seed=b.seed, epoch=b.epoch, augment=b.train and b.augment
-            )
+            return self._read(number)
         except DataError as error:
             return error
-
-
-def _unwrap(item: Batch | DataError) -> Batch:
-    if isinstance(item, DataError):
-        raise item
-    inputs, targets = item
-    return inputs, targets

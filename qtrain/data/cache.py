@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..files.whole import opened
-from .errors import DataError
+from .batches import loaded
 from .splits import FileSplit
 
 _CHUNK = 256  # images a worker decodes at a time
 
 
-class _Chunks(Dataset["Tensor | DataError"]):
-    def __init__(self, split: FileSplit) -> None:
-        self._split = split
-
-    def __getitem__(self, chunk: int) -> Tensor | DataError:
-        """Images (<= 256, 3, size, size); an error travels as a value, see batches."""
-        indices = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self._split)))
-        try:
-            pixels = np.stack([self._split.decode(i) for i in indices])
-        except DataError as error:
-            return error
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+def _decode(split: FileSplit, chunk: int) -> Tensor:
+    """Images (<= 256, 3, size, size)."""
+    indices = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(split)))
+    pixels = np.stack([split.decode(i) for i in indices])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _decode_into(split: FileSplit, out: NDArray[np.uint8]) -> None:
-    loader: DataLoader[Tensor | DataError] = DataLoader(
-        _Chunks(split),
-        batch_size=None,
-        sampler=range(-(-len(split) // _CHUNK)),
-        num_workers=split.workers,
-        generator=torch.Generator().manual_seed(0),  # leaves torch's global one alone
-    )
-    for chunk, images in enumerate(loader):
-        if isinstance(images, DataError):
-            raise images
+    chunks = range(-(-len(split) // _CHUNK))
+    for chunk, images in enumerate(loaded(partial(_decode, split), chunks, split.workers)):
         out[chunk * _CHUNK : chunk * _CHUNK + len(images)] = images.numpy()
 
 

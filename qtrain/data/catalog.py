@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,16 +52,15 @@ def load(
     files, sets that need no decoding start none.  DataError where data is missing or damaged,
     ValueError or TypeError for an unknown name or a setting the set cannot honour.
     """
-    if name not in names():
-        near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
-        known = ", ".join(names())
-        raise ValueError(f"data: got {name!r}, known: {known}; did you mean {near[0]!r}?")
+    checks.choice("data", name, names())
     checks.integer("workers", workers, low=0)
     if image_size is not None:
         checks.integer("image_size", image_size, low=1)
     if context is not None:
         checks.integer("context", context, low=2, high=65536)
-    _check_kind(name, image_size=image_size, context=context)
+    for what, got, needs in (("image_size", image_size, "images"), ("context", context, "text")):
+        if got is not None and kind(name) != needs:
+            raise ValueError(f"{what}: got {got}, but {name} holds {kind(name)}, not {needs}")
     if cache_dir is not None and name != "imagefolder":
         raise ValueError(f"cache_dir: got {str(cache_dir)!r}, but {name} needs no decoding")
     if name == "digits":
@@ -76,13 +74,6 @@ def load(
         cache = None if cache_dir is None else Path(cache_dir)
         return load_imagefolder(place, size=image_size, workers=workers, cache_dir=cache)
     return _of_size(_FROM_FOLDER[name](place), image_size)
-
-
-def _check_kind(name: str, *, image_size: int | None, context: int | None) -> None:
-    """ValueError for a setting of the other kind of data."""
-    for what, got, needs in (("image_size", image_size, "images"), ("context", context, "text")):
-        if got is not None and kind(name) != needs:
-            raise ValueError(f"{what}: got {got}, but {name} holds {kind(name)}, not {needs}")
 
 
 def _place(name: str, data_dir: str | os.PathLike[str] | None) -> Path:

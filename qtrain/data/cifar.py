@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch import Tensor
 from ..files.whole import read_bytes
 from .dataset import DataSet, tensor_data_set
 from .errors import DataError, reason
-from .safe_pickle import read_pickle
 from .transforms import Augmentation
 from .unpack import ERRORS, unpacked
 
@@ -23,6 +23,8 @@ ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 _MOST = 2**28  # bytes of an unpacked archive; the official ones have 186 million
 _PIXELS = 3 * 32 * 32  # red, green, blue planes, each row by row
+#: How a pickle writes an integer.
+_INTEGERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4")
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -41,20 +43,45 @@ def read_binary(data: bytes, source: str) -> Arrays:
 def read_python(data: bytes, source: str) -> Arrays:
     """A pickled {"data": (N, 3072) uint8, "labels": [N]} -> images (N, 3, 32, 32), labels (N,).
 
-    Nothing in the pickle is executed.
+    A pickle is a program, and may run anything.  It is not run: pixels and labels stand in it as
+    they are, a string of bytes and integers, each behind its name, and are taken from its listing.
     """
-    content = read_pickle(data, source)
-    if not isinstance(content, dict):
-        raise DataError(f"{source}: holds a {type(content).__name__}, not a dictionary")
-    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
-    pixels, labels = named.get("data"), named.get("labels")
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
-        raise DataError(f"{source}: its 'data' is no (N, {_PIXELS}) array of bytes")
-    if not isinstance(labels, list) or not all(type(y) is int for y in labels):
-        raise DataError(f"{source}: its 'labels' are no list of integers")
+    try:
+        pixels, labels = _literals(data)
+    except Exception as error:  # damaged files fail in many ways, all before any use
+        raise DataError(f"{source}: not a readable data file: {error}") from None
     if len(pixels) != len(labels):
         raise DataError(f"{source}: {len(pixels)} images but {len(labels)} labels")
     return pixels.reshape(-1, 3, 32, 32), _labels(labels, source)
+
+
+def _literals(data: bytes) -> tuple[NDArray[np.uint8], list[int]]:
+    """The pixels, (N, 3072), and the labels in a pickle; ValueError where there are none."""
+    raw, labels = b"", list[int]()
+    name, seen = "", set[object]()  # the latest of the two names, and what stands behind "data"
+    columns = False  # whether the latest truth value is true: ahead of bytes, their order
+    for code, value, _ in pickletools.genops(data):
+        if code.name in ("NEWTRUE", "NEWFALSE") or isinstance(value, bool):
+            columns = value if isinstance(value, bool) else code.name == "NEWTRUE"
+        elif isinstance(value, str | bytes | bytearray):
+            text = value.encode("latin1", "replace") if isinstance(value, str) else bytes(value)
+            if text in (b"data", b"labels"):
+                name = text.decode()
+            elif name == "data" and text and len(text) % _PIXELS == 0:
+                raw = text
+                seen.add("columns" if columns else "rows")
+            elif name == "data":
+                seen.add(text)
+            else:
+                name = ""
+        elif isinstance(value, int) and code.name in _INTEGERS:
+            if name == "labels":
+                labels.append(value)
+            elif name == "data":
+                seen.add(value)
+    if not raw or not {b"u1", _PIXELS, "rows"} <= seen or b"F" in seen:
+        raise ValueError(f"it holds no 'data' that is an (N, {_PIXELS}) array of bytes, row by row")
+    return np.frombuffer(raw, np.uint8).reshape(-1, _PIXELS), labels
 
 
 def _labels(labels: list[int], source: str) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
 """Random numbers as a function of (seed, epoch, purpose, sample index); no stream, no state.
 
 Counter-based on the finaliser of splitmix64 (Steele, Lea, Flood 2014), so the numbers depend on
-neither numpy's version nor the order in which they are asked for.
+neither numpy's version nor the order in which they are asked for: no generator of numpy or torch
+promises that, and keys of `quantizers.noise` would put the data of runs so far in another order.
 """
 
 from __future__ import annotations

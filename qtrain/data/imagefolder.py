@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..names import some
 from .cache import decode_all
 from .dataset import DataSet
 from .decode import SMALL, image_size
@@ -62,8 +63,7 @@ def load_imagefolder(
         raise DataError(f"imagefolder: {roots[0]} and {roots[1]} differ in classes: {odd}")
     for root, left_out in zip(roots, (odd_train, odd_test), strict=True):
         if left_out:
-            shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-            what = f"{len(left_out)} not read, by name no images of a class: {shown}"
+            what = f"{len(left_out)} not read, by name no images of a class: {some(left_out, 3)}"
             warnings.warn(f"{root}: {what}", stacklevel=2)
     classes = tuple(train)
     if size is None:

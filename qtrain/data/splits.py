@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -46,11 +46,6 @@ class Split(Protocol):
         ...
 
 
-def image_sizes(num_classes: int, in_channels: int, image_size: int) -> dict[str, int]:
-    """`Split.sizes` of square images."""
-    return {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-
-
 def check_labels(labels: Tensor, count: int, num_classes: int, source: str) -> None:
     """DataError unless there is one label in [0, num_classes) for each of `count` > 0 images."""
     if count == 0:
@@ -74,6 +69,7 @@ class TensorSplit:
     normalisation: Normalisation
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
     source: str = "images"
+    workers: ClassVar[int] = 0  # gathering from memory needs no process
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -84,12 +80,8 @@ class TensorSplit:
     @property
     def sizes(self) -> dict[str, int]:
         """What a model is built from: num_classes, in_channels and image_size."""
-        return image_sizes(self.num_classes, self.images.shape[1], self.images.shape[2])
-
-    @property
-    def workers(self) -> int:
-        """0: gathering from memory needs no process."""
-        return 0
+        _, channels, size, _ = self.images.shape
+        return {"num_classes": self.num_classes, "in_channels": channels, "image_size": size}
 
     @property
     def truth(self) -> Tensor:
@@ -137,7 +129,7 @@ class FileSplit:
     @property
     def sizes(self) -> dict[str, int]:
         """What a model is built from: num_classes, in_channels and image_size."""
-        return image_sizes(self.num_classes, 3, self.size)
+        return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.size}
 
     @property
     def truth(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class TextSplit:
     context: int
     offsets: int = 1
     source: str = "text"
+    workers: ClassVar[int] = 0  # gathering from memory needs no process
 
     def __post_init__(self) -> None:
         if self.tokens.dtype != torch.int32 or self.tokens.dim() != 1:
@@ -60,11 +62,6 @@ class TextSplit:
     def sizes(self) -> dict[str, int]:
         """What a model is built from: num_classes and context."""
         return {"num_classes": self.num_classes, "context": self.context}
-
-    @property
-    def workers(self) -> int:
-        """0: gathering from memory needs no process."""
-        return 0
 
     @property
     def truth(self) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ..inspection.histograms import VALUE_BINS
+from ..inspection.detail import error_of_mean
+from ..inspection.distributions import VALUE_BINS
 from ..inspection.rows import MonitorRow
 
 #: The rows of one layer and role, in the order of steps.
@@ -76,17 +77,15 @@ def over_noise(rows: Series) -> Values:
 def stride(rows: Series) -> Values:
     """A weight's update in units of its largest magnitude; None where its steps are no unit of
     that: in a float format."""
-    found: Values = []
-    for row in rows:
+
+    def share(row: MonitorRow) -> float | None:
         largest = max(abs(row.low), abs(row.high))
         float_format = len(row.codes) == VALUE_BINS
-        known = row.update is not None and row.scale is not None and largest > 0
-        if not known or float_format:
-            found.append(None)
-        else:
-            assert row.update is not None and row.scale is not None
-            found.append(row.update * row.scale[1] / largest)
-    return found
+        if row.update is None or row.scale is None or largest <= 0 or float_format:
+            return None
+        return row.update * row.scale[1] / largest
+
+    return [share(row) for row in rows]
 
 
 def stale(rows: Series) -> Values:
@@ -113,40 +112,29 @@ def noise_of_mean(name: str) -> Callable[[Series], float]:
     """The standard error of the mean of a field with one of its own."""
 
     def noise(rows: Series) -> float:
-        errors = [getattr(row, name) for row in rows]
-        errors = [error for error in errors if error is not None]
-        return math.sqrt(sum(error**2 for error in errors)) / len(errors) if errors else 0.0
+        errors = [error for row in rows if (error := getattr(row, name)) is not None]
+        return error_of_mean(errors) if errors else 0.0
 
     return noise
 
 
 def noise_of_gain(rows: Series) -> float:
     """The standard error of the mean of `gain`, of errors that are independent of x."""
-    found = [
+    errors = [
         10 ** (-row.sqnr_db / 20) / math.sqrt(row.elements)
         for row in rows
         if math.isfinite(row.sqnr_db) and row.elements > 0
     ]
-    return math.sqrt(sum(error**2 for error in found)) / len(found) if found else 0.0
+    return error_of_mean(errors) if errors else 0.0
 
 
-def mean(name: str) -> Callable[[Series], float | None]:
-    """A signed field's mean over all records: noise changes its sign."""
-
-    def value(rows: Series) -> float | None:
-        found = [getattr(row, name) for row in rows if getattr(row, name) is not None]
-        found = [v for v in found if not math.isnan(v)]
-        return sum(found) / len(found) if found else None
-
-    return value
-
-
-def size_of_mean(name: str) -> Callable[[Series], float | None]:
-    """The magnitude of a signed field's mean."""
+def mean(name: str, of: Callable[[float], float] = float) -> Callable[[Series], float | None]:
+    """A signed field's mean over all records, in which noise changes its sign; of: of the mean."""
 
     def value(rows: Series) -> float | None:
-        found = mean(name)(rows)
-        return None if found is None else abs(found)
+        found = [getattr(row, name) for row in rows]
+        found = [value for value in found if value is not None and not math.isnan(value)]
+        return of(sum(found) / len(found)) if found else None
 
     return value
 

@@ -17,12 +17,10 @@ from ..copies import unwrapped
 from ..hardware.report import CostReport
 from ..inspection.step import Loss
 from ..reports.table import WIDTH
-from .gradient_error import cosine_and_error, moments
-from .paired import Batch, batches_of, paired_steps
-from .parts import owners
+from .paired import Batch, batches_of, cosine_and_error, moments, paired_steps
+from .parts import owners, rounded_parts
 from .sensitivity_report import SensitivityReport
-from .switches import rounded_parts
-from .widening import Trial, cosine_of, error_of, greedy, lowered, searched, unreachable
+from .widening import Layers, Trial, cosine_of, error_of, greedy, tried
 
 
 @dataclass(frozen=True)
@@ -118,33 +116,31 @@ def recommend(
     elif inputs is not None or targets is not None or loss is not None or len(batches) > 1:
         raise ValueError("recommend: got a batch, but no model= to measure the result on")
 
-    def widened_for(allowed: float) -> tuple[str, ...]:
-        return greedy(errors, costs, allowed)
-
-    def left(widened: Iterable[str]) -> float:
+    def left(widened: Layers) -> float:
         return sum(error for name, error in errors.items() if name not in widened)
 
-    def spent(widened: Iterable[str]) -> float:
+    def spent(widened: Layers) -> float:
         return sum(costs[name] for name in widened) / sum(costs.values())
 
-    budget = error_of(goal)
-    widened: tuple[str, ...] = ()
+    widened: Layers = ()
     measured: float | None = report.cosine
     trials: list[Trial] = []
     if not report.cosine >= goal:
-        start = budget
-        if left(()) <= budget:  # nothing was predicted to be needed, but it is
-            start = left(()) * lowered(budget, report.cosine)
-        if not start:
-            raise unreachable(goal)
+        allowed = error_of(goal)
+        if left(()) <= allowed:  # nothing was predicted to be needed, but it is
+            allowed *= left(()) / report.error
         if measure is None:
-            widened, measured = widened_for(start), None
+            widened, measured = greedy(errors, costs, allowed), None
         else:
-            trials = searched(widened_for, left, measure, goal, start)
+            trials = tried(errors, costs, allowed, measure, goal)
             reached = [trial for trial in trials if trial.measured >= goal]
-            widened, _, measured = min(reached, key=lambda trial: spent(trial.widened))
-        if len(widened) == len(errors):
-            raise unreachable(goal)
+            if reached:
+                widened, _, measured = min(reached, key=lambda trial: spent(trial.widened))
+        if len(widened) in (0, len(errors)):
+            raise ValueError(
+                f"cosine: got {goal!r}, which only full precision in every layer reaches; ask for "
+                f"less, or give the recipe more bits"
+            )
     return Recommendation(
         overrides={glob.escape(name): None for name in widened},
         layers=len(errors),

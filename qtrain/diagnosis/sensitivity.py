@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,11 +13,11 @@ from .. import checks
 from ..copies import unwrapped
 from ..inspection.step import Loss
 from ..reports.progress import Progress
-from .gradient_error import cosine_and_error, moments
-from .paired import Batch, PairedStep, batches_of, paired_steps
-from .parts import PRODUCTS, Unit, grouped, own_parameters, owners
+from .paired import Batch, PairedStep, batches_of, cosine_and_error, moments, paired_steps
+from .parts import PRODUCTS, Unit, grouped, own_parameters, owners, rounded_parts
 from .sensitivity_report import SensitivityReport, SensitivityRow
-from .switches import Part, rounded_parts
+
+_Numbers = TypeVar("_Numbers", SensitivityReport, SensitivityRow)
 
 
 def sensitivity(
@@ -54,107 +55,63 @@ def sensitivity(
         raise ValueError("sensitivity: the model has no quantized layer; quantize(model) first")
     units = grouped(parts, by)
     checks.batch("inputs", inputs)
-    alone = _felt_alone(model, units)
-    arms = _arms(units, alone)
-    batches = batches_of("sensitivity", inputs, targets, more)
-    bar = Progress(2 * len(arms) * len(batches), done=0, text=f"sensitivity by {by}")
-    try:
-        found = [
-            _measured(step, units, arms, alone, bar)
-            for step in paired_steps("sensitivity", model, batches, loss)
-        ]
-    finally:
-        bar.close()
-    modules = owners(model)
-    return SensitivityReport(
-        by=by,
-        batches=len(found),
-        **_means([whole for whole, _ in found]),
-        rows=tuple(
-            SensitivityRow(
-                layer, part, modules[layer], **_means([own[layer, part] for _, own in found])
-            )
-            for layer, part in units
-        ),
-    )
-
-
-class _Whole(NamedTuple):
-    """The fields of a SensitivityReport that are measured."""
-
-    full_loss: float
-    loss: float
-    cosine: float
-    error: float
-
-
-class _Part(NamedTuple):
-    """Those of a SensitivityRow."""
-
-    gain_cosine: float
-    gain_loss: float
-    alone_cosine: float
-    alone_error: float
-    alone_loss: float
-
-
-def _means(found: Sequence[_Whole] | Sequence[_Part]) -> dict[str, Any]:
-    # not fmean, which takes no infinities of both signs
-    return {
-        name: sum(getattr(one, name) for one in found) / len(found) for name in found[0]._fields
-    }
-
-
-def _felt_alone(model: nn.Module, units: Iterable[Unit]) -> dict[Unit, set[str]]:
-    """The units that change gradients of their own layer's parameters alone, and these."""
     own = own_parameters(model)
-    return {
+    alone = {  # the units that change gradients of their own layer's parameters alone, and these
         (layer, part): own[layer]
         for layer, part in units
         if PRODUCTS.get(part, part) == "grad_weight" and layer in own
     }
-
-
-def _arms(units: Iterable[Unit], alone: Mapping[Unit, set[str]]) -> list[list[Unit]]:
-    """The units that are switched together: one of each layer where it is felt there alone."""
-    arms: dict[Unit, list[Unit]] = {}
+    arms: dict[Unit, list[Unit]] = {}  # those are switched together, one of each layer
     for unit in units:
         arms.setdefault(("", unit[1]) if unit in alone else unit, []).append(unit)
-    return list(arms.values())
+    batches = batches_of("sensitivity", inputs, targets, more)
+    bar = Progress(2 * len(arms) * len(batches), done=0, text=f"sensitivity by {by}")
+    modules = owners(model)
+
+    def measured(step: PairedStep) -> SensitivityReport:
+        """One step with everything quantized, and with each unit put back, and quantized alone."""
+        full_loss, reference = step.without(parts)
+        quantized = moments(step.quantized.gradient, reference)
+        exact = {name: functional.pad(sums[:1], (0, 2)) for name, sums in quantized.items()}
+        loss, (cosine, error) = step.quantized.loss, cosine_and_error(quantized.values())
+        rows = {}
+        for arm in arms.values():
+            off = [part for unit in arm for part in units[unit]]
+            restored = step.without(off)
+            bar.step()
+            only = step.without([part for part in parts if part not in off])
+            bar.step()
+            with_restored = moments(restored.gradient, reference)
+            with_only = moments(only.gradient, reference)
+            for unit in arm:
+                names = alone.get(unit, quantized.keys())
+                closer, _ = cosine_and_error({**quantized, **_of(with_restored, names)}.values())
+                rows[unit] = SensitivityRow(
+                    *unit,
+                    modules[unit[0]],
+                    closer - cosine,
+                    loss - restored.loss,
+                    *cosine_and_error({**exact, **_of(with_only, names)}.values()),
+                    only.loss - full_loss,
+                )
+        found = tuple(rows[unit] for unit in units)
+        return SensitivityReport(by, 1, full_loss, loss, cosine, error, found)
+
+    try:
+        found = [measured(step) for step in paired_steps("sensitivity", model, batches, loss)]
+    finally:
+        bar.close()
+    rows = tuple(_mean(own) for own in zip(*(one.rows for one in found), strict=True))
+    return replace(_mean(found), batches=len(found), rows=rows)
 
 
-def _measured(
-    step: PairedStep,
-    units: Mapping[Unit, tuple[Part, ...]],
-    arms: list[list[Unit]],
-    alone: Mapping[Unit, set[str]],
-    bar: Progress,
-) -> tuple[_Whole, dict[Unit, _Part]]:
-    """One step with everything quantized, and with each unit put back, and quantized alone."""
-    every = [part for parts in units.values() for part in parts]
-    full_loss, reference = step.without(every)
-    quantized = moments(step.quantized.gradient, reference)
-    exact = {name: functional.pad(sums[:1], (0, 2)) for name, sums in quantized.items()}
-    whole = _Whole(full_loss, step.quantized.loss, *cosine_and_error(quantized.values()))
-    found = {}
-    for arm in arms:
-        own = [part for unit in arm for part in units[unit]]
-        restored = step.without(own)
-        bar.step()
-        only = step.without([part for part in every if part not in own])
-        bar.step()
-        with_restored = moments(restored.gradient, reference)
-        with_only = moments(only.gradient, reference)
-        for unit in arm:
-            names = alone.get(unit, quantized.keys())
-            cosine, _ = cosine_and_error({**quantized, **_of(with_restored, names)}.values())
-            found[unit] = _Part(
-                cosine - whole.cosine,
-                whole.loss - restored.loss,
-                *cosine_and_error({**exact, **_of(with_only, names)}.values()),
-                only.loss - full_loss,
-            )
-    return whole, found
+def _mean(found: Sequence[_Numbers]) -> _Numbers:
+    """Reports, or rows, of several batches as one: the means of their numbers."""
+    # not fmean, which takes no infinities of both signs
+    names = [field.name for field in fields(found[0]) if field.type == "float"]
+    return replace(
+        found[0], **{name: sum(getattr(one, name) for one in found) / len(found) for name in names}
+    )
 
 
 def _of(sums: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -11,10 +11,18 @@ from textwrap import fill
 from .. import checks
 from ..files.terminal import printable
 from ..reports.rows import save_rows
-from ..reports.table import WIDTH, tabulated
+from ..reports.table import WIDTH, Table
 
 #: The columns by which parts can be ranked, the worst part having most.
 RANKINGS = ("gain_cosine", "gain_loss", "alone_error", "alone_loss")
+#: Of each figure that a table shows: the heading, and how its values are written.
+_COLUMNS = (
+    ("gain_cosine", "gain in\ncosine", "+.5f"),
+    ("gain_loss", "gain in\nloss", "+.1e"),
+    ("alone_cosine", "alone:\ncosine", ".5f"),
+    ("alone_error", "alone:\ntan^2", ".1e"),
+    ("alone_loss", "alone:\nloss", "+.1e"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,23 +84,13 @@ class SensitivityReport:
         table = [
             [
                 self._name(row) + (" *" if 0 < most <= 2 * _harm(row) else ""),
-                f"{row.gain_cosine:+.5f}",
-                f"{row.gain_loss:+.1e}",
-                f"{row.alone_cosine:.5f}",
-                f"{row.alone_error:.1e}",
-                f"{row.alone_loss:+.1e}",
+                *(format(getattr(row, name), form) for name, _, form in _COLUMNS),
             ]
             for row in rows
         ]
-        headers = [
-            f"layer{'' if self.by == 'layer' else f' and {self.by}'}",
-            "gain in\ncosine",
-            "gain in\nloss",
-            "alone:\ncosine",
-            "alone:\ntan^2",
-            "alone:\nloss",
-        ]
-        return f"{tabulated(table, headers)}\n\n{self._whole()}"
+        first = "layer" if self.by == "layer" else f"layer and {self.by}"
+        headers = [first, *(heading for _, heading, _ in _COLUMNS)]
+        return f"{Table(headers=headers, lines=table).text()}\n\n{self._whole()}"
 
     def _name(self, row: SensitivityRow) -> str:
         return row.layer if self.by == "layer" else f"{row.layer} {row.part}"

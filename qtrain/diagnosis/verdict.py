@@ -6,22 +6,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill, wrap
-
-from tabulate import tabulate
+from textwrap import fill
 
 from .. import checks
 from ..files.terminal import printable
+from ..reports.numbers import count, short
+from ..reports.page.shell import Section, part
 from ..reports.rows import save_rows
-from ..reports.table import WIDTH
+from ..reports.table import WIDTH, Cell, Table
 
 #: What no record of errors shows.
 _ELSEWHERE = (
     "behind full precision all the same? sensitivity and recommend: what the bits\n"
     "cost; accumulated(..., reference=): norms, too"
 )
-#: columns of a layer's name
-_NAME = 26
+#: The most findings that are shown.
+_MOST = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,37 +81,20 @@ class Verdict:
         if not self.findings:
             text = _wrapped(f"nothing is wrong in {self.checked}; looked for: ", self.rules)
             return f"{text}\n{_ELSEWHERE}"
-        return "\n\n".join([_table(self.findings), *_explained(self.findings), self._below()])
-
-    def _below(self) -> str:
-        return _wrapped(f"checked: {self.checked}; for: ", self.rules)
+        below = _wrapped(f"checked: {self.checked}; for: ", self.rules)
+        return "\n\n".join([_table(self.findings), *_explained(self.findings), below])
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    rows = [
-        [
-            f"{f.severity:.1f}",
-            "\n".join(
-                [
-                    *wrap(printable(f.layer), _NAME),
-                    *wrap(printable(f"- {f.role}"), _NAME, subsequent_indent="  "),
-                ]
-            ),
-            "\n".join(wrap(f.symptom, 14)),
-            f"{f.value:.2g}",
-            f"{f.threshold:.2g}",
-            f"{f.seen} of {f.records}\n{_span(f)}",
-        ]
-        for f in findings
-    ]
-    headers = ["sev-\nerity", "layer\n- role", "symptom", "value", "limit", "records\nsteps"]
-    align = ("right", "left", "left", "right", "right", "left")
-    return tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def _span(finding: Finding) -> str:
-    gap = "\n" if finding.last > 999 else " "
-    return f"{finding.first} to{gap}{finding.last}"
+    lines: list[list[str] | str] = []
+    for i, f in enumerate(findings):
+        if i == 0 or (f.layer, f.role) != (findings[i - 1].layer, findings[i - 1].role):
+            lines.append(f"{f.layer}: {f.role}")
+        figures = f"{f.severity:.1f}", f"{f.value:.2g}", f"{f.threshold:.2g}"
+        seen = f"{f.seen} of {f.records}", f"{f.first} to {f.last}"
+        lines.append([f"- {f.symptom}", *figures, *seen])
+    headers = ["tensor and symptom", "severity", "value", "limit", "records", "steps"]
+    return Table(headers=headers, lines=lines).text()
 
 
 def explanations(findings: Sequence[Finding]) -> list[Finding]:
@@ -127,10 +110,7 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
     return [
         "\n".join(
             fill(printable(text), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-            for text in (
-                f"{f.symptom}: {f.cause} [{f.source}]",
-                f"  do: {f.remedy}",
-            )
+            for text in (f"{f.symptom}: {f.cause} [{f.source}]", f"  do: {f.remedy}")
         )
         for f in explanations(findings)
     ]
@@ -138,3 +118,37 @@ def _explained(findings: Sequence[Finding]) -> list[str]:
 
 def _wrapped(text: str, names: Sequence[str]) -> str:
     return fill(text + ", ".join(names), WIDTH, subsequent_indent="  ")
+
+
+def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
+    """The findings, the most severe first.  layers: those that the page shows, in its order."""
+    looked = f"{verdict.checked}; for: {', '.join(verdict.rules)}"
+    if not verdict:
+        body = part("text", [f"Nothing is wrong in {looked}."])
+        return Section(id="verdict", title="Verdict", body=body)
+    shown = verdict.findings[:_MOST]
+    places = {layer: f"layer-{i}" for i, layer in enumerate(layers)}
+    lines: list[list[Cell]] = [
+        [
+            (f.layer, places.get(f.layer, "")),
+            f.role,
+            f.symptom,
+            f"{f.severity:.1f}",
+            short(f.value),
+            short(f.threshold),
+            f"{f.seen:,} of {f.records:,}, steps {f.first:,} to {f.last:,}",
+        ]
+        for f in shown
+    ]
+    headers = ("layer", "role", "symptom", "severity", "value", "limit", "records")
+    caption = f"{count(len(verdict.findings), 'finding')}, the most severe first"
+    if len(shown) < len(verdict.findings):
+        caption += f"; the first {len(shown)}"
+    words = ("role", "symptom", "records")
+    table = Table(caption=caption, headers=headers, lines=lines, words=words)
+    causes = [
+        ["", f.symptom, f" ({f.layer}): {f.cause} [{f.source}]. ", "Do", f": {f.remedy}"]
+        for f in explanations(verdict.findings)
+    ]
+    body = part("table", table) + part("items", causes) + part("text", [f"Looked for in {looked}."])
+    return Section(id="verdict", title="Verdict", body=body)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .whole import read_bytes
+
+_Kind = TypeVar("_Kind")
 
 _LONG = re.compile(r"[0-9]{19}")
 
@@ -21,6 +26,17 @@ def parse(text: str | bytes) -> Any:
         return json.loads(plain, parse_int=_integer if _LONG.search(plain) else None)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read(path: Path, kind: type[_Kind]) -> _Kind:
+    """The value of a file; ValueError, which names the file, unless it is JSON of this kind."""
+    try:
+        content = parse(read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON; restore or delete it") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: holds no {kind.__name__}; restore or delete it")
+    return content
 
 
 def _integer(digits: str) -> int:

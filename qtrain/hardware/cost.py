@@ -14,8 +14,7 @@ from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .counter import Counter
 from .energy import SZE2017, EnergyTable
-from .report import CostReport
-from .row import CostRow
+from .report import CostReport, CostRow
 
 
 def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs: Any) -> CostReport:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from quantizers import QTensor
 
-from .histograms import code_counts, value_counts
+from .distributions import code_counts, outlier, value_counts
 from .pair import TensorPair
-from .peaks import outlier
 from .rounding import Rounded, Shared, rounded, shared_noise
 from .weight_watch import WeightWatch
 
@@ -69,37 +67,30 @@ class Detail:
         if not self.scales:
             return None
         lows, medians, highs = zip(*self.scales, strict=True)
-        return min(lows), sum(medians) / len(medians), max(highs)
+        return min(lows), mean(medians), max(highs)
 
-    def figures(self) -> dict[str, Any]:
-        """The fields of a `MonitorRow` that are known of this tensor: the mean over the calls of
-        what is an error, the largest of what is not."""
-        found: dict[str, Any] = {}
-        if self.roundings:
-            offsets = [(r.offset, r.offset_error) for r in self.roundings]
-            found["offset"], found["offset_error"] = _mean(offsets)
-            squares = [r.spread**2 for r in self.roundings]
-            found["spread"] = math.sqrt(sum(squares) / len(squares))
-        reaches = [r.reach for r in self.roundings if r.reach is not None]
-        if reaches:
-            found["reach"] = max(reaches)
-        along = [_mean(axis) for axis in zip(*self.shared, strict=True)]
-        if along:
-            worst = max(range(len(along)), key=lambda axis: along[axis][0] - 3 * along[axis][1])
-            found["axis"] = worst
-            found["shared"], found["shared_error"] = along[worst]
-        if self.outliers:
-            found["outlier"] = max(self.outliers)
-        if self.weight is not None:
-            found["update"] = self.weight.update()
-        return found
+    @property
+    def noise(self) -> tuple[int, float, float] | tuple[None, None, None]:
+        """The axis along which the rounding's noise is most alike, its mean correlation over the
+        calls there, and that mean's standard error; of what rounds without noise there is none."""
+        along = [
+            (mean([s.correlation for s in calls]), error_of_mean([s.error for s in calls]))
+            for calls in zip(*self.shared, strict=True)
+        ]
+        if not along:
+            return None, None, None
+        axis = max(range(len(along)), key=lambda axis: along[axis][0] - 3 * along[axis][1])
+        return axis, *along[axis]
 
 
-def _mean(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The mean of (value, its standard error), and its own standard error."""
-    values, errors = zip(*measured, strict=True)
-    count = len(measured)
-    return sum(values) / count, math.sqrt(sum(error**2 for error in errors)) / count
+def mean(values: Sequence[float]) -> float:
+    """The mean of measured values."""
+    return sum(values) / len(values)
+
+
+def error_of_mean(errors: Sequence[float]) -> float:
+    """The standard error of the mean of values that have these, and are independent."""
+    return math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
 def _sum(a: Tensor | None, b: Tensor) -> Tensor:

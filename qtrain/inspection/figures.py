@@ -1,15 +1,17 @@
-"""The figures of a numeric error, each once: from tensors to sums, a row, and what shows it."""
+"""The figures of a tensor, each once: how one is computed, merged over calls, and shown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
 import torch
 
-from ..reports.page.html import decibels, percent, short
+from ..reports.numbers import decibels, percent, short
+from .detail import Detail, error_of_mean, mean
 from .pair import TensorPair
 from .row import Row
 
@@ -57,12 +59,12 @@ class Sums:
             self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
 
     def row(self, layer: str, role: str) -> Row:
-        figures: dict[str, Any] = {figure.name: figure.of(self) for figure in FIGURES}
-        return Row(layer, role, **figures, note=self.note)
+        return Row(layer, role, **computed(FIGURES, self), note=self.note)
 
-    @property
-    def count(self) -> int:
-        return max(self.elements, 1)
+    @staticmethod
+    def share(name: str) -> Callable[[Sums], float]:
+        """A sum by element."""
+        return lambda sums: getattr(sums, name) / max(sums.elements, 1)
 
     @property
     def known(self) -> bool:
@@ -97,71 +99,85 @@ class Sums:
         return value if self.low <= self.high else none
 
 
-def _scientific(value: float) -> str:
-    """Two digits and the power of ten: 1.2e-3."""
-    mantissa, _, exponent = f"{value:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+def computed(figures: Sequence[Figure], of: Sums | Detail) -> dict[str, Any]:
+    """Those of the figures that follow from this, by name."""
+    return {figure.name: figure.of(of) for figure in figures if figure.of is not None}
 
 
-def _hundredths(fraction: float) -> str:
-    return "100" if fraction == 1 else f"{100 * fraction:.2f}"
+def _cosine(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.5f}"
 
 
-def _digits(count: int) -> Callable[[float], str]:
-    return lambda value: "NaN" if math.isnan(value) else f"{value:.{count}f}"
-
-
-class Unit(NamedTuple):
-    """How a value is written: in a page, as HTML; in its table of largest errors; in plain text."""
-
-    page: Callable[[float], str]
-    brief: Callable[[float], str]
-    text: Callable[[float], str]
-
-
-DECIBELS = Unit(decibels, decibels, "{:.1f}".format)
-COSINE = Unit(_digits(5), _digits(4), "{:.5f}".format)
-NUMBER = Unit(short, short, _scientific)
-PERCENT = Unit(percent, percent, _hundredths)
-COUNT = Unit("{:,}".format, "{:,}".format, str)
+def _integer(value: float) -> str:
+    return f"{value:,}"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of a `Row`, which says there what it is.
+    """A number of a `Row` or `MonitorRow`, which says there what it is.
 
     name     the row's field, and so the name in JSON, CSV and TensorBoard
-    of       its value, of the sums over every call of a layer
-    unit     how its values are written
+    of       its value, over every call of a layer: of `Sums` in `FIGURES`, of a `Detail` in
+             `MONITORED`; None: of earlier records, see `Record`
+    unit     how its values are written: `decibels`, `percent`, ...
     page     the heading of its column in a page; "" where none shows it
     text     ... in a report's text
     brief    whether the page's table of the largest errors shows it
-    event    whether TensorBoard shows it
+    event    what TensorBoard shows of it; None: nothing
     """
 
     name: str
-    of: Callable[[Sums], float]
-    unit: Unit
+    of: Callable[[Any], Any] | None
+    unit: Callable[[float], str]
     page: str = ""
     text: str = ""
     brief: bool = False
-    event: bool = True
+    event: Callable[[Any], float] | None = None
 
 
-#: In the order in which they are shown.
+#: Of every row, in the order in which they are shown.
 FIGURES = (
-    Figure("sqnr_db", Sums.sqnr_db, DECIBELS, "SQNR (dB)", "SQNR\n(dB)", brief=True),
-    Figure("cosine", Sums.cosine, COSINE, "cosine", "cosine", brief=True),
-    Figure("bias", lambda s: s.error / s.count, NUMBER, "bias", "bias"),
-    Figure("relative_bias", Sums.relative_bias, NUMBER, "relative bias"),
-    Figure(
-        "clipped", lambda s: s.clipped / s.count, PERCENT, "clipped (%)", "clip\n(%)", brief=True
-    ),
-    Figure("zeroed", lambda s: s.zeroed / s.count, PERCENT, "zeroed (%)", "zero\n(%)", brief=True),
-    Figure("saturated", lambda s: s.saturated / s.count, PERCENT, "saturated (%)", brief=True),
-    Figure("nonfinite", lambda s: s.nonfinite, COUNT, "not finite", "not\nfinite", brief=True),
-    Figure("low", lambda s: s.end(s.low), NUMBER, "low", event=False),
-    Figure("high", lambda s: s.end(s.high), NUMBER, "high", event=False),
-    Figure("elements", lambda s: s.elements, COUNT, "elements", event=False),
-    Figure("gain", Sums.gain, NUMBER, event=False),
+    Figure("sqnr_db", Sums.sqnr_db, decibels, "SQNR (dB)", "SQNR\n(dB)", True, float),
+    Figure("cosine", Sums.cosine, _cosine, "cosine", "cosine", True, float),
+    Figure("bias", Sums.share("error"), short, "bias", "bias", event=float),
+    Figure("relative_bias", Sums.relative_bias, short, "relative bias", event=float),
+    Figure("clipped", Sums.share("clipped"), percent, "clipped (%)", "clip\n(%)", True, float),
+    Figure("zeroed", Sums.share("zeroed"), percent, "zeroed (%)", "zero\n(%)", True, float),
+    Figure("saturated", Sums.share("saturated"), percent, "saturated (%)", "", True, float),
+    Figure("nonfinite", lambda s: s.nonfinite, _integer, "not finite", "not\nfinite", True, float),
+    Figure("low", lambda s: s.end(s.low), short, "low"),
+    Figure("high", lambda s: s.end(s.high), short, "high"),
+    Figure("elements", lambda s: s.elements, _integer, "elements"),
+    Figure("gain", Sums.gain, short),
+)
+
+
+def _over_calls(name: str, merged: Callable[[list[float]], float]) -> Callable[[Detail], Any]:
+    """A field of `Rounded`, over the calls that have it; None where none does."""
+
+    def value(detail: Detail) -> float | None:
+        found = [v for v in (getattr(r, name) for r in detail.roundings) if v is not None]
+        return merged(found) if found else None
+
+    return value
+
+
+def _rms(values: list[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / len(values))
+
+
+#: Of a `MonitorRow` besides: what is an error is the mean over the calls, what is not the largest.
+MONITORED = (
+    Figure("scale", lambda d: d.scale, short, event=itemgetter(1)),
+    Figure("drift", None, short, event=float),
+    Figure("offset", _over_calls("offset", mean), short),
+    Figure("offset_error", _over_calls("offset_error", error_of_mean), short),
+    Figure("spread", _over_calls("spread", _rms), short),
+    Figure("reach", _over_calls("reach", max), short),
+    Figure("axis", lambda d: d.noise[0], _integer),
+    Figure("shared", lambda d: d.noise[1], short),
+    Figure("shared_error", lambda d: d.noise[2], short),
+    Figure("outlier", lambda d: max(d.outliers, default=None), short),
+    Figure("update", lambda d: None if d.weight is None else d.weight.update(), short),
+    Figure("oscillation", None, percent),
 )

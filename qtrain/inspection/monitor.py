@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from .. import checks
 from ..copies import unwrapped
 from ..products.module import QProduct
-from .histograms import HIGHEST, LOWEST
-from .plots import plot_monitor
+from ..reports.plots import plot
+from .distributions import HIGHEST, LOWEST
 from .record import Record
 from .recorder import Recorder
 from .report import Report
@@ -153,11 +153,15 @@ class Monitor:
         layers: Iterable[str] | None = None,
         roles: Iterable[str] | None = None,
     ) -> None:
-        """SQNR against the step to a PNG or SVG: see `plots.plot_monitor`."""
+        """SQNR against the step, a panel a role and a line a layer, to a PNG or SVG.
+
+        layers, roles   which of those recorded; None: all.  ValueError for others, and without a
+                        row
+        """
         for field, names in (("layers", layers), ("roles", roles)):
             if names is not None and not isinstance(names, str):  # which is no layer's, or role's
                 checks.patterns(field, names)
-        plot_monitor(self._record.rows, checks.path("plot", path), layers=layers, roles=roles)
+        plot(self._record.panels(layers, roles), checks.path("plot", path))
 
     def end_step(self) -> None:
         """End a training step, where no torch optimizer does."""

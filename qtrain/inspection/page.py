@@ -1,16 +1,26 @@
-"""A report as one HTML page."""
+"""The errors of one batch as one HTML page, and the sections that every page of errors has."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from ..reports.page.shell import page, save
-from .page_layers import layers_section
-from .page_network import network_section
-from .page_summary import measured_on, summary_section
-from .row import Row
+from ..reports.numbers import count, decibels, short
+from ..reports.page.shell import Section, page, part, save
+from ..reports.table import Cell, Table
+from .figures import FIGURES
+from .page_pictures import Picture, code_picture, error_picture, value_picture
+from .roles import ROLES
+from .row import Row, layers_of, roles_of, worst_first
+from .rows import MonitorRow
+
+#: What, (value, unit) in lines, remark.
+Card = tuple[str, Sequence[tuple[str, str]], str]
+#: Each colour's lowest SQNR in dB, the best first: a bit is worth some 6 dB.
+LEVELS = (40.0, 30.0, 20.0, 15.0, 10.0, 5.0, -math.inf)
 
 
 def save_page(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
@@ -19,3 +29,159 @@ def save_page(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
     measured = "one batch"
     sections = summary_section(rows), network_section(rows, measured), layers_section(rows)
     return save(page("Numeric error", measured_on(measured), sections), path)
+
+
+def measured_on(measured: str) -> str:
+    """One line on what was measured."""
+    return part("text", [f"Each layer and role against full precision, on {measured}."])
+
+
+def summary_section(
+    rows: Sequence[Row],
+    *,
+    remark: str = "",
+    before: Sequence[Card] = (),
+    behind: Sequence[Card] = (),
+) -> Section:
+    """Figures of the errors, between others where more is known, and the rows of lowest SQNR."""
+    remarks = [remark] if remark else []
+    if not rows:
+        remarks.append("No error was measured: nothing is quantized, or not yet.")
+    cards = [*before, *_figures(rows), *behind]
+    body = "".join(part("remark", text) for text in remarks) + part("cards", cards)
+    if rows:
+        body += part("table", _largest(rows))
+    return Section(id="summary", title="Summary", body=body)
+
+
+def _figures(rows: Sequence[Row]) -> list[Card]:
+    if not rows:
+        return []
+    worst = worst_first(rows)[0]
+    lost = sum(row.nonfinite > 0 for row in rows)
+    remark = f"{count(len(rows), 'tensor')}, "
+    remark += f"{lost} with values that are not finite" if lost else "all finite"
+    return [
+        ("Lowest SQNR", [(decibels(worst.sqnr_db), "dB")], f"{worst.layer}, {worst.role}"),
+        ("Measured", [(f"{len(layers_of(rows)):,}", "layers")], remark),
+    ]
+
+
+def _largest(rows: Sequence[Row], most: int = 10) -> Table:
+    """The rows of lowest SQNR."""
+    places = {layer: i for i, layer in enumerate(layers_of(rows))}
+    figures = [figure for figure in FIGURES if figure.brief]
+    lines: list[list[Cell]] = [
+        [
+            (row.layer, f"layer-{places[row.layer]}"),
+            row.role,
+            *(figure.unit(getattr(row, figure.name)) for figure in figures),
+        ]
+        for row in worst_first(rows)[:most]
+    ]
+    return Table(
+        caption=f"Largest errors: {count(len(lines), 'tensor')} of lowest SQNR",
+        headers=["layer", "role", *(figure.page for figure in figures)],
+        lines=lines,
+        words=["role"],
+    )
+
+
+def level(sqnr_db: float) -> str:
+    """The class of a cell: h0 (best) to h6, or nan."""
+    if math.isnan(sqnr_db):
+        return "nan"
+    return f"h{next(i for i, low in enumerate(LEVELS) if sqnr_db >= low)}"
+
+
+def network_section(rows: Sequence[Row], measured: str) -> Section | None:
+    """A strip of the whole network; measured: on what its errors were."""
+    if not rows:
+        return None
+    layers, roles = layers_of(rows), roles_of(rows)
+    text = (
+        f"SQNR in dB of {count(len(layers), 'layer')} in network order, measured on {measured}: "
+        "how far each tensor lies above its own error; higher is better. Errors are local: what a "
+        "layer passes on is not counted against the next."
+    )
+    names = [f"{low:g} to {high:g}" for high, low in pairwise(LEVELS[:-1])]
+    names = [f"{LEVELS[0]:g} and more", *names, f"below {LEVELS[-2]:g}"]
+    legend = [*((f"h{i}", name) for i, name in enumerate(names)), ("nan", "NaN")]
+    paths: dict[str, str] = {}  # one a colour
+    for x, line in enumerate(_cells(rows)):
+        for y, (kind, value) in enumerate(line):
+            if value:
+                paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
+    body = part("text", [text]) + part("legend", legend) + part("strip", layers, roles, paths)
+    return Section(id="network", title="Network", body=body)
+
+
+def _cells(rows: Sequence[Row]) -> list[list[tuple[str, str]]]:
+    """Of each layer's roles the class of its SQNR and that; ("", "") where a layer lacks one."""
+    found = {(row.layer, row.role): (level(row.sqnr_db), decibels(row.sqnr_db)) for row in rows}
+    roles = roles_of(rows)
+    return [[found.get((layer, role), ("", "")) for role in roles] for layer in layers_of(rows)]
+
+
+def layers_section(rows: Sequence[Row], monitor: Sequence[MonitorRow] = ()) -> Section | None:
+    """The cells of every layer as a table, and what else is known of each: closed parts, which the
+    script opens within the table.  monitor: the records over the run, if any."""
+    if not rows:
+        return None
+    errors: dict[str, list[Row]] = {layer: [] for layer in layers_of(rows)}
+    for row in rows:
+        errors[row.layer].append(row)
+    records: dict[str, list[MonitorRow]] = {layer: [] for layer in errors}
+    for seen in monitor:
+        records.setdefault(seen.layer, []).append(seen)
+    text = "Each layer opens to all its figures."
+    if monitor:
+        text += (
+            " Pictures of its last monitored step show a tensor's values by sign and binade, its "
+            "codes from the lowest to the highest (heights are square roots of counts, so that "
+            "tails show), and its SQNR by step."
+        )
+    parts = [_part(i, layer, own, records[layer]) for i, (layer, own) in enumerate(errors.items())]
+    heat = part("heat", list(errors), roles_of(rows), _cells(rows))
+    body = part("text", [text]) + heat + part("parts", parts)
+    return Section(id="layers", title="Layers", body=body)
+
+
+def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]) -> str:
+    worst = worst_first(rows)[0]
+    figures = [figure for figure in FIGURES if figure.page]
+    lines = [
+        [
+            f"{row.role}{'*' if row.note else ''}",
+            *(figure.unit(getattr(row, figure.name)) for figure in figures),
+        ]
+        for row in rows
+    ]
+    headers = ["role", *(figure.page for figure in figures)]
+    table = Table(caption=f"Error of {layer}", headers=headers, lines=lines)
+    notes = sorted({row.note for row in rows} - {""})
+    lowest = f"{worst.role}, {decibels(worst.sqnr_db)} dB"
+    return part("layer", i, layer, lowest, _pictures(records), table, notes)
+
+
+def _pictures(records: Sequence[MonitorRow]) -> list[tuple[str, str, list[Picture]]]:
+    """Of each role that was monitored its name, what it was, and its values, codes and error."""
+    found = []
+    for role in ROLES:
+        own = [row for row in records if row.role == role]
+        if own:
+            last = own[-1]
+            pictures = [value_picture(last.values)]
+            if last.codes:
+                pictures.append(code_picture(last.codes))
+            pictures.append(error_picture([(row.step, row.sqnr_db) for row in own]))
+            found.append((role, f"step {last.step}{_scale(last)}", pictures))
+    return found
+
+
+def _scale(row: MonitorRow) -> str:
+    if row.scale is None:
+        return ""
+    low, median, high = row.scale
+    text = short(median) if low == high else f"{short(low)}, {short(median)}, {short(high)}"
+    return f" · scale {text}"

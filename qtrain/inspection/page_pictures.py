@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..reports.page.html import decibels, esc, percent, power
-from .histograms import HIGHEST, LOWEST, VALUE_BINS
+from ..reports.numbers import decibels, percent, power
+from .distributions import HIGHEST, LOWEST, VALUE_BINS
 
 #: The drawing's size in its own units, and the height of its bars or line.
-WIDTH, HEIGHT, BARS = 120.0, 56.0, 42.0
+WIDTH, HEIGHT, BARS = 120, 56, 42
 #: The most bars of codes: neighbouring codes share one.
 CODE_BARS = 64
 #: The most points of a line.
 POINTS = 40
 
+#: (class, transform or "", path) of what is drawn.
+_Paths = Sequence[tuple[str, str, str]]
 
-def value_picture(counts: Sequence[int]) -> str:
-    """Bars of `histograms.value_counts`, of the binades that occur; their heights are square roots,
+
+class Picture(NamedTuple):
+    """What the template needs of one.
+
+    title, text   what is shown, and what it says, in words
+    labels        (x, anchor, text) under the base line
+    """
+
+    title: str
+    text: str
+    paths: _Paths
+    labels: Sequence[tuple[float, str, str]]
+    width: float = WIDTH
+    height: float = HEIGHT
+    base: float = BARS
+
+
+def value_picture(counts: Sequence[int]) -> Picture:
+    """Bars of `value_counts`, of the binades that occur; their heights are square roots,
     so that tails show."""
     middle = VALUE_BINS // 2
     used = [abs(i - middle) - 1 + LOWEST for i, n in enumerate(counts) if n and i != middle]
@@ -35,14 +55,14 @@ def value_picture(counts: Sequence[int]) -> str:
         f"{power(_mode(negative, positive, low))} and twice that; {percent(zero / total)} % zero, "
         f"{percent(sum(negative) / total)} % negative"
     )
-    ends = [(0.0, "start", f"−{power(high + 1)}")] if any(negative) else []
-    ends.append(((place + 0.5) / len(shown) * WIDTH, "middle" if place else "start", "0"))
+    ends = [(0, "start", f"−{power(high + 1)}")] if any(negative) else []
+    ends.append((round((place + 0.5) / len(shown) * WIDTH), "middle" if place else "start", "0"))
     ends.append((WIDTH, "end", power(high + 1)))
-    return _svg("values", text, _bars(shown, {place: "zero"}) + _labels(ends))
+    return Picture("values", text, _bars(shown, {place: "zero"}), ends)
 
 
-def code_picture(counts: Sequence[int]) -> str:
-    """Bars of `histograms.code_counts`, lowest code first, neighbours together; heights are square
+def code_picture(counts: Sequence[int]) -> Picture:
+    """Bars of `code_counts`, lowest code first, neighbours together; heights are square
     roots."""
     total = sum(counts)
     if not total:
@@ -54,12 +74,11 @@ def code_picture(counts: Sequence[int]) -> str:
         f"{used} of {len(counts)} bins are used; {percent(counts[0] / total)} % in the lowest, "
         f"{percent(counts[-1] / total)} % in the highest"
     )
-    ends = [(0.0, "start", "lowest"), (WIDTH, "end", "highest")]
-    bars = _bars(shown, {0: "end", len(shown) - 1: "end"})
-    return _svg("codes", text, bars + _labels(ends))
+    ends = [(0, "start", "lowest"), (WIDTH, "end", "highest")]
+    return Picture("codes", text, _bars(shown, {0: "end", len(shown) - 1: "end"}), ends)
 
 
-def error_picture(points: Sequence[tuple[int, float]]) -> str:
+def error_picture(points: Sequence[tuple[int, float]]) -> Picture:
     """SQNR in dB against the step."""
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     if len(finite) < 2:
@@ -79,11 +98,9 @@ def error_picture(points: Sequence[tuple[int, float]]) -> str:
         f"{decibels(values[0])} dB at step {first}, {decibels(values[-1])} dB at step {last}, "
         f"lowest {decibels(low)}, highest {decibels(high)}{f', {lost} not finite' if lost else ''}"
     )
-    ends = [(0.0, "start", f"{first}"), (WIDTH, "end", f"{last}")]
-    middle = (WIDTH / 2, "middle", f"{decibels(low)}–{decibels(high)} dB")
-    return _svg(
-        "SQNR by step", text, f'<path class="line" d="M{path}"/>' + _labels([*ends, middle])
-    )
+    ends = [(0, "start", f"{first}"), (WIDTH, "end", f"{last}")]
+    middle = (WIDTH // 2, "middle", f"{decibels(low)}–{decibels(high)} dB")
+    return Picture("SQNR by step", text, [("line", "", f"M{path}")], [*ends, middle])
 
 
 def _binade(exponent: int) -> str:
@@ -98,7 +115,7 @@ def _mode(negative: Sequence[int], positive: Sequence[int], low: int) -> int:
     return low + both.index(max(both))
 
 
-def _bars(counts: Sequence[int], special: dict[int, str]) -> str:
+def _bars(counts: Sequence[int], special: dict[int, str]) -> _Paths:
     """Bars as thick strokes, one path a look, in units of a bar across and percent up."""
     largest = math.sqrt(max(counts))
     paths: dict[str, str] = {}
@@ -109,24 +126,8 @@ def _bars(counts: Sequence[int], special: dict[int, str]) -> str:
             paths[kind] = f"{paths.get(kind, '')}M{i} 0V{height}"
     unit = WIDTH / len(counts)
     place = f"matrix({unit:.4g} 0 0 {-BARS / 100:g} {unit / 2:.4g} {BARS:g})"
-    return "".join(
-        f'<path class="{kind}" transform="{place}" d="{path}"/>' for kind, path in paths.items()
-    )
+    return [(kind, place, path) for kind, path in paths.items()]
 
 
-def _labels(ends: Sequence[tuple[float, str, str]]) -> str:
-    base = f'<path class="axis" d="M0 {BARS:g}H{WIDTH:g}"/>'  # its texts' height is in the style
-    return base + "".join(
-        f'<text class="{anchor}" x="{x:.0f}">{esc(text)}</text>' for x, anchor, text in ends
-    )
-
-
-def _svg(title: str, text: str, drawn: str) -> str:
-    return (
-        f'<svg class="mini" role="img" viewBox="0 0 {WIDTH:g} {HEIGHT:g}">'
-        f"<title>{esc(title)}: {esc(text)}</title>{drawn}</svg>"
-    )
-
-
-def _empty(title: str, text: str) -> str:
-    return _svg(title, text, _labels([(WIDTH / 2, "middle", text)]))
+def _empty(title: str, text: str) -> Picture:
+    return Picture(title, text, (), [(WIDTH // 2, "middle", text)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from .. import checks
+from ..reports.panels import Line, Panel
 from .detail import Detail
+from .figures import MONITORED, computed
 from .recorder import Recorder
+from .roles import ROLES
 from .rows import MonitorRow, dumped, parsed
 from .weight_watch import HISTORY, oscillation
 
@@ -56,10 +59,9 @@ class Record:
                         **vars(sums.row(name, role)),
                         values=_counts(detail.values),
                         codes=_counts(detail.codes),
-                        scale=detail.scale,
                         drift=self._drift((name, role), detail),
                         oscillation=self._oscillation(name, detail),
-                        **detail.figures(),
+                        **computed(MONITORED, detail),
                     )
                 )
         if len(self.steps) > self._keep:
@@ -87,6 +89,27 @@ class Record:
         self.thinned, self.rows, self._medians = thinned, rows, medians
         self._codes = codes
 
+    def panels(self, layers: Iterable[str] | None, roles: Iterable[str] | None) -> list[Panel]:
+        """SQNR against the step, a panel a role and a line a layer: of those named, None of all."""
+        if not self.rows:
+            raise ValueError("monitor: nothing to plot; no step is recorded")
+        layers = _chosen("layers", layers, [row.layer for row in self.rows])
+        found = {row.role for row in self.rows}
+        roles = _chosen("roles", roles, [role for role in ROLES if role in found])
+        points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for row in self.rows:
+            points.setdefault((row.layer, row.role), []).append((row.step, row.sqnr_db))
+        return [
+            Panel(
+                title=role, unit="SQNR in dB (higher is better)", x="step",
+                lines=[
+                    Line(label=layer, points=points.get((layer, role), ()), marks=True)
+                    for layer in layers
+                ],
+            )
+            for role in roles
+        ]  # fmt: skip
+
     def _drift(self, key: tuple[str, str], detail: Detail) -> float | None:
         if detail.scale is None:
             return None
@@ -105,6 +128,17 @@ class Record:
         history.append(detail.weight.codes)
         del history[:-HISTORY]
         return oscillation(history)
+
+
+def _chosen(field: str, asked: Iterable[str] | None, known: Iterable[str]) -> list[str]:
+    """What was asked for, in the order of what is known; ValueError for what is not."""
+    names = list(dict.fromkeys(known))
+    wanted = [] if isinstance(asked, str) else names if asked is None else list(asked)
+    for name in wanted:
+        checks.choice(field, name, names)
+    if not wanted:
+        raise ValueError(f"{field}: got {asked!r}, need a list of some of {', '.join(names)}")
+    return [name for name in names if name in wanted]
 
 
 def _history(stored: Any) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,10 +12,13 @@ from textwrap import fill
 
 from .. import checks
 from ..files.terminal import printable
+from ..reports.numbers import decibels, short
+from ..reports.panels import Line, Panel
+from ..reports.plots import plot
 from ..reports.rows import save_rows
-from ..reports.table import WIDTH
+from ..reports.table import WIDTH, Table, wrapped
+from .figures import FIGURES
 from .page import save_page
-from .report_table import error_table, overview_table
 from .row import Row, layers_of, roles_of, worst_first
 
 #: How many rows print, of those of lowest SQNR.
@@ -34,9 +38,7 @@ class Report:
 
     def worst(self, count: int = 5) -> list[Row]:
         """The rows of lowest SQNR, a NaN first."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"worst: got {checks.shown(count)}, need a positive integer")
-        return worst_first(self.rows)[:count]
+        return worst_first(self.rows)[: checks.integer("worst", count, low=1)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows to a .json or .csv file, or a page to an .html file, atomically.
@@ -52,6 +54,19 @@ class Report:
             )
         return save_rows(self.rows, Row, path)
 
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """SQNR of every layer in network order, one line a role, to a PNG or SVG."""
+        places = {layer: place for place, layer in enumerate(self.layers)}
+        lines = []
+        for role in dict.fromkeys(row.role for row in self.rows):
+            points = [(places[row.layer], row.sqnr_db) for row in self.rows if row.role == role]
+            lines.append(Line(label=role, points=points, marks=True))
+        unit = "SQNR in dB (higher is better)"
+        plot(
+            [Panel(title="", unit=unit, x="", lines=lines, ticks=self.layers)],
+            checks.path("plot", path),
+        )
+
     @property
     def layers(self) -> list[str]:
         """Their names, in network order."""
@@ -64,7 +79,7 @@ class Report:
 
     def overview(self) -> str:
         """One line per layer: the SQNR in dB of each role."""
-        return self._with_remark(overview_table(self.rows, self.roles))
+        return self._with_remark(_overview(self.rows, self.roles))
 
     def table(self, count: int | None = None) -> str:
         """The rows in network order, or the worst `count` of them, the layer of the worst first."""
@@ -72,7 +87,7 @@ class Report:
         if count is not None:
             layers = list(dict.fromkeys(row.layer for row in rows))
             rows = sorted(rows, key=lambda row: layers.index(row.layer))
-        return self._with_remark(error_table(rows))
+        return self._with_remark(_errors(rows))
 
     def __str__(self) -> str:
         parts = [fill(printable(self._verdict(), keep=""), WIDTH), self.table(SHOWN)]
@@ -99,3 +114,33 @@ class Report:
 
     def _with_remark(self, text: str) -> str:
         return f"{text}\n{self.remark}" if self.remark else text
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    """One line a row under the name of its layer; what the stars mean, below."""
+    columns = [figure for figure in FIGURES if figure.text]
+    lines: list[list[str] | str] = []
+    for i, row in enumerate(rows):
+        if i == 0 or rows[i - 1].layer != row.layer:
+            lines.append(row.layer)
+        lines.append(
+            [
+                f"- {row.role}{'*' if row.note else ''}",
+                *(figure.unit(getattr(row, figure.name)) for figure in columns),
+                short(max(abs(row.low), abs(row.high))),
+            ]
+        )
+    headers = ["layer and role", *(figure.text for figure in columns), "largest"]
+    notes = sorted({row.note for row in rows if row.note})
+    remarks = [part for note in notes for part in wrapped(f"* {note}")]
+    return "\n".join([Table(headers=headers, lines=lines).text(), *remarks])
+
+
+def _overview(rows: Sequence[Row], roles: Sequence[str]) -> str:
+    """One line a layer: the SQNR in dB of each of `roles`."""
+    found = {(row.layer, row.role): decibels(row.sqnr_db) for row in rows}
+    layers = dict.fromkeys(row.layer for row in rows)
+    lines = [[layer, *(found.get((layer, role), "") for role in roles)] for layer in layers]
+    names = (printable(role, keep="") for role in roles)
+    broken = [name.replace("_", "_\n").replace(" ", "\n") for name in names]
+    return Table(headers=["SQNR (dB)", *broken], lines=lines).text()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+_Row = TypeVar("_Row", bound="Row")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,6 @@ def roles_of(rows: Sequence[Row]) -> list[str]:
     return sorted(places, key=lambda role: places[role])
 
 
-def worst_first(rows: Sequence[Row]) -> list[Row]:
+def worst_first(rows: Sequence[_Row]) -> list[_Row]:
     """The rows by their SQNR, a NaN before the lowest."""
     return sorted(rows, key=lambda row: -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db)

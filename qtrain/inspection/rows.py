@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from .. import checks
 from ..files import checked_lines
 from ..files.plain_json import parse
 from ..files.whole import read_bytes, write_atomically
-from ..reports.rows import typed
+from ..reports.rows import strict, typed
 from .figures import FIGURES
 from .row import Row
 
@@ -27,8 +26,8 @@ class MonitorRow(Row):
     layer, role, ..., gain   as in `Row`, over the elements that were looked at; the fraction that
              is not finite is nonfinite / elements; of grad_weight, gain is the bias along the
              update
-    values   how many values of x lie in each of 97 bins: see `histograms.value_counts`
-    codes    how many codes lie in each of up to 256 bins: see `histograms.code_counts`; () for a
+    values   how many values of x lie in each of 97 bins: see `distributions.value_counts`
+    codes    how many codes lie in each of up to 256 bins: see `distributions.code_counts`; () for a
              product and for what is not quantized
     scale    (smallest, median, largest) scale of all granules; None where there is none
     drift    the median scale in units of that at the layer's record before; None for the first
@@ -84,12 +83,8 @@ def parsed(text: str) -> list[MonitorRow]:
 
 
 def _plain(row: MonitorRow) -> dict[str, Any]:
-    scale = None if row.scale is None else [_number(value) for value in row.scale]
-    return {**{name: _number(getattr(row, name)) for name in _KINDS}, "scale": scale}
-
-
-def _number(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    counts = {"values": row.values, "codes": row.codes}  # integers, and many
+    return {n: counts[n] if n in counts else strict(getattr(row, n)) for n in _KINDS}
 
 
 def _row(line: object) -> MonitorRow:

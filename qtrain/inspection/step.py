@@ -7,16 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import checks
 from ..copies import detached
-from .losses import cross_entropy
 
 Loss = Callable[..., Tensor]
 #: the target that torch's cross-entropy leaves out
 _IGNORED = -100
 #: the dtypes it takes for classes
 _CLASSES = (torch.int64, torch.uint8)
+
+
+def cross_entropy(
+    output: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """The cross-entropy of (N, classes) outputs, of (N, classes, *S), or, as language models give
+    them, of (*, classes) outputs with targets (*)."""
+    if output.dim() > 2 and output.shape[:-1] == targets.shape:
+        output, targets = output.flatten(0, -2), targets.flatten()
+    return functional.cross_entropy(
+        output, targets, label_smoothing=label_smoothing, reduction=reduction
+    )
 
 
 def chosen_loss(caller: str, loss: Loss | None, targets: Any) -> Loss | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import checks
-from .figures import FIGURES
-from .histograms import HIGHEST, LOWEST, VALUE_BINS
+from .distributions import HIGHEST, LOWEST, VALUE_BINS
+from .figures import FIGURES, MONITORED
 from .rows import MonitorRow
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def to_tensorboard(
               that is called as the model ("baseline", "quantized")
 
     Every event is at its training step.  A histogram of values has the bins of
-    `histograms.value_counts`; one of codes the number of the bin, of `histograms.code_counts`, on
+    `value_counts`; one of codes the number of the bin, of `code_counts`, on
     its axis.  NaN and infinities are written as such; a metric that was not finite is a NaN.
 
     Raises ValueError for a folder that holds events already (they would show twice), where there is
@@ -94,13 +94,10 @@ def _add_metrics(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
 
 def _add_row(writer: SummaryWriter, row: MonitorRow) -> None:
     tensor = f"{row.layer}/{row.role}"
-    for figure in FIGURES:
-        if figure.event:
-            writer.add_scalar(f"{figure.name}/{tensor}", getattr(row, figure.name), row.step)
-    if row.scale is not None:
-        writer.add_scalar(f"scale/{tensor}", row.scale[1], row.step)
-    if row.drift is not None:
-        writer.add_scalar(f"drift/{tensor}", row.drift, row.step)
+    for figure in (*FIGURES, *MONITORED):
+        value = getattr(row, figure.name)
+        if figure.event is not None and value is not None:
+            writer.add_scalar(f"{figure.name}/{tensor}", figure.event(value), row.step)
     _add_histogram(writer, f"values/{tensor}", row.values, row.step)
     _add_histogram(writer, f"codes/{tensor}", row.codes, row.step)
 

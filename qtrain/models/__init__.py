@@ -1,5 +1,7 @@
 """Small reference networks in plain torch."""
 
+from .blocks import BasicBlock as BasicBlock
+from .blocks import Bottleneck as Bottleneck
 from .charlstm import CharLSTM as CharLSTM
 from .chartransformer import CharTransformer as CharTransformer
 from .mlp import mlp as mlp

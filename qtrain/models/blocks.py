@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qtrain.layers.fused import norm_add_relu, norm_relu_layer
+from ..layers.fused import norm_add_relu, norm_relu_layer
 
 Shortcut = Literal["projection", "padding"]
 

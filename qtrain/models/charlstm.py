@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qtrain import checks
+from .. import checks
 
 
 class CharLSTM(nn.Module):

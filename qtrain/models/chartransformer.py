@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qtrain import checks
-from qtrain.layers.attention import ScaledDotProductAttention
+from .. import checks
+from ..layers.attention import ScaledDotProductAttention
 
 Norm = Callable[[int], nn.Module]
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .. import checks
+
 
 def mlp(
     *,
@@ -16,12 +18,11 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers with ReLU between: (N, in_channels, image_size, image_size) -> (N, classes).
 
-    ValueError for a size below 1.
+    ValueError or TypeError for a size below 1.
     """
     widths = [in_channels * image_size * image_size, *hidden, num_classes]
     for width in (in_channels, image_size, *hidden, num_classes):
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"mlp: got the size {width!r}, need an integer of at least 1")
+        checks.integer("mlp: a size", width, low=1)
     layers: list[nn.Module] = [nn.Flatten()]
     for i, width in enumerate(widths[1:]):
         if i > 0:

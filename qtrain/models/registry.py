@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from torch import nn
 
-from qtrain import checks
-from qtrain.data import Kind
-
+from .. import checks
+from ..data import Kind
 from .charlstm import CharLSTM
 from .chartransformer import CharTransformer
 from .mlp import mlp
-from .resnet import ResNet, Stem, resnet18, resnet20, resnet34, resnet50, resnet56
+from .resnet import Stem, resnet18, resnet20, resnet34, resnet50, resnet56
 from .vgg import vgg11
 
 SMALL_IMAGE = 64  # pixels; up to here the CIFAR stem, which keeps the resolution
-_STEMMED: dict[str, Callable[..., ResNet]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
+
+
+def _stem(image_size: int) -> Stem:
+    return "cifar" if image_size <= SMALL_IMAGE else "imagenet"
+
+
+#: name -> the network of (num_classes, in_channels, image_size)
+_IMAGES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "mlp": lambda n, c, size: mlp(num_classes=n, in_channels=c, image_size=size),
+    "vgg11": lambda n, c, _: vgg11(num_classes=n, in_channels=c),
+    "resnet18": lambda n, c, size: resnet18(num_classes=n, in_channels=c, stem=_stem(size)),
+    "resnet34": lambda n, c, size: resnet34(num_classes=n, in_channels=c, stem=_stem(size)),
+    "resnet50": lambda n, c, size: resnet50(num_classes=n, in_channels=c, stem=_stem(size)),
+    "resnet20": lambda n, c, _: resnet20(num_classes=n, in_channels=c),
+    "resnet56": lambda n, c, _: resnet56(num_classes=n, in_channels=c),
 }
-_CIFAR: dict[str, Callable[..., ResNet]] = {"resnet20": resnet20, "resnet56": resnet56}
-_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("mlp", "vgg11", *_STEMMED, *_CIFAR), "images"),
-    **dict.fromkeys(("charlstm", "chartransformer"), "text"),
+#: name -> the network of (num_classes, context)
+_TEXT: dict[str, Callable[[int, int], nn.Module]] = {
+    "charlstm": lambda n, _: CharLSTM(num_classes=n),
+    "chartransformer": lambda n, context: CharTransformer(num_classes=n, context=context),
 }
+_KINDS: dict[str, Kind] = {**dict.fromkeys(_IMAGES, "images"), **dict.fromkeys(_TEXT, "text")}
 #: What `get` takes beside num_classes.
 _SIZES: dict[Kind, tuple[str, ...]] = {
     "images": ("in_channels", "image_size"),
@@ -54,10 +64,7 @@ def get(
     ValueError for an unknown name (suggests the nearest), for the sizes of another kind of data,
     and for a size below 1; ValueError or TypeError for one that is no integer.
     """
-    if name not in _KINDS:
-        near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
-        known = ", ".join(names())
-        raise ValueError(f"model: got {name!r}, known: {known}; did you mean {near[0]!r}?")
+    checks.choice("model", name, names())
     kind = _KINDS[name]
     sizes = {"in_channels": in_channels, "image_size": image_size, "context": context}
     given = {what: size for what, size in sizes.items() if size is not None}
@@ -68,26 +75,9 @@ def get(
             f"{got}; models of images: {', '.join(names('images'))}; of text: "
             f"{', '.join(names('text'))}"
         )
-    if kind == "text":
-        return _of_text(name, num_classes, **given)
-    return _of_images(name, num_classes, **given)
-
-
-def _of_images(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size: got {image_size!r}, need an integer of at least 1")
-    if name == "mlp":
-        return mlp(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
-    if name == "vgg11":
-        return vgg11(num_classes=num_classes, in_channels=in_channels)
-    if name in _STEMMED:
-        stem: Stem = "cifar" if image_size <= SMALL_IMAGE else "imagenet"
-        return _STEMMED[name](num_classes=num_classes, in_channels=in_channels, stem=stem)
-    return _CIFAR[name](num_classes=num_classes, in_channels=in_channels)
-
-
-def _of_text(name: str, num_classes: int, context: int) -> nn.Module:
-    checks.integer("context", context, low=1)
-    if name == "chartransformer":
-        return CharTransformer(num_classes=num_classes, context=context)
-    return CharLSTM(num_classes=num_classes)
+    if context is not None:
+        checks.integer("context", context, low=1)
+        return _TEXT[name](num_classes, context)
+    assert in_channels is not None
+    size = checks.integer("image_size", image_size, low=1)
+    return _IMAGES[name](num_classes, in_channels, size)

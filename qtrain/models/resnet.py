@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from qtrain.layers.fused import norm_relu
-
+from .. import checks
+from ..layers.fused import norm_relu
 from .blocks import BasicBlock, Bottleneck, Shortcut
 
 Stem = Literal["imagenet", "cifar"]
@@ -19,7 +19,8 @@ class ResNet(nn.Module):
 
     (N, in_channels, H, W) -> (N, num_classes).  Stem "imagenet": 7x7 stride 2 and max-pool;
     "cifar": 3x3 stride 1.  `zero_init_residual` starts every residual branch at zero
-    (Goyal et al. 2017, arXiv 1706.02677).  ValueError for an unknown stem or a size below 1.
+    (Goyal et al. 2017, arXiv 1706.02677).  ValueError or TypeError for an unknown
+    stem or a size below 1.
     """
 
     def __init__(
@@ -39,8 +40,7 @@ class ResNet(nn.Module):
             raise ValueError(f"stem: got {stem!r}, allowed 'imagenet', 'cifar'")
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
         for what, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{what}: got {size!r}, need an integer of at least 1")
+            checks.integer(what, size, low=1)
         large = stem == "imagenet"
         kernel, stride, padding = (7, 2, 3) if large else (3, 1, 1)
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
@@ -58,9 +58,6 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        self._initialise(zero_init_residual)
-
-    def _initialise(self, zero_init_residual: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -84,15 +81,7 @@ def resnet18(
     zero_init_residual: bool = False,
 ) -> ResNet:
     """ResNet-18: (N, in_channels, H, W) -> (N, num_classes)."""
-    return ResNet(
-        BasicBlock,
-        (2, 2, 2, 2),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-    )
+    return ResNet(BasicBlock, (2, 2, 2, 2), **locals())
 
 
 def resnet34(
@@ -104,15 +93,7 @@ def resnet34(
     zero_init_residual: bool = False,
 ) -> ResNet:
     """ResNet-34: (N, in_channels, H, W) -> (N, num_classes)."""
-    return ResNet(
-        BasicBlock,
-        (3, 4, 6, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-    )
+    return ResNet(BasicBlock, (3, 4, 6, 3), **locals())
 
 
 def resnet50(
@@ -124,34 +105,14 @@ def resnet50(
     zero_init_residual: bool = False,
 ) -> ResNet:
     """ResNet-50, stride on the 3x3 as in torchvision: (N, in_channels, H, W) -> (N, classes)."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 6, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem=stem,
-        zero_init_residual=zero_init_residual,
-    )
+    return ResNet(Bottleneck, (3, 4, 6, 3), **locals())
 
 
 def resnet20(*, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
     """ResNet-20 of the CIFAR section, padding shortcuts: (N, C, H, W) -> (N, num_classes)."""
-    return _cifar_resnet(3, num_classes=num_classes, in_channels=in_channels, width=width)
+    return ResNet(BasicBlock, (3, 3, 3), stem="cifar", shortcut="padding", **locals())
 
 
 def resnet56(*, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
     """ResNet-56 of the CIFAR section, padding shortcuts: (N, C, H, W) -> (N, num_classes)."""
-    return _cifar_resnet(9, num_classes=num_classes, in_channels=in_channels, width=width)
-
-
-def _cifar_resnet(depth: int, *, num_classes: int, in_channels: int, width: int) -> ResNet:
-    return ResNet(
-        BasicBlock,
-        (depth, depth, depth),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        width=width,
-        stem="cifar",
-        shortcut="padding",
-    )
+    return ResNet(BasicBlock, (9, 9, 9), stem="cifar", shortcut="padding", **locals())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from qtrain import checks
+from .. import checks
 
 #: output channels of each convolution, in units of `width`; 0: 2x2 max-pooling
 _ELEVEN = (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0)

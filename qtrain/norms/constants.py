@@ -1,17 +1,23 @@
 """The constants that turn a maximum or a range of n elements into a standard deviation.
 
 The exact ones come from expectations of order statistics of n independent unit Gaussians, computed
-by quadrature in float64.
+by quadrature in float64.  torch.compile does not fix n: compiled for any number, a graph holds the
+constant as an operation of that number.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from quantizers.by_device import register
 
 Constant = Literal["exact", "paper", "code"]
 
@@ -71,3 +77,36 @@ def range_factor(constant: Constant, n: int) -> float:
         return 1 / math.sqrt(2 * math.log(n))
     # as the code has it, with no derivation given
     return (0.5 * 0.35) * (1 + math.sqrt(math.pi * math.log(4))) / math.sqrt(2 * math.log(n))
+
+
+_FACTORS: dict[str, Callable[..., float]] = {"largest": largest_factor, "range": range_factor}
+
+
+def factor(like: Tensor, name: str, constant: str, *sizes: int) -> float | Tensor:
+    """`largest_factor` or `range_factor` of these sizes; fp64 (), on the device of `like`, where
+    they may be symbols.  Either way the same bits come of a product with an fp32 tensor."""
+    if torch.compiler.is_compiling() or any(isinstance(size, torch.SymInt) for size in sizes):
+        traced: Tensor = torch.ops.qtrain.deviation_factor(like, name, constant, sizes)
+        return traced
+    return _FACTORS[name](constant, *sizes)
+
+
+def filled(like: Tensor, value: float | Tensor) -> Tensor:
+    """A tensor like another, full of one value."""
+    if isinstance(value, Tensor):
+        return value.to(like.dtype).expand(like.shape)
+    return torch.full_like(like, value)
+
+
+def _factor(like: Tensor, name: str, constant: str, sizes: Sequence[int]) -> Tensor:
+    return like.new_full((), _FACTORS[name](constant, *sizes), dtype=torch.float64)
+
+
+def _fake(like: Tensor, name: str, constant: str, sizes: Sequence[int]) -> Tensor:
+    return like.new_empty((), dtype=torch.float64)
+
+
+register(
+    "qtrain::deviation_factor(Tensor like, str name, str constant, SymInt[] sizes) -> Tensor",
+    _factor, _fake, "CompositeExplicitAutograd",
+)  # fmt: skip

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from ..checks import choice, integer
 from .constants import Constant as Constant
+from .constants import factor, filled
 from .estimate import Deviation as Deviation
 from .estimate import Estimate as Estimate
 from .samples import Extremes, Sample, cuts
-from .traced import factor, filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +81,27 @@ class _Linf(Deviation):
     constants = ("exact", "code")
 
     def of(self, sample: Sample) -> Estimate:
-        return _largest(sample, self)
+        k = self.carriers(sample.count)
+        index = sample.largest(k)
+        chosen = sample.take(index)
+        one = factor(chosen, "largest", self.constant, sample.count, k) * self.times
+        return Estimate(one * chosen.abs().mean(1), index, chosen.sign() * (one / k))
 
     def carriers(self, count: int) -> int:
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TopK(Deviation):
+class _TopK(_Linf):
     """Of magnitudes equal to the k-th, those that torch.topk picks carry the gradient; where a
     channel has fewer than k elements, k is their number."""
 
     name = "topk"
-    constants = ("exact", "code")
     k: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("topk.k", self.k, low=1)
-
-    def of(self, sample: Sample) -> Estimate:
-        return _largest(sample, self)
 
     def carriers(self, count: int) -> int:
         return min(self.k, count)
@@ -166,14 +166,6 @@ class _None(Deviation):
         return self.name
 
 
-def _largest(sample: Sample, deviation: Deviation) -> Estimate:
-    k = deviation.carriers(sample.count)
-    index = sample.largest(k)
-    chosen = sample.take(index)
-    one = factor(chosen, "largest", deviation.constant, sample.count, k) * deviation.times
-    return Estimate(one * chosen.abs().mean(1), index, chosen.sign() * (one / k))
-
-
 def l2(*, times: float = 1.0) -> Deviation:
     """The root mean square, torch's own."""
     return _L2(times=times)
@@ -206,12 +198,7 @@ def none() -> Deviation:
 
 
 _NAMED: dict[str, Callable[[], Deviation]] = {
-    "l2": l2,
-    "l1": l1,
-    "linf": linf,
-    "topk": topk,
-    "range": range_,
-    "none": none,
+    made.__name__.strip("_"): made for made in (l2, l1, linf, topk, range_, none)
 }
 
 

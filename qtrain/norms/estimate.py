@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import choice, number
 from .constants import Constant
-from .samples import Rows, Sample
+from .samples import Sample
 
 
 class Estimate(NamedTuple):
@@ -42,7 +42,7 @@ class Deviation(ABC):
 
     def estimate(self, rows: Tensor) -> Estimate:
         """rows: (C, M), each row's mean already subtracted, fp32 or fp64, M >= 2."""
-        return self.of(Rows(rows))
+        return self.of(Sample(rows))
 
     @abstractmethod
     def of(self, sample: Sample) -> Estimate:

@@ -23,7 +23,7 @@ class Form(NamedTuple):
     """How a norm is computed, besides its tensors.
 
     deferred     the output is not computed, see `Deferred`
-    spec         (deviation, carry, activation) as a string: quantizers.traced.spec
+    spec         (deviation, carry, activation) as a string: by_device.spec
     centered     whether the mean is subtracted
     arithmetic   of few bits, see `RoundedNorm`, or None
     ranks        whose batches are normalized as one; None: this process' alone

@@ -62,7 +62,7 @@ def _normalize_whole(
 def _run(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *settings: Any
 ) -> tuple[Tensor, ...]:
-    made = normalize(x, weight, bias, _form(*settings))
+    made = normalize.computed(x, weight, bias, _form(*settings))
     index = x.new_empty(0, dtype=torch.int64) if made.where is None else made.where.contiguous()
     slope = made.mean.new_empty(0) if made.slope is None else made.slope.contiguous()
     return laid_out_like(made.output, x), made.mean, made.sigma, index, slope
@@ -114,7 +114,7 @@ def _run_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     few = (index, slope) if index.numel() else (None, None)
     made = Normalized(grad_output, mean, sigma, *few)
-    grads = gradients(x, weight, bias, made, grad_output, _form(*settings))
+    grads = gradients.computed(x, weight, bias, made, grad_output, _form(*settings))
     return laid_out_like(grads[0], x), *grads[1:]
 
 
@@ -135,12 +135,12 @@ gradients.in_graphs(
 
 
 def _run_add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    output, off = add_relu(x, y)
+    output, off = add_relu.computed(x, y)
     return laid_out_like(output, x), laid_out_like(off, x)
 
 
 def _run_masked(grad: Tensor, off: Tensor) -> Tensor:
-    return laid_out_like(masked(grad, off), off)
+    return laid_out_like(masked.computed(grad, off), off)
 
 
 add_relu.in_graphs("qtrain::add_relu(Tensor x, Tensor y) -> (Tensor, Tensor)", _run_add_relu)

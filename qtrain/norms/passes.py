@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, round_to
 
-from .samples import Rows, Sample
+from .samples import Sample
 
 #: what `sums` may be asked for besides: of centered^2, or of sign(centered)
 Extra = Literal["squares", "signs"] | None
@@ -65,9 +65,9 @@ def flat_index(index: Tensor, space: int) -> tuple[Tensor, ...]:
     return index // space, channel, index % space
 
 
-def rows(x: Tensor, mean: Tensor) -> Rows:
-    """The channels' elements less their means, by torch."""
-    return Rows(wide(x).transpose(0, 1).flatten(1) - mean.unsqueeze(1))
+def centered_rows(x: Tensor, mean: Tensor) -> Tensor:
+    """The channels' elements (C, M), less their means."""
+    return wide(x).transpose(0, 1).flatten(1) - mean.unsqueeze(1)
 
 
 def _output(centered: Tensor, of: Affine) -> Tensor:
@@ -94,7 +94,7 @@ class Channels:
 
     def sample(self, mean: Tensor) -> Sample:
         """The channels' elements less their means."""
-        return rows(self.x, mean)
+        return Sample(centered_rows(self.x, mean))
 
     def affine(self, of: Affine, dtype: torch.dtype) -> Tensor:
         """y in `dtype`."""

@@ -71,19 +71,15 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return every
 
 
-class Together:
-    """A Sample of the elements of all ranks: `own` those of this one, less the mean of all.
+class Together(Sample):
+    """One of the elements of all ranks: `own` those of this one, less the mean of all.
 
     An index is one into `own`, or -1 for an element of another rank.  Of equal elements the first
     in rank order is taken; of those of topk on one rank, the ones that `own` takes.
     """
 
     def __init__(self, own: Sample, ranks: Ranks) -> None:
-        self.own, self.ranks = own, ranks
-
-    @property
-    def count(self) -> int:
-        return self.ranks.total
+        self.own, self.ranks, self.count = own, ranks, ranks.total
 
     def ones(self) -> Tensor:
         return self.own.ones()

@@ -36,10 +36,10 @@ from ..autograd.function_output import function_output
 from .arithmetic import Arithmetic, kept, length, rows
 from .normalize import Form
 from .passes import wide
-from .samples import Rows
+from .samples import Sample
 
 
-class _RoundedRows(Rows):
+class _RoundedRows(Sample):
     """Rows (C, M) of the format, whose statistics are in the arithmetic."""
 
     def __init__(self, rows: Tensor, arithmetic: Arithmetic) -> None:
@@ -47,11 +47,11 @@ class _RoundedRows(Rows):
         self.arithmetic = arithmetic
 
     def mean_square(self) -> Tensor:
-        squares = self.arithmetic.round(self.rows.square())
+        squares = self.arithmetic.round(self.rows().square())
         return self.arithmetic.mean(squares, [1]).squeeze(1)
 
     def mean_magnitude(self) -> Tensor:
-        return self.arithmetic.mean(self.rows.abs(), [1]).squeeze(1)
+        return self.arithmetic.mean(self.rows().abs(), [1]).squeeze(1)
 
 
 def _from_rows(matrix: Tensor, like: Tensor, over: Sequence[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,31 +27,6 @@ class Extremes(NamedTuple):
     low_at: Tensor
 
 
-class Sample(Protocol):
-    """`count` elements in each of C channels, less the channel's mean."""
-
-    @property
-    def count(self) -> int: ...
-
-    def ones(self) -> Tensor:
-        """(C,), in the dtype of the statistics."""
-
-    def mean_square(self) -> Tensor:
-        """(C,)"""
-
-    def mean_magnitude(self) -> Tensor:
-        """(C,)"""
-
-    def largest(self, k: int) -> Tensor:
-        """Indices (C, k), int64, of the k largest magnitudes."""
-
-    def take(self, index: Tensor) -> Tensor:
-        """The elements (C, J) at the indices (C, J)."""
-
-    def extremes(self, cut: Cut) -> Extremes:
-        """The extremes of the cut's chunks; they may be given without the mean subtracted."""
-
-
 def cuts(count: int, chunks: int) -> list[Cut]:
     """`count` elements as consecutive chunks whose lengths differ by one at most, longer first."""
     size, longer = count // chunks, count % chunks  # torch.compile traces no divmod of sizes
@@ -72,37 +47,44 @@ def within(cut: Cut, low: int, high: int) -> Iterator[tuple[int, Cut]]:
         start += part.number * part.length
 
 
-class Rows:
-    """A Sample held as a tensor (C, M), fp32 or fp64."""
+class Sample:
+    """`count` elements in each of C channels, less the channel's mean: a tensor (C, M), fp32 or
+    fp64."""
 
     def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+        self._rows, self.count = rows, rows.shape[1]
 
-    @property
-    def count(self) -> int:
-        return self.rows.shape[1]
+    def rows(self) -> Tensor:
+        """The elements."""
+        return self._rows
 
     def ones(self) -> Tensor:
-        return self.rows.new_ones(self.rows.shape[0])
+        """(C,), in the dtype of the statistics."""
+        return self._rows.new_ones(self._rows.shape[0])
 
     def mean_square(self) -> Tensor:
-        return self.rows.square().mean(1)
+        """(C,)"""
+        return self.rows().square().mean(1)
 
     def mean_magnitude(self) -> Tensor:
-        return self.rows.abs().mean(1)
+        """(C,)"""
+        return self.rows().abs().mean(1)
 
     def largest(self, k: int) -> Tensor:
-        magnitudes = self.rows.abs()
+        """Indices (C, k), int64, of the k largest magnitudes."""
+        magnitudes = self.rows().abs()
         if k == 1:  # the first of equal ones
             return magnitudes.argmax(1, keepdim=True)
         return magnitudes.topk(k, dim=1).indices
 
     def take(self, index: Tensor) -> Tensor:
-        return self.rows.gather(1, index)
+        """The elements (C, J) at the indices (C, J)."""
+        return self.rows().gather(1, index)
 
     def extremes(self, cut: Cut) -> Extremes:
+        """The extremes of the cut's chunks; they may be given without the mean subtracted."""
         start, number, length = cut
-        block = self.rows[:, start : start + number * length].unflatten(1, (number, length))
+        block = self.rows()[:, start : start + number * length].unflatten(1, (number, length))
         high, low = block.max(2), block.min(2)
         first = start + length * torch.arange(number, device=block.device)
         return Extremes(high.values, low.values, high.indices + first, low.indices + first)

@@ -1,52 +1,114 @@
-"""Figures without a display: their colours, how they are made and written.
+"""Panels drawn to a file, without a display.
 
 matplotlib, which takes a second to import, is imported when the first is drawn.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files.whole import write_atomically
+from .panels import Line, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", "--")
-MARKERS = "osD^v<>x"
+MARKERS = "osD^v<>"
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+def plot(panels: Sequence[Panel], path: Path, *, legend: Sequence[str] = ()) -> None:
+    """Draw panels, three to a row, and beside them each line's label once, to a PNG or SVG.
+
+    legend   what stands beside them instead; labels are in each panel, then
+
+    ValueError for a path of another ending.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".png", ".svg"):
+        raise ValueError(f"plot: got {str(path)!r}, need a path that ends in .png or .svg")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    kinds = dict.fromkeys(_kind(line) for panel in panels for line in panel.lines)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    width = max(9.0, 2 + 4.3 * columns, 2 + 0.35 * max(len(panel.ticks) for panel in panels))
+    height = max(5.0 if rows == 1 else 3.0 * rows, 1 + 0.2 * len(legend or kinds))
     made = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(made)  # no display, no pyplot state
-    return made
+    places: list[Axes] = [*made.subplots(rows, columns, squeeze=False).flatten()]
+    labelled: dict[str, Any] = {}
+    for panel, axes in zip(panels, places, strict=False):
+        for line in panel.lines:
+            found = _draw(line, axes, [*kinds].index(_kind(line)))
+            if not line.top:
+                labelled.setdefault(_plain(line.label), found)
+        _frame(panel, axes)
+        if legend:
+            axes.legend(fontsize=8)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    if legend:  # outside it covers no line
+        title = _plain("\n".join(legend))
+        made.legend([], [], loc="outside right upper", title=title, title_fontsize=8, frameon=False)
+    else:
+        made.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
+    # the same run gives the same file: no date in an SVG
+    metadata = {"Date": None} if kind == ".svg" else {}
+    write_atomically(path, lambda file: made.savefig(file, format=kind[1:], metadata=metadata))
 
 
-def whole_steps(axes: Axes, most: int = 10) -> None:
-    """Ticks at integers alone, at most so many steps from one to the next."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True))
+def _kind(line: Line) -> str:
+    return line.kind.removesuffix(" thin") or line.label
 
 
-def plain(name: str) -> str:
+def _plain(name: str) -> str:
     """A name as text: matplotlib takes what is between two dollars for a formula."""
     return name.replace("$", r"\$")
 
 
-def save(made: Figure, path: Path) -> None:
-    """Write the figure, atomically; ValueError for another ending than .png or .svg."""
-    kind = path.suffix.lower()
-    if kind not in (".png", ".svg"):
-        raise ValueError(f"plot: got {str(path)!r}, need a path that ends in .png or .svg")
-    # the same run gives the same file: no date in an SVG
-    metadata = {"Date": None} if kind == ".svg" else {}
-    write_atomically(path, lambda file: made.savefig(file, format=kind[1:], metadata=metadata))
+def _draw(line: Line, axes: Axes, i: int) -> Any:
+    """Draw the i-th kind of line: its colour and mark are no other's of the first 56."""
+    points = [(x, y if math.isfinite(y) else math.nan) for x, y in line.points]
+    steps, values = [x for x, _ in points], [y for _, y in points]
+    colour = COLOURS[i % len(COLOURS)]
+    if line.top:
+        return axes.fill_between(steps, values, line.top, color=colour, alpha=0.15)
+    (found,) = axes.plot(
+        steps, values, color=colour, linewidth=1, markersize=4, label=_plain(line.label),
+        linestyle=DASHES[i % 2] if line.joined else "",
+        marker=MARKERS[i % len(MARKERS)] if line.marks else "",
+        alpha=0.5 if line.kind.endswith(" thin") else 1,
+    )  # fmt: skip
+    above = Counter[float]()  # points of one x lie above one another
+    for name, (x, y) in zip(line.names, points, strict=False):
+        place = 6 + 12 * (above[x] % 4), -3
+        axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=7)
+        above[x] += 1
+    return found
+
+
+def _frame(panel: Panel, axes: Axes) -> None:
+    """Titles, ticks and grid."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(_plain(panel.title), fontsize=9)
+    axes.set_xlabel(panel.x, fontsize=9)
+    axes.set_ylabel(panel.unit, fontsize=9)
+    axes.grid(alpha=0.3, which="both" if panel.log else "major")
+    if "y" in panel.log:
+        axes.set_yscale("log")
+    if "x" in panel.log:
+        axes.margins(x=0.1)
+        axes.set_xscale("log")
+    elif panel.ticks:
+        axes.set_xticks(range(len(panel.ticks)), map(_plain, panel.ticks), rotation=90, fontsize=8)
+    else:  # at steps
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -80,9 +80,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the path of a checkpoint.pt")
     try:
-        content = _read(path)
-    except CheckpointError:
-        raise
+        content = read_tensors(path)
+    except Damaged as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
@@ -96,17 +96,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: holds tensors or data, but no {FORMAT}")
-    kinds = {
-        "config": dict,
-        "environment": dict,
-        "step": int,
-        "metrics_bytes": int,
-        "branches": dict,
-        "data": str,
-    }
     content.setdefault("data", "")
-    if "monitor" in content:
-        kinds["monitor"] = dict
+    kinds: dict[str, Any] = {
+        "config": dict, "environment": dict, "step": int, "metrics_bytes": int, "branches": dict,
+        "data": str, **({"monitor": dict} if "monitor" in content else {}),
+    }  # fmt: skip
     if set(content) != set(kinds):
         raise CheckpointError(f"{path}: got entries {sorted(map(str, content))}, need {[*kinds]}")
     for name, kind in kinds.items():
@@ -118,13 +112,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: config or environment is no plain data") from error
     return Checkpoint(**content)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_tensors(path)
-    except Damaged as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_model(model: nn.Module, state: object, *, where: str) -> None:

@@ -6,16 +6,28 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .. import checks
 from ..files.terminal import printable
 from ..files.whole import there, write_atomically
+from ..reports.panels import Line, Panel
+from ..reports.plots import plot
 from ..reports.rows import save_rows, strict
 from .comparison_text import accuracies_text, errors_text, losses_text, settings_text
-from .pairs import Accuracy, ErrorPair, Losses, accuracies, errors, loss_curve, losses, sqnrs
-from .plots import Panel, plot_two
+from .pairs import (
+    Accuracy,
+    ErrorPair,
+    Losses,
+    Series,
+    accuracies,
+    errors,
+    loss_curve,
+    losses,
+    sqnrs,
+)
 from .record import RunRecord, read_run
 
 #: Files without which a folder is no run to compare.
@@ -58,16 +70,9 @@ class Comparison:
         path = Path(path)
         if path.suffix != ".json":
             return save_rows(self.errors, ErrorPair, path)
-        content = {
-            "a": str(self.a.path),
-            "b": str(self.b.path),
-            "settings": self.settings,
-            "versions": self.versions,
-            "same_samples": self.same_samples,
-            "losses": {branch: asdict(loss) for branch, loss in self.losses.items()},
-            "accuracy": {branch: asdict(own) for branch, own in self.accuracy.items()},
-            "errors": [asdict(pair) for pair in self.errors],
-        }
+        nothing: Any = None  # runs are named by their folders
+        found = asdict(replace(self, a=nothing, b=nothing))
+        content = {**found, "a": str(self.a.path), "b": str(self.b.path)}
         text = json.dumps(strict(content), indent=1, allow_nan=False) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
         return path
@@ -76,19 +81,28 @@ class Comparison:
         """Both loss curves, and the SQNRs of the `rows` worst layers and roles, to a PNG or SVG."""
         checks.integer("rows", rows, low=1)
         runs = self.a, self.b
+        names = [f"{letter}: {run.name}" for letter, run in zip("AB", runs, strict=True)]
+
+        def panel(title: str, unit: str, *both: Series) -> Panel:
+            lines = [
+                Line(label=name, points=series, marks=len(series) < 30)
+                for name, series in zip(names, both, strict=True)
+            ]
+            return Panel(title=title, unit=unit, x="step", lines=lines)
+
         panels = [
-            Panel(f"training loss, {branch}", "loss", *(loss_curve(run, branch) for run in runs))
+            panel(f"training loss, {branch}", "loss", *(loss_curve(run, branch) for run in runs))
             for branch in self.losses
         ]
         a, b = map(sqnrs, runs)
         worst = [p for p in self.errors if not math.isnan(p.difference)][:rows]
         panels += [
-            Panel(f"{p.layer}\n{p.role}", "SQNR in dB", a[p.layer, p.role], b[p.layer, p.role])
+            panel(f"{p.layer}\n{p.role}", "SQNR in dB", a[p.layer, p.role], b[p.layer, p.role])
             for p in worst
         ]
         if not panels:
             raise ValueError("plot: the two runs have no branch and no monitored layer in common")
-        plot_two([run.name for run in runs], panels, Path(path))
+        plot(panels, checks.path("plot", path))
 
     def __str__(self) -> str:
         places = (("A", self.a.path), ("B", self.b.path))

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from ..files.terminal import printable
-from ..inspection.report_table import aligned
-from ..reports.table import WIDTH
+from ..reports.table import WIDTH, Table, wrapped
 from .config import NOT_COMPARED
 from .environment import DECISIVE
 from .pairs import LIMIT_DB, Accuracy, ErrorPair, Losses
@@ -48,9 +47,7 @@ def _table(title: str, rows: Mapping[str, tuple[object, object]]) -> list[str]:
                 cells += wrap(f"{name}, {run}: {text}", WIDTH, subsequent_indent="    ")
         else:
             cells.append([name, first, second])
-    if not any(isinstance(cell, list) for cell in cells):
-        return [title, *map(str, cells)]
-    return aligned([title, "A", "B"], cells)
+    return [Table(headers=[title, "A", "B"], lines=cells).text()]
 
 
 def _shown(value: object) -> str:
@@ -61,10 +58,8 @@ def losses_text(losses: Mapping[str, Losses]) -> str:
     """From which step the losses differ, a line a branch."""
     if not losses:
         return "no branch was trained in both: no losses to compare"
-    lines = []
-    for branch, loss in losses.items():
-        lines += wrap(f"loss of {branch}: {_loss(loss)}", WIDTH, subsequent_indent="  ")
-    return "\n".join(lines)
+    lines = [wrapped(f"loss of {branch}: {_loss(loss)}") for branch, loss in losses.items()]
+    return "\n".join(part for own in lines for part in own)
 
 
 def _loss(loss: Losses) -> str:
@@ -94,8 +89,8 @@ def errors_text(errors: Sequence[ErrorPair]) -> str:
     if not errors:
         return "no numeric errors to compare: neither run was monitored (qtrain train --monitor N)"
     shown = errors[:_ROWS]
-    lines: list[list[str] | str] = [_pair(pair) for pair in shown]
-    text = "\n".join(aligned(["median SQNR in dB", "A", "B", "B - A"], lines))
+    headers = ["median SQNR in dB", "A", "B", "B - A"]
+    text = Table(headers=headers, lines=[_pair(pair) for pair in shown]).text()
     more = len(errors) - len(shown)
     return text + (f"\n{more} more rows: --save FILE" if more else "")
 

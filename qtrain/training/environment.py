@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ..files.plain_json import read
+from ..files.whole import there
 from ..version import VERSION
 
 #: Entries that can change the bits of a result.
@@ -31,6 +33,15 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "cuda": str(torch.version.cuda) if cuda else "none",
     }
+
+
+def sessions(path: Path) -> list[dict[str, str]]:
+    """The entries of an environment.json, one of each machine that a run was on; none where the
+    file is missing.  ValueError for a damaged one."""
+    found: list[dict[str, str]] = read(path, list) if there(path) else []
+    if not all(isinstance(session, dict) for session in found):
+        raise ValueError(f"{path}: holds no list of environments; restore or delete it")
+    return found
 
 
 def changed(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

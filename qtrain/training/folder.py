@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ..files.plain_json import parse
-from ..files.whole import UNFINISHED, lock, read_bytes, write_atomically
-from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from ..files.plain_json import read
+from ..files.whole import UNFINISHED, lock, write_atomically
+from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
-from .environment import environment
+from .environment import environment, sessions
 from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
@@ -74,7 +74,8 @@ def open_run(
             f"({error.strerror or error}); give another --runs-dir or --name"
         ) from error
     with lock(folder.path, say=say):
-        odd = [name for name in FILES if _is_odd(folder / name)]
+        places = {name: folder / name for name in FILES}
+        odd = [n for n, path in places.items() if os.path.lexists(path) and not path.is_file()]
         if odd:
             raise ValueError(
                 f"{folder.path}: {', '.join(odd)} is no file, or a link to none; remove it, or "
@@ -84,8 +85,8 @@ def open_run(
         if config.resume and stored is None:
             say(f"{folder.path}: no checkpoint to resume from; starting afresh")
         if config.overwrite:
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
+            for path in places.values():
+                path.unlink(missing_ok=True)
         elif not config.resume and (folder.metrics.exists() or folder.checkpoint.exists()):
             raise ValueError(
                 f"{folder.path}: holds an earlier run; --resume continues it, --name starts "
@@ -96,25 +97,18 @@ def open_run(
         yield folder, stored
 
 
-def _is_odd(path: Path) -> bool:
-    """Whether something other than a file is in the place of a run's file."""
-    return os.path.lexists(path) and not path.is_file()
-
-
 def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:
     """The checkpoint, if any; ValueError where it or config.json is of another configuration."""
     stored: Checkpoint | None = None
-    earlier: object = None
+    earlier: dict[str, Any] | None = None
     if folder.checkpoint.exists():
         stored = load_checkpoint(folder.checkpoint)
         earlier = stored.config
         check_metrics(folder.metrics, stored.metrics_bytes)
     elif (folder / "config.json").exists():
-        earlier = _read_json(folder / "config.json")
-        if not isinstance(earlier, dict):
-            raise CheckpointError(f"{folder / 'config.json'}: holds no configuration")
-    _sessions(folder)
-    differences = config.differences(earlier) if isinstance(earlier, dict) else []
+        earlier = read(folder / "config.json", dict)
+    sessions(folder / "environment.json")
+    differences = [] if earlier is None else config.differences(earlier)
     if differences:
         raise ValueError(
             f"{folder.path}: cannot resume a run with another {', '.join(differences)}; "
@@ -127,24 +121,8 @@ def describe(folder: RunFolder, config: TrainConfig, device: torch.device) -> di
     """Write config.json and environment.json (one entry per session on another machine)."""
     folder.write_json("config.json", {**config.to_dict(), "name": config.run_name})
     now = environment(device)
-    sessions = _sessions(folder) if config.resume else []
-    if now not in sessions:
-        sessions.append(now)
-    folder.write_json("environment.json", sessions)
+    machines = sessions(folder / "environment.json") if config.resume else []
+    if now not in machines:
+        machines.append(now)
+    folder.write_json("environment.json", machines)
     return now
-
-
-def _sessions(folder: RunFolder) -> list[dict[str, str]]:
-    """The entries of environment.json, none where it is missing."""
-    path = folder / "environment.json"
-    sessions = _read_json(path) if path.exists() else []
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise CheckpointError(f"{path}: holds no list of environments; restore or delete it")
-    return sessions
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return parse(read_bytes(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is no JSON; restore or delete it") from error

@@ -34,22 +34,22 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
     found: list[tuple[str, str]] = []
     handles: list[Any] = []
 
-    def check(tensor: object, layer: str, role: str) -> None:
+    def check(layer: str, role: str, tensor: object) -> None:
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             if not found and not bool(torch.isfinite(tensor).all()):
                 found.append((layer, role))
 
     def before(layer: str, module: nn.Module, inputs: tuple[object, ...]) -> None:
         for value in inputs:
-            check(value, layer, "input")
+            check(layer, "input", value)
         for name, parameter in module.named_parameters(recurse=False):
-            check(parameter, layer, name)
+            check(layer, name, parameter)
 
     def after(layer: str, module: nn.Module, inputs: object, output: object) -> None:
         for value in output if isinstance(output, tuple | list) else (output,):
-            check(value, layer, "output")
+            check(layer, "output", value)
             if isinstance(value, Tensor) and value.requires_grad:
-                handles.append(value.register_hook(partial(_hook, check, layer, "grad_output")))
+                handles.append(value.register_hook(partial(check, layer, "grad_output")))
 
     for name, module in model.named_modules():
         # a converted layer's product is a module of its own; its values are the layer's
@@ -58,19 +58,13 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
         handles.append(module.register_forward_hook(partial(after, layer)))
         for kind, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                handles.append(
-                    parameter.register_hook(partial(_hook, check, layer, f"grad_{kind}"))
-                )
+                handles.append(parameter.register_hook(partial(check, layer, f"grad_{kind}")))
     try:
         value = loss()
-        check(value.detach(), "loss", "output")
+        check("loss", "output", value.detach())
         if not found:
             value.backward()
     finally:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
-
-
-def _hook(check: Callable[[object, str, str], None], layer: str, role: str, grad: Tensor) -> None:
-    check(grad, layer, role)

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import UnionType
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..files.plain_json import parse
-from ..files.whole import read_bytes, there
+from ..files.plain_json import read
+from ..files.whole import there
 from ..inspection.report import Report
 from ..inspection.roles import ROLES
 from ..inspection.row import Row
 from ..inspection.rows import MonitorRow, read_monitor
-from ..reports.rows import read_rows
+from ..reports.rows import read_rows, typed
 from .config import TrainConfig
+from .environment import sessions
 from .intervals import Interval
 from .metrics import check_metrics, number, read_metrics
 
@@ -84,7 +84,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
             f"{folder}: holds no run; give a folder that qtrain train wrote, such as runs/NAME, or "
             "a .jsonl file that a Monitor saved"
         )
-    settings = _read(folder / "config.json", dict)
+    settings = read(folder / "config.json", dict)
     if not settings:
         raise ValueError(f"{folder / 'config.json'}: holds no setting; restore or delete it")
     recorded = folder / "monitor.jsonl"
@@ -94,8 +94,11 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         errors = Report(read_rows(folder / "errors.json", Row))
         measured = "one training batch after the last step"
     finished = there(folder / "summary.json")
-    summary = _read(folder / "summary.json", dict) if finished else {}
-    metrics = _metrics(folder / "metrics.jsonl")
+    summary = read(folder / "summary.json", dict) if finished else {}
+    lines = folder / "metrics.jsonl"
+    if there(lines):
+        check_metrics(lines, lines.stat().st_size)
+    metrics = read_metrics(lines) if there(lines) else []
     epochs = [line for line in metrics if line["kind"] == "epoch"]
     return RunRecord(
         name=str(settings.get("name") or folder.name),
@@ -103,7 +106,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         measured=measured,
         path=folder,
         settings=settings,
-        environments=_environments(folder / "environment.json"),
+        environments=sessions(folder / "environment.json"),
         finished=finished,
         accuracy={line["branch"]: number(line["test_accuracy"]) for line in epochs},
         gap=_gap(folder / "summary.json", summary.get("gap")),
@@ -111,16 +114,6 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         epochs=epochs,
         monitor=monitor,
     )
-
-
-def _read(path: Path, kind: type) -> Any:
-    try:
-        content = parse(read_bytes(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: is no JSON; restore or delete it") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path}: holds no {kind.__name__}; restore or delete it")
-    return content
 
 
 def _latest(monitor: Sequence[MonitorRow]) -> Report:
@@ -132,28 +125,11 @@ def _latest(monitor: Sequence[MonitorRow]) -> Report:
     return Report(tuple(last[key] for key in keys if key in last))
 
 
-def _environments(path: Path) -> list[dict[str, str]]:
-    sessions: list[dict[str, str]] = _read(path, list) if there(path) else []
-    if not all(isinstance(session, dict) for session in sessions):
-        raise ValueError(f"{path}: holds no list of environments; restore or delete it")
-    return sessions
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not there(path):
-        return []
-    check_metrics(path, path.stat().st_size)
-    return read_metrics(path)
-
-
 def _gap(path: Path, values: Any) -> Interval | None:
-    if values is None:
-        return None
-    kinds: dict[str, type | UnionType] = {
-        **dict.fromkeys(("value", "low", "high"), int | float), "n": int, "method": str
-    }  # fmt: skip
-    if not isinstance(values, dict) or set(values) != set(kinds) or not all(
-        isinstance(values[name], kind) for name, kind in kinds.items()
-    ):  # fmt: skip
-        raise ValueError(f"{path}: its gap is no interval; restore or delete it")
-    return Interval(**values)
+    kinds = get_type_hints(Interval)
+    try:
+        if values is None:
+            return None
+        return Interval(**{name: typed(name, values[name], kinds[name]) for name in values})
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(f"{path}: its gap is no interval; restore or delete it") from error

@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tabulate import tabulate
 from torch import nn
 
 from ..diagnosis.diagnose import diagnose
 from ..diagnosis.verdict import Verdict
 from ..inspection.monitor import Monitor
-from ..inspection.plots import plot_errors
 from ..inspection.report import Report
+from ..reports.plots import plot
 from .config import TrainConfig
+from .curves import epoch_panels, epoch_table
 from .folder import RunFolder
 from .intervals import Interval
-from .plots import plot_curves
 
 #: How many of a verdict's findings a run ends with.
 WORST = 5
@@ -66,16 +65,7 @@ class Result:
 
     def curves_table(self) -> str:
         """One row per epoch: training loss, test loss and test accuracy of each model."""
-        headers = ["epoch"]
-        for label in self.labels.values():
-            headers += [f"{label}\ntrain loss", f"{label}\ntest loss", f"{label}\naccuracy"]
-        rows = []
-        for lines in zip(*(self._of(key) for key in self.labels), strict=True):
-            row: list[Any] = [lines[0]["epoch"]]
-            for line in lines:
-                row += [line["train_loss"], line["test_loss"], line["test_accuracy"]]
-            rows.append(row)
-        return tabulate(rows, headers=headers, floatfmt=".4f", missingval="nan")
+        return epoch_table(self.epochs, self.labels).text()
 
     def gap_line(self) -> str:
         """The accuracy gap in words, or the accuracy alone."""
@@ -121,11 +111,11 @@ class Result:
         """Write summary.json, report.txt, the plots, and errors.json and errors.csv."""
         self.folder.write_json("summary.json", self.summary())
         self.folder.write_text("report.txt", self.text())
-        plot_curves(self.epochs, self.labels, self.folder / "curves.png")
+        plot(epoch_panels(self.epochs, self.labels), self.folder / "curves.png")
         if self.report is not None:
             self.report.save(self.folder / "errors.json")
             self.report.save(self.folder / "errors.csv")
-            plot_errors(self.report.rows, self.folder / "errors.png")
+            self.report.plot(self.folder / "errors.png")
         if self.monitor is not None:
             self.monitor.save(self.folder / "monitor.jsonl")
             self.monitor.plot(self.folder / "monitor.png")

@@ -21,8 +21,8 @@ from .folder import RunFolder, describe
 from .interrupt import Interrupted, StopRequest
 from .intervals import Interval, accuracy_gap
 from .metrics import MetricsLog, read_metrics
+from .optimizer import learning_rate
 from .results import Result
-from .schedules import learning_rate
 from .trainee import Branch
 
 #: Seconds after which a checkpoint is due, however long the run.

@@ -7,20 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .. import checks, data, models
 from ..conversion.quantize import quantize
-from ..diagnosis.sensitivity import sensitivity
-from ..diagnosis.sensitivity_report import SensitivityReport
 from ..files import terminal
-from ..hardware.cost import cost
-from ..hardware.report import CostReport
-from ..inspection.inspect import inspect
-from ..inspection.report import Report
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import CheckpointError, load_checkpoint
 from .config import OWN_NORM, TrainConfig
 from .folder import open_run
 from .interrupt import StopRequest
@@ -89,52 +84,17 @@ def _folder(name: str | None) -> str | None:
     return None if name is None else os.path.expanduser(name)
 
 
-def inspect_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    where: str,
-    data_dir: str | None = None,
-    device: str = "auto",
-    measure: Callable[[nn.Module, Tensor, Tensor], Report] = inspect,
-) -> Report:
-    """The numeric error of a checkpoint's quantized model on its run's first training batch.
-
-    measure: `inspect`, or `accumulated`.
-
-    CheckpointError where `checkpoint` (read from `where`) does not fit its own configuration or
-    the data is not that of the run.
-    """
-    with _restored(checkpoint, where, data_dir, device) as (model, inputs, targets):
-        return measure(model, inputs, targets)
-
-
-def cost_of_checkpoint(
-    checkpoint: Checkpoint, *, where: str, data_dir: str | None = None, device: str = "auto"
-) -> CostReport:
-    """What that model's products on that batch would cost in hardware; errors likewise."""
-    with _restored(checkpoint, where, data_dir, device) as (model, inputs, _):
-        return cost(model, inputs)
-
-
-def sensitivity_of_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    where: str,
-    by: str = "product",
-    data_dir: str | None = None,
-    device: str = "auto",
-) -> SensitivityReport:
-    """Which part of that model is to blame for the error of loss and gradient on that batch; errors
-    likewise, and ValueError for an unknown `by`."""
-    with _restored(checkpoint, where, data_dir, device) as (model, inputs, targets):
-        return sensitivity(model, inputs, targets, by=by)
-
-
 @contextmanager
-def _restored(
-    checkpoint: Checkpoint, where: str, data_dir: str | None, device: str
+def restored(
+    path: Path, *, data_dir: str | None = None, device: str = "auto"
 ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
-    """(quantized model in training mode, inputs, targets of the first training batch)."""
+    """A checkpoint's quantized model in training mode, and its run's first training batch: inputs
+    and targets.
+
+    CheckpointError where the checkpoint does not fit its own configuration or the data is not that
+    of the run.
+    """
+    checkpoint, where = load_checkpoint(path), str(path)
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
     try:
         config = TrainConfig.from_dict({**checkpoint.config, **here})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..inspection.losses import cross_entropy
+from ..inspection.step import cross_entropy
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
 from .nonfinite import NonFiniteError, first_nonfinite
@@ -47,8 +46,8 @@ class Branch:
         self.model.train()
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
-        with _seeded(self._config.seed, step):
-            loss = self._loss(inputs, targets)
+        _seed(self._config.seed, step)
+        loss = self._loss(inputs, targets)
         loss.backward()
         norm = gradient_norm(self.model)
         # the one wait for the device in a step
@@ -73,8 +72,8 @@ class Branch:
     def _fault(self, inputs: Tensor, targets: Tensor, step: int, value: float) -> NonFiniteError:
         """Run the step again, watched."""
         self.optimizer.zero_grad(set_to_none=True)
-        with _seeded(self._config.seed, step):
-            place = first_nonfinite(self.model, lambda: self._loss(inputs, targets))
+        _seed(self._config.seed, step)
+        place = first_nonfinite(self.model, lambda: self._loss(inputs, targets))
         layer, role = place or ("model", "gradient norm (every value is finite, their norm is not)")
         return NonFiniteError(
             f"{self.label}: stopped at step {step} with loss {value:.4g}; the first non-finite "
@@ -119,9 +118,7 @@ class Branch:
         self.loss_sum, self.samples, self.seconds = sums
 
 
-@contextmanager
-def _seeded(seed: int, step: int) -> Iterator[None]:
+def _seed(seed: int, step: int) -> None:
     """torch's random numbers as a function of (seed, step): nothing to restore on resume."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))  # its CPU generator takes 32 bits
-    yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .. import checks
-from ..names import lineage
+from ..names import hits, some
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -90,7 +89,7 @@ def weights(
     Raises ValueError for a pattern that matches no such layer.
     """
     checks.module(model)
-    patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
+    patterns = chosen(only, skip)
     if not patterns["only"]:
         raise ValueError('only: got no pattern, which takes no layer; leave it out for all ("*")')
     unused = {(field, pattern) for field, own in patterns.items() for pattern in own}
@@ -101,23 +100,16 @@ def weights(
         if not names:
             continue
         paths.append(path)
-        around = lineage(path)
-        hits = {
-            field: [p for p in own if any(fnmatchcase(part, p) for part in around)]
-            for field, own in patterns.items()
-        }
-        unused -= {(field, pattern) for field, own in hits.items() for pattern in own}
-        if hits["only"] and not hits["skip"]:
+        matched = {field: hits(path, own) for field, own in patterns.items()}
+        unused -= {(field, pattern) for field, own in matched.items() for pattern in own}
+        if matched["only"] and not matched["skip"]:
             for name in names:
                 found[".".join(part for part in (path, name) if part)] = Weight(
                     module, name, channels
                 )
     for field, pattern in sorted(unused - {("only", "*")}):
-        shown = ", ".join(path or "(model)" for path in paths[:12]) or "none"
-        raise ValueError(
-            f"{field}: {pattern!r} matches no layer with a weight; those are {shown}"
-            + (", ..." if len(paths) > 12 else "")
-        )
+        shown = some([path or "(model)" for path in paths], 12) or "none"
+        raise ValueError(f"{field}: {pattern!r} matches no layer with a weight; those are {shown}")
     return found
 
 
@@ -133,9 +125,9 @@ def _held(module: nn.Module) -> tuple[list[str], Channels]:
     return (["weight"] if isinstance(module, _PLAIN) else []), Channels()
 
 
-def listed(field: str, got: Iterable[str]) -> list[str]:
-    """The patterns as a list; TypeError for a bare string, whose letters they would be."""
-    return checks.patterns(field, got)
+def chosen(only: Iterable[str], skip: Iterable[str]) -> dict[str, list[str]]:
+    """The patterns of both, as lists."""
+    return {"only": checks.patterns("only", only), "skip": checks.patterns("skip", skip)}
 
 
 @torch.no_grad()

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..files.tensor_file import read_tensors
 from ..files.whole import write_atomically
-from .channels import channel_norms, listed
-
-Norms = Mapping[str, Tensor]
+from .channels import channel_norms, chosen
 
 
 class NormHistory:
@@ -24,7 +22,7 @@ class NormHistory:
     """
 
     def __init__(self, *, only: Iterable[str] = ("*",), skip: Iterable[str] = ()) -> None:
-        self.only, self.skip = listed("only", only), listed("skip", skip)
+        self.only, self.skip = chosen(only, skip).values()
         self.epochs: list[dict[str, Tensor]] = []
 
     def record(self, model: nn.Module) -> None:
@@ -50,7 +48,10 @@ class NormHistory:
             got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"history: got {got}, need what state_dict() gave, {sorted(needed)}")
         try:
-            only, skip = listed("only", state["only"]), listed("skip", state["skip"])
+            only, skip = (
+                checks.patterns("only", state["only"]),
+                checks.patterns("skip", state["skip"]),
+            )
         except TypeError as error:
             raise ValueError(f"history: {error}") from error
         if not isinstance(state["epochs"], list) or not all(map(_are_norms, state["epochs"])):

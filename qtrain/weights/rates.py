@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .. import checks
-from .channels import listed
+from ..reports.panels import Line, Panel
+from ..reports.plots import plot
 from .decay import CorrectedSteps, effective_rates
-from .plots import plot_rates
-from .rate_row import RateRow
+
+
+class RateRow(NamedTuple):
+    """The channels' eta / ||w||^2 of one weight at one step: their quartiles and median."""
+
+    step: int
+    weight: str
+    low: float
+    median: float
+    high: float
 
 
 class EffectiveRates:
@@ -41,7 +51,10 @@ class EffectiveRates:
         if not isinstance(correction, CorrectedSteps | None):
             checks.refuse("correction", correction, "a CorrectedSteps or None")
         self._model, self._optimizer, self._correction = model, optimizer, correction
-        self._patterns = {"only": listed("only", only), "skip": listed("skip", skip)}
+        self._patterns = {
+            "only": checks.patterns("only", only),
+            "skip": checks.patterns("skip", skip),
+        }
         self.rows: list[RateRow] = []
         if not effective_rates(model, optimizer, **self._patterns):
             raise ValueError(
@@ -81,7 +94,18 @@ class EffectiveRates:
         """
         if not self.rows:
             raise ValueError("rates: nothing to plot; call record(step) first")
-        plot_rates(self.rows, checks.path("plot", path))
+        lines = []
+        for name in dict.fromkeys(row.weight for row in self.rows):
+            # a channel of norm 0 has an infinite rate, which no axis shows
+            own = [row for row in self.rows if row.weight == name and math.isfinite(row.high)]
+            band = Line(
+                label="quartiles", kind=name,
+                points=[(row.step, row.low) for row in own], top=[row.high for row in own],
+            )  # fmt: skip
+            lines += [band, Line(label=name, points=[(r.step, r.median) for r in own], marks=True)]
+        title = "median and quartiles of each weight's channels"
+        panel = Panel(title=title, unit="learning rate / ||w||²", x="step", lines=lines, log="y")
+        plot([panel], checks.path("plot", path))
 
 
 def _is_row(row: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from quantizers.granularity import compact_shape, is_plain
+from ..granularity import compact_shape, is_plain
 
 #: axes of a walk besides the row
 OUTER = 4

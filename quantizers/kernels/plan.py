@@ -47,7 +47,7 @@ def plan(
 ) -> Plan | None:
     """For a tensor x; None where no kernel serves it.  The elements are laid out as empty_like(x);
     block: the size of the walk's granules."""
-    if dtype not in SOURCES or 0 in shape:
+    if dtype not in SOURCES or rounding.mode not in MODES or 0 in shape:
         return None
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()

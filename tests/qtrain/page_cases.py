@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qtrain import MonitorRow, Report, Row, TrainConfig
-from qtrain.inspection.histograms import VALUE_BINS
+from qtrain.inspection.distributions import VALUE_BINS
 from qtrain.inspection.roles import ROLES
 from qtrain.training.intervals import Interval
 from qtrain.training.record import RunRecord

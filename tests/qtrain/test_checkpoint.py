@@ -15,6 +15,7 @@ from torch import nn
 from training_cases import quiet, small, states
 
 import qtrain
+from qtrain import inspect
 from qtrain.files.whole import write_atomically
 from qtrain.training import checkpoint as checkpoint_module
 from qtrain.training import run as run_module
@@ -27,7 +28,7 @@ from qtrain.training.checkpoint import (
 )
 from qtrain.training.folder import open_run
 from qtrain.training.metrics import MetricsLog, read_metrics
-from qtrain.training.train import inspect_checkpoint, train
+from qtrain.training.train import restored, train
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_a_folder_and_an_unreadable_file_are_called_so(
     def deny(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint_module, "_read", deny)
+    monkeypatch.setattr(checkpoint_module, "read_tensors", deny)
     with pytest.raises(CheckpointError, match=r"cannot be opened \(Permission denied\)"):
         load_checkpoint(finished / "checkpoint.pt")
 
@@ -409,7 +410,7 @@ def test_damaged_side_files_are_named_and_left_alone(
         (folder / "checkpoint.pt").unlink()
     (folder / file).write_bytes(damage((folder / file).read_bytes()))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(CheckpointError, match=file):
+    with pytest.raises(ValueError, match=file):
         train(small(tmp_path, epochs=1, resume=True), say=quiet)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -490,7 +491,8 @@ def test_metrics_are_cut_to_what_is_kept(tmp_path: Path) -> None:
 
 def test_inspection_of_a_checkpoint_equals_the_runs_own(finished: Path) -> None:
     before = states(finished / "checkpoint.pt")
-    report = inspect_checkpoint(load_checkpoint(finished / "checkpoint.pt"), where="x")
+    with restored(finished / "checkpoint.pt") as batch:
+        report = inspect(*batch)
     assert report.table() in (finished / "report.txt").read_text()
     after = states(finished / "checkpoint.pt")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -500,7 +502,8 @@ def test_inspection_uses_its_own_threads_and_workers(finished: Path, tmp_path: P
     stored = content(finished)
     stored["config"] |= {"threads": 10**6, "workers": 10**6}
     torch.save(stored, tmp_path / "checkpoint.pt")
-    assert inspect_checkpoint(load_checkpoint(tmp_path / "checkpoint.pt"), where="x").rows
+    with restored(tmp_path / "checkpoint.pt") as batch:
+        assert inspect(*batch).rows
 
 
 def test_inspection_refuses_a_foreign_configuration(finished: Path, tmp_path: Path) -> None:
@@ -509,4 +512,4 @@ def test_inspection_refuses_a_foreign_configuration(finished: Path, tmp_path: Pa
         changed = {**stored, "config": {**stored["config"], name: value}}
         torch.save(changed, tmp_path / "checkpoint.pt")
         with pytest.raises(CheckpointError, match=r"refused|another model"):
-            inspect_checkpoint(load_checkpoint(tmp_path / "checkpoint.pt"), where="x")
+            restored(tmp_path / "checkpoint.pt").__enter__()

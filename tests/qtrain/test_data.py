@@ -20,7 +20,6 @@ from qtrain import data
 from qtrain.data import draws
 from qtrain.data.cifar import read_python
 from qtrain.data.imagefolder import load_imagefolder
-from qtrain.data.safe_pickle import read_pickle
 from qtrain.data.transforms import random_boxes
 
 # Python 3.12 and later warn when a process with threads forks; torch's loader does just that.
@@ -235,7 +234,7 @@ def test_cifar10_decodes_exactly(tmp_path: Path, form: str, place: str) -> None:
     assert cifar.classes[0] == "airplane" and cifar.sizes["image_size"] == 32
 
 
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     victim = tmp_path / "touched"
 
     class Attack:
@@ -243,21 +242,15 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
             return os.system, (f"touch {victim}",)
 
     write_cifar(tmp_path / "cifar-10-batches-py", "4")
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    good = pickle.loads(batch.read_bytes())
     for content in (Attack(), {b"data": Attack(), b"labels": [1]}):
-        batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
         batch.write_bytes(pickle.dumps(content))
-        with pytest.raises(data.DataError, match=r"data_batch_3.*names .*system.*nothing was run"):
+        with pytest.raises(data.DataError, match=r"data_batch_3: .*holds no 'data'"):
             data.load("cifar10", data_dir=tmp_path)
+    batch.write_bytes(pickle.dumps({**good, b"more": Attack()}))
+    assert len(data.load("cifar10", data_dir=tmp_path).train) == 20
     assert not victim.exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["builtins eval", "builtins getattr", "numpy load", "numpy.core.multiarray scalar"]
-)
-def test_even_builtins_and_other_numpy_names_are_refused(name: str) -> None:
-    module, attribute = name.split()
-    with pytest.raises(data.DataError, match=attribute):
-        read_pickle(b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b".", "x")
 
 
 def test_every_cut_of_a_pickle_is_a_data_error() -> None:
@@ -270,18 +263,21 @@ def test_every_cut_of_a_pickle_is_a_data_error() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "not a dictionary"),
-        ({"labels": [1]}, "'data' is no"),
-        ({"data": np.zeros((2, 9), np.uint8), "labels": [1, 2]}, "'data' is no"),
-        ({"data": np.zeros((1, 3072)), "labels": [1]}, "another type than uint8"),
+        ([1], "'data' that is an"),
+        ({"labels": [1]}, "no 'data'"),
+        ({"data": np.zeros((2, 9), np.uint8), "labels": [1, 2]}, "no 'data'"),
+        ({"data": np.zeros((2, 1536), np.uint8), "labels": [1]}, "no 'data'"),
+        ({"data": np.zeros((2, 3072), np.uint8, "F"), "labels": [1, 2]}, "row by row"),
+        ({"data": np.zeros((1, 3072)), "labels": [1]}, "array of bytes"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "2 images but 1 labels"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, "label 10 is out of range"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["1"]}, "no list of integers"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["1"]}, "1 images but 0 labels"),
     ],
 )
 def test_a_pickle_of_something_else_is_named(content: Any, message: str) -> None:
-    with pytest.raises(data.DataError, match=message):
-        read_python(pickle.dumps(content), "x")
+    for protocol in (2, 4, 5):
+        with pytest.raises(data.DataError, match=message):
+            read_python(pickle.dumps(content, protocol), "x")
 
 
 def test_damaged_cifar10_is_named(tmp_path: Path) -> None:
@@ -564,13 +560,13 @@ def test_the_order_of_an_epoch_never_changes() -> None:
         ({"seed": -1}, "seed: got -1"),
         ({"seed": 0.5}, "seed: got 0.5"),
         ({"epoch": "1"}, "epoch: got '1'"),
-        ({"rank": 1}, r"rank: got 1, need an integer in \[0, 1\)"),
+        ({"rank": 1}, "rank: got 1, need an integer from 0 to 0"),
         ({"world_size": 0}, "world_size: got 0"),
-        ({"start": 6}, r"start: got 6, need 0\.\.5"),
+        ({"start": 6}, "start: got 6, need an integer from 0 to 5"),
     ],
 )
 def test_bad_arguments_of_batches_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         data.Batches(memory_split(), **{"batch_size": 5, **arguments})
 
 

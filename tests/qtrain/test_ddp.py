@@ -6,22 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from training_cases import start
+from training_cases import on_two_ranks
 
 from qtrain import read_monitor
 
-RANK = """
-import sys
-import torch
-from torch import nn
+TRAINED = """
 from torch.nn.parallel import DistributedDataParallel
 from qtrain import data, models, quantize
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-)
 digits = data.load("digits")
 torch.manual_seed(rank)  # DDP itself sends rank 0's weights to all
 network = models.get("resnet20", num_classes=10, in_channels=1, image_size=8)
@@ -38,15 +29,11 @@ for step, (inputs, targets) in zip(range(4), batches):
 state = dict(model.module.named_parameters())
 torch.save({"losses": losses, "weights": {k: v.detach() for k, v in state.items()}},
            f"{folder}/rank{rank}.pt")
-torch.distributed.destroy_process_group()
 """
 
 
 def test_two_ranks_end_with_the_same_bits_from_different_batches(tmp_path: Path) -> None:
-    processes = [start(RANK, str(rank), str(tmp_path)) for rank in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=150)
-        assert process.returncode == 0, errors
+    on_two_ranks(TRAINED, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert first["losses"] != second["losses"]
     assert all(torch.tensor(first["losses"]).isfinite())
@@ -57,17 +44,8 @@ def test_two_ranks_end_with_the_same_bits_from_different_batches(tmp_path: Path)
 
 
 MONITORED = """
-import sys
-import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from qtrain import Monitor, data, quantize
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-)
 digits = data.load("digits")
 
 def trained(monitored):
@@ -93,15 +71,11 @@ watched, monitor = trained(True)
 monitor.save(f"{folder}/rank{rank}.jsonl")
 same = all(torch.equal(plain[name], watched[name]) for name in plain)
 torch.save({"same": same, "state": watched}, f"{folder}/rank{rank}.pt")
-torch.distributed.destroy_process_group()
 """
 
 
 def test_each_rank_monitors_its_own_tensors_and_training_stays_the_same(tmp_path: Path) -> None:
-    processes = [start(MONITORED, str(rank), str(tmp_path)) for rank in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=150)
-        assert process.returncode == 0, errors
+    on_two_ranks(MONITORED, tmp_path)
     results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     assert [result["same"] for result in results] == [True, True]
     records = [read_monitor(tmp_path / f"rank{rank}.jsonl") for rank in range(2)]

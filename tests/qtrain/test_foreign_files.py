@@ -27,7 +27,6 @@ from training_cases import quiet, rewrite, small, unchecked
 import qtrain
 from qtrain import compare, data, diagnose
 from qtrain.data.cifar import read_python
-from qtrain.data.safe_pickle import read_pickle
 from qtrain.files.checked_lines import line as checked_line
 from qtrain.files.checked_lines import lines as checked_lines
 from qtrain.files.plain_json import parse
@@ -501,19 +500,17 @@ def test_plain_data_that_refers_to_itself_over_and_over_is_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "it numbers 2147483647 objects in 9 bytes"),
-        (b"\x80\x02]p2000000000\n.", "it numbers 2000000000 objects"),
-        (b"\x80\x02}K\x01" + b"\x85" * 10**6 + b"K\x01s.", "more than 1000 tuples"),
+        b"\x80\x02]r\xff\xff\xff\x7f.",
+        b"\x80\x02]p2000000000\n.",
+        b"\x80\x02}K\x01" + b"\x85" * 10**6 + b"K\x01s.",
     ],
     ids=["long put", "put", "tuples in tuples as a key"],
 )
-def test_a_pickle_that_fills_the_memory_or_the_stack_is_refused(
-    content: bytes, message: str
-) -> None:
-    with pytest.raises(data.DataError, match=message):
-        read_pickle(content, "x")
+def test_a_pickle_that_fills_the_memory_or_the_stack_is_refused(content: bytes) -> None:
+    with pytest.raises(data.DataError, match="no 'data'"):
+        read_python(content, "x")
 
 
 class Calls:
@@ -533,16 +530,14 @@ ADDRESSES = Calls(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, 
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (Calls(FROM_BUFFER, (b"A" * 64, ADDRESSES, (8,), "C")), "another type than uint8"),
-        (Calls(np.ndarray, ((10**6, 3072), np.dtype("u1"), b"A", 0, (0, 0))), "'data' is no"),
-        (Calls(codecs.encode, ("A", "hex")), "another encoding than latin1"),
+        Calls(FROM_BUFFER, (b"A" * 64, ADDRESSES, (8,), "C")),
+        Calls(np.ndarray, ((10**6, 3072), np.dtype("u1"), b"A", 0, (0, 0))),
+        Calls(codecs.encode, ("A", "hex")),
     ],
     ids=["objects at any address", "a byte for 3 GB", "twice as long each time"],
 )
-def test_a_pickle_gets_nothing_from_the_functions_that_it_may_name(
-    content: object, message: str
-) -> None:
-    with pytest.raises(data.DataError, match=message):
+def test_a_pickle_gets_nothing_from_the_functions_that_it_names(content: object) -> None:
+    with pytest.raises(data.DataError, match="no 'data'"):
         read_python(pickle.dumps({"data": content, "labels": []}, protocol=4), "x")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from training_cases import start
+from training_cases import on_two_ranks
 
 from qtrain import quantize, reseed, summary
 from qtrain.layer_state import LayerState
@@ -117,18 +117,9 @@ def test_a_default_device_leaves_a_conversion_where_its_model_is() -> None:
 
 
 FSDP = """
-import sys
-import torch
-from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from qtrain import quantize
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-)
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -146,12 +137,8 @@ buffers = dict(expected.named_buffers())
 assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
 x = torch.randn(4, 8, generator=torch.Generator().manual_seed(rank))
 assert torch.equal(model(x), expected(x))
-torch.distributed.destroy_process_group()
 """
 
 
 def test_a_sharded_model_starts_on_meta(tmp_path: Path) -> None:
-    processes = [start(FSDP, str(rank), str(tmp_path)) for rank in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+    on_two_ranks(FSDP, tmp_path)

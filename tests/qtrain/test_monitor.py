@@ -34,7 +34,7 @@ from qtrain import (
     train,
 )
 from qtrain.cli import main
-from qtrain.inspection.histograms import code_counts, value_counts
+from qtrain.inspection.distributions import code_counts, value_counts
 from qtrain.inspection.record import thinned_out
 from qtrain.inspection.sampling import places, sampled
 from qtrain.products.module import QProduct

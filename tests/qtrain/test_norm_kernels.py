@@ -719,16 +719,32 @@ def test_a_kernel_that_cannot_be_had_leaves_torchs(monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(found[name], t) for name, t in want.items())
 
 
+#: a kernel that cannot be had: its maker, and which of its numbers it refuses
+REFUSED: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+    "statistics": (compiled_statistics, "statistics", lambda kind, *_: kind < 4),
+    "backward_sums": (compiled_statistics, "statistics", lambda kind, *_: kind >= 4),
+    "normalize": (compiled_passes, "normalize", lambda *numbers: not numbers[4]),
+    "codes": (compiled_passes, "normalize", lambda *numbers: bool(numbers[4])),
+    "backward_input": (compiled_passes, "backward_input", lambda *_: True),
+    "add_relu": (compiled_passes, "residual", lambda source, masked: not masked),
+    "masked": (compiled_passes, "residual", lambda source, masked: bool(masked)),
+}
+
+
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Makes the compilation of one kernel fail."""
 
     def fail(name: str) -> None:
-        def refused(*numbers: int) -> Any:
-            raise RuntimeError(f"no {name}")
+        file, maker, refuses = REFUSED[name]
+        original = getattr(file, maker)
 
-        file = compiled_passes if hasattr(compiled_passes, name) else compiled_statistics
-        monkeypatch.setattr(file, name, refused)
+        def made(*numbers: int) -> Any:
+            if refuses(*numbers):
+                raise RuntimeError(f"no {name}")
+            return original(*numbers)
+
+        monkeypatch.setattr(file, maker, made)
         monkeypatch.setattr(serving, "_warned", [])
         kernels.made.cache_clear()
 
@@ -737,10 +753,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None
 
 
 @LAYOUTS
-@pytest.mark.parametrize(
-    "name",
-    ["statistics", "normalize", "codes", "backward_sums", "backward_input", "add_relu", "masked"],
-)
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
     name: str, planes: bool, uncompiled: Callable[[str], None]
 ) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from importlib import resources
@@ -24,13 +24,15 @@ from training_cases import quiet, small
 
 from qtrain import Monitor, Report, diagnose, quantize, train
 from qtrain.cli import main
-from qtrain.diagnosis.page_verdict import verdict_section
-from qtrain.inspection.histograms import HIGHEST, LOWEST, VALUE_BINS, value_counts
-from qtrain.inspection.page_network import LEVELS, level
-from qtrain.inspection.page_pictures import code_picture, error_picture, value_picture
+from qtrain.diagnosis.verdict import verdict_section
+from qtrain.inspection import page_pictures
+from qtrain.inspection.distributions import HIGHEST, LOWEST, VALUE_BINS, value_counts
+from qtrain.inspection.page import LEVELS, level
 from qtrain.inspection.roles import ROLES
-from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, line_chart
-from qtrain.reports.page.html import percent, short
+from qtrain.reports.numbers import percent, short
+from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from qtrain.reports.page.shell import part
+from qtrain.reports.panels import Line, Panel
 from qtrain.training.page import render, save_page
 from qtrain.training.record import RunRecord, read_run
 
@@ -201,10 +203,10 @@ def test_every_row_is_there_in_network_order(count: int) -> None:
         looks = [cell.attributes["class"] for cell in row.children[1:]]
         assert looks == [level(values[layer, role]) for role in ROLES]
     parts = [d for d in root.all("details") if d.attributes.get("id", "").startswith("layer-")]
-    assert [next(part.all("h3")).content for part in parts] == names(count)
-    for part in parts:
-        assert len(list(part.all("figure"))) == len(ROLES)
-        assert len(list(part.all("tr"))) == len(ROLES) + 1
+    assert [next(each.all("h3")).content for each in parts] == names(count)
+    for each in parts:
+        assert len(list(each.all("figure"))) == len(ROLES)
+        assert len(list(each.all("tr"))) == len(ROLES) + 1
 
 
 def test_a_layer_takes_so_much_of_the_file_however_long_the_run() -> None:
@@ -335,6 +337,18 @@ def test_colours_of_errors_go_one_way_for_whoever_sees_no_hue(scheme: str) -> No
 # pictures
 
 
+def value_picture(counts: Sequence[int]) -> str:
+    return part("mini", page_pictures.value_picture(counts))
+
+
+def code_picture(counts: Sequence[int]) -> str:
+    return part("mini", page_pictures.code_picture(counts))
+
+
+def error_picture(points: Sequence[tuple[int, float]]) -> str:
+    return part("mini", page_pictures.error_picture(points))
+
+
 def test_a_histogram_tells_what_it_counts() -> None:
     counts = value_counts(torch.tensor([0.0, 1.0, 1.5, -3.0, 0.25])).tolist()
     picture = value_picture(counts)
@@ -396,7 +410,7 @@ def test_numbers_are_short_and_honest() -> None:
 )  # fmt: skip
 def test_charts_keep_every_finite_point_within_their_axes(values: list[float]) -> None:
     line = Line(label="a", kind="low", points=list(enumerate(values)), marks=True)
-    chart = line_chart("t", unit="u", x="step", lines=[line])
+    chart = part("chart", Panel(title="t", unit="u", x="step", lines=[line]))
     parsed(chart)
     marks = re.findall(r'cx="([^"]+)" cy="([^"]+)"', chart)
     assert len(marks) == sum(map(math.isfinite, values))
@@ -410,7 +424,7 @@ def test_long_curves_keep_their_peaks_and_their_gaps() -> None:
     values = [1.0] * 100_000
     values[51_234], values[77_777] = 9.0, math.nan
     line = Line(label="a", kind="low", points=list(enumerate(values)))
-    chart = line_chart("t", unit="u", x="step", lines=[line])
+    chart = part("chart", Panel(title="t", unit="u", x="step", lines=[line]))
     assert "highest 9" in chart and "1 not finite" in chart and chart.count("L") < 300
     (path,) = re.findall(r'class="low" d="([^"]+)"', chart)
     assert path.count("M") == 2
@@ -519,7 +533,7 @@ STEP = '{"kind": "step", "step": 0, "branch": "baseline", "loss": 1.5, "grad_nor
         ("metrics.jsonl", '{"kind": 3}\n', "metrics.jsonl: damaged"),
         (
             "summary.json",
-            '{"gap": {"value": "0", "low": 0, "high": 0, "n": 1, "method": ""}}',
+            '{"gap": {"value": "x", "low": 0, "high": 0, "n": 1, "method": ""}}',
             "no i",
         ),
         ("metrics.jsonl", STEP.replace("1.5", '"1.5"'), "metrics.jsonl: damaged"),

@@ -146,7 +146,6 @@ def test_where_a_prediction_misses_more_is_widened(shrink: float) -> None:
     goal = 1 / math.sqrt(1 + 0.2 * report.error)
     found = recommend(replace(report, rows=rows), goal, model=model, inputs=X, targets=TARGETS)
     assert found.measured is not None and found.measured >= goal
-    assert found.trials[0].measured < goal
     assert len({one.widened for one in found.trials}) == len(found.trials) <= TRIALS + 3
     assert "layers tried" in str(found)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qtrain.inspection.distributions import outlier
 from qtrain.inspection.pair import TensorPair
-from qtrain.inspection.peaks import outlier
 from qtrain.inspection.rounding import Rounded, rounded, shared_noise
 from qtrain.inspection.sampling import block, cropped
 from qtrain.inspection.weight_watch import WeightWatch, numbered, oscillation, parameter

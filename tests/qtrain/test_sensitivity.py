@@ -19,9 +19,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import SensitivityReport, SensitivityRow, quantize, recipes, sensitivity
-from qtrain.diagnosis.parts import BY, PRODUCTS
+from qtrain.diagnosis.parts import BY, PRODUCTS, rounded_parts, switched_off
 from qtrain.diagnosis.sensitivity_report import RANKINGS
-from qtrain.diagnosis.switches import rounded_parts, switched_off
 from qtrain.models.chartransformer import CharTransformer
 from qtrain.recipe import GradInput, GradWeight
 from quantizers import IntFormat, Quantizer, e4m3, fp16

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qtrain import models, quantize, recipes
-from qtrain.diagnosis.switches import (
+from qtrain.diagnosis.parts import (
     PRODUCT_ROLES,
     rounded_parts,
     rounded_roles,

@@ -14,8 +14,8 @@ from training_cases import quiet, small
 
 from qtrain import to_tensorboard, train
 from qtrain.cli import main
+from qtrain.inspection.distributions import VALUE_BINS, value_counts
 from qtrain.inspection.figures import FIGURES
-from qtrain.inspection.histograms import VALUE_BINS, value_counts
 from qtrain.inspection.roles import ROLES
 from qtrain.inspection.tensorboard import _value_edges
 

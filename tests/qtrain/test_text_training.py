@@ -13,13 +13,13 @@ from text_cases import write_text
 from torch import Tensor
 from training_cases import assert_same_run, lines, quiet, small
 
-from qtrain import data, models
+from qtrain import data, inspect, models
 from qtrain.cli import main
-from qtrain.training.checkpoint import CheckpointError, load_checkpoint
+from qtrain.training.checkpoint import CheckpointError
 from qtrain.training.config import TrainConfig
 from qtrain.training.intervals import accuracy_gap, mean_difference
 from qtrain.training.nonfinite import NonFiniteError
-from qtrain.training.train import build_branches, inspect_checkpoint, load_data, train
+from qtrain.training.train import build_branches, load_data, restored, train
 from qtrain.training.trainee import Branch
 
 
@@ -139,13 +139,14 @@ def test_another_text_of_the_same_sizes_neither_resumes_nor_is_inspected(
     with pytest.raises(CheckpointError, match=message):
         train(run_of(other, tmp_path, resume=True), say=quiet)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    stored = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    stored = tmp_path / "run" / "checkpoint.pt"
     for wrong in (other, write_text(tmp_path / "longer.txt", 4000)):
         with pytest.raises(CheckpointError, match="of a run on other data"):
-            inspect_checkpoint(stored, where="x", data_dir=str(wrong))
+            restored(stored, data_dir=str(wrong)).__enter__()
     moved = tmp_path / "moved.txt"
     moved.write_bytes(text.read_bytes())
-    assert inspect_checkpoint(stored, where="x", data_dir=str(moved)).rows
+    with restored(stored, data_dir=str(moved)) as batch:
+        assert inspect(*batch).rows
 
 
 def test_a_checkpoint_of_a_version_without_fingerprints_resumes(
@@ -157,7 +158,8 @@ def test_a_checkpoint_of_a_version_without_fingerprints_resumes(
     del content["data"]
     torch.save(content, path)
     train(run_of(text, tmp_path, resume=True), say=quiet)
-    assert inspect_checkpoint(load_checkpoint(path), where="x").rows
+    with restored(path) as batch:
+        assert inspect(*batch).rows
 
 
 def test_a_fingerprint_is_of_what_is_learned_not_of_where_it_lies(
@@ -176,7 +178,8 @@ def test_a_fingerprint_is_of_what_is_learned_not_of_where_it_lies(
 
 def test_a_checkpoint_of_text_is_inspected(finished: Any) -> None:
     path = finished.folder.checkpoint
-    report = inspect_checkpoint(load_checkpoint(path), where=str(path))
+    with restored(path) as batch:
+        report = inspect(*batch)
     assert [row.layer for row in report.rows] == [row.layer for row in finished.report.rows]
     assert all(row.sqnr_db > 10 for row in report.rows if row.role in ("input", "weight"))
 

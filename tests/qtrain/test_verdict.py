@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -289,10 +288,10 @@ def test_it_prints_within_80_columns_with_every_cause_once() -> None:
     text = " ".join(" ".join(lines).split())
     for finding in verdict.findings:
         assert finding.symptom in text and text.count(f"{finding.symptom}: {finding.cause}") == 1
-    heads = [line.split() for line in lines if re.match(r" +\d\.\d  ", line)]
-    assert [head[:2] for head in heads] == [
-        [f"{f.severity:.1f}", f.layer] for f in verdict.findings
-    ]
+        assert f"{finding.layer}: {finding.role}" in text
+    rows = [line for line in lines if line.startswith("- ")]
+    for row, f in zip(rows, verdict.findings, strict=True):
+        assert row.startswith(f"- {f.symptom} ") and f" {f.severity:.1f} " in row
     assert "checked: 2 layers, 18 tensors" in text
 
 

@@ -76,6 +76,28 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert lines(first / "metrics.jsonl") == lines(second / "metrics.jsonl")
 
 
+RANK = """
+import sys
+import torch
+from torch import nn
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+)
+"""
+
+
+def on_two_ranks(code: str, folder: Path) -> None:
+    """Run `code` in two processes of one group; it finds torch, nn, `rank` and `folder`."""
+    whole = f"{RANK}{code}torch.distributed.destroy_process_group()\n"
+    processes = [start(whole, str(rank), str(folder)) for rank in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+
+
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     """A Python process that can import this qtrain and runs `code`."""
     root = str(Path(qtrain.__file__).parents[1])

@@ -15,11 +15,11 @@ from torch import Tensor
 from quantizers import FloatFormat, IntFormat, bf16, fp16, kernels, round_to
 from quantizers.kernels.plan import constants
 from quantizers.kernels.serving import SOURCES, TARGETS
+from quantizers.numbers import divided
 
-from ..passes import Affine, Channels, Codes, Extra, Slope, Sums, flat_index
-from ..samples import Cut
-from .memory import Layout, added, by_plane, in_blocks, is_dense, layout_of, made, run
-from .sample import CompiledSample
+from ..passes import Affine, Channels, Codes, Extra, Slope, Sums, centered_rows, flat_index
+from ..samples import Cut, Extremes, Sample
+from .memory import Layout, added, by_plane, is_dense, layout_of, made, run, statistics
 
 _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
     (torch.float32, None): 0,
@@ -51,7 +51,10 @@ def channels(
     ):
         return None
     layout = layout_of(x)
-    if layout is None or made("normalize", SOURCES[x.dtype], 0, False, layout.planes) is None:
+    if (
+        layout is None
+        or made("normalize", SOURCES[x.dtype], 0, False, layout.planes, False, 0) is None
+    ):
         return None
     return CompiledChannels(x, layout)
 
@@ -73,7 +76,7 @@ class CompiledChannels(Channels):
             y = self.affine(of._replace(activation=None, relu=False), torch.float32)
             y = y if of.activation is None else round_to(y, of.activation)
             return (y.relu_() if of.relu else y).to(dtype)
-        kernel = made("normalize", self.source, target, of.relu, self.layout.planes)
+        kernel = made("normalize", self.source, target, of.relu, self.layout.planes, False, 0)
         if kernel is None:
             return super().affine(of, dtype)
         y = torch.empty_like(self.x, dtype=dtype)
@@ -82,8 +85,8 @@ class CompiledChannels(Channels):
 
     def codes(self, of: Affine, format: IntFormat) -> Codes | None:
         kernel = made(
-            "codes", self.source, TARGETS[format.dtype], of.relu, _ROUNDINGS[of.activation],
-            self.layout.planes,
+            "normalize", self.source, TARGETS[format.dtype], of.relu, self.layout.planes, True,
+            _ROUNDINGS[of.activation],
         )  # fmt: skip
 
         def codes(scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -106,21 +109,16 @@ class CompiledChannels(Channels):
         return torch.empty_like(self.x, dtype=grad.dtype).copy_(grad)
 
     def sums(self, grad: Tensor, of: Affine, extra: Extra) -> Sums:
-        planes, _, width, channels = self.layout
-        kernel = made(
-            "backward_sums", self.source, SOURCES[grad.dtype], extra == "squares",
-            extra == "signs", of.relu, _ROUNDINGS[of.activation] if of.relu else 0, planes,
+        count = self.x.numel() // self.layout.channels
+        kind = {None: 4, "squares": 5, "signs": 6}[extra]
+        found = statistics(
+            kind, self.x, self.layout, Cut(0, 1, count), 2 if extra is None else 3, *of[:3], grad,
+            of.relu, _ROUNDINGS[of.activation] if of.relu else 0,
         )  # fmt: skip
-        if kernel is None:
+        if found is None:
             return super().sums(grad, of, extra)
-        count = self.x.numel()
-        blocks = in_blocks(planes, width, Cut(0, 1, count // channels))
-        plain, product, more = [blocks.partial(of.mean) for _ in range(3)]
-        run(
-            kernel, count, channels, width, blocks.lanes, self.x, blocks.starts, len(plain), grad,
-            *of[:3], plain, product, more,
-        )  # fmt: skip
-        return Sums(added(plain), added(product), None if extra is None else added(more))
+        plain, product, *more = [added(part) for part in found[0]]
+        return Sums(plain, product, more[0] if more else None)
 
     def grad_input(
         self, grad: Tensor, of: Affine, offset: Tensor, slope: Slope | None, dtype: torch.dtype
@@ -142,3 +140,62 @@ class CompiledChannels(Channels):
         flat = by_plane(grad)
         flat.index_put_(flat_index(index, flat.shape[2]), value, accumulate=True)
         return grad
+
+
+class CompiledSample(Sample):
+    """One read from x's own memory."""
+
+    def __init__(self, x: Tensor, layout: Layout, mean: Tensor) -> None:
+        self.x, self.layout, self.mean = x, layout, mean
+        #: 0, or NaN where an element is not finite: the kernels' comparisons skip NaN
+        self.taint = mean - mean
+        self.count = x.numel() // layout.channels
+
+    def rows(self) -> Tensor:
+        return centered_rows(self.x, self.mean)
+
+    def _mean(self, kind: int) -> Tensor | None:
+        found = statistics(kind, self.x, self.layout, Cut(0, 1, self.count), 1, self.mean)
+        return None if found is None else divided(added(found[0][0]), self.count)
+
+    def ones(self) -> Tensor:
+        return torch.ones_like(self.mean)
+
+    def mean_square(self) -> Tensor:
+        mean = self._mean(0)
+        return super().mean_square() if mean is None else mean
+
+    def mean_magnitude(self) -> Tensor:
+        mean = self._mean(1)
+        return super().mean_magnitude() if mean is None else mean
+
+    def _first(self, values: Tensor, at: Tensor, each: int, largest: bool) -> tuple[Tensor, Tensor]:
+        """Of each chunk's blocks the best value (C, chunks) and the least of its indices."""
+        values, at = (t.view(-1, each, *t.shape[1:]) for t in (values, at.view(torch.int32)))
+        best = values.amax((1, 3)) if largest else values.amin((1, 3))
+        index = torch.where(values == best[:, None, :, None], at, 2**31 - 1).amin((1, 3))
+        return best.t(), index.t().long()
+
+    def largest(self, k: int) -> Tensor:
+        found = None
+        if k == 1:
+            found = statistics(2, self.x, self.layout, Cut(0, 1, self.count), 2, self.mean)
+        if found is None:
+            return super().largest(k)
+        (values, at), each = found
+        return self._first(values, at, each, largest=True)[1]
+
+    def take(self, index: Tensor) -> Tensor:
+        x = by_plane(self.x)
+        chosen = x[flat_index(index, x.shape[2])].float()
+        return chosen - self.mean.unsqueeze(1) + self.taint.unsqueeze(1)
+
+    def extremes(self, cut: Cut) -> Extremes:
+        found = statistics(3, self.x, self.layout, cut, 4, self.mean)
+        if found is None:
+            return super().extremes(cut)
+        (high, high_at, low, low_at), each = found
+        top, top_at = self._first(high, high_at, each, largest=True)
+        bottom, bottom_at = self._first(low, low_at, each, largest=False)
+        taint = self.taint.unsqueeze(1)
+        return Extremes(top + taint, bottom + taint, top_at, bottom_at)

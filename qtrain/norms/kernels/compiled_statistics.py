@@ -30,10 +30,16 @@ from quantizers.kernels.compiled import (
     load,
 )
 
-from .compiled_parts import before_relu, channel, share, sign
+from .compiled_passes import before_relu, channel, share, sign
 
-#: kernels are made, and cached on disk, for a number into these
-STATISTICS = ("squares", "magnitudes", "largest", "extremes")
+#: kernels are made, and cached on disk, for a number into these: the sum of (x - mean)^2 or
+#: |x - mean|; the largest |x - mean| with its index; the largest and smallest x with their indices;
+#: the sums of g and g * centered, and with the last two of centered^2 or sign(centered), where
+#: centered = x - mean, g: grad_output, masked where the ReLU was off
+STATISTICS = (
+    "squares", "magnitudes", "largest", "extremes",
+    "gradient", "gradient and squares", "gradient and signs",
+)  # fmt: skip
 
 
 @function
@@ -51,81 +57,20 @@ def _part(start: Any, end: Any, groups: Any) -> Any:
     return start // groups, start % groups, min(groups, start % groups + end - start)
 
 
-def statistics(source: int, kind: int, planes: bool) -> Any:
-    """Per block, channel and lane, by STATISTICS[kind]: the sum of (x - mean)^2 or |x - mean|;
-    the largest |x - mean| with its index; the largest and smallest x with their indices."""
-    size = SOURCE_BYTES[source]
+def statistics(
+    kind: int, source: int, planes: bool, grad_source: int, relu: bool, rounding: int
+) -> Any:
+    """STATISTICS[kind], per block, channel and lane.
 
-    def body(data: Any) -> None:
-        words = numba.carray(data, (12,), np.int64)
-        channels, width, lanes, x_base = words[0], words[1], words[2], words[3]
-        starts, blocks, mean = words[4], words[5], words[11]
-        groups, members = (channels, lanes) if planes else (i64(1), channels)
-        start, end = share(blocks * groups)
-        while start < end:
-            block, low_group, high_group = _part(start, end, groups)
-            start += high_group - low_group
-            at, last = i64_at(starts)[block], i64_at(starts)[block + 1]
-            place = 4 * groups * members * block
-            for i in range(members * low_group, members * high_group):
-                if kind <= 1:
-                    f32_at(words[6] + place)[i] = f32(0.0)
-                else:
-                    f32_at(words[7] + place)[i] = f32(-np.inf)
-                    i32_at(words[8] + place)[i] = i32(at)
-                if kind == 3:
-                    f32_at(words[9] + place)[i] = f32(np.inf)
-                    i32_at(words[10] + place)[i] = i32(at)
-            while at < last:
-                run, column, taken = _segment(planes, at, last, width)
-                for group in range(low_group, high_group):
-                    part = place + 4 * members * group
-                    total, high, high_at = words[6] + part, words[7] + part, words[8] + part
-                    low, low_at = words[9] + part, words[10] + part
-                    m = f32_at(mean)[group]
-                    done, length = i64(0), taken if planes else channels
-                    while done < length:
-                        x = x_base + size * (width * (groups * run + group) + column + done)
-                        index = i32(at + done)
-                        count = min(members, length - done) if planes else channels
-                        done += members
-                        if kind <= 1:
-                            for i in range(count):
-                                if not planes:
-                                    m = f32_at(mean)[i]
-                                v = f32(load(source, x, i) - m)
-                                f32_at(total)[i] += f32(v * v) if kind == 0 else f32(abs(v))
-                        else:
-                            for i in range(count):
-                                v, best = load(source, x, i), f32_at(high)[i]
-                                if kind == 2:
-                                    if not planes:
-                                        m = f32_at(mean)[i]
-                                    v = f32(abs(f32(v - m)))
-                                own = i32(index + i32(i)) if planes else index
-                                i32_at(high_at)[i] = own if v > best else i32_at(high_at)[i]
-                                f32_at(high)[i] = v if v > best else best
-                        if kind == 3:
-                            for i in range(count):
-                                v, best = load(source, x, i), f32_at(low)[i]
-                                own = i32(index + i32(i)) if planes else index
-                                i32_at(low_at)[i] = own if v < best else i32_at(low_at)[i]
-                                f32_at(low)[i] = v if v < best else best
-                at += taken
-
-    return kernel(body)
-
-
-def backward_sums(
-    source: int, grad_source: int, squares: bool, signs: bool, relu: bool, rounding: int,
-    planes: bool,
-) -> Any:  # fmt: skip
-    """Per block, channel and lane: the sums of g, g * centered, and, as asked, centered^2 or
-    sign(centered); centered = x - mean, g: grad_output, masked where the ReLU was off."""
+    words: channels, width, lanes, x, starts, blocks, grad_output, mean, scale, shift, then the
+    results: sums, as many as there are; or largest, its index, smallest, its index.
+    """
     size, grad_size = SOURCE_BYTES[source], SOURCE_BYTES[grad_source]
+    largest, smallest, gradient = kind in (2, 3), kind == 3, kind >= 4
+    squares, magnitude, more = kind in (0, 5), kind == 2, kind >= 5
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (13,), np.int64)
+        words = numba.carray(data, (14,), np.int64)
         channels, width, lanes, x_base = words[0], words[1], words[2], words[3]
         starts, blocks, g_base = words[4], words[5], words[6]
         mean, scale, shift = words[7], words[8], words[9]
@@ -137,41 +82,70 @@ def backward_sums(
             at, last = i64_at(starts)[block], i64_at(starts)[block + 1]
             place = 4 * groups * members * block
             for i in range(members * low_group, members * high_group):
-                f32_at(words[10] + place)[i] = f32(0.0)
-                f32_at(words[11] + place)[i] = f32(0.0)
-                if squares or signs:
+                if largest:
+                    f32_at(words[10] + place)[i] = f32(-np.inf)
+                    i32_at(words[11] + place)[i] = i32(at)
+                else:
+                    f32_at(words[10] + place)[i] = f32(0.0)
+                if gradient:
+                    f32_at(words[11] + place)[i] = f32(0.0)
+                if more:
                     f32_at(words[12] + place)[i] = f32(0.0)
+                if smallest:
+                    f32_at(words[12] + place)[i] = f32(np.inf)
+                    i32_at(words[13] + place)[i] = i32(at)
             while at < last:
                 run, column, taken = _segment(planes, at, last, width)
                 for group in range(low_group, high_group):
                     part = place + 4 * members * group
-                    plain, product, extra = words[10] + part, words[11] + part, words[12] + part
+                    first, second = words[10] + part, words[11] + part
+                    third, fourth = words[12] + part, words[13] + part
                     m, s, b = channel(mean, scale, shift, group)
                     done, length = i64(0), taken if planes else channels
                     while done < length:
                         offset = width * (groups * run + group) + column + done
                         x, g = x_base + size * offset, g_base + grad_size * offset
+                        index = i32(at + done)
                         count = min(members, length - done) if planes else channels
                         done += members
-                        for i in range(count):
-                            if not planes:
-                                m, s, b = channel(mean, scale, shift, i)
-                            v = f32(load(source, x, i) - m)
-                            w = load(grad_source, g, i)
-                            if relu:
-                                w = before_relu(rounding, w, v, s, b)
-                            f32_at(plain)[i] += w
-                            f32_at(product)[i] += f32(w * v)
-                        if squares or signs:
+                        if largest:
+                            for i in range(count):
+                                v, best = load(source, x, i), f32_at(first)[i]
+                                if magnitude:
+                                    if not planes:
+                                        m = f32_at(mean)[i]
+                                    v = f32(abs(f32(v - m)))
+                                own = i32(index + i32(i)) if planes else index
+                                i32_at(second)[i] = own if v > best else i32_at(second)[i]
+                                f32_at(first)[i] = v if v > best else best
+                        elif gradient:
+                            for i in range(count):
+                                if not planes:
+                                    m, s, b = channel(mean, scale, shift, i)
+                                v = f32(load(source, x, i) - m)
+                                w = load(grad_source, g, i)
+                                if relu:
+                                    w = before_relu(rounding, w, v, s, b)
+                                f32_at(first)[i] += w
+                                f32_at(second)[i] += f32(w * v)
+                        else:
                             for i in range(count):
                                 if not planes:
                                     m = f32_at(mean)[i]
                                 v = f32(load(source, x, i) - m)
-                                if squares:
-                                    v = f32(v * v)
-                                else:
-                                    v = sign(v)
-                                f32_at(extra)[i] += v
+                                f32_at(first)[i] += f32(v * v) if squares else f32(abs(v))
+                        if smallest:
+                            for i in range(count):
+                                v, best = load(source, x, i), f32_at(third)[i]
+                                own = i32(index + i32(i)) if planes else index
+                                i32_at(fourth)[i] = own if v < best else i32_at(fourth)[i]
+                                f32_at(third)[i] = v if v < best else best
+                        if more:
+                            for i in range(count):
+                                if not planes:
+                                    m = f32_at(mean)[i]
+                                v = f32(load(source, x, i) - m)
+                                f32_at(third)[i] += f32(v * v) if squares else sign(v)
                 at += taken
 
     return kernel(body)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantizers import kernels
 from quantizers.kernels import team
+from quantizers.kernels.serving import SOURCES
 
 from ..samples import Cut
 
@@ -17,8 +18,6 @@ from ..samples import Cut
 BLOCK = 128
 #: at most so many neighbours in a plane are added side by side
 LANES = 64
-#: which of the two modules makes a kernel
-_STATISTICS = ("statistics", "backward_sums")
 
 
 def is_dense(x: Tensor, planes: bool) -> bool:
@@ -61,10 +60,6 @@ class Blocks(NamedTuple):
     each: int
     lanes: int
 
-    def partial(self, like: Tensor) -> Tensor:
-        """For a result of each block, channel (as many as `like` has entries) and lane."""
-        return like.new_empty(self.starts.numel() - 1, like.numel(), self.lanes)
-
 
 @lru_cache(maxsize=1024)
 def in_blocks(planes: bool, width: int, cut: Cut) -> Blocks:
@@ -81,15 +76,48 @@ def in_blocks(planes: bool, width: int, cut: Cut) -> Blocks:
 
 
 def made(name: str, *numbers: int) -> Any:
-    """The kernel of that name for these numbers, or None."""
-    file = "compiled_statistics" if name in _STATISTICS else "compiled_passes"
-    return kernels.made(f"qtrain.norms.kernels.{file}", name, *numbers)
+    """The pass of that name for these numbers, or None."""
+    return kernels.made("qtrain.norms.kernels.compiled_passes", name, *numbers)
 
 
 def run(kernel: Any, count: int, *words: int | Tensor) -> None:
     """A kernel over `count` elements, told numbers and the addresses of tensors."""
     addresses = [word if isinstance(word, int) else word.data_ptr() for word in words]
     team.run(kernel.address, addresses, count)
+
+
+def statistics(
+    kind: int,
+    x: Tensor,
+    layout: Layout,
+    cut: Cut,
+    results: int,
+    mean: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    grad: Tensor | None = None,
+    *numbers: int,
+) -> tuple[list[Tensor], int] | None:
+    """So many results of a kind of STATISTICS, (blocks, channels, lanes) each, of the cut's blocks
+    and how many a chunk has; None where there is no kernel.
+
+    numbers: whether there is a ReLU, and what is rounded to before it.
+    """
+    planes, _, width, channels = layout
+    sources = SOURCES[x.dtype], planes, 0 if grad is None else SOURCES[grad.dtype]
+    file = "qtrain.norms.kernels.compiled_statistics"
+    kernel = kernels.made(file, "statistics", kind, *sources, *(numbers or (False, 0)))
+    if kernel is None:
+        return None
+    blocks = in_blocks(planes, width, cut)
+    shape = blocks.starts.numel() - 1, channels, blocks.lanes
+    out = [mean.new_empty(shape) for _ in range(results)]
+    scale, shift = (mean if t is None else t for t in (scale, shift))
+    run(
+        kernel, x.numel(), channels, width, blocks.lanes, x, blocks.starts, shape[0],
+        0 if grad is None else grad, mean, scale, shift, *out, *[0] * (4 - results),
+    )  # fmt: skip
+    return out, blocks.each
 
 
 def added(partial: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
     alike = x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
     if not (alike and x.dtype in SOURCES and kernels.serves(x, y)):
         return None
-    kernel = made("add_relu", SOURCES[x.dtype])
+    kernel = made("residual", SOURCES[x.dtype], False)
     result, off = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
     if kernel is None or x.numel() == 0 or not kernels.is_dense(x) or result.stride() != x.stride():
         return None
@@ -27,9 +27,9 @@ def add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
 def masked(grad: Tensor, off: Tensor) -> Tensor | None:
     """The gradient, 0 where off, or None where no kernel serves it; off: dense."""
     alike = grad.dtype in SOURCES and grad.stride() == off.stride() and kernels.serves(grad)
-    kernel = made("masked", SOURCES[grad.dtype]) if alike and grad.numel() else None
+    kernel = made("residual", SOURCES[grad.dtype], True) if alike and grad.numel() else None
     if kernel is None:
         return None
     result = torch.empty_like(grad)
-    run(kernel, grad.numel(), grad.numel(), grad, result, off)
+    run(kernel, grad.numel(), grad.numel(), grad, 0, result, off)
     return result

@@ -5,60 +5,40 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
-from .html import esc, short
+from ..numbers import short
+from ..panels import Line, Panel
 
 #: The drawing's size and the margins around its axes, in its own units.
-WIDTH, HEIGHT = 300.0, 180.0
-LEFT, RIGHT, TOP, BOTTOM = 40.0, 8.0, 8.0, 34.0
+WIDTH, HEIGHT = 300, 180
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 34
 #: The most points of a line.
 POINTS = 240
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One curve.
-
-    kind     its style: "baseline", "quantized" (with " thin" for noisy ones), "low", "median", or
-             "band", an area between `y` and `top`
-    points   (x, y); a y that is not finite leaves a gap
-    marks    whether each point has a mark
-    """
-
-    label: str
-    kind: str
-    points: Sequence[tuple[float, float]]
-    top: Sequence[float] = ()
-    marks: bool = False
-
-
-def line_chart(title: str, *, unit: str, x: str, lines: Sequence[Line]) -> str:
-    """An SVG of the lines; "" where no point is finite.
-
-    title   what is drawn; unit: what the y axis shows;  x: what the x axis counts
-    """
-    lines = [line if line.top else _thinned(line) for line in lines]
-    finite = [(a, b) for line in lines for a, b in line.points if math.isfinite(b)]
-    finite += [(a, b) for line in lines for (a, _), b in zip(line.points, line.top, strict=False)]
-    if not finite:
-        return ""
+def drawn(panel: Panel) -> dict[str, Any]:
+    """What the template needs of a panel with a finite point: its size, its axes' ticks, its lines
+    as paths, itself in words, and its points for the script."""
+    lines = [line if line.top else _thinned(line) for line in panel.lines]
+    finite = replace(panel, lines=lines).points
     across = _Axis([a for a, _ in finite], LEFT, WIDTH - RIGHT, whole=True)
     up = _Axis([b for _, b in finite], HEIGHT - BOTTOM, TOP)
     plot = {
         "x": [across.low, across.high, LEFT, WIDTH - RIGHT],
-        "unit": x,
+        "unit": panel.x,
         "lines": [[line.label, _told(line)] for line in lines],
     }
-    data = esc(json.dumps(plot, separators=(",", ":"), ensure_ascii=True))
-    return (
-        f'<svg class="chart" role="img" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" data-plot="{data}">'
-        f"<title>{esc(title)}</title><desc>{esc(_described(lines, unit, x))}</desc>"
-        + "".join(_horizontal(value, up) for value in up.ticks)
-        + "".join(_tick(value, across) for value in across.ticks)
-        + f'<text class="unit" x="{WIDTH - RIGHT:g}" y="{HEIGHT - 3:g}" text-anchor="end">'
-        f"{esc(x)}</text>" + "".join(_drawn(line, across, up) for line in lines) + "</svg>\n"
-    )
+    return {
+        "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT,
+        "bottom": HEIGHT - BOTTOM,
+        "up": [(up(value), up.text(value)) for value in up.ticks],
+        "across": [(across(value), f"{value:g}") for value in across.ticks],
+        "lines": [(line.kind, _path(line, across, up), _marks(line, across, up)) for line in lines],
+        "data": json.dumps(plot, separators=(",", ":"), ensure_ascii=True),
+        "described": _described(lines, panel.unit, panel.x),
+    }  # fmt: skip
 
 
 class _Axis:
@@ -93,41 +73,25 @@ class _Axis:
         return f"{self._start + share * (self._end - self._start):.1f}".removesuffix(".0")
 
 
-def _horizontal(value: float, up: _Axis) -> str:
-    y = up(value)
-    return (
-        f'<path class="grid" d="M{LEFT:g} {y}H{WIDTH - RIGHT:g}"/>'
-        f'<text x="{LEFT - 5:g}" y="{y}" dy=".35em" text-anchor="end">{up.text(value)}</text>'
-    )
-
-
-def _tick(value: float, across: _Axis) -> str:
-    x = across(value)
-    return f'<text x="{x}" y="{HEIGHT - BOTTOM + 14:g}" text-anchor="middle">{value:g}</text>'
-
-
-def _drawn(line: Line, across: _Axis, up: _Axis) -> str:
+def _path(line: Line, across: _Axis, up: _Axis) -> str:
     if line.top:
         upper = "L".join(
             f"{across(x)} {up(y)}" for (x, _), y in zip(line.points, line.top, strict=True)
         )
         lower = "L".join(f"{across(x)} {up(y)}" for x, y in reversed(line.points))
-        return f'<path class="{line.kind}" d="M{upper}L{lower}Z"/>'
+        return f"M{upper}L{lower}Z"
     path, pen = "", "M"
     for x, y in line.points:
-        if not math.isfinite(y):
-            pen = "M"
-            continue
-        path += f"{pen}{across(x)} {up(y)}"
-        pen = "L"
-    drawn = f'<path class="{line.kind}" d="{path}"/>'
-    if line.marks:
-        drawn += "".join(
-            f'<circle class="{line.kind}" cx="{across(x)}" cy="{up(y)}" r="2.5"/>'
-            for x, y in line.points
-            if math.isfinite(y)
-        )
-    return drawn
+        if math.isfinite(y):
+            path += f"{pen}{across(x)} {up(y)}"
+        pen = "L" if math.isfinite(y) else "M"
+    return path
+
+
+def _marks(line: Line, across: _Axis, up: _Axis) -> list[tuple[str, str]]:
+    if not line.marks:
+        return []
+    return [(across(x), up(y)) for x, y in line.points if math.isfinite(y)]
 
 
 def _told(line: Line) -> list[tuple[float, str]]:
@@ -153,7 +117,7 @@ def _thinned(line: Line) -> Line:
         )
         lost = [point for point in stretch if not math.isfinite(point[1])][:1]
         kept += sorted([*ends, *lost])
-    return Line(label=line.label, kind=line.kind, points=kept, marks=line.marks)
+    return replace(line, points=kept)
 
 
 def _described(lines: Sequence[Line], unit: str, x: str) -> str:

@@ -1,4 +1,4 @@
-"""The page around its sections: head, style, script, navigation."""
+"""The page around its sections, and the parts that sections are made of: the template's macros."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from ...files.terminal import printable
 from ...files.whole import write_atomically
-from .html import esc
+from ..numbers import count
+from .charts import drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,43 +34,30 @@ def page(title: str, lead: str, sections: Iterable[Section | None]) -> str:
     title      text;  lead: HTML under it
     sections   in order; None for one of which nothing is known
     """
-    made = [section for section in sections if section is not None]
     style, script = _file("report.css"), _file("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    links = "".join(f'<li><a href="#{s.id}">{esc(s.title)}</a></li>' for s in made)
-    body = "\n".join(
-        f'<section id="{s.id}" aria-labelledby="{s.id}-title">'
-        f'<h2 id="{s.id}-title">{esc(s.title)}</h2>\n{s.body}</section>'
-        for s in made
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>{esc(title)} - qtrain</title>
-<style>{style}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the report</a>
-<header>
-<h1>{esc(title)}</h1>
-{lead}
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-</header>
-<main id="main" tabindex="-1">
-{body}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+    made = [section for section in sections if section is not None]
+    return part("page", title, lead, made, style, script, policy)
+
+
+def part(name: str, *values: Any) -> str:
+    """What a macro of page.html makes of values: HTML, in which text is harmless."""
+    return str(getattr(_macros(), name)(*values))
+
+
+@cache
+def _macros() -> Any:
+    from jinja2 import Environment, StrictUndefined  # when the first page is made
+
+    def text(value: object) -> object:
+        return value if hasattr(value, "__html__") else printable(value, keep="")
+
+    environment = Environment(autoescape=True, finalize=text, undefined=StrictUndefined)
+    environment.filters.update(text=text, count=count, drawn=drawn)
+    return environment.from_string(_file("page.html")).module
 
 
 def save(text: str, path: str | os.PathLike[str]) -> Path:

@@ -28,7 +28,7 @@ def serves(x: Tensor, *others: Tensor | None) -> bool:
     """Whether kernels may read x and the others, which lie on its device."""
     rest = [other for other in others if other is not None]
     return (
-        memory.serves(x, *rest, cuda=not INTERPRETED)
+        memory.serves(x, *rest, on="cpu" if INTERPRETED else "cuda")
         and all(other.device == x.device for other in rest)
         and kernels() is not None
     )

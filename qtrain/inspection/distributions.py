@@ -1,4 +1,4 @@
-"""Histograms of a tensor's values, by sign and binade, and of its codes."""
+"""How a tensor's values are spread: by sign and binade, by code, and over its channels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from torch import Tensor
 from quantizers import IntFormat, QTensor
 from quantizers.steps import as_real
 
+from .sampling import block, cropped
+
 #: The binades 2^e <= |x| < 2^(e + 1) that have bins of their own; the end bins take what is beyond.
 LOWEST, HIGHEST = -32, 15
 #: Bins of `value_counts`: a negative and a positive one of each binade, and one for 0.
 VALUE_BINS = 2 * (HIGHEST - LOWEST + 1) + 1
-#: The most bins of `code_counts`.
-CODE_BINS = 256
+#: The fewest channels that have a median, and the fewest elements of each that have a peak.
+_FEWEST = 4
+#: How many elements are looked at.
+_BLOCK = 2**14
 
 
 def value_counts(x: Tensor) -> Tensor:
@@ -44,3 +48,20 @@ def code_counts(q: QTensor) -> Tensor:
     place = (q.elements.flatten().long() - q.format.low) // width
     count = (q.format.high - q.format.low) // width + 1
     return torch.bincount(place, minlength=count).cpu()
+
+
+def outlier(x: Tensor, q: QTensor, axis: int) -> float | None:
+    """The largest channel's peak |x| / scale in units of the median channel's, in a sub-block with
+    every channel; channels that are 0 throughout do not count.  None where fewer than four are
+    left, or have fewer than four elements each."""
+    axis %= x.dim()
+    some, part = block(x.detach(), q, cropped(x.shape, _BLOCK, keep=axis))
+    count = some.shape[axis]
+    if count < _FEWEST or some.numel() < _FEWEST * count:
+        return None
+    magnitude = some.abs()
+    if part.scale is not None:
+        magnitude = magnitude / part.scale
+    peaks = magnitude.amax([other for other in range(x.dim()) if other != axis]).float()
+    peaks = peaks[torch.isfinite(peaks) & (peaks > 0)]
+    return (peaks.max() / peaks.median()).item() if peaks.numel() >= _FEWEST else None
