@@ -150,9 +150,11 @@ def _launched(
     elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
     places, held = [], []  # addresses, of what must live until the kernel has run
     for t in (scale, zero_point, noise, factor):
-        t = None if t is None else t.contiguous()
-        held.append(t)
-        places.append(0 if t is None else t.data_ptr())
+        if t is None:
+            places.append(0)
+            continue
+        held.append(t.contiguous())
+        places.append(held[-1].data_ptr())
     team.run(
         kernel.address,
         (
