@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.gpu import checks
 from qtrain import Matmul, ScaledDotProductAttention, quantize
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -131,3 +133,19 @@ def test_a_compiled_step_is_one_graph(settings: dict[str, Any]) -> None:
     for a, b in zip(model.parameters(), eager.parameters(), strict=True):
         assert a.grad is not None and b.grad is not None
         assert (a.grad - b.grad).norm() <= 0.05 * b.grad.norm() + 1e-2
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("name", checks.layers())
+def test_a_layer_has_the_cpus_bits(name: str, bits: int, channels_last: bool) -> None:
+    assert checks.check_layer(name, bits, channels_last)
+
+
+def test_quantizers_have_the_cpus_bits() -> None:
+    wrong = [
+        name
+        for n, (name, x, by) in enumerate(itertools.islice(checks.quantizers_of(), 300))
+        if not checks.check_quantizer(x, by, n)
+    ]
+    assert not wrong

@@ -1,0 +1,106 @@
+"""The kernels by themselves: a quantizer's bandwidth, a convolution beside cuDNN's."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch.nn import functional as F
+
+from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
+
+from .clock import Budget, interleaved
+
+#: N, C, H, K, R, stride
+SHAPES = (
+    (128, 64, 32, 64, 3, 1),
+    (128, 256, 8, 256, 3, 1),
+    (128, 512, 4, 512, 3, 1),
+    (64, 64, 56, 256, 1, 1),
+    (64, 256, 14, 256, 3, 1),
+    (64, 1024, 14, 256, 1, 1),
+    (64, 512, 7, 512, 3, 1),
+    (64, 256, 56, 512, 1, 2),
+)
+
+
+def _quantizers(rounds: int) -> dict[str, Any]:
+    x = torch.randn(64 * 2**20, device="cuda")
+    y, key = torch.empty_like(x), root_key(1).cuda()
+    eight = IntFormat(8)
+    subjects = {
+        "copy": lambda: y.copy_(x),
+        "nearest": lambda: Quantizer(format=eight)(x),
+        "stochastic": lambda: Quantizer(format=eight, rounding=stochastic())(x, key=key),
+        "affine": lambda: Quantizer(
+            format=IntFormat(8, signed=False, symmetric=False), range=minmax
+        )(x),
+    }
+    times = interleaved(subjects, rounds)
+    speed = 8 * x.numel() / times["copy"][1]
+    return {
+        # two reads and one byte written
+        name: {"ms": ms, "of_copy": (8 if name == "copy" else 9) * x.numel() / ms[1] / speed}
+        for name, ms in times.items()
+    }
+
+
+def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
+    from qtrain.products.engines.gpu.triton_int8 import convolve_int8
+
+    found = []
+    for n, c, h, k, r, stride in SHAPES:
+        if budget.left < 0:
+            break
+        pad = r // 2
+        size = (h + 2 * pad - r) // stride + 1
+        draw = torch.Generator("cuda").manual_seed(0)
+        shapes = (n, c, h, h), (k, c, r, r)
+        x, w = (
+            torch.randint(-127, 128, shape, generator=draw, device="cuda", dtype=torch.int8)
+            .contiguous(memory_format=torch.channels_last)
+            for shape in shapes
+        )  # fmt: skip
+        scale = torch.rand(k, device="cuda")
+        zero = torch.tensor(3, device="cuda", dtype=torch.int32)
+        codes = (x.int() + 128).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+        floats, halves = [t.float() for t in (x, w)], [t.bfloat16() for t in (x, w)]
+        window = [size, size], "channels_last", [stride, stride], [pad, pad], [1, 1], False
+        operands, shifted = (x[:, None], w[None], *window), (codes[:, None], w[None], *window)
+        subjects = {
+            "int8": partial(convolve_int8, *operands, None, scale, None),
+            "uint8 affine": partial(convolve_int8, *shifted, zero, scale, None),
+            "TF32": partial(F.conv2d, *floats, None, stride, pad),
+            "bf16": partial(F.conv2d, *halves, None, stride, pad),
+        }
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = True
+        exact = F.conv2d(x.double(), w.double(), None, stride, pad)
+        sums = convolve_int8(*operands, None, None, None)[:, 0]
+        right = torch.equal(sums.double(), exact)
+        times = interleaved(subjects, rounds, least=3.0)
+        torch.backends.cudnn.allow_tf32 = before
+        found.append({"shape": [n, c, h, k, r, stride], "exact": right, "ms": times})
+    return found
+
+
+def run(budget: Budget, *, rounds: int = 7) -> dict[str, Any]:
+    return {"quantizers": _quantizers(rounds), "convolutions": _convolutions(budget, rounds)}
+
+
+def text(result: dict[str, Any]) -> str:
+    lines = [
+        [name, f"{row['ms'][1]:.3f}", f"{row['of_copy']:.2f}"]
+        for name, row in result["quantizers"].items()
+    ]
+    first = tabulate(lines, ["64 M fp32 values", "ms", "of a copy's bandwidth"])
+    lines = [
+        [",".join(map(str, row["shape"])), "yes" if row["exact"] else "NO",
+         *(f"{ms[1]:.3f}" for ms in row["ms"].values())]
+        for row in result["convolutions"]
+    ]  # fmt: skip
+    names = list(result["convolutions"][0]["ms"]) if lines else []
+    second = tabulate(lines, ["N,C,H,K,R,stride", "exact", *(f"{name} ms" for name in names)])
+    return f"{first}\n\n{second}"
