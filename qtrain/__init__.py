@@ -22,8 +22,10 @@ from .diagnosis.verdict import Finding as Finding
 from .diagnosis.verdict import Verdict as Verdict
 from .hardware import energy as energy
 from .hardware.cost import cost as cost
+from .hardware.doctor import doctor as doctor
 from .hardware.energy import EnergyTable as EnergyTable
 from .hardware.energy import UnitCost as UnitCost
+from .hardware.environment import environment as environment
 from .hardware.report import CostReport as CostReport
 from .hardware.report import CostRow as CostRow
 from .hardware.report import Trade as Trade
@@ -49,7 +51,6 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
-from .training.environment import environment as environment
 from .training.intervals import Interval as Interval
 from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe

@@ -22,6 +22,7 @@ from .diagnosis.diagnose import diagnose
 from .diagnosis.sensitivity import sensitivity
 from .files import terminal
 from .hardware.cost import cost
+from .hardware.doctor import doctor
 from .inspection.accumulated import accumulated
 from .inspection.inspect import inspect
 from .inspection.tensorboard import to_tensorboard
@@ -167,6 +168,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "report": _report,
     "sensitivity": _sensitivity,
+    "doctor": lambda parsed: terminal.show(doctor()),
     "recipes": lambda parsed: terminal.show(recipes_table()),
     "formats": lambda parsed: terminal.show(formats_table()),
 }

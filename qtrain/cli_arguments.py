@@ -87,6 +87,7 @@ def build_parser() -> Parser:
     judge = commands.add_parser("diagnose", help="what is wrong with a monitored run, and why")
     judge.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
     judge.add_argument("--save", metavar="FILE", help="write the findings to a .json or .csv too")
+    commands.add_parser("doctor", help="what this machine computes with, for a report of a bug")
     commands.add_parser("recipes", help="list recipes")
     commands.add_parser("formats", help="list number formats")
     return parser

@@ -1,1 +1,1 @@
-"""What a model's products would cost in hardware."""
+"""What this machine computes with, and what a model's products would cost in hardware."""

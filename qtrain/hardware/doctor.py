@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import statistics
 import time
 
 import torch
 from torch import nn
 
-from quantizers.kernels import eager, made
+from quantizers.kernels import eager
 
 from ..conversion.quantize import quantize
 from ..products.engines.choice import ENGINES
@@ -17,7 +18,11 @@ from ..recipes import int8
 from ..reports.table import Table, wrapped
 from .environment import environment, package_version
 
-_PACKAGES = ("numba", "triton")
+#: a module of kernels for each kind of device, and what it is made with
+_KERNELS = {
+    "CPU": ("numba", "quantizers.kernels.compiled_elements"),
+    "GPU": ("triton", "quantizers.kernels.gpu.quantize"),
+}
 _ROUNDS = 7
 
 
@@ -29,31 +34,26 @@ def doctor() -> str:
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     lines = [f"{name}: {value}" for name, value in environment(devices[-1]).items()]
-    lines += [f"{name}: {package_version(name)}" for name in _PACKAGES]
-    lines += [f"kernels on the {where}: {_kernels(module)}" for where, module in _KERNELS.items()]
+    for where, (package, module) in _KERNELS.items():
+        lines += wrapped(
+            f"{where} kernels: {package} {package_version(package)}, {_kernels(module)}"
+        )
     for device in devices:
         lines += ["", *_engines(device), *_layer(device)]
     return "\n".join(lines)
 
 
-#: what is made there first
-_KERNELS = {
-    "CPU": ("quantizers.kernels.compiled_rounding", "noise"),
-    "GPU": ("quantizers.kernels.gpu.quantize", "kernels"),
-}
-
-
-def _kernels(place: tuple[str, str]) -> str:
-    module, name = place
+def _kernels(module: str) -> str:
     try:
-        __import__(module)
+        importlib.import_module(module)
     except Exception as error:
         return f"none, plain torch serves ({type(error).__name__}: {error})"
     return "found"
 
 
 def _engines(device: torch.device) -> list[str]:
-    admitted, refused = [], []
+    admitted: list[str] = []
+    refused: list[str] = []
     for engine in ENGINES[device.type]:
         if engine.device_types and device.type not in engine.device_types:
             continue
@@ -85,7 +85,9 @@ def _layer(device: torch.device) -> list[str]:
             model(leaf).sum().backward()
             seconds[name].append(_now(device) - start)
     cost = {name: 1e3 * statistics.median(times[2:]) for name, times in seconds.items()}
-    bits = "the bits of plain torch on the CPU" if not differ else f"{differ} of {got.numel()} WRONG"
+    bits = (
+        "the bits of plain torch on the CPU" if not differ else f"{differ} of {got.numel()} WRONG"
+    )
     table = Table(
         headers=[f"3x3 convolution, {device}", "ms a step"],
         lines=[[name, f"{ms:.2f}"] for name, ms in cost.items()],

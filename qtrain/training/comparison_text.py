@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from ..files.terminal import printable
+from ..hardware.environment import DECISIVE
 from ..reports.table import WIDTH, Table, wrapped
 from .config import NOT_COMPARED
-from .environment import DECISIVE
 from .pairs import LIMIT_DB, Accuracy, ErrorPair, Losses
 
 #: How many rows of errors are printed; `save` writes them all.

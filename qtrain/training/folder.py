@@ -14,9 +14,9 @@ import torch
 
 from ..files.plain_json import read
 from ..files.whole import UNFINISHED, lock, write_atomically
+from ..hardware.environment import environment, sessions
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
-from .environment import environment, sessions
 from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import data
+from ..hardware.environment import changed
 from ..inspection.inspect import inspect
 from ..inspection.monitor import Monitor
 from ..inspection.report import Report
 from ..reports.progress import Progress
 from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from .config import TrainConfig
-from .environment import changed
 from .folder import RunFolder, describe
 from .interrupt import Interrupted, StopRequest
 from .intervals import Interval, accuracy_gap
