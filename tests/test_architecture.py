@@ -57,6 +57,8 @@ def test_quantizers_imports_torch_alone(path: Path) -> None:
         "compiled_elements.py": {"numpy", "numba"},
         "compiled_rounding.py": {"numpy"},
         "compiled_whole.py": {"numpy", "numba", "llvmlite"},
+        "device.py": {"triton"},  # in its interpreter
+        **{f"triton_{name}.py": {"triton"} for name in ("numbers", "range", "elements")},
     }
     assert roots(path) <= {"torch", "quantizers"} | own.get(path.name, set())
 
@@ -73,6 +75,8 @@ def test_quantizers_holds_no_module_and_no_autograd(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "qtrain").rglob("*.py")), ids=short)
 def test_qtrain_imports_quantizers_and_what_it_declares(path: Path) -> None:
     declared = {"torch", "numpy", "numba", "tabulate", "tqdm", "matplotlib", "jinja2", "PIL"}
+    if path.name.startswith("triton_"):  # imported when a kernel is first used, on a GPU
+        declared.add("triton")
     assert roots(path) <= declared | {"quantizers", "qtrain"}
 
 

@@ -48,8 +48,7 @@ def _quantizers(rounds: int) -> dict[str, Any]:
 
 
 def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
-    from qtrain.products.engines.gpu.triton_int8 import convolve_int8
-
+    convolve_int8 = torch.ops.qtrain.convolve_int8
     found = []
     for n, c, h, k, r, stride in SHAPES:
         if budget.left < 0:

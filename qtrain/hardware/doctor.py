@@ -21,7 +21,7 @@ from .environment import environment, package_version
 #: a module of kernels for each kind of device, and what it is made with
 _KERNELS = {
     "CPU": ("numba", "quantizers.kernels.compiled_elements"),
-    "GPU": ("triton", "quantizers.kernels.gpu.quantize"),
+    "GPU": ("triton", "quantizers.kernels.gpu.triton_elements"),
 }
 _ROUNDS = 7
 

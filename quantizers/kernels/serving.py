@@ -47,6 +47,16 @@ def made(module: str, name: str, *numbers: int) -> Any:
         return None
 
 
+@cache
+def imported(module: str) -> Any:
+    """A module of kernels; None, with a warning, where it cannot be had."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        _warn(error)
+        return None
+
+
 def is_dense(x: Tensor) -> bool:
     """Whether x's elements fill a run of memory, in any order."""
     return torch.ops.aten.is_non_overlapping_and_dense(x)  # type: ignore[no-any-return]

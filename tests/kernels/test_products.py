@@ -15,7 +15,7 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice, scales
 from qtrain.products.engines.engine import _is_exact, _products
 from qtrain.products.engines.gpu import scales as kernels
-from qtrain.products.engines.gpu.triton_int8 import TritonInt8
+from qtrain.products.engines.gpu.int8 import TritonInt8
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
 
 # the interpreter computes by numpy, which warns of infinities

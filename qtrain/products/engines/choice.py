@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from .cut import CutInt8
 from .engine import Engine
 from .float_units import Float32, RoundedSums, TensorFloat32, reference
-from .gpu.triton_int8 import TritonInt8
+from .gpu.int8 import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
 from .task import Task

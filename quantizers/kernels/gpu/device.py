@@ -11,17 +11,15 @@ from torch import Tensor
 
 from quantizers import memory
 
-from ..serving import made
+from ..serving import imported
 
 #: Triton's interpreter runs kernels on CPU tensors
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"
+#: modules of kernels
+ELEMENTS = "quantizers.kernels.gpu.triton_elements"
+RANGE = "quantizers.kernels.gpu.triton_range"
 #: as the processor rounds: a product and a sum are never one operation
 OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
-
-
-def kernels(module: str = "quantizers.kernels.gpu.quantize") -> Any:
-    """A module of kernels; None, with a warning, where Triton is not installed or fails."""
-    return made(module, "kernels")
 
 
 def serves(x: Tensor, *others: Tensor | None) -> bool:
@@ -30,7 +28,7 @@ def serves(x: Tensor, *others: Tensor | None) -> bool:
     return (
         memory.serves(x, *rest, on="cpu" if INTERPRETED else "cuda")
         and all(other.device == x.device for other in rest)
-        and kernels() is not None
+        and imported(ELEMENTS) is not None
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .device import kernels, serves, there
+from ..serving import imported
+from .device import ELEMENTS, serves, there
 
 
 def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
@@ -17,5 +18,5 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
         return None
     result = torch.empty_like(key)
     with there(key):
-        kernels().fold[(1,)](key, value, result, LOADED=loaded, num_warps=1)
+        imported(ELEMENTS).fold[(1,)](key, value, result, LOADED=loaded, num_warps=1)
     return result

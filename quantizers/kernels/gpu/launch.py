@@ -14,7 +14,8 @@ from quantizers.granularity import compact_shape
 from quantizers.rounding import Rounding
 
 from ..layout import OUTER, Walk, contiguous, is_granule_major, walk
-from .device import OPTIONS, kernels, there
+from ..serving import imported
+from .device import ELEMENTS, OPTIONS, RANGE, there
 
 #: elements of a program, and the most programs that look for a tensor's extremes
 BLOCK, PARTS = 2048, 1024
@@ -101,7 +102,7 @@ def make(
     nothing = x if scale is None else scale
     size = found.walk.size
     with there(x):
-        kernels().elements[(-(-size // BLOCK),)](
+        imported(ELEMENTS).elements[(-(-size // BLOCK),)](
             x,
             result,
             nothing,
@@ -155,7 +156,7 @@ def measure(
     zero_point = torch.empty_like(scale, dtype=torch.int32) if affine else None
     low, high, share, count = (scale,) * 4 if running is None else running[:4]
     with there(x):
-        kernels().extremes[(granules, parts)](
+        imported(RANGE).extremes[(granules, parts)](
             x,
             scale if factor is None else factor,
             ends[0],
@@ -169,7 +170,7 @@ def measure(
             num_warps=8,
             **OPTIONS,
         )
-        kernels().scales[(granules,)](
+        imported(RANGE).scales[(granules,)](
             ends[0],
             ends[1],
             scale,

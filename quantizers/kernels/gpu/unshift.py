@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..serving import is_dense
-from .device import kernels, serves, there
+from ..serving import imported, is_dense
+from .device import ELEMENTS, serves, there
 
 BLOCK = 4096
 
@@ -24,7 +24,7 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     result = torch.empty_like(elements, dtype=torch.float32)
     size = elements.numel()
     with there(elements):
-        kernels().unshift[(-(-size // BLOCK),)](
+        imported(ELEMENTS).unshift[(-(-size // BLOCK),)](
             elements,
             result,
             elements if zero_point is None else zero_point,

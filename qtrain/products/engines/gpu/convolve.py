@@ -1,200 +1,174 @@
-"""The Triton kernel of an int8 convolution, gather or scatter, with its epilogue."""
+"""An int8 convolution as one operation of torch, also in the graphs that it compiles."""
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
+from collections.abc import Sequence
 
-import triton
-import triton.language as tl
+import torch
+from torch import Tensor
+
+from quantizers.by_device import register
+from quantizers.kernels.gpu.device import OPTIONS, bound, there
+from quantizers.kernels.serving import imported
+
+KERNELS = "qtrain.products.engines.gpu.triton_convolution"
+#: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
+_ORDERS: dict[str, tuple[int, ...]] = {
+    "contiguous": (0, 1, 2, 3, 4),
+    "channels_last": (0, 3, 4, 1, 2),
+    "matrices": (0, 1, 3, 4, 2),
+}
 
 
-def kernels() -> ModuleType:
-    """These."""
-    return sys.modules[__name__]
+def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
+    """Rows, columns and depth of a tile, and its warps."""
+    deep = 128 if summed >= 256 else 64 if summed > 32 else 32
+    across = 128 if produced >= 128 and rows >= 8192 else 64 if produced > 32 else 32
+    tall = 128 if rows >= 4096 else 64
+    return tall, across, deep, 8 if tall * across >= 128 * 128 else 4
 
 
-_SIZES = [
-    "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "scale_p",
-]  # fmt: skip
+def _result(x: Tensor, w: Tensor, size: Sequence[int], layout: str, scale: Tensor | None) -> Tensor:
+    shape = [x.shape[0], w.shape[0], w.shape[1], *size]
+    order = _ORDERS[layout]
+    dtype = torch.int32 if scale is None else torch.float32
+    y = torch.empty([shape[axis] for axis in order], dtype=dtype, device=x.device)
+    return y.permute([order.index(axis) for axis in range(5)])
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def convolve(
-    x,
-    w,
-    y,
-    scale,
-    bias,
-    zero_point,
-    sums,
-    rows,
-    produced,
-    summed,
-    height,
-    width,
-    out_height,
-    out_width,
-    x_n,
-    x_g,
-    x_h,
-    x_w,
-    w_g,
-    w_p,
-    w_r,
-    w_s,
-    y_n,
-    y_g,
-    y_p,
-    y_h,
-    y_w,
-    scale_p,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    taps_w,
-    blocks,
-    steps,
-    SCATTER: tl.constexpr,
-    AFFINE: tl.constexpr,
-    FILLED: tl.constexpr,
-    UNSIGNED: tl.constexpr,
-    SCALED: tl.constexpr,
-    BIASED: tl.constexpr,
-    ROWS: tl.constexpr,
-    ACROSS: tl.constexpr,
-    DEEP: tl.constexpr,
-    BAND: tl.constexpr,
-):
-    """y[n, g, p, i] = the sum over c and taps k of x[n, g, c, .] w[g, p, c, k]: see geometry.
+def _summed_last(x: Tensor) -> Tensor:
+    """With the summed channels, axis 2, one after the other in memory."""
+    if x.stride(2) == 1 or x.shape[2] == 1:
+        return x
+    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
 
-    x (N, G, C, H, W), w (G, P, C, R, S): int8; their strides, that of c is 1.
-    y (N, G, P, H, W): int32 sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale fp32 or fp64,
-    one or (G * P), then + bias (G * P), fp32.
-    zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
-    when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
-    rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
-    Program: (tile, group); tiles of ROWS x ACROSS, BAND of them share what they read.
-    """
-    program, group = tl.program_id(0), tl.program_id(1)
-    columns = tl.cdiv(produced, ACROSS)
-    band = program // (BAND * columns)
-    first = band * BAND
-    size = min(tl.cdiv(rows, ROWS) - first, BAND)
-    within = program % (BAND * columns)
-    m = (first + within % size) * ROWS + tl.arange(0, ROWS)
-    p = within // size * ACROSS + tl.arange(0, ACROSS)
-    c = tl.arange(0, DEEP)
-    ow = m % out_width
-    oh = (m // out_width) % out_height
-    n = m // (out_width * out_height)
-    zero = 0
-    if AFFINE:
-        zero = tl.load(zero_point)
-        if UNSIGNED:
-            zero = zero - 128
-    base = n * x_n + group * x_g
-    across = p * w_p + group * w_g
-    total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)
-    for step in range(steps):
-        tap = step // blocks
-        deep = (step % blocks) * DEEP + c
-        r, s = tap // taps_w, tap % taps_w
-        if SCATTER:
-            th, tw = oh + padding_h - r * dilation_h, ow + padding_w - s * dilation_w
-            h, v = th // stride_h, tw // stride_w
-            there = (th >= 0) & (tw >= 0) & (th % stride_h == 0) & (tw % stride_w == 0)
+
+def _convolve(
+    x: Tensor,
+    w: Tensor,
+    size: list[int],
+    layout: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    scattered: bool,
+    zero_point: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """x, w and what is returned, (N, G, P, *size), fp32 where there is a scale: see convolve."""
+    launched = imported(KERNELS)
+    y = _result(x, w, size, layout, scale)
+    batch, groups, produced, out_height, out_width = y.shape
+    rows, taps = batch * out_height * out_width, w.shape[3] * w.shape[4]
+    if y.numel() == 0:
+        return y
+    w = _summed_last(w)
+    unsigned = x.dtype is torch.uint8
+    with there(x):
+        if zero_point is None or (scattered and not unsigned):
+            x = _summed_last(x)
+        elif scattered:
+            x = _prepared(x, zero_point, [0, 0])
         else:
-            h = oh * stride_h - padding_h + r * dilation_h
-            v = ow * stride_w - padding_w + s * dilation_w
-            there = (h >= 0) & (v >= 0)
-        there = there & (h < height) & (v < width) & (m < rows)
-        at = base + h * x_h + v * x_w
-        a = tl.load(
-            x + at[:, None] + deep[None, :],
-            mask=there[:, None] & (deep < summed)[None, :],
-            other=0,
+            x, padding = _prepared(x, zero_point, padding), [0, 0]
+        summed, (height, width) = x.shape[2], x.shape[3:]
+        tall, across, deep, warps = _tiles(rows, produced, summed)
+        blocks = -(-summed // deep)
+        launched.convolve[(-(-rows // tall) * -(-produced // across), groups)](
+            x,
+            w,
+            y,
+            w if scale is None else scale,
+            w if bias is None else bias.contiguous(),
+            w if zero_point is None else zero_point,
+            w if zero_point is None else w.sum((2, 3, 4), dtype=torch.int32),
+            rows,
+            produced,
+            summed,
+            height,
+            width,
+            out_height,
+            out_width,
+            *(x.stride(axis) for axis in (0, 1, 3, 4)),
+            *(w.stride(axis) for axis in (0, 1, 3, 4)),
+            *y.stride(),
+            0 if scale is None or scale.numel() == 1 else 1,
+            *stride,
+            *padding,
+            *dilation,
+            w.shape[4],
+            blocks,
+            bound(taps * blocks),
+            SCATTER=scattered,
+            AFFINE=zero_point is not None,
+            FILLED=zero_point is not None and scattered,
+            UNSIGNED=unsigned,
+            SCALED=scale is not None,
+            BIASED=bias is not None,
+            ROWS=tall,
+            ACROSS=across,
+            DEEP=deep,
+            BAND=8,
+            num_warps=warps,
+            num_stages=3,
+            **OPTIONS,
         )
-        if FILLED:
-            a = tl.where(there[:, None], a, zero.to(tl.int8))
-        b = tl.load(
-            w + (across + r * w_r + s * w_s)[None, :] + deep[:, None],
-            mask=(p < produced)[None, :] & (deep < summed)[:, None],
-            other=0,
-        )
-        total = tl.dot(a, b, total, out_dtype=tl.int32)
-    inside = (m < rows)[:, None] & (p < produced)[None, :]
-    channel = group * produced + p
-    if AFFINE:
-        total = total - zero * tl.load(sums + channel, mask=p < produced, other=0)[None, :]
-    place = (n * y_n + oh * y_h + ow * y_w + group * y_g)[:, None] + (p * y_p)[None, :]
-    if SCALED:
-        own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
-        found = total.to(tl.float32)
-        if own.dtype == tl.float64:
-            found = (found.to(tl.float64) * own[None, :]).to(tl.float32)
-        else:
-            found = found * own[None, :]
-        if BIASED:
-            found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
-        tl.store(y + place, found, mask=inside)
-    else:
-        tl.store(y + place, total, mask=inside)
+    return y
 
 
-@triton.jit
-def prepare(
-    x,
-    y,
-    zero_point,
-    pixels,
-    channels,
-    height,
-    width,
-    out_height,
-    out_width,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    padding_h,
-    padding_w,
-    UNSIGNED: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """x (N, C, H, W) with its padding, of the zero point: y int8, (N, H, W, C) in C order.
-
-    UNSIGNED: x uint8, and y 128 less.  pixels: N * H * W of y.  Program: (pixels, channels).
-    """
-    m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    w = m % out_width - padding_w
-    h = (m // out_width) % out_height - padding_h
-    n = m // (out_width * out_height)
-    there = (h >= 0) & (w >= 0) & (h < height) & (w < width) & (m < pixels)
-    inside = (c < channels)[None, :]
-    at = n * x_n + h * x_h + w * x_w
-    v = tl.load(x + at[:, None] + (c * x_c)[None, :], mask=there[:, None] & inside, other=0)
-    zero = tl.load(zero_point)
-    if UNSIGNED:
-        v = (v ^ 128).to(tl.int8, bitcast=True)
-        zero = zero - 128
-    v = tl.where(there[:, None], v, zero.to(tl.int8))
-    tl.store(y + m[:, None] * channels + c[None, :], v, mask=(m < pixels)[:, None] & inside)
+def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
+    """x as int8, padded by the zero point, its channels last in memory."""
+    launched = imported(KERNELS)
+    batch, groups, summed, height, width = x.shape
+    tall, wide = height + 2 * padding[0], width + 2 * padding[1]
+    y = torch.empty((batch, tall, wide, groups, summed), dtype=torch.int8, device=x.device)
+    pixels, channels = batch * tall * wide, groups * summed
+    flat = x.flatten(1, 2)
+    across = min(1 << (channels - 1).bit_length(), 128)
+    down = 4096 // across
+    launched.prepare[(-(-pixels // down), -(-channels // across))](
+        flat,
+        y,
+        zero_point,
+        pixels,
+        channels,
+        height,
+        width,
+        tall,
+        wide,
+        *flat.stride(),
+        *padding,
+        UNSIGNED=x.dtype is torch.uint8,
+        PIXELS=down,
+        CHANNELS=across,
+        num_warps=8,
+    )
+    return y.permute(0, 3, 4, 1, 2)
 
 
-@triton.jit
-def times(a, b, result, size, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr):
-    """scales.times: fl24(a * b) in fp64; A, B: whether that factor is one number."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    left = tl.load(a + i * (1 - A), mask=inside, other=0.0).to(tl.float64)
-    right = tl.load(b + i * (1 - B), mask=inside, other=0.0).to(tl.float64)
-    bits = (left * right).to(tl.int64, bitcast=True)
-    bits = (bits + 0xFFFFFFF + ((bits >> 29) & 1)) & -0x20000000
-    tl.store(result + i, bits.to(tl.float64, bitcast=True), mask=inside)
+def _shape(
+    x: Tensor,
+    w: Tensor,
+    size: list[int],
+    layout: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    scattered: bool,
+    zero_point: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    return _result(x, w, size, layout, scale)
+
+
+convolve_int8 = register(
+    "qtrain::convolve_int8(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
+    " int[] padding, int[] dilation, bool scattered, Tensor? zero_point, Tensor? scale,"
+    " Tensor? bias) -> Tensor",
+    _convolve,
+    _shape,
+    "CPU",
+    "CUDA",
+)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import kernels, serves, there
+from quantizers.kernels.gpu.device import serves, there
+from quantizers.kernels.serving import imported
+
+from .convolve import KERNELS
 
 _BLOCK = 1024
 
@@ -24,7 +27,7 @@ def times(a: Tensor, b: Tensor) -> Tensor | None:
     size = result.numel()
     if size:
         with there(a):
-            kernels("qtrain.products.engines.gpu.convolve").times[(-(-size // _BLOCK),)](
+            imported(KERNELS).times[(-(-size // _BLOCK),)](
                 a, b, result, size, A=alone[0], B=alone[1], BLOCK=_BLOCK
             )
     return result

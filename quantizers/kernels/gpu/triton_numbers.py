@@ -158,3 +158,35 @@ def floating(
     if not INF:
         y = tl.where(size == float("inf"), float("nan"), y)
     return y
+
+
+@triton.jit
+def place(
+    i,
+    row,
+    index_step,
+    granule_step,
+    sizes,
+    x_steps,
+    result_steps,
+    index_steps,
+    granule_steps,
+    AXES: tl.constexpr,
+):
+    """Where the elements at places i of the walk lie: in x and in the result, their logical index,
+    their granule.  int32."""
+    if AXES == 0:
+        return i, i, i * index_step, i * granule_step
+    across = i % row
+    x, result, index, granule = across, across, across * index_step, across * granule_step
+    rest = i // row
+    for axis in tl.static_range(AXES):
+        own = rest
+        if axis < AXES - 1:
+            own = rest % sizes[AXES - 1 - axis]
+            rest = rest // sizes[AXES - 1 - axis]
+        x += own * x_steps[AXES - 1 - axis]
+        result += own * result_steps[AXES - 1 - axis]
+        index += own * index_steps[AXES - 1 - axis]
+        granule += own * granule_steps[AXES - 1 - axis]
+    return x, result, index, granule
