@@ -75,23 +75,26 @@ def nearest(x):
 @triton.jit
 def rounded(x, bits, RANDOM: tl.constexpr, MODE: tl.constexpr):
     """x rounded to an integer, in fp32; bits: random, of which the top RANDOM are used."""
-    if MODE == "nearest_even":
-        return nearest(x)
-    elif MODE == "floor":
-        return tl.floor(x)
-    elif MODE == "ceil":
-        return tl.ceil(x)
     magnitude = tl.abs(x)
+    # of a magnitude: the GPU's floor takes a subnormal number for 0, whatever its sign
     whole = tl.floor(magnitude)
-    if MODE == "toward_zero":
-        return signed(whole, x)
-    fraction = magnitude - whole
-    if MODE == "half_away":
-        up = fraction >= 0.5
+    if MODE == "nearest_even":
+        y = nearest(x)
+    elif MODE == "floor":
+        y = signed(whole, x)
+        y = tl.where(x < y, y - 1.0, y)
+    elif MODE == "ceil":
+        y = signed(whole, x)
+        y = tl.where(x > y, y + 1.0, y)
+    elif MODE == "toward_zero":
+        y = signed(whole, x)
+    elif MODE == "half_away":
+        y = signed(tl.where(magnitude - whole >= 0.5, whole + 1.0, whole), x)
     else:
         draw = (bits >> (32 - RANDOM)).to(tl.int32).to(tl.float32)
-        up = draw + 0.5 < fraction * (1 << RANDOM)
-    return signed(tl.where(up, whole + 1.0, whole), x)
+        up = draw + 0.5 < (magnitude - whole) * (1 << RANDOM)
+        y = signed(tl.where(up, whole + 1.0, whole), x)
+    return y
 
 
 @triton.jit

@@ -1,0 +1,116 @@
+"""What Triton makes of the kernels for three generations of GPUs; no GPU is needed to ask."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from device import INSTALLED
+
+from quantizers.kernels.gpu.device import INTERPRETED
+
+pytestmark = pytest.mark.skipif(
+    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
+)
+#: bytes of shared memory that a program may have
+SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+PAIR = ("i32", "i32")
+
+
+def compiled(kernel: Any, constants: dict[str, Any], types: dict[str, Any], arch: int) -> Any:
+    """The kernel for a target.  types: of arguments that are no int32; "!" before one: what it
+    points at, or it, is a multiple of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, values, attributes = {}, {}, {}
+    options = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 3}
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[(place,)] = "constexpr", constants[name]
+            continue
+        kind = types.get(name, "i32")
+        if isinstance(kind, str) and kind.startswith("!"):
+            kind, attributes[(place,)] = kind[1:], [["tt.divisibility", 16]]
+        signature[name] = kind
+    source = ASTSource(kernel, signature, values, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def well_made(made: Any, arch: int) -> str:
+    """The kernel's PTX: no product and sum as one operation, no approximate division, no flush of
+    subnormal numbers but by the floor of a magnitude, nothing spilled, and no more shared memory
+    than there is."""
+    ptx: str = made.asm["ptx"]
+    assert not re.search(r"fma\.rn(\.ftz)?\.f32|div\.(full|approx)|(?<!cvt\.rmi)\.ftz|(st|ld)\.local", ptx)
+    assert made.metadata.shared <= SHARED[arch]
+    return ptx
+
+
+WALK = dict.fromkeys(
+    ("sizes", "x_steps", "result_steps", "index_steps", "granule_steps"), PAIR
+)  # fmt: skip
+NUMBERS = {f"c{n}": "fp32" for n in range(5)}
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("mode", ["nearest_even", "stochastic"])
+@pytest.mark.parametrize("integer", [True, False], ids=["integer", "float"])
+def test_elements(arch: int, mode: str, integer: bool) -> None:
+    from quantizers.kernels.gpu.triton_elements import elements
+
+    constants = {
+        "AXES": 2, "ALONE": True, "SCALED": True, "AFFINE": integer, "FOLDED": True,
+        "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
+        "RANDOM": 23 * (mode == "stochastic"), "MODE": mode, "BLOCK": 2048,
+    }  # fmt: skip
+    types = {
+        **WALK, **NUMBERS, "x": "!*fp32", "result": "!*i8" if integer else "!*fp32",
+        "scale": "*fp32", "zero_point": "*i32", "factor": "*fp32", "key": "*i64",
+    }  # fmt: skip
+    if not integer:
+        types |= {"c0": "i32", "c1": "i32"}
+    assert "div.rn.f32" in well_made(compiled(elements, constants, types, arch), arch)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_range_and_scale(arch: int) -> None:
+    from quantizers.kernels.gpu.triton_range import extremes, scales
+
+    types = {**WALK, "x": "!*fp32", "factor": "*fp32", "low": "*i32", "high": "*i32"}
+    constants = {"AXES": 2, "FOLDED": True, "STEPS": 4, "BLOCK": 2048}
+    well_made(compiled(extremes, constants, types, arch), arch)
+    running = ("running_low", "running_high", "running_share", "scale")
+    types = {
+        **dict.fromkeys(running, "*fp32"), "running_steps": "*i64", "zero_point": "*i32",
+        "low": "*i32", "high": "*i32", "lowest": "fp32", "largest": "fp32", "momentum": "fp32",
+    }  # fmt: skip
+    flags = ("SYMMETRIC", "RUNNING", "UPDATE", "USE", "AFFINE", "SIGNED")
+    constants = {**dict.fromkeys(flags, True), "SIZE": 1024}
+    assert "div.rn.f32" in well_made(compiled(scales, constants, types, arch), arch)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("tile", [(128, 128, 128), (128, 64, 64), (64, 32, 32)], ids=str)
+def test_a_convolution_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+    from qtrain.products.engines.gpu.triton_convolution import convolve
+
+    constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
+    constants |= {
+        "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True, "SCALED": True,
+        "BIASED": True, "BAND": 8,
+    }  # fmt: skip
+    strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
+    types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")
+    types |= {
+        "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32",
+        "zero_point": "*i32", "sums": "*i32",
+    }  # fmt: skip
+    made = compiled(convolve, constants, types, arch)
+    unit = r"wgmma\S*\.s32\.s8\.s8" if arch == 90 else r"mma\.sync\S*\.s32\.s8\.s8\.s32"
+    assert re.search(unit, well_made(made, arch))
+    tall, across, deep = tile
+    if arch == 90 and tall == 128:  # loads run ahead of the products: several tiles are there
+        assert made.metadata.shared >= 2 * (tall + across) * deep
