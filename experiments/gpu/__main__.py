@@ -3,7 +3,7 @@
     python -m experiments.gpu                    five minutes
     python -m experiments.gpu --parts steps --budget 900
 
-Writes gpu.json into --output after each part: GPU, versions, commit, results.
+Writes gpu.json into --output after each part and network: GPU, versions, commit, results.
 """
 
 from __future__ import annotations
@@ -50,14 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         part, share = PARTS[name]
         left = sum(PARTS[other][1] for other in args.parts[args.parts.index(name) :])
         start = time.monotonic()
+
+        def keep(found: object, name: str = name) -> None:
+            result[name] = found
+            text = json.dumps(result, indent=1) + "\n"
+            (args.output / "gpu.json").write_text(text, encoding="utf-8")
+
         try:
-            result[name] = part.run(Budget(whole.left * share / left))
+            keep(part.run(Budget(whole.left * share / left), keep))
             print(part.text(result[name]), flush=True)
         except Exception as error:  # the other parts are worth their time
             traceback.print_exc()
-            result[name] = {"failed": f"{type(error).__name__}: {error}"}
-        result.setdefault("seconds", {})[name] = round(time.monotonic() - start, 1)
-        (args.output / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+            keep({"failed": f"{type(error).__name__}: {error}"})
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

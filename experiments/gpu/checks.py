@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -139,7 +139,7 @@ def check_layer(name: str, bits: int, channels_last: bool) -> bool:
     return torch.equal(y, y2) and torch.equal(dx, dx2) and near
 
 
-def run(budget: Budget) -> dict[str, Any]:
+def run(budget: Budget, done: Callable[[object], None]) -> dict[str, Any]:
     """Layers, then as many quantizers as there is time for."""
     wrong, count = [], {"layers": 0, "quantizers": 0}
     for name, bits, last in itertools.product(layers(), (8, 4, 16), (False, True)):

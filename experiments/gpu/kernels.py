@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,7 @@ def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
-def run(budget: Budget, *, rounds: int = 7) -> dict[str, Any]:
+def run(budget: Budget, done: Callable[[object], None], *, rounds: int = 7) -> dict[str, Any]:
     return {"quantizers": _quantizers(rounds), "convolutions": _convolutions(budget, rounds)}
 
 

@@ -157,14 +157,22 @@ def _within(run: Callable[[], object], name: str) -> Callable[[], None]:
     return call
 
 
-def run(budget: Budget, *, rounds: int = 7, quick: bool = False) -> list[dict[str, Any]]:
-    """As many networks as there is time for."""
+def run(
+    budget: Budget,
+    done: Callable[[object], None],
+    *,
+    rounds: int = 5,
+    quick: bool = False,
+) -> list[dict[str, Any]]:
+    """As many networks as there is time for; done: is told what is measured, after each."""
     found: list[dict[str, Any]] = []
     for network, batch in subjects(quick):
         if budget.left < 20 and found:
             break
         rows = measure(network, batch, rounds)
         found.append({"network": network.name, "batch": batch, "rows": rows})
+        done(found)
+        print(text(found[-1:]), flush=True)
         torch.cuda.empty_cache()
     return found
 

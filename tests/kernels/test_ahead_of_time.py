@@ -44,7 +44,9 @@ def well_made(made: Any, arch: int) -> str:
     subnormal numbers but by the floor of a magnitude, nothing spilled, and no more shared memory
     than there is."""
     ptx: str = made.asm["ptx"]
-    assert not re.search(r"fma\.rn(\.ftz)?\.f32|div\.(full|approx)|(?<!cvt\.rmi)\.ftz|(st|ld)\.local", ptx)
+    assert not re.search(
+        r"fma\.rn(\.ftz)?\.f32|div\.(full|approx)|(?<!cvt\.rmi)\.ftz|(st|ld)\.local", ptx
+    )
     assert made.metadata.shared <= SHARED[arch]
     return ptx
 

@@ -142,10 +142,11 @@ def test_a_layer_has_the_cpus_bits(name: str, bits: int, channels_last: bool) ->
     assert checks.check_layer(name, bits, channels_last)
 
 
-def test_quantizers_have_the_cpus_bits() -> None:
+@pytest.mark.parametrize("first", range(14))
+def test_quantizers_have_the_cpus_bits(first: int) -> None:
     wrong = [
         name
-        for n, (name, x, by) in enumerate(itertools.islice(checks.quantizers_of(), 300))
+        for n, (name, x, by) in enumerate(itertools.islice(checks.quantizers_of(), first, 280, 14))
         if not checks.check_quantizer(x, by, n)
     ]
     assert not wrong
