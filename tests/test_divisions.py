@@ -82,8 +82,8 @@ COMPILED = {
 MEANS = {
     "qtrain/layers/attention.py: weights.mean(1)",
     "qtrain/weights/bounded.py: norms.mean()",
-    "qtrain/norms/samples.py: self.rows.abs().mean(1)",
-    "qtrain/norms/samples.py: self.rows.square().mean(1)",
+    "qtrain/norms/samples.py: self.rows().abs().mean(1)",
+    "qtrain/norms/samples.py: self.rows().square().mean(1)",
     "qtrain/norms/deviations.py: chosen.abs().mean(1)",
     "qtrain/norms/normalize.py: input.mean(others(input), dtype=accumulated)",
 }
