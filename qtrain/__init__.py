@@ -27,7 +27,7 @@ from .hardware.energy import UnitCost as UnitCost
 from .hardware.report import CostReport as CostReport
 from .hardware.report import CostRow as CostRow
 from .hardware.report import Trade as Trade
-from .inspection.accumulated import accumulated as accumulated
+from .inspection.inspect import accumulated as accumulated
 from .inspection.inspect import inspect as inspect
 from .inspection.monitor import Monitor as Monitor
 from .inspection.report import Report as Report
@@ -49,7 +49,7 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
-from .training.environment import environment as environment
+from .training.folder import environment as environment
 from .training.intervals import Interval as Interval
 from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe

@@ -1,22 +1,24 @@
-"""The folder of a run: what is in it, and when a new run may use it."""
+"""The folder of a run: what is in it, on what it ran, and when a new run may use it."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 from ..files.plain_json import read
-from ..files.whole import UNFINISHED, lock, write_atomically
+from ..files.whole import UNFINISHED, lock, there, write_atomically
+from ..version import VERSION
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
-from .environment import environment, sessions
 from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
@@ -25,6 +27,53 @@ FILES = (
     "summary.json", "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png",
     "monitor.jsonl", "monitor.png", "report.html",
 )  # fmt: skip
+#: Entries that can change the bits of a result.
+DECISIVE = ("qtrain", "torch", "machine", "processor", "capability", "threads", "device")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, machine, processor, vector instructions, threads and device, as text."""
+    cuda = device.type == "cuda"
+    return {
+        "qtrain": VERSION,
+        "torch": str(torch.__version__),  # with what it was built for, which its package may lack
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cuda": str(torch.version.cuda) if cuda else "none",
+    }
+
+
+def sessions(path: Path) -> list[dict[str, str]]:
+    """The entries of an environment.json, one of each machine that a run was on; none where the
+    file is missing.  ValueError for a damaged one."""
+    found: list[dict[str, str]] = read(path, list) if there(path) else []
+    if not all(isinstance(session, dict) for session in found):
+        raise ValueError(f"{path}: holds no list of environments; restore or delete it")
+    return found
+
+
+def changed(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Decisive entries that differ, with both values."""
+    return [
+        f"{name} (then {stored.get(name)}, now {now[name]})"
+        for name in DECISIVE
+        if stored.get(name) != now[name]
+    ]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,11 @@ from typing import Any, get_type_hints
 from ..files.plain_json import read
 from ..files.whole import there
 from ..inspection.report import Report
-from ..inspection.roles import ROLES
-from ..inspection.row import Row
+from ..inspection.row import ROLES, Row
 from ..inspection.rows import MonitorRow, read_monitor
 from ..reports.rows import read_rows, typed
 from .config import TrainConfig
-from .environment import sessions
+from .folder import sessions
 from .intervals import Interval
 from .metrics import check_metrics, number, read_metrics
 
