@@ -29,7 +29,7 @@ from .hardware.environment import environment as environment
 from .hardware.report import CostReport as CostReport
 from .hardware.report import CostRow as CostRow
 from .hardware.report import Trade as Trade
-from .inspection.accumulated import accumulated as accumulated
+from .inspection.inspect import accumulated as accumulated
 from .inspection.inspect import inspect as inspect
 from .inspection.monitor import Monitor as Monitor
 from .inspection.report import Report as Report

@@ -23,8 +23,7 @@ from .diagnosis.sensitivity import sensitivity
 from .files import terminal
 from .hardware.cost import cost
 from .hardware.doctor import doctor
-from .inspection.accumulated import accumulated
-from .inspection.inspect import inspect
+from .inspection.inspect import accumulated, inspect
 from .inspection.tensorboard import to_tensorboard
 from .training.compare import compare
 from .training.interrupt import Interrupted

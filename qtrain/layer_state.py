@@ -18,7 +18,6 @@ from quantizers.ranges import State
 from quantizers.running_range import with_share
 
 from .autograd.recomputation import needs_gradient, recall
-from .autograd.transforms import refuse_transforms
 
 Slot = tuple[str, str]
 _CPU = torch.device("cpu")
@@ -96,11 +95,21 @@ class LayerState(nn.Module):
         recomputes an earlier forward takes that forward's noise and works on copies of the states
         that it began with (but those of gradients, which its backward passes move on).
         A module without parameters has no device but its operands': its state goes where they are.
+
+        ValueError under torch.func (grad, vmap, jvp ...) or torch.jit.trace.
         """
-        if not torch.compiler.is_compiling() and (
-            torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
-        ):
-            refuse_transforms(self.name)
+        if not torch.compiler.is_compiling():
+            if torch._C._are_functorch_transforms_active():
+                raise ValueError(
+                    f"layer {self.name!r}: it is quantized, and torch.func's transforms (grad, "
+                    f"vmap, jvp ...) do not see its backward pass and its state; use "
+                    f"loss.backward() or torch.autograd.grad, and a batch axis instead of vmap"
+                )
+            if torch._C._get_tracing_state() is not None:  # with the engines that its batch took
+                raise ValueError(
+                    f"layer {self.name!r}: it is quantized, and torch.jit.trace would keep the "
+                    f"noise of one step; use torch.compile, or trace the model before quantize()"
+                )
         if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
@@ -163,22 +172,13 @@ class LayerState(nn.Module):
                 got = given.dtype if isinstance(given, Tensor) else type(given).__name__
                 raise ValueError(f"{prefix}{name}: got {got}, need a tensor of {buffer.dtype}")
         count = state_dict[prefix + "noise_count"]
-        if not _is_count(count):
+        if count.dim() or not (count.is_meta or int(count) >= 0):
             raise ValueError(
                 f"{prefix}noise_count: got {shown(count)}"
-                f"{f', {int(count)}' if isinstance(count, Tensor) and count.numel() == 1 else ''}, "
+                f"{f', {int(count)}' if count.numel() == 1 else ''}, "
                 f"need a 0-d int64 tensor of at least 0, the training forwards so far"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _is_count(got: object) -> bool:
-    return (
-        isinstance(got, Tensor)
-        and got.dtype == torch.int64
-        and got.dim() == 0
-        and (got.is_meta or int(got) >= 0)
-    )
 
 
 def _device_in(state_dict: Mapping[str, Any], prefix: str) -> torch.device:

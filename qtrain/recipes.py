@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -16,7 +15,7 @@ from quantizers import (
     chunked_minmax,
     ema,
     minmax,
-    per_axis,
+    per_channel,
     stochastic,
 )
 from quantizers import bf16 as bf16_format
@@ -27,9 +26,6 @@ from . import checks
 from .norms import deviations
 from .norms.recipe import NormRecipe
 from .recipe import Forward, GradInput, GradWeight, Recipe
-
-#: one scale per output channel of a weight seen as (groups, out, in, *kernel)
-PER_OUTPUT_CHANNEL = per_axis(0, 1)
 
 
 def _unscaled(fmt: FloatFormat) -> Quantizer:
@@ -51,7 +47,7 @@ def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
                 format=IntFormat(bits, signed=False, symmetric=False),
                 range=ema(minmax, momentum=0.1, train_on="batch"),
             ),
-            weight=Quantizer(format=IntFormat(bits), granularity=PER_OUTPUT_CHANNEL),
+            weight=Quantizer(format=IntFormat(bits), granularity=per_channel()),
         ),
         grad_input=GradInput(
             grad_output=Quantizer(format=IntFormat(bits), range=absmax, rounding=stochastic())
@@ -130,18 +126,8 @@ def fp16() -> Recipe:
     return _half("fp16", fp16_format)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    make: Callable[..., Recipe]
-    takes_bits: bool
-
-
-_NAMED = {
-    "int8": _Entry(int8, True),
-    "banner2018": _Entry(banner2018, True),
-    "fp32": _Entry(fp32, False),
-    "bf16": _Entry(bf16, False),
-    "fp16": _Entry(fp16, False),
+_NAMED: dict[str, Callable[[], Recipe]] = {
+    made.__name__: made for made in (int8, banner2018, fp32, bf16, fp16)
 }
 
 
@@ -152,17 +138,17 @@ def names() -> list[str]:
 
 def takes_bits(name: str) -> bool:
     """Whether the named recipe takes bits=."""
-    return _entry(name).takes_bits
+    return _made(name).with_bits is not None
 
 
-def _entry(name: str) -> _Entry:
+def _made(name: str) -> Recipe:
     if not isinstance(name, str) or name not in _NAMED:
         hint = suggestion(name, _NAMED)
         raise ValueError(
             f"unknown recipe {checks.shown(name)}{hint}; known: {', '.join(_NAMED)}; any other is "
             f"a Recipe of your own, of quantizers such as Quantizer(format=e4m3)"
         )
-    return _NAMED[name]
+    return _NAMED[name]()
 
 
 def get(name: str, bits: int | None = None) -> Recipe:
@@ -171,5 +157,5 @@ def get(name: str, bits: int | None = None) -> Recipe:
     Raises ValueError for an unknown name (the nearest is suggested), for bits it does not take or
     that are not from 2 to 16; TypeError for bits that are no integer.
     """
-    recipe = _entry(name).make()
+    recipe = _made(name)
     return recipe if bits is None else recipe.at(bits)

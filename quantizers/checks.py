@@ -28,11 +28,13 @@ def shown(value: object) -> str:
     return text if line == text and len(text) <= 200 else f"{line[:200]}..."
 
 
-def refuse(field: str, got: object, need: str, hint: str = "") -> NoReturn:
-    """TypeError for a value of the wrong kind."""
+def refuse(
+    field: str, got: object, need: str, hint: str = "", error: type[Exception] = TypeError
+) -> NoReturn:
+    """An error: TypeError for a value of the wrong kind."""
     if not hint and inspect.isfunction(got):
         hint = f"{got.__name__} is a function: call it, {got.__name__}(...)"
-    raise TypeError(f"{field}: got {shown(got)}, need {need}{f'; {hint}' if hint else ''}")
+    raise error(f"{field}: got {shown(got)}, need {need}{f'; {hint}' if hint else ''}")
 
 
 def instance(field: str, got: object, kind: type[T], need: str) -> T:
@@ -64,11 +66,10 @@ def integer(
     need = "an integer"
     if low is not None:
         need += f" of at least {low}" if high is None else f" from {low} to {high}"
-    tail = f"; {hint}" if hint else ""
     if isinstance(got, bool) or not isinstance(got, int):
-        raise TypeError(f"{field}: got {shown(got)}, need {need}{tail}")
+        refuse(field, got, need, hint)
     if (low is not None and got < low) or (high is not None and got > high):
-        raise ValueError(f"{field}: got {shown(got)}, need {need}{tail}")
+        refuse(field, got, need, hint, ValueError)
     return got
 
 
@@ -88,11 +89,10 @@ def number(
     """`got` where it is a number in [low, high) (and > 0 if `positive`); else an error."""
     need = "a finite number above 0" if positive else f"a finite number of at least {low:g}"
     need += f" and below {high:.3g}"
-    tail = f"; {hint}" if hint else ""
     if isinstance(got, bool) or not isinstance(got, int | float):
-        raise TypeError(f"{field}: got {shown(got)}, need {need}{tail}")
+        refuse(field, got, need, hint)
     if not low <= got < high or (positive and got <= 0):  # so is a NaN; an int may be huge
-        raise ValueError(f"{field}: got {shown(got)}, need {need}{tail}")
+        refuse(field, got, need, hint, ValueError)
     return float(got)
 
 
@@ -100,17 +100,15 @@ def share(field: str, got: object, *, above: float) -> float:
     """`got` where it is a number in (above, 1]; else TypeError or ValueError."""
     need = f"a number in ({above:g}, 1]"
     if isinstance(got, bool) or not isinstance(got, int | float):
-        raise TypeError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need)
     if not above < got <= 1:
-        raise ValueError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need, error=ValueError)
     return got
 
 
 def boolean(field: str, got: object) -> bool:
     """`got` where it is a bool; else TypeError."""
-    if not isinstance(got, bool):
-        raise TypeError(f"{field}: got {shown(got)}, need True or False")
-    return got
+    return instance(field, got, bool, "True or False")
 
 
 def text(field: str, got: object) -> str:
@@ -140,7 +138,7 @@ def function(field: str, got: T, need: str, *args: object, **kwargs: object) -> 
 def mapping(field: str, got: T, need: str) -> T:
     """`got` where it is a mapping whose keys are strings; else TypeError."""
     if not isinstance(got, Mapping):
-        raise TypeError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need)
     odd = [key for key in got if not isinstance(key, str)]
     if odd:
         raise TypeError(f"{field}: got the key {shown(odd[0])}, need {need}")

@@ -37,56 +37,56 @@ class RangeRule(Protocol):
     ) -> Range: ...
 
 
-def _reduce(x: Tensor, block: Sequence[int], largest: bool) -> Tensor:
-    """Maximum (or minimum) of each block.  -> fp32, compact shape."""
-    if x.numel() == 0:
-        return x.new_zeros(compact_shape(x.shape, block), dtype=torch.float32)
-    compact = compact_shape(x.shape, block)
-    if is_plain(x.shape, block):
-        axes = [a for a, b in enumerate(block) if b > 1]
-    else:
-        x, axes = blocked(x, block)
-    if axes:
-        x = x.amax(axes) if largest else x.amin(axes)
-    return x.reshape(compact).float()
-
-
 def check_rule(field: str, rule: RangeRule) -> None:
     """TypeError unless `rule` is an object that can be called as a range rule is."""
     need = "a range rule such as absmax, called as rule(x, block, state=..., training=...)"
     checks.function(field, rule, need, None, (), state=None, training=True)
 
 
-def _checked(x: Tensor, block: Sequence[int]) -> tuple[int, ...]:
-    """The compact shape; TypeError or ValueError for another x or block."""
-    tensor_checks.real(x)
-    if len(tensor_checks.shape("block", block)) != x.dim() or not all(block):
-        raise ValueError(f"block: got {checks.shown(block)}, need {x.dim()} sizes of at least 1")
-    return compact_shape(x.shape, block)
-
-
-@dataclass(frozen=True)
-class AbsMax:
-    """(-a, a) with a = max |x|."""
+class _Rule:
+    """A rule without memory."""
 
     def __call__(
         self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
     ) -> Range:
-        _checked(x, block)
-        low, high = _reduce(x, block, largest=False), _reduce(x, block, largest=True)
-        bound = torch.maximum(low.abs(), high.abs())
-        return -bound, bound
+        tensor_checks.real(x)
+        if len(tensor_checks.shape("block", block)) != x.dim() or not all(block):
+            raise ValueError(
+                f"block: got {checks.shown(block)}, need {x.dim()} sizes of at least 1"
+            )
+        compact = compact_shape(x.shape, block)
+        if x.numel() == 0:
+            zero = x.new_zeros(compact, dtype=torch.float32)
+            return zero, zero
+        low, high = self._ends(x, block)
+        return low.reshape(compact), high.reshape(compact)
+
+    def _ends(self, x: Tensor, block: Sequence[int]) -> Range:
+        """The range of each granule, in C order, fp32."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class MinMax:
+class MinMax(_Rule):
     """(min x, max x)."""
 
-    def __call__(
-        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
-    ) -> Range:
-        _checked(x, block)
-        return _reduce(x, block, largest=False), _reduce(x, block, largest=True)
+    def _ends(self, x: Tensor, block: Sequence[int]) -> Range:
+        if is_plain(x.shape, block):
+            axes = [a for a, b in enumerate(block) if b > 1]
+        else:
+            x, axes = blocked(x, block)
+        low, high = (x.amin(axes), x.amax(axes)) if axes else (x, x)
+        return low.float(), high.float()
+
+
+@dataclass(frozen=True)
+class AbsMax(MinMax):
+    """(-a, a) with a = max |x|."""
+
+    def _ends(self, x: Tensor, block: Sequence[int]) -> Range:
+        low, high = super()._ends(x, block)
+        bound = torch.maximum(low.abs(), high.abs())
+        return -bound, bound
 
 
 def _cut_apart(rule: RangeRule, x: Tensor, block: Sequence[int]) -> Range | None:
@@ -109,29 +109,18 @@ def _rows(x: Tensor, block: Sequence[int]) -> Tensor:
     """x as (granules, elements of a granule), in C order; blocks divide the axes."""
     view, inner = blocked(x, block)
     outer = [axis for axis in range(view.dim()) if axis not in inner]
-    granules = 1
-    for axis in outer:
-        granules *= view.shape[axis]
+    granules = math.prod([view.shape[axis] for axis in outer])
     return view.permute((*outer, *inner)).reshape(granules, -1)
 
 
-class _OfRows:
+class _OfRows(_Rule):
     """A rule of each granule's elements as a row, in C order."""
 
-    def __call__(
-        self, x: Tensor, block: Sequence[int], *, state: State | None = None, training: bool = True
-    ) -> Range:
-        compact = _checked(x, block)
-        if x.numel() == 0:
-            zero = x.new_zeros(compact, dtype=torch.float32)
-            return zero, zero
+    def _ends(self, x: Tensor, block: Sequence[int]) -> Range:
         ragged = _cut_apart(self, x, block)
-        if ragged is not None:
-            return ragged
-        low, high = self._ends(_rows(x, block), block)
-        return low.reshape(compact), high.reshape(compact)
+        return self._of_rows(_rows(x, block), block) if ragged is None else ragged
 
-    def _ends(self, rows: Tensor, block: Sequence[int]) -> Range:
+    def _of_rows(self, rows: Tensor, block: Sequence[int]) -> Range:
         """The range of each row, fp32."""
         raise NotImplementedError
 
@@ -150,7 +139,7 @@ class ChunkedMinMax(_OfRows):
         if self.chunks is not None:
             checks.integer("chunks", self.chunks, low=1, high=2**31)
 
-    def _ends(self, rows: Tensor, block: Sequence[int]) -> Range:
+    def _of_rows(self, rows: Tensor, block: Sequence[int]) -> Range:
         chunks = self.chunks
         if chunks is None:
             chunks = block[0] if block else 1
@@ -180,7 +169,7 @@ class Percentile(_OfRows):
     def __post_init__(self) -> None:
         checks.share("percentile: fraction", self.fraction, above=0.5)
 
-    def _ends(self, rows: Tensor, block: Sequence[int]) -> Range:
+    def _of_rows(self, rows: Tensor, block: Sequence[int]) -> Range:
         ordered = rows.float().sort(dim=1).values
         finite = torch.isfinite(ordered[:, 0]) & torch.isfinite(ordered[:, -1])  # NaN sorts last
 

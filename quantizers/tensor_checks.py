@@ -19,7 +19,7 @@ def shape(field: str, got: Any, *, unknown: bool = False) -> tuple[Any, ...]:
     ValueError."""
     need = "a tuple of sizes, integers of at least 0" + (" or None" if unknown else "")
     if not isinstance(got, tuple | list | range):
-        raise TypeError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need)
     if torch._C._get_tracing_state() is not None or any(
         isinstance(size, torch.SymInt) for size in got
     ):
@@ -27,9 +27,9 @@ def shape(field: str, got: Any, *, unknown: bool = False) -> tuple[Any, ...]:
     for size in got:
         if (size is None and unknown) or (isinstance(size, int) and not isinstance(size, bool)):
             continue
-        raise TypeError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need)
     if any(size is not None and not 0 <= size < 2**63 for size in got):
-        raise ValueError(f"{field}: got {shown(got)}, need {need}")
+        refuse(field, got, need, error=ValueError)
     return tuple(got)
 
 
@@ -47,7 +47,7 @@ def tensor(field: str, got: object, need: str = "a tensor") -> Tensor:
 def real(got: Any, field: str = "x") -> Tensor:
     """`got` where it is a dense tensor of float16, bfloat16, float32 or float64; else TypeError."""
     if not isinstance(got, Tensor):
-        raise TypeError(f"{field}: got {shown(got)}, need a tensor")
+        refuse(field, got, "a tensor")
     # the layout is not asked for in a compiled backward pass, which takes dense tensors alone
     dense = torch.compiler.is_compiling() or got.layout is torch.strided
     if got.dtype not in REAL or not dense:
@@ -70,9 +70,7 @@ def wide(got: Any, field: str = "x") -> Tensor:
 def key(got: Any) -> Tensor:
     """`got` where it is a noise key, a 0-d int64 tensor; else TypeError."""
     if not isinstance(got, Tensor) or got.dtype is not torch.int64 or got.dim():
-        raise TypeError(
-            f"key: got {shown(got)}, need a 0-d int64 tensor: root_key(seed, ...) makes one"
-        )
+        refuse("key", got, "a 0-d int64 tensor: root_key(seed, ...) makes one")
     return got
 
 
@@ -94,14 +92,14 @@ def whole(field: str, got: object) -> Tensor:
     """`got` where it is a dense tensor of integers; else TypeError."""
     x = tensor(field, got, "a tensor of integers")
     if x.is_floating_point() or x.is_complex() or x.dtype is torch.bool:
-        raise TypeError(f"{field}: got {shown(got)}, need a tensor of integers")
+        refuse(field, got, "a tensor of integers")
     return x
 
 
 def factor(got: Any, shape: torch.Size) -> None:
     """TypeError or ValueError unless `got` is an fp32 tensor that broadcasts to `shape`."""
     if not isinstance(got, Tensor) or got.dtype is not torch.float32:
-        raise TypeError(f"factor: got {shown(got)}, need a tensor of float32")
+        refuse("factor", got, "a tensor of float32")
     if not got.dim():
         return
     tail = shape[len(shape) - got.dim() :]
@@ -114,9 +112,7 @@ def factor(got: Any, shape: torch.Size) -> None:
 def random(field: str, got: Any, x: Tensor) -> None:
     """TypeError or ValueError unless `got` are 32 random bits for each element of x."""
     if not isinstance(got, Tensor) or got.dtype is not torch.int32:
-        raise TypeError(
-            f"{field}: got {shown(got)}, need an int32 tensor, of random_bits(key, shape)"
-        )
+        refuse(field, got, "an int32 tensor, of random_bits(key, shape)")
     if got.shape != x.shape or got.device != x.device:
         raise ValueError(
             f"{field}: got {shown(got)} on {got.device}, need x's, {tuple(x.shape)} on {x.device}"

@@ -16,7 +16,7 @@ CHECKED = (
     "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/layer_state.py", "qtrain/autograd/*.py",
     "qtrain/norms/*.py", "qtrain/norms/kernels/*.py", "qtrain/products/*.py",
     "qtrain/products/engines/*.py", "qtrain/layers/*.py", "qtrain/weights/bounded.py",
-    "qtrain/weights/decay.py", "qtrain/inspection/accumulated.py", "qtrain/data/transforms.py",
+    "qtrain/weights/decay.py", "qtrain/inspection/inspect.py", "qtrain/data/transforms.py",
 )  # fmt: skip
 #: constants, in Python's floats and numpy
 UNCHECKED = {"qtrain/norms/constants.py"}

@@ -1,1 +1,1 @@
-"""A layer under torch's autograd: what a recomputed, saved or transformed forward may see."""
+"""A layer under torch's autograd: what a recomputed or saved forward may see."""

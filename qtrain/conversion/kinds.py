@@ -1,4 +1,4 @@
-"""Which modules hold a product, what each becomes, and why some are left."""
+"""Which modules hold a product, which norms are converted, what each becomes, why some are left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..layer_state import LayerState, device_of
 from ..layers import convolution
 from ..layers.attention import (
     QMultiheadAttention,
@@ -15,9 +16,14 @@ from ..layers.attention import (
 )
 from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
+from ..norms import deviations
+from ..norms.batch import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
+from ..norms.module import QNorm, Slots
+from ..norms.recipe import NormRecipe
+from ..norms.row import QGroupNorm, QLayerNorm, QRMSNorm
+from ..norms.sync import QSyncBatchNorm
 from ..products.module import Shapes
 from ..recipe import Recipe
-from .norm_kinds import OTHERS, is_any_norm, is_norm, is_norm_by_name, left_norm
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QLinear,
@@ -31,6 +37,17 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     ScaledDotProductAttention: QScaledDotProductAttention,
     nn.MultiheadAttention: QMultiheadAttention,
 }
+CONVERTED: dict[type[nn.Module], type[QNorm]] = {
+    nn.BatchNorm1d: QBatchNorm1d,
+    nn.BatchNorm2d: QBatchNorm2d,
+    nn.BatchNorm3d: QBatchNorm3d,
+    nn.SyncBatchNorm: QSyncBatchNorm,
+    nn.LayerNorm: QLayerNorm,
+    nn.RMSNorm: QRMSNorm,
+    nn.GroupNorm: QGroupNorm,
+}
+#: the norms that stay as they are
+OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 #: methods in which a product layer does its work: a subclass that has its own is not ours to guess
 _WORK = ("forward", "_conv_forward", "_output_padding", "__call__")
 
@@ -115,3 +132,63 @@ def left(module: nn.Module, recipe: Recipe | None) -> str | None:
     if is_norm(module):
         return left_norm(module, recipe.norm)
     return left_type(module)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the module is of a kind that is converted, or of a subclass of it."""
+    return isinstance(module, tuple(CONVERTED))
+
+
+def is_norm_by_name(module: nn.Module) -> bool:
+    """Whether the module is called a norm, and has parameters or buffers of its own, but is none
+    of torch's, nor what norms a weight."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    known = is_norm(module) or isinstance(module, OTHERS) or hasattr(module, "right_inverse")
+    return bool(own) and not known and "norm" in type(module).__name__.lower()
+
+
+def is_any_norm(module: nn.Module) -> bool:
+    """Whether the module is a norm of torch's, or is called one."""
+    return is_norm(module) or isinstance(module, OTHERS) or is_norm_by_name(module)
+
+
+def can_convert(module: nn.Module) -> bool:
+    """Whether `convert_norm_` takes the module: one of torch's own classes, not a subclass."""
+    return type(module) in CONVERTED
+
+
+def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
+    """Why a norm is left as it is, or None where it is converted."""
+    if recipe is None:
+        return "norms are left unless asked (norm=)"
+    if recipe.is_off:
+        return "its norm (l2, nothing quantized) is torch's own, which is kept"
+    if not can_convert(module):
+        kind = next(cls.__name__ for cls in CONVERTED if isinstance(module, cls))
+        return f"a subclass of {kind}; kept in full precision"
+    return CONVERTED[type(module)].refusal(module, recipe)
+
+
+def norm_slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    """The quantizers of a norm and the shapes they meet, for its LayerState."""
+    return CONVERTED[type(module)].slots(module, recipe)
+
+
+def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
+    """Make a torch norm follow `recipe`, in place; parameters and buffers stay the objects they
+    were; `state` (default: a fresh one) becomes its child.  Deviation none stops the scale's
+    training.  TypeError for another module."""
+    if not can_convert(module):
+        raise TypeError(
+            f"convert_norm_: got {type(module).__name__}, need exactly one of "
+            f"{', '.join(cls.__name__ for cls in CONVERTED)}"
+        )
+    if state is None:
+        slots = norm_slots(module, recipe)
+        state = LayerState(slots, name="", seed=0, stream=0, device=device_of(module))
+    module.__class__ = CONVERTED[type(module)]
+    assert isinstance(module, QNorm)
+    module.recipe = recipe
+    module.state = state.train(module.training)
+    if recipe.deviation == deviations.none() and module.weight is not None:
+        module.weight.requires_grad_(False)

@@ -15,8 +15,17 @@ from ..norms.recipe import NormRecipe
 from ..products.call import located
 from ..products.module import QProduct, products_of
 from ..recipe import Recipe
-from .kinds import left, plain_type, products, quantized_class, targets
-from .norm_kinds import convert_norm_, is_any_norm, is_norm, norm_slots
+from .kinds import (
+    convert_norm_,
+    is_any_norm,
+    is_norm,
+    left,
+    norm_slots,
+    plain_type,
+    products,
+    quantized_class,
+    targets,
+)
 from .overrides import Chooser, Override, base_recipe
 from .record import Conversion
 from .stale_optimizer import watch_optimizers

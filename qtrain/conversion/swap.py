@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.fused import is_pair
-from ..layers.sequential import QSequential
+from ..layers.fused import QSequential, is_pair
 
 #: what a subclass must have left to nn.Sequential: how it runs, and how it is pickled
 _INHERITED = ("forward", "__reduce__", "__reduce_ex__")

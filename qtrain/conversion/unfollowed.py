@@ -13,7 +13,7 @@ from quantizers import Quantizer, QuantizerLike
 
 from ..names import some
 from ..recipe import Recipe
-from .norm_kinds import is_norm
+from .kinds import is_norm
 from .record import by_reason
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..files.whole import read_bytes
-from .dataset import DataSet, tensor_data_set
+from .dataset import DataSet, tensor_data_set, tensors
 from .errors import DataError, reason
 from .transforms import Augmentation
 from .unpack import ERRORS, unpacked
@@ -161,12 +159,8 @@ def _assemble(parts: list[Arrays], sources: list[str]) -> DataSet:
     train = [np.concatenate(x) for x in zip(*parts[:-1], strict=True)]
     return tensor_data_set(
         "cifar10",
-        _tensors(train[0], train[1]),
-        _tensors(*parts[-1]),
+        tensors(train[0], train[1]),
+        tensors(*parts[-1]),
         classes=CLASSES,
         augmentation=Augmentation(padding=4, flip=True),
     )
-
-
-def _tensors(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())

@@ -6,8 +6,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import DataError
@@ -53,6 +56,11 @@ class DataSet:
     def to(self, device: torch.device | str) -> DataSet:
         """The same set with what is held in memory on a device."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def tensors(images: NDArray[np.uint8], labels: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Copies for `tensor_data_set`."""
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
 def tensor_data_set(

@@ -10,11 +10,10 @@ from __future__ import annotations
 from importlib import resources
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from . import draws
-from .dataset import DataSet, tensor_data_set
+from .dataset import DataSet, tensor_data_set, tensors
 from .transforms import Augmentation
 
 TEST_IMAGES = 360
@@ -40,13 +39,7 @@ def load_digits() -> DataSet:
         with np.load(file, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
     mask = is_test(labels)
-    train, test = (
-        (
-            torch.from_numpy(images[part][:, None].copy()),
-            torch.from_numpy(labels[part].astype(np.int64)),
-        )
-        for part in (~mask, mask)
-    )
+    train, test = (tensors(images[part][:, None], labels[part]) for part in (~mask, mask))
     return tensor_data_set(
         "digits", train, test, classes=[str(i) for i in range(10)], augmentation=Augmentation()
     )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ..names import some
 from .cache import decode_all
-from .dataset import DataSet
+from .dataset import DataSet, tensor_data_set
 from .decode import SMALL, image_size
 from .errors import DataError
-from .splits import FileSplit, TensorSplit
-from .transforms import IMAGENET, Augmentation, normalisation_of
-from .tree import class_images
+from .splits import FileSplit
+from .transforms import IMAGENET, Augmentation
 
+#: What names of images end in, in small letters or large: torchvision's IMG_EXTENSIONS.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _MEMORY = 4 * 2**30  # bytes; decoded images up to here are held in memory
 _LAYOUT = "need train/<class>/*.jpg (or .png, .bmp, .webp ...) and val/<class>/ or test/<class>/"
 
@@ -72,6 +73,7 @@ def load_imagefolder(
     small = size <= SMALL
     if cache_dir is not None and not small:
         raise ValueError(f"cache_dir: only for images up to {SMALL} pixels, these are {size}")
+    augmentation = Augmentation(padding=4 if small else 0, flip=True)
     files = []
     for root, found in zip(roots, (train, test), strict=True):
         labels = [i for i, paths in enumerate(found.values()) for _ in paths]
@@ -82,29 +84,68 @@ def load_imagefolder(
                 num_classes=len(classes),
                 size=size,
                 normalisation=IMAGENET,
-                augmentation=Augmentation(padding=4 if small else 0, flip=True),
+                augmentation=augmentation,
                 workers=workers,
                 source=str(root),
             )
         )
-    splits: Sequence[FileSplit | TensorSplit] = files
     total = sum(len(split) for split in files) * 3 * size**2
     if small and (cache_dir is not None or total <= _MEMORY):
-        splits = _in_memory(files, cache_dir)
-    return DataSet(name="imagefolder", train=splits[0], test=splits[1], classes=classes)
-
-
-def _in_memory(files: list[FileSplit], cache_dir: Path | None) -> list[TensorSplit]:
-    images = [decode_all(split, cache_dir) for split in files]
-    normalisation = normalisation_of(images[0])
-    return [
-        TensorSplit(
-            images=decoded,
-            labels=split.labels,
-            num_classes=split.num_classes,
-            normalisation=normalisation,
-            augmentation=split.augmentation,
-            source=split.source,
+        train_set, test_set = ((decode_all(split, cache_dir), split.labels) for split in files)
+        return tensor_data_set(
+            "imagefolder", train_set, test_set, classes=classes, augmentation=augmentation
         )
-        for decoded, split in zip(images, files, strict=True)
-    ]
+    return DataSet(name="imagefolder", train=files[0], test=files[1], classes=classes)
+
+
+def class_images(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """Each class folder of `root` and the images in it and in all folders below it; and what is not
+    read, by its path from there.
+
+    Order is that of torchvision: classes by name; in a class folders by their whole path, in a
+    folder files by name.  Links to folders are followed.  Names that begin with a dot are no data.
+    DataError for a class without an image, for what has an image's name but is no file, and for a
+    link to a folder that it lies in.
+    """
+    left_out: list[str] = []
+    found: dict[str, list[Path]] = {}
+    with os.scandir(root) as entries:
+        top = sorted(entries, key=lambda entry: entry.name)
+    for entry in top:
+        if entry.name.startswith(".") or not entry.is_dir():
+            left_out.append(entry.name)
+            continue
+        found[entry.name], others = _below(entry.path)
+        left_out += [os.path.relpath(path, root) for path in sorted(others)]
+        if not found[entry.name]:
+            raise DataError(
+                f"{entry.path}: holds no image ({', '.join(SUFFIXES)}); fill or remove it"
+            )
+    return found, left_out
+
+
+def _below(root: str) -> tuple[list[Path], list[str]]:
+    """The images in a folder and all below it, and what else is there."""
+    files: dict[str, list[str]] = {}
+    others: list[str] = []
+    left: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while left:
+        folder, above = left.pop()
+        status = os.stat(folder)
+        own = (status.st_dev, status.st_ino)
+        if own in above:
+            raise DataError(f"{folder}: is a link to a folder that it lies in; remove it")
+        images = files.setdefault(folder, [])
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                hidden, image = entry.name.startswith("."), entry.name.lower().endswith(SUFFIXES)
+                if not hidden and entry.is_dir():
+                    left.append((entry.path, above | {own}))
+                elif hidden or not image:
+                    others.append(entry.path)
+                elif entry.is_file():
+                    images.append(entry.name)
+                else:
+                    raise DataError(f"{entry.path}: is no file, or a link to none; remove it")
+    found = [Path(folder, name) for folder in sorted(files) for name in sorted(files[folder])]
+    return found, others

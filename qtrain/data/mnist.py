@@ -6,13 +6,12 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.whole import read_bytes
-from .dataset import DataSet, tensor_data_set
-from .errors import DataError, reason
+from .dataset import DataSet, tensor_data_set, tensors
+from .errors import DataError, check_range, reason
 from .transforms import Augmentation
 from .unpack import ERRORS, unpacked
 
@@ -91,10 +90,9 @@ def _read_split(folders: list[Path], prefix: str) -> tuple[Tensor, Tensor]:
             f"mnist: {image_path} holds {len(images)} images but {label_path} holds "
             f"{len(labels)} labels; they do not belong together"
         )
-    if labels.size and labels.max() > 9:
-        raise DataError(f"{label_path}: label {labels.max()} is out of range, need 0..9")
-    wide = torch.from_numpy(labels.astype(np.int64))
-    return torch.from_numpy(images[:, None].copy()), wide
+    if labels.size:
+        check_range(labels, 10, str(label_path), "label")
+    return tensors(images[:, None], labels)
 
 
 def load_mnist(data_dir: Path) -> DataSet:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .decode import SMALL, evaluation_fraction, image_size, read
-from .errors import DataError
+from .errors import DataError, check_range
 from .transforms import Augmentation, Box, Normalisation, central_box, random_boxes
 
 
@@ -46,42 +46,15 @@ class Split(Protocol):
         ...
 
 
-def check_labels(labels: Tensor, count: int, num_classes: int, source: str) -> None:
-    """DataError unless there is one label in [0, num_classes) for each of `count` > 0 images."""
-    if count == 0:
-        raise DataError(f"{source}: holds no images")
-    if labels.dtype != torch.int64 or labels.shape != (count,):
-        got = f"{tuple(labels.shape)} {labels.dtype}"
-        raise DataError(f"{source}: {count} images, but labels are {got}; need ({count},) int64")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise DataError(f"{source}: label {wrong} is out of range, need 0..{num_classes - 1}")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TensorSplit:
-    """Images (N, C, H, W) uint8 in memory, augmented and normalised a batch at a time."""
+class _Images:
+    """What both kinds of splits know of their images."""
 
-    images: Tensor
     labels: Tensor
     num_classes: int
     normalisation: Normalisation
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
     source: str = "images"
-    workers: ClassVar[int] = 0  # gathering from memory needs no process
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            got = f"{tuple(self.images.shape)} {self.images.dtype}"
-            raise DataError(f"{self.source}: images are {got}, need (N, C, H, W) uint8")
-        check_labels(self.labels, len(self.images), self.num_classes, self.source)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """What a model is built from: num_classes, in_channels and image_size."""
-        _, channels, size, _ = self.images.shape
-        return {"num_classes": self.num_classes, "in_channels": channels, "image_size": size}
 
     @property
     def truth(self) -> Tensor:
@@ -89,7 +62,48 @@ class TensorSplit:
         return self.labels
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
+
+    def _check_labels(self, count: int) -> None:
+        """DataError unless there is one label in [0, num_classes) for each of `count` > 0."""
+        if count == 0:
+            raise DataError(f"{self.source}: holds no images")
+        if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
+            got = f"{tuple(self.labels.shape)} {self.labels.dtype}"
+            need = f"({count},) int64"
+            raise DataError(f"{self.source}: {count} images, but labels are {got}; need {need}")
+        check_range(self.labels, self.num_classes, self.source, "label")
+
+    def _sizes(self, channels: int, size: int) -> dict[str, int]:
+        return {"num_classes": self.num_classes, "in_channels": channels, "image_size": size}
+
+    def _batch(
+        self, images: Tensor, indices: NDArray[np.int64], *, seed: int, epoch: int, augment: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Raw images of the samples `indices` -> what `read` gives."""
+        if augment:
+            images = self.augmentation(images, indices, seed=seed, epoch=epoch)
+        labels = self.labels[torch.from_numpy(indices).to(self.labels.device)]
+        return self.normalisation(images), labels
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TensorSplit(_Images):
+    """Images (N, C, H, W) uint8 in memory, augmented and normalised a batch at a time."""
+
+    images: Tensor
+    workers: ClassVar[int] = 0  # gathering from memory needs no process
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            got = f"{tuple(self.images.shape)} {self.images.dtype}"
+            raise DataError(f"{self.source}: images are {got}, need (N, C, H, W) uint8")
+        self._check_labels(len(self.images))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a model is built from: num_classes, in_channels and image_size."""
+        return self._sizes(self.images.shape[1], self.images.shape[2])
 
     def to(self, device: torch.device | str) -> TensorSplit:
         """The same split on a device; its batches are then made there."""
@@ -99,15 +113,12 @@ class TensorSplit:
         self, indices: NDArray[np.int64], *, seed: int, epoch: int, augment: bool
     ) -> tuple[Tensor, Tensor]:
         """The samples `indices` (N,) -> images (N, C, H, W) float32, labels (N,) int64."""
-        chosen = torch.from_numpy(indices).to(self.images.device)
-        images = self.images[chosen]
-        if augment:
-            images = self.augmentation(images, indices, seed=seed, epoch=epoch)
-        return self.normalisation(images), self.labels[chosen]
+        images = self.images[torch.from_numpy(indices).to(self.images.device)]
+        return self._batch(images, indices, seed=seed, epoch=epoch, augment=augment)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FileSplit:
+class FileSplit(_Images):
     """Image files, decoded batch by batch to (3, size, size).
 
     Above 64 pixels training takes a random resized crop and a flip, evaluation the resized centre;
@@ -115,29 +126,16 @@ class FileSplit:
     """
 
     paths: Sequence[Path]
-    labels: Tensor
-    num_classes: int
     size: int
-    normalisation: Normalisation
-    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
     workers: int = 0
-    source: str = "images"
 
     def __post_init__(self) -> None:
-        check_labels(self.labels, len(self.paths), self.num_classes, self.source)
+        self._check_labels(len(self.paths))
 
     @property
     def sizes(self) -> dict[str, int]:
         """What a model is built from: num_classes, in_channels and image_size."""
-        return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.size}
-
-    @property
-    def truth(self) -> Tensor:
-        """The labels."""
-        return self.labels
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        return self._sizes(3, self.size)
 
     def to(self, device: torch.device | str) -> FileSplit:
         """Itself: files are decoded in host memory; move the batches."""
@@ -158,6 +156,4 @@ class FileSplit:
             boxes = list(random_boxes(sizes, indices, seed=seed, epoch=epoch))
         pixels = np.stack([self.decode(int(i), b) for i, b in zip(indices, boxes, strict=True)])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        if augment:
-            images = self.augmentation(images, indices, seed=seed, epoch=epoch)
-        return self.normalisation(images), self.labels[torch.from_numpy(indices)]
+        return self._batch(images, indices, seed=seed, epoch=epoch, augment=augment)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..files.whole import read_bytes
 from . import draws
 from .dataset import DataSet
-from .errors import DataError, reason
+from .errors import DataError, check_range, reason
 from .unpack import ERRORS, unpacked
 
 CONTEXT = 128  # characters; the default
@@ -53,10 +53,7 @@ class TextSplit:
                 f"and the next character at {self.offsets} offsets; need a longer text or a "
                 "smaller context"
             )
-        low, high = int(self.tokens.min()), int(self.tokens.max())
-        if low < 0 or high >= self.num_classes:
-            wrong, most = low if low < 0 else high, self.num_classes - 1
-            raise DataError(f"{self.source}: token {wrong} is out of range, need 0..{most}")
+        check_range(self.tokens, self.num_classes, self.source, "token")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -135,7 +132,12 @@ def _files(place: Path) -> list[Path]:
 def _read(path: Path) -> str:
     """The characters of a file, line ends as they are; DataError where it holds none."""
     try:
-        content = _unpacked(path) if path.suffix.lower() == ".gz" else read_bytes(path)
+        if path.suffix.lower() == ".gz":
+            most = max(_RATIO * path.stat().st_size, _SHORT)
+            with unpacked(path, most) as file:
+                content = file.read(most + 1)
+        else:
+            content = read_bytes(path)
     except ERRORS as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); replace or remove it") from None
     try:
@@ -148,9 +150,3 @@ def _read(path: Path) -> str:
     if not text:
         raise DataError(f"{path}: is empty; fill or remove it")
     return text
-
-
-def _unpacked(path: Path) -> bytes:
-    most = max(_RATIO * path.stat().st_size, _SHORT)
-    with unpacked(path, most) as file:
-        return file.read(most + 1)

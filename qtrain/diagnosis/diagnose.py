@@ -9,10 +9,10 @@ from dataclasses import replace
 from .. import checks
 from ..files.whole import there
 from ..inspection.monitor import Monitor
-from ..inspection.roles import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
+from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
 from ..inspection.rows import MonitorRow, read_monitor
 from ..recipe import OPERANDS
-from .rule import Rule
+from .figures import Rule
 from .rules import NOT_FINITE, RULES
 from .verdict import Finding, Verdict
 

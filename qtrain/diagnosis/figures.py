@@ -1,14 +1,18 @@
-"""What the records of one tensor say together: the figures that a verdict's rules look at."""
+"""What the records of one tensor say together: figures, and the rules that look at them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..inspection.detail import error_of_mean
 from ..inspection.distributions import VALUE_BINS
+from ..inspection.row import RESULTS, ROLES
 from ..inspection.rows import MonitorRow
 
+PRODUCTS = tuple(RESULTS.values())
+OPERANDS = tuple(role for role in ROLES if role not in PRODUCTS)
 #: The rows of one layer and role, in the order of steps.
 Series = Sequence[MonitorRow]
 #: A figure of each row; None for a row that has none.
@@ -151,3 +155,59 @@ def often(values: Values, *, smallest: bool = False) -> float | None:
 
 def _has_signal(row: MonitorRow) -> bool:
     return row.low != 0 or row.high != 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A figure of a tensor's records, and from where on it is a symptom.
+
+    symptom    its name, and what is said of it
+    roles      the roles that are looked at; by default every operand
+    values     the figure of each record
+    threshold  from where on it is a symptom
+    smallest   whether small values are bad, not large ones
+    over_all   takes one value from all records; None: what a quarter of them reaches, see
+               `often`
+    noise      the standard error of that value: five of them are added to the threshold
+    where      of which tensors it is a symptom; None: of all
+    base       severity at the threshold; `most`: the highest.  Severity is `base` and the decades
+               between threshold and value
+    error      whether it is an error of the rounding, from which the operand's products suffer
+    explains   symptoms of the same tensor that this one brings along, and that are not named beside
+    cause, remedy   with {layer} and {slot}, the operand's quantizer in a recipe
+    source     where the threshold comes from
+    """
+
+    symptom: str
+    roles: tuple[str, ...] = OPERANDS
+    values: Callable[[Series], Values]
+    threshold: float
+    smallest: bool = False
+    over_all: Callable[[Series], float | None] | None = None
+    noise: Callable[[Series], float] | None = None
+    where: Callable[[Series], bool] | None = None
+    base: float = 0.0
+    most: float = 3.0
+    error: bool = True
+    explains: tuple[str, ...] = ()
+    cause: str
+    remedy: str
+    source: str
+
+    def value(self, rows: Series) -> float | None:
+        """The figure over all records; None where no record has it."""
+        if self.over_all is not None:
+            return self.over_all(rows)
+        return often(self.values(rows), smallest=self.smallest)
+
+    def limit(self, rows: Series) -> float:
+        """The threshold, and what noise alone may add to it."""
+        return self.threshold + (5 * self.noise(rows) if self.noise is not None else 0.0)
+
+    def severity(self, value: float, limit: float) -> float:
+        """0 to `most`; below 0: no symptom."""
+        bad, good = (limit, value) if self.smallest else (value, limit)
+        if bad <= good:
+            return -1.0
+        decades = math.log10(bad / good) if good > 0 and math.isfinite(bad) else self.most
+        return min(self.base + decades, self.most)

@@ -14,7 +14,7 @@ from quantizers import OFF, Off
 
 from ..checks import choice
 from ..inspection.probes import FULL
-from ..inspection.roles import OPERAND_ROLES, RESULTS, SLOT_OF
+from ..inspection.row import OPERAND_ROLES, RESULTS, SLOT_OF
 from ..layers.attention import QMultiheadAttention
 from ..products.module import QProduct, products_of
 from ..products.operations import KINDS, Kind

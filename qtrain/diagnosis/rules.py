@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-from ..inspection.roles import RESULTS, ROLES
+from ..inspection.row import ROLES
 from . import figures as series
-from .rule import Rule
+from .figures import Rule
 
-PRODUCTS = tuple(RESULTS.values())
-OPERANDS = tuple(role for role in ROLES if role not in PRODUCTS)
 NOT_FINITE = "not finite"
 
 _ERRORS = (
@@ -34,7 +32,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="dead scale",
-        roles=OPERANDS,
         values=series.lost,
         threshold=0.9,
         base=2.0,
@@ -46,7 +43,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="stale range",
-        roles=OPERANDS,
         values=series.stale,
         threshold=2.0,
         base=0.5,
@@ -58,7 +54,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="range too narrow",
-        roles=OPERANDS,
         values=series.field("reach"),
         where=series.loses,
         threshold=3.0,
@@ -71,7 +66,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="clipped",
-        roles=OPERANDS,
         values=series.field("clipped"),
         threshold=0.15,
         explains=("gain", "saturated", "too few bits"),
@@ -81,7 +75,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="range too wide",
-        roles=OPERANDS,
         values=series.room,
         threshold=1 / 64,
         smallest=True,
@@ -93,7 +86,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="excess error",
-        roles=OPERANDS,
         values=series.field("spread"),
         threshold=1.0,
         explains=("biased rounding", "shared noise", "gain", "too few bits"),
@@ -103,7 +95,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="shared noise",
-        roles=OPERANDS,
         values=series.field("shared"),
         over_all=series.mean("shared"),
         noise=series.noise_of_mean("shared_error"),
@@ -116,7 +107,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="biased rounding",
-        roles=OPERANDS,
         values=series.field("offset"),
         over_all=series.mean("offset", abs),
         noise=series.noise_of_mean("offset_error"),
@@ -143,7 +133,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="underflow",
-        roles=OPERANDS,
         values=series.kept,
         threshold=0.02,
         smallest=True,
@@ -156,7 +145,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="saturated",
-        roles=OPERANDS,
         values=series.field("saturated"),
         threshold=0.75,
         most=1.0,
@@ -193,7 +181,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         symptom="outlier channels",
-        roles=OPERANDS,
         values=series.field("outlier"),
         threshold=30.0,
         most=1.0,

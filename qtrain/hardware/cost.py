@@ -2,19 +2,117 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from quantizers import FloatFormat, IntFormat, QTensor, fp32
+from quantizers.formats import NAMED
+
 from .. import checks
 from ..conversion.watch import rehearsed
 from ..inspection.probes import watchable
+from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
-from .counter import Counter
+from ..products.product import Product
+from ..recipe import OPERANDS, Recipe
 from .energy import SZE2017, EnergyTable
 from .report import CostReport, CostRow
+
+_DTYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+
+
+@dataclass
+class Sums:
+    """What a row needs, summed over every call of a layer."""
+
+    macs: int = 0
+    moved_bits: int = 0
+    stored_bits: int = 0
+
+    def add(self, macs: int, operands: Sequence[int], result: int, *, stores: bool) -> None:
+        """One call; operands, result: their bits; stores: the second was kept since the forward."""
+        self.macs += macs
+        self.moved_bits += sum(operands) + result
+        self.stored_bits += operands[1] if stores else 0
+
+
+@dataclass
+class Counter(Probe):
+    """The probe of one layer.
+
+    sums: (product, formats of its operands) -> what they sum up to, as they are and in fp32
+    """
+
+    recipe: Recipe
+    sums: dict[tuple[Kind, str, str], tuple[Sums, Sums]] = field(default_factory=dict)
+
+    def result(self, product: Computed) -> None:
+        kind, (a, b) = product.kind, product.operands
+        own, exact = self.sums.setdefault((kind, _format(a), _format(b)), (Sums(), Sums()))
+        macs, stores, elements = _macs(product), kind != "forward", product.result.numel()
+        bits = [
+            _bits(q, self.recipe.slots[kind, operand].quantizer)
+            for q, operand in zip((a, b), OPERANDS[kind], strict=True)
+        ]
+        own.add(macs, bits, elements * self._result_bits(kind, product.dtype), stores=stores)
+        wide = [32 * a.elements.numel(), 32 * b.elements.numel()]
+        exact.add(macs, wide, 32 * elements, stores=stores)
+
+    def _result_bits(self, kind: Kind, dtype: torch.dtype) -> int:
+        """Of an element of a product's result, as it is handed on."""
+        if kind == "forward" and self.recipe.activation is not None:
+            return self.recipe.activation.bits
+        return 8 * (self.recipe.units[kind] or dtype).itemsize
+
+
+def _macs(product: Computed) -> int:
+    """Multiplications of a product.
+
+    output = input (x) weight is a sum of terms input * weight, and each backward product
+    differentiates it: all three multiply as often, each weight once at each position it meets.
+    """
+    a, b = (q.elements for q in product.operands)
+    kind, result = product.kind, product.result
+    shapes = {
+        "forward": (a, b, result),
+        "grad_input": (result, b, a),
+        "grad_weight": (b, result, a),
+    }
+    input, weight, output = (x.shape for x in shapes[kind])
+    return math.prod(weight) * math.prod(
+        Product(product.operation, "grad_weight").terms(output, input)
+    )
+
+
+def _format(q: QTensor) -> str:
+    """What hardware needs to know of an operand's format; its dtype where it is not quantized."""
+    if isinstance(q.format, IntFormat):
+        return f"int{q.format.bits}"
+    if isinstance(q.format, FloatFormat):
+        named = NAMED.get(q.format.name) == q.format
+        return q.format.name if named else f"e{q.format.exponent}m{q.format.mantissa}"
+    return _DTYPES.get(q.values_dtype, str(q.values_dtype))
+
+
+def _bits(q: QTensor, quantizer: object) -> int:
+    """Of an operand in memory: elements, scales in the quantizer's scale format, zero points in
+    the elements' own."""
+    each = 8 * q.elements.element_size() if q.format is None else q.format.bits
+    scales = 0 if q.scale is None else q.scale.numel()
+    points = 0 if q.zero_point is None else q.zero_point.numel()
+    scale_format = getattr(quantizer, "scale_format", fp32)
+    return (q.elements.numel() + points) * each + scales * int(scale_format.bits)
 
 
 def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs: Any) -> CostReport:
@@ -68,25 +166,14 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             f"layer"
         )
     return CostReport(
-        tuple(
-            _row(name, kind, a, b, sums.macs, sums.moved_bits, sums.stored_bits, table)
-            for name, (kind, a, b), sums in found
-        ),
-        tuple(
-            _row(
-                name, kind, "fp32", "fp32", sums.macs, sums.fp32_moved_bits,
-                sums.fp32_stored_bits, table,
-            )
-            for name, (kind, _, _), sums in found
-        ),
+        tuple(_row(name, *key, own, table) for name, key, (own, _) in found),
+        tuple(_row(name, key[0], "fp32", "fp32", fp32, table) for name, key, (_, fp32) in found),
         watch.outside,
         watch.never_ran(),
-    )  # fmt: skip
+    )
 
 
-def _row(
-    layer: str, kind: Kind, a: str, b: str, macs: int, moved: int, stored: int, table: EnergyTable
-) -> CostRow:
+def _row(layer: str, kind: Kind, a: str, b: str, sums: Sums, table: EnergyTable) -> CostRow:
     unit = table.unit(a, b)
     return CostRow(
         layer=layer,
@@ -94,11 +181,11 @@ def _row(
         a=a,
         b=b,
         accumulator=unit.accumulator,
-        macs=macs,
-        moved_bytes=moved / 8,
-        stored_bytes=stored / 8,
-        energy_pj=macs * (unit.multiply.pj + unit.add.pj),
-        add_pj=macs * unit.add.pj,
+        macs=sums.macs,
+        moved_bytes=sums.moved_bits / 8,
+        stored_bytes=sums.stored_bits / 8,
+        energy_pj=sums.macs * (unit.multiply.pj + unit.add.pj),
+        add_pj=sums.macs * unit.add.pj,
         estimated=" ".join(unit.estimated),
         table=table.name,
     )

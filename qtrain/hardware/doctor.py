@@ -16,7 +16,7 @@ from ..conversion.quantize import quantize
 from ..products.engines.choice import ENGINES
 from ..recipes import int8
 from ..reports.table import Table, wrapped
-from .environment import environment, package_version
+from .environment import environment
 
 #: a module of kernels for each kind of device, and what it is made with
 _KERNELS = {
@@ -35,20 +35,19 @@ def doctor() -> str:
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     lines = [f"{name}: {value}" for name, value in environment(devices[-1]).items()]
     for where, (package, module) in _KERNELS.items():
-        lines += wrapped(
-            f"{where} kernels: {package} {package_version(package)}, {_kernels(module)}"
-        )
+        lines += wrapped(f"{where} kernels: {_kernels(package, module)}")
     for device in devices:
         lines += ["", *_engines(device), *_layer(device)]
     return "\n".join(lines)
 
 
-def _kernels(module: str) -> str:
+def _kernels(package: str, module: str) -> str:
     try:
+        version = importlib.import_module(package).__version__
         importlib.import_module(module)
     except Exception as error:
         return f"none, plain torch serves ({type(error).__name__}: {error})"
-    return "found"
+    return f"{package} {version}"
 
 
 def _engines(device: torch.device) -> list[str]:

@@ -176,7 +176,12 @@ class EnergyTable:
     def unit(self, a: str, b: str) -> MultiplyAdd:
         """The unit that multiplies formats `a` and `b`; ValueError for what cannot be had."""
         name = multiplier(a, b)
-        accumulator = _found(name, self.accumulators) or _exact(width(a), width(b))
+        accumulator = _found(name, self.accumulators)
+        if accumulator is None:  # what the simulation sums in
+            one, two = width(a), width(b)
+            accumulator = f"int{max(32, one.bits + two.bits + 16)}"
+            if one.floating or two.floating:
+                accumulator = "fp64" if 64 in (one.bits, two.bits) else "fp32"
         estimated = []
         costs = []
         for operation, wanted, known in (
@@ -216,13 +221,6 @@ def _found(name: str, entries: Mapping[str, T]) -> T | None:
     if name in entries:
         return entries[name]
     return entries.get(" x ".join(reversed(name.split(" x "))))
-
-
-def _exact(a: Width, b: Width) -> str:
-    """The format in which the simulation sums products of a and b."""
-    if a.floating or b.floating:
-        return "fp64" if 64 in (a.bits, b.bits) else "fp32"
-    return f"int{max(32, a.bits + b.bits + 16)}"
 
 
 #: 45 nm; V. Sze et al., "Efficient processing of deep neural networks", Proc. IEEE 2017, after M.

@@ -1,12 +1,12 @@
-"""What a run ran on: versions, machine, threads. Results repeat exactly only on the same."""
+"""What a run ran on: versions, machine, threads.  Results repeat exactly only on the same."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
+import numpy
 import torch
 
 from ..files.plain_json import read
@@ -23,7 +23,7 @@ def environment(device: torch.device) -> dict[str, str]:
     return {
         "qtrain": VERSION,
         "torch": str(torch.__version__),  # with what it was built for, which its package may lack
-        "numpy": package_version("numpy"),
+        "numpy": numpy.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "machine": platform.machine(),
@@ -51,14 +51,6 @@ def changed(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         for name in DECISIVE
         if stored.get(name) != now[name]
     ]
-
-
-def package_version(package: str) -> str:
-    """An installed package's version."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "not installed"
 
 
 def _processor() -> str:

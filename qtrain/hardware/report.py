@@ -10,10 +10,9 @@ from pathlib import Path
 
 from .. import checks
 from ..inspection.report import Report
-from ..inspection.roles import RESULTS
+from ..inspection.row import RESULTS
 from ..products.operations import KINDS, Kind
-from ..reports.panels import Line, Panel
-from ..reports.plots import plot
+from ..reports.plots import Line, Panel, plot
 from ..reports.rows import save_rows
 from ..reports.table import Table, wrapped
 from .energy import multiplier

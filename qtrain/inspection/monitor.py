@@ -95,7 +95,7 @@ class Monitor:
         self._open: dict[str, Recorder] = {}
         self._ends = StepEnds(self._model)
         # whoever forgets a monitor is rid of it
-        self._off = weakref.finalize(self, _take_off, listen(self), self._open, self._products)
+        self._off = weakref.finalize(self, _clear, listen(self.stepped), self._open, self._products)
         self._attach()
 
     @property
@@ -197,7 +197,7 @@ class Monitor:
         self._record.load_state_dict(state)
         _detach(self._open, self._products)
         self._step = step
-        self._ends.forget()
+        self._ends = StepEnds(self._model)
         self._attach()
 
     def close(self) -> None:
@@ -236,7 +236,7 @@ def _detach(recorders: dict[str, Recorder], products: _Products) -> None:
     recorders.clear()
 
 
-def _take_off(handle: RemovableHandle, recorders: dict[str, Recorder], products: _Products) -> None:
+def _clear(handle: RemovableHandle, recorders: dict[str, Recorder], products: _Products) -> None:
     handle.remove()
     _detach(recorders, products)
 

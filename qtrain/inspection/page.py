@@ -13,8 +13,7 @@ from ..reports.page.shell import Section, page, part, save
 from ..reports.table import Cell, Table
 from .figures import FIGURES
 from .page_pictures import Picture, code_picture, error_picture, value_picture
-from .roles import ROLES
-from .row import Row, layers_of, roles_of, worst_first
+from .row import ROLES, Row, layers_of, roles_of, worst_first
 from .rows import MonitorRow
 
 #: What, (value, unit) in lines, remark.

@@ -48,11 +48,13 @@ def value_picture(counts: Sequence[int]) -> Picture:
     positive = counts[middle + low - LOWEST + 1 : middle + high - LOWEST + 2]
     negative = counts[middle - (high - LOWEST + 1) : middle - (low - LOWEST)]
     zero = counts[middle]
+    both = [a + b for a, b in zip(reversed(negative), positive, strict=True)]
+    mode = low + both.index(max(both))
     shown = [*(negative if any(negative) else ()), zero, *positive]
     place = len(negative) if any(negative) else 0
     text = (
         f"magnitudes from {_binade(low)} to {_binade(high)}, most between "
-        f"{power(_mode(negative, positive, low))} and twice that; {percent(zero / total)} % zero, "
+        f"{power(mode)} and twice that; {percent(zero / total)} % zero, "
         f"{percent(sum(negative) / total)} % negative"
     )
     ends = [(0, "start", f"−{power(high + 1)}")] if any(negative) else []
@@ -108,11 +110,6 @@ def _binade(exponent: int) -> str:
     if exponent == LOWEST:
         return f"{power(exponent)} or less"
     return f"{power(exponent)} or more" if exponent == HIGHEST else power(exponent)
-
-
-def _mode(negative: Sequence[int], positive: Sequence[int], low: int) -> int:
-    both = [a + b for a, b in zip(reversed(negative), positive, strict=True)]
-    return low + both.index(max(both))
 
 
 def _bars(counts: Sequence[int], special: dict[int, str]) -> _Paths:

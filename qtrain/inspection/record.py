@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..reports.panels import Line, Panel
+from ..reports.plots import Line, Panel
 from .detail import Detail
 from .figures import MONITORED, computed
 from .recorder import Recorder
-from .roles import ROLES
+from .row import ROLES
 from .rows import MonitorRow, dumped, parsed
 from .weight_watch import HISTORY, oscillation
 

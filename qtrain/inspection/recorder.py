@@ -18,7 +18,7 @@ from ..recipe import OPERANDS
 from .detail import Detail
 from .figures import Sums
 from .pair import TensorPair
-from .roles import OPERAND_ROLES, RESULTS, ROLES
+from .row import OPERAND_ROLES, RESULTS, ROLES
 from .sampling import sampled
 from .weight_watch import WeightWatch, parameter
 
@@ -106,7 +106,7 @@ class Recorder(Probe):
     def _add(self, role: str, x: Tensor, q: Tensor | QTensor) -> Sums:
         sums = self.sums.setdefault(role, Sums())
         if self.limit is not None:
-            x, q = sampled(x, q, limit=self.limit)  # type: ignore[assignment]
+            x, q = sampled(x, self.limit), sampled(q, self.limit)  # type: ignore[type-var]
         pair, quantized = TensorPair(x, q), isinstance(q, QTensor)
         sums.add(pair, quantized=quantized)
         if self.limit is not None:

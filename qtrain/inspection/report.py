@@ -13,8 +13,7 @@ from textwrap import fill
 from .. import checks
 from ..files.terminal import printable
 from ..reports.numbers import decibels, short
-from ..reports.panels import Line, Panel
-from ..reports.plots import plot
+from ..reports.plots import Line, Panel, plot
 from ..reports.rows import save_rows
 from ..reports.table import WIDTH, Table, wrapped
 from .figures import FIGURES

@@ -1,4 +1,5 @@
-"""The row of a report, the error of one tensor of one layer; and what many rows hold together."""
+"""The row of a report, the error of one tensor of one layer; the names of its roles, and what many
+rows hold together."""
 
 from __future__ import annotations
 
@@ -6,6 +7,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+from ..products.operations import KINDS, Kind
+from ..recipe import OPERANDS, SLOTS
+
+#: the role under which each operand slot is reported
+OPERAND_ROLES = {
+    (product, operand): operand if product == "forward" else f"{operand} ({product})"
+    for product, operand in SLOTS
+}
+#: the same, by role
+SLOT_OF = {role: slot for slot, role in OPERAND_ROLES.items()}
+#: the role under which each product's result is reported
+RESULTS: dict[Kind, str] = {
+    "forward": "output",
+    "grad_input": "grad_input",
+    "grad_weight": "grad_weight",
+}
+#: The order in which a layer's roles are listed.
+ROLES: tuple[str, ...] = tuple(
+    role
+    for kind in KINDS
+    for role in (*(OPERAND_ROLES[kind, operand] for operand in OPERANDS[kind]), RESULTS[kind])
+)
+
 
 _Row = TypeVar("_Row", bound="Row")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from .. import checks
-from ..files import checked_lines
-from ..files.plain_json import parse
+from ..files import plain_json
 from ..files.whole import read_bytes, write_atomically
 from ..reports.rows import strict, typed
 from .figures import FIGURES
@@ -79,7 +78,7 @@ def dumped(rows: Sequence[MonitorRow]) -> str:
 
 def parsed(text: str) -> list[MonitorRow]:
     """The rows that `dumped` wrote, bit for bit; ValueError for other text."""
-    return [_row(parse(line)) for line in text.splitlines()]
+    return [_row(plain_json.parse(line)) for line in text.splitlines()]
 
 
 def _plain(row: MonitorRow) -> dict[str, Any]:
@@ -94,31 +93,26 @@ def _row(line: object) -> MonitorRow:
 
 
 def save_rows(path: Path, header: Mapping[str, Any], rows: Sequence[MonitorRow]) -> None:
-    """Write the header and the rows atomically, each with a checksum (see `checked_lines`), the
+    """Write the header and the rows atomically, each with a checksum (see `plain_json`), the
     header with their number; ValueError for a path of another ending."""
     if path.suffix != ".jsonl":
         raise ValueError(f"save: got {str(path)!r}, need a path that ends in .jsonl")
     text, checksum = [], 0
     for values in ({**header, "rows": len(rows)}, *map(_plain, rows)):
-        line, checksum = checked_lines.line(values, checksum)
+        line, checksum = plain_json.line(values, checksum)
         text.append(line)
     write_atomically(path, lambda file: file.writelines(text))
-
-
-def monitor_lines(path: str | os.PathLike[str]) -> list[Any]:
-    """The values of every line behind the header; ValueError for a file of something else."""
-    (header, *rows), _ = checked_lines.lines(read_bytes(path) or b"null")
-    if not isinstance(header, dict) or header.get("kind") != "monitor":
-        raise ValueError("no header")
-    if header.get("rows", len(rows)) != len(rows):
-        raise ValueError(f"{len(rows)} rows, but the header says {header['rows']!r:.20}")
-    return rows
 
 
 def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
     """The rows of a file that `Monitor.save` wrote; ValueError for another file."""
     path = checks.path("path", path)
     try:
-        return [_row(line) for line in monitor_lines(path)]
+        (header, *rows), _ = plain_json.lines(read_bytes(path) or b"null")
+        if not isinstance(header, dict) or header.get("kind") != "monitor":
+            raise ValueError("no header")
+        if header.get("rows", len(rows)) != len(rows):
+            raise ValueError(f"{len(rows)} rows, but the header says {header['rows']!r:.20}")
+        return [_row(line) for line in rows]
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no record of a Monitor ({error})") from error

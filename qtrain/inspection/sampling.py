@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from quantizers import QTensor
+
+_Sampled = TypeVar("_Sampled", Tensor, QTensor)
 
 
 def places(count: int, limit: int, device: torch.device) -> Tensor:
@@ -45,25 +48,20 @@ def block(x: Tensor, q: QTensor, at: tuple[slice, ...]) -> tuple[Tensor, QTensor
     return x[at], QTensor(q.elements[at], scale, zero_point, q.format, (1,) * x.dim())
 
 
-def sampled(x: Tensor, *others: Tensor | QTensor, limit: int) -> list[Tensor | QTensor]:
-    """The tensors, all of x's shape, at the same `limit` places, flat; whole where x has no more
-    elements.  A quantized one keeps its only scale and zero point, or has one for each element."""
-    if x.numel() <= limit:
-        return [x, *others]
-    at = places(x.numel(), limit, x.device)
-
-    def side(q: QTensor, compact: Tensor | None) -> Tensor | None:
-        if compact is None:
-            return None
-        if compact.numel() == 1:
-            return compact.reshape(1)
-        return q.spread(compact).expand(x.shape).take(at)
-
-    def some(t: Tensor | QTensor) -> Tensor | QTensor:
-        if isinstance(t, Tensor):
-            return t.take(at)
-        block = limit if t.scale is None or t.scale.numel() == 1 else 1
-        scale, zero_point = side(t, t.scale), side(t, t.zero_point)
-        return QTensor(t.elements.take(at), scale, zero_point, t.format, (block,))
-
-    return [some(t) for t in (x, *others)]
+def sampled(x: _Sampled, limit: int) -> _Sampled:
+    """A tensor at `limit` places, flat; whole where it has no more elements.  A quantized one keeps
+    its only scale and zero point, or has one for each element."""
+    elements = x if isinstance(x, Tensor) else x.elements
+    if elements.numel() <= limit:
+        return x
+    at = places(elements.numel(), limit, elements.device)
+    if isinstance(x, Tensor):
+        return x.take(at)
+    one = x.scale is None or x.scale.numel() == 1
+    sides = [x.scale, x.zero_point]
+    for i, side in enumerate(sides):
+        if side is not None:
+            single = side.numel() == 1
+            sides[i] = side.reshape(1) if single else x.spread(side).expand(elements.shape).take(at)
+    scale, zero_point = sides
+    return QTensor(elements.take(at), scale, zero_point, x.format, (limit if one else 1,))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import checks
-from ..copies import detached
+from ..copies import detached, random_state_kept
 
 Loss = Callable[..., Tensor]
 #: the target that torch's cross-entropy leaves out
@@ -95,6 +95,16 @@ def step(caller: str, model: nn.Module, inputs: Any, targets: Any, loss: Loss) -
             raise ValueError(f"{caller}: the loss must be one number, got {value!r}")
         _differentiate(model, value.reshape(()), pairs)
     return value.detach().reshape(())
+
+
+def rehearse(caller: str, model: nn.Module, inputs: Any, targets: Any, loss: Loss | None) -> None:
+    """`step`, or without a loss the forward alone, with all random state as it was."""
+    with random_state_kept():
+        if loss is not None:
+            step(caller, model, inputs, targets, loss)
+        else:
+            with torch.no_grad():
+                called(model, inputs)
 
 
 def called(model: nn.Module, inputs: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -26,10 +27,6 @@ class StepEnds:
         #: of each optimizer: how many steps had ended after its last update
         self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
-    def forget(self) -> None:
-        """Begin with no optimizer known."""
-        self._seen.clear()
-
     def ended_by(self, optimizer: Optimizer, ended: int) -> bool:
         """Whether this update ends a step, after `ended` others."""
         if in_backward() or not (optimizer in self._seen or self._trains(optimizer)):
@@ -43,18 +40,14 @@ class StepEnds:
         return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
 
-class Listener(Protocol):
-    def stepped(self, optimizer: Optimizer) -> None:
-        """An optimizer, of any model, has made an update."""
+def listen(stepped: Callable[[Optimizer], None]) -> RemovableHandle:
+    """Call a method after every update of any model, for as long as somebody else holds its
+    object."""
+    reference = weakref.WeakMethod(stepped)
 
-
-def listen(listener: Listener) -> RemovableHandle:
-    """Tell `listener` of every update, for as long as somebody else holds it."""
-    reference = weakref.ref(listener)
-
-    def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         found = reference()
         if found is not None:
-            found.stepped(optimizer)
+            found(optimizer)
 
-    return register_optimizer_step_post_hook(stepped)
+    return register_optimizer_step_post_hook(hook)

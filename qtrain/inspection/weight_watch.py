@@ -31,21 +31,16 @@ class WeightWatch:
     def __init__(self, weight: Tensor, q: QTensor, limit: int) -> None:
         self._weight, self._limit = weight.detach(), limit
         self._version = weight._version
-        before, part = sampled(weight.detach(), q, limit=limit)
-        assert isinstance(before, Tensor) and isinstance(part, QTensor)
-        self._before = before.clone()
-        self._steps = TensorPair(before, part).step
-        _, some = sampled(weight.detach(), q, limit=FOLLOWED)
-        assert isinstance(some, QTensor)
-        self.codes: list[int] = numbered(some).flatten().tolist()
+        self._before = sampled(weight.detach(), limit).clone()
+        self._steps = TensorPair(self._before, sampled(q, limit)).step
+        self.codes: list[int] = numbered(sampled(q, FOLLOWED)).flatten().tolist()
 
     def update(self) -> float | None:
         """The mean distance that the weights have moved since, in quantization steps; None where
         they have not been written to."""
         if self._weight._version == self._version:
             return None
-        (now,) = sampled(self._weight, limit=self._limit)
-        assert isinstance(now, Tensor)
+        now = sampled(self._weight, self._limit)
         moved = (now.double() - self._before.double()).abs() / self._steps
         moved = moved[torch.isfinite(moved)]
         return moved.mean().item() if moved.numel() else None

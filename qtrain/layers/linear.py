@@ -26,7 +26,8 @@ class OneLine:
     """Shows a converted layer in one line: torch's own, and the name of its recipe."""
 
     def __repr__(self: QuantizedLayer) -> str:
-        return f"{type(self).__name__}({self.extra_repr()}; {self.product.recipe.name})"
+        parts = filter(None, (self.extra_repr(), self.product.recipe.name))
+        return f"{type(self).__name__}({'; '.join(parts)})"
 
 
 class QLinear(OneLine, nn.Linear):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..products.module import QProduct, Shapes
 from ..products.operations import BatchedMatmul
+from .linear import OneLine
 
 #: input, canonical weight and output of a matrix product of activations: every size may change
 ANY_SHAPES: Shapes = ((None,) * 3, (None,) * 3, (None,) * 3)
@@ -29,7 +30,7 @@ class Matmul(nn.Module):
         return torch.matmul(input, other)
 
 
-class QMatmul(Matmul):
+class QMatmul(OneLine, Matmul):
     """Matmul whose three products follow a recipe."""
 
     product: QProduct
@@ -51,9 +52,6 @@ class QMatmul(Matmul):
     def products(module: nn.Module) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
         return {"product": ANY_SHAPES}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.product.recipe.name})"
 
 
 def matmul(product: QProduct, input: Tensor, other: Tensor) -> Tensor:

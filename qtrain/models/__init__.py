@@ -2,8 +2,8 @@
 
 from .blocks import BasicBlock as BasicBlock
 from .blocks import Bottleneck as Bottleneck
-from .charlstm import CharLSTM as CharLSTM
-from .chartransformer import CharTransformer as CharTransformer
+from .characters import CharLSTM as CharLSTM
+from .characters import CharTransformer as CharTransformer
 from .mlp import mlp as mlp
 from .registry import get as get
 from .registry import names as names

@@ -8,8 +8,7 @@ from torch import nn
 
 from .. import checks
 from ..data import Kind
-from .charlstm import CharLSTM
-from .chartransformer import CharTransformer
+from .characters import CharLSTM, CharTransformer
 from .mlp import mlp
 from .resnet import Stem, resnet18, resnet20, resnet34, resnet50, resnet56
 from .vgg import vgg11
@@ -21,22 +20,23 @@ def _stem(image_size: int) -> Stem:
     return "cifar" if image_size <= SMALL_IMAGE else "imagenet"
 
 
-#: name -> the network of (num_classes, in_channels, image_size)
-_IMAGES: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "mlp": lambda n, c, size: mlp(num_classes=n, in_channels=c, image_size=size),
-    "vgg11": lambda n, c, _: vgg11(num_classes=n, in_channels=c),
-    "resnet18": lambda n, c, size: resnet18(num_classes=n, in_channels=c, stem=_stem(size)),
-    "resnet34": lambda n, c, size: resnet34(num_classes=n, in_channels=c, stem=_stem(size)),
-    "resnet50": lambda n, c, size: resnet50(num_classes=n, in_channels=c, stem=_stem(size)),
-    "resnet20": lambda n, c, _: resnet20(num_classes=n, in_channels=c),
-    "resnet56": lambda n, c, _: resnet56(num_classes=n, in_channels=c),
+#: kind -> name -> the network of num_classes and of what else fits the kind: see `_SIZES`
+_MODELS: dict[Kind, dict[str, Callable[..., nn.Module]]] = {
+    "images": {
+        "mlp": mlp,
+        "vgg11": lambda image_size, **sizes: vgg11(**sizes),
+        "resnet18": lambda image_size, **sizes: resnet18(**sizes, stem=_stem(image_size)),
+        "resnet34": lambda image_size, **sizes: resnet34(**sizes, stem=_stem(image_size)),
+        "resnet50": lambda image_size, **sizes: resnet50(**sizes, stem=_stem(image_size)),
+        "resnet20": lambda image_size, **sizes: resnet20(**sizes),
+        "resnet56": lambda image_size, **sizes: resnet56(**sizes),
+    },
+    "text": {
+        "charlstm": lambda context, **sizes: CharLSTM(**sizes),
+        "chartransformer": CharTransformer,
+    },
 }
-#: name -> the network of (num_classes, context)
-_TEXT: dict[str, Callable[[int, int], nn.Module]] = {
-    "charlstm": lambda n, _: CharLSTM(num_classes=n),
-    "chartransformer": lambda n, context: CharTransformer(num_classes=n, context=context),
-}
-_KINDS: dict[str, Kind] = {**dict.fromkeys(_IMAGES, "images"), **dict.fromkeys(_TEXT, "text")}
+_KINDS: dict[str, Kind] = {name: kind for kind, own in _MODELS.items() for name in own}
 #: What `get` takes beside num_classes.
 _SIZES: dict[Kind, tuple[str, ...]] = {
     "images": ("in_channels", "image_size"),
@@ -75,9 +75,6 @@ def get(
             f"{got}; models of images: {', '.join(names('images'))}; of text: "
             f"{', '.join(names('text'))}"
         )
-    if context is not None:
-        checks.integer("context", context, low=1)
-        return _TEXT[name](num_classes, context)
-    assert in_channels is not None
-    size = checks.integer("image_size", image_size, low=1)
-    return _IMAGES[name](num_classes, in_channels, size)
+    for what in given.keys() - {"in_channels"}:  # which every network of images checks
+        checks.integer(what, given[what], low=1)
+    return _MODELS[kind][name](num_classes=num_classes, **given)

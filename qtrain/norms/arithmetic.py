@@ -13,7 +13,7 @@ from torch import Tensor
 from quantizers import FloatFormat, fp32, round_to
 from quantizers.numbers import divided
 
-from ..checks import choice, refuse
+from ..checks import choice, instance
 
 #: computed in fp32 and rounded once, +, -, *, / and sqrt are those of a format of so few mantissa
 #: bits (Figueroa 1995: 24 >= 2 * 11 + 2 significant bits)
@@ -42,8 +42,7 @@ class Arithmetic:
 
     def __post_init__(self) -> None:
         for name, got in (("format", self.format), ("accumulator", self.accumulator)):
-            if not isinstance(got, FloatFormat):
-                refuse(f"arithmetic.{name}", got, "a FloatFormat")
+            instance(f"arithmetic.{name}", got, FloatFormat, "a FloatFormat")
             if (got.mantissa > _MANTISSA and got != fp32) or not (got.signed and got.zero):
                 raise ValueError(
                     f"arithmetic.{name}: got {got}, need fp32 or a signed format with a zero and "

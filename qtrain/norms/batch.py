@@ -11,10 +11,9 @@ from quantizers import Off, bf16, fp16
 
 from ..autograd.selective import unseen
 from .deferred import DEFERRED, Deferred
-from .functions import Normalize
 from .module import QNorm, Slots, role_slots
 from .normalize import Form, channels, folded
-from .operations import normalize
+from .operations import Normalize, normalize
 from .passes import Channels, others, wide
 from .ranks import Ranks, ranks_of
 from .recipe import NormRecipe
@@ -36,7 +35,6 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
 
     @staticmethod
     def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
-        """The quantizers of a torch batch-norm and the shapes they meet."""
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         space = (None,) * _SPACE[type(module)]
         return role_slots(recipe, (None, module.num_features, *space), (module.num_features,))
@@ -158,10 +156,8 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         self._check(input)
         count = self._count(input, None)
         self._begin(input)
-        form = Form(
-            recipe.deviation, recipe.statistics_gradient, self.eps, True, activation,
-            input.dtype, deferred, spec,
-        )  # fmt: skip
+        form = self._form(input.dtype, None)
+        form = form._replace(relu=True, activation=activation, deferred=deferred, spec=spec)
         output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
         self._track(mean, sigma, count)
         if deferred:

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from quantizers import FloatFormat, Off, QuantizerLike, fold
+from quantizers import FloatFormat, Off, QuantizerLike, fold, round_to
 from quantizers.protocol import quantized, straight_through
 from quantizers.ranges import State
 
+from ..autograd.function_output import function_output
 from ..layer_state import LayerState, Slot, rank
-from .functions import QuantizeGradient, Rounded, StraightThrough
+from .recipe import ROLES as ROLES
 from .recipe import NormRecipe
 
-ROLES = ("input", "weight", "bias", "grad_output")
 Slots = dict[Slot, tuple[QuantizerLike, Sequence[int | None]]]
 
 
@@ -44,7 +45,7 @@ class QNorm(nn.Module):
 
     @staticmethod
     def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
-        """`role_slots` of a torch norm of this kind."""
+        """The quantizers of a torch norm of this kind and the shapes they meet: `role_slots`."""
         raise NotImplementedError
 
     @staticmethod
@@ -119,3 +120,57 @@ class QNorm(nn.Module):
         torch_part: str = super().extra_repr()
         deviation = str(self.recipe.deviation)
         return f"{torch_part}; {deviation}" if torch_part else deviation
+
+
+class StraightThrough(torch.autograd.Function):
+    """`value`, the quantized x, with the gradient that the quantizer passes to x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, value: Tensor, quantizer: QuantizerLike, state: State | None
+    ) -> Tensor:
+        ctx.quantizer, ctx.state, ctx.dtype = quantizer, state, x.dtype
+        ctx.save_for_backward(*(() if straight_through(quantizer) else (x,)))
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if not straight_through(ctx.quantizer):
+            grad_output = ctx.quantizer.backward(grad_output, ctx.saved_tensors[0], ctx.state)
+        return grad_output.to(ctx.dtype), None, None, None
+
+
+class Rounded(torch.autograd.Function):
+    """x rounded to a format, straight-through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: FloatFormat) -> Tensor:
+        return function_output(round_to(x, fmt))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_output, None
+
+
+class QuantizeGradient(torch.autograd.Function):
+    """x, and the gradient quantized on its way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        quantizer: QuantizerLike,
+        key: Tensor | None,
+        state: State | None,
+        training: bool,
+    ) -> Tensor:
+        ctx.quantizer, ctx.key, ctx.state, ctx.training = quantizer, key, state, training
+        return x.clone()  # a view could not be written into, as by ReLU(inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        quantized = ctx.quantizer(grad_output, key=ctx.key, state=ctx.state, training=ctx.training)
+        return quantized.dequantize().to(grad_output.dtype), None, None, None, None

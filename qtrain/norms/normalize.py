@@ -71,7 +71,8 @@ def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Te
 
 
 class Normalized(NamedTuple):
-    """A norm's output, mean and sigma (C,), and where sigma's gradient goes, as Estimate's."""
+    """A norm's output, or its gradient, mean and sigma (C,), and where sigma's gradient goes, as
+    Estimate's."""
 
     output: Tensor
     mean: Tensor
@@ -101,19 +102,14 @@ def normalize(input: Tensor, weight: Tensor | None, bias: Tensor | None, form: F
 
 
 def gradients(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    made: Normalized,
-    grad_output: Tensor,
-    form: Form,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, made: Normalized, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_input, grad_weight, grad_bias), the latter two in the dtype of the statistics, and this
     process' own.
 
-    made: what `normalize` returned; its output is not looked at.
+    made: what `normalize` returned, with the output's gradient in its place.
     """
-    _, mean, sigma, index, slope = made
+    grad_output, mean, sigma, index, slope = made
     by = channels(x, form.activation, form.relu, grad_output)
     deviation = form.deviation
     divisor = deviation.stabilized(sigma, form.eps)

@@ -1,4 +1,4 @@
-"""What a norm computes, on any device and in compiled graphs, outside autograd.
+"""What a norm computes, on any device, in autograd and in compiled graphs.
 
 For the CPU the graphs keep these whole: there the compiled passes are faster than what the compiler
 makes of their parts.
@@ -10,15 +10,50 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from quantizers.by_device import ByDevice, laid_out_like, restored
 
+from ..autograd.function_output import function_output
 from . import normalize as computation
 from .kernels import residual
 from .normalize import Form, Normalized, channels
 
 normalize = ByDevice(computation.normalize)
 gradients = ByDevice(computation.gradients)
+
+
+class Normalize(torch.autograd.Function):
+    """`normalize` -> output, mean, sigma and, of a deferred one, where; differentiable in the
+    output.
+
+    Saved: x itself and tensors of its channels; a ReLU's mask is computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+    ) -> tuple[Tensor | None, ...]:
+        made = normalize(input, weight, bias, form)
+        ctx.save_for_backward(input, weight, bias, *made[1:])
+        ctx.form = form
+        ctx.mark_non_differentiable(made.mean, made.sigma)
+        output = function_output(made.output)
+        return (output, *made[1 : 4 if form.deferred else 3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, *made = ctx.saved_tensors
+        form: Form = ctx.form
+        grads = gradients(x, weight, bias, Normalized(grad_output, *made), form)
+        wanted = ctx.needs_input_grad
+        return (
+            grads[0] if wanted[0] else None,
+            grads[1].to(weight.dtype) if wanted[1] else None,
+            grads[2].to(bias.dtype) if wanted[2] else None,
+            None,
+        )
 
 
 def _add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,35 +121,23 @@ def _per_channel(x: Tensor) -> Tensor:
 
 
 def _gradients_whole(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    made: Normalized,
-    grad_output: Tensor,
-    form: Form,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, made: Normalized, form: Form
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     if form.spec is None:
         return None
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.qtrain.normalize_backward(
-        x, weight, bias, *made[1:], grad_output, *_settings(form)
+        x, weight, bias, *made, *_settings(form)
     )
     return grads
 
 
 def _run_gradients(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    sigma: Tensor,
-    index: Tensor,
-    slope: Tensor,
-    grad_output: Tensor,
-    *settings: Any,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad_output, mean, sigma, index, slope, *settings = others
     few = (index, slope) if index.numel() else (None, None)
     made = Normalized(grad_output, mean, sigma, *few)
-    grads = gradients.computed(x, weight, bias, made, grad_output, _form(*settings))
+    grads = gradients.computed(x, weight, bias, made, _form(*settings))
     return laid_out_like(grads[0], x), *grads[1:]
 
 
@@ -128,8 +151,9 @@ normalize.in_graphs(
     _run, _shapes, _normalize_whole, channels.forms,
 )  # fmt: skip
 gradients.in_graphs(
-    "qtrain::normalize_backward(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor sigma,"
-    f" Tensor index, Tensor slope, Tensor grad_output, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    "qtrain::normalize_backward(Tensor x, Tensor? weight, Tensor? bias, Tensor grad_output,"
+    f" Tensor mean, Tensor sigma, Tensor index, Tensor slope, {_SETTINGS})"
+    " -> (Tensor, Tensor, Tensor)",
     _run_gradients, _gradient_shapes, _gradients_whole, channels.forms,
 )  # fmt: skip
 
@@ -139,9 +163,5 @@ def _run_add_relu(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return laid_out_like(output, x), laid_out_like(off, x)
 
 
-def _run_masked(grad: Tensor, off: Tensor) -> Tensor:
-    return laid_out_like(masked.computed(grad, off), off)
-
-
 add_relu.in_graphs("qtrain::add_relu(Tensor x, Tensor y) -> (Tensor, Tensor)", _run_add_relu)
-masked.in_graphs("qtrain::masked(Tensor grad, Tensor off) -> Tensor", _run_masked)
+masked.in_graphs("qtrain::masked(Tensor grad, Tensor off) -> Tensor", masked.computed)

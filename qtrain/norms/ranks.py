@@ -30,7 +30,9 @@ class Ranks(NamedTuple):
 
     def gathered(self, x: Tensor) -> Tensor:
         """Each rank's x: (R, *x.shape).  One collective."""
-        return _gathered(x, self.group)
+        every = x.new_empty(dist.get_world_size(self.group), *x.shape)
+        dist.all_gather(list(every.unbind()), x.contiguous(), group=self.group)
+        return every
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum of each rank's x, taken in fp64, in x's dtype.  One collective."""
@@ -61,14 +63,8 @@ def ranks_of(x: Tensor, group: dist.ProcessGroup) -> Ranks:
     count = x.numel() // x.shape[1]
     waits = "cpu:" not in dist.get_backend_config(group)
     own = torch.tensor(count, device=x.device if waits else "cpu")
-    counts = tuple(int(count) for count in _gathered(own, group).tolist())
-    return Ranks(group, counts, dist.get_rank(group))
-
-
-def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    every = x.new_empty(dist.get_world_size(group), *x.shape)
-    dist.all_gather(list(every.unbind()), x.contiguous(), group=group)
-    return every
+    ranks = Ranks(group, (), dist.get_rank(group))
+    return ranks._replace(counts=tuple(ranks.gathered(own).tolist()))
 
 
 class Together(Sample):

@@ -14,7 +14,8 @@ from .arithmetic import Arithmetic
 from .deviations import Deviation
 
 _L2 = deviations.l2()
-
+#: the operands that have quantizers, in the order that numbers their noise
+ROLES = ("input", "weight", "bias", "grad_output")
 StatisticsGradient = Literal["exact", "l2", "detached"]
 
 
@@ -58,7 +59,7 @@ class NormRecipe:
                 "statistics_gradient: got 'l2' with deviation none, which has no statistic beyond "
                 "the mean; leave it 'exact'"
             )
-        for name, quantizer in self._quantizers:
+        for name, quantizer in self._quantizers.items():
             checks.quantizer(f"norm.{name}", quantizer)
         if not isinstance(self.activation, FloatFormat | None):
             checks.refuse("activation", self.activation, "a FloatFormat or None")
@@ -74,24 +75,13 @@ class NormRecipe:
         return with_output if rounded else own
 
     @property
-    def _quantizers(self) -> tuple[tuple[str, QuantizerLike], ...]:
-        return (
-            ("input", self.input),
-            ("weight", self.weight),
-            ("bias", self.bias),
-            ("grad_output", self.grad_output),
-        )
+    def _quantizers(self) -> dict[str, QuantizerLike]:
+        return {role: getattr(self, role) for role in ROLES}
 
     @property
     def is_off(self) -> bool:
         """Whether the norm is exactly torch's, so that it is left alone."""
-        return (
-            self.deviation == _L2
-            and self.statistics_gradient == "exact"
-            and all(isinstance(quantizer, Off) for _, quantizer in self._quantizers)
-            and self.activation is None
-            and self.arithmetic is None
-        )
+        return self == _OFF
 
     def __str__(self) -> str:
         parts = [str(self.deviation)]
@@ -99,7 +89,10 @@ class NormRecipe:
             parts.append(f"statistics_gradient {self.statistics_gradient}")
         if self.arithmetic is not None:
             parts.append(str(self.arithmetic))
-        parts += [f"{name} {q}" for name, q in self._quantizers if not isinstance(q, Off)]
+        parts += [f"{name} {q}" for name, q in self._quantizers.items() if not isinstance(q, Off)]
         if self.activation is not None:
             parts.append(f"output {self.activation}")
         return "; ".join(parts)
+
+
+_OFF = NormRecipe()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..autograd.selective import unseen
 from ..layer_state import autocast_dtype
 from . import deviations
-from .functions import Normalize
 from .module import QNorm, Slots, role_slots
 from .normalize import Form
+from .operations import Normalize
 from .recipe import NormRecipe
 from .rounded import RoundedNorm
 
@@ -95,7 +95,6 @@ class _LastAxes(QRowNorm):
 
     @staticmethod
     def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
-        """The quantizers of such a norm and the shapes they meet."""
         shape: Any = module.normalized_shape
         return role_slots(recipe, (None, *shape), tuple(shape))
 
@@ -148,8 +147,7 @@ class QGroupNorm(QRowNorm, nn.GroupNorm):
 
     @staticmethod
     def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
-        """The quantizers of a group norm and the shapes they meet; it takes any number of axes."""
-        channels: Any = module.num_channels
+        channels: Any = module.num_channels  # any number of axes may follow
         return role_slots(recipe, (None, channels), (channels,))
 
     def _check(self, input: Tensor) -> None:

@@ -25,6 +25,10 @@ class Convolution(Operation):
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        padding = self.output_padding or (0,) * len(self.stride)
+        object.__setattr__(self, "output_padding", padding)
+
     def canonical(self, weight: Tensor) -> Tensor:
         grouped = weight.view(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
         return grouped.transpose(1, 2) if self.transposed else grouped
@@ -44,7 +48,7 @@ class Convolution(Operation):
         bias = weight.shape[1] * self.groups if self.transposed else weight.shape[0]
         grads = torch.ops.aten.convolution_backward(
             grad_output, input, weight, [bias], list(self.stride), list(self.padding),
-            list(self.dilation), self.transposed, list(self._output_padding), self.groups,
+            list(self.dilation), self.transposed, list(self.output_padding), self.groups,
             [wanted == 0, wanted == 1, wanted == 2],
         )  # fmt: skip
         grad: Tensor = grads[wanted]
@@ -55,14 +59,10 @@ class Convolution(Operation):
         return [
             (n - 1) * s - 2 * p + d * (k - 1) + extra + 1
             for n, k, s, p, d, extra in zip(
-                size, kernel, self.stride, self.padding, self.dilation, self._output_padding,
+                size, kernel, self.stride, self.padding, self.dilation, self.output_padding,
                 strict=True,
             )
         ]  # fmt: skip
-
-    @property
-    def _output_padding(self) -> tuple[int, ...]:
-        return self.output_padding or (0,) * len(self.stride)
 
     def product(self, kind: Kind, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         if kind == "forward":
@@ -82,7 +82,7 @@ class Convolution(Operation):
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
             input, self.raw(weight), bias, self.stride, self.padding, self.dilation,
-            self.transposed, self._output_padding, self.groups,
+            self.transposed, self.output_padding, self.groups,
         )  # fmt: skip
 
     def grad_bias(self, grad_output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Panels drawn to a file, without a display.
+"""What is drawn, lines within panels: in a page, or to a file without a display.
 
 matplotlib, which takes a second to import, is imported when the first is drawn.
 """
@@ -8,14 +8,63 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.whole import write_atomically
-from .panels import Line, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve.
+
+    kind     its style, in a page a class: "baseline", "quantized" (with " thin" for noisy ones),
+             "low", "median"; in a file lines of one kind look alike, "" stands for the label
+    points   (x, y); a y that is not finite leaves a gap
+    top      (x, y) is the lower edge of an area, and this the upper
+    marks    whether each point has a mark;  names: and something written beside it
+    joined   whether a line joins them
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    kind: str = ""
+    top: Sequence[float] = ()
+    marks: bool = False
+    names: Sequence[str] = ()
+    joined: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Lines over one x.
+
+    title   what is drawn;  text: the same in words, where the title is too short to stand alone
+    unit    what the y axis shows;  x: what the x axis counts, or shows
+    ticks   what stands at x = 0, 1, ... instead of numbers
+    log     the axes on a logarithmic scale: "x", "y"
+    """
+
+    title: str
+    unit: str
+    x: str
+    lines: Sequence[Line]
+    text: str = ""
+    ticks: Sequence[str] = ()
+    log: str = ""
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """Every finite point, of areas both edges."""
+        found = [point for line in self.lines for point in line.points]
+        for line in self.lines:
+            found += [(x, y) for (x, _), y in zip(line.points, line.top, strict=False)]
+        return [(x, y) for x, y in found if math.isfinite(y)]
+
 
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; dashes help print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -13,21 +13,10 @@ from typing import Any
 from .. import checks
 from ..files.terminal import printable
 from ..files.whole import there, write_atomically
-from ..reports.panels import Line, Panel
-from ..reports.plots import plot
+from ..reports.plots import Line, Panel, plot
 from ..reports.rows import save_rows, strict
+from . import pairs
 from .comparison_text import accuracies_text, errors_text, losses_text, settings_text
-from .pairs import (
-    Accuracy,
-    ErrorPair,
-    Losses,
-    Series,
-    accuracies,
-    errors,
-    loss_curve,
-    losses,
-    sqnrs,
-)
 from .record import RunRecord, read_run
 
 #: Files without which a folder is no run to compare.
@@ -58,9 +47,9 @@ class Comparison:
     settings: Mapping[str, tuple[object, object]]
     versions: Mapping[str, tuple[str, str]]
     same_samples: bool
-    losses: Mapping[str, Losses]
-    accuracy: Mapping[str, Accuracy]
-    errors: tuple[ErrorPair, ...]
+    losses: Mapping[str, pairs.Losses]
+    accuracy: Mapping[str, pairs.Accuracy]
+    errors: tuple[pairs.ErrorPair, ...]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write everything to a .json file, or the errors to a .csv, atomically.
@@ -69,7 +58,7 @@ class Comparison:
         """
         path = Path(path)
         if path.suffix != ".json":
-            return save_rows(self.errors, ErrorPair, path)
+            return save_rows(self.errors, pairs.ErrorPair, path)
         nothing: Any = None  # runs are named by their folders
         found = asdict(replace(self, a=nothing, b=nothing))
         content = {**found, "a": str(self.a.path), "b": str(self.b.path)}
@@ -83,7 +72,7 @@ class Comparison:
         runs = self.a, self.b
         names = [f"{letter}: {run.name}" for letter, run in zip("AB", runs, strict=True)]
 
-        def panel(title: str, unit: str, *both: Series) -> Panel:
+        def panel(title: str, unit: str, *both: pairs.Series) -> Panel:
             lines = [
                 Line(label=name, points=series, marks=len(series) < 30)
                 for name, series in zip(names, both, strict=True)
@@ -91,10 +80,12 @@ class Comparison:
             return Panel(title=title, unit=unit, x="step", lines=lines)
 
         panels = [
-            panel(f"training loss, {branch}", "loss", *(loss_curve(run, branch) for run in runs))
+            panel(
+                f"training loss, {branch}", "loss", *(pairs.loss_curve(run, branch) for run in runs)
+            )
             for branch in self.losses
         ]
-        a, b = map(sqnrs, runs)
+        a, b = map(pairs.sqnrs, runs)
         worst = [p for p in self.errors if not math.isnan(p.difference)][:rows]
         panels += [
             panel(f"{p.layer}\n{p.role}", "SQNR in dB", a[p.layer, p.role], b[p.layer, p.role])
@@ -141,9 +132,9 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
             if versions[0].get(name) != versions[1].get(name)
         },
         same_samples=same(SAMPLES),
-        losses=losses(one, two),
-        accuracy=accuracies(one, two) if same(TESTS) else {},
-        errors=errors(one, two),
+        losses=pairs.losses(one, two),
+        accuracy=pairs.accuracies(one, two) if same(TESTS) else {},
+        errors=pairs.errors(one, two),
     )
 
 

@@ -73,15 +73,12 @@ def _loss(loss: Losses) -> str:
 
 def accuracies_text(accuracy: Mapping[str, Accuracy]) -> str:
     """Both accuracies and the gap, a line a branch."""
-    return "\n".join(_accuracy(branch, own) for branch, own in accuracy.items())
-
-
-def _accuracy(branch: str, own: Accuracy) -> str:
-    margin = "" if own.margin is None else f" +- {100 * own.margin:.2f}"
-    return (
-        f"accuracy of {branch}, epoch {own.epoch}: A {100 * own.a:.2f} %, B {100 * own.b:.2f} %, "
-        f"{100 * own.gap:+.2f}{margin}"
-    )
+    lines = []
+    for branch, own in accuracy.items():
+        both = f"A {100 * own.a:.2f} %, B {100 * own.b:.2f} %, {100 * own.gap:+.2f}"
+        margin = "" if own.margin is None else f" +- {100 * own.margin:.2f}"
+        lines.append(f"accuracy of {branch}, epoch {own.epoch}: {both}{margin}")
+    return "\n".join(lines)
 
 
 def errors_text(errors: Sequence[ErrorPair]) -> str:

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..inspection.roles import ROLES
-from ..inspection.row import worst_first
+from ..inspection.row import ROLES, worst_first
 from ..inspection.rows import MonitorRow
 from ..reports.numbers import count, decibels, short
 from ..reports.page.shell import Section, part
-from ..reports.panels import Line, Panel
+from ..reports.plots import Line, Panel
 from ..reports.table import Table
 from .metrics import STEP_NUMBERS, number
 from .record import RunRecord

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..files import checked_lines
+from ..files import plain_json
 from ..files.whole import read_bytes
 from .checkpoint import CheckpointError
 
@@ -20,7 +20,7 @@ _NUMBERS = {"epoch": EPOCH_NUMBERS, "step": STEP_NUMBERS}
 
 
 class MetricsLog:
-    """Appends one JSON object per line, with a checksum: see `checked_lines`.
+    """Appends one JSON object per line, with a checksum: see `plain_json`.
 
     The file is first cut to `keep` bytes, so that lines written after a checkpoint are neither
     lost nor doubled when the run resumes there: see `check_metrics`.
@@ -40,7 +40,7 @@ class MetricsLog:
             for name, value in values.items()
         }
         try:
-            line, self._checksum = checked_lines.line(plain, self._checksum)
+            line, self._checksum = plain_json.line(plain, self._checksum)
             self._file.write(line)
             self._file.flush()
         except OSError as error:
@@ -71,7 +71,7 @@ def check_metrics(path: Path, keep: int) -> int:
             "the file was changed since. Restore it, or start again with --overwrite"
         )
     try:
-        found, checksum = checked_lines.lines(kept)
+        found, checksum = plain_json.lines(kept)
         if kept[-1:] not in (b"", b"\n") or not all(map(is_metrics, found)):
             raise ValueError("no lines of metrics")
     except ValueError as error:
@@ -102,7 +102,7 @@ def is_metrics(line: object) -> bool:
 
 def read_metrics(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics file, those of one kind where given; ValueError for damaged ones."""
-    found, _ = checked_lines.lines(read_bytes(path))
+    found, _ = plain_json.lines(read_bytes(path))
     return [line for line in found if kind is None or line["kind"] == kind]
 
 

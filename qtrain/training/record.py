@@ -13,8 +13,7 @@ from ..files.plain_json import read
 from ..files.whole import there
 from ..hardware.environment import sessions
 from ..inspection.report import Report
-from ..inspection.roles import ROLES
-from ..inspection.row import Row
+from ..inspection.row import ROLES, Row
 from ..inspection.rows import MonitorRow, read_monitor
 from ..reports.rows import read_rows, typed
 from .config import TrainConfig

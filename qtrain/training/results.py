@@ -58,10 +58,10 @@ class Result:
     @property
     def seconds(self) -> dict[str, float]:
         """Branch key to the seconds of all training steps, without evaluation."""
-        return {key: sum(e["seconds"] for e in self._of(key)) for key in self.labels}
-
-    def _of(self, key: str) -> list[dict[str, Any]]:
-        return [line for line in self.epochs if line["branch"] == key]
+        return {
+            key: sum(line["seconds"] for line in self.epochs if line["branch"] == key)
+            for key in self.labels
+        }
 
     def curves_table(self) -> str:
         """One row per epoch: training loss, test loss and test accuracy of each model."""

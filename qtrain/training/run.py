@@ -19,11 +19,10 @@ from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from .config import TrainConfig
 from .folder import RunFolder, describe
 from .interrupt import Interrupted, StopRequest
-from .intervals import Interval, accuracy_gap
+from .intervals import accuracy_gap
 from .metrics import MetricsLog, read_metrics
-from .optimizer import learning_rate
 from .results import Result
-from .trainee import Branch
+from .trainee import Branch, learning_rate
 
 #: Seconds after which a checkpoint is due, however long the run.
 CHECKPOINT_SECONDS = 600.0
@@ -192,17 +191,20 @@ class Run:
 
     def finish(self) -> Result:
         """Compare, inspect, save."""
-        by_key = {branch.key: branch for branch in self.branches}
         if self.monitor is not None:
             self.monitor.close()
+        quantized, gap = self.branches[-1], None
+        if self.config.baseline:
+            both = [branch.evaluate(self._test_batches())[1] for branch in self.branches]
+            gap = accuracy_gap(*both)
         result = Result(
             config=self.config,
             folder=self.folder,
             epochs=read_metrics(self.folder.metrics, kind="epoch"),
             labels={branch.key: branch.label for branch in self.branches},
             models={branch.key: branch.model for branch in self.branches},
-            gap=self._gap(by_key) if self.config.baseline else None,
-            report=self._inspect(by_key["quantized"]),
+            gap=gap,
+            report=self._inspect(quantized),
             monitor=self.monitor,
         )
         result.save()
@@ -213,8 +215,3 @@ class Run:
             return None
         batch = training_batch(self.config, self.dataset, self.device)
         return inspect(branch.model.train(), *batch)
-
-    def _gap(self, by_key: dict[str, Branch]) -> Interval:
-        first = by_key["baseline"].evaluate(self._test_batches())[1]
-        second = by_key["quantized"].evaluate(self._test_batches())[1]
-        return accuracy_gap(first, second)

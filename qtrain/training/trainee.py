@@ -15,7 +15,41 @@ from ..inspection.step import cross_entropy
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
 from .nonfinite import NonFiniteError, first_nonfinite
-from .optimizer import build_optimizer, clip_gradients, gradient_norm, set_rate
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+    """Two groups: parameters that decay, and those with less than two axes (norms, biases)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if config.decay_all or p.ndim >= 2]
+    exempt = [p for p in trained if not config.decay_all and p.ndim < 2]
+    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+    if exempt:
+        groups.append({"params": exempt, "weight_decay": 0.0})
+    return groups
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer over `model`'s parameters; its rate is set anew at every step."""
+    groups = parameter_groups(model, config)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then cosine to 0, steps, or constant."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        passed = sum(step >= epoch * steps_per_epoch for epoch in config.milestones)
+        return config.lr * (0.1 if config.gamma is None else config.gamma) ** passed
+    total = config.epochs * steps_per_epoch
+    # a warm-up as long as the run leaves no cosine: the step < warmup branch took every step
+    progress = (step - warmup) / (total - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Branch:
@@ -49,7 +83,8 @@ class Branch:
         _seed(self._config.seed, step)
         loss = self._loss(inputs, targets)
         loss.backward()
-        norm = gradient_norm(self.model)
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
         # the one wait for the device in a step
         value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(value) and math.isfinite(norm_value)):
@@ -57,8 +92,10 @@ class Branch:
                 for buffer, before in buffers:
                     buffer.copy_(before)
             raise self._fault(inputs, targets, step, value)
-        clip_gradients(self.model, norm, self._config.clip_grad)
-        set_rate(self.optimizer, rate)
+        if self._config.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self._config.clip_grad, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.loss_sum += value * len(targets)
         self.samples += len(targets)

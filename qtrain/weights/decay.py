@@ -136,11 +136,7 @@ class NormSchedule(_StepHook):
     A channel that is 0 stays 0.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, norms: Mapping[str, Tensor]
-    ) -> None:
-        self.factor = 1.0
-        super().__init__(optimizer, model, norms)
+    factor = 1.0
 
     def _before(self, *_: Any) -> None:
         checks.number("factor", self.factor, low=0, positive=True)

@@ -48,10 +48,7 @@ class NormHistory:
             got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"history: got {got}, need what state_dict() gave, {sorted(needed)}")
         try:
-            only, skip = (
-                checks.patterns("only", state["only"]),
-                checks.patterns("skip", state["skip"]),
-            )
+            only, skip = chosen(state["only"], state["skip"]).values()
         except TypeError as error:
             raise ValueError(f"history: {error}") from error
         if not isinstance(state["epochs"], list) or not all(map(_are_norms, state["epochs"])):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..reports.panels import Line, Panel
-from ..reports.plots import plot
+from ..reports.plots import Line, Panel, plot
+from .channels import chosen
 from .decay import CorrectedSteps, effective_rates
 
 
@@ -51,10 +51,7 @@ class EffectiveRates:
         if not isinstance(correction, CorrectedSteps | None):
             checks.refuse("correction", correction, "a CorrectedSteps or None")
         self._model, self._optimizer, self._correction = model, optimizer, correction
-        self._patterns = {
-            "only": checks.patterns("only", only),
-            "skip": checks.patterns("skip", skip),
-        }
+        self._patterns = chosen(only, skip)
         self.rows: list[RateRow] = []
         if not effective_rates(model, optimizer, **self._patterns):
             raise ValueError(

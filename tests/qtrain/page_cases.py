@@ -6,7 +6,7 @@ import math
 
 from qtrain import MonitorRow, Report, Row, TrainConfig
 from qtrain.inspection.distributions import VALUE_BINS
-from qtrain.inspection.roles import ROLES
+from qtrain.inspection.row import ROLES
 from qtrain.training.intervals import Interval
 from qtrain.training.record import RunRecord
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from training_cases import start
 
-from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.conversion.kinds import convert_norm_
 from qtrain.norms.deviations import l1, l2, linf, none, range_, topk
 from qtrain.norms.recipe import NormRecipe, StatisticsGradient
 from quantizers import Quantizer, fp16, int8

@@ -8,7 +8,7 @@ from torch import nn
 
 from qtrain.training.config import TrainConfig
 from qtrain.training.named import training_recipe
-from qtrain.training.optimizer import build_optimizer, learning_rate, parameter_groups
+from qtrain.training.trainee import build_optimizer, learning_rate, parameter_groups
 
 BAD = [
     ("recipe", "int9", "int8"),

@@ -31,4 +31,4 @@ def test_a_refused_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_kernels_are_said() -> None:
-    assert "ModuleNotFoundError" in module._kernels("quantizers.kernels.nowhere")
+    assert "ModuleNotFoundError" in module._kernels("torch", "quantizers.kernels.nowhere")

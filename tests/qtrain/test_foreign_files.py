@@ -27,8 +27,8 @@ from training_cases import quiet, rewrite, small, unchecked
 import qtrain
 from qtrain import compare, data, diagnose
 from qtrain.data.cifar import read_python
-from qtrain.files.checked_lines import line as checked_line
-from qtrain.files.checked_lines import lines as checked_lines
+from qtrain.files.plain_json import line as checked_line
+from qtrain.files.plain_json import lines as checked_lines
 from qtrain.files.plain_json import parse
 from qtrain.files.tensor_file import Damaged, read_tensors
 from qtrain.files.whole import lock, opened

@@ -19,8 +19,7 @@ from PIL import Image
 from qtrain import data
 from qtrain.data.cache import decode_all
 from qtrain.data.decode import image_size, read
-from qtrain.data.imagefolder import load_imagefolder
-from qtrain.data.tree import SUFFIXES, class_images
+from qtrain.data.imagefolder import SUFFIXES, class_images, load_imagefolder
 
 #: torchvision.datasets.folder.IMG_EXTENSIONS, of version 0.27
 TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -346,12 +346,12 @@ def test_sampled_tensors_are_the_whole_ones_there(granularity: Any) -> None:
     x = normal(8, 6, 20).transpose(0, 2)
     options = {} if granularity is None else {"granularity": granularity}
     q = Quantizer(format=IntFormat(8, signed=False, symmetric=False), range=minmax, **options)(x)
-    (some, part) = sampled(x, q, limit=100)
+    some, part = sampled(x, 100), sampled(q, 100)
     assert isinstance(some, Tensor) and isinstance(part, QTensor)
     at = places(960, 100, x.device)
     assert torch.equal(some, x.reshape(-1)[at])
     assert torch.equal(part.dequantize(), q.dequantize().reshape(-1)[at])
-    assert sampled(x, q, limit=960)[0] is x
+    assert sampled(x, 960) is x
 
 
 def test_a_sample_measures_what_the_whole_tensor_has() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from qtrain import Arithmetic, plain_state_dict, quantize
-from qtrain.conversion.norm_kinds import can_convert, convert_norm_
+from qtrain.conversion.kinds import can_convert, convert_norm_
 from qtrain.norms import deviations
 from qtrain.norms.batch import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
 from qtrain.norms.constants import expected_range

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.conversion.kinds import convert_norm_
 from qtrain.norms import operations, passes
 from qtrain.norms.constants import largest_factor, range_factor
 from qtrain.norms.deferred import DEFERRED, Deferred

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Arithmetic, NormRecipe, quantize, summary
-from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.conversion.kinds import convert_norm_
 from qtrain.norms.constants import largest_factor, range_factor
 from qtrain.norms.deviations import Deviation, l1, l2, linf, none, range_, topk
 from quantizers import FloatFormat, IntFormat, bf16, e4m3, e5m2, e8m0, fp16, fp32, tf32

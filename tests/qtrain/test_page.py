@@ -28,11 +28,11 @@ from qtrain.diagnosis.verdict import verdict_section
 from qtrain.inspection import page_pictures
 from qtrain.inspection.distributions import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.inspection.page import LEVELS, level
-from qtrain.inspection.roles import ROLES
+from qtrain.inspection.row import ROLES
 from qtrain.reports.numbers import percent, short
 from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from qtrain.reports.page.shell import part
-from qtrain.reports.panels import Line, Panel
+from qtrain.reports.plots import Line, Panel
 from qtrain.training.page import render, save_page
 from qtrain.training.record import RunRecord, read_run
 

@@ -17,7 +17,7 @@ import pytest
 from page_cases import HOSTILE, names, nonfinite, record, report
 
 from qtrain import Report
-from qtrain.inspection.roles import ROLES
+from qtrain.inspection.row import ROLES
 from qtrain.training.page import save_page
 from qtrain.training.record import RunRecord
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from qtrain import Report, Row
-from qtrain.inspection.roles import ROLES
+from qtrain.inspection.row import ROLES
 
 
 def row(layer: str, role: str, sqnr_db: float = 42.25) -> Row:

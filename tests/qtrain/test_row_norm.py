@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import NormRecipe, plain_state_dict, quantize, summary
-from qtrain.conversion.norm_kinds import convert_norm_
+from qtrain.conversion.kinds import convert_norm_
 from qtrain.norms.constants import largest_factor, range_factor
 from qtrain.norms.deviations import Deviation, l1, l2, linf, none, range_, topk
 from qtrain.norms.row import QGroupNorm, QLayerNorm, QRMSNorm

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from qtrain import SensitivityReport, SensitivityRow, quantize, recipes, sensitivity
 from qtrain.diagnosis.parts import BY, PRODUCTS, rounded_parts, switched_off
 from qtrain.diagnosis.sensitivity_report import RANKINGS
-from qtrain.models.chartransformer import CharTransformer
+from qtrain.models.characters import CharTransformer
 from qtrain.recipe import GradInput, GradWeight
 from quantizers import IntFormat, Quantizer, e4m3, fp16
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qtrain import Recipe, inspect, plain_state_dict, quantize, quantize_, recipes, summary
 from qtrain.conversion.watch import forget_watch
-from qtrain.layers.sequential import QSequential
+from qtrain.layers.fused import QSequential
 from qtrain.training.nonfinite import first_nonfinite
 from quantizers import fp16, kernels
 

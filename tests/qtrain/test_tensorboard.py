@@ -16,7 +16,7 @@ from qtrain import to_tensorboard, train
 from qtrain.cli import main
 from qtrain.inspection.distributions import VALUE_BINS, value_counts
 from qtrain.inspection.figures import FIGURES
-from qtrain.inspection.roles import ROLES
+from qtrain.inspection.row import ROLES
 from qtrain.inspection.tensorboard import _value_edges
 
 

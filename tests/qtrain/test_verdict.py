@@ -32,10 +32,9 @@ from qtrain import (
 )
 from qtrain.cli import main
 from qtrain.conversion.overrides import Chooser
-from qtrain.diagnosis.figures import often
-from qtrain.diagnosis.rule import Rule
-from qtrain.diagnosis.rules import OPERANDS, PRODUCTS, RULES
-from qtrain.inspection.roles import ROLES
+from qtrain.diagnosis.figures import OPERANDS, PRODUCTS, Rule, often
+from qtrain.diagnosis.rules import RULES
+from qtrain.inspection.row import ROLES
 from qtrain.recipe import SLOTS
 from quantizers import (
     Quantizer,

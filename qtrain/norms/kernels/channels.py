@@ -51,12 +51,10 @@ def channels(
     ):
         return None
     layout = layout_of(x)
-    if (
-        layout is None
-        or made("normalize", SOURCES[x.dtype], 0, False, layout.planes, False, 0) is None
-    ):
+    if layout is None:
         return None
-    return CompiledChannels(x, layout)
+    kernel = made("normalize", SOURCES[x.dtype], 0, False, layout.planes, False, 0)
+    return None if kernel is None else CompiledChannels(x, layout)
 
 
 class CompiledChannels(Channels):

@@ -34,9 +34,7 @@ class Window(NamedTuple):
         """The spatial size of a gather's result."""
         return [
             (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(
-                size, kernel, self.stride, self.padding, self.dilation, strict=True
-            )
+            for n, k, s, p, d in zip(size, kernel, *self, strict=True)
         ]
 
 
@@ -77,10 +75,8 @@ def cropped(grad_input: Tensor, like: Tensor) -> Tensor:
     it, positions of a transposed convolution's grad_output that lie beyond its input."""
     if grad_input.shape[2:] == like.shape[2:]:
         return grad_input
-    within = grad_input
-    for axis, size in enumerate(like.shape[2:], 2):
-        within = within.narrow(axis, 0, size)
-    return dense(within, not grad_input.is_contiguous())
+    within: Any = (..., *(slice(size) for size in like.shape[2:]))
+    return dense(grad_input[within], not grad_input.is_contiguous())
 
 
 def resized(product: Product, like: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -167,9 +163,7 @@ def _steps(
 ) -> tuple[list[_Step], bool]:
     """The gathers of a scatter from `given` positions to `size`, and whether they give every
     result."""
-    sizes = zip(
-        size, kernel, given, window.stride, window.padding, window.dilation, strict=True
-    )  # fmt: skip
+    sizes = zip(size, kernel, given, *window, strict=True)
     steps, complete = [], True
     for phases in itertools.product(*(_phases(*axis) for axis in sizes)):
         met = [phase for phase in phases if phase is not None]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantizers.by_device import register
+
 from ..operations import BatchedMatmul, Linear
 from .engine import Engine
 from .epilogue import Epilogue
 from .task import Task
 from .unfolded import matrices, plain
-
-_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
 
 class MatricesInt8(Engine):
@@ -59,7 +59,7 @@ class MatricesInt8(Engine):
             left = (left.to(torch.uint8) ^ 128).view(torch.int8)
             shift = right.new_full((), -128, dtype=torch.int32) if shift is None else shift - 128
         left, right = left.to(torch.int8), right.to(torch.int8)
-        run = torch.ops.qtrain.matrices_int8 if torch.compiler.is_compiling() else _matrices
+        run = _whole if torch.compiler.is_compiling() else _matrices
         total: Tensor = run(left, right)
         if shift is not None:
             shift = right.sum(1, keepdim=True, dtype=torch.int32) * shift
@@ -87,6 +87,4 @@ def _fake(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty((a.shape[0], a.shape[1], b.shape[2]), dtype=torch.int32)
 
 
-_LIBRARY.define("matrices_int8(Tensor a, Tensor b) -> Tensor")
-_LIBRARY.impl("matrices_int8", _matrices, "CPU")
-torch.library.register_fake("qtrain::matrices_int8", _fake, lib=_LIBRARY)
+_whole = register("qtrain::matrices_int8(Tensor a, Tensor b) -> Tensor", _matrices, _fake, "CPU")

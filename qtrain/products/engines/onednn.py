@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantizers.by_device import register
+
 from ..convolution import LAST, Convolution
 from .engine import Engine
 from .epilogue import Epilogue
 from .geometry import Reduced, Window, cropped, dense, reduced, scatter
 from .scales import narrowed
 from .task import Task
-
-_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
 
 
 class OneDnnInt8(Engine):
@@ -84,9 +84,12 @@ class OneDnnInt8(Engine):
             assert scale is not None
         bias = after.bias.float() if fused and after.bias is not None else None
         shape = shape._replace(x=x, w=shape.w.to(torch.int8))
-        result = (_in_graph if torch.compiler.is_compiling() else _convolution)(
-            shape, zero_point, scale, bias
-        )
+        result: Tensor
+        if torch.compiler.is_compiling():  # as one operation of the graph
+            how = *shape.window, shape.scattered, shape.channels_last
+            result = _whole(x, zero_point, shape.w, scale, bias, *how)
+        else:
+            result = _convolution(shape, zero_point, scale, bias)
         if kind == "grad_input":
             result = cropped(result, like)
         return result if fused else after.applied_(operation, result)
@@ -140,15 +143,6 @@ def _convolution(shape: Reduced, zero_point: Tensor, scale: Tensor, bias: Tensor
     return scatter(gather, nothing, shape)
 
 
-def _in_graph(shape: Reduced, zero_point: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The same as one operation of a compiled graph."""
-    x, w, window, size, last = shape
-    result: Tensor = torch.ops.qtrain.onednn_int8(
-        x, zero_point, w, scale, bias, *window, size, last
-    )
-    return result
-
-
 def _operation(
     x: Tensor, zero_point: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, *how: Any
 ) -> Tensor:
@@ -167,9 +161,9 @@ def _fake(
     return dense(empty, last)
 
 
-_LIBRARY.define(
-    "onednn_int8(Tensor x, Tensor zero_point, Tensor w, Tensor scale, Tensor? bias, int[] stride,"
-    " int[] padding, int[] dilation, SymInt[]? scattered, bool channels_last) -> Tensor"
-)
-_LIBRARY.impl("onednn_int8", _operation, "CPU")
-torch.library.register_fake("qtrain::onednn_int8", _fake, lib=_LIBRARY)
+_whole = register(
+    "qtrain::onednn_int8(Tensor x, Tensor zero_point, Tensor w, Tensor scale, Tensor? bias,"
+    " int[] stride, int[] padding, int[] dilation, SymInt[]? scattered, bool channels_last)"
+    " -> Tensor",
+    _operation, _fake, "CPU",
+)  # fmt: skip

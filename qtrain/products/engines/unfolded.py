@@ -156,9 +156,8 @@ def _grad_weight(operation: Convolution, a: Tensor, b: Tensor, like: Tensor) -> 
     for chunk in _chunks(large, window, kernel):
         for group in range(groups):
             one, other = (x[chunk].unflatten(1, (groups, -1))[:, group] for x in (small, large))
-            rows = _columns(other, window, kernel)
-            for axis, size in enumerate(small.shape[2:], 1):
-                rows = rows.narrow(axis, 0, size)  # output padding beyond the stride
+            within = (slice(size) for size in small.shape[2:])  # output padding beyond the stride
+            rows = _columns(other, window, kernel)[(slice(None), *within)]
             left = one.movedim(1, -1).flatten(0, -2)
             rows = rows.flatten(0, small.dim() - 2).flatten(1)
             product = _int_mm(left.t(), rows)

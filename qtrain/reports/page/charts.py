@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..numbers import short
-from ..panels import Line, Panel
+from ..plots import Line, Panel
 
 #: The drawing's size and the margins around its axes, in its own units.
 WIDTH, HEIGHT = 300, 180
