@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .by_device import ByDevice
 from .kernels.gpu import keys
 from .memory import serves
 
@@ -75,27 +74,18 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
         raise ValueError(f"value: got {checks.shown(value)}, need key's shape {tuple(key.shape)}")
     if isinstance(value, int):
         value = _signed(value, 64)
-    return _fold(key, value)
-
-
-def _folded(key: Tensor, value: int | Tensor) -> Tensor:
+    made = keys.fold(key, value) if key.is_cuda else None
+    if made is not None:
+        return made
+    one = not key.dim() and (isinstance(value, int) or not value.dim())
+    if one and (serves(key) if isinstance(value, int) else serves(key, value)):
+        # the same, without a dozen operations on one number
+        other = value if isinstance(value, int) else int(value.item())
+        mixed = _mixed((_mixed(other + _GOLDEN) ^ (int(key.item()) & _MASK)) + _GOLDEN)
+        return torch.full_like(key, mixed - (mixed >> 63 << 64))
     if isinstance(value, int):
         value = torch.full_like(key, value)
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))
-
-
-def _folded_one(key: Tensor, value: int | Tensor) -> Tensor | None:
-    """The same of one number, without a dozen operations."""
-    if key.dim() or (isinstance(value, Tensor) and value.dim()):
-        return None
-    if not (serves(key) if isinstance(value, int) else serves(key, value)):
-        return None
-    other = value if isinstance(value, int) else int(value.item())
-    mixed = _mixed((_mixed(other + _GOLDEN) ^ (int(key.item()) & _MASK)) + _GOLDEN)
-    return torch.full_like(key, mixed - (mixed >> 63 << 64))
-
-
-_fold = ByDevice(_folded, cpu=_folded_one, cuda=keys.fold)
 
 
 def root_key(*parts: int) -> Tensor:

@@ -163,7 +163,7 @@ def test_a_factor_and_an_evaluation() -> None:
 def test_keys() -> None:
     for key, value in itertools.product((0, 1, -1, 2**63 - 1), (0, 1, -7, 2**31, -(2**63))):
         start = torch.tensor(key)
-        want = noise._folded(start, value)
+        want = noise.fold(start, value)
         got = keys.fold(start.to(DEVICE), value)
         assert got is not None and same(got, want)
         loaded = keys.fold(start.to(DEVICE), torch.tensor(value, device=DEVICE))

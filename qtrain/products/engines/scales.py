@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from quantizers import kernels
-from quantizers.by_device import ByDevice
 
 from .gpu.scales import times as launched
 
@@ -28,10 +27,9 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     Known is what lies in this process' memory: nothing waits for a device, and a compiled graph
     holds no branch.
     """
-    return _times(a, b)
-
-
-def _multiplied(a: Tensor, b: Tensor) -> Tensor:
+    made = launched(a, b) if a.is_cuda else None
+    if made is not None:
+        return made
     product = a * b
     known = kernels.serves(product)
     if known and product.numel():
@@ -43,9 +41,6 @@ def _multiplied(a: Tensor, b: Tensor) -> Tensor:
     wide = wide if wide.dim() else wide.view(1)
     held = narrowed(wide) if known else None
     return wide if held is None else held
-
-
-_times = ByDevice(_multiplied, cuda=launched)
 
 
 def narrowed(wide: Tensor) -> Tensor | None:
