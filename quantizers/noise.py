@@ -72,8 +72,6 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
         checks.refuse("value", value, "an integer or an int64 tensor")
     if isinstance(value, Tensor) and value.dim() and value.shape != key.shape:
         raise ValueError(f"value: got {checks.shown(value)}, need key's shape {tuple(key.shape)}")
-    if isinstance(value, int):
-        value = _signed(value, 64)
     made = keys.fold(key, value) if key.is_cuda else None
     if made is not None:
         return made
@@ -84,7 +82,7 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
         mixed = _mixed((_mixed(other + _GOLDEN) ^ (int(key.item()) & _MASK)) + _GOLDEN)
         return torch.full_like(key, mixed - (mixed >> 63 << 64))
     if isinstance(value, int):
-        value = torch.full_like(key, value)
+        value = torch.full_like(key, _signed(value, 64))
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))
 
 
