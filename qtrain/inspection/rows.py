@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -69,6 +69,8 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("step", "layer", "role", *(figure.name for figure in FIGURES))),
     **get_type_hints(MonitorRow),
 }
+#: Of an older record too: a figure that came later has a default.
+_NEEDED = {field.name for field in fields(MonitorRow) if field.default is MISSING}
 
 
 def dumped(rows: Sequence[MonitorRow]) -> str:
@@ -87,7 +89,7 @@ def _plain(row: MonitorRow) -> dict[str, Any]:
 
 
 def _row(line: object) -> MonitorRow:
-    if not isinstance(line, dict) or line.keys() != _KINDS.keys():
+    if not isinstance(line, dict) or not _NEEDED <= line.keys() <= _KINDS.keys():
         raise ValueError(f"no row of a monitor: {line!r:.60}")
     return MonitorRow(**{name: typed(name, value, _KINDS[name]) for name, value in line.items()})
 

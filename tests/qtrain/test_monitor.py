@@ -36,6 +36,7 @@ from qtrain import (
 from qtrain.cli import main
 from qtrain.inspection.distributions import code_counts, value_counts
 from qtrain.inspection.record import thinned_out
+from qtrain.inspection.rows import _row
 from qtrain.inspection.sampling import places, sampled
 from qtrain.products.module import QProduct
 from qtrain.training.trainee import Branch
@@ -621,6 +622,19 @@ def test_the_file_gives_every_row_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.jsonl"):
         monitor.save(tmp_path / "monitor.csv")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_record_from_before_a_figure_came_is_read() -> None:
+    model = converted()
+    with Monitor(model, 1) as monitor:
+        trained(model, sgd(model), 1)
+    (line, *_) = monitor.state_dict()["rows"].splitlines()
+    values = json.loads(line)
+    older = {name: value for name, value in values.items() if name not in ("update", "reach")}
+    assert _row(older) == replace(_row(values), update=None, reach=None)
+    for wrong in ({**values, "other": 1}, {n: v for n, v in values.items() if n != "layer"}):
+        with pytest.raises(ValueError, match="no row of a monitor"):
+            _row(wrong)
 
 
 def test_a_report_is_that_of_inspect() -> None:
