@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from device import INSTALLED
+from triton_device import INSTALLED
 
 from quantizers.kernels.gpu.device import INTERPRETED
 

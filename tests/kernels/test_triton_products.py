@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from device import DEVICE, served
 from torch import nn
+from triton_device import DEVICE, served
 
 from qtrain import quantize
 from qtrain.products.convolution import Convolution
@@ -36,13 +36,12 @@ CASES: dict[str, tuple[Operation, tuple[int, ...], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", CASES)
-def test_sums_are_exact(name: str, channels_last: bool) -> None:
+def test_sums_are_exact(name: str) -> None:
     engine, case = TritonInt8(), CASES[name]
     served = 0
-    for product, a, b, like in _products(*case):
-        if channels_last and a.dim() == 4:
+    for n, (product, a, b, like) in enumerate(_products(*case)):
+        if n == 1 and a.dim() == 4:  # layers below are contiguous
             a = a.contiguous(memory_format=torch.channels_last)
         assert _is_exact(engine, product, a, b, like, torch.device(DEVICE)), product.kind
         served += product.kind != "grad_weight" or not isinstance(case[0], Convolution)

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-from device import DEVICE, served
 from torch import Tensor
+from triton_device import DEVICE, served
 
 import quantizers
 from quantizers import (
@@ -107,11 +107,10 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
 def test_a_whole_quantizer(name: str, format: IntFormat | FloatFormat) -> None:
     x, tried = INPUTS[name], 0
     rules = (absmax, minmax, ema(minmax), ema(absmax, train_on="batch"))
-    for (n, rounding), granularity in itertools.product(
-        enumerate(ROUNDINGS), (per_tensor, per_axis(0)) if x.dim() else (per_tensor,)
-    ):
+    for n, rounding in enumerate(ROUNDINGS):
         if format in (bf16, FloatFormat(8, 3), e8m0):
             continue  # too wide to be scaled to
+        granularity = per_axis(0) if x.dim() and n % 3 == 2 else per_tensor
         rule = rules[n % 4] if granularity == per_tensor else rules[n % 2]
         by = Quantizer(format=format, range=rule, granularity=granularity, rounding=rounding)
         key, state = root_key(n), by.init_state(x.shape)
