@@ -18,7 +18,7 @@ from .engines.geometry import resized
 from .engines.task import Span, Task, holds
 from .operands import PLACES, lifted
 from .operations import Operand
-from .plan import Sketch, sketches
+from .plan import Sketch, planned, sketches
 from .product import Product
 
 #: the engine of a product, and what it is asked
@@ -90,6 +90,22 @@ def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
     return found
 
 
+@planned
+def _of_ones(
+    task: Task,
+    one: Span,
+    other: Span,
+    a: torch.Size,
+    b: torch.Size,
+    device_type: str,
+    engines: tuple[Engine, ...],
+) -> Served:
+    """What serves the same product of operands with these spans and shapes."""
+    calls = task.product.multiplications(a, b)
+    own = Task(task.product, task.count, task.per_index, one, other, multiplications=calls)
+    return choose([own], device_type, engines)
+
+
 def corrected(
     served: Served, a: QTensor, b: QTensor, like: Tensor, engines: tuple[Engine, ...]
 ) -> Tensor:
@@ -120,9 +136,8 @@ def corrected(
         shifts = [shift for shift in (shift_a, shift_b) if shift is not None]
         if not shifts:
             continue
-        calls = product.multiplications(left.shape, right.shape)
-        own = Task(product, task.count, task.per_index, one, other, multiplications=calls)
-        unit, own = choose([own], left.device.type, engines)
+        of = one, other, left.shape, right.shape
+        unit, own = _of_ones(task, *of, left.device.type, engines)
         part = unit.product(own, left, right, resized(product, like, left, right)).to(dtype)
         groups, channels = product.operation.groups, total.shape[1]
         if groups > 1 and product.kind != "grad_weight" and part.shape[1] != channels:

@@ -43,7 +43,7 @@ def lifted(product: Product, operand: Operand, q: QTensor, compact: Tensor) -> T
     if spread.numel() == 1:
         return spread.reshape(())
     kept, _ = product.axes(operand, spread.dim())
-    sizes = [size if axis in kept else 1 for axis, size in enumerate(q.elements.shape)]
+    sizes = tuple(n if axis in kept else 1 for axis, n in enumerate(q.elements.shape))
     return spread.expand(sizes).reshape(product.lifted(operand, sizes))
 
 

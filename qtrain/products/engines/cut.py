@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..plan import planned
 from ..product import Product
 from .engine import Engine
 from .geometry import resized
@@ -74,6 +75,7 @@ class _Plan:
     part: Task
 
 
+@planned
 def _plan(task: Task) -> _Plan | None:
     """None where elements take more than two bytes, or one index alone passes int32."""
     a, b = _cut(task.a), _cut(task.b)
