@@ -91,6 +91,12 @@ def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
 
 
 @planned
+def _ones(product: Product, operand: Operand, shape: torch.Size) -> list[int]:
+    """`Product.ones`."""
+    return product.ones(operand, shape)
+
+
+@planned
 def _of_ones(
     task: Task,
     one: Span,
@@ -126,7 +132,7 @@ def corrected(
         spans = _Spans.of(*sketches(q))
         choices.append([(_centred(q, spans), span, None)])
         if q.zero_point is not None:
-            shape = product.ones(operand, q.elements.shape)
+            shape = _ones(product, operand, q.elements.shape)
             ones = q.elements.new_ones(shape, dtype=torch.int8)
             shift = lifted(product, operand, q, spans.centre - q.zero_point).to(dtype)
             choices[-1].append((ones, Span(1, 1), shift))

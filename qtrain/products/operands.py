@@ -42,9 +42,18 @@ def lifted(product: Product, operand: Operand, q: QTensor, compact: Tensor) -> T
     spread = q.spread(compact)
     if spread.numel() == 1:
         return spread.reshape(())
-    kept, _ = product.axes(operand, spread.dim())
-    sizes = tuple(n if axis in kept else 1 for axis, n in enumerate(q.elements.shape))
-    return spread.expand(sizes).reshape(product.lifted(operand, sizes))
+    sizes, shape = _kept_shapes(product, operand, q.elements.shape)
+    return spread.expand(sizes).reshape(shape)
+
+
+@planned
+def _kept_shapes(
+    product: Product, operand: Operand, shape: torch.Size
+) -> tuple[list[int], list[int]]:
+    """An operand's shape, 1 along what is summed, and how that lies beside the product."""
+    kept, _ = product.axes(operand, len(shape))
+    sizes = [size if axis in kept else 1 for axis, size in enumerate(shape)]
+    return sizes, product.lifted(operand, sizes)
 
 
 def _in_forward(product: Product) -> tuple[Product, Operand]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .operations import Kind, Operand, Operation
-from .plan import planned
 
 #: (a, b, result) of each product, as places in (input, weight, output)
 _ORDER: dict[Kind, tuple[int, int, int]] = {
@@ -38,7 +37,6 @@ class Product(NamedTuple):
         """`Operation.product`."""
         return self.operation.product(self.kind, a, b, like)
 
-    @planned
     def axes(self, operand: Operand, dims: int) -> tuple[set[int], set[int]]:
         """(kept, summed): the axes of an operand that has `dims`."""
         result = _parts(self._labels("result"))
@@ -93,8 +91,7 @@ class Product(NamedTuple):
                 total *= size // self._groups("b", axis, len(b))
         return total
 
-    @planned
-    def lifted(self, operand: Operand, sizes: tuple[int, ...]) -> list[int]:
+    def lifted(self, operand: Operand, sizes: Sequence[int]) -> list[int]:
         """The shape, broadcastable to the product, of what is so long along an operand's axes: 1
         along those that are summed."""
         labels, (kept, _) = self._labels(operand, len(sizes)), self.axes(operand, len(sizes))
@@ -114,8 +111,7 @@ class Product(NamedTuple):
                 shape.append(math.prod([n for p in _parts(label) for n in found.get(p, [1])]))
         return shape
 
-    @planned
-    def ones(self, operand: Operand, shape: tuple[int, ...]) -> list[int]:
+    def ones(self, operand: Operand, shape: Sequence[int]) -> list[int]:
         """The shape of an operand that is the same along every axis that only it has among those
         kept: 1 there."""
         kept, _ = self.axes(operand, len(shape))
