@@ -93,7 +93,7 @@ class Chooser:
             known = some([name for name in self.names if name], 12)
             raise ValueError(
                 f"overrides: {unused} match no layer; layers are {known}; patterns are names with "
-                f"*, ? and [...], as file names'"
+                f"*, ? and [...], as file names"
             )
         idle = [pattern for pattern in self.rules if not self.decided[pattern]]
         if idle:

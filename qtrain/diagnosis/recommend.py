@@ -62,8 +62,8 @@ class Recommendation:
             f"{found}",
         ]
         if len(self.trials) > 1:
-            tried = ", ".join(f"{len(one.widened)} ({one.measured:.5f})" for one in self.trials)
-            lines.append(fill(f"layers tried (cosine measured): {tried}", WIDTH))
+            tried = ", ".join(f"{len(one.widened)}: {one.measured:.5f}" for one in self.trials)
+            lines.append(fill(f"tried, cosine by how many layers are wider: {tried}", WIDTH))
         return "\n".join(lines)
 
 

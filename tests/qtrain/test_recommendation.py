@@ -147,7 +147,7 @@ def test_where_a_prediction_misses_more_is_widened(shrink: float) -> None:
     found = recommend(replace(report, rows=rows), goal, model=model, inputs=X, targets=TARGETS)
     assert found.measured is not None and found.measured >= goal
     assert len({one.widened for one in found.trials}) == len(found.trials) <= TRIALS + 3
-    assert "layers tried" in str(found)
+    assert "by how many layers are wider" in str(found)
 
 
 @pytest.mark.parametrize("grow", [3.0, 30.0, 1e6])
