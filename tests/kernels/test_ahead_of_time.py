@@ -101,8 +101,8 @@ def test_a_convolution_is_on_tensor_cores(arch: int, tile: tuple[int, int, int])
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True, "SCALED": True,
-        "BIASED": True, "BAND": 8,
+        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True,
+        "SCALED": True, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
     types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")

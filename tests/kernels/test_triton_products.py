@@ -14,9 +14,14 @@ from qtrain import quantize
 from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice, scales
 from qtrain.products.engines.engine import _is_exact, _products
+from qtrain.products.engines.epilogue import Epilogue
+from qtrain.products.engines.float_units import TensorFloat32
+from qtrain.products.engines.gpu import convolve
 from qtrain.products.engines.gpu import scales as kernels
 from qtrain.products.engines.gpu.int8 import TritonInt8
+from qtrain.products.engines.task import ANY, Span, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
+from qtrain.products.product import Product
 
 # the interpreter computes by numpy, which warns of infinities
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -100,3 +105,42 @@ def test_scales() -> None:
         want = scales.times(a, b).double()
         got = kernels.times(a.to(DEVICE), b.to(DEVICE))
         assert got is not None and torch.equal(got.cpu(), want.view(got.shape))
+
+
+def test_a_scale_that_is_not_in_one_piece() -> None:
+    a = torch.arange(-24, 24).view(8, 6).to(torch.int8)
+    w = torch.arange(-15, 15).view(5, 6).to(torch.int8)
+    many = torch.rand(10, generator=torch.Generator().manual_seed(0))
+    for scale in (torch.tensor([0.3]).expand(5), many[::2]):
+        task = Task(
+            Product(Linear(), "forward"), 6, 1, Span(-128, 127), Span(-128, 127), sums=False
+        )
+        got = TritonInt8().product(
+            task,
+            a.to(DEVICE),
+            w[None].to(DEVICE),
+            a.to(DEVICE),
+            epilogue=Epilogue(scale.to(DEVICE)),
+        )
+        assert torch.equal(got.cpu(), (a.int() @ w.int().t()).float() * scale)
+
+
+def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups and images are counted in as many bits as they need."""
+    assert convolve._is_wide(torch.empty_strided((3, 1), (2**30, 1), device="meta"))
+    x = torch.arange(64, dtype=torch.int8).view(1, 2, 32).to(DEVICE)
+    monkeypatch.setattr(convolve, "_is_wide", lambda *tensors: True)
+    w = torch.ones((1, 4, 32, 1, 1), dtype=torch.int8, device=DEVICE)
+    y = torch.ops.qtrain.convolve_int8(
+        x[..., None, None].transpose(0, 1), w, [1, 1], "contiguous", [1, 1], [0, 0], [1, 1],
+        False, None, None, None,
+    )  # fmt: skip
+    assert y.flatten().tolist() == [sum(range(32))] * 4 + [sum(range(32, 64))] * 4
+
+
+def test_fp64_is_not_multiplied_in_tf32() -> None:
+    a, b = torch.rand(3, 4, dtype=torch.float64), torch.rand(1, 2, 4, dtype=torch.float64)
+    task = Task(Product(Linear(), "forward"), 4, 1, ANY, ANY, "float", sums=False, significant=8)
+    assert TensorFloat32().supports(task)
+    got = TensorFloat32().product(task, a, b, a, epilogue=Epilogue())
+    assert got.dtype == torch.float64 and torch.equal(got, a @ b[0].t())

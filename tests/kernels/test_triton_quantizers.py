@@ -79,6 +79,7 @@ FORMATS = (
     e8m0,
     FloatFormat(2, 1, specials="finite"),
     FloatFormat(8, 3),
+    FloatFormat(4, 2, bias=145),  # below fp32's normal numbers
 )
 ROUNDINGS = (
     *(getattr(quantizers, name) for name in ("nearest_even", "half_away", "toward_zero")),
@@ -157,6 +158,19 @@ def test_a_factor_and_an_evaluation() -> None:
         assert got is not None
         assert same(got.elements, want.elements) and same(got.scale, want.scale)
         assert all(same(moved[part], value) for part, value in state.items())
+
+
+def test_what_no_kernel_serves_is_declined() -> None:
+    x, by = normal(4, 6).to(DEVICE), Quantizer(format=IntFormat(8), range=ema(absmax))
+    state = {
+        name: part.double() if part.is_floating_point() else part
+        for name, part in by.init_state(x.shape).items()
+    }
+    assert kernels.whole(x, by, {n: v.to(DEVICE) for n, v in state.items()}, None, True) is None
+    plain = Quantizer(format=IntFormat(8))
+    wide = torch.ones(1, 6, dtype=torch.float64, device=DEVICE)
+    assert kernels.whole(x, plain, None, None, True, wide) is None
+    assert kernels.whole(x.double(), plain, None, None, True) is None
 
 
 def test_keys() -> None:

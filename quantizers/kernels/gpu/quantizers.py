@@ -18,6 +18,9 @@ from quantizers.settings import Settings
 from .device import serves
 from .launch import Running, granule_major, make, measure, path
 
+#: of a running range: low, high, share, steps
+_MEMORY = (torch.float32,) * 3 + (torch.int64,)
+
 
 def _is_key(key: Tensor | None) -> bool:
     return key is not None and key.dtype is torch.int64 and not key.dim()
@@ -69,6 +72,8 @@ def whole(
         or by.scale_format not in (fp32,)
         or 0 in x.shape
         or any(part.numel() != 1 for part in kept)
+        or any(part.dtype is not dtype for part, dtype in zip(kept, _MEMORY, strict=False))
+        or (factor is not None and factor.dtype is not torch.float32)
         or (by.rounding.random_bits and not _is_key(key))
         or not serves(x, key, factor, *kept)
     ):

@@ -75,11 +75,11 @@ def _convolve(
         summed, (height, width) = x.shape[2], x.shape[3:]
         tall, across, deep, warps = _tiles(rows, produced, summed)
         blocks = -(-summed // deep)
-        launched.convolve[(-(-rows // tall) * -(-produced // across), groups)](
+        launched.convolve[(-(-rows // tall) * -(-produced // across) * groups,)](
             x,
             w,
             y,
-            w if scale is None else scale,
+            w if scale is None else scale.contiguous(),
             w if bias is None else bias.contiguous(),
             w if zero_point is None else zero_point,
             w if zero_point is None else w.sum((2, 3, 4), dtype=torch.int32),
@@ -100,6 +100,7 @@ def _convolve(
             w.shape[4],
             blocks,
             bound(taps * blocks),
+            WIDE=_is_wide(x, y),
             SCATTER=scattered,
             AFFINE=zero_point is not None,
             FILLED=zero_point is not None and scattered,
@@ -117,6 +118,14 @@ def _convolve(
     return y
 
 
+def _is_wide(*tensors: Tensor) -> bool:
+    """Whether a place in one of them, a tile beyond its end included, passes int32."""
+    spans = (
+        sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) for x in tensors
+    )
+    return max(spans) >= 2**30
+
+
 def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
     """x as int8, padded by the zero point, its channels last in memory."""
     launched = imported(KERNELS)
@@ -127,7 +136,7 @@ def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
     flat = x.flatten(1, 2)
     across = min(1 << (channels - 1).bit_length(), 128)
     down = 4096 // across
-    launched.prepare[(-(-pixels // down), -(-channels // across))](
+    launched.prepare[(-(-pixels // down) * -(-channels // across),)](
         flat,
         y,
         zero_point,
@@ -139,6 +148,7 @@ def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
         wide,
         *flat.stride(),
         *padding,
+        WIDE=_is_wide(x, y),
         UNSIGNED=x.dtype is torch.uint8,
         PIXELS=down,
         CHANNELS=across,

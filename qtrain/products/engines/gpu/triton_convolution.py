@@ -50,6 +50,7 @@ def convolve(
     taps_w,
     blocks,
     steps,
+    WIDE: tl.constexpr,
     SCATTER: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
@@ -69,10 +70,12 @@ def convolve(
     zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
     when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
-    Program: (tile, group); tiles of ROWS x ACROSS, BAND of them share what they read.
+    WIDE: places in x or y pass int32.
+    Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
     """
-    program, group = tl.program_id(0), tl.program_id(1)
     columns = tl.cdiv(produced, ACROSS)
+    tiles = tl.cdiv(rows, ROWS) * columns
+    program, group = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     band = program // (BAND * columns)
     first = band * BAND
     size = min(tl.cdiv(rows, ROWS) - first, BAND)
@@ -80,6 +83,8 @@ def convolve(
     m = (first + within % size) * ROWS + tl.arange(0, ROWS)
     p = within // size * ACROSS + tl.arange(0, ACROSS)
     c = tl.arange(0, DEEP)
+    if WIDE:
+        m, group = m.to(tl.int64), group.to(tl.int64)
     ow = m % out_width
     oh = (m // out_width) % out_height
     n = m // (out_width * out_height)
@@ -154,16 +159,21 @@ def prepare(
     x_w,
     padding_h,
     padding_w,
+    WIDE: tl.constexpr,
     UNSIGNED: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """x (N, C, H, W) with its padding, of the zero point: y int8, (N, H, W, C) in C order.
 
-    UNSIGNED: x uint8, and y 128 less.  pixels: N * H * W of y.  Program: (pixels, channels).
+    UNSIGNED: x uint8, and y 128 less.  pixels: N * H * W of y.  WIDE: places pass int32.
+    Program: pixels and channels.
     """
-    m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    across = tl.cdiv(channels, CHANNELS)
+    m = tl.program_id(0) // across * PIXELS + tl.arange(0, PIXELS)
+    c = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)
+    if WIDE:
+        m = m.to(tl.int64)
     w = m % out_width - padding_w
     h = (m // out_width) % out_height - padding_h
     n = m // (out_width * out_height)
