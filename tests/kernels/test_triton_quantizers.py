@@ -79,7 +79,7 @@ FORMATS = (
     e8m0,
     FloatFormat(2, 1, specials="finite"),
     FloatFormat(8, 3),
-    FloatFormat(4, 2, bias=145),  # below fp32's normal numbers
+    FloatFormat(5, 2, bias=145),  # below fp32's normal numbers
 )
 ROUNDINGS = (
     *(getattr(quantizers, name) for name in ("nearest_even", "half_away", "toward_zero")),

@@ -51,7 +51,7 @@ def path(
 ) -> Path | None:
     """For a tensor x; None where no kernel serves it.  The elements are laid out as empty_like(x);
     block: the size of the walk's granules; scaled: whether to the format."""
-    if dtype not in _DTYPES or 0 in shape:
+    if dtype not in _DTYPES or 0 in shape or format.largest < 2.0**-126:
         return None
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
     found = walk(shape, strides, like, block, rounding.random_bits > 0)
