@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 
 from quantizers.formats import Format, IntFormat
-from quantizers.granularity import compact_shape
+from quantizers.granularity import Granularity, compact_shape
 from quantizers.rounding import Rounding
 
-from .layout import Walk, walk
+from .layout import Walk, contiguous, is_granule_major, walk
 from .serving import MODES, SOURCES, TARGETS
 
 
@@ -75,3 +75,55 @@ def constants(
         ]  # fmt: skip
     values += [0.0] * (8 - len(values)) + [format.largest, momentum]
     return (ctypes.c_float * 10)(*values)  # no tensor: it would take torch's default device
+
+
+class Whole(NamedTuple):
+    """block              sizes of a granule
+    compact, steps     shape and strides of the scales
+    shifted            whether there are zero points
+    cut                the block of the walk's granules: those of the factor, where there is one
+    plan               of the elements
+    """
+
+    block: tuple[int, ...]
+    compact: tuple[int, ...]
+    steps: tuple[int, ...]
+    shifted: bool
+    cut: tuple[int, ...]
+    plan: Plan
+
+
+@lru_cache(maxsize=4096)
+def plan_whole(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    granularity: Granularity,
+    format: Format,
+    rounding: Rounding,
+    momentum: float | None,
+    factor: tuple[int, ...] | None,
+) -> Whole | None:
+    """For a quantizer by extremes; None where no kernel serves it.
+
+    momentum: of a running range; factor: the shape of what x is multiplied with, one granule only.
+    """
+    block = granularity.block_shape(shape)
+    compact = compact_shape(shape, block)
+    granules = math.prod(compact)
+    if granules > 1 and (factor is not None or momentum is not None):
+        return None
+    cut = block
+    if factor is not None:
+        if len(factor) != len(shape):
+            return None
+        cut = tuple(
+            1 if part > 1 else max(size, 1) for part, size in zip(factor, shape, strict=True)
+        )
+        if compact_shape(shape, cut) != factor:
+            return None
+    found = plan(dtype, shape, strides, cut, format, rounding, True, momentum or 0.0)
+    if found is None or (granules > 1 and not is_granule_major(found.walk)):
+        return None
+    shifted = isinstance(format, IntFormat) and not format.symmetric
+    return Whole(block, compact, contiguous(compact), shifted, cut, found)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat, fp32
-from quantizers.granularity import Granularity, compact_shape
+from quantizers.formats import Format, fp32
 from quantizers.memory import serves
 from quantizers.qtensor import QTensor
 from quantizers.ranges import AbsMax, MinMax, State
@@ -19,8 +17,7 @@ from quantizers.running_range import Ema
 from quantizers.settings import Settings
 
 from . import team
-from .layout import contiguous, is_granule_major
-from .plan import Plan, plan
+from .plan import Plan, plan, plan_whole
 from .serving import made
 
 
@@ -67,13 +64,13 @@ def whole(
     if momentum is not None:
         for place in range(4):
             memory[place] = read[1 + place].data_ptr()
-    found = _plan(
+    found = plan_whole(
         x.dtype, x.shape, x.stride(), by.granularity, by.format, rounding, momentum,
         None if factor is None else factor.shape,
     )  # fmt: skip
     if found is None:
         return None
-    block, compact, steps, shifted, path = found
+    block, compact, steps, shifted, _, path = found
     # empty_strided takes two thirds of the time of empty
     scale = torch.empty_strided(compact, steps, dtype=torch.float32, device=x.device)
     zero_point = None
@@ -164,39 +161,3 @@ def _launched(
         path.walk.size,
     )  # fmt: skip
     return elements
-
-
-@lru_cache(maxsize=4096)
-def _plan(
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    granularity: Granularity,
-    format: Format,
-    rounding: Rounding,
-    momentum: float | None,
-    factor: tuple[int, ...] | None,
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, Plan] | None:
-    """Block size, shape and strides of the scales, whether there are zero points, plan.
-
-    momentum: of a running range; factor: a shape.
-    """
-    block = granularity.block_shape(shape)
-    compact = compact_shape(shape, block)
-    granules = math.prod(compact)
-    if granules > 1 and (factor is not None or momentum is not None):
-        return None
-    cut = block
-    if factor is not None:
-        if len(factor) != len(shape):
-            return None
-        cut = tuple(
-            1 if part > 1 else max(size, 1) for part, size in zip(factor, shape, strict=True)
-        )
-        if compact_shape(shape, cut) != factor:
-            return None
-    found = plan(dtype, shape, strides, cut, format, rounding, True, momentum or 0.0)
-    if found is None or (granules > 1 and not is_granule_major(found.walk)):
-        return None
-    shifted = isinstance(format, IntFormat) and not format.symmetric
-    return block, compact, contiguous(compact), shifted, found

@@ -44,15 +44,21 @@ class Epilogue(NamedTuple):
     def scale_of(self, operation: Operation, channels: int) -> Tensor | None:
         """The scale of each channel, (channels), fp32 on the CPU where there is none; None where it
         varies along anything else."""
-        scale = self.scale
-        if scale is None:
+        if self.scale is None:
             return torch.ones(channels, dtype=torch.float32, device="cpu")
-        if scale.numel() == 1:
-            return (scale.reshape(()) if scale.dim() else scale).expand(channels).contiguous()
-        axis = operation.channel_axis(scale.dim())
-        if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
-            return scale.reshape(-1).contiguous()
-        return None
+        own = self.along(operation, channels)
+        return None if own is None else own.expand(channels).contiguous()
+
+    def along(self, operation: Operation, channels: int) -> Tensor | None:
+        """The scale as one number, (1), or one a channel, (channels), of a result with so many;
+        None where there is none, and where it varies along anything else."""
+        if self.scale is None:
+            return None
+        if self.scale.numel() > 1:
+            axis, sizes = operation.channel_axis(self.scale.dim()), self.scale.shape
+            if len(sizes) <= axis or not self.scale.numel() == sizes[axis] == channels:
+                return None
+        return self.scale.reshape(-1)
 
 
 def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:

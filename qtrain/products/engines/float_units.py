@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,13 +102,18 @@ class RoundedSums(Engine):
         operation, kind = task.product
         wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
         unit = task.unit or wide
-        with full_precision() if a.is_cuda else nullcontext():
+        with self.mode() if a.is_cuda else nullcontext():
             total = shown(operation.product, kind, a.to(unit), b.to(unit), like).to(wide)
         return total if epilogue is None else epilogue.applied_(operation, total)
 
+    def mode(self) -> AbstractContextManager[Any]:
+        """Of a CUDA device's fp32 units."""
+        return full_precision()
+
 
 class TensorFloat32(RoundedSums):
-    """TF32 units, whose operands have 11 significant bits, for elements that have no more."""
+    """TF32 units, whose operands have 11 significant bits, for elements that have no more; fp64
+    elements are multiplied in fp64 as ever."""
 
     name = "tf32 units (float operand)"
     device_types = ("cuda",)
@@ -117,22 +123,8 @@ class TensorFloat32(RoundedSums):
         plain = task.unit is None and not torch.compiler.is_compiling()
         return super().supports(task) and held and plain
 
-    def product(
-        self,
-        task: Task,
-        a: Tensor,
-        b: Tensor,
-        like: Tensor,
-        *,
-        zero_point: Tensor | None = None,
-        epilogue: Epilogue | None = None,
-    ) -> Tensor:
-        if torch.float64 in (a.dtype, b.dtype):  # its elements' dtype no task tells
-            return super().product(task, a, b, like, epilogue=epilogue)
-        operation, kind = task.product
-        with tensor_float32():
-            total = shown(operation.product, kind, a.float(), b.float(), like)
-        return total if epilogue is None else epilogue.applied_(operation, total)
+    def mode(self) -> AbstractContextManager[Any]:
+        return tensor_float32()
 
 
 reference = Float64()

@@ -9,30 +9,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat
-from quantizers.granularity import compact_shape
+from quantizers.formats import FloatFormat, Format, IntFormat
 from quantizers.rounding import Rounding
 
-from ..layout import OUTER, Walk, contiguous, is_granule_major, walk
+from ..layout import OUTER
+from ..plan import Plan, Whole, plan
 from ..serving import imported
 from .device import ELEMENTS, OPTIONS, RANGE, there
 
 #: elements of a program, and the most programs that look for a tensor's extremes
 BLOCK, PARTS = 2048, 1024
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Path(NamedTuple):
-    """How kernels walk a tensor and what they know of a format.
+    """A plan, as the kernels take it.
 
-    dtype, strides   of the elements
-    walk             over x and the elements; words, axes: as the kernels take it
+    words, axes         of the walk over x and the elements
     constants, flags    of `elements`
     """
 
-    dtype: torch.dtype
-    strides: tuple[int, ...]
-    walk: Walk
+    plan: Plan
     words: tuple[Any, ...]
     axes: int
     constants: tuple[float, ...]
@@ -49,35 +45,30 @@ def path(
     rounding: Rounding,
     scaled: bool,
 ) -> Path | None:
-    """For a tensor x; None where no kernel serves it.  The elements are laid out as empty_like(x);
-    block: the size of the walk's granules; scaled: whether to the format."""
-    if dtype not in _DTYPES or 0 in shape or format.largest < 2.0**-126:
-        return None
-    like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
-    found = walk(shape, strides, like, block, rounding.random_bits > 0)
+    """See plan; None also where places in x pass int32, or all of the format are subnormal."""
+    found = plan(dtype, shape, strides, block, format, rounding, scaled)
     span = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    if found is None or span >= 2**31 - BLOCK * PARTS:
+    if found is None or span >= 2**31 - BLOCK * PARTS or format.largest < 2.0**-126:
         return None
-    fields = [found.outer[start : start + OUTER] for start in range(0, 5 * OUTER, OUTER)]
+    row = found.walk
+    fields = [row.outer[start : start + OUTER] for start in range(0, 5 * OUTER, OUTER)]
     axes = next((OUTER - n for n, size in enumerate(fields[0]) if size != 1), 0)
-    words = (found.row, found.index_step, found.granule_step)
-    outer = tuple(tuple(field[OUTER - axes :]) or (1,) for field in fields)
-    integer = isinstance(format, IntFormat)
-    flags = {"INTEGER": integer, "RANDOM": rounding.random_bits, "MODE": rounding.mode}
-    constants: tuple[float, ...]
-    if isinstance(format, IntFormat):
-        target = format.dtype
-        constants = float(format.low), float(format.high), 0.0, 0.0, 0.0
-        flags |= {"SIGNED": False, "ZERO": True, "INF": False}
-    else:
-        target = torch.float32
-        rule = format.when_clipped if scaled else format.on_overflow
-        over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[rule]
-        constants = (
-            format.mantissa, format.min_exponent, format.largest, over, format.smallest
-        )  # fmt: skip
-        flags |= {"SIGNED": format.signed, "ZERO": format.zero, "INF": format.has_inf}
-    return Path(target, like, found, words + outer, axes, constants, flags)
+    words: tuple[Any, ...] = row.row, row.index_step, row.granule_step
+    words += tuple(tuple(field[OUTER - axes :]) or (1,) for field in fields)
+    flags: dict[str, Any] = {"INTEGER": True, "SIGNED": False, "ZERO": True, "INF": False}
+    first, second, *others = found.constants[:8]
+    constants = (first, second, 0.0, 0.0, 0.0)
+    if isinstance(format, FloatFormat):
+        largest, over, signed, zero, smallest, infinite = others
+        constants = (int(first), int(second), largest, over, smallest)
+        flags = {
+            "INTEGER": False,
+            "SIGNED": bool(signed),
+            "ZERO": bool(zero),
+            "INF": bool(infinite),
+        }
+    flags |= {"RANDOM": rounding.random_bits, "MODE": rounding.mode}
+    return Path(found, words, axes, constants, flags)
 
 
 def _programs(size: int) -> tuple[int, int]:
@@ -98,9 +89,11 @@ def make(
     key: Tensor | None,
 ) -> Tensor:
     """The elements of x, whose path is `found`."""
-    result = torch.empty_strided(x.shape, found.strides, dtype=found.dtype, device=x.device)
+    result = torch.empty_strided(
+        x.shape, found.plan.strides, dtype=found.plan.dtype, device=x.device
+    )
     nothing = x if scale is None else scale
-    size = found.walk.size
+    size = found.plan.walk.size
     with there(x):
         imported(ELEMENTS).elements[(-(-size // BLOCK),)](
             x,
@@ -140,20 +133,19 @@ class Running(NamedTuple):
 def measure(
     x: Tensor,
     found: Path,
-    granules: int,
+    known: Whole,
     format: Format,
     symmetric: bool,
     running: Running | None,
     factor: Tensor | None,
-    compact: tuple[int, ...],
 ) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of x's granules, which follow one another along the walk."""
-    each = found.walk.size // granules
+    granules = math.prod(known.compact)
+    each = found.plan.walk.size // granules
     parts, steps = _programs(each)
     ends = torch.empty((2, granules, parts), dtype=torch.int32, device=x.device)
-    scale = torch.empty_strided(compact, contiguous(compact), dtype=torch.float32, device=x.device)
-    affine = isinstance(format, IntFormat) and not format.symmetric
-    zero_point = torch.empty_like(scale, dtype=torch.int32) if affine else None
+    scale = torch.empty_strided(known.compact, known.steps, dtype=torch.float32, device=x.device)
+    zero_point = torch.empty_like(scale, dtype=torch.int32) if known.shifted else None
     low, high, share, count = (scale,) * 4 if running is None else running[:4]
     with there(x):
         imported(RANGE).extremes[(granules, parts)](
@@ -187,15 +179,9 @@ def measure(
             RUNNING=running is not None,
             UPDATE=running is not None and running.update,
             USE=running is not None and running.use,
-            AFFINE=affine,
+            AFFINE=known.shifted,
             SIGNED=format.signed,
             SIZE=1 << max(parts - 1, 0).bit_length(),
             **OPTIONS,
         )
     return scale, zero_point
-
-
-def granule_major(found: Path, shape: tuple[int, ...], block: tuple[int, ...]) -> int | None:
-    """How many granules x has where they follow one another along the walk; else None."""
-    granules = math.prod(compact_shape(shape, block))
-    return granules if granules == 1 or is_granule_major(found.walk) else None

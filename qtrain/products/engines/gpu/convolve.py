@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,20 +158,8 @@ def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
     return y.permute(0, 3, 4, 1, 2)
 
 
-def _shape(
-    x: Tensor,
-    w: Tensor,
-    size: list[int],
-    layout: str,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    scattered: bool,
-    zero_point: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor:
-    return _result(x, w, size, layout, scale)
+def _shape(x: Tensor, w: Tensor, size: list[int], layout: str, *others: Any) -> Tensor:
+    return _result(x, w, size, layout, scale=others[-2])
 
 
 convolve_int8 = register(

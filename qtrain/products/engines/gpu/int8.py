@@ -9,7 +9,7 @@ from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
 from ...convolution import Convolution
-from ...operations import BatchedMatmul, Operation
+from ...operations import BatchedMatmul
 from ..engine import Engine
 from ..epilogue import Epilogue
 from ..geometry import Window, cropped, reduced
@@ -72,7 +72,10 @@ class TritonInt8(Engine):
         else:
             left, right = matrices(task.product, a, b)
             x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
-        scale, bias = _inside(operation, x.shape[1] * w.shape[1], epilogue)
+        scale = bias = None
+        if epilogue is not None:
+            scale = epilogue.along(operation, x.shape[1] * w.shape[1])
+            bias = None if scale is None or epilogue.bias is None else epilogue.bias.float()
         size = scattered or window.gathered(x.shape[3:], w.shape[3:])
         y: Tensor = convolve_int8(
             x, w, list(size), layout, window.stride, window.padding, window.dilation,
@@ -88,17 +91,3 @@ class TritonInt8(Engine):
         if epilogue is None or scale is not None:
             return result
         return epilogue(operation, result)
-
-
-def _inside(
-    operation: Operation, channels: int, epilogue: Epilogue | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Scale, one or one a channel, and bias of an epilogue that the kernel has; else None."""
-    if epilogue is None or epilogue.scale is None:
-        return None, None
-    scale, bias = epilogue.scale, epilogue.bias
-    if scale.numel() > 1:
-        axis = operation.channel_axis(scale.dim())
-        if not scale.numel() == scale.shape[axis] == channels:
-            return None, None
-    return scale.reshape(-1), None if bias is None else bias.float()
