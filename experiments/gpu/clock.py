@@ -1,12 +1,12 @@
-"""Time on a device, and the time that is left."""
+"""The time that is left, and a device's own time."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
+from timing import Spread, interleaved, spread
 
 
 class Budget:
@@ -20,32 +20,24 @@ class Budget:
         return self.end - time.monotonic()
 
 
-def quartiles(values: Sequence[float]) -> list[float]:
-    if len(values) == 1:
-        return [values[0]] * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
+def milliseconds(
+    subjects: Mapping[str, Callable[[], object]], rounds: int, least: float
+) -> dict[str, Spread]:
+    """Of a call, in interleaved rounds whose visits take `least` ms or more."""
+    times = interleaved(subjects, rounds=rounds, least_seconds=least / 1e3)
+    return {name: spread([1e3 * value for value in values]) for name, values in times.items()}
 
 
-def milliseconds(run: Callable[[], object], repeats: int) -> float:
-    """The mean time of `repeats` calls, from an idle device to an idle device."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
+def captured(run: Callable[[], object]) -> Callable[[], None]:
+    """What `run` launches as a CUDA graph: without the time of Python and of launches."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
         run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats * 1e3
-
-
-def interleaved(
-    subjects: Mapping[str, Callable[[], object]], rounds: int, least: float = 20.0
-) -> dict[str, list[float]]:
-    """Quartiles of ms a call, A B C A B C; a visit takes about `least` ms at least."""
-    for run in subjects.values():
-        milliseconds(run, 2)
-    once = {name: milliseconds(run, 1) for name, run in subjects.items()}
-    repeats = {name: max(1, min(50, int(least / ms))) for name, ms in once.items()}
-    found: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(rounds):
-        for name, run in subjects.items():
-            found[name].append(milliseconds(run, repeats[name]))
-    return {name: quartiles(values) for name, values in found.items()}
+    replay: Callable[[], None] = graph.replay
+    return replay

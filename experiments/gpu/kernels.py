@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
 
-from .clock import Budget, interleaved
+from .clock import Budget, captured, milliseconds
 
 #: N, C, H, K, R, stride
 SHAPES = (
@@ -27,19 +27,6 @@ SHAPES = (
 )
 
 
-def _captured(run: Callable[[], object]) -> Callable[[], object]:
-    """As a CUDA graph: the device's own time, without Python's."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def _quantizers(rounds: int) -> dict[str, Any]:
     x = torch.randn(64 * 2**20, device="cuda")
     y, key = torch.empty_like(x), root_key(1).cuda()
@@ -51,12 +38,12 @@ def _quantizers(rounds: int) -> dict[str, Any]:
         "stochastic": partial(Quantizer(format=eight, rounding=stochastic()), x, key=key),
         "affine": partial(Quantizer(format=affine, range=minmax), x),
     }
-    subjects = {name: _captured(run) for name, run in subjects.items()}
-    times = interleaved(subjects, rounds)
-    speed = 8 * x.numel() / times["copy"][1]
+    subjects = {name: captured(run) for name, run in subjects.items()}
+    times = milliseconds(subjects, rounds, 20.0)
+    copy = times["copy"].median / 8
+    # two reads and one byte written
     return {
-        # two reads and one byte written
-        name: {"ms": ms, "of_copy": (8 if name == "copy" else 9) * x.numel() / ms[1] / speed}
+        name: {"ms": ms, "of_copy": 1.0 if name == "copy" else 9 * copy / ms.median}
         for name, ms in times.items()
     }
 
@@ -90,11 +77,11 @@ def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
         }
         before = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = True
-        subjects = {name: _captured(run) for name, run in subjects.items()}
+        subjects = {name: captured(run) for name, run in subjects.items()}
         exact = F.conv2d(x.double(), w.double(), None, stride, pad)
         sums = convolve_int8(*operands, None, None, None)[:, 0]
         right = torch.equal(sums.double(), exact)
-        times = interleaved(subjects, rounds, least=3.0)
+        times = milliseconds(subjects, rounds, 3.0)
         torch.backends.cudnn.allow_tf32 = before
         found.append({"shape": [n, c, h, k, r, stride], "exact": right, "ms": times})
     return found

@@ -8,56 +8,46 @@ from functools import partial
 from typing import Any
 
 import networks
-import peers
 import torch
+from memory import peak_bytes
 from networks import Block, Network, ViT
 from step import Step
+from subjects import CHANNELS_LAST, CONTIGUOUS, FP32, Subject, methods
+from table import first_line
 from tabulate import tabulate
-from torch import nn
 
-from qtrain import quantize_, recipes
-from qtrain.models import resnet18, resnet50
+from .clock import Budget, captured, milliseconds
 
-from .clock import Budget, interleaved
-
-Convert = Callable[[nn.Module], nn.Module]
+TF32 = "TF32"
+#: of those that are timed on a CPU
+METHODS = (FP32, "bf16 autocast", "int8", "int8 range-norm", "banner2018", "QPyTorch")
 
 
-def subjects(quick: bool) -> list[tuple[Network, int]]:
+def networks_of(quick: bool) -> list[tuple[Network, int]]:
     """Networks and batch sizes, by worth."""
     if quick:
         return [(networks.get("resnet18", quick=True), 2)]
-    images = partial(Network, sample=(3, 224, 224), classes=1000, batch=64)
-    small = Network(
-        name="ResNet-18 32x32", make=partial(resnet18, num_classes=10, stem="cifar"),
-        sample=(3, 32, 32), classes=10, batch=128,
-    )  # fmt: skip
+    small, large = networks.get("resnet18"), networks.get("resnet50")
     block = Network(
-        name="Transformer block 1024 x 1024", make=partial(Block, 1024, 16, causal=True),
+        name="transformer-block-1024", make=partial(Block, 1024, 16, causal=True),
         sample=(1024, 1024), classes=None, batch=8, images=False,
     )  # fmt: skip
     vit = partial(ViT, size=224, patch=16, width=384, depth=12, heads=6, classes=1000)
-    return [
-        (small, 128),
-        (block, 8),
-        (images(name="ResNet-50 224x224", make=partial(resnet50, num_classes=1000)), 64),
-        (small, 1024),
-        (images(name="ViT-S 224", make=vit, images=False), 64),
-    ]
+    images = Network(
+        name="vit-s", make=vit, sample=large.sample, classes=1000, batch=64, images=False
+    )
+    return [(small, 128), (block, 8), (large, 64), (small, 1024), (images, 64)]
 
 
-def _methods(network: Network) -> dict[str, Convert | None]:
-    found: dict[str, Convert | None] = {
-        "fp32": None,
-        "TF32": None,
-        "bf16 autocast": None,
-        "int8": partial(quantize_, recipe=recipes.int8()),
+def subjects_of(network: Network) -> dict[str, Subject]:
+    """Full precision without and with TF32, and what is compared with it."""
+    layout = CHANNELS_LAST if network.images else CONTIGUOUS
+    known = {
+        method.name: Subject(method=method, layout=layout, compiled=False)
+        for method in methods(network)
+        if method.name in METHODS
     }
-    if network.images:
-        found["int8 + range"] = partial(quantize_, recipe=recipes.int8(), norm="range")
-    found["banner2018"] = partial(quantize_, recipe=recipes.banner2018())
-    found["QPyTorch"] = peers.qtorch
-    return found
+    return {FP32: known[FP32], TF32: known[FP32], **known}
 
 
 @contextmanager
@@ -69,40 +59,6 @@ def _units(tf32: bool) -> Iterator[None]:
         yield
     finally:
         own.allow_tf32, matrices.allow_tf32 = before
-
-
-def _build(network: Network, batch: int, name: str, convert: Convert | None) -> Step:
-    torch.manual_seed(0)
-    device = torch.device("cuda")
-    model = network.make().to(device)
-    inputs, targets = network.data(batch, device)
-    if network.images:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        inputs = inputs.to(memory_format=torch.channels_last)
-    autocast = torch.bfloat16 if name == "bf16 autocast" else None
-    model = model if convert is None else convert(model)
-    return Step(model, (inputs, targets), network.loss, autocast=autocast)
-
-
-def _captured(step: Step) -> Callable[[], None]:
-    """Forward and backward as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step.clear()
-            step.forward().backward()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph, optimizer = torch.cuda.CUDAGraph(), step._optimizer
-    step.clear()
-    with torch.cuda.graph(graph):
-        step.forward().backward()
-
-    def run() -> None:
-        graph.replay()
-        optimizer.step()
-
-    return run
 
 
 def _launches(step: Step) -> int:
@@ -119,34 +75,45 @@ def measure(network: Network, batch: int, rounds: int) -> list[dict[str, Any]]:
     """One row for each method and mode."""
     rows: dict[str, dict[str, Any]] = {}
     runs: dict[str, Callable[[], object]] = {}
-    for name, convert in _methods(network).items():
+    for name, subject in subjects_of(network).items():
         row: dict[str, Any] = {"method": name, "mode": "eager"}
         rows[name] = row
-        with _units(name != "fp32"):
-            torch.cuda.reset_peak_memory_stats()
-            others = torch.cuda.memory_allocated()
+        if subject.missing is not None:
+            row["failed"] = f"not installed: {subject.missing}"
+            continue
+        replayed = f"{name}, captured"
+        with _units(name != FP32):
             try:
-                step = _build(network, batch, name, convert)
+                step = subject.build(network, batch, torch.device("cuda"))
                 for _ in range(3):
                     step()
-                row["peak_bytes"] = torch.cuda.max_memory_allocated() - others
-                row["launches"] = _launches(step)
+                row["peak_bytes"], row["launches"] = peak_bytes(step), _launches(step)
+                runs[name] = _within(step, name)
+                row = rows[replayed] = {"method": name, "mode": "captured"}
+                runs[replayed] = _within(_captured(step), name)
             except Exception as error:
-                row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
-                continue
-            runs[name] = _within(step, name)
-            key = f"{name}, captured"
-            rows[key] = {"method": name, "mode": "captured"}
-            try:
-                runs[key] = _within(_captured(step), name)
-            except Exception as error:
-                rows[key]["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
-                torch.cuda.synchronize()
-    times = interleaved(runs, rounds)
-    for key, quartiles in times.items():
-        rows[key]["ms"] = quartiles
-        rows[key]["ratio"] = quartiles[1] / times["TF32"][1]
+                row["failed"] = f"{type(error).__name__}: {first_line(error)}"
+    times = milliseconds(runs, rounds, 20.0)
+    for key, spread in times.items():
+        rows[key]["ms"] = spread
+        rows[key]["ratio"] = spread.median / times[TF32].median
     return list(rows.values())
+
+
+def _captured(step: Step) -> Callable[[], None]:
+    """A step whose forward and backward are a CUDA graph."""
+
+    def gradients() -> None:
+        step.clear()
+        step.forward().backward()
+
+    replay = captured(gradients)
+
+    def run() -> None:
+        replay()
+        step.update()
+
+    return run
 
 
 def _within(run: Callable[[], object], name: str) -> Callable[[], None]:
@@ -166,7 +133,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """As many networks as there is time for; done: is told what is measured, after each."""
     found: list[dict[str, Any]] = []
-    for network, batch in subjects(quick):
+    for network, batch in networks_of(quick):
         if budget.left < 20 and found:
             break
         rows = measure(network, batch, rounds)

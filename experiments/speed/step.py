@@ -52,6 +52,10 @@ class Step:
     def __call__(self) -> None:
         self.clear()
         self.forward().backward()
+        self.update()
+
+    def update(self) -> None:
+        """The optimizer's, by the gradients that are there."""
         self._optimizer.step()
 
     def wait(self) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from step import Step
+import torch
 
 
 class Spread(NamedTuple):
@@ -35,23 +35,33 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(times, base, strict=True)])
 
 
-def seconds(step: Step, repeats: int) -> float:
+def idle() -> None:
+    """Returns when a device, where one is in use, has done all it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], object], repeats: int) -> float:
     """The mean time of `repeats` steps."""
     gc.collect()
     gc.disable()
     try:
-        step.wait()
+        idle()
         start = time.perf_counter()
         for _ in range(repeats):
             step()
-        step.wait()
+        idle()
         return (time.perf_counter() - start) / repeats
     finally:
         gc.enable()
 
 
 def interleaved(
-    steps: Mapping[str, Step], *, rounds: int, least_seconds: float, tick: Callable[[], None]
+    steps: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    least_seconds: float,
+    tick: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds a step, A B C A B C: one value per round and subject.
 

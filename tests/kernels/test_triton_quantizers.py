@@ -10,6 +10,7 @@ from torch import Tensor
 from triton_device import DEVICE, served
 
 import quantizers
+from experiments.gpu.checks import same
 from quantizers import (
     FloatFormat,
     IntFormat,
@@ -87,20 +88,6 @@ ROUNDINGS = (
     stochastic(),
     stochastic(4),
 )
-
-
-def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """To the bit, but for the bits of a NaN."""
-    if a is None or b is None:
-        return a is b
-    a = a.cpu()
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    nan = a.isnan()
-    whole = torch.equal(nan, b.isnan()) and torch.equal(a[~nan], b[~nan])
-    return whole and torch.equal(a[~nan].signbit(), b[~nan].signbit())
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
