@@ -13,15 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantizers.by_device import register
+
 from ...autograd.selective import shown
 from ..convolution import Convolution
 from ..product import Product
-
-_LIBRARY = torch.library.Library("qtrain", "FRAGMENT")
-_LIBRARY.define(
-    "plain_convolution(Tensor a, Tensor b, Tensor like, str kind, int[] stride, int[] padding,"
-    " int[] dilation, int groups, bool transposed, int[] output_padding) -> Tensor"
-)
 
 
 def has_cudnn(device: torch.device) -> bool:
@@ -35,7 +31,7 @@ def plain_product(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Tenso
     if not isinstance(operation, Convolution) or not has_cudnn(a.device):
         return shown(operation.product, kind, a, b, like)
     if torch.compiler.is_compiling():
-        result: Tensor = torch.ops.qtrain.plain_convolution(
+        result: Tensor = _whole(
             a, b, like, kind, operation.stride, operation.padding, operation.dilation,
             operation.groups, operation.transposed, operation.output_padding,
         )  # fmt: skip
@@ -77,5 +73,10 @@ def _convolution(a: Tensor, b: Tensor, like: Tensor, kind: Any, *geometry: Any) 
         return Convolution(*geometry).product(kind, a, b, like).contiguous()
 
 
-_LIBRARY.impl("plain_convolution", _convolution, "CompositeExplicitAutograd")
-torch.library.register_fake("qtrain::plain_convolution", _convolution, lib=_LIBRARY)
+_whole = register(
+    "qtrain::plain_convolution(Tensor a, Tensor b, Tensor like, str kind, int[] stride,"
+    " int[] padding, int[] dilation, int groups, bool transposed, int[] output_padding) -> Tensor",
+    _convolution,
+    _convolution,
+    "CompositeExplicitAutograd",
+)
