@@ -42,23 +42,17 @@ class Epilogue(NamedTuple):
         return output
 
     def scale_of(self, operation: Operation, channels: int) -> Tensor | None:
-        """The scale of each channel, (channels), fp32 on the CPU where there is none; None where it
-        varies along anything else."""
-        if self.scale is None:
+        """The scale of each channel, (channels), a view where it can be, fp32 on the CPU where
+        there is none; None where it varies along anything else."""
+        scale = self.scale
+        if scale is None:
             return torch.ones(channels, dtype=torch.float32, device="cpu")
-        own = self.along(operation, channels)
-        return None if own is None else own.expand(channels).contiguous()
-
-    def along(self, operation: Operation, channels: int) -> Tensor | None:
-        """The scale as one number, (1), or one a channel, (channels), of a result with so many;
-        None where there is none, and where it varies along anything else."""
-        if self.scale is None:
-            return None
-        if self.scale.numel() > 1:
-            axis, sizes = operation.channel_axis(self.scale.dim()), self.scale.shape
-            if len(sizes) <= axis or not self.scale.numel() == sizes[axis] == channels:
-                return None
-        return self.scale.reshape(-1)
+        if scale.numel() == 1:
+            return scale.reshape(()).expand(channels)
+        axis = operation.channel_axis(scale.dim())
+        if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
+            return scale.reshape(-1)
+        return None
 
 
 def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:
@@ -87,6 +81,7 @@ def _compiled(
     kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish")
     if sums.numel() == 0 or scale is None or scale.dtype != torch.float32 or kernel is None:
         return None
+    scale = scale.contiguous()
     zeros, minus_zeros = _neutral(channels)
     rows, matrices = sums.numel() // channels, 1
     if shift is not None:

@@ -82,6 +82,7 @@ class OneDnnInt8(Engine):
         if scale is None:
             scale = Epilogue().scale_of(operation, channels)
             assert scale is not None
+        scale = scale.contiguous()
         bias = after.bias.float() if fused and after.bias is not None else None
         shape = shape._replace(x=x, w=shape.w.to(torch.int8))
         result: Tensor

@@ -73,8 +73,8 @@ class TritonInt8(Engine):
             left, right = matrices(task.product, a, b)
             x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
         scale = bias = None
-        if epilogue is not None:
-            scale = epilogue.along(operation, x.shape[1] * w.shape[1])
+        if epilogue is not None and epilogue.scale is not None:
+            scale = epilogue.scale_of(operation, x.shape[1] * w.shape[1])
             bias = None if scale is None or epilogue.bias is None else epilogue.bias.float()
         size = scattered or window.gathered(x.shape[3:], w.shape[3:])
         y: Tensor = convolve_int8(

@@ -65,8 +65,8 @@ def convolve(
     """y[n, g, p, i] = the sum over c and taps k of x[n, g, c, .] w[g, p, c, k]: see geometry.
 
     x (N, G, C, H, W), w (G, P, C, R, S): int8; their strides, that of c is 1.
-    y (N, G, P, H, W): int32 sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale fp32 or fp64,
-    one or (G * P), then + bias (G * P), fp32.
+    y (N, G, P, H, W): int32 sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale (G * P)
+    fp32 or fp64, then + bias (G * P), fp32.
     zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
     when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
