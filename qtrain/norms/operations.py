@@ -1,7 +1,7 @@
 """What a norm computes, on any device, in autograd and in compiled graphs.
 
-For the CPU the graphs keep these whole: there the compiled passes are faster than what the compiler
-makes of their parts.
+Graphs keep these whole where there are kernels: they are faster than what the compiler makes of
+their parts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from quantizers.by_device import ByDevice, laid_out_like, restored
 from ..autograd.function_output import function_output
 from . import normalize as computation
 from .kernels import residual
+from .kernels.gpu import residual as launched
+from .kernels.gpu import whole
 from .normalize import Form, Normalized, channels
 
-normalize = ByDevice(computation.normalize)
-gradients = ByDevice(computation.gradients)
+normalize = ByDevice(computation.normalize, cuda=whole.normalize)
+gradients = ByDevice(computation.gradients, cuda=whole.gradients)
 
 
 class Normalize(torch.autograd.Function):
@@ -68,8 +70,8 @@ def _masked(grad: Tensor, off: Tensor) -> Tensor:
     return torch.where(off, grad.new_zeros(()), grad, out=torch.empty_like(off, dtype=grad.dtype))
 
 
-add_relu = ByDevice(_add_relu, cpu=residual.add_relu)
-masked = ByDevice(_masked, cpu=residual.masked)
+add_relu = ByDevice(_add_relu, cpu=residual.add_relu, cuda=launched.add_relu)
+masked = ByDevice(_masked, cpu=residual.masked, cuda=launched.masked)
 
 
 # As operations of a graph: a form as numbers and a string, nothing as an empty tensor -------------

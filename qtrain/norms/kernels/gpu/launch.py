@@ -1,0 +1,120 @@
+"""How a norm's Triton kernels are launched: the tiles of x, the parts of its channels."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from quantizers.kernels.gpu.device import OPTIONS, bound, there
+from quantizers.kernels.serving import imported
+
+from ..memory import Layout
+
+STATISTICS = "qtrain.norms.kernels.gpu.triton_statistics"
+FINISH = "qtrain.norms.kernels.gpu.triton_finish"
+PASSES = "qtrain.norms.kernels.gpu.triton_passes"
+#: elements of a tile; the most channels of one; elements of a channel at once where its runs are
+#: shorter than a line of the cache is worth
+TILE, ACROSS, SHORT = 2048, 64, 64
+#: places of a tensor's elements, those of a tile beyond its end included, are int32
+MOST = 2**31 - 2**24
+#: about how many programs read x for its statistics
+PROGRAMS = 512
+
+
+def power(n: int) -> int:
+    """The least power of two that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+class Tiles(NamedTuple):
+    """x's layout, elements of a channel, and the elements and channels of a tile."""
+
+    layout: Layout
+    count: int
+    rows: int
+    columns: int
+
+    @property
+    def across(self) -> int:
+        """How many tiles lie side by side."""
+        return -(-self.layout.channels // self.columns)
+
+    @property
+    def programs(self) -> int:
+        """One for each tile."""
+        return -(-self.count // self.rows) * self.across
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """As the kernels are told."""
+        return {"PLANES": self.layout.planes, "ROWS": self.rows, "COLUMNS": self.columns}
+
+
+@lru_cache(maxsize=4096)
+def tiles(layout: Layout) -> Tiles:
+    """Those of a tensor."""
+    count = layout.runs * layout.width // layout.channels
+    if layout.planes:  # the elements of a channel are neighbours
+        rows = min(power(count), TILE if layout.width >= SHORT else TILE // 8)
+        return Tiles(layout, count, rows, min(power(layout.channels), TILE // rows))
+    columns = min(power(layout.channels), ACROSS)
+    return Tiles(layout, count, min(power(count), TILE // columns), columns)
+
+
+class Parts(NamedTuple):
+    """The chunks of each channel, the first `longer` of size + 1 elements, from `start` on, each in
+    parts of `steps` tiles."""
+
+    start: int
+    size: int
+    longer: int
+    chunks: int
+    parts: int
+    steps: int
+
+    @property
+    def slots(self) -> int:
+        """Of each channel."""
+        return self.chunks * self.parts
+
+    @property
+    def words(self) -> tuple[Any, ...]:
+        """As the kernels are told."""
+        return self.start, self.size, self.longer, self.parts, bound(self.steps)
+
+    def added(self, channels: int) -> tuple[int, dict[str, Any]]:
+        """Programs of a kernel that reads all parts, and how it is told so."""
+        size = power(self.parts)
+        columns = min(power(channels), max(1, 1024 // size), 128)
+        return -(-channels // columns), {"PARTS": size, "COLUMNS": columns, "num_warps": 4}
+
+
+@lru_cache(maxsize=4096)
+def parts(of: Tiles, start: int, size: int, longer: int, chunks: int) -> Parts:
+    """So many that the GPU is busy, and no more."""
+    blocks = -(-(size + (longer > 0)) // of.rows)
+    wanted = max(1, PROGRAMS // (of.across * chunks))
+    steps = -(-blocks // min(blocks, wanted))
+    return Parts(start, size, longer, chunks, -(-blocks // steps), steps)
+
+
+def whole(of: Tiles) -> Parts:
+    """All elements as one chunk."""
+    return parts(of, 0, of.count, 0, 1)
+
+
+def kernel(module: str, name: str, programs: int) -> Any:
+    """A kernel, to be called for so many programs."""
+    return getattr(imported(module), name)[(programs,)]
+
+
+def launched(
+    module: str, name: str, x: Tensor, programs: int, *words: Any, **constants: Any
+) -> None:
+    """A kernel of that name on x's device: tensors and numbers, then constants."""
+    constants = {"num_warps": 8, **constants, **OPTIONS}
+    with there(x):
+        kernel(module, name, programs)(*words, **constants)
