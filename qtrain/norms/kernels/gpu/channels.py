@@ -77,7 +77,9 @@ class TritonChannels(Channels):
 
     def _elementwise(self, name: str, *words: object, **constants: object) -> None:
         """A kernel for every tile."""
-        launched(PASSES, name, self.x, self.tiles.programs, *words, **constants, **self.tiles.shape)
+        launched(
+            PASSES, name, self.x, self.tiles.programs, *words, **constants, **self.tiles.shape()
+        )
 
     def sample(self, mean: Tensor) -> TritonSample:
         return TritonSample(self.x, self.tiles, mean)
@@ -161,7 +163,7 @@ class TritonChannels(Channels):
             self.x, grad, *self._of(of), sums[0], sums[1], sums[-1], self.layout.channels,
             self.layout.width, *cut.words,
             RELU=of.relu, ROUNDING=ROUNDINGS[of.activation] if of.relu else 0, EXTRA=extra or "",
-            **self.tiles.shape,
+            **self.tiles.shape(*cut.sizes),
         )  # fmt: skip
         return sums, cut
 
@@ -221,7 +223,7 @@ def moments(
     launched(
         STATISTICS, "moments", x, cut.slots * of.across, x, sums[0], sums[-1], *ends,
         of.layout.channels, of.layout.width, *cut.words, SQUARES=squares, EXTREMES=extremes,
-        **of.shape,
+        **of.shape(*cut.sizes),
     )  # fmt: skip
     return sums[0], sums[-1], *ends
 
@@ -236,7 +238,7 @@ def about(x: Tensor, of: Tiles, mean: Tensor, kind: str) -> tuple[Tensor, Tensor
     ats = torch.empty_like(sums, dtype=torch.int32) if kind == "largest" else sums
     launched(
         STATISTICS, "about", x, cut.slots * of.across, x, mean.contiguous(), sums, ats,
-        of.layout.channels, of.layout.width, *cut.words, KIND=kind, **of.shape,
+        of.layout.channels, of.layout.width, *cut.words, KIND=kind, **of.shape(*cut.sizes),
     )  # fmt: skip
     return sums, ats, cut
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -47,10 +48,13 @@ class Tiles(NamedTuple):
         """One for each tile."""
         return -(-self.count // self.rows) * self.across
 
-    @property
-    def shape(self) -> dict[str, Any]:
-        """As the kernels are told."""
-        return {"PLANES": self.layout.planes, "ROWS": self.rows, "COLUMNS": self.columns}
+    def shape(self, *sizes: int) -> dict[str, Any]:
+        """As the kernels are told; sizes: besides the runs', the multiples of which matter."""
+        aligned = math.gcd(self.layout.width, 16, *sizes) if self.layout.planes else 1
+        return {
+            "PLANES": self.layout.planes, "ALIGNED": aligned, "ROWS": self.rows,
+            "COLUMNS": self.columns,
+        }  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -79,6 +83,11 @@ class Parts(NamedTuple):
     def slots(self) -> int:
         """Of each channel."""
         return self.chunks * self.parts
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What all chunks start and end at multiples of."""
+        return self.start, self.size, self.longer and 1
 
     @property
     def words(self) -> tuple[Any, ...]:

@@ -10,17 +10,25 @@ import triton.language as tl
 
 from quantizers.kernels.gpu.triton_numbers import float_bits, integer
 
-from .triton_tiles import before_relu, keep, place, places, rounded, sign
+from .triton_tiles import before_relu, keep, multiple, place, places, rounded, sign
 
 
 @triton.jit
-def _tile(count, channels, width, PLANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _tile(
+    count,
+    channels,
+    width,
+    PLANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """This program's elements, channels, places, and which there are."""
     tiles = tl.cdiv(channels, COLUMNS)
     e = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (e < count)[:, None] & (c < channels)[None, :]
-    return e, c, places(e, c, channels, width, PLANES), inside
+    inside = (e < multiple(count, ALIGNED))[:, None] & (c < channels)[None, :]
+    return e, c, places(e, c, channels, width, PLANES, ALIGNED), inside
 
 
 @triton.jit
@@ -47,6 +55,7 @@ def normalize(
     CODES: tl.constexpr,
     AFFINE: tl.constexpr,
     PLANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -54,7 +63,7 @@ def normalize(
 
     CODES: of y the nearest integers to y / step, when AFFINE + zero_point, within low..high.
     """
-    _, c, at, inside = _tile(count, channels, width, PLANES, ROWS, COLUMNS)
+    _, c, at, inside = _tile(count, channels, width, PLANES, ALIGNED, ROWS, COLUMNS)
     v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - _of(mean, c, channels)
     v = rounded(v * _of(scale, c, channels) + _of(shift, c, channels), ROUNDING)
     if RELU:
@@ -90,6 +99,7 @@ def backward(
     CARRIERS: tl.constexpr,
     TARGET: tl.constexpr,
     PLANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -98,7 +108,7 @@ def backward(
 
     centered: x - mean; g: grad, where the ReLU of the output, rounded, was on.
     """
-    e, c, at, inside = _tile(count, channels, width, PLANES, ROWS, COLUMNS)
+    e, c, at, inside = _tile(count, channels, width, PLANES, ALIGNED, ROWS, COLUMNS)
     w = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
     s = _of(scale, c, channels)
     if RELU or SLOPE != "":

@@ -3,7 +3,8 @@
 A channel's elements are cut into chunks, from `start` on: the first `longer` of `size` + 1
 elements, the others of `size`; and each chunk into parts, of `steps` tiles each.  A program has a
 part and COLUMNS channels.  It leaves one number, fp64 sums and fp32 extremes, for each channel and
-part: (C, chunks * parts).  No number depends on anything but the shape.
+part: (C, chunks * parts).  No number depends on anything but the shape.  ALIGNED: what the chunks'
+ends, and the runs of PLANES, are multiples of.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import before_relu, places, sign
+from .triton_tiles import before_relu, multiple, places, sign
 
 _SIZES = ["start", "size", "longer", "parts", "steps"]
 
 
 @triton.jit
-def _part(start, size, longer, parts, steps, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _part(
+    start,
+    size,
+    longer,
+    parts,
+    steps,
+    channels,
+    ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """This program's first element, its chunk's end, its channels, and the place of its numbers."""
     tiles = tl.cdiv(channels, COLUMNS)
     slot = tl.program_id(0) // tiles
@@ -26,8 +37,8 @@ def _part(start, size, longer, parts, steps, channels, ROWS: tl.constexpr, COLUM
     chunk = slot // parts
     first = start + chunk * size + tl.minimum(chunk, longer)
     end = first + size + tl.where(chunk < longer, 1, 0)
-    first += slot % parts * steps * ROWS
-    return first, end, c, c * slots + slot
+    first = multiple(first + slot % parts * steps * ROWS, ALIGNED)
+    return first, multiple(end, ALIGNED), c, c * slots + slot
 
 
 @triton.jit
@@ -59,6 +70,7 @@ def moments(
     parts,
     steps,
     PLANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
     SQUARES: tl.constexpr,
     EXTREMES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -66,7 +78,7 @@ def moments(
 ):
     """Sums of x; SQUARES: of d and d^2, d = x less its channel's first element; EXTREMES: besides,
     the largest and smallest x and the first elements that have them.  NaN is no extreme."""
-    first, end, c, slot = _part(start, size, longer, parts, steps, channels, ROWS, COLUMNS)
+    first, end, c, slot = _part(start, size, longer, parts, steps, channels, ALIGNED, ROWS, COLUMNS)
     e = first + tl.arange(0, ROWS)
     there = c < channels
     total = tl.zeros((ROWS, COLUMNS), tl.float64)
@@ -81,7 +93,7 @@ def moments(
         high_at, low_at = own, own
     for _ in range(steps):
         inside = (e < end)[:, None] & there[None, :]
-        at = places(e, c, channels, width, PLANES)
+        at = places(e, c, channels, width, PLANES, ALIGNED)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         d = v.to(tl.float64)
         if SQUARES:
@@ -117,12 +129,13 @@ def about(
     steps,
     KIND: tl.constexpr,
     PLANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Of x - mean: sums of squares (fp64) or of magnitudes (fp64), or the largest magnitude (fp32)
     and the first element that has it: KIND "squares", "magnitudes", "largest"."""
-    first, end, c, slot = _part(start, size, longer, parts, steps, channels, ROWS, COLUMNS)
+    first, end, c, slot = _part(start, size, longer, parts, steps, channels, ALIGNED, ROWS, COLUMNS)
     e = first + tl.arange(0, ROWS)
     there = c < channels
     middle = tl.load(mean + c, mask=there, other=0.0)[None, :]
@@ -133,7 +146,7 @@ def about(
         total = tl.zeros((ROWS, COLUMNS), tl.float64)
     for _ in range(steps):
         inside = (e < end)[:, None] & there[None, :]
-        at = places(e, c, channels, width, PLANES)
+        at = places(e, c, channels, width, PLANES, ALIGNED)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - middle
         if KIND == "squares":
             total += tl.where(inside, v * v, 0.0).to(tl.float64)
@@ -171,6 +184,7 @@ def gradient(
     ROUNDING: tl.constexpr,
     EXTRA: tl.constexpr,
     PLANES: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -178,7 +192,7 @@ def gradient(
 
     centered: x - mean; g: grad, where the ReLU of the output, rounded, was on.
     """
-    first, end, c, slot = _part(start, size, longer, parts, steps, channels, ROWS, COLUMNS)
+    first, end, c, slot = _part(start, size, longer, parts, steps, channels, ALIGNED, ROWS, COLUMNS)
     e = first + tl.arange(0, ROWS)
     there = c < channels
     middle = tl.load(mean + c, mask=there, other=0.0)[None, :]
@@ -191,7 +205,7 @@ def gradient(
         extra = tl.zeros((ROWS, COLUMNS), tl.float64)
     for _ in range(steps):
         inside = (e < end)[:, None] & there[None, :]
-        at = places(e, c, channels, width, PLANES)
+        at = places(e, c, channels, width, PLANES, ALIGNED)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - middle
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:

@@ -13,6 +13,12 @@ from quantizers.kernels.gpu.triton_numbers import as_float, float_bits
 
 
 @triton.jit
+def multiple(n, ALIGNED: tl.constexpr):
+    """n, a multiple of ALIGNED, so that the compiler knows."""
+    return n // ALIGNED * ALIGNED
+
+
+@triton.jit
 def place(e, c, channels, width, PLANES: tl.constexpr):
     """Where element e of channel c lies, of as many of both."""
     if PLANES:
@@ -23,8 +29,11 @@ def place(e, c, channels, width, PLANES: tl.constexpr):
 
 
 @triton.jit
-def places(e, c, channels, width, PLANES: tl.constexpr):
-    """Where elements e (ROWS,) of channels c (COLUMNS,) lie: int32 (ROWS, COLUMNS)."""
+def places(e, c, channels, width, PLANES: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where elements e (ROWS,) of channels c (COLUMNS,) lie: int32 (ROWS, COLUMNS).  ALIGNED: what
+    width is a multiple of, so that as many neighbours are read at once."""
+    if PLANES:
+        width = multiple(width, ALIGNED)
     return place(e[:, None], c[None, :], channels, width, PLANES)
 
 
