@@ -108,7 +108,7 @@ class TritonChannels(Channels):
             "normalize", x, y, *made,
             x if step is None else step,
             x if zero_point is None else zero_point,
-            self.tiles.count, self.layout.channels, self.layout.width,
+            self.tiles.elements, self.layout.channels, self.layout.width,
             0.0 if format is None else float(format.low),
             0.0 if format is None else float(format.high),
             RELU=of.relu, ROUNDING=kind, CODES=format is not None, AFFINE=zero_point is not None,
@@ -193,7 +193,7 @@ class TritonChannels(Channels):
             "backward", self.x, grad, result, *self._of(of),
             offset if slope is None else slope.factor.contiguous(), offset.contiguous(),
             offset if index is None else index, offset if value is None else value,
-            self.tiles.count, self.layout.channels, self.layout.width,
+            self.tiles.elements, self.layout.channels, self.layout.width,
             RELU=of.relu, ROUNDING=ROUNDINGS[of.activation] if of.relu else 0,
             SLOPE="" if slope is None else slope.of,
             CARRIERS=0 if index is None else index.shape[1], TARGET=ROUNDINGS[_STORED[dtype]],
@@ -247,7 +247,7 @@ class TritonSample(Sample):
     """One read from x's own memory."""
 
     def __init__(self, x: Tensor, of: Tiles, mean: Tensor) -> None:
-        self.x, self.tiles, self.mean, self.count = x, of, mean, of.count
+        self.x, self.tiles, self.mean, self.count = x, of, mean, of.elements
         #: 0, or NaN where an element is not finite: the kernels' comparisons skip NaN
         self.taint = mean - mean
 

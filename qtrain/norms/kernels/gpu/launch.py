@@ -22,7 +22,7 @@ TILE, ACROSS, SHORT = 2048, 64, 64
 #: places of a tensor's elements, those of a tile beyond its end included, are int32
 MOST = 2**31 - 2**24
 #: about how many programs read x for its statistics
-PROGRAMS = 512
+PROGRAMS = 1024
 
 
 def power(n: int) -> int:
@@ -34,7 +34,7 @@ class Tiles(NamedTuple):
     """x's layout, elements of a channel, and the elements and channels of a tile."""
 
     layout: Layout
-    count: int
+    elements: int
     rows: int
     columns: int
 
@@ -46,7 +46,7 @@ class Tiles(NamedTuple):
     @property
     def programs(self) -> int:
         """One for each tile."""
-        return -(-self.count // self.rows) * self.across
+        return -(-self.elements // self.rows) * self.across
 
     def shape(self, *sizes: int) -> dict[str, Any]:
         """As the kernels are told; sizes: besides the runs', the multiples of which matter."""
@@ -112,7 +112,7 @@ def parts(of: Tiles, start: int, size: int, longer: int, chunks: int) -> Parts:
 
 def whole(of: Tiles) -> Parts:
     """All elements as one chunk."""
-    return parts(of, 0, of.count, 0, 1)
+    return parts(of, 0, of.elements, 0, 1)
 
 
 def kernel(module: str, name: str, programs: int) -> Any:

@@ -111,7 +111,7 @@ def _finish(
         mean if known.weight is None else known.weight,
         mean if known.bias is None else known.bias,
         count, width if planes else 1, cut.parts, bound(cut.chunks), cut.longer,
-        cut.chunks - cut.longer, by.tiles.count, measure.factor, measure.longer_factor,
+        cut.chunks - cut.longer, by.tiles.elements, measure.factor, measure.longer_factor,
         known.form.eps, KIND=kind, STABLE=known.stable, CENTERED=known.form.centered,
         WEIGHT=known.weight is not None, BIAS=known.bias is not None, **shape,
     )  # fmt: skip
@@ -153,7 +153,7 @@ def gradients(
         return None
     by, measure = known.by, known.measure
     of = _affine(known, mean, sigma)
-    extra, kind, constant = _slope(form, measure, by.tiles.count)
+    extra, kind, constant = _slope(form, measure, by.tiles.elements)
     grad = by.aligned(grad)
     sums, cut = by.partial_sums(grad, of, extra)
     grad_weight, grad_bias, offset, factor = _per_channel(by)
@@ -163,7 +163,7 @@ def gradients(
         FINISH, "gradient", x, programs, sums[0], sums[1], sums[-1], sigma, of.scale,
         offset if slope is None else slope.contiguous(),
         grad_weight, grad_bias, offset, factor, offset if value is None else value,
-        by.layout.channels, cut.parts, by.tiles.count,
+        by.layout.channels, cut.parts, by.tiles.elements,
         bound(0 if value is None else value.shape[1]),
         constant, form.eps, SLOPE=kind, STABLE=known.stable, CENTERED=form.centered, **shape,
     )  # fmt: skip
