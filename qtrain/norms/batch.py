@@ -15,7 +15,7 @@ from .deferred import DEFERRED, Deferred
 from .kernels.gpu.running import track as launched
 from .module import QNorm, Slots, role_slots
 from .normalize import Form, channels, folded
-from .operations import Normalize, normalize
+from .operations import Normalize, affine, normalize
 from .passes import Channels, others, wide
 from .ranks import Ranks, ranks_of
 from .recipe import NormRecipe
@@ -192,9 +192,9 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         self._track(mean, sigma, count)
         if deferred:
             with torch.no_grad():
-                affine = form.affine(self.weight, self.bias, mean, sigma)
+                of = affine(mean, sigma, self.weight, self.bias, form)
             ends = where[0] if recipe.deviation.names_extremes else None
-            setattr(output, DEFERRED, Deferred(input.detach(), affine, ends))
+            setattr(output, DEFERRED, Deferred(input.detach(), of, ends))
         result: Tensor = output
         return result
 

@@ -20,9 +20,20 @@ from .kernels import residual
 from .kernels.gpu import residual as launched
 from .kernels.gpu import whole
 from .normalize import Form, Normalized, channels
+from .passes import Affine
 
 normalize = ByDevice(computation.normalize, cuda=whole.normalize)
 gradients = ByDevice(computation.gradients, cuda=whole.gradients)
+
+
+def _affine(
+    mean: Tensor, sigma: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+) -> Affine:
+    return form.affine(weight, bias, mean, sigma)
+
+
+#: the output as a function of x: Form.affine
+affine = ByDevice(_affine, cuda=whole.affine)
 
 
 class Normalize(torch.autograd.Function):
@@ -39,6 +50,8 @@ class Normalize(torch.autograd.Function):
         made = normalize(input, weight, bias, form)
         ctx.save_for_backward(input, weight, bias, *made[1:])
         ctx.form = form
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # those of mean and sigma would be zeros
         ctx.mark_non_differentiable(made.mean, made.sigma)
         output = function_output(made.output)
         return (output, *made[1 : 4 if form.deferred else 3])

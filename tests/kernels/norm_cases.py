@@ -70,8 +70,9 @@ def on_this_device() -> Iterator[None]:
         return
     forms: list[tuple[Any, Any]] = [
         (normalize.channels, channels), (operations.normalize, whole.normalize),
-        (operations.gradients, whole.gradients), (operations.add_relu, residual.add_relu),
-        (operations.masked, residual.masked), (batch.track, running.track),
+        (operations.gradients, whole.gradients), (operations.affine, whole.affine),
+        (operations.add_relu, residual.add_relu), (operations.masked, residual.masked),
+        (batch.track, running.track),
         (quantize, quantizing.whole),
     ]  # fmt: skip
     before = [by.forms.get(DEVICE) for by, _ in forms]

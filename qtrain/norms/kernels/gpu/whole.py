@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantizers.kernels.gpu.device import bound, serves
 
-from ...estimate import Measure
+from ...estimate import Deviation, Measure
 from ...normalize import Form, Normalized
 from ...passes import Affine, Extra, Slope
 from .channels import TritonChannels, about, channels, moments
@@ -21,7 +21,6 @@ from .launch import FINISH, Parts, launched, parts, power, whole
 
 #: so many elements of a channel have their gradient added while all are written
 _FEW = 2
-_STABLE = {"squares": "root", "ones": "one"}
 
 
 class _Known(NamedTuple):
@@ -33,12 +32,10 @@ class _Known(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
 
-    @property
-    def stable(self) -> str:
-        return _STABLE.get(self.measure.kind, "")
 
-    def affine(self, mean: Tensor, scale: Tensor, shift: Tensor) -> Affine:
-        return Affine(mean, scale, shift, self.form.activation, self.form.relu)
+def _stable(deviation: Deviation) -> str:
+    """STABLE of the kernels: see triton_tiles.stabilized."""
+    return {"l2": "root", "none": "one"}.get(deviation.name, "")
 
 
 def _known(
@@ -86,7 +83,8 @@ def normalize(
     if form.deferred:  # see normalize.normalize
         output = x.new_full((), float("nan"), dtype=form.dtype).expand(x.shape)
     else:
-        output = by.affine(known.affine(mean, scale, shift), form.dtype)
+        of = Affine(mean, scale, shift, form.activation, form.relu)
+        output = by.affine(of, form.dtype)
     return Normalized(output, mean, sigma, where, slope)
 
 
@@ -112,22 +110,29 @@ def _finish(
         mean if known.bias is None else known.bias,
         count, width if planes else 1, cut.parts, bound(cut.chunks), cut.longer,
         cut.chunks - cut.longer, by.tiles.elements, measure.factor, measure.longer_factor,
-        known.form.eps, KIND=kind, STABLE=known.stable, CENTERED=known.form.centered,
+        known.form.eps, KIND=kind, STABLE=_stable(known.form.deviation),
+        CENTERED=known.form.centered,
         WEIGHT=known.weight is not None, BIAS=known.bias is not None, **shape,
     )  # fmt: skip
 
 
-def _affine(known: _Known, mean: Tensor, sigma: Tensor) -> Affine:
+def affine(
+    mean: Tensor, sigma: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+) -> Affine | None:
+    """See operations.affine."""
+    if sigma.dtype is not torch.float32 or not serves(sigma, mean, weight, bias):
+        return None
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     scale, shift = torch.empty((2, *sigma.shape), dtype=torch.float32, device=sigma.device)
     columns = min(power(sigma.numel()), 128)
     launched(
         FINISH, "affine", sigma, -(-sigma.numel() // columns), sigma,
-        sigma if known.weight is None else known.weight,
-        sigma if known.bias is None else known.bias,
-        scale, shift, sigma.numel(), known.form.eps, STABLE=known.stable,
-        WEIGHT=known.weight is not None, BIAS=known.bias is not None, COLUMNS=columns, num_warps=4,
+        sigma if weight is None else weight,
+        sigma if bias is None else bias,
+        scale, shift, sigma.numel(), form.eps, STABLE=_stable(form.deviation),
+        WEIGHT=weight is not None, BIAS=bias is not None, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
-    return known.affine(mean, scale, shift)
+    return Affine(mean, scale, shift, form.activation, form.relu)
 
 
 def _slope(form: Form, measure: Measure, count: int) -> tuple[Extra, str, float]:
@@ -149,10 +154,12 @@ def gradients(
     """See normalize.gradients."""
     grad, mean, sigma, where, slope = made
     known = _known(x, weight, bias, form, grad)
-    if known is None or not serves(x, mean, sigma):
+    if known is None:
         return None
     by, measure = known.by, known.measure
-    of = _affine(known, mean, sigma)
+    of = affine(mean, sigma, weight, bias, form)
+    if of is None:
+        return None
     extra, kind, constant = _slope(form, measure, by.tiles.elements)
     grad = by.aligned(grad)
     sums, cut = by.partial_sums(grad, of, extra)
@@ -165,7 +172,8 @@ def gradients(
         grad_weight, grad_bias, offset, factor, offset if value is None else value,
         by.layout.channels, cut.parts, by.tiles.elements,
         bound(0 if value is None else value.shape[1]),
-        constant, form.eps, SLOPE=kind, STABLE=known.stable, CENTERED=form.centered, **shape,
+        constant, form.eps, SLOPE=kind, STABLE=_stable(form.deviation), CENTERED=form.centered,
+        **shape,
     )  # fmt: skip
     along = None
     if kind in ("l2", "centered", "sign"):
