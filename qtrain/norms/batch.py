@@ -193,7 +193,9 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         if deferred:
             with torch.no_grad():
                 of = affine(mean, sigma, self.weight, self.bias, form)
-            ends = where[0] if recipe.deviation.names_extremes else None
+            deviation = recipe.deviation
+            extremes = deviation.names_extremes or not deviation.carriers(count)
+            ends = where[0] if extremes else None
             setattr(output, DEFERRED, Deferred(input.detach(), of, ends))
         result: Tensor = output
         return result

@@ -73,7 +73,11 @@ def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Te
 
 class Normalized(NamedTuple):
     """A norm's output, or its gradient, mean and sigma (C,), and where sigma's gradient goes, as
-    Estimate's."""
+    Estimate's.
+
+    where   of a deferred output besides, where that has no `where`: None, or the indices (C, 2) of
+            each channel's extremes
+    """
 
     output: Tensor
     mean: Tensor

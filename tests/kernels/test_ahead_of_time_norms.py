@@ -41,7 +41,7 @@ def test_statistics(arch: int, layout: str) -> None:
     from qtrain.norms.kernels.gpu import triton_statistics as kernels
 
     types = {**types_for(layout), "steps": "i32"}
-    for squares, extremes in ((True, False), (False, True), (False, False)):
+    for squares, extremes in ((True, True), (True, False), (False, True), (False, False)):
         constants = {"SQUARES": squares, "EXTREMES": extremes, **tile(layout)}
         made = compiled(kernels.moments, constants, types, arch)
         assert "ld.global.v4.b32" in well_made(made, arch)
@@ -65,7 +65,7 @@ def test_what_follows_of_a_channel(arch: int) -> None:
         ("magnitudes", ""),
         ("ones", "one"),
     ):
-        constants = {"KIND": kind, "STABLE": stable, "CENTERED": True, **flags}
+        constants = {"KIND": kind, "STABLE": stable, "ENDS": True, "CENTERED": True, **flags}
         made = compiled(kernels.statistics, constants | {"PARTS": 512, "COLUMNS": 2}, types, arch)
         assert "div.rn.f32" in well_made(made, arch)
     constants = {"STABLE": "root", **flags, "COLUMNS": 64}

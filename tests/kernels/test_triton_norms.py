@@ -419,6 +419,7 @@ def test_codes_of_a_deferred_output(deviation: Deviation, planes: bool) -> None:
         norm = module_for(x, NormRecipe(deviation=deviation))
         with on_this_device():
             made: Deferred = getattr(norm.relu(x, True), DEFERRED)
+            assert (made.ends is None) == (deviation.name == "linf")
             for quantizer in (Quantizer(format=uint8, range=minmax), Quantizer(format=int8)):
                 found = made.quantized(quantizer, None, True)
                 with eager():
@@ -464,7 +465,7 @@ def test_a_network_trains_as_by_torch(norm: str) -> None:
     ]
     for a, b in pairs:  # a last bit of a norm may move a code
         assert a is not None and b is not None
-        assert (a - b).norm() <= 0.02 * b.norm() + 1e-3
+        assert (a - b).norm() <= 0.05 * b.norm() + 1e-3
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -74,6 +74,7 @@ def statistics(
     eps,
     KIND: tl.constexpr,
     STABLE: tl.constexpr,
+    ENDS: tl.constexpr,
     CENTERED: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
@@ -86,6 +87,7 @@ def statistics(
               "magnitudes": the mean is known, squares: sums of magnitudes;  "ones": sigma = 1;
               "extremes": the sum over the chunks of factor (longer_factor of the first `longer`)
               times high - low, and where (int64) and slope (C, 2 * chunks): see Estimate
+    ENDS      of the others besides, where (C, 2): the largest and the smallest x
     CENTERED  else the mean is 0
     longer    chunks of one element more than the `shorter` others; chunks: both
     x_step    between the channels' first elements
@@ -128,6 +130,11 @@ def statistics(
         base = tl.zeros((COLUMNS,), tl.float64)
         if KIND == "squares":
             base += tl.load(x + c * x_step, mask=there, other=0.0).to(tl.float32).to(tl.float64)
+        if ENDS:
+            _, high_at = _best(highs, high_ats, c, there, parts, slots, 0, PARTS, True)
+            _, low_at = _best(lows, low_ats, c, there, parts, slots, 0, PARTS, False)
+            tl.store(where + 2 * c, high_at.to(tl.int64), mask=there)
+            tl.store(where + 2 * c + 1, low_at.to(tl.int64), mask=there)
         middle = (base + average).to(tl.float32)
         deviation = tl.zeros((COLUMNS,), tl.float32) + 1.0
     if not CENTERED:

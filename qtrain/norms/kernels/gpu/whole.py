@@ -73,7 +73,10 @@ def normalize(
             (by.layout.channels, 2 * cut.chunks), dtype=torch.int64, device=x.device
         )
         slope = torch.empty_like(where, dtype=torch.float32)
-    found = moments(x, by.tiles, cut, squares=kind == "squares", extremes=kind == "extremes")
+    elif form.deferred:
+        where = torch.empty((by.layout.channels, 2), dtype=torch.int64, device=x.device)
+    extremes = where is not None
+    found = moments(x, by.tiles, cut, squares=kind == "squares", extremes=extremes)
     made = mean, sigma, scale, shift
     if kind == "magnitudes":
         _finish(known, "mean", cut, found, made, where, slope)
@@ -111,7 +114,7 @@ def _finish(
         count, width if planes else 1, cut.parts, bound(cut.chunks), cut.longer,
         cut.chunks - cut.longer, by.tiles.elements, measure.factor, measure.longer_factor,
         known.form.eps, KIND=kind, STABLE=_stable(known.form.deviation),
-        CENTERED=known.form.centered,
+        ENDS=where is not None, CENTERED=known.form.centered,
         WEIGHT=known.weight is not None, BIAS=known.bias is not None, **shape,
     )  # fmt: skip
 
