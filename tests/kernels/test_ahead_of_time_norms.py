@@ -55,32 +55,30 @@ def test_statistics(arch: int, layout: str) -> None:
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_what_follows_of_a_channel(arch: int) -> None:
+    from qtrain.norms.kernels.gpu import triton_channels as few
     from qtrain.norms.kernels.gpu import triton_finish as kernels
 
     types = {**TYPES, **NUMBERS, "factor": "fp32"}
     flags = {"WEIGHT": True, "BIAS": True}
-    for kind, stable in (
-        ("extremes", ""),
-        ("squares", "root"),
-        ("magnitudes", ""),
-        ("ones", "one"),
-    ):
+    kinds = [("extremes", ""), ("squares", "root"), ("magnitudes", ""), ("ones", "one")]
+    for (kind, stable), shape in product(kinds, ((1, 1024, 1), (16, 64, 1), (1, 1, 64))):
         constants = {"KIND": kind, "STABLE": stable, "ENDS": True, "CENTERED": True, **flags}
-        made = compiled(kernels.statistics, constants | {"PARTS": 512, "COLUMNS": 2}, types, arch)
+        constants |= dict(zip(("CHUNKS", "PARTS", "COLUMNS"), shape, strict=True))
+        made = compiled(kernels.statistics, constants, types, arch)
         assert "div.rn.f32" in well_made(made, arch)
     constants = {"STABLE": "root", **flags, "COLUMNS": 64}
-    assert "sqrt.rn.f32" in well_made(compiled(kernels.affine, constants, types, arch), arch)
+    assert "sqrt.rn.f32" in well_made(compiled(few.affine, constants, types, arch), arch)
     types["factor"] = "*fp32"
     for slope in ("l2", "centered", "sign", "values", ""):
-        constants = {"SLOPE": slope, "STABLE": "", "CENTERED": True, "PARTS": 512, "COLUMNS": 2}
+        constants = {"SLOPE": slope, "STABLE": "", "CENTERED": True, "PARTS": 1024, "COLUMNS": 1}
         well_made(compiled(kernels.gradient, constants, types, arch), arch)
     constants = {"COUNTED": True, "COLUMNS": 64}
-    well_made(compiled(kernels.track, constants, types, arch), arch)
+    well_made(compiled(few.track, constants, types, arch), arch)
     for gathered in (True, False):
         constants = {"GATHERED": gathered, "RELU": True, "ROUNDING": 2, "PLANES": False}
         own = types | {"result": "*fp32"}
         own |= {"lows": "*i64", "highs": "*i64"} if gathered else {}
-        well_made(compiled(kernels.images, constants | {"COLUMNS": 64}, own, arch), arch)
+        well_made(compiled(few.images, constants | {"COLUMNS": 64}, own, arch), arch)
 
 
 @pytest.mark.parametrize("layout", TILES)

@@ -15,6 +15,7 @@ from ..memory import Layout
 
 STATISTICS = "qtrain.norms.kernels.gpu.triton_statistics"
 FINISH = "qtrain.norms.kernels.gpu.triton_finish"
+CHANNELS = "qtrain.norms.kernels.gpu.triton_channels"
 PASSES = "qtrain.norms.kernels.gpu.triton_passes"
 #: elements of a tile; the most channels of one; elements of a channel at once where its runs are
 #: shorter than a line of the cache is worth
@@ -58,14 +59,15 @@ class Tiles(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def tiles(layout: Layout) -> Tiles:
-    """Those of a tensor."""
+def tiles(layout: Layout, length: int | None = None) -> Tiles:
+    """Those of a tensor, whose channels are read in chunks of so many elements."""
     count = layout.runs * layout.width // layout.channels
+    most = power(count if length is None else length)
     if layout.planes:  # the elements of a channel are neighbours
-        rows = min(power(count), TILE if layout.width >= SHORT else TILE // 8)
+        rows = min(most, TILE if layout.width >= SHORT else TILE // 8)
         return Tiles(layout, count, rows, min(power(layout.channels), TILE // rows))
     columns = min(power(layout.channels), ACROSS)
-    return Tiles(layout, count, min(power(count), TILE // columns), columns)
+    return Tiles(layout, count, min(most, TILE // columns), columns)
 
 
 class Parts(NamedTuple):
@@ -94,11 +96,14 @@ class Parts(NamedTuple):
         """As the kernels are told."""
         return self.start, self.size, self.longer, self.parts, bound(self.steps)
 
-    def added(self, channels: int) -> tuple[int, dict[str, Any]]:
-        """Programs of a kernel that reads all parts, and how it is told so."""
-        size = power(self.parts)
-        columns = min(power(channels), max(1, 1024 // size), 128)
-        return -(-channels // columns), {"PARTS": size, "COLUMNS": columns, "num_warps": 4}
+    def added(self, channels: int, chunked: bool = False) -> tuple[int, dict[str, Any]]:
+        """Programs of a kernel that reads all parts, and how it is told so; chunked: it minds the
+        chunks."""
+        size, chunks = power(self.parts), power(self.chunks)
+        columns = max(1, min(1024 // (size * chunks), power(channels) // 128))
+        shape = {"CHUNKS": chunks} if chunked else {}
+        shape |= {"PARTS": size, "COLUMNS": columns, "num_warps": 4}
+        return -(-channels // columns), shape
 
 
 @lru_cache(maxsize=4096)

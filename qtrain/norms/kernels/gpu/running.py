@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quantizers.kernels.gpu.device import serves
 
-from .launch import FINISH, launched, power
+from .launch import CHANNELS, launched, power
 
 
 def track(
@@ -31,7 +31,7 @@ def track(
         return None
     columns = min(power(mean.numel()), 128)
     launched(
-        FINISH, "track", mean, -(-mean.numel() // columns), mean, sigma, *moved,
+        CHANNELS, "track", mean, -(-mean.numel() // columns), mean, sigma, *moved,
         mean if steps is None else steps, mean.numel(), momentum,
         1.0 if unbiased is None else unbiased,
         COUNTED=steps is not None, COLUMNS=columns, num_warps=4,

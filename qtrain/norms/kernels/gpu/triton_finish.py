@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import folded, place, rounded, stabilized
+from .triton_tiles import folded, stabilized
 
 
 @triton.jit
@@ -45,7 +45,13 @@ def _best(values, ats, c, there, parts, slots, first, PARTS: tl.constexpr, LARGE
     return best, tl.min(tl.where(value == best[:, None], at, 0x7FFFFFFF), 1)
 
 
-@triton.jit(do_not_specialize=["parts", "chunks", "longer", "shorter", "count"])
+@triton.jit
+def _of_chunks(x, COLUMNS: tl.constexpr, CHUNKS: tl.constexpr):
+    """The sum of each channel's chunks."""
+    return tl.sum(tl.reshape(x, (COLUMNS, CHUNKS)), 1)
+
+
+@triton.jit(do_not_specialize=["parts", "longer", "shorter", "count"])
 def statistics(
     x,
     sums,
@@ -65,7 +71,6 @@ def statistics(
     channels,
     x_step,
     parts,
-    chunks,
     longer,
     shorter,
     count,
@@ -78,6 +83,7 @@ def statistics(
     CENTERED: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
+    CHUNKS: tl.constexpr,
     PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -89,7 +95,7 @@ def statistics(
               times high - low, and where (int64) and slope (C, 2 * chunks): see Estimate
     ENDS      of the others besides, where (C, 2): the largest and the smallest x
     CENTERED  else the mean is 0
-    longer    chunks of one element more than the `shorter` others; chunks: both
+    longer    chunks of one element more than the `shorter` others; CHUNKS: at least both
     x_step    between the channels' first elements
     """
     c, there = _channels(channels, COLUMNS)
@@ -100,26 +106,26 @@ def statistics(
         total = _added(squares, c, there, parts, slots, 0, PARTS).to(tl.float32)
         deviation = tl.div_rn(total, tl.zeros_like(total) + number.to(tl.float32)) * factor
     elif KIND == "extremes":
-        total = tl.zeros((COLUMNS,), tl.float64)
-        early_spans = tl.zeros((COLUMNS,), tl.float64)
-        spans = tl.zeros((COLUMNS,), tl.float64)
-        for chunk in range(chunks):
-            first = chunk * parts
-            total += _added(sums, c, there, parts, slots, first, PARTS)
-            high, high_at = _best(highs, high_ats, c, there, parts, slots, first, PARTS, True)
-            low, low_at = _best(lows, low_ats, c, there, parts, slots, first, PARTS, False)
-            # of the longer ones all that is high, then all that is low; then of the others
-            early = chunk < longer
-            alike = tl.where(early, longer, shorter)
-            own = c * (2 * (longer + shorter)) + chunk + tl.where(early, 0, longer)
-            one = tl.zeros((COLUMNS,), tl.float32) + tl.where(early, longer_factor, factor)
-            tl.store(where + own, high_at.to(tl.int64), mask=there)
-            tl.store(where + own + alike, low_at.to(tl.int64), mask=there)
-            tl.store(slope + own, one, mask=there)
-            tl.store(slope + own + alike, -one, mask=there)
-            span = (high - low).to(tl.float64)
-            early_spans += tl.where(early, span, 0.0)
-            spans += tl.where(early, 0.0, span)
+        r = tl.arange(0, COLUMNS * CHUNKS)
+        own, chunk = tl.program_id(0) * COLUMNS + r // CHUNKS, r % CHUNKS
+        inside = (own < channels) & (chunk < longer + shorter)
+        first = chunk * parts
+        high, high_at = _best(highs, high_ats, own, inside, parts, slots, first, PARTS, True)
+        low, low_at = _best(lows, low_ats, own, inside, parts, slots, first, PARTS, False)
+        # of the longer chunks all that is high, then all that is low; then of the others
+        early = chunk < longer
+        alike = tl.where(early, longer, shorter)
+        place = own * (2 * (longer + shorter)) + chunk + tl.where(early, 0, longer)
+        one = tl.where(early, longer_factor, factor)
+        tl.store(where + place, high_at.to(tl.int64), mask=inside)
+        tl.store(where + place + alike, low_at.to(tl.int64), mask=inside)
+        tl.store(slope + place, one, mask=inside)
+        tl.store(slope + place + alike, -one, mask=inside)
+        span = tl.where(inside, high - low, 0.0).to(tl.float64)
+        early_spans = _of_chunks(tl.where(early, span, 0.0), COLUMNS, CHUNKS)
+        spans = _of_chunks(tl.where(early, 0.0, span), COLUMNS, CHUNKS)
+        total = _added(sums, own, inside, parts, slots, first, PARTS)
+        total = _of_chunks(total, COLUMNS, CHUNKS)
         middle = (total / number).to(tl.float32)
         deviation = early_spans.to(tl.float32) * longer_factor
         deviation = deviation + spans.to(tl.float32) * factor
@@ -154,28 +160,6 @@ def statistics(
         )
         tl.store(scale + c, own_scale, mask=there)
         tl.store(shift + c, own_shift, mask=there)
-
-
-@triton.jit
-def affine(
-    sigma,
-    weight,
-    bias,
-    scale,
-    shift,
-    channels,
-    eps,
-    STABLE: tl.constexpr,
-    WEIGHT: tl.constexpr,
-    BIAS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Scale and shift of each channel."""
-    c, there = _channels(channels, COLUMNS)
-    divisor = stabilized(tl.load(sigma + c, mask=there, other=1.0), eps, STABLE)
-    own_scale, own_shift = folded(divisor, weight, bias, c, there, WEIGHT, BIAS)
-    tl.store(scale + c, own_scale, mask=there)
-    tl.store(shift + c, own_shift, mask=there)
 
 
 @triton.jit(do_not_specialize=["parts", "count", "carriers"])
@@ -243,82 +227,3 @@ def gradient(
     if not CENTERED:
         moved = tl.zeros((COLUMNS,), tl.float32)
     tl.store(offset + c, tl.div_rn(moved, number), mask=there)
-
-
-@triton.jit
-def _moved(old, new, weight):
-    """torch.lerp."""
-    near = old + weight * (new - old)
-    far = new - (new - old) * (1.0 - weight)
-    return tl.where(tl.abs(weight) < 0.5, near, far)
-
-
-@triton.jit
-def track(
-    mean,
-    sigma,
-    running_mean,
-    running_var,
-    steps,
-    channels,
-    momentum,
-    unbiased,
-    COUNTED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Moves the running statistics: of sigma the variance, times `unbiased`; counts the step."""
-    c, there = _channels(channels, COLUMNS)
-    deviation = tl.load(sigma + c, mask=there, other=0.0)
-    old = tl.load(running_mean + c, mask=there, other=0.0)
-    tl.store(running_mean + c, _moved(old, tl.load(mean + c, mask=there), momentum), mask=there)
-    old = tl.load(running_var + c, mask=there, other=0.0)
-    new = deviation * deviation * unbiased
-    tl.store(running_var + c, _moved(old, new, momentum), mask=there)
-    if COUNTED:
-        if tl.program_id(0) == 0:
-            tl.store(steps, tl.load(steps) + 1)
-
-
-@triton.jit(do_not_specialize=["each"])
-def images(
-    x,
-    lows,
-    highs,
-    mean,
-    scale,
-    shift,
-    result,
-    channels,
-    width,
-    each,
-    GATHERED: tl.constexpr,
-    RELU: tl.constexpr,
-    ROUNDING: tl.constexpr,
-    PLANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """The outputs (2, C), fp32, of each channel's smallest and largest x: those among lows and
-    highs (C, each), or when GATHERED among the elements of x that they name.  NaN is none; where a
-    channel has one, its mean is NaN."""
-    c, there = _channels(channels, COLUMNS)
-    low = tl.full((COLUMNS,), float("inf"), tl.float32)
-    high = tl.full((COLUMNS,), float("-inf"), tl.float32)
-    for j in range(each):
-        if GATHERED:
-            e = tl.load(lows + c * each + j, mask=there, other=0).to(tl.int32)
-            below = tl.load(x + place(e, c, channels, width, PLANES), mask=there, other=0.0)
-            below = below.to(tl.float32)
-            above = below
-        else:
-            below = tl.load(lows + c * each + j, mask=there, other=0.0)
-            above = tl.load(highs + c * each + j, mask=there, other=0.0)
-        low, high = tl.where(below < low, below, low), tl.where(above > high, above, high)
-    middle = tl.load(mean + c, mask=there, other=0.0)
-    s = tl.load(scale + c, mask=there, other=0.0)
-    b = tl.load(shift + c, mask=there, other=0.0)
-    low = rounded((low - middle) * s + b, ROUNDING)
-    high = rounded((high - middle) * s + b, ROUNDING)
-    if RELU:
-        low, high = tl.where(low < 0.0, 0.0, low), tl.where(high < 0.0, 0.0, high)
-    tl.store(result + c, low, mask=there)
-    tl.store(result + channels + c, high, mask=there)

@@ -16,11 +16,14 @@ from quantizers.kernels.gpu.device import bound, serves
 from ...estimate import Deviation, Measure
 from ...normalize import Form, Normalized
 from ...passes import Affine, Extra, Slope
-from .channels import TritonChannels, about, channels, moments
-from .launch import FINISH, Parts, launched, parts, power, whole
+from .channels import TritonChannels, channels
+from .launch import CHANNELS, FINISH, Parts, launched, parts, power, tiles, whole
+from .samples import about, moments
 
 #: so many elements of a channel have their gradient added while all are written
 _FEW = 2
+#: so many parts of all chunks of a channel are looked at at once
+_SLOTS = 4096
 
 
 class _Known(NamedTuple):
@@ -65,10 +68,14 @@ def normalize(
     by, kind = known.by, known.measure.kind
     mean, sigma, scale, shift = _per_channel(by)
     where = slope = None
-    cut = whole(by.tiles)
+    of = by.tiles
+    cut = whole(of)
     if kind == "extremes":
         longer, size = known.measure.longer, known.measure.size
-        cut = parts(by.tiles, 0, size, longer, known.measure.chunks)
+        of = tiles(by.layout, size + (longer > 0))
+        cut = parts(of, 0, size, longer, known.measure.chunks)
+        if power(cut.chunks) * power(cut.parts) > _SLOTS:
+            return None
         where = torch.empty(
             (by.layout.channels, 2 * cut.chunks), dtype=torch.int64, device=x.device
         )
@@ -76,18 +83,18 @@ def normalize(
     elif form.deferred:
         where = torch.empty((by.layout.channels, 2), dtype=torch.int64, device=x.device)
     extremes = where is not None
-    found = moments(x, by.tiles, cut, squares=kind == "squares", extremes=extremes)
+    found = moments(x, of, cut, squares=kind == "squares", extremes=extremes)
     made = mean, sigma, scale, shift
     if kind == "magnitudes":
         _finish(known, "mean", cut, found, made, where, slope)
-        magnitudes, *_ = about(x, by.tiles, mean, kind)
+        magnitudes, *_ = about(x, of, mean, kind)
         found = found[0], magnitudes, *found[2:]
     _finish(known, kind, cut, found, made, where, slope)
     if form.deferred:  # see normalize.normalize
         output = x.new_full((), float("nan"), dtype=form.dtype).expand(x.shape)
     else:
-        of = Affine(mean, scale, shift, form.activation, form.relu)
-        output = by.affine(of, form.dtype)
+        by_channel = Affine(mean, scale, shift, form.activation, form.relu)
+        output = by.affine(by_channel, form.dtype)
     return Normalized(output, mean, sigma, where, slope)
 
 
@@ -103,7 +110,7 @@ def _finish(
     """triton_finish.statistics of what `moments` or `about` found, into `made`."""
     by, measure = known.by, known.measure
     mean = made[0]
-    programs, shape = cut.added(by.layout.channels)
+    programs, shape = cut.added(by.layout.channels, chunked=True)
     planes, _, width, count = by.layout
     launched(
         FINISH, "statistics", by.x, programs, by.x, *found, *made,
@@ -111,7 +118,7 @@ def _finish(
         mean if slope is None else slope,
         mean if known.weight is None else known.weight,
         mean if known.bias is None else known.bias,
-        count, width if planes else 1, cut.parts, bound(cut.chunks), cut.longer,
+        count, width if planes else 1, cut.parts, cut.longer,
         cut.chunks - cut.longer, by.tiles.elements, measure.factor, measure.longer_factor,
         known.form.eps, KIND=kind, STABLE=_stable(known.form.deviation),
         ENDS=where is not None, CENTERED=known.form.centered,
@@ -129,7 +136,7 @@ def affine(
     scale, shift = torch.empty((2, *sigma.shape), dtype=torch.float32, device=sigma.device)
     columns = min(power(sigma.numel()), 128)
     launched(
-        FINISH, "affine", sigma, -(-sigma.numel() // columns), sigma,
+        CHANNELS, "affine", sigma, -(-sigma.numel() // columns), sigma,
         sigma if weight is None else weight,
         sigma if bias is None else bias,
         scale, shift, sigma.numel(), form.eps, STABLE=_stable(form.deviation),
