@@ -98,8 +98,8 @@ class _Forwards:
 def recall(
     layer: object, count: Tensor, counted: bool, ranges: Callable[[], Mapping[str, Tensor]]
 ) -> tuple[Tensor, dict[str, Tensor] | None]:
-    """(the noise count of this forward, until the next one, copies of the ranges it begins with
-    where it repeats an earlier one, else None).
+    """(the noise count of this forward, copies of the ranges it begins with where it repeats an
+    earlier one, else None).
 
     count: the layer's counter, 0-d int64: advanced in place where the forward is `counted`, or is
     the first pass of a reentrant checkpoint, whose gradients are off until its backward; a
@@ -122,13 +122,11 @@ def recall(
     if before is not None:
         used = before.noise
     elif repeats:
-        used = count
+        used = count.clone()
     elif counted or any(map(_is_first_pass, recording)):
-        used = count.add_(1)
+        used = count.add_(1).clone()
     else:
-        used = count
-    if recording and before is None:
-        used = used.clone()
+        used = count.clone() if recording else count
     if not recording and not repeats:
         return used, None
     begun = ranges() if before is None else before.ranges
