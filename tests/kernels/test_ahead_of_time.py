@@ -94,19 +94,22 @@ def test_extremes(arch: int) -> None:
 
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("tile", [(128, 128, 128), (128, 64, 64), (64, 32, 32)], ids=str)
-def test_a_convolution_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("scales", [1, 2])
+def test_a_convolution_is_on_tensor_cores(
+    arch: int, tile: tuple[int, int, int], scales: int
+) -> None:
     from qtrain.products.engines.gpu.triton_convolution import convolve
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
         "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True,
-        "SCALED": True, "BIASED": True, "BAND": 8,
+        "SCALES": scales, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
     types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")
     types |= {
-        "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32",
-        "zero_point": "*i32", "sums": "*i32",
+        "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp32" if scales == 2 else "*fp64",
+        "other": "*fp32", "bias": "*fp32", "zero_point": "*i32", "sums": "*i32",
     }  # fmt: skip
     made = compiled(convolve, constants, types, arch)
     unit = r"wgmma\S*\.s32\.s8\.s8" if arch == 90 else r"mma\.sync\S*\.s32\.s8\.s8\.s32"
@@ -114,3 +117,12 @@ def test_a_convolution_is_on_tensor_cores(arch: int, tile: tuple[int, int, int])
     tall, across, deep = tile
     if arch == 90 and tall == 128:  # loads run ahead of the products: several tiles are there
         assert made.metadata.shared >= 2 * (tall + across) * deep
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_what_goes_before_a_convolution(arch: int) -> None:
+    from qtrain.products.engines.gpu.triton_convolution import prepare
+
+    constants = {"WIDE": False, "UNSIGNED": True, "PIXELS": 32, "CHANNELS": 128, "DEEP": 128}
+    types = {"x": "!*u8", "w": "!*i8", "y": "!*i8", "sums": "!*i32", "zero_point": "*i32"}
+    well_made(compiled(prepare, constants, types, arch), arch)
