@@ -20,7 +20,7 @@ _STEPS, _AHEAD = 16, 2**16
 
 
 class _Tile(NamedTuple):
-    """See triton_gradient.gradient; apart: how many run on a multiprocessor at once."""
+    """See triton_gradient.gradient; apart: programs that a multiprocessor is to have at once."""
 
     tall: int
     across: int
@@ -30,12 +30,17 @@ class _Tile(NamedTuple):
     apart: int
     deep: int = 32
 
+    def options(self, g: int, x: int) -> dict[str, int]:
+        """Of a launch; g, x: bytes of their elements."""
+        loads = self.deep * (self.tall * g + self.taps * self.across * x)
+        return {"num_warps": self.warps, "num_stages": 4 if 3 * loads <= _AHEAD else 3}
+
 
 def _tile(produced: int, channels: int, height: int, width: int) -> _Tile:
     if channels < 32 and height * width > 1:
-        return _Tile(64, 32 if channels * height * width <= 32 else 64, 1, True, 4, 3)
+        return _Tile(64, 32 if channels * height * width <= 32 else 64, 1, True, 4, 2)
     if width == 3:
-        return _Tile(64, 64, 3, False, 4, 3)
+        return _Tile(64, 64, 3, False, 4, 2)
     if min(produced, channels) >= 128:
         return _Tile(128, 128, 1, False, 8, 2)
     return _Tile(64, 64, 1, False, 4, 3)
@@ -128,7 +133,6 @@ def _gradient(
             part, into = into.stride(0), into[0].permute(0, 1, 4, 2, 3)
         x_w = _pitch(x) if taps == 1 and stride == [1, 1] and padding == [0, 0] else None
         flat = x_w is not None and x.shape[3:] == g.shape[3:]
-        loads = deep * (tall * g.itemsize + tile.taps * across * x.itemsize)
         nothing = y if scale is None else scale
         launched.gradient[(tiles * parts,)](
             g,
@@ -168,8 +172,7 @@ def _gradient(
             TALL=tall,
             ACROSS=across,
             DEEP=deep,
-            num_warps=tile.warps,
-            num_stages=3 if 3 * loads <= _AHEAD else 2,
+            **tile.options(g.itemsize, x.itemsize),
             **OPTIONS,
         )
         if parts == 1:

@@ -131,8 +131,9 @@ def gradient(
     second, third = total, total
     for _ in range(steps):
         row = (m < rows)[:, None]
-        a = tl.load(g + (m * g_m)[:, None] + o[None, :], row & (o < produced)[None, :], other=0)
-        a = tl.trans(_half(a, g_shift, G_AFFINE, BF16, WIDENED))
+        mask = (o < produced)[:, None] & (m < rows)[None, :]
+        a = tl.load(g + o[:, None] + (m * g_m)[None, :], mask, other=0)
+        a = _half(a, g_shift, G_AFFINE, BF16, WIDENED)
         for k in tl.static_range(TAPS):
             if FLAT:
                 at, there = (m * x_w)[:, None], row
@@ -142,9 +143,9 @@ def gradient(
                 there = row & (h >= 0) & (v >= 0) & (h < height) & (v < width)
                 at = (n * x_n)[:, None] + h * x_h + v * x_w
             b = tl.load(x + at + c[None, :], there & inside[None, :], other=0)
-            b = _half(b, x_shift, X_AFFINE, BF16, WIDENED)
-            if X_AFFINE:
-                b = tl.where(there, b, 0.0)
+            # padding stays 0: it is no code
+            shift = tl.where(there, x_shift, 0.0) if X_AFFINE else 0.0
+            b = _half(b, shift, X_AFFINE, BF16, WIDENED)
             if k == 0:
                 total = tl.dot(a, b, total)
             elif k == 1:
