@@ -200,33 +200,35 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["int8", "bf16", "fp16"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_layer(name: str, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+TRAINED = [(name, recipe, False) for name in LAYERS for recipe in ("int8", "bf16", "fp16")]
+TRAINED += [("convolution", "int8", True), ("linear", "fp16", True)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, by its compiler
+@pytest.mark.parametrize(("name", "recipe", "compiled"), TRAINED)
+def test_a_layer(name: str, recipe: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     other = quantize(nn.Sequential(make()), recipe=recipe)
     model = copy.deepcopy(other).to(DEVICE)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
-    def gradients(model: nn.Module, device: str) -> Tensor:
-        output = model(x.to(device))
+    def gradients(model: nn.Module, device: str, run: Any) -> Tensor:
+        output = run(x.to(device))
         direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
         output.backward(direction.to(device))
         grad = model[0].weight.grad  # type: ignore[index, union-attr]
         return grad.cpu()  # type: ignore[union-attr, no-any-return]
 
-    want = gradients(other, "cpu")
+    want = gradients(other, "cpu", other)
     # tried above, where the interpreter takes seconds; engines are tried with minutes of work
     monkeypatch.setattr(TritonHalf, "admitted_on", lambda self, device_type: True)
-    served: list[str] = []
-    real = TritonHalf.of_quantized
-    monkeypatch.setattr(
-        TritonHalf, "of_quantized",
-        lambda self, *args: (served.append(self.name), real(self, *args))[1],
-    )  # fmt: skip
-    engines = (TritonHalf(BF16), TritonHalf(FP16), *choice.ENGINES[DEVICE])
+    launched: list[str] = []
+    real = gradient.imported
+    monkeypatch.setattr(gradient, "imported", lambda name: (launched.append(name), real(name))[1])
+    engines = (TritonHalf(FP16 if recipe == "fp16" else BF16), *choice.ENGINES["meta"])
     monkeypatch.setattr(blocks, "ENGINES", {**choice.ENGINES, DEVICE: engines})
-    got = gradients(model, DEVICE)
-    assert served == ["triton_fp16" if recipe == "fp16" else "triton_bf16"]
+    run: Any = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    got = gradients(model, DEVICE, run)
+    assert launched == [gradient.KERNELS]
     assert torch.allclose(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
