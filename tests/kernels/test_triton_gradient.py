@@ -29,12 +29,19 @@ BF16, FP16 = torch.bfloat16, torch.float16
 
 CASES: dict[str, tuple[Operation, tuple[int, ...], tuple[int, ...]]] = {
     "linear": (Linear(), (3, 5, 70), (1, 9, 70)),
+    "long": (Linear(), (600, 9), (1, 5, 9)),
     "wide": (Linear(), (37, 136), (1, 144, 136)),
     "batches": (BatchedMatmul(), (3, 40, 65), (3, 9, 65)),
     "1d": (Convolution((1,), (1,), (1,), 1), (2, 33, 9), (1, 5, 33, 3)),
     "1d transposed": (Convolution((2,), (1,), (1,), 1, True, (1,)), (2, 6, 9), (1, 5, 6, 3)),
     "1x1": (Convolution((1, 1), (0, 0), (1, 1), 1), (2, 70, 4, 5), (1, 9, 70, 1, 1)),
     "1x1 strided": (Convolution((2, 2), (0, 0), (1, 1), 1), (2, 34, 7, 8), (1, 9, 34, 1, 1)),
+    "1x1 cropped": (
+        Convolution((1, 1), (0, 0), (2, 2), 1, True, (1, 1)), (2, 9, 4, 5), (1, 8, 9, 1, 1)
+    ),
+    "1x1 moved": (
+        Convolution((1, 1), (1, 1), (3, 3), 1, True, (2, 2)), (2, 9, 4, 5), (1, 8, 9, 1, 1)
+    ),
     "3x3": (Convolution((1, 1), (1, 1), (1, 1), 1), (3, 40, 5, 5), (1, 24, 40, 3, 3)),
     "few channels": (Convolution((1, 1), (2, 2), (1, 1), 1), (2, 3, 6, 7), (1, 24, 3, 5, 5)),
     "strided": (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
