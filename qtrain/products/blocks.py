@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, IntFormat, QTensor
+from quantizers import IntFormat, QTensor
 
 from ..recipe import OPERANDS
 from .engines.choice import ENGINES, choose
@@ -28,6 +28,7 @@ from .integers import Served, corrected, direct, tasks
 from .operands import PLACES, Shape, lifted, lifted_shape
 from .operations import Operand
 from .plan import Sketch, planned, sketches
+from .precision import half, significant
 from .product import Product
 
 
@@ -80,19 +81,14 @@ def _plan(
         forms = tasks(product, a, b)
     else:
         size = product.terms(a.shape, b.shape)
-        digits = [_significant(q) for q in (a, b)]
-        held = None if None in digits else max(d for d in digits if d is not None)
-        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit, significant=held)]
+        forms = [
+            Task(
+                product, *size, ANY, ANY, "float", sums=False, unit=unit,
+                multiplications=product.multiplications(a.shape, b.shape),
+                significant=significant(a.format, b.format), half=half(a.format, b.format),
+            )
+        ]  # fmt: skip
     return _Plan(cuts, shapes, choose(forms, device_type, engines))
-
-
-def _significant(q: Sketch) -> int | None:
-    """Bits of significand that hold every element, its zero point taken off."""
-    if isinstance(q.format, FloatFormat):
-        return q.format.mantissa + 1
-    if isinstance(q.format, IntFormat):
-        return (q.format.high - q.format.low).bit_length()
-    return None
 
 
 def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
@@ -176,7 +172,7 @@ def multiply(
         note(product.kind, engine.name)
     epilogue = Epilogue(_scales(product, a, b, shapes), bias)
     if task.promise == "float":
-        return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
+        return engine.of_quantized(task, a, b, like, epilogue)
     if task.sums:
         return epilogue(product.operation, corrected(served, a, b, like, engines))
     left = a.elements if task.zero_point or a.zero_point is None else direct(a)

@@ -18,15 +18,17 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 PAIR = ("i32", "i32")
 
 
-def compiled(kernel: Any, constants: dict[str, Any], types: dict[str, Any], arch: int) -> Any:
+def compiled(
+    kernel: Any, constants: dict[str, Any], types: dict[str, Any], arch: int, own: Any = None
+) -> Any:
     """The kernel for a target.  types: of arguments that are no int32; "!" before one: what it
-    points at, or it, is a multiple of 16."""
+    points at, or it, is a multiple of 16; own: options."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, values, attributes = {}, {}, {}
-    options = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 3}
+    options = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 3, **(own or {})}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], values[(place,)] = "constexpr", constants[name]
@@ -126,3 +128,41 @@ def test_what_goes_before_a_convolution(arch: int) -> None:
     constants = {"WIDE": False, "UNSIGNED": True, "PIXELS": 32, "CHANNELS": 128, "DEEP": 128}
     types = {"x": "!*u8", "w": "!*i8", "y": "!*i8", "sums": "!*i32", "zero_point": "*i32"}
     well_made(compiled(prepare, constants, types, arch), arch)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("other", ["u8", "i8", "fp32"])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5)], ids=str)
+@pytest.mark.parametrize("channels", [3, 64, 128])
+def test_a_gradient_is_on_tensor_cores(
+    arch: int, other: str, kernel: tuple[int, int], channels: int
+) -> None:
+    from qtrain.products.engines.gpu.gradient import _tile
+    from qtrain.products.engines.gpu.triton_gradient import gradient
+
+    tile, even = _tile(128, channels, *kernel), channels % 16 == 0
+    constants = {
+        "G_AFFINE": False, "X_AFFINE": other == "u8", "SCALED": True, "FLAT": kernel == (1, 1),
+        "PACKED": tile.packed, "TAPS": tile.taps, "BF16": other != "i8", "WIDENED": False,
+        "WIDE": False, "TALL": tile.tall, "ACROSS": tile.across, "DEEP": tile.deep,
+    }  # fmt: skip
+    aligned = ["produced", "g_m", "g_g", *(["channels", "x_n", "x_g", "x_h", "x_w"] * even)]
+    types = dict.fromkeys(aligned, "!i32") | {
+        "g": "!*fp32", "x": f"!*{other}", "y": "!*fp32", "g_zero": "*i32", "x_zero": "*i32",
+        "scale": "*fp64",
+    }  # fmt: skip
+    made = compiled(gradient, constants, types, arch, tile.options(4, 4 if other == "fp32" else 1))
+    ptx = well_made(made, arch)
+    dtype = "f16" if other == "i8" else "bf16"
+    unit = rf"wgmma\S*\.f32\.{dtype}\.{dtype}" if arch == 90 else rf"mma\S*\.f32\.{dtype}\.{dtype}"
+    assert re.search(unit, ptx)
+    # loads run ahead of the products, 16 bytes at a time
+    assert "cp.async.cg" in ptx
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_a_sum_of_parts(arch: int) -> None:
+    from qtrain.products.engines.gpu.triton_gradient import add
+
+    types = {"partial": "!*fp32", "y": "!*fp32", "scale": "*fp32"}
+    well_made(compiled(add, {"SCALED": True, "DOWN": 16, "ACROSS": 128}, types, arch), arch)
