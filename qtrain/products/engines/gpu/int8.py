@@ -19,7 +19,8 @@ from ..epilogue import Epilogue
 from ..geometry import Window, cropped, reduced
 from ..task import Task
 from ..unfolded import matrices
-from .convolve import KERNELS, Layout, Planned, convolve_int8, planned, window_of
+from .convolve import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
+from .layout import Layout
 
 _POINT = Window((1, 1), (0, 0), (1, 1))
 
@@ -77,9 +78,9 @@ def _direct(
     shifted: bool,
     scales: tuple[Layout, ...],
     biased: bool,
-) -> tuple[Planned, Layout] | None:
-    """What computes a product from its operands' memory, and the result's layout; None where an
-    operand or the result is to be copied before or after."""
+) -> tuple[Planned, Layout, Layout] | None:
+    """What computes a product from its operands' memory, w's layout and the result's; None where
+    more than w is to be copied."""
     given, weight, wanted = (layout.on_meta() for layout in (a, b, like))
     to = _convolved(product, given, weight, wanted)
     if any(
@@ -95,9 +96,9 @@ def _direct(
     y = run.result.on_meta()
     result = _shaped(product, y, given, wanted)
     moved = result.untyped_storage()._cdata != y.untyped_storage()._cdata
-    if run.moves_x or run.moves_w or moved or result.numel() != y.numel():
+    if run.moves_x or moved or result.numel() != y.numel():
         return None
-    return run, Layout.of(result)
+    return run, Layout.of(to.w), Layout.of(result)
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -165,7 +166,9 @@ class TritonInt8(Engine):
                 tuple(map(Layout.of, scales or ())), bias is not None,
             )  # fmt: skip
         if found is not None:
-            run, layout = found
+            run, weight, layout = found
+            if run.moves_w:
+                b = summed_last(b.as_strided(weight.shape, weight.strides))
             result = run(a, b, layout, zero_point, scales or (), bias)
         else:
             to = _convolved(product, a, b, like)
