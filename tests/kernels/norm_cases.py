@@ -11,11 +11,12 @@ from torch import Tensor
 from triton_device import DEVICE
 
 from qtrain.norms import batch, normalize, operations
-from qtrain.norms.kernels.gpu import launch, residual, running, whole
+from qtrain.norms.kernels.gpu import residual, running, whole
 from qtrain.norms.kernels.gpu.channels import TritonChannels, channels
 from qtrain.norms.passes import Affine
 from quantizers import FloatFormat
 from quantizers.kernels.gpu import quantizers as quantizing
+from quantizers.kernels.gpu.launcher import Launch
 from quantizers.steps import quantize
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -86,7 +87,7 @@ def on_this_device() -> Iterator[None]:
 
 
 class Launches(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the launches of norms' kernels and torch's operations that are no views and make no
+    """Counts the launches of kernels and torch's operations that are no views and make no
     tensor of what is in memory."""
 
     lets_kernels_pass = True
@@ -94,26 +95,23 @@ class Launches(torch.utils._python_dispatch.TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
-        self._launched, self._inside = launch.kernel, False
+        self._call, self._inside = Launch.__call__, False
 
     def __enter__(self) -> Any:
-        launch.kernel = self._kernel
+        counted = self
+
+        def call(launch: Launch, grid: Any, *words: Any) -> None:
+            counted.names.append(launch.kernel.__name__)
+            counted._inside = True  # the interpreter copies
+            counted._call(launch, grid, *words)
+            counted._inside = False
+
+        Launch.__call__ = call  # type: ignore[method-assign]
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        launch.kernel = self._launched
+        Launch.__call__ = self._call  # type: ignore[method-assign]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def _kernel(self, module: str, name: str, programs: int) -> Any:
-        kernel = self._launched(module, name, programs)
-
-        def launched(*args: Any, **kwargs: Any) -> None:
-            self.names.append(name)
-            self._inside = True  # the interpreter copies
-            kernel(*args, **kwargs)
-            self._inside = False
-
-        return launched
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__

@@ -18,6 +18,7 @@ INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"
 #: modules of kernels
 ELEMENTS = "quantizers.kernels.gpu.triton_elements"
 RANGE = "quantizers.kernels.gpu.triton_range"
+WORDS = "quantizers.kernels.gpu.triton_words"
 #: as the processor rounds: a product and a sum are never one operation
 OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from quantizers.kernels.gpu.device import OPTIONS, bound, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.launcher import Launch
 
 from ..memory import Layout
 
@@ -120,15 +120,19 @@ def whole(of: Tiles) -> Parts:
     return parts(of, 0, of.elements, 0, 1)
 
 
-def kernel(module: str, name: str, programs: int) -> Any:
-    """A kernel, to be called for so many programs."""
-    return getattr(imported(module), name)[(programs,)]
+@lru_cache(maxsize=4096)
+def _launch(
+    module: str, name: str, numbers: tuple[Any, ...], constants: tuple[tuple[str, Any], ...]
+) -> Launch:
+    return Launch(module, name, numbers, **dict(constants), **OPTIONS)
 
 
 def launched(
     module: str, name: str, x: Tensor, programs: int, *words: Any, **constants: Any
 ) -> None:
-    """A kernel of that name on x's device: tensors and numbers, then constants."""
-    constants = {"num_warps": 8, **constants, **OPTIONS}
+    """A kernel of that name on x's device, of tensors, then numbers, then constants."""
+    tensors = [word for word in words if isinstance(word, Tensor)]
+    constants = {"num_warps": 8, **constants}
+    launch = _launch(module, name, words[len(tensors) :], tuple(constants.items()))
     with there(x):
-        kernel(module, name, programs)(*words, **constants)
+        launch((programs, 1, 1), *tensors)
