@@ -100,13 +100,13 @@ class Launches(torch.utils._python_dispatch.TorchDispatchMode):
     def __enter__(self) -> Any:
         counted = self
 
-        def call(launch: Launch, grid: Any, *words: Any) -> None:
+        def call(launch: Any, grid: Any, *words: Any) -> None:
             counted.names.append(launch.kernel.__name__)
             counted._inside = True  # the interpreter copies
             counted._call(launch, grid, *words)
             counted._inside = False
 
-        Launch.__call__ = call  # type: ignore[method-assign]
+        Launch.__call__ = call  # type: ignore[assignment,method-assign]
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:

@@ -428,7 +428,7 @@ def test_codes_of_a_deferred_output(deviation: Deviation, planes: bool) -> None:
                 assert found.elements.stride() == x.stride()
 
 
-ROWS = {
+ROWS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "LayerNorm": (lambda: nn.LayerNorm(33), (4, 7, 33)),
     "RMSNorm": (lambda: nn.RMSNorm(64), (5, 64)),
     "GroupNorm": (lambda: nn.GroupNorm(3, 6), (2, 6, 5, 3)),
@@ -439,7 +439,7 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_norms_of_rows(name: str, deviation: Deviation) -> None:
     make, shape = ROWS[name]
-    norm = make()
+    norm: Any = make()
     convert_norm_(norm, NormRecipe(deviation=deviation))
     norm = norm.to(DEVICE)
     x, grad = (gaussian(*shape, seed=seed, planes=True).requires_grad_() for seed in range(2))
@@ -472,8 +472,10 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("norm", ["range", "l1"])
 def test_a_network_trains_as_by_torch(norm: str) -> None:
     torch.manual_seed(0)
-    model = Residual().to(memory_format=torch.channels_last)
-    model = quantize(model, recipe="int8", norm=norm).to(DEVICE)
+    model: Any = Residual()
+    model = quantize(model.to(memory_format=torch.channels_last), recipe="int8", norm=norm).to(
+        DEVICE
+    )
     other = copy.deepcopy(model)
     x = gaussian(4, 3, 9, 9)
     with on_this_device(), Launches() as counted:
