@@ -15,7 +15,7 @@ TILES = {"channels-last": (False, 32, 64), "contiguous": (True, 2048, 1)}
 TYPES = {
     **dict.fromkeys(("x", "y", "grad", "result"), "!*fp32"),
     **dict.fromkeys(("mean", "sigma", "scale", "shift", "factor", "offset", "weight"), "*fp32"),
-    **dict.fromkeys(("bias", "values", "highs", "lows", "step", "slope"), "*fp32"),
+    **dict.fromkeys(("bias", "values", "nothing", "highs", "lows", "step", "slope"), "*fp32"),
     **dict.fromkeys(("sums", "squares", "grads", "products", "extras"), "*fp64"),
     **dict.fromkeys(("high_ats", "low_ats", "ats", "zero_point"), "*i32"),
     **dict.fromkeys(("running_mean", "running_var", "grad_weight", "grad_bias"), "*fp32"),
@@ -62,7 +62,14 @@ def test_what_follows_of_a_channel(arch: int) -> None:
     flags = {"WEIGHT": True, "BIAS": True}
     kinds = [("extremes", ""), ("squares", "root"), ("magnitudes", ""), ("ones", "one")]
     for (kind, stable), shape in product(kinds, ((1, 1024, 1), (16, 64, 1), (1, 1, 64))):
-        constants = {"KIND": kind, "STABLE": stable, "ENDS": True, "CENTERED": True, **flags}
+        constants = {
+            "KIND": kind,
+            "STABLE": stable,
+            "ENDS": True,
+            "NOTHING": True,
+            "CENTERED": True,
+            **flags,
+        }
         constants |= dict(zip(("CHUNKS", "PARTS", "COLUMNS"), shape, strict=True))
         made = compiled(kernels.statistics, constants, types, arch)
         assert "div.rn.f32" in well_made(made, arch)

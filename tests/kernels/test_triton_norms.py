@@ -223,12 +223,11 @@ def near(got: Tensor, want: Tensor, size: Tensor) -> None:
     assert ((got.double() - want).abs() <= 2.0**-24 * want.abs() + 2.0**-45 * size).all()
 
 
-@pytest.mark.parametrize("chunks", [1, 7, 40])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "chunks"), zip(DTYPES, (1, 7, 40), strict=True), ids=str)
 def test_extremes_are_the_first_of_equal_ones(
     dtype: torch.dtype, chunks: int, planes: bool
 ) -> None:
-    for shape in ((5, 4, 16), (7, 4, 43), (2, 3, 700)):
+    for shape in ((5, 4, 16), (7, 3, 43), (2, 2, 700)):
         x = (gaussian(*shape, planes=planes) * 2).round().clamp(-3, 3).to(dtype)
         rows = x.float().transpose(0, 1).flatten(1)
         mean = rows.mean(1)
@@ -281,7 +280,7 @@ def by_torch_or_whole(x: Tensor, weight: Any, bias: Any, of: Form) -> Normalized
 def test_a_norm_is_fp64s(deviation: Deviation, planes: bool) -> None:
     carries = CARRIES[:1] if deviation.name == "none" else CARRIES
     cases = [("rows", True), ("rows", False), ("one channel", True), ("one channel", False)]
-    cases += [("aligned", True), ("several tiles", True), ("several tiles", True)]
+    cases += [("aligned", True), ("several tiles", True)]
     for n, (name, centered) in enumerate(cases):
         x, grad = (gaussian(*SHAPES[name], seed=seed, planes=planes) for seed in range(2))
         carry = carries[n % len(carries)]
@@ -413,11 +412,13 @@ def test_running_statistics(momentum: float | None) -> None:
 @LAYOUTS
 @pytest.mark.parametrize("deviation", [l2(), l1(), range_(), range_(7), linf()], ids=str)
 def test_codes_of_a_deferred_output(deviation: Deviation, planes: bool) -> None:
-    for dtype in DTYPES:
+    for dtype in DTYPES[planes:]:
         x = gaussian(6, 8, 5, 3, dtype=dtype, planes=planes)
         norm = module_for(x, NormRecipe(deviation=deviation))
         with on_this_device():
-            made: Deferred = getattr(norm.relu(x, True), DEFERRED)
+            output = norm.relu(x, True)
+            assert output.dtype == dtype and output.shape == x.shape and output.isnan().all()
+            made: Deferred = getattr(output, DEFERRED)
             assert (made.ends is None) == (deviation.name == "linf")
             for quantizer in (Quantizer(format=uint8, range=minmax), Quantizer(format=int8)):
                 found = made.quantized(quantizer, None, True)

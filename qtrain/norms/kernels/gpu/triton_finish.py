@@ -66,6 +66,7 @@ def statistics(
     shift,
     where,
     slope,
+    nothing,
     weight,
     bias,
     channels,
@@ -80,6 +81,7 @@ def statistics(
     KIND: tl.constexpr,
     STABLE: tl.constexpr,
     ENDS: tl.constexpr,
+    NOTHING: tl.constexpr,
     CENTERED: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
@@ -94,6 +96,7 @@ def statistics(
               "extremes": the sum over the chunks of factor (longer_factor of the first `longer`)
               times high - low, and where (int64) and slope (C, 2 * chunks): see Estimate
     ENDS      of the others besides, where (C, 2): the largest and the smallest x
+    NOTHING   NaN in place of the output, one number
     CENTERED  else the mean is 0
     longer    chunks of one element more than the `shorter` others; CHUNKS: at least both
     x_step    between the channels' first elements
@@ -152,6 +155,10 @@ def statistics(
         square = square - own * (2.0 * average - own)
         square = tl.where(square < 0.0, 0.0, square)
         deviation = tl.sqrt_rn(square.to(tl.float32)) * factor
+    if NOTHING:
+        if tl.program_id(0) == 0:
+            nan = tl.full((), float("nan"), tl.float32)
+            tl.store(nothing, nan.to(nothing.dtype.element_ty))
     tl.store(mean + c, middle, mask=there)
     if KIND != "mean":
         tl.store(sigma + c, deviation, mask=there)

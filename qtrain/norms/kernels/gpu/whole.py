@@ -85,17 +85,19 @@ def normalize(
     extremes = where is not None
     found = moments(x, of, cut, squares=kind == "squares", extremes=extremes)
     made = mean, sigma, scale, shift
+    # of a deferred one: see normalize.normalize
+    output = torch.empty((), dtype=form.dtype, device=x.device) if form.deferred else None
     if kind == "magnitudes":
-        _finish(known, "mean", cut, found, made, where, slope)
+        _finish(known, "mean", cut, found, made, where, slope, output)
         magnitudes, *_ = about(x, of, mean, kind)
         found = found[0], magnitudes, *found[2:]
-    _finish(known, kind, cut, found, made, where, slope)
-    if form.deferred:  # see normalize.normalize
-        output = x.new_full((), float("nan"), dtype=form.dtype).expand(x.shape)
-    else:
+    _finish(known, kind, cut, found, made, where, slope, output)
+    if output is None:
         by_channel = Affine(mean, scale, shift, form.activation, form.relu)
         output = by.affine(by_channel, form.dtype)
-    return Normalized(output, mean, sigma, where, slope)
+    return Normalized(
+        output.expand(x.shape) if form.deferred else output, mean, sigma, where, slope
+    )
 
 
 def _finish(
@@ -106,8 +108,9 @@ def _finish(
     made: tuple[Tensor, ...],
     where: Tensor | None,
     slope: Tensor | None,
+    nothing: Tensor | None,
 ) -> None:
-    """triton_finish.statistics of what `moments` or `about` found, into `made`."""
+    """triton_finish.statistics of what `moments` or `about` found, into `made`, and a NaN."""
     by, measure = known.by, known.measure
     mean = made[0]
     programs, shape = cut.added(by.layout.channels, chunked=True)
@@ -116,12 +119,13 @@ def _finish(
         FINISH, "statistics", by.x, programs, by.x, *found, *made,
         mean if where is None else where,
         mean if slope is None else slope,
+        mean if nothing is None else nothing,
         mean if known.weight is None else known.weight,
         mean if known.bias is None else known.bias,
         count, width if planes else 1, cut.parts, cut.longer,
         cut.chunks - cut.longer, by.tiles.elements, measure.factor, measure.longer_factor,
         known.form.eps, KIND=kind, STABLE=_stable(known.form.deviation),
-        ENDS=where is not None, CENTERED=known.form.centered,
+        ENDS=where is not None, NOTHING=nothing is not None, CENTERED=known.form.centered,
         WEIGHT=known.weight is not None, BIAS=known.bias is not None, **shape,
     )  # fmt: skip
 
