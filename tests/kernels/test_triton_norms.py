@@ -223,7 +223,7 @@ def near(got: Tensor, want: Tensor, size: Tensor) -> None:
     assert ((got.double() - want).abs() <= 2.0**-24 * want.abs() + 2.0**-45 * size).all()
 
 
-@pytest.mark.parametrize(("dtype", "chunks"), zip(DTYPES, (1, 7, 40), strict=True), ids=str)
+@pytest.mark.parametrize(("dtype", "chunks"), [*zip(DTYPES, (1, 7, 40), strict=True)], ids=str)
 def test_extremes_are_the_first_of_equal_ones(
     dtype: torch.dtype, chunks: int, planes: bool
 ) -> None:
