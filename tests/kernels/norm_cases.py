@@ -27,7 +27,7 @@ SHAPES = {
     "one sample": (1, 5, 4, 6),
     "two elements": (2, 3),
     "aligned": (3, 4, 16, 8),
-    "several tiles": (9, 3, 17, 19),
+    "several tiles": (5, 3, 11, 13),
     "channels beyond a tile": (50, 130),
 }
 
