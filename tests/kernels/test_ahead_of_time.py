@@ -104,7 +104,7 @@ def test_a_convolution_is_on_tensor_cores(
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True,
+        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False,
         "SCALES": scales, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]

@@ -164,7 +164,7 @@ def _is_exact(
                 exact = product.run((left - shift).double(), right.double(), like)
                 got = engine.product(
                     task, left.to(device), right.to(device), like.to(device),
-                    zero_point=torch.tensor(shift, device=device) if task.zero_point else None,
+                    zero_point=torch.tensor(shift, dtype=torch.int32, device=device) if task.zero_point else None,
                     epilogue=None if task.sums else Epilogue(),
                 )  # fmt: skip
                 if not torch.equal(got.cpu(), exact.to(got.dtype)):
