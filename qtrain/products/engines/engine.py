@@ -162,9 +162,10 @@ def _is_exact(
             for task in tasks:
                 shift = one.high - 50 if task.zero_point else 0
                 exact = product.run((left - shift).double(), right.double(), like)
+                point = torch.tensor(shift, dtype=torch.int32, device=device)
                 got = engine.product(
                     task, left.to(device), right.to(device), like.to(device),
-                    zero_point=torch.tensor(shift, dtype=torch.int32, device=device) if task.zero_point else None,
+                    zero_point=point if task.zero_point else None,
                     epilogue=None if task.sums else Epilogue(),
                 )  # fmt: skip
                 if not torch.equal(got.cpu(), exact.to(got.dtype)):
