@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import os
 import signal
@@ -70,6 +71,7 @@ def capture(training: Training) -> torch.cuda.CUDAGraph:
             training.load(step)
             training.step()
     torch.cuda.current_stream().wait_stream(side)
+    gc.collect()  # what is left of a backward pass belongs to the other stream
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         training.step()
