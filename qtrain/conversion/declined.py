@@ -70,13 +70,14 @@ def lines(
     device       its kind
     """
     found = []
-    plain = {engine.name for engine in ENGINES[device] if engine.plain}
+    # torch's own products serve anywhere
+    plain = {engine.name for engine in ENGINES[device] if not engine.device_types}
     products: Counter[Kind] = Counter()
     for served in engines.values() if device != _HOST else ():
         products.update(kind for kind, name in served.items() if plain & set(name.split(" + ")))
     if products:
         counts = ", ".join(f"{kind} of {products[kind]} layers" for kind in KINDS if products[kind])
-        fast = [engine.name for engine in ENGINES[device] if not engine.plain]
+        fast = len(ENGINES[device]) > len(plain)
         why = "no fast engine takes them" if fast else "there are no fast engines"
         found.append(f"declined   {counts}: {why} on {device}")
     if quantizers:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from captured_cases import CASES, RECIPE, Checkpointed, Training, convnet, normal
+from captured_cases import CASES, NOISY, RECIPE, Checkpointed, Training, convnet, normal
 from fault_cases import FAULTS, Healthy, recipe_with
 from sync_cases import run_ranks
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training_cases import assert_same_run, quiet, small
 
 import qtrain
-from qtrain import Monitor, NormSchedule, diagnose, inspect, quantize
+from qtrain import Monitor, NormSchedule, diagnose, inspect, quantize, summary
 from qtrain.products.convolution import Convolution
 from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.engine import admitted
@@ -36,6 +36,7 @@ from qtrain.products.product import Product
 from qtrain.reports.progress import Progress
 from qtrain.training.interrupt import Interrupted
 from qtrain.weights.channels import channel_norms
+from quantizers import Quantizer, int8, percentile
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = "cuda"
@@ -222,6 +223,16 @@ def test_inspection_sees_what_it_sees_on_the_cpu() -> None:
     for a, b in zip(*found, strict=True):
         assert (a.layer, a.role) == (b.layer, b.role)
         assert a.sqnr_db == pytest.approx(b.sqnr_db, abs=1.0)
+
+
+def test_the_summary_counts_what_no_kernel_took() -> None:
+    slow = Quantizer(format=int8, range=percentile(0.99))
+    recipe = replace(RECIPE, forward=qtrain.Forward(input=slow, weight=NOISY))
+    model = quantize(convnet(), recipe=recipe).to(DEVICE)
+    found = summary(model, normal(16, 3, 8, 8).to(DEVICE))
+    assert found.declined[str(slow)] == 3
+    assert f"calls of quantizers, by torch's own operations on {DEVICE}" in str(found)
+    assert f"{slow} (3)" in str(found)
 
 
 def test_a_monitored_training_stays_the_same() -> None:

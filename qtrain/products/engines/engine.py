@@ -25,14 +25,12 @@ class Engine(ABC):
     promise            of its sums
     device_types       where it may be tried; (): anywhere
     takes_zero_point   whether it serves tasks with one
-    plain              whether it is torch's own fp32 or fp64 product, for what no other serves
     """
 
     name: str
     promise: Promise = "exact"
     device_types: tuple[str, ...] = ()
     takes_zero_point = False
-    plain = False
 
     @abstractmethod
     def supports(self, task: Task) -> bool:

@@ -30,7 +30,6 @@ class Float32(Engine):
     """
 
     name = "float32"
-    plain = True
     takes_zero_point = True
     #: more parts than this cost more than float64
     max_parts = 16
@@ -66,7 +65,6 @@ class Float64(Engine):
     """fp64 units: exact while the sum stays below 2^53, for every format."""
 
     name = "float64"
-    plain = True
 
     def supports(self, task: Task) -> bool:
         return task.bound < 2**53
@@ -86,7 +84,6 @@ class RoundedSums(Engine):
     """
 
     name = "torch (float operand)"
-    plain = True
     promise: Promise = "float"
 
     def supports(self, task: Task) -> bool:
@@ -123,7 +120,6 @@ class TensorFloat32(RoundedSums):
     elements are multiplied in fp64 as ever."""
 
     name = "tf32 units (float operand)"
-    plain = False
     device_types = ("cuda",)
 
     def supports(self, task: Task) -> bool:
