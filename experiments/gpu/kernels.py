@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
 
+from . import gradients
 from .clock import Budget, captured, milliseconds
 
 #: N, C, H, K, R, stride
@@ -88,7 +89,11 @@ def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
 
 
 def run(budget: Budget, done: Callable[[object], None], *, rounds: int = 7) -> dict[str, Any]:
-    return {"quantizers": _quantizers(rounds), "convolutions": _convolutions(budget, rounds)}
+    return {
+        "quantizers": _quantizers(rounds),
+        "convolutions": _convolutions(budget, rounds),
+        "gradients": gradients.run(budget, rounds, ((128, 3, 32, 64, 3, 1), *SHAPES)),
+    }
 
 
 def text(result: dict[str, Any]) -> str:
@@ -104,4 +109,11 @@ def text(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     names = list(result["convolutions"][0]["ms"]) if lines else []
     second = tabulate(lines, ["N,C,H,K,R,stride", "exact", *(f"{name} ms" for name in names)])
-    return f"{first}\n\n{second}"
+    lines = [
+        [",".join(map(str, row["shape"])), f"{row['error']:.1e}",
+         *(f"{ms[1]:.3f}" for ms in row["ms"].values())]
+        for row in result["gradients"]
+    ]  # fmt: skip
+    names = list(result["gradients"][0]["ms"]) if lines else []
+    third = tabulate(lines, ["grad_weight of", "error", *(f"{name} ms" for name in names)])
+    return f"{first}\n\n{second}\n\n{third}"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from ..serving import imported
 from .device import ELEMENTS, serves, there
+from .launcher import Launch
+
+
+@cache
+def _launch(loaded: bool) -> Launch:
+    return Launch(ELEMENTS, "fold", LOADED=loaded, num_warps=1)
 
 
 def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
@@ -20,5 +27,5 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
         value = (value + 2**63) % 2**64 - 2**63  # as int64 holds it
     result = torch.empty_like(key)
     with there(key):
-        imported(ELEMENTS).fold[(1,)](key, value, result, LOADED=loaded, num_warps=1)
+        _launch(loaded)((1, 1, 1), key, result, value)
     return result
