@@ -97,6 +97,7 @@ def _check_norms(norms: Mapping[str, Tensor]) -> None:
             checks.refuse(f"norms[{name!r}]", own, "a tensor of (channels)")
 
 
+@torch.no_grad()
 def _kept(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the new, in the memory of the old where those are of their dtype and device."""
 
