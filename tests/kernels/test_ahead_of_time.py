@@ -123,7 +123,7 @@ def test_a_convolution_is_on_tensor_cores(
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_what_goes_before_a_convolution(arch: int) -> None:
-    from qtrain.products.engines.gpu.triton_convolution import prepare
+    from qtrain.products.engines.gpu.triton_prepare import prepare
 
     constants = {"WIDE": False, "UNSIGNED": True, "PIXELS": 32, "CHANNELS": 128, "DEEP": 128}
     types = {"x": "!*u8", "w": "!*i8", "y": "!*i8", "sums": "!*i32", "zero_point": "*i32"}

@@ -16,7 +16,7 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _products
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.gpu import gradient
+from qtrain.products.engines.gpu import gradient, layout
 from qtrain.products.engines.gpu.half import TritonHalf
 from qtrain.products.engines.task import ANY, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
@@ -181,7 +181,7 @@ def test_zero_points_of_many_and_fp64() -> None:
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient.Layout, "is_wide", True)
+    monkeypatch.setattr(layout.Layout, "is_wide", True)
     for name in ("batches", "3x3", "few channels"):
         test_sums_of_integers_are_exact(name, 3, monkeypatch)
 

@@ -16,7 +16,7 @@ from qtrain.products.engines import choice, scales
 from qtrain.products.engines.engine import _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.float_units import TensorFloat32
-from qtrain.products.engines.gpu import convolve
+from qtrain.products.engines.gpu import convolve, layout
 from qtrain.products.engines.gpu import scales as kernels
 from qtrain.products.engines.gpu.int8 import TritonInt8
 from qtrain.products.engines.task import ANY, Span, Task
@@ -127,9 +127,9 @@ def test_a_scale_that_is_not_in_one_piece() -> None:
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups and images are counted in as many bits as they need."""
-    assert convolve.Layout((3, 1), (2**30, 1), torch.int8).is_wide
+    assert layout.Layout((3, 1), (2**30, 1), torch.int8).is_wide
     x = torch.arange(64, dtype=torch.int8).view(1, 2, 32).to(DEVICE)
-    monkeypatch.setattr(convolve.Layout, "is_wide", True)
+    monkeypatch.setattr(layout.Layout, "is_wide", True)
     convolve.planned.cache_clear()
     w = torch.ones((1, 4, 32, 1, 1), dtype=torch.int8, device=DEVICE)
     y = torch.ops.qtrain.convolve_int8(

@@ -212,8 +212,12 @@ def test_keys() -> None:
         want = noise.fold(start, value)
         got = keys.fold(start.to(DEVICE), value)
         assert got is not None and same(got, want)
-        loaded = keys.fold(start.to(DEVICE), torch.tensor(value, device=DEVICE))
+        there = torch.tensor(value, device=DEVICE)
+        loaded = keys.fold(start.to(DEVICE), there)
         assert loaded is not None and same(loaded, want)
+        more = keys.fold(start.to(DEVICE), there, advance=True)
+        assert int(there) == value + 1
+        assert more is not None and same(more, noise.fold(start, value + 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])

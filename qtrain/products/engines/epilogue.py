@@ -56,22 +56,18 @@ class Epilogue(NamedTuple):
         scale = self.scale
         if scale is None:
             return torch.ones(channels, dtype=torch.float32, device="cpu")
-        return _by_channel(scale, operation, channels)
+        if scale.numel() == 1:
+            return scale.reshape(()).expand(channels)
+        axis = operation.channel_axis(scale.dim())
+        if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
+            return scale.reshape(-1)
+        return None
 
     def scales_of(self, operation: Operation, channels: int) -> list[Tensor] | None:
         """The scales of each channel, as `scale_of`; None where one varies along anything else."""
-        found = [_by_channel(scale, operation, channels) for scale in self.scales]
+        found = [Epilogue((scale,)).scale_of(operation, channels) for scale in self.scales]
         known = [scale for scale in found if scale is not None]
         return known if len(known) == len(found) else None
-
-
-def _by_channel(scale: Tensor, operation: Operation, channels: int) -> Tensor | None:
-    if scale.numel() == 1:
-        return scale.reshape(()).expand(channels)
-    axis = operation.channel_axis(scale.dim())
-    if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
-        return scale.reshape(-1)
-    return None
 
 
 def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..serving import is_dense
-from .device import ELEMENTS, serves, there
+from .device import WORDS, serves, there
 from .launcher import Launch
 
 BLOCK = 4096
@@ -16,7 +16,7 @@ BLOCK = 4096
 
 @lru_cache(maxsize=1024)
 def _launch(size: int, affine: bool) -> Launch:
-    return Launch(ELEMENTS, "unshift", (size,), AFFINE=affine, BLOCK=BLOCK, num_warps=8)
+    return Launch(WORDS, "unshift", (size,), AFFINE=affine, BLOCK=BLOCK, num_warps=8)
 
 
 def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:

@@ -14,7 +14,10 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound, there
 from quantizers.kernels.gpu.launcher import Launch
 
+from .layout import Layout
+
 KERNELS = "qtrain.products.engines.gpu.triton_convolution"
+PREPARE = "qtrain.products.engines.gpu.triton_prepare"
 #: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
 _ORDERS: dict[str, tuple[int, ...]] = {
     "contiguous": (0, 1, 2, 3, 4),
@@ -22,30 +25,6 @@ _ORDERS: dict[str, tuple[int, ...]] = {
     "matrices": (0, 1, 3, 4, 2),
 }
 _SUMMED_LAST = (0, 3, 4, 1, 2)
-
-
-class Layout(NamedTuple):
-    """A tensor but for its numbers."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, x: Tensor) -> Layout:
-        return cls(x.shape, x.stride(), x.dtype)
-
-    def on_meta(self) -> Tensor:
-        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
-
-    def new(self, like: Tensor) -> Tensor:
-        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=like.device)
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether a place in it, a tile beyond its end included, passes int32."""
-        spans = ((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return sum(spans) >= 2**30
 
 
 class Window(NamedTuple):
@@ -86,7 +65,7 @@ def _result(x: Tensor, w: Tensor, size: Sequence[int], layout: str, scaled: bool
     return y.permute([order.index(axis) for axis in range(5)])
 
 
-def _summed_last(x: Tensor) -> Tensor:
+def summed_last(x: Tensor) -> Tensor:
     """With the summed channels, axis 2, one after the other in memory."""
     if x.stride(2) == 1 or x.shape[2] == 1:
         return x
@@ -147,7 +126,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     result = Layout.of(y)
     if y.numel() == 0:
         return Planned(result, False, False, None, 0, None, None)
-    moved = _summed_last(weight)
+    moved = summed_last(weight)
     moves_w, weight = moved is not weight, moved
     batch, groups, produced, out_height, out_width = y.shape
     rows, taps = batch * out_height * out_width, weight.shape[3] * weight.shape[4]
@@ -172,12 +151,12 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         words = (pixels, channels, height, width, tall_x, wide_x, *given.stride(), *pads)
         read = lies.permute(0, 3, 4, 1, 2)
     else:
-        read = _summed_last(given)
+        read = summed_last(given)
         moves_x = read is not given
         programs, words, beside, down = 0, (0,) * 13, 16, 16
     if by.shifted:
         launch = Launch(
-            KERNELS, "prepare",
+            PREPARE, "prepare",
             (programs, produced, summed, *steps_w, weight.shape[4], blocks, bound(taps * blocks),
              *words),
             WIDE=x.is_wide or (copied is not None and copied.is_wide), UNSIGNED=unsigned,
@@ -239,8 +218,8 @@ def _convolve(
     by = window_of(size, layout, stride, padding, dilation, scattered, zero_point, scales, bias)
     found = planned(Layout.of(x), Layout.of(w), by)
     if found.convolve is not None:
-        w = _summed_last(w) if found.moves_w else w
-        x = _summed_last(x) if found.moves_x else x
+        w = summed_last(w) if found.moves_w else w
+        x = summed_last(x) if found.moves_x else x
     bias = None if bias is None else bias.contiguous()
     return found(x, w, found.result, zero_point, scales, bias)
 

@@ -12,7 +12,7 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound, there
 from quantizers.kernels.serving import imported
 
-from .convolve import Layout
+from .layout import Layout
 
 KERNELS = "qtrain.products.engines.gpu.triton_gradient"
 #: steps that a part of the sum has at least, and bytes that a tile's loads may have on their way
