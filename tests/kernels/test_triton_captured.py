@@ -82,7 +82,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(GridExecutor, "__call__", graph.launched(GridExecutor.__call__))
     for function in (steps.quantize, steps.elements_of, qtensor.unshifted):
         monkeypatch.setattr(function, "forms", {"cpu": function.forms["cuda"]})
-    for module in ("qtrain.layer_state", "qtrain.products.call"):
+    for module in ("qtrain.autograd.recomputation", "qtrain.products.call"):
         monkeypatch.setattr(f"{module}.fold", keys.fold)
     monkeypatch.setattr("qtrain.products.engines.epilogue.times", scales.times)
     monkeypatch.setattr("qtrain.products.blocks.ENGINES", {"cpu": ENGINES["cuda"]})
