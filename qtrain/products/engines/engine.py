@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from quantizers import QTensor
 
+from ...autograd.capture import capturing
 from ..convolution import Convolution
 from ..operations import KINDS, BatchedMatmul, Linear, Operation
 from ..product import Product
@@ -118,6 +119,11 @@ def admitted(engine: Engine, device_type: str) -> bool:
         return False
     if device_type == "meta" or not torch.get_device_module(device_type).is_available():
         return True  # no numbers, or those of a device that torch only imagines: none is wrong
+    if capturing():
+        raise ValueError(
+            "a CUDA graph is being captured, in which no engine can be tried for the first time; "
+            "run a step before the capture"
+        )
     keeps = {"exact": _is_exact, "float": _is_near}[engine.promise]
     # no mode, such as the watch over a model's first forward, and no default device of the user's
     with _disable_current_modes(), torch.device("cpu"):
