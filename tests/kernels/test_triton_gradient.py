@@ -125,7 +125,7 @@ def test_sums_are_near(name: str, half: torch.dtype) -> None:
     reach = product.run(g.double().abs(), x.double().abs(), like)
     terms = task(product, a, b, half).terms
     got = run(product, QTensor(g), QTensor(x), like, half)
-    assert ((got - want).abs() <= terms * 2.0**-22 * reach).all()
+    assert ((got - want).abs() <= terms * 2.0**-23 * reach).all()
 
 
 @pytest.mark.parametrize("name", ["linear", "3x3", "transposed"])
