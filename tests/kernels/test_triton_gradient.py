@@ -142,14 +142,14 @@ def test_scales(name: str) -> None:
     assert torch.equal(run(product, QTensor(g), QTensor(x), like, BF16, after), sums * many)
 
 
-def test_the_gradient_lies_as_the_weight() -> None:
-    product, a, b, like = tensors("3x3")
+@pytest.mark.parametrize("name", ["3x3", "transposed"])
+def test_the_gradient_lies_as_the_weight(name: str) -> None:
+    product, a, b, like = tensors(name)
     g, x = on_grid(a.shape, BF16, 1), on_grid(b.shape, BF16, 2)
-    last = product.operation.canonical(
-        product.operation.raw(like).contiguous(memory_format=torch.channels_last)
-    )
-    for own in (like, last):
-        assert run(product, QTensor(g), QTensor(x), own, BF16).stride() == own.stride()
+    raw = product.operation.raw(like).contiguous(memory_format=torch.channels_last)
+    for own in (product.operation.raw(like).contiguous(), raw):
+        canonical = product.operation.canonical(own)
+        assert run(product, QTensor(g), QTensor(x), canonical, BF16).stride() == canonical.stride()
 
 
 @pytest.mark.parametrize("name", ["linear", "strided"])

@@ -12,7 +12,7 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound, there
 from quantizers.kernels.serving import imported
 
-from .gradient_plan import Five, Launch, Operand, Six, launch
+from .gradient_plan import Launch, Tensors, launch
 
 KERNELS = "qtrain.products.engines.gpu.triton_gradient"
 #: steps that a part of the sum has at least
@@ -28,10 +28,18 @@ def _multiprocessors(device: torch.device) -> int:
 
 def _result(g: Tensor, x: Tensor, groups: int, kernel: list[int], last: bool) -> Tensor:
     axis, parts = (1, groups) if kernel else (-1, 1)
-    shape = groups or g.shape[0], g.shape[axis] // parts, x.shape[axis] // parts
-    if not (last and kernel):
-        return g.new_empty((*shape, *kernel), dtype=torch.float32)
-    return g.new_empty((*shape[:2], *kernel, shape[2]), dtype=torch.float32).movedim(-1, 2)
+    groups, produced, channels = (
+        groups or g.shape[0],
+        g.shape[axis] // parts,
+        x.shape[axis] // parts,
+    )
+    order = [produced, *kernel, channels] if last else [produced, channels, *kernel]
+    steps = [math.prod(order[n:]) for n in range(len(order) + 1)]  # of a group, ..., 1
+    if last:
+        steps.insert(2, steps.pop())
+    return torch.empty_strided(
+        (groups, produced, channels, *kernel), steps, dtype=torch.float32, device=g.device
+    )
 
 
 def _laid(x: Tensor, axis: int, half: torch.dtype, even: bool) -> Tensor:
@@ -71,13 +79,11 @@ def _gradient(
     axis = 1 if axes else -1
     with there(x):
         g, x = _laid(g, axis, half, False), _laid(x, axis, half, False)
-        two, moves, place = _on_two_axes(kernel, window, y.stride())
         processors = _multiprocessors(x.device)
 
         def planned(g: Tensor) -> Launch | None:
-            one, other = (Operand.of(t.shape, t.stride(), groups, axes) for t in (g, x))
-            sizes = g.itemsize, x.itemsize
-            return launch(one, other, sizes, place, moves, two, processors, _STEPS)
+            lie = (g.shape, g.stride()), (x.shape, x.stride()), y.stride(), (g.itemsize, x.itemsize)
+            return launch(Tensors(*lie, groups, (*kernel,), (*window,), processors, _STEPS))
 
         found = planned(g)
         if found is None:
@@ -97,24 +103,11 @@ def _gradient(
         if found.parts > 1:
             down = 16 if found.parts > 4 else 4
             launched.add[(-(-found.size // (2048 // down)),)](
-                into, y, nothing, found.parts, found.size, *y.shape[1:3], math.prod(two), two[1],
-                *place, bound(-(-found.parts // down)), SCALED=scale is not None, DOWN=down,
+                into, y, nothing, found.parts, found.size, *y.shape[1:3], *found.taps,
+                *found.place, bound(-(-found.parts // down)), SCALED=scale is not None, DOWN=down,
                 ACROSS=2048 // down, num_warps=4, **OPTIONS,
             )  # fmt: skip
     return y
-
-
-def _on_two_axes(
-    kernel: list[int], window: list[int], steps: tuple[int, ...]
-) -> tuple[tuple[int, int], Six, Five]:
-    """The kernel, the window and the result's steps, a single axis as the second of two."""
-    height, width = (1, 1, *kernel)[-2:]
-    group, row, column, *own = steps
-    down, right = (0, 0, *own)[-2:]
-    none = 1, 0, 1  # a kernel's axis of length 1
-    each = [window[i :: len(kernel)] for i in range(len(kernel))]
-    (s, p, d), (t, q, e) = [none, none, *each][-2:]
-    return (height, width), (s, t, p, q, d, e), (group, row, column, down, right)
 
 
 def _shape(

@@ -10,15 +10,14 @@ from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS
 
 #: bytes that a tile's loads may have on their way
 _AHEAD = 2**16
-Five = tuple[int, int, int, int, int]
-Six = tuple[int, int, int, int, int, int]
+_Five = tuple[int, int, int, int, int]
 
 
 class Operand(NamedTuple):
     """A tensor as (N, G, C, H, W): its sizes and steps in memory."""
 
-    sizes: Five
-    steps: Five
+    sizes: _Five
+    steps: _Five
 
     @classmethod
     def of(cls, shape: tuple[int, ...], steps: tuple[int, ...], groups: int, axes: int) -> Operand:
@@ -85,7 +84,7 @@ class Launch(NamedTuple):
     """What the kernels are given beside their tensors.
 
     programs, numbers, steps, flags   of `gradient`
-    parts, size                       of the sum, and numbers in each
+    parts, size, taps, place          of the sum, numbers in each; of `add`
     """
 
     programs: int
@@ -94,27 +93,49 @@ class Launch(NamedTuple):
     flags: dict[str, Any]
     parts: int
     size: int
+    taps: tuple[int, int]
+    place: tuple[int, ...]
+
+
+class Tensors(NamedTuple):
+    """What a launch follows from; see gradient._gradient.
+
+    g, x, y   shape and strides;  sizes: of an element of g and x, bytes
+    least     steps that a part of the sum has at least
+    """
+
+    g: tuple[tuple[int, ...], tuple[int, ...]]
+    x: tuple[tuple[int, ...], tuple[int, ...]]
+    y: tuple[int, ...]
+    sizes: tuple[int, int]
+    groups: int
+    kernel: tuple[int, ...]
+    window: tuple[int, ...]
+    processors: int
+    least: int
+
+
+def _on_two_axes(
+    kernel: tuple[int, ...], window: tuple[int, ...], steps: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
+    """The kernel, the window and the result's steps, a single axis as the second of two."""
+    height, width = (1, 1, *kernel)[-2:]
+    group, row, column, *own = steps
+    none = 1, 0, 1  # a kernel's axis of length 1
+    each = [window[i :: len(kernel)] for i in range(len(kernel))]
+    down, right = [none, none, *each][-2:]
+    moves = tuple(n for pair in zip(down, right, strict=True) for n in pair)
+    return (height, width), moves, (group, row, column, *(0, 0, *own)[-2:])
 
 
 @lru_cache(maxsize=4096)
-def launch(
-    g: Operand,
-    x: Operand,
-    sizes: tuple[int, int],
-    y: Five,
-    window: Six,
-    kernel: tuple[int, int],
-    processors: int,
-    least: int,
-) -> Launch | None:
-    """None where g's rows are not evenly apart.
-
-    sizes: of an element of g and x, bytes; y: steps of the result (G, O, C, R, S); window: stride,
-    padding, dilation, each of two axes; least: steps that a part has at least.
-    """
+def launch(of: Tensors) -> Launch | None:
+    """None where g's rows are not evenly apart."""
+    g, x = (Operand.of(*t, of.groups, len(of.kernel)) for t in (of.g, of.x))
     g_m = g.pitch
     if g_m is None:
         return None
+    kernel, window, y = _on_two_axes(of.kernel, of.window, of.y)
     (batch, groups, produced, *out), channels = g.sizes, x.sizes[2]
     rows, taps = batch * math.prod(out), math.prod(kernel)
     tile = Tile.of(produced, channels, *kernel)
@@ -123,7 +144,7 @@ def launch(
         columns = -(-channels // tile.across) * (taps // tile.taps)
     tiles = groups * -(-produced // tile.tall) * columns
     steps = -(-rows // tile.deep)
-    parts = max(min(tile.apart * processors // tiles, steps // least), 1)
+    parts = max(min(tile.apart * of.processors // tiles, steps // of.least), 1)
     steps = -(-steps // parts)
     parts = -(-rows // (steps * tile.deep))
     x_n, x_g, _, x_h, x_w = x.steps
@@ -143,6 +164,6 @@ def launch(
     flags = {
         "FLAT": flat, "PACKED": tile.packed, "TAPS": tile.taps, "WIDENED": INTERPRETED,
         "WIDE": g.is_wide or x.is_wide, "TALL": tile.tall, "ACROSS": tile.across,
-        "DEEP": tile.deep, **tile.options(*sizes), **OPTIONS,
+        "DEEP": tile.deep, **tile.options(*of.sizes), **OPTIONS,
     }  # fmt: skip
-    return Launch(tiles * parts, numbers, steps, flags, parts, size)
+    return Launch(tiles * parts, numbers, steps, flags, parts, size, (taps, kernel[1]), y)

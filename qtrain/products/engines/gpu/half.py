@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from quantizers import QTensor
 from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
-from ...convolution import Convolution, is_channels_last
+from ...convolution import Convolution
 from ...operations import BatchedMatmul, Linear
 from ..epilogue import Epilogue
 from ..float_units import RoundedSums
@@ -74,7 +76,8 @@ class TritonHalf(RoundedSums):
         (g, g_zero), (x, x_zero) = _read(a), _read(b)
         kernel, last, window = list(like.shape[3:]), False, []
         if isinstance(operation, Convolution):
-            last = is_channels_last(operation.raw(like))
+            within = 1 if operation.transposed else 2
+            last = math.prod(kernel) > 1 and like.shape[within] > 1 and like.stride(within) == 1
             window = [*operation.stride, *operation.padding, *operation.dilation]
         elif isinstance(operation, Linear) and g.dim() > 3:
             g, x = g.flatten(0, -2), x.flatten(0, -2)
