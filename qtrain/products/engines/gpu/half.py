@@ -49,7 +49,8 @@ class TritonHalf(RoundedSums):
         return super().supports(task)
 
     def admitted_on(self, device_type: str) -> bool:
-        old = device_type == "cuda" and torch.cuda.get_device_capability() < (8, 0)
+        there = device_type == "cuda" and torch.cuda.is_available()
+        old = there and torch.cuda.get_device_capability() < (8, 0)
         return not old and imported(KERNELS) is not None and super().admitted_on(device_type)
 
     admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
