@@ -38,8 +38,7 @@ TENSOR_BY_TENSOR = {
     "qtrain/norms/rounded.py: centered / divisor",
     "qtrain/norms/rounded.py: h / divisor",
     "qtrain/norms/rounded.py: q / square",
-    "qtrain/weights/decay.py: "
-    "self._norms[name] * self.factor / torch.where(norms == 0, 1.0, norms)",
+    "qtrain/weights/decay.py: self._wanted[name] / torch.where(norms == 0, 1.0, norms)",
     "qtrain/weights/decay.py: self._weights[name].channels.norms(weight) / self._norms[name]",
 }
 #: torch takes the tensor's reciprocal on every device alike
@@ -61,6 +60,7 @@ PYTHON = {
     # compiled, fp64 numbers that are rounded to fp32 later
     "qtrain/norms/deviations.py: one / k",
     "qtrain/norms/deviations.py: self.times * one / chunks",
+    "qtrain/norms/deviations.py: self.times * range_factor(self.constant, n) / chunks",
     "qtrain/norms/deviations.py: math.pi / 2",
     "qtrain/norms/deviations.py: self._factor / count",
     "qtrain/norms/batch.py: count / (count - 1)",

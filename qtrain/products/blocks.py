@@ -23,7 +23,6 @@ from ..recipe import OPERANDS
 from .engines.choice import ENGINES, choose
 from .engines.engine import Engine
 from .engines.epilogue import Epilogue
-from .engines.scales import times
 from .engines.task import ANY, Note, Task
 from .integers import Served, corrected, direct, tasks
 from .operands import PLACES, Shape, lifted, lifted_shape
@@ -171,7 +170,7 @@ def multiply(
     engine, task = served
     if note is not None:
         note(product.kind, engine.name)
-    epilogue = Epilogue(_scale(product, a, b, shapes), bias)
+    epilogue = Epilogue(_scales(product, a, b, shapes), bias)
     if task.promise == "float":
         return engine.of_quantized(task, a, b, like, epilogue)
     if task.sums:
@@ -182,12 +181,14 @@ def multiply(
     return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
 
 
-def _scale(product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]) -> Tensor | None:
-    """The product of the two scales (see `engines.scales`), broadcastable to the product.
+def _scales(
+    product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]
+) -> tuple[Tensor, ...]:
+    """The operands' scales, broadcastable to the product.
 
     shapes: of the two, see `lifted_shape`.
     """
-    found: Tensor | None = None
+    found = []
     for operand, q, shape in zip(PLACES, (a, b), shapes, strict=True):
         scale = q.scale
         if scale is None:
@@ -195,5 +196,5 @@ def _scale(product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]) ->
         if shape is None and scale.numel() == 1:
             shape = ()
         own = lifted(product, operand, q, scale) if shape is None else scale.reshape(shape)
-        found = own.float() if found is None else times(found, own.float())
-    return found
+        found.append(own.float())
+    return tuple(found)

@@ -134,11 +134,11 @@ def test_scales(name: str) -> None:
     g, x = drawn(a.shape, -9, 9, 1).float(), drawn(b.shape, -9, 9, 2).to(torch.int8)
     sums = product.run(g.double(), x.double(), like).float()
     for scale in (torch.tensor(0.3), torch.tensor([3e-30], dtype=torch.float64)):
-        after = Epilogue(scale.to(DEVICE))
+        after = Epilogue((scale.to(DEVICE),))
         want = (sums.double() * scale.double()).float()
         assert torch.equal(run(product, QTensor(g), QTensor(x), like, BF16, after), want)
     many = torch.rand((1, like.shape[1], *[1] * (like.dim() - 2)))
-    after = Epilogue(many.to(DEVICE))
+    after = Epilogue((many.to(DEVICE),))
     assert torch.equal(run(product, QTensor(g), QTensor(x), like, BF16, after), sums * many)
 
 
@@ -183,11 +183,11 @@ def test_zero_points_of_many_and_fp64() -> None:
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     far = gradient_plan.Operand.of((3, 1, 1), (2**30, 1, 1), 1, 0)
     assert far.is_wide and not gradient_plan.Operand.of((3, 1, 1), (2**28, 1, 1), 1, 0).is_wide
-    gradient_plan.launch.cache_clear()
+    gradient_plan.planned.cache_clear()
     monkeypatch.setattr(gradient_plan.Operand, "is_wide", True)
     for name in ("batches", "3x3", "few channels"):
         test_sums_of_integers_are_exact(name, 20, monkeypatch)
-    gradient_plan.launch.cache_clear()
+    gradient_plan.planned.cache_clear()
 
 
 def test_rows_that_are_not_evenly_apart() -> None:
@@ -249,11 +249,11 @@ def test_a_layer(name: str, recipe: str, compiled: bool, monkeypatch: pytest.Mon
     # tried above, where the interpreter takes seconds; engines are tried with minutes of work
     monkeypatch.setattr(TritonHalf, "admitted_on", lambda self, device_type: True)
     launched: list[str] = []
-    real = gradient.imported
-    monkeypatch.setattr(gradient, "imported", lambda name: (launched.append(name), real(name))[1])
+    real = gradient.planned
+    monkeypatch.setattr(gradient, "planned", lambda of: (launched.append("x"), real(of))[1])
     engines = (TritonHalf(FP16 if recipe == "fp16" else BF16), *choice.ENGINES["meta"])
     monkeypatch.setattr(blocks, "ENGINES", {**choice.ENGINES, DEVICE: engines})
     run: Any = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
     got = gradients(model, DEVICE, run)
-    assert launched == [gradient.KERNELS]
+    assert launched == ["x"]
     assert torch.allclose(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))

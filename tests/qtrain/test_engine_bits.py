@@ -195,10 +195,10 @@ def epilogues(
     for shape in ([1] * exact.dim(), per_channel, per_sample):
         bias = torch.randn(channels)
         wants_bias = kind == "forward" and not isinstance(operation, BatchedMatmul)
-        found.append(Epilogue(torch.rand(shape), bias if wants_bias else None))
+        found.append(Epilogue((torch.rand(shape),), bias if wants_bias else None))
     size = exact.shape[axis]
     special = torch.tensor([0.0, torch.nan, torch.inf, 1e-42, 1e38]).repeat(size + 1)[:size]
-    found.append(Epilogue(special.reshape(per_channel)))
+    found.append(Epilogue((special.reshape(per_channel),)))
     return found
 
 
@@ -329,7 +329,7 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
 def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
-    monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": ENGINES["cuda"]})
+    monkeypatch.setattr("qtrain.products.blocks.ENGINES", {"cpu": ENGINES["cuda"]})
     monkeypatch.setattr("qtrain.products.engines.plain_convolution.has_cudnn", lambda device: True)
     monkeypatch.setattr(steps.quantize, "graphs", {})
     found, kept_out = [], []

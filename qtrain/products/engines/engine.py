@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from quantizers import QTensor
 
+from ...autograd.capture import capturing
 from ..convolution import Convolution
 from ..operations import KINDS, BatchedMatmul, Linear, Operation
 from ..product import Product
@@ -118,6 +119,11 @@ def admitted(engine: Engine, device_type: str) -> bool:
         return False
     if device_type == "meta" or not torch.get_device_module(device_type).is_available():
         return True  # no numbers, or those of a device that torch only imagines: none is wrong
+    if capturing():
+        raise ValueError(
+            "a CUDA graph is being captured, in which no engine can be tried for the first time; "
+            "run a step before the capture"
+        )
     keeps = {"exact": _is_exact, "float": _is_near}[engine.promise]
     # no mode, such as the watch over a model's first forward, and no default device of the user's
     with _disable_current_modes(), torch.device("cpu"):
@@ -162,9 +168,10 @@ def _is_exact(
             for task in tasks:
                 shift = one.high - 50 if task.zero_point else 0
                 exact = product.run((left - shift).double(), right.double(), like)
+                point = torch.tensor(shift, dtype=torch.int32, device=device)
                 got = engine.product(
                     task, left.to(device), right.to(device), like.to(device),
-                    zero_point=torch.tensor(shift, device=device) if task.zero_point else None,
+                    zero_point=point if task.zero_point else None,
                     epilogue=None if task.sums else Epilogue(),
                 )  # fmt: skip
                 if not torch.equal(got.cpu(), exact.to(got.dtype)):

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import register
-from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.device import INTERPRETED, there
 
-from .gradient_plan import Launch, Tensors, launch
+from .gradient_plan import Planned, Tensors, planned
 
-KERNELS = "qtrain.products.engines.gpu.triton_gradient"
 #: steps that a part of the sum has at least
 _STEPS = 16
 
@@ -75,38 +73,35 @@ def _gradient(
     y = _result(g, x, groups, kernel, last)
     if g.numel() == 0 or y.numel() == 0:
         return y.zero_()
-    launched, axes = imported(KERNELS), len(kernel)
-    axis = 1 if axes else -1
+    axis = 1 if kernel else -1
     with there(x):
         g, x = _laid(g, axis, half, False), _laid(x, axis, half, False)
         processors = _multiprocessors(x.device)
+        given = g_zero is not None, x_zero is not None
 
-        def planned(g: Tensor) -> Launch | None:
-            lie = (g.shape, g.stride()), (x.shape, x.stride()), y.stride(), (g.itemsize, x.itemsize)
-            return launch(Tensors(*lie, groups, (*kernel,), (*window,), processors, _STEPS))
-
-        found = planned(g)
-        if found is None:
-            g = _laid(g, axis, half, True)
-            found = planned(g)
-        assert found is not None
-        into = y
-        if found.parts > 1:
-            into = torch.empty(found.parts * found.size, dtype=torch.float32, device=x.device)
-        nothing = y if scale is None else scale
-        launched.gradient[(found.programs,)](
-            g, x, into, y if g_zero is None else g_zero, y if x_zero is None else x_zero, nothing,
-            *found.numbers, bound(found.steps), G_AFFINE=g_zero is not None,
-            X_AFFINE=x_zero is not None, SCALED=scale is not None and found.parts == 1,
-            BF16=half is torch.bfloat16, **found.flags,
-        )  # fmt: skip
-        if found.parts > 1:
-            down = 16 if found.parts > 4 else 4
-            launched.add[(-(-found.size // (2048 // down)),)](
-                into, y, nothing, found.parts, found.size, *y.shape[1:3], *found.taps,
-                *found.place, bound(-(-found.parts // down)), SCALED=scale is not None, DOWN=down,
-                ACROSS=2048 // down, num_warps=4, **OPTIONS,
+        def found(g: Tensor) -> Planned | None:
+            return planned(
+                Tensors(
+                    (g.shape, g.stride()), (x.shape, x.stride()), y.stride(),
+                    (g.itemsize, x.itemsize), groups, (*kernel,), (*window,), processors, _STEPS,
+                    half, given, scale is not None,
+                )
             )  # fmt: skip
+
+        by = found(g)
+        if by is None:
+            g = _laid(g, axis, half, True)
+            by = found(g)
+        assert by is not None
+        into, factor = y, y if scale is None else scale
+        if by.add is not None:
+            into = torch.empty((by.partial,), dtype=torch.float32, device=x.device)
+        shifts = y if g_zero is None else g_zero, y if x_zero is None else x_zero
+        launch, grid = by.gradient
+        launch(grid, g, x, into, *shifts, factor)
+        if by.add is not None:
+            launch, grid = by.add
+            launch(grid, into, y, factor)
     return y
 
 

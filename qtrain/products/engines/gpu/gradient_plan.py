@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS
+import torch
 
+from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound
+from quantizers.kernels.gpu.launcher import Launch
+
+KERNELS = "qtrain.products.engines.gpu.triton_gradient"
 #: bytes that a tile's loads may have on their way
 _AHEAD = 2**16
 _Five = tuple[int, int, int, int, int]
@@ -80,21 +84,15 @@ class Tile(NamedTuple):
         return {"num_warps": self.warps, "num_stages": 4 if 3 * loads <= _AHEAD else 3}
 
 
-class Launch(NamedTuple):
-    """What the kernels are given beside their tensors.
+class Planned(NamedTuple):
+    """The launches of a grad_weight, and their programs.
 
-    programs, numbers, steps, flags   of `gradient`
-    parts, size, taps, place          of the sum, numbers in each; of `add`
+    partial   numbers of all parts of the sum, which `add` adds; 0: there is one part
     """
 
-    programs: int
-    numbers: tuple[int, ...]
-    steps: int
-    flags: dict[str, Any]
-    parts: int
-    size: int
-    taps: tuple[int, int]
-    place: tuple[int, ...]
+    gradient: tuple[Launch, tuple[int, int, int]]
+    add: tuple[Launch, tuple[int, int, int]] | None
+    partial: int
 
 
 class Tensors(NamedTuple):
@@ -102,6 +100,7 @@ class Tensors(NamedTuple):
 
     g, x, y   shape and strides;  sizes: of an element of g and x, bytes
     least     steps that a part of the sum has at least
+    shifted   whether g, and x, has a zero point;  scaled: whether there is a scale
     """
 
     g: tuple[tuple[int, ...], tuple[int, ...]]
@@ -113,6 +112,9 @@ class Tensors(NamedTuple):
     window: tuple[int, ...]
     processors: int
     least: int
+    half: torch.dtype
+    shifted: tuple[bool, bool]
+    scaled: bool
 
 
 def _on_two_axes(
@@ -129,7 +131,7 @@ def _on_two_axes(
 
 
 @lru_cache(maxsize=4096)
-def launch(of: Tensors) -> Launch | None:
+def planned(of: Tensors) -> Planned | None:
     """None where g's rows are not evenly apart."""
     g, x = (Operand.of(*t, of.groups, len(of.kernel)) for t in (of.g, of.x))
     g_m = g.pitch
@@ -159,11 +161,22 @@ def launch(of: Tensors) -> Launch | None:
     )
     numbers = (
         rows, produced, channels, *x.sizes[3:], *out, g_m, g.steps[1], x_n, x_g, x_h, x_w, *place,
-        *window, taps, kernel[1], tiles,
+        *window, taps, kernel[1], tiles, bound(steps),
     )  # fmt: skip
-    flags = {
-        "FLAT": flat, "PACKED": tile.packed, "TAPS": tile.taps, "WIDENED": INTERPRETED,
-        "WIDE": g.is_wide or x.is_wide, "TALL": tile.tall, "ACROSS": tile.across,
-        "DEEP": tile.deep, **tile.options(*of.sizes), **OPTIONS,
-    }  # fmt: skip
-    return Launch(tiles * parts, numbers, steps, flags, parts, size, (taps, kernel[1]), y)
+    gradient = Launch(
+        KERNELS, "gradient", numbers, G_AFFINE=of.shifted[0], X_AFFINE=of.shifted[1],
+        SCALED=of.scaled and parts == 1, FLAT=flat, PACKED=tile.packed, TAPS=tile.taps,
+        BF16=of.half is torch.bfloat16, WIDENED=INTERPRETED, WIDE=g.is_wide or x.is_wide,
+        TALL=tile.tall, ACROSS=tile.across, DEEP=tile.deep, **tile.options(*of.sizes), **OPTIONS,
+    )  # fmt: skip
+    first = gradient, (tiles * parts, 1, 1)
+    if parts == 1:
+        return Planned(first, None, 0)
+    down = 16 if parts > 4 else 4
+    across = 2048 // down
+    add = Launch(
+        KERNELS, "add",
+        (parts, size, produced, channels, taps, kernel[1], *y, bound(-(-parts // down))),
+        SCALED=of.scaled, DOWN=down, ACROSS=across, num_warps=4, **OPTIONS,
+    )  # fmt: skip
+    return Planned(first, (add, (-(-size // across), 1, 1)), parts * size)

@@ -16,7 +16,8 @@ from ...operations import BatchedMatmul, Linear
 from ..epilogue import Epilogue
 from ..float_units import RoundedSums
 from ..task import Task
-from .gradient import KERNELS, grad_weight_half
+from .gradient import grad_weight_half
+from .gradient_plan import KERNELS
 
 
 class TritonHalf(RoundedSums):
