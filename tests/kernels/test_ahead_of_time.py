@@ -137,10 +137,10 @@ def test_what_goes_before_a_convolution(arch: int) -> None:
 def test_a_gradient_is_on_tensor_cores(
     arch: int, other: str, kernel: tuple[int, int], channels: int
 ) -> None:
-    from qtrain.products.engines.gpu.gradient import _tile
+    from qtrain.products.engines.gpu.gradient_plan import Tile
     from qtrain.products.engines.gpu.triton_gradient import gradient
 
-    tile, even = _tile(128, channels, *kernel), channels % 16 == 0
+    tile, even = Tile.of(128, channels, *kernel), channels % 16 == 0
     constants = {
         "G_AFFINE": False, "X_AFFINE": other == "u8", "SCALED": True, "FLAT": kernel == (1, 1),
         "PACKED": tile.packed, "TAPS": tile.taps, "BF16": other != "i8", "WIDENED": False,
