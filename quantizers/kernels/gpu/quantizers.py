@@ -7,12 +7,13 @@ from torch import Tensor
 
 from quantizers.formats import Format, fp32
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax, MinMax, State
+from quantizers.ranges import AbsMax, ChunkedMinMax, MinMax, State
 from quantizers.rounding import Rounding, nearest_even
 from quantizers.running_range import Ema
 from quantizers.settings import Settings
 
 from ..plan import plan_whole
+from . import chunks
 from .device import serves
 from .launch import Running, make, measure, path
 
@@ -56,7 +57,8 @@ def whole(
     training: bool,
     factor: Tensor | None = None,
 ) -> QTensor | None:
-    """See steps.quantize: by extremes, of a tensor or of granules that are runs in memory."""
+    """See steps.quantize: by extremes, of a tensor, or its chunks, or of granules that are runs in
+    memory."""
     rule, running = by.range, None
     if isinstance(rule, Ema) and state is not None:
         low, high, share, steps = (state[name] for name in rule.memory)
@@ -66,7 +68,7 @@ def whole(
     kept = () if running is None else running[:4]
     key = key if by.rounding.random_bits else None
     if (
-        type(rule) not in (AbsMax, MinMax)
+        type(rule) not in (AbsMax, MinMax, ChunkedMinMax)
         or by.scale_format not in (fp32,)
         or any(part.numel() != 1 for part in kept)
         or any(part.dtype is not dtype for part, dtype in zip(kept, _MEMORY, strict=False))
@@ -85,6 +87,15 @@ def whole(
     if found is None:
         return None
     factor = None if factor is None else factor.contiguous()
-    scale, zero_point = measure(x, found, known, by.format, type(rule) is AbsMax, running, factor)
+    if isinstance(rule, ChunkedMinMax):
+        if factor is not None:
+            return None
+        measured = chunks.measure(x, found, known, by.format, rule.chunks, running)
+        if measured is None:
+            return None
+        scale, zero_point = measured
+    else:
+        symmetric = type(rule) is AbsMax
+        scale, zero_point = measure(x, found, known, by.format, symmetric, running, factor)
     made = make(x, found, scale, zero_point, factor, key)
     return QTensor(made, scale, zero_point, by.format, known.block)
