@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from .cut import CutInt8
 from .engine import Engine
 from .float_units import Float32, RoundedSums, TensorFloat32, reference
+from .gpu.fp16 import TritonHalves
 from .gpu.int8 import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
@@ -32,6 +33,7 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
         RoundedSums(),
     ),
     cuda=(
+        TritonHalves(),
         TritonInt8(),
         UnfoldedInt8(),
         CutInt8(TritonInt8()),
@@ -55,7 +57,11 @@ def choose(
     """
     for engine in engines:
         for task in tasks:
-            if engine.promise != task.promise or (task.zero_point and not engine.takes_zero_point):
+            if (
+                engine.promise != task.promise
+                or (task.zero_point and not engine.takes_zero_point)
+                or (task.zero_points and not engine.takes_zero_points)
+            ):
                 continue
             if engine.supports(task) and engine.admitted_on(device_type):
                 return engine, task

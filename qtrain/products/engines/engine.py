@@ -17,6 +17,10 @@ from .epilogue import Epilogue
 from .task import ANY, Promise, Span, Task
 
 
+#: of a and b: one number each, or None
+ZeroPoints = tuple[Tensor | None, Tensor | None]
+
+
 class Engine(ABC):
     """A unit that multiplies and adds; one line in `choice.ENGINES` makes it serve.
 
@@ -24,12 +28,14 @@ class Engine(ABC):
     promise            of its sums
     device_types       where it may be tried; (): anywhere
     takes_zero_point   whether it serves tasks with one
+    takes_zero_points  whether it serves tasks with those of both operands
     """
 
     name: str
     promise: Promise = "exact"
     device_types: tuple[str, ...] = ()
     takes_zero_point = False
+    takes_zero_points = False
 
     @abstractmethod
     def supports(self, task: Task) -> bool:
@@ -58,6 +64,19 @@ class Engine(ABC):
     ) -> Tensor:
         """The exact integers as fp32, int32 or fp64, whichever holds `task.bound`, given away; not
         called where `product` does more at once."""
+        raise NotImplementedError
+
+    def shifted(
+        self,
+        task: Task,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        zero_points: ZeroPoints,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        """`product` of elements less their zero points, for a task with `zero_points`; not called
+        where the engine takes none."""
         raise NotImplementedError
 
     def admitted_on(self, device_type: str) -> bool:
@@ -143,19 +162,26 @@ def _is_exact(
             tasks = [Task(product, *size, one, other, sums=False)]
         if engine.takes_zero_point:
             tasks.append(Task(product, *size, one, other, zero_point=True, sums=False))
+        if engine.takes_zero_points:
+            spans = (Span(span.low - span.high, span.high - span.low) for span in (one, other))
+            tasks.append(Task(product, *size, *spans, sums=False, zero_points=True))
         tasks = [task for task in tasks if engine.supports(task)]
         extremes = (one.high, other.low), (one.high, other.high), (one.low, other.low)
         draws = [(torch.full(a.shape, x), torch.full(b.shape, y)) for x, y in extremes]
         draws.append((_drawn(a.shape, one), _drawn(b.shape, other)))
         for left, right in draws if tasks else ():
             for task in tasks:
-                shift = one.high - 50 if task.zero_point else 0
-                exact = product.run((left - shift).double(), right.double(), like)
-                got = engine.product(
-                    task, left.to(device), right.to(device), like.to(device),
-                    zero_point=torch.tensor(shift, device=device) if task.zero_point else None,
-                    epilogue=None if task.sums else Epilogue(),
-                )  # fmt: skip
+                shift = one.high - 50 if task.zero_point or task.zero_points else 0
+                turn = other.low + 3 if task.zero_points else 0
+                exact = product.run((left - shift).double(), (right - turn).double(), like)
+                operands = left.to(device), right.to(device), like.to(device)
+                zeros = tuple(torch.tensor(number, device=device) for number in (shift, turn))
+                after = None if task.sums else Epilogue()
+                if task.zero_points:
+                    got = engine.shifted(task, *operands, (zeros[0], zeros[1]), after)
+                else:
+                    zero_point = zeros[0] if task.zero_point else None
+                    got = engine.product(task, *operands, zero_point=zero_point, epilogue=after)
                 if not torch.equal(got.cpu(), exact.to(got.dtype)):
                     return False
     return True

@@ -54,6 +54,25 @@ class Epilogue(NamedTuple):
             return scale.reshape(-1)
         return None
 
+    def of_channels(
+        self, operation: Operation, groups: int, produced: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and bias (fp32) of each group's channels, or batch's, one group after the other;
+        None for both where there is no scale, or it varies along anything else."""
+        scale = self.scale
+        if scale is None:
+            return None, None
+        each = scale.shape
+        if operation.weight_is_data and len(each) == 3 and each == (each[0], 1, each[2]):
+            scale = scale.expand(groups, 1, produced).reshape(-1)
+        else:
+            found = self.scale_of(operation, groups * produced)
+            if found is None:
+                return None, None
+            scale = found
+        return scale, None if self.bias is None else self.bias.float()
+
+
 
 def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:
     if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
