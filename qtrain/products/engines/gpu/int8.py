@@ -72,10 +72,8 @@ class TritonInt8(Engine):
         else:
             left, right = matrices(task.product, a, b)
             x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
-        scale = bias = None
-        if epilogue is not None and epilogue.scale is not None:
-            scale = epilogue.scale_of(operation, x.shape[1] * w.shape[1])
-            bias = None if scale is None or epilogue.bias is None else epilogue.bias.float()
+        after = epilogue or Epilogue()
+        scale, bias = after.of_channels(operation, w.shape[0], w.shape[1])
         size = scattered or window.gathered(x.shape[3:], w.shape[3:])
         y: Tensor = convolve_int8(
             x, w, list(size), layout, window.stride, window.padding, window.dilation,
