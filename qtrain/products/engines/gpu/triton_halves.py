@@ -64,6 +64,24 @@ def digits(
     tl.store(to, v.to(tl.float16), mask=inside)
 
 
+@triton.jit
+def _times(x, scale, scales):
+    """fl32(x * scale), fp32 or fp64; scales: all of the program's, in one axis.
+
+    Where fp32 holds them, as it does nearly always, that is fp32's product: units for fp64 are few.
+    """
+    narrow = scale.to(tl.float32)
+    if scale.dtype == tl.float64:
+        held = tl.min((scales.to(tl.float32).to(tl.float64) == scales).to(tl.int32), 0)
+        if held == 1:
+            x = x * narrow
+        else:
+            x = (x.to(tl.float64) * scale).to(tl.float32)
+    else:
+        x = x * narrow
+    return x
+
+
 @triton.jit(do_not_specialize=_SHAPE)
 def multiply(
     x,
@@ -180,10 +198,7 @@ def multiply(
             found = total.to(tl.float32)
         channel = group * produced + p
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
-        if own.dtype == tl.float64:
-            found = (found.to(tl.float64) * own[None, :]).to(tl.float32)
-        else:
-            found = found * own[None, :]
+        found = _times(found, own[None, :], own)
         if BIASED:
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)
@@ -340,10 +355,7 @@ def combine(
         found = total.to(tl.float32)
         channel = i3 * channels + c
         own = tl.load(scale + channel * scale_c, mask=inside, other=0.0)
-        if own.dtype == tl.float64:
-            found = (found.to(tl.float64) * own).to(tl.float32)
-        else:
-            found = found * own
+        found = _times(found, own, own)
         if BIASED:
             found = found + tl.load(bias + channel, mask=inside, other=0.0)
         tl.store(y + to, found, mask=inside)
