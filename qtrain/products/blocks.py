@@ -180,7 +180,7 @@ def multiply(
         return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
     if task.zero_points:
         points = a.zero_point, b.zero_point
-        return engine.shifted(task, a.elements, b.elements, like, points, epilogue)
+        return engine.of_shifted(task, a.elements, b.elements, like, points, epilogue)
     if task.sums:
         return epilogue(product.operation, corrected(served, a, b, like, engines))
     left = a.elements if task.zero_point or a.zero_point is None else direct(a)

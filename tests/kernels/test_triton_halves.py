@@ -15,7 +15,7 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _drawn, _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.gpu import halves
+from qtrain.products.engines.gpu import correlation, digits, halves
 from qtrain.products.engines.gpu.fp16 import TritonHalves
 from qtrain.products.engines.gpu.int8 import TritonInt8
 from qtrain.products.engines.task import Span, Task
@@ -33,6 +33,9 @@ CASES: dict[str, tuple[Operation, tuple[int, ...], tuple[int, ...]]] = {
     "3x3": (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 17, 5, 5), (1, 36, 17, 3, 3)),
     "strided": (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
     "uneven": (Convolution((2, 1), (2, 0), (1, 2), 2), (1, 6, 9, 8), (2, 5, 3, 3, 2)),
+    "few channels": (
+        Convolution((2, 2), (2, 1), (1, 1), 1), (2, 3, 9, 8), (1, 5, 3, 5, 4)
+    ),
     "depthwise": (Convolution((1, 1), (1, 1), (1, 1), 3), (2, 3, 6, 6), (3, 1, 1, 3, 3)),
     "transposed": (
         Convolution((2, 2), (1, 1), (1, 1), 2, True, (1, 0)), (2, 4, 5, 6), (2, 3, 2, 3, 3)
@@ -62,14 +65,16 @@ def test_sums_are_exact(name: str) -> None:
                 span if zero is None else Span(span.low - span.high, span.high - span.low)
                 for span, zero in ((one, zero_a), (other, zero_b))
             ]
-            task = Task(product, *size, *spans, zero_points=True)
+            task = Task(product, *size, spans[0], spans[1], zero_points=True)
             assert TritonHalves().supports(task)
             exact = product.run(
                 (left - (zero_a or 0)).double(), (right - (zero_b or 0)).double(), like
             )
-            zeros = [None if z is None else torch.tensor(z, device=DEVICE) for z in (zero_a, zero_b)]
+            zeros = [
+                None if z is None else torch.tensor(z, device=DEVICE) for z in (zero_a, zero_b)
+            ]
             operands = left.to(DEVICE), right.to(DEVICE), like.to(DEVICE)
-            got = TritonHalves().shifted(task, *operands, (zeros[0], zeros[1])).cpu()
+            got = TritonHalves().of_shifted(task, *operands, (zeros[0], zeros[1])).cpu()
             assert got.shape == exact.shape and torch.equal(got.double(), exact), (product.kind, i)
             assert got.dtype == (torch.int32 if task.bound < 2**31 else torch.float64)
 
@@ -118,16 +123,17 @@ def test_a_gradient_is_cut_before_its_sums_pass_int32(monkeypatch: pytest.Monkey
     b = torch.randint(0, 256, (2, 4, 13, 11), generator=generator, dtype=torch.uint8)
     like = torch.empty(1, 5, 4, 3, 3)
     want = Product(conv, "grad_weight").run(a.double(), b.double(), like)
-    real = halves._length
-    monkeypatch.setattr(halves, "_length", lambda *cut: min(real(*cut), 130))
+    real = correlation.length
+    monkeypatch.setattr(correlation, "length", lambda *cut: min(real(*cut), 130))
     task = Task(Product(conv, "grad_weight"), 2, 143, SIXTEEN, Span(0, 255))
     got = TritonHalves().product(task, a.to(DEVICE), b.to(DEVICE), like.to(DEVICE))
     assert torch.equal(got.cpu().double(), want)
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert halves._is_wide(torch.empty_strided((3, 1), (2**30, 1), device="meta"))
-    monkeypatch.setattr(halves, "_is_wide", lambda *tensors: True)
+    assert digits.is_wide(torch.empty_strided((3, 1), (2**30, 1), device="meta"))
+    for module in (correlation, digits, halves):
+        monkeypatch.setattr(module, "is_wide", lambda *tensors: True)
     for product, a, b, like in _products(*CASES["transposed"]):
         span = Span(0, 65535)
         task = Task(product, *product.terms(a.shape, b.shape), span, EIGHT)
@@ -175,9 +181,9 @@ def test_a_layer_has_the_bits_of_other_engines(
     for engine in (TritonHalves, TritonInt8):
         monkeypatch.setattr(engine, "admitted_on", lambda self, device_type: True)
     called: list[str] = []
-    real = TritonHalves.shifted
+    real = TritonHalves.of_shifted
     monkeypatch.setattr(
-        TritonHalves, "shifted", lambda *args: (called.append("x"), real(*args))[1]
+        TritonHalves, "of_shifted", lambda *args: (called.append("x"), real(*args))[1]
     )
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     want = ran(other, x)

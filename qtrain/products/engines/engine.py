@@ -16,7 +16,6 @@ from ..product import Product
 from .epilogue import Epilogue
 from .task import ANY, Promise, Span, Task
 
-
 #: of a and b: one number each, or None
 ZeroPoints = tuple[Tensor | None, Tensor | None]
 
@@ -66,7 +65,7 @@ class Engine(ABC):
         called where `product` does more at once."""
         raise NotImplementedError
 
-    def shifted(
+    def of_shifted(
         self,
         task: Task,
         a: Tensor,
@@ -156,15 +155,16 @@ def _is_exact(
 ) -> bool:
     """The sums, the extreme ones too, are float64's, which are exact: far below 2^53."""
     size = product.terms(a.shape, b.shape)
-    for one, other in _SPANS:
+    for pair in _SPANS:
+        one, other = pair
         tasks = [Task(product, *size, one, other)]
         if not engine.supports(tasks[0]):
             tasks = [Task(product, *size, one, other, sums=False)]
         if engine.takes_zero_point:
             tasks.append(Task(product, *size, one, other, zero_point=True, sums=False))
         if engine.takes_zero_points:
-            spans = (Span(span.low - span.high, span.high - span.low) for span in (one, other))
-            tasks.append(Task(product, *size, *spans, sums=False, zero_points=True))
+            wide, broad = (Span(span.low - span.high, span.high - span.low) for span in pair)
+            tasks.append(Task(product, *size, wide, broad, sums=False, zero_points=True))
         tasks = [task for task in tasks if engine.supports(task)]
         extremes = (one.high, other.low), (one.high, other.high), (one.low, other.low)
         draws = [(torch.full(a.shape, x), torch.full(b.shape, y)) for x, y in extremes]
@@ -178,7 +178,7 @@ def _is_exact(
                 zeros = tuple(torch.tensor(number, device=device) for number in (shift, turn))
                 after = None if task.sums else Epilogue()
                 if task.zero_points:
-                    got = engine.shifted(task, *operands, (zeros[0], zeros[1]), after)
+                    got = engine.of_shifted(task, *operands, (zeros[0], zeros[1]), after)
                 else:
                     zero_point = zeros[0] if task.zero_point else None
                     got = engine.product(task, *operands, zero_point=zero_point, epilogue=after)

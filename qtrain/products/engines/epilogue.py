@@ -73,7 +73,6 @@ class Epilogue(NamedTuple):
         return scale, None if self.bias is None else self.bias.float()
 
 
-
 def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:
     if sums.dtype == torch.int32 and sums.is_cpu and not torch.compiler.is_compiling():
         sums = sums if shift is None else sums.sub_(shift)

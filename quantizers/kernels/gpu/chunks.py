@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ def chunk_length(shape: Sequence[int], strides: Sequence[int], chunks: int | Non
     if size % length:
         return None
     steps = [step for n, step in zip(shape, strides, strict=True) if n > 1]
-    in_order = all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    in_order = all(a > b for a, b in itertools.pairwise(steps))
     samples = bool(shape) and length % math.prod(shape[1:]) == 0
     if in_order or length == size or (samples and steps[0] > max(steps[1:], default=0)):
         return length

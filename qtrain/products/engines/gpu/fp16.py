@@ -14,7 +14,9 @@ from ..epilogue import Epilogue
 from ..geometry import Window, cropped, reduced
 from ..task import Task
 from ..unfolded import matrices
-from .halves import KERNELS, REACH, correlate_halves, multiply_halves
+from .correlation import correlate_halves
+from .digits import REACH
+from .halves import KERNELS, multiply_halves
 
 
 class TritonHalves(Engine):
@@ -53,9 +55,9 @@ class TritonHalves(Engine):
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        return self.shifted(task, a, b, like, (None, None), epilogue)
+        return self.of_shifted(task, a, b, like, (None, None), epilogue)
 
-    def shifted(
+    def of_shifted(
         self,
         task: Task,
         a: Tensor,
