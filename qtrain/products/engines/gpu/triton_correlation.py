@@ -9,7 +9,7 @@ import triton.language as tl
 @triton.jit(
     do_not_specialize=[
         "pixels", "each", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-        "padding_h", "padding_w", "dilation_h", "dilation_w", "taps", "taps_w", "steps",
+        "padding_h", "padding_w", "dilation_h", "dilation_w", "taps", "taps_w", "steps", "every",
     ]
 )  # fmt: skip
 def correlate(
@@ -43,8 +43,8 @@ def correlate(
     taps,
     taps_w,
     steps,
+    every,
     WIDE: tl.constexpr,
-    EVERY: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
     DEEP: tl.constexpr,
@@ -55,7 +55,7 @@ def correlate(
     the step of a digit; k(i): i * stride - padding + k * dilation.
     y: int32 in C order, y_s, y_digit its first steps.
     pixels: N * OH * OW; each: of a split, steps of DEEP; produced, summed: P, C.
-    EVERY: as in multiply.  WIDE: places in x or z pass int32.
+    every: as in multiply.  WIDE: places in x or z pass int32.
     Program: a tile of (d, p) x (e, c) for each tap, a split, a group.
     """
     columns = tl.cdiv(z_digits * summed, ACROSS)
@@ -91,7 +91,7 @@ def correlate(
             z + at[:, None] + right[None, :], mask=there[:, None] & inside_k[None, :], other=0.0
         )
         part = tl.dot(tl.trans(a), b, part)
-        if step % EVERY == EVERY - 1:
+        if step % every == every - 1:
             total += part.to(tl.int32)
             part = tl.zeros((ROWS, ACROSS), dtype=tl.float32)
     total += part.to(tl.int32)

@@ -13,7 +13,7 @@ from .triton_digits import times
 
 _SHAPE = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "scale_p",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "every", "scale_p",
 ]  # fmt: skip
 
 
@@ -54,9 +54,10 @@ def multiply(
     taps_w,
     blocks,
     steps,
+    every,
     WIDE: tl.constexpr,
     SCATTER: tl.constexpr,
-    EVERY: tl.constexpr,
+    FLUSH: tl.constexpr,
     LONG: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
@@ -70,7 +71,7 @@ def multiply(
     x (N, G, C, H, W), w (G, P, C, R, S): integers as fp16; their strides, that of c is 1.
     y (N, G, P, H, W): sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale (G * P) fp32 or
     fp64, then + bias (G * P), fp32.
-    EVERY: steps after which fp32 sums are taken over to int32, LONG: to int64; 0: never.
+    FLUSH: fp32 sums are taken over to int32, LONG: to int64, after `every` steps.
     rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
     WIDE: places in x or y pass int32.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
@@ -119,17 +120,17 @@ def multiply(
             other=0.0,
         )
         part = tl.dot(a, b, part)
-        if EVERY > 0:
-            if step % EVERY == EVERY - 1:
+        if FLUSH:
+            if step % every == every - 1:
                 total += part.to(total.dtype)
                 part = tl.zeros((ROWS, ACROSS), dtype=tl.float32)
     inside = (m < rows)[:, None] & (p < produced)[None, :]
     place = (n * y_n + oh * y_h + ow * y_w + group * y_g)[:, None] + (p * y_p)[None, :]
-    if EVERY > 0:
+    if FLUSH:
         total += part.to(total.dtype)
     if SCALED:
         found = part
-        if EVERY > 0:
+        if FLUSH:
             found = total.to(tl.float32)
         channel = group * produced + p
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
@@ -138,7 +139,7 @@ def multiply(
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)
     else:
-        if EVERY > 0:
+        if FLUSH:
             tl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
         else:
             tl.store(y + place, part.to(y.dtype.element_ty), mask=inside)
