@@ -13,7 +13,8 @@ from .triton_digits import times
 
 _SHAPE = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "every", "scale_p",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "every",
+    "scale_p",
 ]  # fmt: skip
 
 
