@@ -211,3 +211,20 @@ def test_a_batch_of_matrices_with_scales_of_its_own() -> None:
             assert epilogue.of_channels(product.operation, 3, 5)[0] is not None
             got = engine.product(task, a.to(DEVICE), b.to(DEVICE), a, epilogue=epilogue)
             assert torch.equal(got.cpu(), sums * scale)
+
+
+def test_a_scale_that_fp32_does_not_hold() -> None:
+    """Beside others, and alone."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-128, 128, (4, 40), generator=generator, dtype=torch.int8)
+    w = torch.randint(-128, 128, (1, 5, 40), generator=generator, dtype=torch.int8)
+    held = torch.rand(5, generator=generator).double()
+    tiny = held * 2.0**-135
+    product = Product(Linear(), "forward")
+    sums = (a.double() @ w[0].double().t()).float()
+    for engine, span in ((TritonHalves(), Span(-300, 300)), (TritonInt8(), EIGHT)):
+        for scale in (held, tiny, torch.where(held > 0.5, held, tiny), tiny[:1]):
+            task = Task(product, 40, 1, span, EIGHT, sums=False)
+            after = Epilogue(scale.to(DEVICE))
+            got = engine.product(task, a.to(DEVICE), w.to(DEVICE), a, epilogue=after)
+            assert torch.equal(got.cpu(), (sums.double() * scale).float())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_digits import scaled
+
 _SIZES = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
     "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "scale_p",
@@ -130,11 +132,7 @@ def convolve(
     place = (n * y_n + oh * y_h + ow * y_w + group * y_g)[:, None] + (p * y_p)[None, :]
     if SCALED:
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
-        found = total.to(tl.float32)
-        if own.dtype == tl.float64:
-            found = (found.to(tl.float64) * own[None, :]).to(tl.float32)
-        else:
-            found = found * own[None, :]
+        found = scaled(total.to(tl.float32), own[None, :], own)
         if BIASED:
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)

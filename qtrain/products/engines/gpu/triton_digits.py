@@ -60,7 +60,7 @@ def digits(
 
 
 @triton.jit
-def times(x, scale, scales):
+def scaled(x, scale, scales):
     """fl32(x * scale), fp32 or fp64; scales: all of the program's, in one axis.
 
     Where fp32 holds them, as it does nearly always, that is fp32's product: units for fp64 are few.
@@ -129,7 +129,7 @@ def combine(
         found = total.to(tl.float32)
         channel = i3 * channels + c
         own = tl.load(scale + channel * scale_c, mask=inside, other=0.0)
-        found = times(found, own, own)
+        found = scaled(found, own, own)
         if BIASED:
             found = found + tl.load(bias + channel, mask=inside, other=0.0)
         tl.store(y + to, found, mask=inside)

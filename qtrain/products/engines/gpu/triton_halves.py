@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_digits import times
+from .triton_digits import scaled
 
 _SHAPE = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
@@ -135,7 +135,7 @@ def multiply(
             found = total.to(tl.float32)
         channel = group * produced + p
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
-        found = times(found, own[None, :], own)
+        found = scaled(found, own[None, :], own)
         if BIASED:
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)
