@@ -58,7 +58,7 @@ def test_quantizers_imports_torch_alone(path: Path) -> None:
         "compiled_rounding.py": {"numpy"},
         "compiled_whole.py": {"numpy", "numba", "llvmlite"},
         "device.py": {"triton"},  # in its interpreter
-        **{f"triton_{name}.py": {"triton"} for name in ("numbers", "range", "elements")},
+        **{f"triton_{name}.py": {"triton"} for name in ("chunks", "elements", "numbers", "range")},
     }
     assert roots(path) <= {"torch", "quantizers"} | own.get(path.name, set())
 
