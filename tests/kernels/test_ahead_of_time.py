@@ -180,7 +180,7 @@ def test_digits_and_chunks(arch: int) -> None:
     made = compiled(digits, constants, types, arch)
     assert "st.global.v4" in well_made(made, arch) and stack(made) == 0
     flags = dict.fromkeys(("WIDE", "SCALED", "BIASED"), True)
-    constants = {**flags, "LEFT": 2, "RIGHT": 2, "BLOCK": 1024}
+    constants = {**flags, "LEFT": 2, "RIGHT": 2, "TOGETHER": 8, "BLOCK": 128}
     types = {"x": "!*i32", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32"}
     made = compiled(combine, constants, types, arch)
     assert "cvt.rn.f32.s64" in well_made(made, arch) and stack(made) == 0

@@ -119,13 +119,13 @@ def test_a_gradient_is_cut_before_its_sums_pass_int32(monkeypatch: pytest.Monkey
     """Splits, also where they do not divide the pixels."""
     conv = Convolution((1, 1), (1, 1), (1, 1), 1)
     generator = torch.Generator().manual_seed(0)
-    a = torch.randint(-32768, 32768, (2, 5, 13, 11), generator=generator, dtype=torch.int16)
-    b = torch.randint(0, 256, (2, 4, 13, 11), generator=generator, dtype=torch.uint8)
+    a = torch.randint(-32768, 32768, (9, 5, 13, 11), generator=generator, dtype=torch.int16)
+    b = torch.randint(0, 256, (9, 4, 13, 11), generator=generator, dtype=torch.uint8)
     like = torch.empty(1, 5, 4, 3, 3)
     want = Product(conv, "grad_weight").run(a.double(), b.double(), like)
     real = correlation.length
     monkeypatch.setattr(correlation, "length", lambda *cut: min(real(*cut), 130))
-    task = Task(Product(conv, "grad_weight"), 2, 143, SIXTEEN, Span(0, 255))
+    task = Task(Product(conv, "grad_weight"), 9, 143, SIXTEEN, Span(0, 255))
     got = TritonHalves().product(task, a.to(DEVICE), b.to(DEVICE), like.to(DEVICE))
     assert torch.equal(got.cpu().double(), want)
 

@@ -94,16 +94,19 @@ def combine(
     per_channel: bool,
 ) -> None:
     """parts (splits, left digits, ..., right digits, channels) -> y, of 5 axes."""
-    size = y.numel()
+    size, splits = y.numel(), parts.shape[0]
+    together = min(1 << (splits - 1).bit_length(), 8)
+    block = _BLOCK // together
     with there(y):
-        imported(KERNELS).combine[(-(-size // _BLOCK),)](
+        imported(KERNELS).combine[(-(-size // block),)](
             parts,
             y,
             parts if scale is None else scale,
             parts if bias is None else bias.contiguous(),
             size,
             y.shape[4],
-            bound(parts.shape[0]),
+            splits,
+            bound(-(-splits // together)),
             parts.stride(0),
             parts.stride(1),
             *y.shape[1:4],
@@ -114,7 +117,8 @@ def combine(
             RIGHT=right,
             SCALED=scale is not None,
             BIASED=bias is not None,
-            BLOCK=_BLOCK,
+            TOGETHER=together,
+            BLOCK=block,
             **OPTIONS,
         )
 

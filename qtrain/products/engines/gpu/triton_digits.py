@@ -77,7 +77,7 @@ def scaled(x, scale, scales):
     return x
 
 
-@triton.jit(do_not_specialize=["size", "splits", "s1", "s2", "s3", "scale_c"])
+@triton.jit(do_not_specialize=["size", "splits", "steps", "s1", "s2", "s3", "scale_c"])
 def combine(
     x,
     y,
@@ -86,6 +86,7 @@ def combine(
     size,
     channels,
     splits,
+    steps,
     x_s,
     x_digit,
     s1,
@@ -102,26 +103,33 @@ def combine(
     RIGHT: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """y (s0, s1, s2, s3, channels) = the sum over splits and digits of
     x (splits, LEFT digits, s0, s1, s2, s3, RIGHT digits, channels).
 
     The first of two digits counts 256.  SCALED, BIASED: as in multiply, of channels s3 * channels.
-    size: of y.  WIDE: places pass int32.  Program: BLOCK of y.
+    size: of y; steps: through the splits, TOGETHER at once.  WIDE: places pass int32.
+    Program: BLOCK of y.
     """
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     if not WIDE:
         e = e.to(tl.int32)
     row, c = e // channels, e % channels
+    start = tl.arange(0, TOGETHER)
+    if WIDE:
+        start = start.to(tl.int64)
     total = tl.zeros((BLOCK,), dtype=tl.int64)
-    for split in range(splits):
+    for step in range(steps):
+        split = step * TOGETHER + start
+        there = (split < splits)[:, None] & inside[None, :]
         for d in tl.static_range(LEFT):
             for f in tl.static_range(RIGHT):
-                at = split * x_s + d * x_digit + (row * RIGHT + f) * channels + c
-                own = tl.load(x + at, mask=inside, other=0).to(tl.int64)
-                total += own * (256 ** (LEFT - 1 - d + RIGHT - 1 - f))
+                at = d * x_digit + (row * RIGHT + f) * channels + c
+                own = tl.load(x + (split * x_s)[:, None] + at[None, :], mask=there, other=0)
+                total += tl.sum(own.to(tl.int64), 0) * (256 ** (LEFT - 1 - d + RIGHT - 1 - f))
     i3 = row % s3
     to = i3 * y_3 + row // s3 % s2 * y_2 + row // (s2 * s3) % s1 * y_1
     to += row // (s1 * s2 * s3) * y_0 + c * y_c
