@@ -174,13 +174,13 @@ def test_digits_and_chunks(arch: int) -> None:
     from qtrain.products.engines.gpu.triton_digits import combine, digits
     from quantizers.kernels.gpu.triton_chunks import chunked_scale
 
-    constants = {"WIDE": True, "AFFINE": True, "TWO": True, "PIXELS": 32, "CHANNELS": 128, "x_c": 1}
-    types = dict.fromkeys(("channels", "x_0", "x_1", "x_2", "x_3", "y_0", "y_digit"), "!i32")
-    types |= {"x": "!*i16", "y": "!*fp16", "zero_point": "*i32"}
+    constants = dict.fromkeys(("WIDE", "AFFINE", "TWO", "ADJACENT"), True)
+    constants |= {"UNIT": 16, "PIXELS": 64, "CHANNELS": 64}
+    types = {"x": "!*i16", "y": "!*fp16", "zero_point": "*i32"}
     made = compiled(digits, constants, types, arch)
     assert "st.global.v4" in well_made(made, arch) and stack(made) == 0
-    flags = dict.fromkeys(("WIDE", "SCALED", "BIASED"), True)
-    constants = {**flags, "LEFT": 2, "RIGHT": 2, "TOGETHER": 8, "BLOCK": 128}
+    flags = dict.fromkeys(("WIDE", "SCALED", "BIASED", "ADJACENT"), True)
+    constants = {**flags, "UNIT": 16, "LEFT": 2, "RIGHT": 2, "TOGETHER": 8, "BLOCK": 128}
     types = {"x": "!*i32", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32"}
     made = compiled(combine, constants, types, arch)
     assert "cvt.rn.f32.s64" in well_made(made, arch) and stack(made) == 0

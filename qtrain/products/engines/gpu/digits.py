@@ -48,6 +48,16 @@ def is_wide(*tensors: Tensor) -> bool:
     return max(spans) >= 2**30
 
 
+def _steps(x: Tensor) -> list[int]:
+    """Strides of the first 4 axes; 0 where one is never taken."""
+    return [0 if n == 1 else step for n, step in zip(x.shape[:4], x.stride()[:4], strict=True)]
+
+
+def _unit(*numbers: int) -> int:
+    """16 where it divides all: what a kernel is to know of them; else 1."""
+    return 16 if all(number % 16 == 0 for number in numbers) else 1
+
+
 def digits(
     x: Tensor, zero_point: Tensor | None, count: int, outer: int, padding: int = 0
 ) -> Tensor:
@@ -59,24 +69,29 @@ def digits(
     rows, channels = math.prod(sizes[:4]), sizes[4]
     if y.numel() == 0:
         return y
-    across = min(1 << (channels - 1).bit_length(), 128)
+    # few kinds of kernels: each is compiled
+    across = 64 if channels > 32 else 16
     down = 4096 // across
+    steps = *_steps(x), math.prod(sizes[1:]) * (count if outer else 1), y.stride(outer)
+    unit = _unit(channels, *steps)
     with there(x):
         imported(KERNELS).digits[(-(-rows // down) * -(-channels // across),)](
             x,
             y,
             x if zero_point is None else zero_point,
             rows,
-            channels,
+            channels // unit,
             *sizes[1:4],
             x.shape[2],
             padding,
-            *x.stride(),
-            math.prod(sizes[1:]) * (count if outer else 1),
-            y.stride(outer),
+            *(step // unit for step in steps[:4]),
+            x.stride(4),
+            *(step // unit for step in steps[4:]),
             WIDE=is_wide(x, y),
             AFFINE=zero_point is not None,
             TWO=count == 2,
+            UNIT=unit,
+            ADJACENT=x.stride(4) == 1 or channels == 1,
             PIXELS=down,
             CHANNELS=across,
             num_warps=8,
@@ -97,6 +112,9 @@ def combine(
     size, splits = y.numel(), parts.shape[0]
     together = min(1 << (splits - 1).bit_length(), 8)
     block = _BLOCK // together
+    steps = *parts.stride()[:2], *_steps(y)
+    adjacent = y.stride(4) == 1 or y.shape[4] == 1
+    unit = _unit(y.shape[4], *steps)
     with there(y):
         imported(KERNELS).combine[(-(-size // block),)](
             parts,
@@ -104,17 +122,19 @@ def combine(
             parts if scale is None else scale,
             parts if bias is None else bias.contiguous(),
             size,
-            y.shape[4],
+            y.shape[4] // unit,
             splits,
             bound(-(-splits // together)),
-            parts.stride(0),
-            parts.stride(1),
+            *(step // unit for step in steps[:2]),
             *y.shape[1:4],
-            *y.stride(),
+            *(step // unit for step in steps[2:]),
+            y.stride(4),
             scale.stride(0) if scale is not None and per_channel else 0,
             WIDE=is_wide(parts, y),
             LEFT=left,
             RIGHT=right,
+            UNIT=unit,
+            ADJACENT=adjacent,
             SCALED=scale is not None,
             BIASED=bias is not None,
             TOGETHER=together,

@@ -6,7 +6,12 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["rows", "s1", "s2", "s3", "given", "before"])
+@triton.jit(
+    do_not_specialize=[
+        "rows", "channels", "s1", "s2", "s3", "given", "before", "x_0", "x_1", "x_2", "x_3", "x_c",
+        "y_0", "y_digit",
+    ]
+)  # fmt: skip
 def digits(
     x,
     y,
@@ -28,6 +33,8 @@ def digits(
     WIDE: tl.constexpr,
     AFFINE: tl.constexpr,
     TWO: tl.constexpr,
+    UNIT: tl.constexpr,
+    ADJACENT: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
@@ -35,26 +42,32 @@ def digits(
     `before` zeros or more on both sides of `given`: s2 in all.
 
     y_0: step of y along s0; TWO: v = 256 high + low, low of -128 .. 127, high y_digit before low.
-    rows: s0 * s1 * s2 * s3.  WIDE: places pass int32.  Program: rows and channels.
+    rows: s0 * s1 * s2 * s3.  WIDE: places pass int32.  ADJACENT: x_c is 1.
+    UNIT: 16 or 1, of channels and all other steps, which are told in it.
+    Program: rows and channels.
     """
-    across = tl.cdiv(channels, CHANNELS)
-    m = tl.program_id(0) // across * PIXELS + tl.arange(0, PIXELS)
-    c = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)
+    channels = channels * UNIT
+    columns = tl.cdiv(channels, CHANNELS)
+    m = tl.program_id(0) // columns * PIXELS + tl.arange(0, PIXELS)
+    c = tl.program_id(0) % columns * CHANNELS + tl.arange(0, CHANNELS)
     inside = (m < rows)[:, None] & (c < channels)[None, :]
     if WIDE:
         m = m.to(tl.int64)
     own = s1 * s2 * s3
     i3, i2, i1, i0 = m % s3, m // s3 % s2 - before, m // (s2 * s3) % s1, m // own
-    at = i0 * x_0 + i1 * x_1 + i2 * x_2 + i3 * x_3
+    at = (i0 * x_0 + i1 * x_1 + i2 * x_2 + i3 * x_3) * UNIT
     there = inside & ((i2 >= 0) & (i2 < given))[:, None]
-    v = tl.load(x + at[:, None] + (c * x_c)[None, :], mask=there, other=0).to(tl.int32)
+    across = c
+    if not ADJACENT:
+        across = c * x_c
+    v = tl.load(x + at[:, None] + across[None, :], mask=there, other=0).to(tl.int32)
     if AFFINE:
         v = tl.where(there, v - tl.load(zero_point).to(tl.int32), 0)
-    to = y + (i0 * y_0 + (m % own) * channels)[:, None] + c[None, :]
+    to = y + (i0 * y_0 * UNIT + (m % own) * channels)[:, None] + c[None, :]
     if TWO:
         high = (v + 128) >> 8
         tl.store(to, high.to(tl.float16), mask=inside)
-        to += y_digit
+        to += y_digit * UNIT
         v = v - (high << 8)
     tl.store(to, v.to(tl.float16), mask=inside)
 
@@ -77,7 +90,12 @@ def scaled(x, scale, scales):
     return x
 
 
-@triton.jit(do_not_specialize=["size", "splits", "steps", "s1", "s2", "s3", "scale_c"])
+@triton.jit(
+    do_not_specialize=[
+        "size", "channels", "splits", "steps", "x_s", "x_digit", "s1", "s2", "s3", "y_0", "y_1",
+        "y_2", "y_3", "y_c", "scale_c",
+    ]
+)  # fmt: skip
 def combine(
     x,
     y,
@@ -101,6 +119,8 @@ def combine(
     WIDE: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
+    UNIT: tl.constexpr,
+    ADJACENT: tl.constexpr,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     TOGETHER: tl.constexpr,
@@ -111,8 +131,9 @@ def combine(
 
     The first of two digits counts 256.  SCALED, BIASED: as in multiply, of channels s3 * channels.
     size: of y; steps: through the splits, TOGETHER at once.  WIDE: places pass int32.
-    Program: BLOCK of y.
+    UNIT, ADJACENT: of channels and steps, as in digits, here of y.  Program: BLOCK of y.
     """
+    channels = channels * UNIT
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     if not WIDE:
@@ -127,12 +148,16 @@ def combine(
         there = (split < splits)[:, None] & inside[None, :]
         for d in tl.static_range(LEFT):
             for f in tl.static_range(RIGHT):
-                at = d * x_digit + (row * RIGHT + f) * channels + c
-                own = tl.load(x + (split * x_s)[:, None] + at[None, :], mask=there, other=0)
+                at = d * x_digit * UNIT + (row * RIGHT + f) * channels + c
+                own = tl.load(x + (split * x_s * UNIT)[:, None] + at[None, :], mask=there, other=0)
                 total += tl.sum(own.to(tl.int64), 0) * (256 ** (LEFT - 1 - d + RIGHT - 1 - f))
     i3 = row % s3
     to = i3 * y_3 + row // s3 % s2 * y_2 + row // (s2 * s3) % s1 * y_1
-    to += row // (s1 * s2 * s3) * y_0 + c * y_c
+    to = (to + row // (s1 * s2 * s3) * y_0) * UNIT
+    if ADJACENT:
+        to += c
+    else:
+        to += c * y_c
     if SCALED:
         found = total.to(tl.float32)
         channel = i3 * channels + c
