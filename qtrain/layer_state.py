@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers import QuantizerLike, fold, root_key
+from quantizers import QuantizerLike, root_key
 from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
 from quantizers.ranges import State
@@ -117,13 +117,14 @@ class LayerState(nn.Module):
             slot: {key: getattr(self, name) for key, name in names.items()}
             for slot, names in self._slots.items()
         }
-        count, repeated = recall(self, self.noise_count, counted, self._forward_ranges)
+        own = self.noise_key if self.noisy else None
+        key, repeated = recall(self, own, self.noise_count, counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
                 for slot, names in self._slots.items()
             }
-        return (fold(self.noise_key, count) if self.noisy else None), states
+        return key, states
 
     def _forward_ranges(self) -> dict[str, Tensor]:
         """What a forward moves on, by name; a gradient's ranges move in the backward pass."""

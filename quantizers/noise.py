@@ -59,10 +59,11 @@ def _mix32_(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shifted(x, 16, 32))
 
 
-def fold(key: Tensor, value: int | Tensor) -> Tensor:
+def fold(key: Tensor, value: int | Tensor, *, advance: bool = False) -> Tensor:
     """A new key from a key and an integer: fold(fold(k, a), b) differs for every (a, b).
 
     key: int64, any shape; value: an int or an int64 tensor -> int64, key's shape.
+    advance: one is first added to the value, a tensor, in place.
     """
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
         checks.refuse("key", key, "an int64 tensor: root_key(seed, ...) makes one")
@@ -70,11 +71,15 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor:
         isinstance(value, int) or (isinstance(value, Tensor) and value.dtype == torch.int64)
     ):
         checks.refuse("value", value, "an integer or an int64 tensor")
+    if advance and not isinstance(value, Tensor):
+        checks.refuse("value", value, "an int64 tensor, which is advanced")
     if isinstance(value, Tensor) and value.dim() and value.shape != key.shape:
         raise ValueError(f"value: got {checks.shown(value)}, need key's shape {tuple(key.shape)}")
-    made = keys.fold(key, value) if key.is_cuda else None
+    made = keys.fold(key, value, advance) if key.is_cuda else None
     if made is not None:
         return made
+    if advance and isinstance(value, Tensor):
+        value.add_(1)
     one = not key.dim() and (isinstance(value, int) or not value.dim())
     if one and (serves(key) if isinstance(value, int) else serves(key, value)):
         # the same, without a dozen operations on one number

@@ -61,6 +61,7 @@ PYTHON = {
     # compiled, fp64 numbers that are rounded to fp32 later
     "qtrain/norms/deviations.py: one / k",
     "qtrain/norms/deviations.py: self.times * one / chunks",
+    "qtrain/norms/deviations.py: self.times * range_factor(self.constant, n) / chunks",
     "qtrain/norms/deviations.py: math.pi / 2",
     "qtrain/norms/deviations.py: self._factor / count",
     "qtrain/norms/batch.py: count / (count - 1)",

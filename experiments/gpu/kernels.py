@@ -1,4 +1,4 @@
-"""The kernels by themselves: a quantizer's bandwidth, a convolution beside cuDNN's."""
+"""The kernels by themselves: a quantizer's bandwidth, convolutions and norms beside cuDNN's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
 
+from . import gradients, norms
 from .clock import Budget, captured, milliseconds
 
 #: N, C, H, K, R, stride
@@ -88,7 +89,12 @@ def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
 
 
 def run(budget: Budget, done: Callable[[object], None], *, rounds: int = 7) -> dict[str, Any]:
-    return {"quantizers": _quantizers(rounds), "convolutions": _convolutions(budget, rounds)}
+    return {
+        "quantizers": _quantizers(rounds),
+        "convolutions": _convolutions(budget, rounds),
+        "gradients": gradients.run(budget, rounds, ((128, 3, 32, 64, 3, 1), *SHAPES)),
+        "norms": norms.run(budget, rounds),
+    }
 
 
 def text(result: dict[str, Any]) -> str:
@@ -104,4 +110,19 @@ def text(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     names = list(result["convolutions"][0]["ms"]) if lines else []
     second = tabulate(lines, ["N,C,H,K,R,stride", "exact", *(f"{name} ms" for name in names)])
-    return f"{first}\n\n{second}"
+    others = [_beside(result[part], name) for part, name in _BESIDE.items()]
+    return "\n\n".join([first, second, *others])
+
+
+_BESIDE = {"gradients": "grad_weight of", "norms": "norm of N,C,H"}
+
+
+def _beside(rows: list[dict[str, Any]], what: str) -> str:
+    """Errors and times, a row for each shape."""
+    lines = [
+        [",".join(map(str, row["shape"])), f"{row['error']:.1e}",
+         *(f"{ms[1]:.3f}" for ms in row["ms"].values())]
+        for row in rows
+    ]  # fmt: skip
+    names = list(rows[0]["ms"]) if lines else []
+    return tabulate(lines, [what, "error", *(f"{name} ms" for name in names)])

@@ -17,6 +17,8 @@ import torch
 import torch.utils.checkpoint as checkpointing
 from torch import Tensor
 
+from quantizers import fold
+
 _ATTRIBUTE = "_qtrain_counts"
 _REENTRANT = checkpointing.CheckpointFunction
 _FORWARD = _REENTRANT.forward.__code__
@@ -74,9 +76,9 @@ def needs_gradient(*operands: Tensor | None) -> bool:
 
 
 class _Forward(NamedTuple):
-    """What a forward of a layer began with: its noise count and ranges."""
+    """What a forward of a layer began with: its noise key and ranges."""
 
-    noise: Tensor
+    noise: Tensor | None
     ranges: dict[str, Tensor]
 
 
@@ -96,47 +98,54 @@ class _Forwards:
 
 
 def recall(
-    layer: object, count: Tensor, counted: bool, ranges: Callable[[], Mapping[str, Tensor]]
-) -> tuple[Tensor, dict[str, Tensor] | None]:
-    """(the noise count of this forward, copies of the ranges it begins with where it repeats an
+    layer: object,
+    key: Tensor | None,
+    count: Tensor,
+    counted: bool,
+    ranges: Callable[[], Mapping[str, Tensor]],
+) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+    """(the noise key of this forward, copies of the ranges it begins with where it repeats an
     earlier one, else None).
 
-    count: the layer's counter, 0-d int64: advanced in place where the forward is `counted`, or is
+    key: the layer's, or None for one without noise; count: the layer's counter, 0-d int64, that is
+    folded into it: advanced in place where the forward is `counted`, or is
     the first pass of a reentrant checkpoint, whose gradients are off until its backward; a
     repetition never is.  A repetition outside torch.utils.checkpoint reuses the last count, and
     the ranges as they are.
     ranges: gives what a forward of the layer updates in place.
     """
     if torch.compiler.is_compiling():
-        if not counted:
-            return count, None
-        used = _next_count(count)
-        count.copy_(used)
-        return used, None
+        used = count
+        if counted:
+            used = _next_count(count)
+            count.copy_(used)
+        return (None if key is None else fold(key, used)), None
     recording, segment = _segments()
     before = None
     if segment is not None:
         forwards = getattr(segment, _ATTRIBUTE, {}).get(id(layer))
         before = None if forwards is None else forwards.repeated()
     repeats = before is not None or in_backward()
+    own: Tensor | None = None
     if before is not None:
-        used = before.noise
-    elif repeats:
-        used = count.clone()
-    elif counted or any(map(_is_first_pass, recording)):
-        used = count.add_(1).clone()
-    else:
-        used = count.clone() if recording else count
+        own = before.noise
+    elif not repeats and (counted or any(map(_is_first_pass, recording))):
+        if key is None:
+            count.add_(1)
+        else:
+            own = fold(key, count, advance=True)
+    elif key is not None:
+        own = fold(key, count)
     if not recording and not repeats:
-        return used, None
+        return own, None
     begun = ranges() if before is None else before.ranges
     if recording:
-        forward = _Forward(used, _copies(begun))
-        for own in recording:
-            if not hasattr(own, _ATTRIBUTE):
-                setattr(own, _ATTRIBUTE, {})
-            getattr(own, _ATTRIBUTE).setdefault(id(layer), _Forwards()).made.append(forward)
-    return used, _copies(begun) if repeats else None
+        forward = _Forward(own, _copies(begun))
+        for inner in recording:
+            if not hasattr(inner, _ATTRIBUTE):
+                setattr(inner, _ATTRIBUTE, {})
+            getattr(inner, _ATTRIBUTE).setdefault(id(layer), _Forwards()).made.append(forward)
+    return own, _copies(begun) if repeats else None
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,16 +8,46 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import Off, bf16, fp16
+from quantizers.by_device import ByDevice
 
 from ..autograd.selective import unseen
 from .deferred import DEFERRED, Deferred
+from .kernels.gpu.running import track as launched
 from .module import QNorm, Slots, role_slots
 from .normalize import Form, channels, folded
-from .operations import Normalize, normalize
+from .operations import Normalize, affine, normalize
 from .passes import Channels, others, wide
 from .ranks import Ranks, ranks_of
 from .recipe import NormRecipe
 from .rounded import RoundedNorm
+
+
+def _track(
+    mean: Tensor,
+    sigma: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    steps: Tensor | None,
+    momentum: float | None,
+    unbiased: float | None,
+) -> bool:
+    variance = sigma.square()
+    if unbiased is not None:
+        variance = variance * unbiased
+    if steps is not None:
+        steps.add_(1)
+    for running, new in ((running_mean, mean), (running_var, variance)):
+        factor: Any = momentum
+        if factor is None:  # cumulative average
+            assert steps is not None
+            factor = steps.to(running.dtype).reciprocal()
+        running.lerp_(new.to(running.dtype), factor)
+    return True
+
+
+#: moves running statistics by a batch's mean and sigma, whose square, times `unbiased`, is its
+#: variance, and counts the step
+track = ByDevice(_track, cuda=launched)
 
 
 class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
@@ -162,9 +192,11 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         self._track(mean, sigma, count)
         if deferred:
             with torch.no_grad():
-                affine = form.affine(self.weight, self.bias, mean, sigma)
-            ends = where[0] if recipe.deviation.names_extremes else None
-            setattr(output, DEFERRED, Deferred(input.detach(), affine, ends))
+                of = affine(mean, sigma, self.weight, self.bias, form)
+            deviation = recipe.deviation
+            extremes = deviation.names_extremes or not deviation.carriers(count)
+            ends = where[0] if extremes else None
+            setattr(output, DEFERRED, Deferred(input.detach(), of, ends))
         result: Tensor = output
         return result
 
@@ -175,17 +207,9 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             return
         if self.running_mean is None or self.running_var is None:
             return
-        variance = sigma.square()
-        if self.recipe.deviation.name == "l2":
-            variance = variance * (count / (count - 1))
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
-            factor: Any = self.momentum
-            if factor is None:  # cumulative average
-                assert self.num_batches_tracked is not None
-                factor = self.num_batches_tracked.to(running.dtype).reciprocal()
-            running.lerp_(new.to(running.dtype), factor)
+        unbiased = count / (count - 1) if self.recipe.deviation.name == "l2" else None
+        moved = self.running_mean, self.running_var, self.num_batches_tracked
+        track(mean, sigma, *moved, self.momentum, unbiased)
 
 
 class QBatchNorm1d(QBatchNorm, nn.BatchNorm1d):

@@ -11,7 +11,7 @@ from quantizers import IntFormat, QTensor, Quantizer
 from quantizers.ranges import State
 
 from .normalize import channels
-from .passes import Affine, Channels, flat_index
+from .passes import Affine, Channels
 
 #: The attribute of the tensor that stands for a `Deferred`.
 DEFERRED = "deferred"
@@ -37,27 +37,18 @@ class Deferred(NamedTuple):
     def quantized(self, quantizer: Quantizer, state: State | None, training: bool) -> QTensor:
         """What the quantizer, whose scale follows from the extremes alone, makes of the output.
 
-        Every channel of it is a monotone function of x, rounding included, so its extremes are
-        the images of x's.
+        Its extremes are the images of x's.
         """
         assert isinstance(quantizer.format, IntFormat)
         by = channels(self.x, self.of.activation, self.of.relu)
         codes = by.codes(self.of, quantizer.format)
-        images = Channels(self.x if codes is None else self._extremes())
-        q = quantizer(images.affine(self.of, torch.float32), state=state, training=training)
         if codes is None:
-            return q
+            output = Channels(self.x).affine(self.of, torch.float32)
+            return quantizer(output, state=state, training=training)
+        q = quantizer(by.images(self.of, self.ends), state=state, training=training)
         assert q.scale is not None
         elements = codes(q.scale, q.zero_point)
         space = [1] * (self.x.dim() - 2)
         scale = q.scale.view(1, 1, *space)
         zero_point = None if q.zero_point is None else q.zero_point.view(1, 1, *space)
         return QTensor(elements, scale, zero_point, q.format, tuple(elements.shape))
-
-    def _extremes(self) -> Tensor:
-        """Each channel's smallest and largest x (2, C)."""
-        rows = self.x.reshape(self.x.shape[0], self.x.shape[1], -1)
-        if self.ends is None:
-            return torch.stack([rows.amin((0, 2)), rows.amax((0, 2))])
-        known = rows[flat_index(self.ends, rows.shape[2])]
-        return torch.stack([known.amin(1), known.amax(1)])

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from ..checks import choice, integer
 from .constants import Constant as Constant
-from .constants import factor, filled
+from .constants import factor, filled, range_factor
 from .estimate import Deviation as Deviation
 from .estimate import Estimate as Estimate
+from .estimate import Measure
 from .samples import Extremes, Sample, cuts
 
 
@@ -43,6 +44,9 @@ class _L2(Deviation):
     def of(self, sample: Sample) -> Estimate:
         root = sample.mean_square().sqrt()
         return Estimate(root if self.times == 1 else root * self.times)
+
+    def measured(self, count: int) -> Measure:
+        return Measure("squares", self.times)
 
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """sqrt(sigma^2 + eps), torch's."""
@@ -63,6 +67,9 @@ class _L1(Deviation):
 
     def of(self, sample: Sample) -> Estimate:
         return Estimate(self._factor * sample.mean_magnitude())
+
+    def measured(self, count: int) -> Measure:
+        return Measure("magnitudes", self._factor)
 
     def dense_factor(self, divisor: Tensor, count: int) -> Tensor:
         return torch.full_like(divisor, self._factor / count)
@@ -139,6 +146,12 @@ class _Range(Deviation):
         sigma = sigmas[0] if len(sigmas) == 1 else sigmas[0] + sigmas[1]
         return Estimate(sigma, torch.cat(indices, 1), torch.cat(slopes, 1))
 
+    def measured(self, count: int) -> Measure:
+        chunks = self._chunks(count)
+        size, longer = count // chunks, count % chunks
+        factors = [self.times * range_factor(self.constant, n) / chunks for n in (size, size + 1)]
+        return Measure("extremes", factors[0], chunks, size, longer, factors[1])
+
     def carriers(self, count: int) -> int:
         return 2 * self._chunks(count)
 
@@ -157,6 +170,9 @@ class _None(Deviation):
 
     def of(self, sample: Sample) -> Estimate:
         return Estimate(sample.ones())
+
+    def measured(self, count: int) -> Measure:
+        return Measure("ones")
 
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """1, whatever the running value was before."""

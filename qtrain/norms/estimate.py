@@ -21,6 +21,22 @@ class Estimate(NamedTuple):
     slope: Tensor | None = None  # (C, J), d sigma / d element
 
 
+class Measure(NamedTuple):
+    """What kernels find sigma from in one pass, and times what.
+
+    kind     "squares": the root of the mean square;  "magnitudes": the mean magnitude;
+             "extremes": the sum over the chunks of high - low;  "ones": 1
+    chunks   consecutive ones, the first `longer` of size + 1 elements, the others of `size`
+    """
+
+    kind: Literal["squares", "magnitudes", "extremes", "ones"]
+    factor: float = 1.0
+    chunks: int = 1
+    size: int = 0
+    longer: int = 0
+    longer_factor: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deviation(ABC):
     """An estimate of the standard deviation, proportional to its argument's scale."""
@@ -47,6 +63,10 @@ class Deviation(ABC):
     @abstractmethod
     def of(self, sample: Sample) -> Estimate:
         """The estimate from what it asks of the channels' elements about their means."""
+
+    def measured(self, count: int) -> Measure | None:
+        """The same of channels of `count` elements, for kernels; None: `of` alone knows."""
+        return None
 
     def carriers(self, count: int) -> int:
         """How many of a channel's elements Estimate.where names; 0: it is None."""

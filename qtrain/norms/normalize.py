@@ -14,6 +14,7 @@ from quantizers.numbers import divided
 from .arithmetic import Arithmetic
 from .deviations import Deviation
 from .kernels.channels import channels as compiled
+from .kernels.gpu.channels import channels as launched
 from .passes import Affine, Channels, Extra, Slope, Sums, others
 from .ranks import Ranks, Together
 from .recipe import StatisticsGradient
@@ -59,7 +60,7 @@ def _channels(
 
 
 #: x's passes; what they make of an output, and whose gradient they read, are told for the choice
-channels = ByDevice(_channels, cpu=compiled)
+channels = ByDevice(_channels, cpu=compiled, cuda=launched)
 
 
 def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Tensor) -> Affine:
@@ -72,7 +73,11 @@ def folded(weight: Tensor | None, bias: Tensor | None, mean: Tensor, divisor: Te
 
 class Normalized(NamedTuple):
     """A norm's output, or its gradient, mean and sigma (C,), and where sigma's gradient goes, as
-    Estimate's."""
+    Estimate's.
+
+    where   of a deferred output besides, where that has no `where`: None, or the indices (C, 2) of
+            each channel's extremes
+    """
 
     output: Tensor
     mean: Tensor

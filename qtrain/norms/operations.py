@@ -1,7 +1,7 @@
 """What a norm computes, on any device, in autograd and in compiled graphs.
 
-For the CPU the graphs keep these whole: there the compiled passes are faster than what the compiler
-makes of their parts.
+Graphs keep these whole where there are kernels: they are faster than what the compiler makes of
+their parts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,23 @@ from quantizers.by_device import ByDevice, laid_out_like, restored
 from ..autograd.function_output import function_output
 from . import normalize as computation
 from .kernels import residual
+from .kernels.gpu import residual as launched
+from .kernels.gpu import whole
 from .normalize import Form, Normalized, channels
+from .passes import Affine
 
-normalize = ByDevice(computation.normalize)
-gradients = ByDevice(computation.gradients)
+normalize = ByDevice(computation.normalize, cuda=whole.normalize)
+gradients = ByDevice(computation.gradients, cuda=whole.gradients)
+
+
+def _affine(
+    mean: Tensor, sigma: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+) -> Affine:
+    return form.affine(weight, bias, mean, sigma)
+
+
+#: the output as a function of x: Form.affine
+affine = ByDevice(_affine, cuda=whole.affine)
 
 
 class Normalize(torch.autograd.Function):
@@ -37,6 +50,8 @@ class Normalize(torch.autograd.Function):
         made = normalize(input, weight, bias, form)
         ctx.save_for_backward(input, weight, bias, *made[1:])
         ctx.form = form
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # those of mean and sigma would be zeros
         ctx.mark_non_differentiable(made.mean, made.sigma)
         output = function_output(made.output)
         return (output, *made[1 : 4 if form.deferred else 3])
@@ -68,8 +83,8 @@ def _masked(grad: Tensor, off: Tensor) -> Tensor:
     return torch.where(off, grad.new_zeros(()), grad, out=torch.empty_like(off, dtype=grad.dtype))
 
 
-add_relu = ByDevice(_add_relu, cpu=residual.add_relu)
-masked = ByDevice(_masked, cpu=residual.masked)
+add_relu = ByDevice(_add_relu, cpu=residual.add_relu, cuda=launched.add_relu)
+masked = ByDevice(_masked, cpu=residual.masked, cuda=launched.masked)
 
 
 # As operations of a graph: a form as numbers and a string, nothing as an empty tensor -------------

@@ -105,6 +105,20 @@ class Channels:
         layout, without y; None where nothing does."""
         return None
 
+    def images(self, of: Affine, ends: Tensor | None) -> Tensor:
+        """y (2, C), fp32, of each channel's smallest and largest x, either first: y is a monotone
+        function of x in every channel, rounding included.
+
+        ends: indices (C, J) of elements, these two among them, where known.
+        """
+        rows = self.x.reshape(self.x.shape[0], self.x.shape[1], -1)
+        if ends is None:
+            known = torch.stack([rows.amin((0, 2)), rows.amax((0, 2))])
+        else:
+            chosen = rows[flat_index(ends, rows.shape[2])]
+            known = torch.stack([chosen.amin(1), chosen.amax(1)])
+        return Channels(known).affine(of, torch.float32)
+
     def aligned(self, grad: Tensor) -> Tensor:
         """The gradient as the following take it."""
         return grad

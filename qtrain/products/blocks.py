@@ -17,18 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, IntFormat, QTensor
+from quantizers import IntFormat, QTensor
 
 from ..recipe import OPERANDS
 from .engines.choice import ENGINES, choose
 from .engines.engine import Engine
 from .engines.epilogue import Epilogue
-from .engines.scales import times
 from .engines.task import ANY, Note, Task
 from .integers import Served, corrected, direct, tasks
 from .operands import PLACES, Shape, lifted, lifted_shape
 from .operations import Operand
 from .plan import Sketch, planned, sketches
+from .precision import half, significant
 from .product import Product
 
 
@@ -81,19 +81,14 @@ def _plan(
         forms = tasks(product, a, b)
     else:
         size = product.terms(a.shape, b.shape)
-        digits = [_significant(q) for q in (a, b)]
-        held = None if None in digits else max(d for d in digits if d is not None)
-        forms = [Task(product, *size, ANY, ANY, "float", sums=False, unit=unit, significant=held)]
+        forms = [
+            Task(
+                product, *size, ANY, ANY, "float", sums=False, unit=unit,
+                multiplications=product.multiplications(a.shape, b.shape),
+                significant=significant(a.format, b.format), half=half(a.format, b.format),
+            )
+        ]  # fmt: skip
     return _Plan(cuts, shapes, choose(forms, device_type, engines))
-
-
-def _significant(q: Sketch) -> int | None:
-    """Bits of significand that hold every element, its zero point taken off."""
-    if isinstance(q.format, FloatFormat):
-        return q.format.mantissa + 1
-    if isinstance(q.format, IntFormat):
-        return (q.format.high - q.format.low).bit_length()
-    return None
 
 
 def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
@@ -175,9 +170,9 @@ def multiply(
     engine, task = served
     if note is not None:
         note(product.kind, engine.name)
-    epilogue = Epilogue(_scale(product, a, b, shapes), bias)
+    epilogue = Epilogue(_scales(product, a, b, shapes), bias)
     if task.promise == "float":
-        return engine.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
+        return engine.of_quantized(task, a, b, like, epilogue)
     if task.zero_points:
         points = a.zero_point, b.zero_point
         return engine.of_shifted(task, a.elements, b.elements, like, points, epilogue)
@@ -189,12 +184,14 @@ def multiply(
     return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
 
 
-def _scale(product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]) -> Tensor | None:
-    """The product of the two scales (see `engines.scales`), broadcastable to the product.
+def _scales(
+    product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]
+) -> tuple[Tensor, ...]:
+    """The operands' scales, broadcastable to the product.
 
     shapes: of the two, see `lifted_shape`.
     """
-    found: Tensor | None = None
+    found = []
     for operand, q, shape in zip(PLACES, (a, b), shapes, strict=True):
         scale = q.scale
         if scale is None:
@@ -202,5 +199,5 @@ def _scale(product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]) ->
         if shape is None and scale.numel() == 1:
             shape = ()
         own = lifted(product, operand, q, scale) if shape is None else scale.reshape(shape)
-        found = own.float() if found is None else times(found, own.float())
-    return found
+        found.append(own.float())
+    return tuple(found)

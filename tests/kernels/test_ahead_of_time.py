@@ -20,15 +20,17 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 PAIR = ("i32", "i32")
 
 
-def compiled(kernel: Any, constants: dict[str, Any], types: dict[str, Any], arch: int) -> Any:
+def compiled(
+    kernel: Any, constants: dict[str, Any], types: dict[str, Any], arch: int, own: Any = None
+) -> Any:
     """The kernel for a target.  types: of arguments that are no int32; "!" before one: what it
-    points at, or it, is a multiple of 16."""
+    points at, or it, is a multiple of 16; own: options."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, values, attributes = {}, {}, {}
-    options = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 3}
+    options = {"enable_fp_fusion": False, "num_warps": 8, "num_stages": 3, **(own or {})}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], values[(place,)] = "constexpr", constants[name]
@@ -68,65 +70,66 @@ def stack(made: Any) -> int:
 WALK = dict.fromkeys(
     ("sizes", "x_steps", "result_steps", "index_steps", "granule_steps"), PAIR
 )  # fmt: skip
-NUMBERS = {f"c{n}": "fp32" for n in range(5)}
+NUMBERS = {**{f"c{n}": "fp32" for n in range(5)}, "momentum": "fp32"}
+POINTERS = {
+    "x": "!*fp32", "scale": "*fp32", "zero_point": "*i32", "factor": "*fp32", "key": "*i64",
+    "ends": "!*i32", "kept": "*fp32", "running_low": "*fp32", "running_high": "*fp32",
+    "running_share": "*fp32", "running_steps": "*i64",
+}  # fmt: skip
+RULE = dict.fromkeys(("SYMMETRIC", "RUNNING", "UPDATE", "USE"), True)
 
 
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("mode", ["nearest_even", "stochastic"])
+@pytest.mark.parametrize("measured", [True, False], ids=["measured", "given"])
 @pytest.mark.parametrize("integer", [True, False], ids=["integer", "float"])
-def test_elements(arch: int, mode: str, integer: bool) -> None:
-    from quantizers.kernels.gpu.triton_elements import elements
+def test_elements(arch: int, mode: str, integer: bool, measured: bool) -> None:
+    from quantizers.kernels.gpu.triton_elements import elements, whole
 
     constants = {
-        "AXES": 2, "ALONE": True, "SCALED": True, "AFFINE": integer, "FOLDED": True,
-        "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
-        "RANDOM": 23 * (mode == "stochastic"), "MODE": mode, "BLOCK": 2048,
+        "AXES": 2, "ALONE": True, "SCALED": True, "MEASURED": measured, "AFFINE": integer,
+        "FOLDED": True, **RULE, "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
+        "RANDOM": 23 * (mode == "stochastic"), "MODE": mode, "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
     }  # fmt: skip
-    types = {
-        **WALK, **NUMBERS, "x": "!*fp32", "result": "!*i8" if integer else "!*fp32",
-        "scale": "*fp32", "zero_point": "*i32", "factor": "*fp32", "key": "*i64",
-    }  # fmt: skip
+    types = {**WALK, **NUMBERS, **POINTERS, "result": "!*i8" if integer else "!*fp32"}
     if not integer:
         types |= {"c0": "i32", "c1": "i32"}
     assert "div.rn.f32" in well_made(compiled(elements, constants, types, arch), arch)
+    constants = {name: value for name, value in constants.items() if name in whole.arg_names}
+    made = compiled(whole, {**constants, "BLOCK": 8192}, types, arch)
+    assert "div.rn.f32" in well_made(made, arch)
 
 
 @pytest.mark.parametrize("arch", SHARED)
-def test_range_and_scale(arch: int) -> None:
-    from quantizers.kernels.gpu.triton_range import extremes, scales
+def test_extremes(arch: int) -> None:
+    from quantizers.kernels.gpu.triton_range import extremes
 
-    types = {**WALK, "x": "!*fp32", "factor": "*fp32", "low": "*i32", "high": "*i32"}
-    constants = {"AXES": 2, "FOLDED": True, "STEPS": 4, "BLOCK": 2048}
-    well_made(compiled(extremes, constants, types, arch), arch)
-    running = ("running_low", "running_high", "running_share", "scale")
-    types = {
-        **dict.fromkeys(running, "*fp32"), "running_steps": "*i64", "zero_point": "*i32",
-        "low": "*i32", "high": "*i32", "lowest": "fp32", "largest": "fp32", "momentum": "fp32",
-    }  # fmt: skip
-    flags = ("SYMMETRIC", "RUNNING", "UPDATE", "USE", "AFFINE", "SIGNED")
-    constants = {**dict.fromkeys(flags, True), "SIZE": 1024}
-    assert "div.rn.f32" in well_made(compiled(scales, constants, types, arch), arch)
+    constants = {"AXES": 2, "FOLDED": True, "RUNNING": True, "STEPS": 4, "BLOCK": 4096}
+    well_made(compiled(extremes, constants, {**WALK, **POINTERS}, arch), arch)
 
 
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("tile", [(128, 128, 128), (128, 64, 64), (64, 32, 32)], ids=str)
-def test_a_convolution_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("scales", [1, 2])
+def test_a_convolution_is_on_tensor_cores(
+    arch: int, tile: tuple[int, int, int], scales: int
+) -> None:
     from qtrain.products.engines.gpu.triton_convolution import convolve
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True,
-        "SCALED": True, "BIASED": True, "BAND": 8,
+        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False,
+        "SCALES": scales, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
     types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")
     types |= {
-        "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32",
-        "zero_point": "*i32", "sums": "*i32",
+        "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp32" if scales == 2 else "*fp64",
+        "other": "*fp32", "bias": "*fp32", "zero_point": "*i32", "sums": "*i32",
     }  # fmt: skip
     made = compiled(convolve, constants, types, arch)
     unit = r"wgmma\S*\.s32\.s8\.s8" if arch == 90 else r"mma\.sync\S*\.s32\.s8\.s8\.s32"
-    assert re.search(unit, well_made(made, arch)) and stack(made) == 0
+    assert re.search(unit, well_made(made, arch))
     tall, across, deep = tile
     if arch == 90 and tall == 128:  # loads run ahead of the products: several tiles are there
         assert made.metadata.shared >= 2 * (tall + across) * deep
@@ -187,9 +190,56 @@ def test_digits_and_chunks(arch: int) -> None:
     running = ("running_low", "running_high", "running_share", "scale")
     types = {
         **dict.fromkeys(running, "*fp32"), "running_steps": "*i64", "zero_point": "*i32",
-        "low": "*i32", "high": "*i32", "lowest": "fp32", "largest": "fp32", "momentum": "fp32",
+        "ends": "*i32", "lowest": "fp32", "largest": "fp32", "momentum": "fp32",
     }  # fmt: skip
     flags = dict.fromkeys(("RUNNING", "UPDATE", "USE", "AFFINE", "SIGNED"), True)
     constants = {**flags, "CHUNKS": 128, "PARTS": 32}
     made = compiled(chunked_scale, constants, types, arch)
     assert "div.rn.f64" in well_made(made, arch) and stack(made) == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_what_goes_before_a_convolution(arch: int) -> None:
+    from qtrain.products.engines.gpu.triton_prepare import prepare
+
+    constants = {"WIDE": False, "UNSIGNED": True, "PIXELS": 32, "CHANNELS": 128, "DEEP": 128}
+    types = {"x": "!*u8", "w": "!*i8", "y": "!*i8", "sums": "!*i32", "zero_point": "*i32"}
+    well_made(compiled(prepare, constants, types, arch), arch)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("other", ["u8", "i8", "fp32"])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5)], ids=str)
+@pytest.mark.parametrize("channels", [3, 64, 128])
+def test_a_gradient_is_on_tensor_cores(
+    arch: int, other: str, kernel: tuple[int, int], channels: int
+) -> None:
+    from qtrain.products.engines.gpu.gradient import _tile
+    from qtrain.products.engines.gpu.triton_gradient import gradient
+
+    tile, even = _tile(128, channels, *kernel), channels % 16 == 0
+    constants = {
+        "G_AFFINE": False, "X_AFFINE": other == "u8", "SCALED": True, "FLAT": kernel == (1, 1),
+        "PACKED": tile.packed, "TAPS": tile.taps, "BF16": other != "i8", "WIDENED": False,
+        "WIDE": False, "TALL": tile.tall, "ACROSS": tile.across, "DEEP": tile.deep,
+    }  # fmt: skip
+    aligned = ["produced", "g_m", "g_g", *(["channels", "x_n", "x_g", "x_h", "x_w"] * even)]
+    types = dict.fromkeys(aligned, "!i32") | {
+        "g": "!*fp32", "x": f"!*{other}", "y": "!*fp32", "g_zero": "*i32", "x_zero": "*i32",
+        "scale": "*fp64",
+    }  # fmt: skip
+    made = compiled(gradient, constants, types, arch, tile.options(4, 4 if other == "fp32" else 1))
+    ptx = well_made(made, arch)
+    dtype = "f16" if other == "i8" else "bf16"
+    unit = rf"wgmma\S*\.f32\.{dtype}\.{dtype}" if arch == 90 else rf"mma\S*\.f32\.{dtype}\.{dtype}"
+    assert re.search(unit, ptx)
+    # loads run ahead of the products, 16 bytes at a time
+    assert "cp.async.cg" in ptx
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_a_sum_of_parts(arch: int) -> None:
+    from qtrain.products.engines.gpu.triton_gradient import add
+
+    types = {"partial": "!*fp32", "y": "!*fp32", "scale": "*fp32"}
+    well_made(compiled(add, {"SCALED": True, "DOWN": 16, "ACROSS": 128}, types, arch), arch)

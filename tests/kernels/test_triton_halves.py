@@ -16,7 +16,7 @@ from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _drawn, _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.gpu import correlation, digits, halves
-from qtrain.products.engines.gpu.fp16 import TritonHalves
+from qtrain.products.engines.gpu.fp16 import TritonDigits
 from qtrain.products.engines.gpu.int8 import TritonInt8
 from qtrain.products.engines.task import Span, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
@@ -66,7 +66,7 @@ def test_sums_are_exact(name: str) -> None:
                 for span, zero in ((one, zero_a), (other, zero_b))
             ]
             task = Task(product, *size, spans[0], spans[1], zero_points=True)
-            assert TritonHalves().supports(task)
+            assert TritonDigits().supports(task)
             exact = product.run(
                 (left - (zero_a or 0)).double(), (right - (zero_b or 0)).double(), like
             )
@@ -74,21 +74,21 @@ def test_sums_are_exact(name: str) -> None:
                 None if z is None else torch.tensor(z, device=DEVICE) for z in (zero_a, zero_b)
             ]
             operands = left.to(DEVICE), right.to(DEVICE), like.to(DEVICE)
-            got = TritonHalves().of_shifted(task, *operands, (zeros[0], zeros[1])).cpu()
+            got = TritonDigits().of_shifted(task, *operands, (zeros[0], zeros[1])).cpu()
             assert got.shape == exact.shape and torch.equal(got.double(), exact), (product.kind, i)
             assert got.dtype == (torch.int32 if task.bound < 2**31 else torch.float64)
 
 
 def test_it_is_admitted() -> None:
     for product, a, b, like in _products(*CASES["linear"]):
-        assert _is_exact(TritonHalves(), product, a, b, like, torch.device(DEVICE))
+        assert _is_exact(TritonDigits(), product, a, b, like, torch.device(DEVICE))
 
 
 EIGHT, SIXTEEN, RAW = Span(-128, 127), Span(-32768, 32767), Span(-65535, 65535)
 
 
 def test_which_products_it_serves() -> None:
-    engine, conv = TritonHalves(), Convolution((1, 1), (1, 1), (1, 1), 1)
+    engine, conv = TritonDigits(), Convolution((1, 1), (1, 1), (1, 1), 1)
 
     def task(a: Span, b: Span, kind: Any, operation: Operation = conv, count: int = 64) -> Task:
         return Task(Product(operation, kind), count, 9, a, b)
@@ -118,7 +118,7 @@ def test_sums_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     for one, other in ((SIXTEEN, SIXTEEN), (Span(-256, 256), Span(-256, 256))):
         left, right = a.clamp(min=one.low), b.clamp(max=other.high)
         task = Task(product, count, 1, one, other)
-        got = TritonHalves().product(task, left.to(DEVICE), right.to(DEVICE), a)
+        got = TritonDigits().product(task, left.to(DEVICE), right.to(DEVICE), a)
         assert (got.cpu().double() == left[0, 0].double() * right[0, 0] * count).all()
     assert 2**31 in asked
 
@@ -134,7 +134,7 @@ def test_a_gradient_is_cut_before_its_sums_pass_int32(monkeypatch: pytest.Monkey
     real = correlation.length
     monkeypatch.setattr(correlation, "length", lambda *cut: min(real(*cut), 130))
     task = Task(Product(conv, "grad_weight"), 9, 143, SIXTEEN, Span(0, 255))
-    got = TritonHalves().product(task, a.to(DEVICE), b.to(DEVICE), like.to(DEVICE))
+    got = TritonDigits().product(task, a.to(DEVICE), b.to(DEVICE), like.to(DEVICE))
     assert torch.equal(got.cpu().double(), want)
 
 
@@ -147,7 +147,7 @@ def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
         task = Task(product, *product.terms(a.shape, b.shape), span, EIGHT)
         left, right = (torch.arange(x.numel()).view(x.shape) for x in (a, b))
         right = right % 256 - 128
-        got = TritonHalves().product(task, left.to(DEVICE), right.to(DEVICE), like.to(DEVICE))
+        got = TritonDigits().product(task, left.to(DEVICE), right.to(DEVICE), like.to(DEVICE))
         assert torch.equal(got.cpu().double(), product.run(left.double(), right.double(), like))
 
 
@@ -186,12 +186,12 @@ def test_a_layer_has_the_bits_of_other_engines(
     other = quantize(nn.Sequential(make()), recipe=RECIPES[recipe])
     model = copy.deepcopy(other).to(DEVICE)
     # tried above, where the interpreter takes seconds; engines are tried with minutes of work
-    for engine in (TritonHalves, TritonInt8):
+    for engine in (TritonDigits, TritonInt8):
         monkeypatch.setattr(engine, "admitted_on", lambda self, device_type: True)
     called: list[str] = []
-    real = TritonHalves.of_shifted
+    real = TritonDigits.of_shifted
     monkeypatch.setattr(
-        TritonHalves, "of_shifted", lambda *args: (called.append("x"), real(*args))[1]
+        TritonDigits, "of_shifted", lambda *args: (called.append("x"), real(*args))[1]
     )
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     want = ran(other, x)
@@ -211,12 +211,13 @@ def test_a_batch_of_matrices_with_scales_of_its_own() -> None:
     b = torch.randint(-128, 128, (3, 5, 40), generator=generator, dtype=torch.int8)
     product = Product(BatchedMatmul(), "forward")
     sums = (a.double() @ b.double().transpose(1, 2)).float()
-    for engine, span in ((TritonHalves(), Span(-300, 300)), (TritonInt8(), EIGHT)):
+    for engine, span in ((TritonDigits(), Span(-300, 300)), (TritonInt8(), EIGHT)):
         for shape in ((3, 1, 5), (3, 1, 1), (1, 1, 5), (1, 1, 1)):
             scale = torch.rand(shape, generator=generator)
             task = Task(product, 40, 1, span, EIGHT, sums=False)
-            epilogue = Epilogue(scale.to(DEVICE))
-            assert epilogue.of_channels(product.operation, 3, 5)[0] is not None
+            epilogue = Epilogue((scale.to(DEVICE),))
+            within = epilogue.scale_of(product.operation, 15) is not None
+            assert within == (shape in ((3, 1, 5), (1, 1, 1)))
             got = engine.product(task, a.to(DEVICE), b.to(DEVICE), a, epilogue=epilogue)
             assert torch.equal(got.cpu(), sums * scale)
 
@@ -226,13 +227,14 @@ def test_a_scale_that_fp32_does_not_hold() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randint(-128, 128, (4, 40), generator=generator, dtype=torch.int8)
     w = torch.randint(-128, 128, (1, 5, 40), generator=generator, dtype=torch.int8)
-    held = torch.rand(5, generator=generator).double()
-    tiny = held * 2.0**-135
+    held = torch.rand(5, generator=generator)
+    tiny = torch.full((), 2.0**-100)
     product = Product(Linear(), "forward")
     sums = (a.double() @ w[0].double().t()).float()
-    for engine, span in ((TritonHalves(), Span(-300, 300)), (TritonInt8(), EIGHT)):
-        for scale in (held, tiny, torch.where(held > 0.5, held, tiny), tiny[:1]):
+    for engine, span in ((TritonDigits(), Span(-300, 300)), (TritonInt8(), EIGHT)):
+        for one, other in ((held, held), (held * 2.0**-30, tiny), (held[:1], tiny)):
             task = Task(product, 40, 1, span, EIGHT, sums=False)
-            after = Epilogue(scale.to(DEVICE))
+            after = Epilogue((one.to(DEVICE), other.to(DEVICE)))
             got = engine.product(task, a.to(DEVICE), w.to(DEVICE), a, epilogue=after)
-            assert torch.equal(got.cpu(), (sums.double() * scale).float())
+            scale = Epilogue((one, other)).scale
+            assert scale is not None and torch.equal(got.cpu(), (sums.double() * scale).float())

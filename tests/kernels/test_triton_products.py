@@ -16,7 +16,7 @@ from qtrain.products.engines import choice, scales
 from qtrain.products.engines.engine import _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.float_units import TensorFloat32
-from qtrain.products.engines.gpu import convolve
+from qtrain.products.engines.gpu import convolve, layout
 from qtrain.products.engines.gpu import scales as kernels
 from qtrain.products.engines.gpu.int8 import TritonInt8
 from qtrain.products.engines.task import ANY, Span, Task
@@ -120,20 +120,21 @@ def test_a_scale_that_is_not_in_one_piece() -> None:
             a.to(DEVICE),
             w[None].to(DEVICE),
             a.to(DEVICE),
-            epilogue=Epilogue(scale.to(DEVICE)),
+            epilogue=Epilogue((scale.to(DEVICE),)),
         )
         assert torch.equal(got.cpu(), (a.int() @ w.int().t()).float() * scale)
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups and images are counted in as many bits as they need."""
-    assert convolve._is_wide(torch.empty_strided((3, 1), (2**30, 1), device="meta"))
+    assert layout.Layout((3, 1), (2**30, 1), torch.int8).is_wide
     x = torch.arange(64, dtype=torch.int8).view(1, 2, 32).to(DEVICE)
-    monkeypatch.setattr(convolve, "_is_wide", lambda *tensors: True)
+    monkeypatch.setattr(layout.Layout, "is_wide", True)
+    convolve.planned.cache_clear()
     w = torch.ones((1, 4, 32, 1, 1), dtype=torch.int8, device=DEVICE)
     y = torch.ops.qtrain.convolve_int8(
         x[..., None, None].transpose(0, 1), w, [1, 1], "contiguous", [1, 1], [0, 0], [1, 1],
-        False, None, None, None,
+        False, None, [], None,
     )  # fmt: skip
     assert y.flatten().tolist() == [sum(range(32))] * 4 + [sum(range(32, 64))] * 4
 

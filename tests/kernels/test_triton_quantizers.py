@@ -29,7 +29,7 @@ from quantizers import (
     root_key,
     stochastic,
 )
-from quantizers.kernels.gpu import keys, unshift
+from quantizers.kernels.gpu import keys, launch, unshift
 from quantizers.kernels.gpu import quantizers as kernels
 from quantizers.memory import eager
 
@@ -147,6 +147,52 @@ def test_a_factor_and_an_evaluation() -> None:
         assert all(same(moved[part], value) for part, value in state.items())
 
 
+LARGE = {
+    "tensor": (normal(5, 3001), per_tensor),
+    "axis": (normal(3, 9001), per_axis(0)),
+    "channels last": (
+        normal(2, 6, 35, 34).contiguous(memory_format=torch.channels_last),
+        per_tensor,
+    ),
+}
+
+
+@pytest.mark.parametrize("programs", [(512, 2048), (2, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_granules_that_several_programs_share(
+    name: str, programs: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "PARTS", programs[0])
+    monkeypatch.setattr(launch, "MAKERS", programs[1])
+    launch.whole.cache_clear()
+    x, granularity = LARGE[name]
+    factor = normal(1, x.shape[1], *[1] * (x.dim() - 2)).abs()
+    unsigned = IntFormat(8, signed=False, symmetric=False)
+    for format, rule in ((unsigned, minmax), (IntFormat(8), absmax), (e5m2, absmax)):
+        for folded, remembers in itertools.product((False, True), repeat=2):
+            if granularity != per_tensor and (folded or remembers):
+                continue
+            by = Quantizer(
+                format=format, range=ema(rule) if remembers else rule, granularity=granularity,
+                rounding=stochastic(),
+            )  # fmt: skip
+            state, key = by.init_state(x.shape), root_key(3)
+            moved = {part: value.to(DEVICE, copy=True) for part, value in state.items()}
+            for scale in (1.0, 3.0):
+                times = factor if folded else None
+                with eager():
+                    want = by(x * scale, state=state or None, key=key, factor=times)
+                got = kernels.whole(
+                    (x * scale).to(DEVICE), by, moved or None, key.to(DEVICE), True,
+                    None if times is None else times.to(DEVICE),
+                )  # fmt: skip
+                assert got is not None
+                assert same(got.elements, want.elements) and same(got.scale, want.scale)
+                assert same(got.zero_point, want.zero_point)
+                assert all(same(moved[part], value) for part, value in state.items())
+    launch.whole.cache_clear()
+
+
 def test_what_no_kernel_serves_is_declined() -> None:
     x, by = normal(4, 6).to(DEVICE), Quantizer(format=IntFormat(8), range=ema(absmax))
     state = {
@@ -166,8 +212,12 @@ def test_keys() -> None:
         want = noise.fold(start, value)
         got = keys.fold(start.to(DEVICE), value)
         assert got is not None and same(got, want)
-        loaded = keys.fold(start.to(DEVICE), torch.tensor(value, device=DEVICE))
+        there = torch.tensor(value, device=DEVICE)
+        loaded = keys.fold(start.to(DEVICE), there)
         assert loaded is not None and same(loaded, want)
+        more = keys.fold(start.to(DEVICE), there, advance=True)
+        assert int(there) == value + 1
+        assert more is not None and same(more, noise.fold(start, value + 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])

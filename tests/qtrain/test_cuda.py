@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.gpu import checks
-from qtrain import Matmul, ScaledDotProductAttention, quantize
+from qtrain import Matmul, ScaledDotProductAttention, quantize, summary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -101,6 +101,22 @@ def test_every_layer_trains_as_on_the_cpu(name: str, recipe: str) -> None:
         # a last bit of a norm or a softmax may move a code
         error = (a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30)
         assert error < 0.05, error
+
+
+@pytest.mark.parametrize(
+    ("recipe", "engine"),
+    [("int8", "triton_bf16"), ("bf16", "triton_bf16"), ("fp16", "triton_fp16")],
+)
+def test_gradients_of_weights_are_on_16_bit_tensor_cores(recipe: str, engine: str) -> None:
+    pytest.importorskip("triton")
+    for name in SINGLE:
+        make, shape = LAYERS[name]
+        found = summary(
+            quantize(nn.Sequential(make()), recipe=recipe).cuda(), torch.rand(shape).cuda()
+        )
+        few = name in ("Conv2d, groups", "Conv2d, depthwise", "ConvTranspose2d", "Conv3d")
+        served = (found.engines or {})["0"]["grad_weight"]
+        assert served == engine or few, (name, served)
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "range"])

@@ -195,10 +195,10 @@ def epilogues(
     for shape in ([1] * exact.dim(), per_channel, per_sample):
         bias = torch.randn(channels)
         wants_bias = kind == "forward" and not isinstance(operation, BatchedMatmul)
-        found.append(Epilogue(torch.rand(shape), bias if wants_bias else None))
+        found.append(Epilogue((torch.rand(shape),), bias if wants_bias else None))
     size = exact.shape[axis]
     special = torch.tensor([0.0, torch.nan, torch.inf, 1e-42, 1e38]).repeat(size + 1)[:size]
-    found.append(Epilogue(special.reshape(per_channel)))
+    found.append(Epilogue((special.reshape(per_channel),)))
     return found
 
 

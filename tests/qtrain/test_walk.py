@@ -65,7 +65,7 @@ def model() -> nn.Module:
 def test_a_convolution_walks_no_further_than_it_must(model: nn.Module) -> None:
     (calls, changes), (back, back_changes) = step(model)
     assert 20 < calls <= 50 and changes <= 30
-    assert 40 < back <= 70 and back_changes <= 49
+    assert 40 < back <= 73 and back_changes <= 50
 
 
 def test_what_is_off_adds_no_call(model: nn.Module) -> None:

@@ -31,7 +31,7 @@ _TARGETS: dict[tuple[torch.dtype, FloatFormat | None], int] = {
     (torch.float32, bf16): 4,
 }
 #: formats to which the kernels round an output before its ReLU
-_ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
+ROUNDINGS: dict[FloatFormat | None, int] = {None: 0, fp16: 1, bf16: 2}
 
 
 def channels(
@@ -46,7 +46,7 @@ def channels(
     if (
         x.dtype not in SOURCES
         or not 0 < x.numel() < 2**31
-        or (relu and activation not in _ROUNDINGS)
+        or (relu and activation not in ROUNDINGS)
         or not (kernels.serves(x) if grad is None else kernels.serves(x, grad))
     ):
         return None
@@ -84,7 +84,7 @@ class CompiledChannels(Channels):
     def codes(self, of: Affine, format: IntFormat) -> Codes | None:
         kernel = made(
             "normalize", self.source, TARGETS[format.dtype], of.relu, self.layout.planes, True,
-            _ROUNDINGS[of.activation],
+            ROUNDINGS[of.activation],
         )  # fmt: skip
 
         def codes(scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -111,7 +111,7 @@ class CompiledChannels(Channels):
         kind = {None: 4, "squares": 5, "signs": 6}[extra]
         found = statistics(
             kind, self.x, self.layout, Cut(0, 1, count), 2 if extra is None else 3, *of[:3], grad,
-            of.relu, _ROUNDINGS[of.activation] if of.relu else 0,
+            of.relu, ROUNDINGS[of.activation] if of.relu else 0,
         )  # fmt: skip
         if found is None:
             return super().sums(grad, of, extra)
@@ -124,7 +124,7 @@ class CompiledChannels(Channels):
         kernel = made(
             "backward_input", self.source, SOURCES[grad.dtype], _TARGETS[dtype, None],
             slope is not None, slope is not None and slope.of == "sign", of.relu,
-            _ROUNDINGS[of.activation] if of.relu else 0, self.layout.planes,
+            ROUNDINGS[of.activation] if of.relu else 0, self.layout.planes,
         )  # fmt: skip
         if kernel is None:
             return super().grad_input(grad, of, offset, slope, dtype)

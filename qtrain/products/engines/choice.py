@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from .cut import CutInt8
 from .engine import Engine
 from .float_units import Float32, RoundedSums, TensorFloat32, reference
-from .gpu.fp16 import TritonHalves
+from .gpu.fp16 import TritonDigits
+from .gpu.half import TritonHalf
 from .gpu.int8 import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
@@ -33,13 +36,15 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
         RoundedSums(),
     ),
     cuda=(
-        TritonHalves(),
+        TritonDigits(),
         TritonInt8(),
         UnfoldedInt8(),
         CutInt8(TritonInt8()),
         CutInt8(UnfoldedInt8()),
         Float32(),
         reference,
+        TritonHalf(torch.bfloat16),
+        TritonHalf(torch.float16),
         TensorFloat32(),
         RoundedSums(),
     ),

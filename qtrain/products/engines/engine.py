@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from quantizers import QTensor
+
 from ..convolution import Convolution
 from ..operations import KINDS, BatchedMatmul, Linear, Operation
 from ..product import Product
@@ -26,8 +28,9 @@ class Engine(ABC):
     name               as the summary and a probe know it
     promise            of its sums
     device_types       where it may be tried; (): anywhere
-    takes_zero_point   whether it serves tasks with one
+    takes_zero_point   whether it serves tasks with one; of "float" ones: whether it reads codes
     takes_zero_points  whether it serves tasks with those of both operands
+    half               the 16-bit dtype in which it multiplies
     """
 
     name: str
@@ -35,6 +38,7 @@ class Engine(ABC):
     device_types: tuple[str, ...] = ()
     takes_zero_point = False
     takes_zero_points = False
+    half: torch.dtype | None = None
 
     @abstractmethod
     def supports(self, task: Task) -> bool:
@@ -57,6 +61,12 @@ class Engine(ABC):
         """
         total = self.sums(task, a, b, like, zero_point)
         return total if epilogue is None else epilogue(task.product.operation, total)
+
+    def of_quantized(
+        self, task: Task, a: QTensor, b: QTensor, like: Tensor, epilogue: Epilogue
+    ) -> Tensor:
+        """`product` of a "float" task: of any elements, their zero points taken off."""
+        return self.product(task, a.unshifted(), b.unshifted(), like, epilogue=epilogue)
 
     def sums(
         self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
@@ -93,6 +103,7 @@ _CASES: tuple[_Case, ...] = (
     (Linear(), (4, 4608), (1, 4, 4608)),
     (Linear(), (33, 70), (1, 9, 70)),
     (Linear(), (140000, 2), (1, 3, 2)),  # beyond int32
+    (Linear(), (40, 136), (1, 130, 136)),
     (BatchedMatmul(), (2, 33, 4608), (2, 70, 4608)),
     (BatchedMatmul(), (2, 1030, 65), (2, 9, 65)),
     (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 64, 5, 5), (1, 24, 64, 3, 3)),
@@ -175,7 +186,10 @@ def _is_exact(
                 turn = other.low + 3 if task.zero_points else 0
                 exact = product.run((left - shift).double(), (right - turn).double(), like)
                 operands = left.to(device), right.to(device), like.to(device)
-                zeros = tuple(torch.tensor(number, device=device) for number in (shift, turn))
+                zeros = tuple(
+                    torch.tensor(number, dtype=torch.int32, device=device)
+                    for number in (shift, turn)
+                )
                 after = None if task.sums else Epilogue()
                 if task.zero_points:
                     got = engine.of_shifted(task, *operands, (zeros[0], zeros[1]), after)
@@ -191,17 +205,25 @@ def _is_near(
     engine: Engine, product: Product, a: Tensor, b: Tensor, like: Tensor, device: torch.device
 ) -> bool:
     """The sums of what every mode of fp32 units holds, 8 significant bits, are float64's but for
-    the rounding of each addition: in fp32; of parts of them, and of the result, in bf16."""
+    the rounding of each addition: in fp32; of parts of them, and of the result, in bf16.  So are
+    those of codes, where the engine takes a zero point from them."""
     size = product.terms(a.shape, b.shape)
     left, right = (_drawn(x.shape, Span(-127, 127)) for x in (a, b))
     exact = product.run(left.double(), right.double(), like)
     reach = product.run(left.abs().double(), right.abs().double(), like)
+    one, other = (QTensor(x.float().to(device)) for x in (left, right))
+    pairs = [(one, other)]
+    if engine.takes_zero_point:
+        point = torch.tensor(127, dtype=torch.int32, device=device)
+        pairs.append((one, QTensor((right + 127).to(torch.uint8).to(device), zero_point=point)))
     slack = {None: size[0] * size[1] * 2.0**-22, torch.bfloat16: 2.0**-4}
     for unit, share in slack.items():
-        task = Task(product, *size, ANY, ANY, "float", sums=False, unit=unit)
-        if engine.supports(task):
-            operands = (x.float().to(device) for x in (left, right, like))
-            got = engine.product(task, *operands, epilogue=Epilogue())
+        task = Task(
+            product, *size, ANY, ANY, "float", sums=False, unit=unit, significant=8,
+            half=engine.half,
+        )  # fmt: skip
+        for operands in pairs if engine.supports(task) else ():
+            got = engine.of_quantized(task, *operands, like.float().to(device), Epilogue())
             if not ((got.cpu() - exact).abs() <= share * reach).all():
                 return False
     return True

@@ -14,18 +14,26 @@ from quantizers.by_device import ByDevice
 from quantizers.kernels import team
 
 from ..operations import Operation
+from .scales import times
 
 
 class Epilogue(NamedTuple):
     """fl32(fl32(sum) * scale) + bias, each rounded once.
 
-    scale   fp32, or fp64 with an axis at least and 24 significant bits where fp32 may not hold it
-            (`scales.times`), broadcastable to the sums, or None for 1
+    scales  of the operands, fp32, each broadcastable to the sums; none for 1
     bias    (out channels), or None
     """
 
-    scale: Tensor | None = None
+    scales: tuple[Tensor, ...] = ()
     bias: Tensor | None = None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The product of the scales: fp32, or fp64 with an axis at least and 24 significant bits
+        where fp32 may not hold it (`scales.times`); None for 1."""
+        if len(self.scales) < 2:
+            return self.scales[0] if self.scales else None
+        return times(*self.scales)
 
     def __call__(self, operation: Operation, sums: Tensor, shift: Tensor | None = None) -> Tensor:
         """sums: exact integers in any dtype, which the caller gives away; shift: int32, what is
@@ -35,8 +43,9 @@ class Epilogue(NamedTuple):
 
     def applied_(self, operation: Operation, output: Tensor) -> Tensor:
         """output * scale + bias, in place."""
-        if self.scale is not None:
-            output = output.mul_(self.scale)
+        scale = self.scale
+        if scale is not None:
+            output = output.mul_(scale)
         if self.bias is not None:
             output = output.add_(operation.along_channels(self.bias.to(output.dtype)))
         return output
@@ -52,25 +61,16 @@ class Epilogue(NamedTuple):
         axis = operation.channel_axis(scale.dim())
         if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
             return scale.reshape(-1)
+        if operation.weight_is_data and scale.dim() == 3 and scale.shape[1] == 1 < scale.shape[2]:
+            # of a batch of matrices, each with channels of its own
+            return scale.reshape(-1) if scale.numel() == channels else None
         return None
 
-    def of_channels(
-        self, operation: Operation, groups: int, produced: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Scale and bias (fp32) of each group's channels, or batch's, one group after the other;
-        None for both where there is no scale, or it varies along anything else."""
-        scale = self.scale
-        if scale is None:
-            return None, None
-        each = scale.shape
-        if operation.weight_is_data and len(each) == 3 and each == (each[0], 1, each[2]):
-            scale = scale.expand(groups, 1, produced).reshape(-1)
-        else:
-            found = self.scale_of(operation, groups * produced)
-            if found is None:
-                return None, None
-            scale = found
-        return scale, None if self.bias is None else self.bias.float()
+    def scales_of(self, operation: Operation, channels: int) -> list[Tensor] | None:
+        """The scales of each channel, as `scale_of`; None where one varies along anything else."""
+        found = [Epilogue((scale,)).scale_of(operation, channels) for scale in self.scales]
+        known = [scale for scale in found if scale is not None]
+        return known if len(known) == len(found) else None
 
 
 def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None) -> Tensor:

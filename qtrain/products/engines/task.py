@@ -50,6 +50,8 @@ class Task:
     unit               of a "float" sum: the dtype in which it runs, the result rounded to it; None:
                        fp32, or fp64 for fp64 elements
     significant        bits of significand that hold every element; None: not known
+    half               the 16-bit dtype that holds every element, its zero point taken off; None:
+                       not known
     """
 
     product: Product
@@ -64,6 +66,7 @@ class Task:
     multiplications: int | None = None
     unit: torch.dtype | None = None
     significant: int | None = None
+    half: torch.dtype | None = None
 
     @property
     def terms(self) -> int:

@@ -1,20 +1,24 @@
-"""Scale and zero point of a tensor by the extremes of its chunks: two launches."""
+"""A quantizer by the extremes of a tensor's chunks: three launches."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, IntFormat
+from quantizers.by_device import restored
+from quantizers.running_range import Ema
 
-from ..plan import Whole
-from ..serving import imported
+from ..plan import plan_whole
+from . import launch
 from .device import OPTIONS, RANGE, there
-from .launch import BLOCK, Path, Running
+from .launch import BLOCK, Elements
+from .launcher import Launch
 
 CHUNKS = "quantizers.kernels.gpu.triton_chunks"
 #: the most extremes that one program reduces
@@ -39,69 +43,85 @@ def chunk_length(shape: Sequence[int], strides: Sequence[int], chunks: int | Non
     return None
 
 
-def measure(
-    x: Tensor,
-    found: Path,
-    known: Whole,
-    format: Format,
-    chunks: int | None,
-    running: Running | None,
-) -> tuple[Tensor, Tensor | None] | None:
-    """Scale and zero point of x, one granule, by ChunkedMinMax(chunks); None where its chunks are
-    no runs of the walk."""
-    if math.prod(known.compact) != 1:
+class Chunked(NamedTuple):
+    """What quantizes tensors of one dtype, shape and layout, as launch.Whole does.
+
+    scales              shape and strides of the scales
+    ends                numbers that the extremes take
+    extremes, scale     launches, and the grid of the first
+    """
+
+    block: tuple[int, ...]
+    scales: tuple[tuple[int, ...], tuple[int, ...]]
+    shifted: bool
+    ends: int
+    extremes: tuple[Launch, tuple[int, int, int]]
+    scale: Launch
+    elements: Elements
+
+    def __call__(
+        self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See launch.Whole; factor: None."""
+        scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=x.device)
+        zero_point = torch.empty_like(scale, dtype=torch.int32) if self.shifted else None
+        ends = torch.empty(self.ends, dtype=torch.int32, device=x.device)
+        first, programs = self.extremes
+        shift = scale if zero_point is None else zero_point
+        with there(x):
+            first(programs, x, ends, x, x, x, x, x)
+            self.scale((1, 1, 1), ends, scale, shift, *(running or (scale,) * 4))
+        return self.elements(x, scale, zero_point, key), scale, zero_point
+
+
+@lru_cache(maxsize=4096)
+def whole(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    spec: str,
+    running: bool,
+    training: bool,
+    factor: tuple[int, ...] | None,
+) -> Chunked | None:
+    """For a quantizer's `spec`; factor: None.  None where no kernel serves, or chunks are no runs
+    of the walk."""
+    by = restored(spec)
+    format, rule, momentum, use = by.format, by.range, 0.0, False
+    if isinstance(rule, Ema):
+        momentum, use = rule.momentum, not training or rule.train_on != "batch"
+        rule = rule.rule
+    known = plan_whole(
+        dtype, shape, strides, by.granularity, format, by.rounding, momentum if running else None,
+        factor,
+    )  # fmt: skip
+    if known is None or factor is not None or math.prod(known.compact) != 1:
         return None
-    each = chunk_length(x.shape, x.stride(), chunks)
-    if each is None:
+    path = launch.path(known.plan, format, by.rounding, shape, strides)
+    elements = launch.elements(
+        dtype, shape, strides, known.block, format, by.rounding, True, known.shifted
+    )
+    each = chunk_length(shape, strides, rule.chunks)
+    if path is None or elements is None or each is None:
         return None
-    count = found.plan.walk.size // each
+    count = path.plan.walk.size // each
     steps = 1  # powers of two: a kernel is compiled for each
     while (parts := -(-each // (BLOCK * steps))) > 1 and count * parts > _MOST // 2:
         steps *= 2
     sizes = [1 << (n - 1).bit_length() for n in (count, parts)]
     if math.prod(sizes) > _MOST:
         return None
-    ends = torch.empty((2, count, parts), dtype=torch.int32, device=x.device)
-    scale = torch.empty_strided(known.compact, known.steps, dtype=torch.float32, device=x.device)
-    zero_point = torch.empty_like(scale, dtype=torch.int32) if known.shifted else None
-    low, high, share, moves = (scale,) * 4 if running is None else running[:4]
-    with there(x):
-        imported(RANGE).extremes[(count, parts)](
-            x,
-            scale,
-            ends[0],
-            ends[1],
-            each,
-            *found.words,
-            AXES=found.axes,
-            FOLDED=False,
-            STEPS=steps,
-            BLOCK=BLOCK,
-            num_warps=8,
-            **OPTIONS,
-        )
-        imported(CHUNKS).chunked_scale[(1,)](
-            ends[0],
-            ends[1],
-            scale,
-            scale if zero_point is None else zero_point,
-            parts,
-            count,
-            float(format.low) if isinstance(format, IntFormat) else 0.0,
-            float(format.largest),
-            low,
-            high,
-            share,
-            moves,
-            0.0 if running is None else running.momentum,
-            RUNNING=running is not None,
-            UPDATE=running is not None and running.update,
-            USE=running is not None and running.use,
-            AFFINE=known.shifted,
-            SIGNED=format.signed,
-            CHUNKS=sizes[0],
-            PARTS=sizes[1],
-            num_warps=4,
-            **OPTIONS,
-        )
-    return scale, zero_point
+    first = Launch(
+        RANGE, "extremes", (each, *path.words), AXES=path.axes, FOLDED=False, RUNNING=False,
+        STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+    )  # fmt: skip
+    lowest, largest = path.constants[0] if known.shifted else 0.0, float(format.largest)
+    scale = Launch(
+        CHUNKS, "chunked_scale", (parts, count, lowest, largest, momentum),
+        RUNNING=running, UPDATE=running and training, USE=running and use, AFFINE=known.shifted,
+        SIGNED=format.signed, CHUNKS=sizes[0], PARTS=sizes[1], num_warps=4, **OPTIONS,
+    )  # fmt: skip
+    return Chunked(
+        known.block, (known.compact, known.steps), known.shifted, 2 * count * parts,
+        (first, (count, parts, 1)), scale, elements,
+    )  # fmt: skip

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from ..serving import imported
-from .device import ELEMENTS, serves, there
+from .device import WORDS, serves, there
+from .launcher import Launch
 
 
-def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
-    """See noise.fold."""
+@cache
+def _launch(loaded: bool, advanced: bool) -> Launch:
+    return Launch(WORDS, "fold", LOADED=loaded, ADVANCED=advanced, num_warps=1)
+
+
+def fold(key: Tensor, value: int | Tensor, advance: bool = False) -> Tensor | None:
+    """See noise.fold; advance: of one more than the value, a tensor, which becomes that."""
     loaded = isinstance(value, Tensor)
     if key.dim() or not serves(key, value if isinstance(value, Tensor) else None):
         return None
@@ -20,5 +27,5 @@ def fold(key: Tensor, value: int | Tensor) -> Tensor | None:
         value = (value + 2**63) % 2**64 - 2**63  # as int64 holds it
     result = torch.empty_like(key)
     with there(key):
-        imported(ELEMENTS).fold[(1,)](key, value, result, LOADED=loaded, num_warps=1)
+        _launch(loaded, advance)((1, 1, 1), key, result, value)
     return result

@@ -1,4 +1,4 @@
-"""Triton kernels of a quantizer's elements, of keys, and of what elements stand for.
+"""Triton kernels of a quantizer: elements, from given scales, from extremes, from a granule.
 
 x is walked in the order of its memory: see layout.Walk, whose rows and outer axes the kernels are
 given.  A granule's elements share a scale.
@@ -9,10 +9,48 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_numbers import floating, integer, noise, place
+from .triton_numbers import floating, integer, noise, ordered, place
+from .triton_range import gathered
+from .triton_scale import spread
+
+_UNSPECIAL = ["granule_step", "index_step", "c0", "c1", "parts"]
 
 
-@triton.jit(do_not_specialize=["granule_step", "index_step", "c0", "c1"])
+@triton.jit
+def _made(
+    v,
+    source,
+    own,
+    zero,
+    index,
+    key,
+    c0,
+    c1,
+    c2,
+    c3,
+    c4,
+    SCALED: tl.constexpr,
+    INTEGER: tl.constexpr,
+    SIGNED: tl.constexpr,
+    ZERO: tl.constexpr,
+    INF: tl.constexpr,
+    RANDOM: tl.constexpr,
+    MODE: tl.constexpr,
+):
+    """Elements, fp32, of v and of `source`, v before its scale."""
+    if SCALED:
+        v = tl.div_rn(v, tl.where(own == 0.0, float("inf"), own))
+    bits = tl.zeros(v.shape, tl.uint32)
+    if RANDOM > 0:
+        bits = noise(index, tl.load(key))
+    if INTEGER:
+        v = integer(v, zero, bits, c0, c1, RANDOM, MODE)
+    else:
+        v = floating(v, source, bits, c0, c1, c2, c3, c4, SIGNED, ZERO, INF, RANDOM, MODE)
+    return v
+
+
+@triton.jit(do_not_specialize=_UNSPECIAL)
 def elements(
     x,
     result,
@@ -20,7 +58,15 @@ def elements(
     zero_point,
     factor,
     key,
-    size,
+    ends,
+    kept,
+    running_low,
+    running_high,
+    running_share,
+    running_steps,
+    each,
+    blocks,
+    parts,
     row,
     index_step,
     granule_step,
@@ -34,11 +80,107 @@ def elements(
     c2,
     c3,
     c4,
+    momentum,
     AXES: tl.constexpr,
     ALONE: tl.constexpr,
     SCALED: tl.constexpr,
+    MEASURED: tl.constexpr,
     AFFINE: tl.constexpr,
     FOLDED: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    RUNNING: tl.constexpr,
+    UPDATE: tl.constexpr,
+    USE: tl.constexpr,
+    INTEGER: tl.constexpr,
+    SIGNED: tl.constexpr,
+    ZERO: tl.constexpr,
+    INF: tl.constexpr,
+    RANDOM: tl.constexpr,
+    MODE: tl.constexpr,
+    SIZE: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """round(x / scale) + zero_point, clamped to the format: see steps.elements_of.
+
+    scale, zero_point: by granule of the walk; ALONE: one.  MEASURED: made here, of the extremes
+    `ends` of each granule's parts, SIZE at most: see spread.  FOLDED: x times the granule's factor.
+    each: elements of a granule, or all; blocks: programs of it, of STEPS times BLOCK elements.
+    c0..: of an integer format its lowest and largest, else see numbers.floating.
+    """
+    program, alone = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    own = 1.0
+    zero = 0.0
+    if MEASURED:
+        least, most = gathered(ends + 2 * program * parts, parts, SIZE)
+        lowest, largest = c0, c1
+        if not INTEGER:
+            lowest, largest = 0.0, c2
+        own, zero = spread(
+            least, most, lowest, largest, scale + program, zero_point + program, kept, kept + 1,
+            kept + 2, running_low, running_high, running_share, running_steps, alone == 0,
+            momentum, SYMMETRIC, RUNNING, UPDATE, USE, AFFINE, SIGNED,
+        )  # fmt: skip
+    elif ALONE and SCALED:
+        own = tl.load(scale)
+        if AFFINE:
+            zero = tl.load(zero_point).to(tl.float32)
+    for step in range(STEPS):
+        i = (alone * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < each
+        at, to, index, granule = place(
+            program * each + i, row, index_step, granule_step, sizes, x_steps, result_steps,
+            index_steps, granule_steps, AXES,
+        )  # fmt: skip
+        v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        if FOLDED:
+            v = v * tl.load(factor + granule, mask=inside, other=0.0)
+        by, shift = own, zero
+        if SCALED and not (MEASURED or ALONE):
+            by = tl.load(scale + granule, mask=inside, other=1.0)
+            if AFFINE:
+                shift = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
+        v = _made(
+            v, v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
+            RANDOM, MODE,
+        )  # fmt: skip
+        tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_UNSPECIAL)
+def whole(
+    x,
+    result,
+    scale,
+    zero_point,
+    factor,
+    key,
+    running_low,
+    running_high,
+    running_share,
+    running_steps,
+    each,
+    row,
+    index_step,
+    granule_step,
+    sizes,
+    x_steps,
+    result_steps,
+    index_steps,
+    granule_steps,
+    c0,
+    c1,
+    c2,
+    c3,
+    c4,
+    momentum,
+    AXES: tl.constexpr,
+    AFFINE: tl.constexpr,
+    FOLDED: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    RUNNING: tl.constexpr,
+    UPDATE: tl.constexpr,
+    USE: tl.constexpr,
     INTEGER: tl.constexpr,
     SIGNED: tl.constexpr,
     ZERO: tl.constexpr,
@@ -47,67 +189,33 @@ def elements(
     MODE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """round(x / scale) + zero_point, clamped to the format: see steps.elements_of.
+    """A small granule, a program, from its extremes to its elements: see `elements`.
 
-    scale, zero_point: by granule of the walk; ALONE: one.  FOLDED: x times the granule's factor.
-    c0..: of an integer format its lowest and largest, else see numbers.floating.
+    each: BLOCK at most.
     """
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
+    program = tl.program_id(0)
+    i = tl.arange(0, BLOCK)
+    inside = i < each
     at, to, index, granule = place(
-        i, row, index_step, granule_step, sizes, x_steps, result_steps, index_steps,
-        granule_steps, AXES,
+        program * each + i, row, index_step, granule_step, sizes, x_steps, result_steps,
+        index_steps, granule_steps, AXES,
     )  # fmt: skip
-    source = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if FOLDED:
-        source = source * tl.load(factor + granule, mask=inside, other=0.0)
-    v = source
-    if SCALED:
-        if ALONE:
-            own = tl.load(scale)
-        else:
-            own = tl.load(scale + granule, mask=inside, other=1.0)
-        v = tl.div_rn(v, tl.where(own == 0.0, float("inf"), own))
-    bits = tl.zeros((BLOCK,), tl.uint32)
-    if RANDOM > 0:
-        bits = noise(index, tl.load(key))
-    if INTEGER:
-        zero = 0.0
-        if AFFINE:
-            if ALONE:
-                zero = tl.load(zero_point).to(tl.float32)
-            else:
-                zero = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
-        v = integer(v, zero, bits, c0, c1, RANDOM, MODE)
-    else:
-        v = floating(v, source, bits, c0, c1, c2, c3, c4, SIGNED, ZERO, INF, RANDOM, MODE)
+        v = v * tl.load(factor + granule, mask=inside, other=0.0)
+    ends = ordered(v)
+    least = tl.min(tl.where(inside, ends, 0x7FFFFFFF), 0)
+    most = tl.max(tl.where(inside, ends, -0x80000000), 0)
+    lowest, largest = c0, c1
+    if not INTEGER:
+        lowest, largest = 0.0, c2
+    own, zero = spread(
+        least, most, lowest, largest, scale + program, zero_point + program, running_low,
+        running_high, running_share, running_low, running_high, running_share, running_steps,
+        program >= 0, momentum, SYMMETRIC, RUNNING, UPDATE, USE, AFFINE, SIGNED,
+    )  # fmt: skip
+    v = _made(
+        v, v, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF, RANDOM,
+        MODE,
+    )  # fmt: skip
     tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def unshift(x, result, zero_point, size, AFFINE: tl.constexpr, BLOCK: tl.constexpr):
-    """Integers without their zero point, in fp32."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    v = tl.load(x + i, mask=inside, other=0).to(tl.float32)
-    if AFFINE:
-        v = v - tl.load(zero_point).to(tl.float32)
-    tl.store(result + i, v, mask=inside)
-
-
-@triton.jit
-def _mix64(x):
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-@triton.jit(do_not_specialize=["value"])
-def fold(key, value, result, LOADED: tl.constexpr):
-    """noise.fold of one key and one value, or when LOADED of the value there."""
-    own = value
-    if LOADED:
-        own = tl.load(value)
-    golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
-    mixed = _mix64(own.to(tl.uint64) + golden) ^ tl.load(key).to(tl.uint64)
-    tl.store(result, _mix64(mixed + golden).to(tl.int64))

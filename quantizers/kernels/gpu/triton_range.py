@@ -1,4 +1,4 @@
-"""Triton kernels of a quantizer's range and scale.
+"""The Triton kernel of a quantizer's range: extremes of a tensor's parts.
 
 x is walked in the order of its memory: see layout.Walk, whose rows and outer axes the kernels are
 given.  A granule's elements share a scale.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_numbers import is_finite, larger, nearest, number, ordered, place
+from .triton_numbers import ordered, place
 
 
 @triton.jit(do_not_specialize=["granule_step", "index_step"])
 def extremes(
     x,
+    ends,
     factor,
-    low,
-    high,
+    kept,
+    running_low,
+    running_high,
+    running_share,
     each,
     row,
     index_step,
@@ -29,15 +32,18 @@ def extremes(
     granule_steps,
     AXES: tl.constexpr,
     FOLDED: tl.constexpr,
+    RUNNING: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Smallest and largest, ordered (int32), of each granule's parts.
+    """ends (granules, 2, parts): the smallest and the largest, ordered, int32, of each granule's
+    parts.
 
-    Program (granule, part); each: elements of a granule, which follow one another along the walk;
-    low, high: (granules, parts).  FOLDED: of x times factor, one granule's, by the walk's granules.
+    Program (granule, part); each: elements of a granule, which follow one another along the walk.
+    FOLDED: of x times factor, one granule's, by the walk's granules.
+    RUNNING: copies a running range into kept (3), for those who read it while one of them moves it.
     """
-    granule, part = tl.program_id(0), tl.program_id(1)
+    granule, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     start = granule * each
     least = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)
     most = tl.full((BLOCK,), -0x80000000, tl.int32)
@@ -54,110 +60,20 @@ def extremes(
         key = ordered(v)
         least = tl.minimum(least, tl.where(inside, key, 0x7FFFFFFF))
         most = tl.maximum(most, tl.where(inside, key, -0x80000000))
-    slot = granule * tl.num_programs(1) + part
-    tl.store(low + slot, tl.min(least, 0))
-    tl.store(high + slot, tl.max(most, 0))
-
-
-@triton.jit
-def _moved(old, new, weight):
-    half = old * 0.5
-    return ((new * 0.5 - half) * weight + half) * 2.0
-
-
-@triton.jit
-def _range(
-    low,
-    high,
-    running_low,
-    running_high,
-    running_share,
-    running_steps,
-    momentum,
-    SYMMETRIC: tl.constexpr,
-    RUNNING: tl.constexpr,
-    UPDATE: tl.constexpr,
-    USE: tl.constexpr,
-):
-    """The range that a rule gives for these extremes, moving the running one: see ranges, Ema."""
-    if SYMMETRIC:
-        high = larger(tl.abs(low), tl.abs(high))
-        low = high * -1.0
+    slot = ends + 2 * granule * parts + part
+    tl.store(slot, tl.min(least, 0))
+    tl.store(slot + parts, tl.max(most, 0))
     if RUNNING:
-        finite = is_finite(low) & is_finite(high)
-        share, steps = tl.load(running_share), tl.load(running_steps)
-        divisor = tl.where(share == 0.0, 1.0, share)
-        old_low = tl.div_rn(tl.load(running_low), divisor)
-        old_high = tl.div_rn(tl.load(running_high), divisor)
-        if UPDATE:
-            rate = tl.where(share == 0.0, 1.0, momentum)
-            old_low = tl.where(finite, _moved(old_low, low, rate), old_low)
-            old_high = tl.where(finite, _moved(old_high, high, rate), old_high)
-            share = tl.where(finite | (share > 0.0), 1.0, 0.0)
-            tl.store(running_low, old_low)
-            tl.store(running_high, old_high)
-            tl.store(running_share, share)
-            tl.store(running_steps, steps + finite.to(tl.int64))
-        if USE:
-            low = tl.where(share > 0.0, old_low, low)
-            high = tl.where(share > 0.0, old_high, high)
-            low = tl.where(finite, low, float("nan"))
-            high = tl.where(finite, high, float("nan"))
-    return low, high
+        if part == 0:
+            tl.store(kept, tl.load(running_low))
+            tl.store(kept + 1, tl.load(running_high))
+            tl.store(kept + 2, tl.load(running_share))
 
 
-@triton.jit(do_not_specialize=["parts"])
-def scales(
-    low,
-    high,
-    scale,
-    zero_point,
-    parts,
-    lowest,
-    largest,
-    running_low,
-    running_high,
-    running_share,
-    running_steps,
-    momentum,
-    SYMMETRIC: tl.constexpr,
-    RUNNING: tl.constexpr,
-    UPDATE: tl.constexpr,
-    USE: tl.constexpr,
-    AFFINE: tl.constexpr,
-    SIGNED: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    """Scale and zero point of a granule, from the extremes of its parts: see steps.scale_of.
-
-    Program: a granule; SIZE: a power of two, at least parts; lowest, largest: of the format.
-    """
-    granule = tl.program_id(0)
+@triton.jit
+def gathered(ends, parts, SIZE: tl.constexpr):
+    """A granule's extremes, of all parts."""
     i = tl.arange(0, SIZE)
-    slot, inside = granule * parts + i, i < parts
-    least = tl.min(tl.load(low + slot, mask=inside, other=0x7FFFFFFF), 0)
-    most = tl.max(tl.load(high + slot, mask=inside, other=-0x80000000), 0)
-    least, most = _range(
-        number(least), number(most), running_low, running_high, running_share, running_steps,
-        momentum, SYMMETRIC, RUNNING, UPDATE, USE,
-    )  # fmt: skip
-    if AFFINE:
-        least = tl.where(least > 0.0, 0.0, least)
-        most = tl.where(most < 0.0, 0.0, most)
-        half = most * 0.5 - least * 0.5
-        found = tl.div_rn(half, (largest - lowest) * 0.5)
-        divisor = tl.where(found == 0.0, float("inf"), found)
-        zero = lowest - nearest(tl.div_rn(least, divisor))
-        zero = tl.where(zero < lowest, lowest, zero)
-        zero = tl.where(zero > largest, largest, zero)
-        tl.store(zero_point + granule, tl.where(zero == zero, zero, 0.0).to(tl.int32))
-    else:
-        if SIGNED:
-            width = larger(tl.abs(least), tl.abs(most))
-        else:
-            width = tl.where(most < 0.0, 0.0, most)
-            width = tl.where(is_finite(least), width, float("nan"))
-        found = tl.div_rn(width, largest)
-        beyond = (found == float("inf")) & (width < float("inf"))
-        found = tl.where(beyond, 3.4028234663852886e38, found)
-    tl.store(scale + granule, found)
+    least = tl.min(tl.load(ends + i, mask=i < parts, other=0x7FFFFFFF), 0)
+    most = tl.max(tl.load(ends + parts + i, mask=i < parts, other=-0x80000000), 0)
+    return least, most

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from ..serving import imported, is_dense
-from .device import ELEMENTS, serves, there
+from ..serving import is_dense
+from .device import WORDS, serves, there
+from .launcher import Launch
 
 BLOCK = 4096
+
+
+@lru_cache(maxsize=1024)
+def _launch(size: int, affine: bool) -> Launch:
+    return Launch(WORDS, "unshift", (size,), AFFINE=affine, BLOCK=BLOCK, num_warps=8)
 
 
 def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
@@ -24,13 +32,7 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     result = torch.empty_like(elements, dtype=torch.float32)
     size = elements.numel()
     with there(elements):
-        imported(ELEMENTS).unshift[(-(-size // BLOCK),)](
-            elements,
-            result,
-            elements if zero_point is None else zero_point,
-            size,
-            AFFINE=zero_point is not None,
-            BLOCK=BLOCK,
-            num_warps=8,
-        )
+        launch = _launch(size, zero_point is not None)
+        shift = elements if zero_point is None else zero_point
+        launch((-(-size // BLOCK), 1, 1), elements, result, shift)
     return result

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.launcher import Launch
+
+from .layout import Layout
 
 KERNELS = "qtrain.products.engines.gpu.triton_convolution"
+PREPARE = "qtrain.products.engines.gpu.triton_prepare"
 #: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
 _ORDERS: dict[str, tuple[int, ...]] = {
     "contiguous": (0, 1, 2, 3, 4),
     "channels_last": (0, 3, 4, 1, 2),
     "matrices": (0, 1, 3, 4, 2),
 }
+_SUMMED_LAST = (0, 3, 4, 1, 2)
+
+
+class Window(NamedTuple):
+    """How w moves over x (see geometry), and what there is besides.
+
+    size             of the result's two axes
+    layout           of the result: into _ORDERS
+    scattered        whether it is the transpose
+    shifted          whether there is a zero point
+    scales           what a step from channel to channel is in each of them; their dtypes
+    biased           whether there is a bias
+    """
+
+    size: tuple[int, ...]
+    layout: str
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    scattered: bool
+    shifted: bool
+    scales: tuple[tuple[int, torch.dtype], ...]
+    biased: bool
 
 
 def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
@@ -29,19 +57,149 @@ def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
     return tall, across, deep, 8 if tall * across >= 128 * 128 else 4
 
 
-def _result(x: Tensor, w: Tensor, size: Sequence[int], layout: str, scale: Tensor | None) -> Tensor:
+def _result(x: Tensor, w: Tensor, size: Sequence[int], layout: str, scaled: bool) -> Tensor:
     shape = [x.shape[0], w.shape[0], w.shape[1], *size]
     order = _ORDERS[layout]
-    dtype = torch.int32 if scale is None else torch.float32
+    dtype = torch.float32 if scaled else torch.int32
     y = torch.empty([shape[axis] for axis in order], dtype=dtype, device=x.device)
     return y.permute([order.index(axis) for axis in range(5)])
 
 
-def _summed_last(x: Tensor) -> Tensor:
+def summed_last(x: Tensor) -> Tensor:
     """With the summed channels, axis 2, one after the other in memory."""
     if x.stride(2) == 1 or x.shape[2] == 1:
         return x
-    return x.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+    back = [_SUMMED_LAST.index(axis) for axis in range(5)]
+    return x.permute(_SUMMED_LAST).contiguous().permute(back)
+
+
+class Planned(NamedTuple):
+    """The launches of a convolution, for operands of one layout each.
+
+    result           of the convolution
+    moves_x, moves_w whether the operand's copy with the summed channels last is what is read
+    copied           x as int8, padded by the zero point; None: x itself is read
+    sums             how many there are of w; 0: none is asked for
+    """
+
+    result: Layout
+    moves_x: bool
+    moves_w: bool
+    copied: Layout | None
+    sums: int
+    prepare: tuple[Launch, tuple[int, int, int]] | None
+    convolve: tuple[Launch, tuple[int, int, int]] | None
+
+    def __call__(
+        self,
+        x: Tensor,
+        w: Tensor,
+        result: Layout,
+        zero_point: Tensor | None,
+        scales: Sequence[Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
+        """result: the same memory under another shape; x, w: their memory is read."""
+        y = result.new(x)
+        if self.convolve is None:
+            return y
+        with there(x):
+            sums = w
+            shift = w if zero_point is None else zero_point
+            if self.prepare is not None:
+                launch, grid = self.prepare
+                sums = torch.empty((self.sums,), dtype=torch.int32, device=x.device)
+                copy = x if self.copied is None else self.copied.new(x)
+                launch(grid, x, w, copy, sums, shift)
+                x = copy
+            one, other = (*scales, w, w)[:2]
+            launch, grid = self.convolve
+            launch(grid, x, w, y, one, other, w if bias is None else bias, shift, sums)
+        return y
+
+
+@lru_cache(maxsize=4096)
+def planned(x: Layout, w: Layout, by: Window) -> Planned:
+    """x (N, G, C, H, W), w (G, P, C, R, S): int8, x also uint8."""
+    given, weight = x.on_meta(), w.on_meta()
+    y = _result(given, weight, by.size, by.layout, bool(by.scales))
+    result = Layout.of(y)
+    if y.numel() == 0:
+        return Planned(result, False, False, None, 0, None, None)
+    moved = summed_last(weight)
+    moves_w, weight = moved is not weight, moved
+    batch, groups, produced, out_height, out_width = y.shape
+    rows, taps = batch * out_height * out_width, weight.shape[3] * weight.shape[4]
+    unsigned, padding = x.dtype is torch.uint8, by.padding
+    copied, moves_x, summed = None, False, given.shape[2]
+    tall, across, deep, warps = _tiles(rows, produced, summed)
+    blocks = -(-summed // deep)
+    prepare = None
+    steps_w = [weight.stride(axis) for axis in (0, 1, 3, 4)]
+    if by.shifted and (unsigned or not by.scattered):
+        pads = (0, 0) if by.scattered else by.padding
+        _, _, _, height, width = given.shape
+        tall_x, wide_x = height + 2 * pads[0], width + 2 * pads[1]
+        shape = batch, tall_x, wide_x, groups, summed
+        lies = torch.empty(shape, dtype=torch.int8, device="meta")
+        copied = Layout.of(lies)
+        padding = padding if by.scattered else (0, 0)
+        pixels, channels = batch * tall_x * wide_x, groups * summed
+        beside = 128 if channels > 32 else 32
+        down = 4096 // beside
+        programs = -(-pixels // down) * -(-channels // beside)
+        words = (pixels, channels, height, width, tall_x, wide_x, *given.stride(), *pads)
+        read = lies.permute(0, 3, 4, 1, 2)
+    else:
+        read = summed_last(given)
+        moves_x = read is not given
+        programs, words, beside, down = 0, (0,) * 13, 128, 32
+    if by.shifted:
+        runs = -(-summed // 128)
+        launch = Launch(
+            PREPARE, "prepare",
+            (programs, produced, summed, *steps_w, weight.shape[4], runs, bound(taps * runs),
+             *words),
+            WIDE=x.is_wide or (copied is not None and copied.is_wide), UNSIGNED=unsigned,
+            PIXELS=down, CHANNELS=beside, DEEP=128, num_warps=8,
+        )  # fmt: skip
+        prepare = launch, (programs + groups * produced, 1, 1)
+    one, other, *_ = *(step for step, _ in by.scales), 0, 0
+    numbers = (
+        rows, produced, summed, *read.shape[3:], out_height, out_width,
+        *(read.stride(axis) for axis in (0, 1, 3, 4)), *steps_w, *y.stride(),
+        one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
+        128 * unsigned, blocks, bound(taps * blocks),
+    )  # fmt: skip
+    launch = Launch(
+        KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide,
+        SCATTER=by.scattered, AFFINE=by.shifted, FILLED=by.shifted and by.scattered,
+        SCALES=len(by.scales), BIASED=by.biased, ROWS=tall, ACROSS=across,
+        DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
+    )  # fmt: skip
+    tiles = -(-rows // tall) * -(-produced // across) * groups
+    return Planned(
+        result, moves_x, moves_w, copied, math.prod(w.shape[:2]) if by.shifted else 0, prepare,
+        (launch, (tiles, 1, 1)),
+    )  # fmt: skip
+
+
+def window_of(
+    size: Sequence[int],
+    layout: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    scattered: bool,
+    zero_point: Tensor | None,
+    scales: Sequence[Tensor],
+    bias: Tensor | None,
+) -> Window:
+    return Window(
+        tuple(size), layout, tuple(stride), tuple(padding), tuple(dilation), scattered,
+        zero_point is not None, tuple((scale.stride(0), scale.dtype) for scale in scales),
+        bias is not None,
+    )  # fmt: skip
 
 
 def _convolve(
@@ -54,117 +212,26 @@ def _convolve(
     dilation: list[int],
     scattered: bool,
     zero_point: Tensor | None,
-    scale: Tensor | None,
+    scales: list[Tensor],
     bias: Tensor | None,
 ) -> Tensor:
     """x, w and what is returned, (N, G, P, *size), fp32 where there is a scale: see convolve."""
-    launched = imported(KERNELS)
-    y = _result(x, w, size, layout, scale)
-    batch, groups, produced, out_height, out_width = y.shape
-    rows, taps = batch * out_height * out_width, w.shape[3] * w.shape[4]
-    if y.numel() == 0:
-        return y
-    w = _summed_last(w)
-    unsigned = x.dtype is torch.uint8
-    with there(x):
-        if zero_point is None or (scattered and not unsigned):
-            x = _summed_last(x)
-        elif scattered:
-            x = _prepared(x, zero_point, [0, 0])
-        else:
-            x, padding = _prepared(x, zero_point, padding), [0, 0]
-        summed, (height, width) = x.shape[2], x.shape[3:]
-        tall, across, deep, warps = _tiles(rows, produced, summed)
-        blocks = -(-summed // deep)
-        launched.convolve[(-(-rows // tall) * -(-produced // across) * groups,)](
-            x,
-            w,
-            y,
-            w if scale is None else scale,
-            w if bias is None else bias.contiguous(),
-            w if zero_point is None else zero_point,
-            w if zero_point is None else w.sum((2, 3, 4), dtype=torch.int32),
-            rows,
-            produced,
-            summed,
-            height,
-            width,
-            out_height,
-            out_width,
-            *(x.stride(axis) for axis in (0, 1, 3, 4)),
-            *(w.stride(axis) for axis in (0, 1, 3, 4)),
-            *y.stride(),
-            0 if scale is None else scale.stride(0),
-            *stride,
-            *padding,
-            *dilation,
-            w.shape[4],
-            blocks,
-            bound(taps * blocks),
-            WIDE=_is_wide(x, y),
-            SCATTER=scattered,
-            AFFINE=zero_point is not None,
-            FILLED=zero_point is not None and scattered,
-            UNSIGNED=unsigned,
-            SCALED=scale is not None,
-            BIASED=bias is not None,
-            ROWS=tall,
-            ACROSS=across,
-            DEEP=deep,
-            BAND=8,
-            num_warps=warps,
-            num_stages=3,
-            **OPTIONS,
-        )
-    return y
-
-
-def _is_wide(*tensors: Tensor) -> bool:
-    """Whether a place in one of them, a tile beyond its end included, passes int32."""
-    spans = (
-        sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) for x in tensors
-    )
-    return max(spans) >= 2**30
-
-
-def _prepared(x: Tensor, zero_point: Tensor, padding: Sequence[int]) -> Tensor:
-    """x as int8, padded by the zero point, its channels last in memory."""
-    launched = imported(KERNELS)
-    batch, groups, summed, height, width = x.shape
-    tall, wide = height + 2 * padding[0], width + 2 * padding[1]
-    y = torch.empty((batch, tall, wide, groups, summed), dtype=torch.int8, device=x.device)
-    pixels, channels = batch * tall * wide, groups * summed
-    flat = x.flatten(1, 2)
-    across = min(1 << (channels - 1).bit_length(), 128)
-    down = 4096 // across
-    launched.prepare[(-(-pixels // down) * -(-channels // across),)](
-        flat,
-        y,
-        zero_point,
-        pixels,
-        channels,
-        height,
-        width,
-        tall,
-        wide,
-        *flat.stride(),
-        *padding,
-        WIDE=_is_wide(x, y),
-        UNSIGNED=x.dtype is torch.uint8,
-        PIXELS=down,
-        CHANNELS=across,
-        num_warps=8,
-    )
-    return y.permute(0, 3, 4, 1, 2)
+    by = window_of(size, layout, stride, padding, dilation, scattered, zero_point, scales, bias)
+    found = planned(Layout.of(x), Layout.of(w), by)
+    if found.convolve is not None:
+        w = summed_last(w) if found.moves_w else w
+        x = summed_last(x) if found.moves_x else x
+    bias = None if bias is None else bias.contiguous()
+    return found(x, w, found.result, zero_point, scales, bias)
 
 
 def _shape(x: Tensor, w: Tensor, size: list[int], layout: str, *others: Any) -> Tensor:
-    return _result(x, w, size, layout, scale=others[-2])
+    return _result(x, w, size, layout, bool(others[-2]))
 
 
 convolve_int8 = register(
     "qtrain::convolve_int8(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
-    " int[] padding, int[] dilation, bool scattered, Tensor? zero_point, Tensor? scale,"
+    " int[] padding, int[] dilation, bool scattered, Tensor? zero_point, Tensor[] scales,"
     " Tensor? bias) -> Tensor",
     _convolve,
     _shape,

@@ -8,7 +8,7 @@ from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
 from ...convolution import Convolution
-from ...operations import BatchedMatmul
+from ...operations import BatchedMatmul, Operation
 from ..engine import Engine, ZeroPoints
 from ..epilogue import Epilogue
 from ..geometry import Window, cropped, reduced
@@ -19,13 +19,13 @@ from .digits import REACH
 from .halves import KERNELS, multiply_halves
 
 
-class TritonHalves(Engine):
+class TritonDigits(Engine):
     """Integers of at most 17 bits, both zero points, the sum, scale and bias in few launches.
 
     What `TritonInt8` serves is left to it.
     """
 
-    name = "triton_halves"
+    name = "triton_digits"
     device_types = ("cpu",) if INTERPRETED else ("cuda",)
     takes_zero_points = True
 
@@ -86,7 +86,7 @@ def _matrices(
     operation, kind = task.product
     left, right = matrices(task.product, a, b)
     x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
-    scale, bias = epilogue.of_channels(operation, w.shape[0], w.shape[1])
+    scale, bias = _of_channels(epilogue, operation, w.shape[0] * w.shape[1])
     y = multiply_halves(
         x, w, [1, x.shape[4]], "matrices", [1, 1], [0, 0], [1, 1], False, *zero_points,
         _reach(task), scale, bias,
@@ -109,7 +109,7 @@ def _convolution(
     size = shape.scattered or shape.window.gathered(x.shape[3:], w.shape[3:])
     if x.dim() == 4:
         x, w, size = x.unsqueeze(3), w.unsqueeze(3), [1, *size]
-    scale, bias = epilogue.of_channels(operation, w.shape[0], w.shape[1])
+    scale, bias = _of_channels(epilogue, operation, w.shape[0] * w.shape[1])
     y = multiply_halves(
         x, w, list(size), "channels_last" if shape.channels_last else "contiguous", *window,
         shape.scattered is not None, *zero_points, _reach(task), scale, bias,
@@ -149,3 +149,14 @@ def _plane(window: Window) -> Window:
 
 def _reach(task: Task) -> list[int]:
     return [task.a.magnitude, task.b.magnitude]
+
+
+def _of_channels(
+    epilogue: Epilogue, operation: Operation, channels: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and bias (fp32) of each channel; None for both where there is no scale, or it varies
+    along anything else."""
+    scale = epilogue.scale_of(operation, channels) if epilogue.scales else None
+    if scale is None or epilogue.bias is None:
+        return scale, None
+    return scale, epilogue.bias.float()

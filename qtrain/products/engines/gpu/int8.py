@@ -2,22 +2,150 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import INTERPRETED
+from quantizers.kernels.gpu.device import INTERPRETED, serves
 from quantizers.kernels.serving import imported
 
 from ...convolution import Convolution
 from ...operations import BatchedMatmul
+from ...plan import planned as kept
+from ...product import Product
 from ..engine import Engine
 from ..epilogue import Epilogue
 from ..geometry import Window, cropped, reduced
 from ..task import Task
 from ..unfolded import matrices
-from .convolve import KERNELS, convolve_int8
+from .convolve import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
+from .layout import Layout
 
 _POINT = Window((1, 1), (0, 0), (1, 1))
+
+
+class _Convolved(NamedTuple):
+    """A product as a convolution: see convolve_int8."""
+
+    x: Tensor
+    w: Tensor
+    size: list[int]
+    layout: str
+    window: Window
+    scattered: bool
+
+
+def _convolved(product: Product, a: Tensor, b: Tensor, like: Tensor) -> _Convolved:
+    operation, kind = product
+    if not isinstance(operation, Convolution):
+        left, right = matrices(product, a, b)
+        x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
+        return _Convolved(
+            x, w, _POINT.gathered(x.shape[3:], w.shape[3:]), "matrices", _POINT, False
+        )
+    shape = reduced(operation, kind, a, b, like)
+    window, scattered, w = shape.window, shape.scattered, shape.w
+    x = shape.x.unflatten(1, (w.shape[0], -1))
+    if x.dim() == 4:  # a single axis is the second of two
+        x, w = x.unsqueeze(3), w.unsqueeze(3)
+        fields = (window.stride, window.padding, window.dilation)
+        window = Window(*((n, *own) for n, own in zip((1, 0, 1), fields, strict=True)))
+        scattered = None if scattered is None else [1, *scattered]
+    size = scattered or window.gathered(x.shape[3:], w.shape[3:])
+    layout = "channels_last" if shape.channels_last else "contiguous"
+    return _Convolved(x, w, size, layout, window, scattered is not None)
+
+
+def _shaped(product: Product, y: Tensor, a: Tensor, like: Tensor) -> Tensor:
+    """The product, of the convolution's result."""
+    operation, kind = product
+    if isinstance(operation, Convolution):
+        result = (y.squeeze(3) if len(operation.stride) == 1 else y).flatten(1, 2)
+        return cropped(result, like) if kind == "grad_input" else result
+    result = y[0, :, :, 0].transpose(1, 2)
+    if isinstance(operation, BatchedMatmul) or kind == "grad_weight":
+        return result
+    return result.reshape(*a.shape[:-1], result.shape[2])
+
+
+class _Direct(NamedTuple):
+    """What computes a product from its operands' memory.
+
+    moved    what of b is to be read with the summed channels last; None: b itself
+    result   how it lies
+    """
+
+    run: Planned
+    moved: Layout | None
+    result: Layout
+
+    def __call__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        zero_point: Tensor | None,
+        scales: Sequence[Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
+        if self.moved is not None:
+            b = summed_last(b.as_strided(self.moved.shape, self.moved.strides))
+        return self.run(a, b, self.result, zero_point, scales, bias)
+
+
+def _memory(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype
+
+
+@kept
+def _direct(
+    product: Product,
+    a: tuple[Any, ...],
+    b: tuple[Any, ...],
+    like: tuple[Any, ...],
+    shifted: bool,
+    scales: tuple[tuple[Any, ...], ...],
+    biased: bool,
+) -> _Direct | None:
+    """For operands that lie so: see _memory.  None where more than w is to be copied, or the scales
+    are not the channels'."""
+    given, weight, wanted = (Layout(*one).on_meta() for one in (a, b, like))
+    after = Epilogue(tuple(Layout(*one).on_meta() for one in scales))
+    steps = after.scales_of(product.operation, _channels(product, weight))
+    if steps is None:
+        return None
+    to = _convolved(product, given, weight, wanted)
+    pairs = [(given, to.x), (weight, to.w)]
+    zero_point = torch.empty((), device="meta") if shifted else None
+    bias = torch.empty((), device="meta") if biased else None
+    by = window_of(to.size, to.layout, *to.window, to.scattered, zero_point, steps, bias)
+    run = planned(Layout.of(to.x), Layout.of(to.w), by)
+    y = run.result.on_meta()
+    result = _shaped(product, y, given, wanted)
+    pairs += [(y, result), *zip(after.scales, steps, strict=True)]
+    if run.moves_x or result.numel() != y.numel() or not all(_same_memory(*x) for x in pairs):
+        return None
+    return _Direct(run, Layout.of(to.w) if run.moves_w else None, Layout.of(result))
+
+
+def _same_memory(x: Tensor, view: Tensor) -> bool:
+    same = x.untyped_storage()._cdata == view.untyped_storage()._cdata
+    return same and view.storage_offset() == 0
+
+
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Integers that both dtypes hold."""
+    if x.dtype is dtype:
+        return x
+    return x.view(dtype) if x.dtype.itemsize == 1 else x.to(dtype)
+
+
+def _channels(product: Product, b: Tensor) -> int:
+    """How many columns of all groups, or matrices, the result has."""
+    if b.dim() == 2:
+        return b.shape[1]
+    return b.shape[0] * b.shape[1 if product.kind == "forward" else 2]
 
 
 class TritonInt8(Engine):
@@ -53,39 +181,28 @@ class TritonInt8(Engine):
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        operation, kind = task.product
+        product, operation = task.product, task.product.operation
         unsigned = not task.a.within(-128, 127)
         if unsigned and zero_point is None:
             zero_point = torch.zeros((), dtype=torch.int32, device=a.device)
-        a, b = a.to(torch.uint8 if unsigned else torch.int8), b.to(torch.int8)
-        window, scattered, layout = _POINT, None, "matrices"
-        if isinstance(operation, Convolution):
-            shape = reduced(operation, kind, a, b, like)
-            window, scattered, w = shape.window, shape.scattered, shape.w
-            layout = "channels_last" if shape.channels_last else "contiguous"
-            x = shape.x.unflatten(1, (w.shape[0], -1))
-            if x.dim() == 4:  # a single axis is the second of two
-                x, w = x.unsqueeze(3), w.unsqueeze(3)
-                fields = (window.stride, window.padding, window.dilation)
-                window = Window(*((n, *own) for n, own in zip((1, 0, 1), fields, strict=True)))
-                scattered = None if scattered is None else [1, *scattered]
-        else:
-            left, right = matrices(task.product, a, b)
-            x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
-        after = epilogue or Epilogue()
-        scale, bias = after.of_channels(operation, w.shape[0], w.shape[1])
-        size = scattered or window.gathered(x.shape[3:], w.shape[3:])
+        a, b = _narrow(a, torch.uint8 if unsigned else torch.int8), _narrow(b, torch.int8)
+        after = Epilogue() if epilogue is None else epilogue
+        bias = None
+        if after.scales and after.bias is not None:
+            bias = after.bias.float().contiguous()
+        if serves(a, b, zero_point, bias, *after.scales):
+            run = _direct(
+                product, _memory(a), _memory(b), _memory(like), zero_point is not None,
+                tuple([_memory(scale) for scale in after.scales]), bias is not None,
+            )  # fmt: skip
+            if run is not None:
+                result = run(a, b, zero_point, after.scales, bias)
+                return result if epilogue is None or after.scales else epilogue(operation, result)
+        scales = after.scales_of(operation, _channels(product, b)) or []
+        to = _convolved(product, a, b, like)
         y: Tensor = convolve_int8(
-            x, w, list(size), layout, window.stride, window.padding, window.dilation,
-            scattered is not None, zero_point, scale, bias,
+            to.x, to.w, to.size, to.layout, *to.window, to.scattered, zero_point, scales,
+            bias if scales else None,
         )  # fmt: skip
-        if isinstance(operation, Convolution):
-            result = (y.squeeze(3) if len(operation.stride) == 1 else y).flatten(1, 2)
-            result = cropped(result, like) if kind == "grad_input" else result
-        else:
-            result = y[0, :, :, 0].transpose(1, 2)
-            if not isinstance(operation, BatchedMatmul) and kind != "grad_weight":
-                result = result.reshape(*a.shape[:-1], result.shape[2])
-        if epilogue is None or scale is not None:
-            return result
-        return epilogue(operation, result)
+        result = _shaped(product, y, a, like)
+        return result if epilogue is None or scales else epilogue(operation, result)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from quantizers.kernels.gpu.device import serves, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.launcher import Launch
 
-from .convolve import KERNELS
-
+_KERNELS = "qtrain.products.engines.gpu.triton_convolution"
 _BLOCK = 1024
+
+
+@lru_cache(maxsize=256)
+def _launch(size: int, a: bool, b: bool) -> Launch:
+    return Launch(_KERNELS, "times", (size,), A=a, B=b, BLOCK=_BLOCK)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor | None:
@@ -27,7 +33,5 @@ def times(a: Tensor, b: Tensor) -> Tensor | None:
     size = result.numel()
     if size:
         with there(a):
-            imported(KERNELS).times[(-(-size // _BLOCK),)](
-                a, b, result, size, A=alone[0], B=alone[1], BLOCK=_BLOCK
-            )
+            _launch(size, *alone)((-(-size // _BLOCK), 1, 1), a, b, result)
     return result

@@ -5,12 +5,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_digits import scaled
-
 _SIZES = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "scale_p",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "less", "blocks", "steps",
+    "scale_p", "other_p",
 ]  # fmt: skip
+
+
+@triton.jit
+def fl24(a, b):
+    """a * b of fp32 numbers with 24 significant bits, in fp64: see scales.times."""
+    bits = (a.to(tl.float64) * b.to(tl.float64)).to(tl.int64, bitcast=True)
+    bits = (bits + 0xFFFFFFF + ((bits >> 29) & 1)) & -0x20000000
+    return bits.to(tl.float64, bitcast=True)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -19,6 +26,7 @@ def convolve(
     w,
     y,
     scale,
+    other,
     bias,
     zero_point,
     sums,
@@ -43,6 +51,7 @@ def convolve(
     y_h,
     y_w,
     scale_p,
+    other_p,
     stride_h,
     stride_w,
     padding_h,
@@ -50,14 +59,14 @@ def convolve(
     dilation_h,
     dilation_w,
     taps_w,
+    less,
     blocks,
     steps,
     WIDE: tl.constexpr,
     SCATTER: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
-    UNSIGNED: tl.constexpr,
-    SCALED: tl.constexpr,
+    SCALES: tl.constexpr,
     BIASED: tl.constexpr,
     ROWS: tl.constexpr,
     ACROSS: tl.constexpr,
@@ -67,10 +76,10 @@ def convolve(
     """y[n, g, p, i] = the sum over c and taps k of x[n, g, c, .] w[g, p, c, k]: see geometry.
 
     x (N, G, C, H, W), w (G, P, C, R, S): int8; their strides, that of c is 1.
-    y (N, G, P, H, W): int32 sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale (G * P)
-    fp32 or fp64, then + bias (G * P), fp32.
-    zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
-    when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
+    y (N, G, P, H, W): int32 sums, or with SCALES fp32: fl32(fl32(sum) * scale), then + bias
+    (G * P), fp32; of 1 scale (G * P), fp32 or fp64, or of 2, fp32: their product, see `fl24`.
+    zero_point (int32), when AFFINE: is taken from x, which holds the elements `less` so much,
+    FILLED: where no element is met too.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
     WIDE: places in x or y pass int32.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
@@ -92,9 +101,7 @@ def convolve(
     n = m // (out_width * out_height)
     zero = 0
     if AFFINE:
-        zero = tl.load(zero_point)
-        if UNSIGNED:
-            zero = zero - 128
+        zero = tl.load(zero_point) - less
     base = n * x_n + group * x_g
     across = p * w_p + group * w_g
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)
@@ -130,9 +137,20 @@ def convolve(
     if AFFINE:
         total = total - zero * tl.load(sums + channel, mask=p < produced, other=0)[None, :]
     place = (n * y_n + oh * y_h + ow * y_w + group * y_g)[:, None] + (p * y_p)[None, :]
-    if SCALED:
+    if SCALES > 0:
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
-        found = scaled(total.to(tl.float32), own[None, :], own)
+        if SCALES > 1:
+            own = fl24(own, tl.load(other + channel * other_p, mask=p < produced, other=0.0))
+        found = total.to(tl.float32)
+        if own.dtype == tl.float64:
+            narrow = own.to(tl.float32)
+            held = tl.min((narrow.to(tl.float64) == own).to(tl.int32), 0)
+            if held > 0:  # what fp64 units would make of it, in a fraction of the time
+                found = found * narrow[None, :]
+            else:
+                found = (found.to(tl.float64) * own[None, :]).to(tl.float32)
+        else:
+            found = found * own[None, :]
         if BIASED:
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)
@@ -141,59 +159,10 @@ def convolve(
 
 
 @triton.jit
-def prepare(
-    x,
-    y,
-    zero_point,
-    pixels,
-    channels,
-    height,
-    width,
-    out_height,
-    out_width,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    padding_h,
-    padding_w,
-    WIDE: tl.constexpr,
-    UNSIGNED: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """x (N, C, H, W) with its padding, of the zero point: y int8, (N, H, W, C) in C order.
-
-    UNSIGNED: x uint8, and y 128 less.  pixels: N * H * W of y.  WIDE: places pass int32.
-    Program: pixels and channels.
-    """
-    across = tl.cdiv(channels, CHANNELS)
-    m = tl.program_id(0) // across * PIXELS + tl.arange(0, PIXELS)
-    c = tl.program_id(0) % across * CHANNELS + tl.arange(0, CHANNELS)
-    if WIDE:
-        m = m.to(tl.int64)
-    w = m % out_width - padding_w
-    h = (m // out_width) % out_height - padding_h
-    n = m // (out_width * out_height)
-    there = (h >= 0) & (w >= 0) & (h < height) & (w < width) & (m < pixels)
-    inside = (c < channels)[None, :]
-    at = n * x_n + h * x_h + w * x_w
-    v = tl.load(x + at[:, None] + (c * x_c)[None, :], mask=there[:, None] & inside, other=0)
-    zero = tl.load(zero_point)
-    if UNSIGNED:
-        v = (v ^ 128).to(tl.int8, bitcast=True)
-        zero = zero - 128
-    v = tl.where(there[:, None], v, zero.to(tl.int8))
-    tl.store(y + m[:, None] * channels + c[None, :], v, mask=(m < pixels)[:, None] & inside)
-
-
-@triton.jit
 def times(a, b, result, size, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr):
     """scales.times: fl24(a * b) in fp64; A, B: whether that factor is one number."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
-    left = tl.load(a + i * (1 - A), mask=inside, other=0.0).to(tl.float64)
-    right = tl.load(b + i * (1 - B), mask=inside, other=0.0).to(tl.float64)
-    bits = (left * right).to(tl.int64, bitcast=True)
-    bits = (bits + 0xFFFFFFF + ((bits >> 29) & 1)) & -0x20000000
-    tl.store(result + i, bits.to(tl.float64, bitcast=True), mask=inside)
+    left = tl.load(a + i * (1 - A), mask=inside, other=0.0)
+    right = tl.load(b + i * (1 - B), mask=inside, other=0.0)
+    tl.store(result + i, fl24(left, right), mask=inside)

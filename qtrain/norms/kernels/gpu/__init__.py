@@ -1,0 +1,1 @@
+"""The Triton passes of norms."""

@@ -1,0 +1,138 @@
+"""How a norm's Triton kernels are launched: the tiles of x, the parts of its channels."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from quantizers.kernels.gpu.device import OPTIONS, bound, there
+from quantizers.kernels.gpu.launcher import Launch
+
+from ..memory import Layout
+
+STATISTICS = "qtrain.norms.kernels.gpu.triton_statistics"
+FINISH = "qtrain.norms.kernels.gpu.triton_finish"
+CHANNELS = "qtrain.norms.kernels.gpu.triton_channels"
+PASSES = "qtrain.norms.kernels.gpu.triton_passes"
+#: elements of a tile; the most channels of one; elements of a channel at once where its runs are
+#: shorter than a line of the cache is worth
+TILE, ACROSS, SHORT = 2048, 64, 64
+#: places of a tensor's elements, those of a tile beyond its end included, are int32
+MOST = 2**31 - 2**24
+#: about how many programs read x for its statistics
+PROGRAMS = 1024
+
+
+def power(n: int) -> int:
+    """The least power of two that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+class Tiles(NamedTuple):
+    """x's layout, elements of a channel, and the elements and channels of a tile."""
+
+    layout: Layout
+    elements: int
+    rows: int
+    columns: int
+
+    @property
+    def across(self) -> int:
+        """How many tiles lie side by side."""
+        return -(-self.layout.channels // self.columns)
+
+    @property
+    def programs(self) -> int:
+        """One for each tile."""
+        return -(-self.elements // self.rows) * self.across
+
+    def shape(self, *sizes: int) -> dict[str, Any]:
+        """As the kernels are told; sizes: besides the runs', the multiples of which matter."""
+        aligned = math.gcd(self.layout.width, 16, *sizes) if self.layout.planes else 1
+        return {
+            "PLANES": self.layout.planes, "ALIGNED": aligned, "ROWS": self.rows,
+            "COLUMNS": self.columns,
+        }  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def tiles(layout: Layout, length: int | None = None) -> Tiles:
+    """Those of a tensor, whose channels are read in chunks of so many elements."""
+    count = layout.runs * layout.width // layout.channels
+    most = power(count if length is None else length)
+    if layout.planes:  # the elements of a channel are neighbours
+        rows = min(most, TILE if layout.width >= SHORT else TILE // 8)
+        return Tiles(layout, count, rows, min(power(layout.channels), TILE // rows))
+    columns = min(power(layout.channels), ACROSS)
+    return Tiles(layout, count, min(most, TILE // columns), columns)
+
+
+class Parts(NamedTuple):
+    """The chunks of each channel, the first `longer` of size + 1 elements, from `start` on, each in
+    parts of `steps` tiles."""
+
+    start: int
+    size: int
+    longer: int
+    chunks: int
+    parts: int
+    steps: int
+
+    @property
+    def slots(self) -> int:
+        """Of each channel."""
+        return self.chunks * self.parts
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What all chunks start and end at multiples of."""
+        return self.start, self.size, self.longer and 1
+
+    @property
+    def words(self) -> tuple[Any, ...]:
+        """As the kernels are told."""
+        return self.start, self.size, self.longer, self.parts, bound(self.steps)
+
+    def added(self, channels: int, chunked: bool = False) -> tuple[int, dict[str, Any]]:
+        """Programs of a kernel that reads all parts, and how it is told so; chunked: it minds the
+        chunks."""
+        size, chunks = power(self.parts), power(self.chunks)
+        columns = max(1, min(1024 // (size * chunks), power(channels) // 128))
+        shape = {"CHUNKS": chunks} if chunked else {}
+        shape |= {"PARTS": size, "COLUMNS": columns, "num_warps": 4}
+        return -(-channels // columns), shape
+
+
+@lru_cache(maxsize=4096)
+def parts(of: Tiles, start: int, size: int, longer: int, chunks: int) -> Parts:
+    """So many that the GPU is busy, and no more."""
+    blocks = -(-(size + (longer > 0)) // of.rows)
+    wanted = max(1, PROGRAMS // (of.across * chunks))
+    steps = -(-blocks // min(blocks, wanted))
+    return Parts(start, size, longer, chunks, -(-blocks // steps), steps)
+
+
+def whole(of: Tiles) -> Parts:
+    """All elements as one chunk."""
+    return parts(of, 0, of.elements, 0, 1)
+
+
+@lru_cache(maxsize=4096)
+def _launch(
+    module: str, name: str, numbers: tuple[Any, ...], constants: tuple[tuple[str, Any], ...]
+) -> Launch:
+    return Launch(module, name, numbers, **dict(constants), **OPTIONS)
+
+
+def launched(
+    module: str, name: str, x: Tensor, programs: int, *words: Any, **constants: Any
+) -> None:
+    """A kernel of that name on x's device, of tensors, then numbers, then constants."""
+    tensors = [word for word in words if isinstance(word, Tensor)]
+    constants = {"num_warps": 8, **constants}
+    launch = _launch(module, name, words[len(tensors) :], tuple(constants.items()))
+    with there(x):
+        launch((programs, 1, 1), *tensors)
