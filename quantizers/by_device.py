@@ -29,6 +29,7 @@ class ByDevice(Generic[P, R]):
     forms     device type -> the same, faster.  A form returns None where it does not serve: for a
               dtype, a layout, or where torch must see what happens (`memory.serves`)
     graphs    device type -> the same, as one operation of a compiled graph, or None
+    declined  where it is set, told of each call, eager, for which a device's form did not serve
     """
 
     def __init__(
@@ -38,12 +39,17 @@ class ByDevice(Generic[P, R]):
     ) -> None:
         self.default, self.forms = default, forms
         self.graphs: dict[str, Callable[Concatenate[Tensor, P], R | None]] = {}
+        self.declined: Callable[Concatenate[Tensor, P], None] | None = None
 
     def __call__(self, x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
         forms = self.graphs if torch.compiler.is_compiling() else self.forms
         form = forms.get(x.device.type)
         made = None if form is None else form(x, *args, **kwargs)
-        return self.default(x, *args, **kwargs) if made is None else made
+        if made is not None:
+            return made
+        if self.declined is not None and form is not None:
+            self.declined(x, *args, **kwargs)
+        return self.default(x, *args, **kwargs)
 
     def computed(self, x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same where a graph is made too: what an operation of one runs, and is traced by."""

@@ -46,7 +46,7 @@ def serves(*tensors: Tensor, on: str = "cpu") -> bool:
     for x in tensors:
         if (
             type(x) not in _PLAIN
-            or (not x.is_cpu if on == "cpu" else x.device.type != on)
+            or not (x.is_cpu if on == "cpu" else x.is_cuda if on == "cuda" else x.device.type == on)
             or x.layout is not torch.strided
             or x.is_neg()
             or _is_transformed(x)

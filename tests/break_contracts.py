@@ -28,13 +28,18 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         2,
         "qtrain/products/blocks.py",
-        "        found = own.float() if found",
-        "        own = 1 / (1 / own)\n        found = own.float() if found",
+        "        found.append(own.float())",
+        "        found.append(1 / (1 / own.float()))",
     ),
     (3, "qtrain/products/engines/choice.py", "and engine.admitted_on(device_type):", "and True:"),
     (4, "qtrain/products/function.py", "        if _off(xq, wq):\n", "        if False:\n"),
     (4, "qtrain/layers/linear.py", "if self.product.recipe.products_off:", "if False:"),
-    (5, "qtrain/autograd/recomputation.py", "used = count.add_(1).clone()", "used = count.clone()"),
+    (
+        5,
+        "qtrain/autograd/recomputation.py",
+        "own = fold(key, count, advance=True)",
+        "own = fold(key, count)",
+    ),
     (
         5,
         "qtrain/products/call.py",
@@ -44,8 +49,8 @@ BREAKS: list[tuple[int, str, str, str]] = [
     (
         5,
         "qtrain/autograd/recomputation.py",
-        "    if before is not None:\n        used",
-        "    if False:\n        used",
+        "    if before is not None:\n        own",
+        "    if False:\n        own",
     ),
     (
         6,

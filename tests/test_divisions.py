@@ -38,8 +38,7 @@ TENSOR_BY_TENSOR = {
     "qtrain/norms/rounded.py: centered / divisor",
     "qtrain/norms/rounded.py: h / divisor",
     "qtrain/norms/rounded.py: q / square",
-    "qtrain/weights/decay.py: "
-    "self._norms[name] * self.factor / torch.where(norms == 0, 1.0, norms)",
+    "qtrain/weights/decay.py: self._wanted[name] / torch.where(norms == 0, 1.0, norms)",
     "qtrain/weights/decay.py: self._weights[name].channels.norms(weight) / self._norms[name]",
 }
 #: torch takes the tensor's reciprocal on every device alike

@@ -41,12 +41,10 @@ def timed(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     floats = [_last(t, torch.float32) for t in (g, x)]
     halves = [_last(t, torch.bfloat16) for t in (g, x)]
     wide = [_last(t, torch.float64) for t in (g, x)]
-    by = [r, r], True, [stride, stride], [pad, pad], [1, 1], torch.bfloat16, None
+    by = 1, [r, r], True, [stride, stride, pad, pad, 1, 1], torch.bfloat16, None
 
     def own(x: Tensor, zero: Tensor | None = None) -> Tensor:
-        found: Tensor = torch.ops.qtrain.grad_weight_half(
-            floats[0][:, None], x[:, None], *by, zero, None
-        )
+        found: Tensor = torch.ops.qtrain.grad_weight_half(floats[0], x, *by, zero, None)
         return found[0]
 
     runs = {

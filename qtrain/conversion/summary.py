@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from ..products.engines.choice import ENGINES
 from ..products.engines.engine import admitted
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
+from .declined import Declined
+from .declined import lines as declined_lines
 from .record import Conversion, by_reason
 from .watch import rehearsed, twin
 
@@ -32,6 +34,8 @@ class Summary:
     refused           engines that failed their exactness test on this machine
     engines           layer -> product -> the engine that served it, of those that ran; several are
                       joined by " + "; None likewise
+    device            the kind of device that the model is on
+    declined          quantizers -> calls for which that device has a kernel, and none served
     """
 
     conversion: Conversion
@@ -39,6 +43,8 @@ class Summary:
     never_ran: list[str] | None
     refused: list[str]
     engines: dict[str, dict[Kind, str]] | None = None
+    device: str = "cpu"
+    declined: Counter[str] = field(default_factory=Counter)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -66,6 +72,7 @@ class Summary:
         if self.never_ran:
             lines.append(f"never ran  {', '.join(self.never_ran)}")
         lines += self._engine_lines()
+        lines += declined_lines(self.engines or {}, self.declined, self.device)
         for name in self.refused:
             lines.append(f"refused    engine {name}: inexact on this machine, not used")
         lines.append("update     the weight update and the optimizer's state are full precision")
@@ -114,11 +121,13 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     device = device_of(model).type
     refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
-        return Summary(conversion, None, None, refused)
+        return Summary(conversion, None, None, refused, device=device)
     model = twin(model)
     probes: dict[str, _Engines] = {}
     for product in products_of(model):
         product.probe = probes.setdefault(product.name, _Engines())
-    watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
+    with Declined() as declined:
+        watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
-    return Summary(conversion, watch.outside, watch.never_ran(), refused, engines)
+    outside, never_ran = watch.outside, watch.never_ran()
+    return Summary(conversion, outside, never_ran, refused, engines, device, declined.quantizers)

@@ -16,14 +16,13 @@ from .. import checks
 from ..copies import unwrapped
 from ..products.module import QProduct
 from ..reports.plots import plot
+from .attached import Attached, refuse_compiled
 from .distributions import HIGHEST, LOWEST
 from .record import Record
 from .recorder import Recorder
 from .report import Report
 from .rows import MonitorRow, save_rows
 from .step_ends import StepEnds, listen
-
-_Products = Mapping[str, list[QProduct]]
 
 
 class Monitor:
@@ -56,7 +55,9 @@ class Monitor:
     are that short.  A copy of the model is not monitored.  `diagnose(monitor)` judges the record.
 
     Raises ValueError for a model without a quantized layer, one that is compiled (a measured step
-    would run uncompiled, with other last bits) or monitored already, and for `keep` too small.
+    would run uncompiled, with other last bits) or monitored already, and for `keep` too small.  A
+    monitored step cannot be captured in a CUDA graph (ValueError); replays of an earlier capture
+    are not seen, of which a warning tells where a record is due.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Monitor:
         keep: int = 200,
     ) -> None:
         self._model = unwrapped(model)
-        _refuse_compiled(model)
+        refuse_compiled(model)
         self._products: dict[str, list[QProduct]] = {}
         self._channels: dict[str, int] = {}  # the axis of each layer's input's channels
         for layer in self._model.modules():
@@ -92,10 +93,10 @@ class Monitor:
         self.keep = checks.integer("keep", keep, low=4 * self._turns, hint=hint)
         self._record = Record(every=self.every, turns=self._turns, keep=self.keep)
         self._step = 0
-        self._open: dict[str, Recorder] = {}
+        self._attached = Attached(self._products)
         self._ends = StepEnds(self._model)
         # whoever forgets a monitor is rid of it
-        self._off = weakref.finalize(self, _clear, listen(self.stepped), self._open, self._products)
+        self._off = weakref.finalize(self, _clear, listen(self.stepped), self._attached)
         self._attach()
 
     @property
@@ -165,9 +166,10 @@ class Monitor:
 
     def end_step(self) -> None:
         """End a training step, where no torch optimizer does."""
-        if self._open:
-            self._record.add(self._step, self._open)
-        _detach(self._open, self._products)
+        if self._attached.open:
+            self._attached.warn_of_unseen()
+            self._record.add(self._step, self._attached.open)
+        self._attached.take()
         self._step += 1
         self._attach()
 
@@ -195,7 +197,7 @@ class Monitor:
                 )
         step = checks.integer("Monitor: step of the state", state["step"], low=0)
         self._record.load_state_dict(state)
-        _detach(self._open, self._products)
+        self._attached.take()
         self._step = step
         self._ends = StepEnds(self._model)
         self._attach()
@@ -217,34 +219,12 @@ class Monitor:
         """Put probes on the layers whose turn it is, if this step is one to record."""
         if self._step % self.every or not self._off.alive:
             return
-        _refuse_compiled(self._model)
+        refuse_compiled(self._model)
         first = self._step // self.every % self._turns * self.layers
         names = list(self._products)[first : first + self.layers]
-        if any(product.probe is not None for name in names for product in self._products[name]):
-            raise ValueError("Monitor: the model is monitored already; close() the other one")
-        for name in names:
-            self._open[name] = Recorder(self.samples, self._channels[name])
-            for product in self._products[name]:
-                product.probe = self._open[name]
+        self._attached.put({n: Recorder(self.samples, self._channels[n]) for n in names})
 
 
-def _detach(recorders: dict[str, Recorder], products: _Products) -> None:
-    for name, recorder in recorders.items():
-        for product in products[name]:
-            if product.probe is recorder:
-                product.probe = None
-    recorders.clear()
-
-
-def _clear(handle: RemovableHandle, recorders: dict[str, Recorder], products: _Products) -> None:
+def _clear(handle: RemovableHandle, attached: Attached) -> None:
     handle.remove()
-    _detach(recorders, products)
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            raise ValueError(
-                f"Monitor: {name or 'the model'} is compiled, and a measured step would run "
-                "uncompiled, with other last bits; monitor a run of the uncompiled model"
-            )
+    attached.leave()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from ..autograd.capture import capturing
 from ..autograd.recomputation import in_backward
 
 
@@ -28,9 +29,17 @@ class StepEnds:
         self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
     def ended_by(self, optimizer: Optimizer, ended: int) -> bool:
-        """Whether this update ends a step, after `ended` others."""
+        """Whether this update ends a step, after `ended` others.
+
+        ValueError for one that a CUDA graph captures.
+        """
         if in_backward() or not (optimizer in self._seen or self._trains(optimizer)):
             return False
+        if capturing():
+            raise ValueError(
+                "Monitor: the optimizer's step is captured in a CUDA graph, whose replays it does "
+                "not see; close() it before the capture"
+            )
         ends = self._seen.get(optimizer) == ended or not self._seen
         self._seen[optimizer] = ended + ends
         return ends

@@ -29,8 +29,8 @@ def norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor) -> Tensor:
     """relu(norm(input)), of which a converted norm keeps its input alone.
 
     One pass where the norm was converted, quantizes none of its operands and trains, the tensor
-    lies contiguous or channels-last on a CPU or CUDA, and nobody waits for what lies between: no
-    hook, no forward that was replaced on the object.
+    lies contiguous or channels-last where kernels run (the CPU, CUDA), and nobody waits for what
+    lies between: no hook, no forward that was replaced on the object.
     """
     return norm_relu_before(norm, relu, None, input)
 

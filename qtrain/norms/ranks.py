@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..autograd.capture import capturing
 from .passes import Sums
 from .samples import Cut, Extremes, Sample, within
 
@@ -62,6 +63,11 @@ def ranks_of(x: Tensor, group: dist.ProcessGroup) -> Ranks:
     the device only where the group has no backend for the CPU."""
     count = x.numel() // x.shape[1]
     waits = "cpu:" not in dist.get_backend_config(group)
+    if waits and capturing():
+        raise ValueError(
+            "SyncBatchNorm: a CUDA graph is being captured, and the ranks' batch sizes are read "
+            "from the device; give the group a backend for the CPU: 'cpu:gloo,cuda:nccl'"
+        )
     own = torch.tensor(count, device=x.device if waits else "cpu")
     ranks = Ranks(group, (), dist.get_rank(group))
     return ranks._replace(counts=tuple(ranks.gathered(own).tolist()))

@@ -173,6 +173,9 @@ def multiply(
     epilogue = Epilogue(_scales(product, a, b, shapes), bias)
     if task.promise == "float":
         return engine.of_quantized(task, a, b, like, epilogue)
+    if task.zero_points:
+        points = a.zero_point, b.zero_point
+        return engine.of_shifted(task, a.elements, b.elements, like, points, epilogue)
     if task.sums:
         return epilogue(product.operation, corrected(served, a, b, like, engines))
     left = a.elements if task.zero_point or a.zero_point is None else direct(a)

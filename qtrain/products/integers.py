@@ -74,7 +74,7 @@ def _uniform(product: Product, operand: Operand, q: Sketch) -> bool:
 def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
     """The forms of a product of integers, in order of preference.
 
-    A zero point is taken by the engine, or from products of ones with centred elements, or from
+    Zero points are taken by the engine, or from products of ones with centred elements, or from
     the elements themselves, which widens them.
     """
     size = product.terms(a.shape, b.shape)
@@ -87,6 +87,8 @@ def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
             found.insert(0, replace(whole, a=one.centred, b=other.centred, sums=True))
         if b.zero_point is None and a.zero_point is not None and math.prod(a.zero_point) == 1:
             found.insert(0, replace(whole, a=one.raw, b=other.raw, zero_point=True))
+        if all(math.prod(q.zero_point or ()) == 1 for q in (a, b)):
+            found.insert(0, replace(whole, zero_points=True))
     return found
 
 

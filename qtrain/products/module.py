@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantizers.tensor_checks import REAL
 
+from ..autograd.capture import capturing
 from ..autograd.selective import hidden, torch_modes
 from ..layer_state import LayerState, autocast_dtype, without_autocast
 from ..recipe import Recipe
@@ -46,6 +47,8 @@ class QProduct(LayerState):
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
         self.recipe = recipe
         self.probe: Probe | None = None
+        #: set where a monitor puts its probes at some steps
+        self.monitored: object | None = None
 
     def forward(
         self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
@@ -71,6 +74,11 @@ class QProduct(LayerState):
         bias: Tensor | None,
         autocast: torch.dtype | None,
     ) -> Tensor:
+        if self.monitored is not None and capturing():
+            raise ValueError(
+                f"layer {self.name!r}: it is monitored, and the replays of a CUDA graph show a "
+                f"Monitor nothing; close() it before the capture"
+            )
         probe = self.probe
         if probe is not None and not probe.watches(self.training):
             probe = None

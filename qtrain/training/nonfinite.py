@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..autograd.capture import capturing
+
 
 class NonFiniteError(ValueError):
     """A loss or gradient became NaN or infinite.
@@ -29,8 +31,11 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
     """Layer and role of the first non-finite value while `loss()` and its backward run.
 
     The order is that of execution: a module's inputs, its parameters, its children, its outputs;
-    then, backward, gradients as they arrive. None where every value seen was finite.
+    then, backward, gradients as they arrive. None where every value seen was finite.  ValueError
+    within the capture of a CUDA graph, whose replays it would not see.
     """
+    if capturing():
+        raise ValueError("the search for a NaN reads every tensor: not in a captured CUDA graph")
     found: list[tuple[str, str]] = []
     handles: list[Any] = []
 

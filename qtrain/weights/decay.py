@@ -46,6 +46,7 @@ class _StepHook(ABC):
                     f"from this model's parameters"
                 )
         self._weights: dict[str, Weight] = {name: known[name] for name in norms}
+        self._norms: dict[str, Tensor] = {}
         self.set_norms(norms)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -53,12 +54,15 @@ class _StepHook(ABC):
         ]
 
     def set_norms(self, norms: Mapping[str, Tensor]) -> None:
-        """The decayed run's norms from now on, say of another epoch: the same weights'."""
+        """The decayed run's norms from now on, say of another epoch: the same weights'.
+
+        They are kept in the same memory, so that a step captured in a CUDA graph sees them.
+        """
         _check_norms(norms)
         if set(norms) != set(self._weights):
             odd = sorted(set(norms) ^ set(self._weights))
             raise ValueError(f"norms: {', '.join(odd[:4])} only in one of the old and the new")
-        self._norms = {}
+        found = {}
         for name, weight in self._weights.items():
             own = weight.channels.norms(weight.parameter.detach())
             if norms[name].numel() != own.numel():
@@ -67,7 +71,8 @@ class _StepHook(ABC):
                 )
             if not bool((torch.isfinite(norms[name]) & (norms[name] > 0)).all()):
                 raise ValueError(f"norms: those of {name} must be finite and above 0")
-            self._norms[name] = norms[name].to(own).view(own.shape)
+            found[name] = norms[name].to(own).view(own.shape)
+        self._norms = _kept(self._norms, found)
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
@@ -90,6 +95,19 @@ def _check_norms(norms: Mapping[str, Tensor]) -> None:
     for name, own in norms.items():
         if not isinstance(own, Tensor) or own.is_complex():
             checks.refuse(f"norms[{name!r}]", own, "a tensor of (channels)")
+
+
+@torch.no_grad()
+def _kept(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the new, in the memory of the old where those are of their dtype and device."""
+
+    def alike(one: Tensor, other: Tensor | None) -> bool:
+        return other is not None and (one.dtype, one.device) == (other.dtype, other.device)
+
+    return {
+        name: old[name].copy_(own) if alike(own, old.get(name)) else own.clone()
+        for name, own in new.items()
+    }
 
 
 class CorrectedSteps(_StepHook):
@@ -136,17 +154,37 @@ class NormSchedule(_StepHook):
     A channel that is 0 stays 0.
     """
 
-    factor = 1.0
+    _factor = 1.0
+
+    @property
+    def factor(self) -> float:
+        return self._factor
+
+    @factor.setter
+    def factor(self, value: float) -> None:
+        checks.number("factor", value, low=0, positive=True)
+        self._factor = value
+        self._aim()
+
+    def set_norms(self, norms: Mapping[str, Tensor]) -> None:
+        super().set_norms(norms)
+        self._aim()
+
+    @torch.no_grad()
+    def _aim(self) -> None:
+        """The norms that are given, in the memory of the last."""
+        wanted = {name: own * self._factor for name, own in self._norms.items()}
+        self._wanted = _kept(getattr(self, "_wanted", {}), wanted)
 
     def _before(self, *_: Any) -> None:
-        checks.number("factor", self.factor, low=0, positive=True)
+        pass
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
         for name, weight in self._weights.items():
             channels = weight.channels
             norms = channels.norms(weight.parameter)
-            ratio = self._norms[name] * self.factor / torch.where(norms == 0, 1.0, norms)
+            ratio = self._wanted[name] / torch.where(norms == 0, 1.0, norms)
             weight.parameter.copy_(channels.joined(channels.split(weight.parameter) * ratio))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from typing import Any
 
 import pytest
@@ -51,6 +53,18 @@ def well_made(made: Any, arch: int) -> str:
     )
     assert made.metadata.shared <= SHARED[arch]
     return ptx
+
+
+def stack(made: Any) -> int:
+    """Bytes a thread keeps in memory, spilled registers included, which PTX does not show."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"STACK:(\d+)", said)[0])
 
 
 WALK = dict.fromkeys(
@@ -104,7 +118,7 @@ def test_a_convolution_is_on_tensor_cores(
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False, "UNSIGNED": True,
+        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False,
         "SCALES": scales, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
@@ -119,6 +133,69 @@ def test_a_convolution_is_on_tensor_cores(
     tall, across, deep = tile
     if arch == 90 and tall == 128:  # loads run ahead of the products: several tiles are there
         assert made.metadata.shared >= 2 * (tall + across) * deep
+
+
+#: in fp16, summed in fp32
+HALVES = {
+    80: r"mma\.sync\S*\.f32\.f16\.f16\.f32",
+    89: r"mma\.sync\S*\.f32\.f16\.f16\.f32",
+    90: r"wgmma\S*\.f32\.f16\.f16",
+}
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("tile", [(128, 128, 64), (128, 64, 64), (64, 32, 32)], ids=str)
+def test_a_convolution_in_halves_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+    from qtrain.products.engines.gpu.triton_halves import multiply
+
+    constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
+    constants |= {
+        "WIDE": False, "SCATTER": False, "FLUSH": True, "LONG": False, "SCALED": True,
+        "BIASED": True, "BAND": 8,
+    }  # fmt: skip
+    strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
+    types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")
+    types |= {"x": "!*fp16", "w": "!*fp16", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32"}
+    made = compiled(multiply, constants, types, arch)
+    assert re.search(HALVES[arch], well_made(made, arch)) and stack(made) == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("tile", [(128, 128, 64), (128, 64, 64), (64, 32, 64)], ids=str)
+def test_a_gradient_in_halves_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+    from qtrain.products.engines.gpu.triton_correlation import correlate
+
+    constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True)) | {"WIDE": False}
+    sizes = ("produced", "summed", "x_digit", "z_digit", "z_n", "z_h", "z_w")
+    types = {"x": "!*fp16", "z": "!*fp16", "y": "!*i32", **dict.fromkeys(sizes, "!i32")}
+    made = compiled(correlate, constants, types, arch)
+    assert re.search(HALVES[arch], well_made(made, arch)) and stack(made) == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_digits_and_chunks(arch: int) -> None:
+    from qtrain.products.engines.gpu.triton_digits import combine, digits
+    from quantizers.kernels.gpu.triton_chunks import chunked_scale
+
+    constants = dict.fromkeys(("WIDE", "AFFINE", "TWO", "ADJACENT"), True)
+    constants |= {"UNIT": 16, "PIXELS": 64, "CHANNELS": 64}
+    types = {"x": "!*i16", "y": "!*fp16", "zero_point": "*i32"}
+    made = compiled(digits, constants, types, arch)
+    assert "st.global.v4" in well_made(made, arch) and stack(made) == 0
+    flags = dict.fromkeys(("WIDE", "SCALED", "BIASED", "ADJACENT"), True)
+    constants = {**flags, "UNIT": 16, "LEFT": 2, "RIGHT": 2, "TOGETHER": 8, "BLOCK": 128}
+    types = {"x": "!*i32", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32"}
+    made = compiled(combine, constants, types, arch)
+    assert "cvt.rn.f32.s64" in well_made(made, arch) and stack(made) == 0
+    running = ("running_low", "running_high", "running_share", "scale")
+    types = {
+        **dict.fromkeys(running, "*fp32"), "running_steps": "*i64", "zero_point": "*i32",
+        "ends": "*i32", "lowest": "fp32", "largest": "fp32", "momentum": "fp32",
+    }  # fmt: skip
+    flags = dict.fromkeys(("RUNNING", "UPDATE", "USE", "AFFINE", "SIGNED"), True)
+    constants = {**flags, "CHUNKS": 128, "PARTS": 32}
+    made = compiled(chunked_scale, constants, types, arch)
+    assert "div.rn.f64" in well_made(made, arch) and stack(made) == 0
 
 
 @pytest.mark.parametrize("arch", SHARED)
@@ -137,10 +214,10 @@ def test_what_goes_before_a_convolution(arch: int) -> None:
 def test_a_gradient_is_on_tensor_cores(
     arch: int, other: str, kernel: tuple[int, int], channels: int
 ) -> None:
-    from qtrain.products.engines.gpu.gradient import _tile
+    from qtrain.products.engines.gpu.gradient_plan import Tile
     from qtrain.products.engines.gpu.triton_gradient import gradient
 
-    tile, even = _tile(128, channels, *kernel), channels % 16 == 0
+    tile, even = Tile.of(128, channels, *kernel), channels % 16 == 0
     constants = {
         "G_AFFINE": False, "X_AFFINE": other == "u8", "SCALED": True, "FLAT": kernel == (1, 1),
         "PACKED": tile.packed, "TAPS": tile.taps, "BF16": other != "i8", "WIDENED": False,

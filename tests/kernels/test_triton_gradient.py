@@ -16,7 +16,7 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _products
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.gpu import gradient, layout
+from qtrain.products.engines.gpu import gradient, gradient_plan
 from qtrain.products.engines.gpu.half import TritonHalf
 from qtrain.products.engines.task import ANY, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
@@ -91,14 +91,14 @@ def run(
     return got.cpu()
 
 
-@pytest.mark.parametrize("parts", [1, 3, 20])
+@pytest.mark.parametrize("parts", [1, 20])
 @pytest.mark.parametrize("name", CASES)
 def test_sums_of_integers_are_exact(name: str, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every partial sum is held: codes, about a zero point, by floats of few bits."""
     monkeypatch.setattr(gradient, "_STEPS", 1)
     monkeypatch.setattr(gradient, "_multiprocessors", lambda device: parts * parts - 1)
     product, a, b, like = tensors(name)
-    zero, half = torch.tensor(131, dtype=torch.int32), FP16 if parts == 3 else BF16
+    zero, half = torch.tensor(131, dtype=torch.int32), FP16 if parts == 20 else BF16
     g, codes = drawn(a.shape, -20, 20, 1), drawn(b.shape, 0, 255, 2)
     last = torch.channels_last
     if parts > 1 and a.dim() == 4:
@@ -125,7 +125,7 @@ def test_sums_are_near(name: str, half: torch.dtype) -> None:
     reach = product.run(g.double().abs(), x.double().abs(), like)
     terms = task(product, a, b, half).terms
     got = run(product, QTensor(g), QTensor(x), like, half)
-    assert ((got - want).abs() <= terms * 2.0**-22 * reach).all()
+    assert ((got - want).abs() <= terms * 2.0**-23 * reach).all()
 
 
 @pytest.mark.parametrize("name", ["linear", "3x3", "transposed"])
@@ -142,14 +142,14 @@ def test_scales(name: str) -> None:
     assert torch.equal(run(product, QTensor(g), QTensor(x), like, BF16, after), sums * many)
 
 
-def test_the_gradient_lies_as_the_weight() -> None:
-    product, a, b, like = tensors("3x3")
+@pytest.mark.parametrize("name", ["3x3", "transposed"])
+def test_the_gradient_lies_as_the_weight(name: str) -> None:
+    product, a, b, like = tensors(name)
     g, x = on_grid(a.shape, BF16, 1), on_grid(b.shape, BF16, 2)
-    last = product.operation.canonical(
-        product.operation.raw(like).contiguous(memory_format=torch.channels_last)
-    )
-    for own in (like, last):
-        assert run(product, QTensor(g), QTensor(x), own, BF16).stride() == own.stride()
+    raw = product.operation.raw(like).contiguous(memory_format=torch.channels_last)
+    for own in (product.operation.raw(like).contiguous(), raw):
+        canonical = product.operation.canonical(own)
+        assert run(product, QTensor(g), QTensor(x), canonical, BF16).stride() == canonical.stride()
 
 
 @pytest.mark.parametrize("name", ["linear", "strided"])
@@ -181,9 +181,27 @@ def test_zero_points_of_many_and_fp64() -> None:
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout.Layout, "is_wide", True)
+    far = gradient_plan.Operand.of((3, 1, 1), (2**30, 1, 1), 1, 0)
+    assert far.is_wide and not gradient_plan.Operand.of((3, 1, 1), (2**28, 1, 1), 1, 0).is_wide
+    gradient_plan.planned.cache_clear()
+    monkeypatch.setattr(gradient_plan.Operand, "is_wide", True)
     for name in ("batches", "3x3", "few channels"):
-        test_sums_of_integers_are_exact(name, 3, monkeypatch)
+        test_sums_of_integers_are_exact(name, 20, monkeypatch)
+    gradient_plan.planned.cache_clear()
+
+
+def test_rows_that_are_not_evenly_apart() -> None:
+    for name in ("linear", "batches", "3x3"):
+        product, a, b, like = tensors(name)
+        g, x = drawn(a.shape, -9, 9, 1).float(), drawn(b.shape, -9, 9, 2).to(torch.int8)
+        want = product.run(g.double(), x.double(), like)
+        for axis in range(a.dim()):
+            apart, other = (
+                t.repeat_interleave(2, axis)[(slice(None),) * axis + (slice(0, None, 2),)]
+                for t in (g, x)
+            )
+            got = run(product, QTensor(apart), QTensor(other), like, BF16)
+            assert torch.equal(got.double(), want)
 
 
 def test_which_products_it_declines() -> None:
@@ -231,11 +249,11 @@ def test_a_layer(name: str, recipe: str, compiled: bool, monkeypatch: pytest.Mon
     # tried above, where the interpreter takes seconds; engines are tried with minutes of work
     monkeypatch.setattr(TritonHalf, "admitted_on", lambda self, device_type: True)
     launched: list[str] = []
-    real = gradient.imported
-    monkeypatch.setattr(gradient, "imported", lambda name: (launched.append(name), real(name))[1])
+    real = gradient.planned
+    monkeypatch.setattr(gradient, "planned", lambda of: (launched.append("x"), real(of))[1])
     engines = (TritonHalf(FP16 if recipe == "fp16" else BF16), *choice.ENGINES["meta"])
     monkeypatch.setattr(blocks, "ENGINES", {**choice.ENGINES, DEVICE: engines})
     run: Any = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
     got = gradients(model, DEVICE, run)
-    assert launched == [gradient.KERNELS]
+    assert launched == ["x"]
     assert torch.allclose(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))

@@ -98,11 +98,14 @@ class Healthy:
     options   of `quantize`
     """
 
-    def __init__(self, *, seed: int = 0, steps: int = 20, **options: Any) -> None:
+    def __init__(
+        self, *, seed: int = 0, steps: int = 20, device: str = "cpu", **options: Any
+    ) -> None:
         torch.manual_seed(seed)
         self.seed, self.steps, self.options = seed, steps, options or {"bits": 8}
+        self.device = device
         self.network = resnet18(num_classes=10, in_channels=1, stem="cifar", width=8)
-        model = quantize(self.network, seed=seed, **self.options)
+        model = quantize(self.network, seed=seed, **self.options).to(device)
         self._train(model, batches(seed, steps))
         self.state = plain_state_dict(model)
 
@@ -112,7 +115,7 @@ class Healthy:
         """Train a copy on, with overrides, under a Monitor of every layer."""
         network = copy.deepcopy(self.network)
         model = quantize(network, seed=self.seed, overrides=overrides, **self.options)
-        model.load_state_dict(self.state)
+        model.to(self.device).load_state_dict(self.state)
         with Monitor(model, every, layers=None) as monitor:
             self._train(model, batches(self.seed, steps, skip=self.steps))
         return monitor
@@ -120,6 +123,7 @@ class Healthy:
     def _train(self, model: nn.Module, steps: list[tuple[Tensor, Tensor]]) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         for images, labels in steps:
+            images, labels = images.to(self.device), labels.to(self.device)
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()

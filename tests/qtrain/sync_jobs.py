@@ -55,12 +55,22 @@ def digits() -> tuple[Tensor, Tensor]:
 def trained(model: nn.Module, rank: int, world: int) -> Results:
     """Three steps on the rank's share of one batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    inputs, targets = (t.chunk(world)[rank] for t in digits())
+    device = next(model.parameters()).device
+    inputs, targets = (t.chunk(world)[rank].to(device) for t in digits())
     for _ in range(3):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def devices(rank: int, world: int) -> dict[str, Results]:
+    """DDP and synchronised norms on the CPU and on a GPU that the ranks share."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        model = DistributedDataParallel(converted(nn.SyncBatchNorm).to(device))
+        found[device] = {name: t.cpu() for name, t in trained(model, rank, world).items()}
+    return found
 
 
 def converted(kind: Any, norm: Any = "range", recipe: str = "fp32") -> nn.Module:

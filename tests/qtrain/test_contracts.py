@@ -703,6 +703,7 @@ def test_contract_8_a_training_step_compiles_to_one_graph() -> None:
         torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_contract_8_cuda_never_waits_for_the_device() -> None:
     model, x = quantize(convnet(), norm="range").cuda(), normal(4, 3, 8, 8).cuda()

@@ -329,7 +329,7 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
 def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
-    monkeypatch.setattr("qtrain.products.engines.choice.ENGINES", {"cpu": ENGINES["cuda"]})
+    monkeypatch.setattr("qtrain.products.blocks.ENGINES", {"cpu": ENGINES["cuda"]})
     monkeypatch.setattr("qtrain.products.engines.plain_convolution.has_cudnn", lambda device: True)
     monkeypatch.setattr(steps.quantize, "graphs", {})
     found, kept_out = [], []

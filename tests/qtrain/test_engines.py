@@ -20,10 +20,10 @@ from qtrain.products.engines.choice import ENGINES, choose
 from qtrain.products.engines.cut import CutInt8
 from qtrain.products.engines.engine import Engine, admitted
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.float_units import Float32, reference
+from qtrain.products.engines.float_units import Float32, Float64, RoundedSums, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
-from qtrain.products.engines.task import Span, Task, holds
+from qtrain.products.engines.task import ANY, Span, Task, holds
 from qtrain.products.engines.unfolded import UnfoldedInt8
 from qtrain.products.operations import KINDS, BatchedMatmul, Kind, Linear, Operation
 from qtrain.products.product import Product
@@ -274,6 +274,40 @@ def test_a_sum_of_zeros_is_the_integer_zero(engines: tuple[Engine, ...]) -> None
     b = QTensor(torch.full((1, 5, 1), -3, dtype=torch.int8), None, None, IntFormat(8), (1, 5, 1))
     found = multiply(LINEAR, a, b, a.elements, engines)
     assert not found.any() and not found.signbit().any()
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+@pytest.mark.parametrize("batch", [1, 16, 33])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_sums_of_integers_are_exact_without_onednn(batch: int, kernel: int) -> None:
+    """torch would convolve by NNPACK's Winograd there."""
+    product = Product(Convolution((1, 1), (kernel // 2,) * 2, (1, 1), 1), "forward")
+    x, w = integers(127, batch, 40, 8, 8), integers(8, 1, 24, 40, kernel, kernel)
+    task = Task(product, *product.terms(x.shape, w.shape), Span(-127, 127), Span(-8, 8))
+    exact = product.run(x.double(), w.double(), x)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(Float32().product(task, x, w, x).double(), exact)
+
+
+@pytest.mark.parametrize("engine", [Float32(), Float64(), RoundedSums()], ids=lambda e: e.name)
+def test_no_exact_sum_is_by_cudnn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose algorithm depends on the shape; blocks along a sum are exact in fp64 units."""
+    enabled = []
+
+    class Watched(Convolution):
+        def product(self, *args: Any) -> Tensor:
+            enabled.append(torch.backends.cudnn.enabled)
+            return super().product(*args)
+
+    monkeypatch.setattr("qtrain.products.engines.plain_convolution.has_cudnn", lambda device: True)
+    product = Product(Watched((1, 1), (1, 1), (1, 1), 1), "forward")
+    x, w = integers(127, 2, 4, 6, 6), integers(127, 1, 3, 4, 3, 3)
+    sizes = product.terms(x.shape, w.shape)
+    task = Task(product, *sizes, Span(-127, 127), Span(-127, 127))
+    if engine.promise == "float":
+        task = Task(product, *sizes, ANY, ANY, "float", sums=False, unit=torch.float64)
+    engine.product(task, x.float(), w.float(), x.float())
+    assert enabled == [False] and torch.backends.cudnn.enabled
 
 
 def test_products_do_not_see_torchs_default_dtype_and_device() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
+from qtrain.conversion.declined import lines
 from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.engine import admitted
 from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.unfolded import UnfoldedInt8
+from quantizers import steps
 
 
 class Outside(nn.Module):
@@ -286,6 +289,31 @@ def test_the_summary_names_the_engine_of_every_product() -> None:
     assert summary(quantize(Shapes())).engines is None
     off = summary(quantize(Shapes(), recipe="fp32"), x)
     assert off.engines == {} and "\nengine" not in str(off)
+
+
+def test_the_summary_counts_what_no_fast_unit_of_a_device_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(8, 64, 17, 17)
+    model = quantize(Shapes())
+    assert "declined" not in str(summary(model, x))  # on the CPU nothing is
+    monkeypatch.setattr("qtrain.conversion.declined._HOST", "another")
+    assert lines({"a": {"forward": "unfolded_int8"}}, Counter(), "cuda") == []
+    (line,) = lines({"a": {"forward": "unfolded_int8 + float32"}}, Counter(), "cuda")
+    assert line == "declined   forward of 1 layers: no fast engine takes them on cuda"
+    (line,) = lines({"a": {"forward": "float32"}}, Counter(), "xpu")
+    assert line == "declined   forward of 1 layers: there are no fast engines on xpu"
+    found = summary(model, x)
+    assert found.declined["bf16"] < 3  # mostly a kernel of the CPU serves
+    assert "\ndeclined   forward of 1 layers, grad_input of 1 layers, grad_w" in str(found)
+    for function in (steps.quantize, steps.elements_of):
+        monkeypatch.setattr(function, "forms", {"cpu": lambda *given: None})
+    found = summary(model, x)
+    assert found.declined["bf16"] == 3
+    # of three layers, of which the first has no grad_input
+    assert found.declined.total() == 3 * 4 - 1 and len(found.declined) > 2
+    assert "\ndeclined   11 calls of quantizers, by torch's own operations on cpu: " in str(found)
+    assert steps.quantize.declined is None is steps.elements_of.declined
 
 
 def test_the_summary_of_a_model_without_gradients_names_its_forward() -> None:

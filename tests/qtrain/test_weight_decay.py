@@ -158,9 +158,8 @@ def test_a_norm_schedule_sets_every_channels_norm() -> None:
     assert not torch.equal(model[6].weight, classifier)
     model[0].weight.data[1] = 0  # stays 0
     optimizer.zero_grad()
-    schedule.factor = -1.0
     with pytest.raises(ValueError, match=r"factor: got -1.0, need a finite number above 0"):
-        optimizer.step()
+        schedule.factor = -1.0
     schedule.factor = 1.0
     optimizer.step()
     assert not model[0].weight[1].any() and torch.isfinite(model[0].weight).all()

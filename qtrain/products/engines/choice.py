@@ -13,6 +13,7 @@ import torch
 from .cut import CutInt8
 from .engine import Engine
 from .float_units import Float32, RoundedSums, TensorFloat32, reference
+from .gpu.fp16 import TritonDigits
 from .gpu.half import TritonHalf
 from .gpu.int8 import TritonInt8
 from .matrices import MatricesInt8
@@ -35,6 +36,7 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
         RoundedSums(),
     ),
     cuda=(
+        TritonDigits(),
         TritonInt8(),
         UnfoldedInt8(),
         CutInt8(TritonInt8()),
@@ -60,7 +62,11 @@ def choose(
     """
     for engine in engines:
         for task in tasks:
-            if engine.promise != task.promise or (task.zero_point and not engine.takes_zero_point):
+            if (
+                engine.promise != task.promise
+                or (task.zero_point and not engine.takes_zero_point)
+                or (task.zero_points and not engine.takes_zero_points)
+            ):
                 continue
             if engine.supports(task) and engine.admitted_on(device_type):
                 return engine, task

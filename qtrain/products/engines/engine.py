@@ -12,11 +12,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from quantizers import QTensor
 
+from ...autograd.capture import capturing
 from ..convolution import Convolution
 from ..operations import KINDS, BatchedMatmul, Linear, Operation
 from ..product import Product
 from .epilogue import Epilogue
 from .task import ANY, Promise, Span, Task
+
+#: of a and b: one number each, or None
+ZeroPoints = tuple[Tensor | None, Tensor | None]
 
 
 class Engine(ABC):
@@ -26,6 +30,7 @@ class Engine(ABC):
     promise            of its sums
     device_types       where it may be tried; (): anywhere
     takes_zero_point   whether it serves tasks with one; of "float" ones: whether it reads codes
+    takes_zero_points  whether it serves tasks with those of both operands
     half               the 16-bit dtype in which it multiplies
     """
 
@@ -33,6 +38,7 @@ class Engine(ABC):
     promise: Promise = "exact"
     device_types: tuple[str, ...] = ()
     takes_zero_point = False
+    takes_zero_points = False
     half: torch.dtype | None = None
 
     @abstractmethod
@@ -68,6 +74,19 @@ class Engine(ABC):
     ) -> Tensor:
         """The exact integers as fp32, int32 or fp64, whichever holds `task.bound`, given away; not
         called where `product` does more at once."""
+        raise NotImplementedError
+
+    def of_shifted(
+        self,
+        task: Task,
+        a: Tensor,
+        b: Tensor,
+        like: Tensor,
+        zero_points: ZeroPoints,
+        epilogue: Epilogue | None = None,
+    ) -> Tensor:
+        """`product` of elements less their zero points, for a task with `zero_points`; not called
+        where the engine takes none."""
         raise NotImplementedError
 
     def admitted_on(self, device_type: str) -> bool:
@@ -118,6 +137,11 @@ def admitted(engine: Engine, device_type: str) -> bool:
         return False
     if device_type == "meta" or not torch.get_device_module(device_type).is_available():
         return True  # no numbers, or those of a device that torch only imagines: none is wrong
+    if capturing():
+        raise ValueError(
+            "a CUDA graph is being captured, in which no engine can be tried for the first time; "
+            "run a step before the capture"
+        )
     keeps = {"exact": _is_exact, "float": _is_near}[engine.promise]
     # no mode, such as the watch over a model's first forward, and no default device of the user's
     with _disable_current_modes(), torch.device("cpu"):
@@ -148,25 +172,36 @@ def _is_exact(
 ) -> bool:
     """The sums, the extreme ones too, are float64's, which are exact: far below 2^53."""
     size = product.terms(a.shape, b.shape)
-    for one, other in _SPANS:
+    for pair in _SPANS:
+        one, other = pair
         tasks = [Task(product, *size, one, other)]
         if not engine.supports(tasks[0]):
             tasks = [Task(product, *size, one, other, sums=False)]
         if engine.takes_zero_point:
             tasks.append(Task(product, *size, one, other, zero_point=True, sums=False))
+        if engine.takes_zero_points:
+            wide, broad = (Span(span.low - span.high, span.high - span.low) for span in pair)
+            tasks.append(Task(product, *size, wide, broad, sums=False, zero_points=True))
         tasks = [task for task in tasks if engine.supports(task)]
         extremes = (one.high, other.low), (one.high, other.high), (one.low, other.low)
         draws = [(torch.full(a.shape, x), torch.full(b.shape, y)) for x, y in extremes]
         draws.append((_drawn(a.shape, one), _drawn(b.shape, other)))
         for left, right in draws if tasks else ():
             for task in tasks:
-                shift = one.high - 50 if task.zero_point else 0
-                exact = product.run((left - shift).double(), right.double(), like)
-                got = engine.product(
-                    task, left.to(device), right.to(device), like.to(device),
-                    zero_point=torch.tensor(shift, device=device) if task.zero_point else None,
-                    epilogue=None if task.sums else Epilogue(),
-                )  # fmt: skip
+                shift = one.high - 50 if task.zero_point or task.zero_points else 0
+                turn = other.low + 3 if task.zero_points else 0
+                exact = product.run((left - shift).double(), (right - turn).double(), like)
+                operands = left.to(device), right.to(device), like.to(device)
+                zeros = tuple(
+                    torch.tensor(number, dtype=torch.int32, device=device)
+                    for number in (shift, turn)
+                )
+                after = None if task.sums else Epilogue()
+                if task.zero_points:
+                    got = engine.of_shifted(task, *operands, (zeros[0], zeros[1]), after)
+                else:
+                    zero_point = zeros[0] if task.zero_point else None
+                    got = engine.product(task, *operands, zero_point=zero_point, epilogue=after)
                 if not torch.equal(got.cpu(), exact.to(got.dtype)):
                     return False
     return True

@@ -61,6 +61,9 @@ class Epilogue(NamedTuple):
         axis = operation.channel_axis(scale.dim())
         if scale.dim() > axis and scale.numel() == scale.shape[axis] == channels:
             return scale.reshape(-1)
+        if operation.weight_is_data and scale.dim() == 3 and scale.shape[1] == 1 < scale.shape[2]:
+            # of a batch of matrices, each with channels of its own
+            return scale.reshape(-1) if scale.numel() == channels else None
         return None
 
     def scales_of(self, operation: Operation, channels: int) -> list[Tensor] | None:

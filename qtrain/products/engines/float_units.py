@@ -102,8 +102,12 @@ class RoundedSums(Engine):
         operation, kind = task.product
         wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
         unit = task.unit or wide
-        with self.mode() if a.is_cuda else nullcontext():
-            total = shown(operation.product, kind, a.to(unit), b.to(unit), like).to(wide)
+        a, b = a.to(unit), b.to(unit)
+        if task.unit == torch.float64:  # for sums that are exact there
+            total = plain_product(task.product, a, b, like).to(wide)
+        else:
+            with self.mode() if a.is_cuda else nullcontext():
+                total = shown(operation.product, kind, a, b, like).to(wide)
         return total if epilogue is None else epilogue.applied_(operation, total)
 
     def mode(self) -> AbstractContextManager[Any]:

@@ -1,7 +1,8 @@
-"""A convolution's product by torch's own kernels, in a graph that torch.compile makes for CUDA.
+"""A convolution's product by torch's own kernels, in a graph that torch.compile makes for CUDA too.
 
-cuDNN may convolve by Winograd or FFT, whose sums of integers are not exact; torch's own are matrix
-products of unfolded operands.  A graph cannot turn cuDNN off, so that it is one operation there.
+cuDNN, and NNPACK on a CPU without oneDNN, may convolve by Winograd or FFT, as the shape is, whose
+sums of integers are not exact; torch's own are matrix products of unfolded operands.  A graph
+cannot turn cuDNN off, so that it is one operation there.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ def has_cudnn(device: torch.device) -> bool:
 
 
 def plain_product(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """product.run, by no kernel of cuDNN."""
+    """product.run, by no kernel whose algorithm depends on the shape."""
     operation, kind = product
-    if not isinstance(operation, Convolution) or not has_cudnn(a.device):
+    if not isinstance(operation, Convolution):
         return shown(operation.product, kind, a, b, like)
+    if not has_cudnn(a.device):
+        with _without_nnpack(a):
+            return shown(operation.product, kind, a, b, like)
     if torch.compiler.is_compiling():
         result: Tensor = _whole(
             a, b, like, kind, operation.stride, operation.padding, operation.dilation,
@@ -38,6 +42,12 @@ def plain_product(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Tenso
         return result
     with torch.backends.cudnn.flags(enabled=False):
         return shown(operation.product, kind, a, b, like)
+
+
+def _without_nnpack(a: Tensor) -> AbstractContextManager[Any]:
+    if not a.is_cpu or a.dtype != torch.float32 or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.backends.nnpack.flags(enabled=False)
 
 
 def full_precision() -> AbstractContextManager[Any]:

@@ -44,6 +44,7 @@ class Task:
     a, b               what the two operands' elements can be
     promise            what the sum is to be
     zero_point         whether the engine is to take a number within a's span from a's elements
+    zero_points        whether it is to take one from a's and one from b's; a, b: what that leaves
     sums               whether the integers themselves are wanted, not fl32 of them and a scale
     multiplications    in one call: Product.multiplications; None: not known
     unit               of a "float" sum: the dtype in which it runs, the result rounded to it; None:
@@ -60,6 +61,7 @@ class Task:
     b: Span
     promise: Promise = "exact"
     zero_point: bool = False
+    zero_points: bool = False
     sums: bool = True
     multiplications: int | None = None
     unit: torch.dtype | None = None

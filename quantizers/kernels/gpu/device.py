@@ -25,12 +25,14 @@ OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
 
 def serves(x: Tensor, *others: Tensor | None) -> bool:
     """Whether kernels may read x and the others, which lie on its device."""
-    rest = [other for other in others if other is not None]
-    return (
-        memory.serves(x, *rest, on="cpu" if INTERPRETED else "cuda")
-        and all(other.device == x.device for other in rest)
-        and imported(ELEMENTS) is not None
-    )
+    index, read = x.get_device(), [x]
+    for other in others:
+        if other is not None:
+            if other.get_device() != index:
+                return False
+            read.append(other)
+    kind = "cpu" if INTERPRETED else "cuda"
+    return memory.serves(*read, on=kind) and imported(ELEMENTS) is not None
 
 
 def there(x: Tensor) -> Any:

@@ -42,9 +42,15 @@ class Path(NamedTuple):
     flags: dict[str, Any]
 
 
-def _path(found: Plan | None, format: Format, rounding: Rounding, span: int) -> Path | None:
-    """None also where places in x, which spans so many, pass int32, or all of the format are
-    subnormal."""
+def path(
+    found: Plan | None,
+    format: Format,
+    rounding: Rounding,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Path | None:
+    """None also where places in x pass int32, or all of the format are subnormal."""
+    span = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if found is None or span >= 2**31 - BLOCK * max(PARTS, MAKERS) or format.largest < 2.0**-126:
         return None
     row = found.walk
@@ -61,10 +67,6 @@ def _path(found: Plan | None, format: Format, rounding: Rounding, span: int) -> 
         flags = {"INTEGER": False, "ZERO": bool(zero), "INF": bool(infinite)}
     flags |= {"SIGNED": format.signed, "RANDOM": rounding.random_bits, "MODE": rounding.mode}
     return Path(found, words, axes, constants, flags)
-
-
-def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    return sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
 
 
 def _programs(size: int, most: int) -> tuple[int, int]:
@@ -108,18 +110,18 @@ def elements(
 ) -> Elements | None:
     """None where no kernel serves."""
     found = plan(dtype, shape, strides, block, format, rounding, scaled)
-    path = _path(found, format, rounding, _span(shape, strides))
-    if path is None:
+    own = path(found, format, rounding, shape, strides)
+    if own is None:
         return None
-    size = path.plan.walk.size
+    size = own.plan.walk.size
     programs, steps = _programs(size, MAKERS)
     rule = dict.fromkeys(("MEASURED", "FOLDED", "SYMMETRIC", "RUNNING", "UPDATE", "USE"), False)
     launch = Launch(
-        ELEMENTS, "elements", (size, programs, 1, *path.words, *path.constants, 0.0),
-        AXES=path.axes, ALONE=math.prod(path.plan.compact) == 1, SCALED=scaled, AFFINE=shifted,
-        **rule, **path.flags, SIZE=1, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        ELEMENTS, "elements", (size, programs, 1, *own.words, *own.constants, 0.0),
+        AXES=own.axes, ALONE=math.prod(own.plan.compact) == 1, SCALED=scaled, AFFINE=shifted,
+        **rule, **own.flags, SIZE=1, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
-    return Elements(path.plan, launch, (programs, 1, 1))
+    return Elements(own.plan, launch, (programs, 1, 1))
 
 
 class Whole(NamedTuple):
@@ -192,16 +194,16 @@ def whole(
     )  # fmt: skip
     if known is None:
         return None
-    path = _path(known.plan, format, by.rounding, _span(shape, strides))
-    if path is None:
+    own = path(known.plan, format, by.rounding, shape, strides)
+    if own is None:
         return None
     granules = math.prod(known.compact)
-    each = path.plan.walk.size // granules
-    numbers = (*path.words, *path.constants, momentum)
+    each = own.plan.walk.size // granules
+    numbers = (*own.words, *own.constants, momentum)
     constants = {
-        "AXES": path.axes, "AFFINE": known.shifted, "FOLDED": factor is not None,
+        "AXES": own.axes, "AFFINE": known.shifted, "FOLDED": factor is not None,
         "SYMMETRIC": type(rule) is AbsMax, "RUNNING": running, "UPDATE": running and training,
-        "USE": running and use, **path.flags, "num_warps": 8, **OPTIONS,
+        "USE": running and use, **own.flags, "num_warps": 8, **OPTIONS,
     }  # fmt: skip
     scales = known.compact, known.steps
     if each <= SMALL:
@@ -209,10 +211,10 @@ def whole(
         constants |= {"BLOCK": size, "num_warps": max(1, min(8, size // 256))}
         launch = Launch(ELEMENTS, "whole", (each, *numbers), **constants)
         last = launch, (granules, 1, 1)
-        return Whole(path.plan, known.block, scales, known.shifted, 0, None, last)
+        return Whole(own.plan, known.block, scales, known.shifted, 0, None, last)
     parts, steps = _programs(each, PARTS)
     first = Launch(
-        RANGE, "extremes", (each, *path.words), AXES=path.axes, FOLDED=factor is not None,
+        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
         RUNNING=running, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     makers, steps = _programs(each, MAKERS)
@@ -223,6 +225,6 @@ def whole(
     }  # fmt: skip
     launch = Launch(ELEMENTS, "elements", (each, makers, parts, *numbers), **constants)
     return Whole(
-        path.plan, known.block, scales, known.shifted, 2 * granules * parts,
+        own.plan, known.block, scales, known.shifted, 2 * granules * parts,
         (first, (granules, parts, 1)), (launch, (granules * makers, 1, 1)),
     )  # fmt: skip

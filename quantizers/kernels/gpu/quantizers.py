@@ -7,12 +7,12 @@ from torch import Tensor
 
 from quantizers.formats import Format, fp32
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax, MinMax, State
+from quantizers.ranges import AbsMax, ChunkedMinMax, MinMax, State
 from quantizers.rounding import Rounding, nearest_even
 from quantizers.running_range import Ema
 from quantizers.settings import Settings
 
-from . import launch
+from . import chunks, launch
 from .device import serves
 
 #: of a running range: low, high, share, steps
@@ -57,7 +57,8 @@ def whole(
     training: bool,
     factor: Tensor | None = None,
 ) -> QTensor | None:
-    """See steps.quantize: by extremes, of a tensor or of granules that are runs in memory."""
+    """See steps.quantize: by extremes, of a tensor, or its chunks, or of granules that are runs in
+    memory."""
     rule = by.range
     kept: tuple[Tensor, ...] = ()
     if type(rule) is Ema and state is not None:
@@ -71,14 +72,15 @@ def whole(
     elif not _is_key(key):
         return None
     if (
-        type(rule) not in (AbsMax, MinMax)
+        type(rule) not in (AbsMax, MinMax, ChunkedMinMax)
         or by._spec is None
         or by.scale_format not in (fp32,)
         or (factor is not None and factor.dtype is not torch.float32)
         or not serves(x, key, factor, *kept)
     ):
         return None
-    found = launch.whole(
+    plan = chunks.whole if type(rule) is ChunkedMinMax else launch.whole
+    found = plan(
         x.dtype, x.shape, x.stride(), by._spec, bool(kept), training,
         None if factor is None else factor.shape,
     )  # fmt: skip

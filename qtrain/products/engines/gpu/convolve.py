@@ -145,7 +145,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         copied = Layout.of(lies)
         padding = padding if by.scattered else (0, 0)
         pixels, channels = batch * tall_x * wide_x, groups * summed
-        beside = min(1 << (channels - 1).bit_length(), 128)
+        beside = 128 if channels > 32 else 32
         down = 4096 // beside
         programs = -(-pixels // down) * -(-channels // beside)
         words = (pixels, channels, height, width, tall_x, wide_x, *given.stride(), *pads)
@@ -153,27 +153,28 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     else:
         read = summed_last(given)
         moves_x = read is not given
-        programs, words, beside, down = 0, (0,) * 13, 16, 16
+        programs, words, beside, down = 0, (0,) * 13, 128, 32
     if by.shifted:
+        runs = -(-summed // 128)
         launch = Launch(
             PREPARE, "prepare",
-            (programs, produced, summed, *steps_w, weight.shape[4], blocks, bound(taps * blocks),
+            (programs, produced, summed, *steps_w, weight.shape[4], runs, bound(taps * runs),
              *words),
             WIDE=x.is_wide or (copied is not None and copied.is_wide), UNSIGNED=unsigned,
-            PIXELS=down, CHANNELS=beside, DEEP=deep, num_warps=8,
+            PIXELS=down, CHANNELS=beside, DEEP=128, num_warps=8,
         )  # fmt: skip
         prepare = launch, (programs + groups * produced, 1, 1)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
     numbers = (
         rows, produced, summed, *read.shape[3:], out_height, out_width,
         *(read.stride(axis) for axis in (0, 1, 3, 4)), *steps_w, *y.stride(),
-        one, other, *by.stride, *padding, *by.dilation, weight.shape[4], blocks,
-        bound(taps * blocks),
+        one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
+        128 * unsigned, blocks, bound(taps * blocks),
     )  # fmt: skip
     launch = Launch(
         KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide,
         SCATTER=by.scattered, AFFINE=by.shifted, FILLED=by.shifted and by.scattered,
-        UNSIGNED=unsigned, SCALES=len(by.scales), BIASED=by.biased, ROWS=tall, ACROSS=across,
+        SCALES=len(by.scales), BIASED=by.biased, ROWS=tall, ACROSS=across,
         DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
     )  # fmt: skip
     tiles = -(-rows // tall) * -(-produced // across) * groups

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,13 @@ from quantizers import QTensor
 from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
-from ...convolution import Convolution, is_channels_last
-from ...operations import Operation
+from ...convolution import Convolution
+from ...operations import BatchedMatmul, Linear
 from ..epilogue import Epilogue
 from ..float_units import RoundedSums
 from ..task import Task
-from .gradient import KERNELS, grad_weight_half
+from .gradient import grad_weight_half
+from .gradient_plan import KERNELS
 
 
 class TritonHalf(RoundedSums):
@@ -47,7 +50,9 @@ class TritonHalf(RoundedSums):
         return super().supports(task)
 
     def admitted_on(self, device_type: str) -> bool:
-        return imported(KERNELS) is not None and super().admitted_on(device_type)
+        there = device_type == "cuda" and torch.cuda.is_available()
+        old = there and torch.cuda.get_device_capability() < (8, 0)
+        return not old and imported(KERNELS) is not None and super().admitted_on(device_type)
 
     admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -71,56 +76,27 @@ class TritonHalf(RoundedSums):
             return super().product(task, left, right, like, epilogue=epilogue)
         operation = task.product.operation
         (g, g_zero), (x, x_zero) = _read(a), _read(b)
-        scale = epilogue.scale
-        alone = scale is not None and scale.numel() == 1
-        rest = epilogue._replace(scales=()) if alone else epilogue
-        own = (scale.reshape(()) if alone and scale is not None else None,)
+        kernel, last, window = list(like.shape[3:]), False, []
         if isinstance(operation, Convolution):
-            return rest.applied_(
-                operation, _of_convolution(operation, self.half, g, x, g_zero, x_zero, like, *own)
-            )
+            within = 1 if operation.transposed else 2
+            last = math.prod(kernel) > 1 and like.shape[within] > 1 and like.stride(within) == 1
+            window = [*operation.stride, *operation.padding, *operation.dilation]
+        elif isinstance(operation, Linear) and g.dim() > 3:
+            g, x = g.flatten(0, -2), x.flatten(0, -2)
+        if operation.transposed:  # the kernel moves over the output: it is what is gathered
+            g, g_zero, x, x_zero = x, x_zero, g, g_zero
+        scale, rest = epilogue.scale, epilogue
+        if scale is not None:
+            scale, rest = (scale, Epilogue()) if scale.numel() == 1 else (None, epilogue)
+        groups = 0 if isinstance(operation, BatchedMatmul) else operation.groups
         result: Tensor = grad_weight_half(
-            _matrices(operation, g), _matrices(operation, x), [1, 1], False, [1, 1], [0, 0],
-            [1, 1], self.half, g_zero, x_zero, *own,
-        )  # fmt: skip
-        return rest.applied_(operation, result[..., 0, 0])
+            g, x, groups, kernel, last, window, self.half, g_zero, x_zero, scale
+        )
+        return rest.applied_(operation, result.transpose(1, 2) if operation.transposed else result)
 
 
 def _read(q: QTensor) -> tuple[Tensor, Tensor | None]:
     """Elements, and the one number that is to be taken from all of them."""
-    if q.zero_point is None:
-        return q.elements, None
-    if q.zero_point.numel() > 1:
+    if q.zero_point is not None and q.zero_point.numel() > 1:
         return q.unshifted(), None
-    return q.elements, q.zero_point.reshape(())
-
-
-def _matrices(operation: Operation, x: Tensor) -> Tensor:
-    """(1, batch, columns, 1, rows) of matrices (batch, rows, columns), or (*, columns)."""
-    whole = x if operation.weight_is_data else x.flatten(0, -2)[None]
-    return whole.transpose(1, 2)[None, :, :, None]
-
-
-def _of_convolution(
-    operation: Convolution,
-    half: torch.dtype,
-    g: Tensor,
-    x: Tensor,
-    g_zero: Tensor | None,
-    x_zero: Tensor | None,
-    like: Tensor,
-    scale: Tensor | None,
-) -> Tensor:
-    """The canonical weight's gradient; g: grad_output, x: the input."""
-    kernel, last = list(like.shape[3:]), is_channels_last(operation.raw(like))
-    window = [list(n) for n in (operation.stride, operation.padding, operation.dilation)]
-    if operation.transposed:  # the kernel moves over the output: it is what is gathered
-        g, g_zero, x, x_zero = x, x_zero, g, g_zero
-    g, x = (t.unflatten(1, (operation.groups, -1)) for t in (g, x))
-    axes = len(kernel)
-    if axes == 1:  # a single axis is the second of two
-        g, x, kernel = g.unsqueeze(3), x.unsqueeze(3), [1, *kernel]
-        window = [[own, *n] for own, n in zip((1, 0, 1), window, strict=True)]
-    result: Tensor = grad_weight_half(g, x, kernel, last, *window, half, g_zero, x_zero, scale)
-    result = result.squeeze(3) if axes == 1 else result
-    return result.transpose(1, 2) if operation.transposed else result
+    return q.elements, q.zero_point

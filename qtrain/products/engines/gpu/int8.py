@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,36 +70,68 @@ def _shaped(product: Product, y: Tensor, a: Tensor, like: Tensor) -> Tensor:
     return result.reshape(*a.shape[:-1], result.shape[2])
 
 
+class _Direct(NamedTuple):
+    """What computes a product from its operands' memory.
+
+    moved    what of b is to be read with the summed channels last; None: b itself
+    result   how it lies
+    """
+
+    run: Planned
+    moved: Layout | None
+    result: Layout
+
+    def __call__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        zero_point: Tensor | None,
+        scales: Sequence[Tensor],
+        bias: Tensor | None,
+    ) -> Tensor:
+        if self.moved is not None:
+            b = summed_last(b.as_strided(self.moved.shape, self.moved.strides))
+        return self.run(a, b, self.result, zero_point, scales, bias)
+
+
+def _memory(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype
+
+
 @kept
 def _direct(
     product: Product,
-    a: Layout,
-    b: Layout,
-    like: Layout,
+    a: tuple[Any, ...],
+    b: tuple[Any, ...],
+    like: tuple[Any, ...],
     shifted: bool,
-    scales: tuple[Layout, ...],
+    scales: tuple[tuple[Any, ...], ...],
     biased: bool,
-) -> tuple[Planned, Layout, Layout] | None:
-    """What computes a product from its operands' memory, w's layout and the result's; None where
-    more than w is to be copied."""
-    given, weight, wanted = (layout.on_meta() for layout in (a, b, like))
-    to = _convolved(product, given, weight, wanted)
-    if any(
-        own.untyped_storage()._cdata != x.untyped_storage()._cdata or own.storage_offset()
-        for x, own in ((given, to.x), (weight, to.w))
-    ):
+) -> _Direct | None:
+    """For operands that lie so: see _memory.  None where more than w is to be copied, or the scales
+    are not the channels'."""
+    given, weight, wanted = (Layout(*one).on_meta() for one in (a, b, like))
+    after = Epilogue(tuple(Layout(*one).on_meta() for one in scales))
+    steps = after.scales_of(product.operation, _channels(product, weight))
+    if steps is None:
         return None
+    to = _convolved(product, given, weight, wanted)
+    pairs = [(given, to.x), (weight, to.w)]
     zero_point = torch.empty((), device="meta") if shifted else None
     bias = torch.empty((), device="meta") if biased else None
-    steps = [layout.on_meta() for layout in scales]
     by = window_of(to.size, to.layout, *to.window, to.scattered, zero_point, steps, bias)
     run = planned(Layout.of(to.x), Layout.of(to.w), by)
     y = run.result.on_meta()
     result = _shaped(product, y, given, wanted)
-    moved = result.untyped_storage()._cdata != y.untyped_storage()._cdata
-    if run.moves_x or moved or result.numel() != y.numel():
+    pairs += [(y, result), *zip(after.scales, steps, strict=True)]
+    if run.moves_x or result.numel() != y.numel() or not all(_same_memory(*x) for x in pairs):
         return None
-    return run, Layout.of(to.w), Layout.of(result)
+    return _Direct(run, Layout.of(to.w) if run.moves_w else None, Layout.of(result))
+
+
+def _same_memory(x: Tensor, view: Tensor) -> bool:
+    same = x.untyped_storage()._cdata == view.untyped_storage()._cdata
+    return same and view.storage_offset() == 0
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,35 +181,28 @@ class TritonInt8(Engine):
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        product = task.product
+        product, operation = task.product, task.product.operation
         unsigned = not task.a.within(-128, 127)
         if unsigned and zero_point is None:
             zero_point = torch.zeros((), dtype=torch.int32, device=a.device)
         a, b = _narrow(a, torch.uint8 if unsigned else torch.int8), _narrow(b, torch.int8)
-        scales: list[Tensor] | None = []
+        after = Epilogue() if epilogue is None else epilogue
         bias = None
-        if epilogue is not None:
-            scales = epilogue.scales_of(product.operation, _channels(product, b))
-            if scales and epilogue.bias is not None:
-                bias = epilogue.bias.float().contiguous()
-        found = None
-        if serves(a, b, zero_point, bias, *(scales or ())):
-            found = _direct(
-                product, Layout.of(a), Layout.of(b), Layout.of(like), zero_point is not None,
-                tuple(map(Layout.of, scales or ())), bias is not None,
+        if after.scales and after.bias is not None:
+            bias = after.bias.float().contiguous()
+        if serves(a, b, zero_point, bias, *after.scales):
+            run = _direct(
+                product, _memory(a), _memory(b), _memory(like), zero_point is not None,
+                tuple([_memory(scale) for scale in after.scales]), bias is not None,
             )  # fmt: skip
-        if found is not None:
-            run, weight, layout = found
-            if run.moves_w:
-                b = summed_last(b.as_strided(weight.shape, weight.strides))
-            result = run(a, b, layout, zero_point, scales or (), bias)
-        else:
-            to = _convolved(product, a, b, like)
-            y: Tensor = convolve_int8(
-                to.x, to.w, to.size, to.layout, *to.window, to.scattered, zero_point, scales or [],
-                bias,
-            )  # fmt: skip
-            result = _shaped(product, y, a, like)
-        if epilogue is None or scales:
-            return result
-        return epilogue(product.operation, result)
+            if run is not None:
+                result = run(a, b, zero_point, after.scales, bias)
+                return result if epilogue is None or after.scales else epilogue(operation, result)
+        scales = after.scales_of(operation, _channels(product, b)) or []
+        to = _convolved(product, a, b, like)
+        y: Tensor = convolve_int8(
+            to.x, to.w, to.size, to.layout, *to.window, to.scattered, zero_point, scales,
+            bias if scales else None,
+        )  # fmt: skip
+        result = _shaped(product, y, a, like)
+        return result if epilogue is None or scales else epilogue(operation, result)

@@ -7,8 +7,8 @@ import triton.language as tl
 
 _SIZES = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "scale_p",
-    "other_p",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "less", "blocks", "steps",
+    "scale_p", "other_p",
 ]  # fmt: skip
 
 
@@ -59,13 +59,13 @@ def convolve(
     dilation_h,
     dilation_w,
     taps_w,
+    less,
     blocks,
     steps,
     WIDE: tl.constexpr,
     SCATTER: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
-    UNSIGNED: tl.constexpr,
     SCALES: tl.constexpr,
     BIASED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -78,8 +78,8 @@ def convolve(
     x (N, G, C, H, W), w (G, P, C, R, S): int8; their strides, that of c is 1.
     y (N, G, P, H, W): int32 sums, or with SCALES fp32: fl32(fl32(sum) * scale), then + bias
     (G * P), fp32; of 1 scale (G * P), fp32 or fp64, or of 2, fp32: their product, see `fl24`.
-    zero_point (int32), when AFFINE: is taken from x, FILLED: which has it where no element is met;
-    when UNSIGNED it is of uint8 elements, which x holds 128 less.  sums (G * P): of w over c, taps.
+    zero_point (int32), when AFFINE: is taken from x, which holds the elements `less` so much,
+    FILLED: where no element is met too.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
     WIDE: places in x or y pass int32.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
@@ -101,9 +101,7 @@ def convolve(
     n = m // (out_width * out_height)
     zero = 0
     if AFFINE:
-        zero = tl.load(zero_point)
-        if UNSIGNED:
-            zero = zero - 128
+        zero = tl.load(zero_point) - less
     base = n * x_n + group * x_g
     across = p * w_p + group * w_g
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)

@@ -7,8 +7,10 @@ import triton.language as tl
 
 _SIZES = [
     "rows", "height", "width", "out_height", "out_width", "stride_h", "stride_w", "padding_h",
-    "padding_w", "dilation_h", "dilation_w", "taps", "taps_w", "tiles", "steps",
+    "padding_w", "dilation_h", "dilation_w", "taps", "taps_w", "tiles", "steps", "y_part", "y_g",
+    "y_o", "y_r", "y_s",
 ]  # fmt: skip
+_NUMBERS = ["g_zero", "x_zero", "scale"]
 
 
 @triton.jit
@@ -33,7 +35,7 @@ def _store(place, found, mask, scale, SCALED: tl.constexpr):
     tl.store(place, found, mask=mask)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_NUMBERS)
 def gradient(
     g,
     x,
@@ -170,7 +172,22 @@ def gradient(
         _store(place + 2 * y_s, third, mask, scale, SCALED)
 
 
-@triton.jit(do_not_specialize=["parts", "produced", "channels", "taps", "taps_w", "steps"])
+@triton.jit(
+    do_not_specialize=[
+        "parts",
+        "produced",
+        "channels",
+        "taps",
+        "taps_w",
+        "y_g",
+        "y_o",
+        "y_c",
+        "y_r",
+        "y_s",
+        "steps",
+    ],
+    do_not_specialize_on_alignment=["scale"],
+)
 def add(
     partial,
     y,

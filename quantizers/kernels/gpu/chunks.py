@@ -1,0 +1,127 @@
+"""A quantizer by the extremes of a tensor's chunks: three launches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers.by_device import restored
+from quantizers.running_range import Ema
+
+from ..plan import plan_whole
+from . import launch
+from .device import OPTIONS, RANGE, there
+from .launch import BLOCK, Elements
+from .launcher import Launch
+
+CHUNKS = "quantizers.kernels.gpu.triton_chunks"
+#: the most extremes that one program reduces
+_MOST = 8192
+
+
+def chunk_length(shape: Sequence[int], strides: Sequence[int], chunks: int | None) -> int | None:
+    """How many elements of a chunk follow one another in a walk over x in the order of its memory;
+    None where they do not, or the last chunk is shorter.
+
+    chunks: see ChunkedMinMax.
+    """
+    size = math.prod(shape)
+    length = -(-size // (chunks or (shape[0] if shape else 1)))
+    if size % length:
+        return None
+    steps = [step for n, step in zip(shape, strides, strict=True) if n > 1]
+    in_order = all(a > b for a, b in itertools.pairwise(steps))
+    samples = bool(shape) and length % math.prod(shape[1:]) == 0
+    if in_order or length == size or (samples and steps[0] > max(steps[1:], default=0)):
+        return length
+    return None
+
+
+class Chunked(NamedTuple):
+    """What quantizes tensors of one dtype, shape and layout, as launch.Whole does.
+
+    scales              shape and strides of the scales
+    ends                numbers that the extremes take
+    extremes, scale     launches, and the grid of the first
+    """
+
+    block: tuple[int, ...]
+    scales: tuple[tuple[int, ...], tuple[int, ...]]
+    shifted: bool
+    ends: int
+    extremes: tuple[Launch, tuple[int, int, int]]
+    scale: Launch
+    elements: Elements
+
+    def __call__(
+        self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See launch.Whole; factor: None."""
+        scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=x.device)
+        zero_point = torch.empty_like(scale, dtype=torch.int32) if self.shifted else None
+        ends = torch.empty(self.ends, dtype=torch.int32, device=x.device)
+        first, programs = self.extremes
+        shift = scale if zero_point is None else zero_point
+        with there(x):
+            first(programs, x, ends, x, x, x, x, x)
+            self.scale((1, 1, 1), ends, scale, shift, *(running or (scale,) * 4))
+        return self.elements(x, scale, zero_point, key), scale, zero_point
+
+
+@lru_cache(maxsize=4096)
+def whole(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    spec: str,
+    running: bool,
+    training: bool,
+    factor: tuple[int, ...] | None,
+) -> Chunked | None:
+    """For a quantizer's `spec`; factor: None.  None where no kernel serves, or chunks are no runs
+    of the walk."""
+    by = restored(spec)
+    format, rule, momentum, use = by.format, by.range, 0.0, False
+    if isinstance(rule, Ema):
+        momentum, use = rule.momentum, not training or rule.train_on != "batch"
+        rule = rule.rule
+    known = plan_whole(
+        dtype, shape, strides, by.granularity, format, by.rounding, momentum if running else None,
+        factor,
+    )  # fmt: skip
+    if known is None or factor is not None or math.prod(known.compact) != 1:
+        return None
+    path = launch.path(known.plan, format, by.rounding, shape, strides)
+    elements = launch.elements(
+        dtype, shape, strides, known.block, format, by.rounding, True, known.shifted
+    )
+    each = chunk_length(shape, strides, rule.chunks)
+    if path is None or elements is None or each is None:
+        return None
+    count = path.plan.walk.size // each
+    steps = 1  # powers of two: a kernel is compiled for each
+    while (parts := -(-each // (BLOCK * steps))) > 1 and count * parts > _MOST // 2:
+        steps *= 2
+    sizes = [1 << (n - 1).bit_length() for n in (count, parts)]
+    if math.prod(sizes) > _MOST:
+        return None
+    first = Launch(
+        RANGE, "extremes", (each, *path.words), AXES=path.axes, FOLDED=False, RUNNING=False,
+        STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+    )  # fmt: skip
+    lowest, largest = path.constants[0] if known.shifted else 0.0, float(format.largest)
+    scale = Launch(
+        CHUNKS, "chunked_scale", (parts, count, lowest, largest, momentum),
+        RUNNING=running, UPDATE=running and training, USE=running and use, AFFINE=known.shifted,
+        SIGNED=format.signed, CHUNKS=sizes[0], PARTS=sizes[1], num_warps=4, **OPTIONS,
+    )  # fmt: skip
+    return Chunked(
+        known.block, (known.compact, known.steps), known.shifted, 2 * count * parts,
+        (first, (count, parts, 1)), scale, elements,
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""How many kernels a layer launches, its own and torch's, forward and backward."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton_device import DEVICE, served
+
+import quantizers.by_device
+from qtrain import quantize
+from qtrain.products.engines import choice
+from quantizers.kernels.gpu import keys
+from quantizers.kernels.gpu.device import INTERPRETED
+from quantizers.kernels.gpu.launcher import Launch
+
+pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+#: operations that launch nothing
+SILENT = (
+    "_unsafe_view", "alias", "as_strided", "detach", "empty", "expand", "new_empty", "permute",
+    "promote_types", "reshape", "select", "slice", "split", "squeeze", "t.", "transpose",
+    "unbind", "unflatten", "unsqueeze", "view",
+)  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts launches by name; kernels run as they would without it."""
+
+    lets_kernels_pass = True
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        run = Launch.__call__
+
+        def counted(launch: Launch, *args: Any) -> None:
+            self.found.append(f"{launch.kernel.__name__} (Triton)")
+            with _disable_current_modes():  # the interpreter's own operations
+                run(launch, *args)
+
+        monkeypatch.setattr(Launch, "__call__", counted)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.")
+        if not name.startswith(("qtrain", "quantizers", *SILENT)):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    """With the CUDA forms and engines, admitted, also where the interpreter plays the device."""
+    if INTERPRETED:
+        for form in [o for o in gc.get_objects() if type(o) is quantizers.by_device.ByDevice]:
+            if "cuda" in form.forms:
+                monkeypatch.setitem(form.forms, "cpu", form.forms["cuda"])
+        for file in ("qtrain.products.call", "qtrain.autograd.recomputation"):
+            monkeypatch.setattr(f"{file}.fold", _fold)
+        row = choice.ENGINES["cuda"]
+        for engine in row:
+            monkeypatch.setattr(type(engine), "admitted_on", lambda self, device_type: True)
+        monkeypatch.setattr(choice, "ENGINES", {**choice.ENGINES, "cpu": row})
+        monkeypatch.setattr("qtrain.products.blocks.ENGINES", choice.ENGINES)
+    yield Launches(monkeypatch)
+
+
+def _fold(key: Tensor, value: int | Tensor, *, advance: bool = False) -> Tensor:
+    made = keys.fold(key, value, advance)
+    assert made is not None
+    return made
+
+
+def count(launches: Launches, model: nn.Module, x: Tensor) -> list[str]:
+    """Of a second step, but for autograd's own sums of gradients."""
+    model = model.to(DEVICE)
+    for _ in range(2):
+        leaf = x.to(DEVICE, copy=True).requires_grad_()
+        model.zero_grad()
+        launches.found.clear()
+        with launches:
+            output = model(leaf)
+        gradient = torch.ones_like(output)
+        with launches:
+            output.backward(gradient)
+    return launches.found
+
+
+def test_a_layer(launches: Launches) -> None:
+    last = torch.channels_last
+    layer = nn.Conv2d(16, 16, 3, padding=1, bias=False).to(memory_format=last)
+    x = torch.randn(4, 16, 12, 12).contiguous(memory_format=last)
+    found = count(launches, quantize(nn.Sequential(layer)), x)
+    assert 10 < len(found) <= 14, found
+    found = count(launches, quantize(nn.Sequential(nn.Linear(96, 96))), torch.randn(100, 96))
+    assert 10 < len(found) <= 14, found
+
+
+def test_a_norm(launches: Launches) -> None:
+    last = torch.channels_last
+    x = torch.randn(4, 16, 12, 12).contiguous(memory_format=last)
+    found = count(launches, quantize(nn.Sequential(nn.BatchNorm2d(16)), norm="range"), x)
+    assert 5 < len(found) <= 10, found
