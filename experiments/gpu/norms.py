@@ -2,69 +2,67 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qtrain.norms.deviations import Deviation, l1, l2, range_
-from qtrain.norms.normalize import Form
-from qtrain.norms.operations import gradients, normalize
+from qtrain import NormRecipe, deviations, quantize
 
 from .clock import Budget, captured, milliseconds
 
 #: N, C, H
 SHAPES = ((128, 64, 32), (128, 512, 4), (64, 256, 56), (64, 2048, 7))
-DEVIATIONS = {"range": range_(), "range of 16": range_(16), "l1": l1(), "l2": l2()}
+DEVIATIONS = {
+    "range": deviations.range_(),
+    "range of 16": deviations.range_(16),
+    "l1": deviations.l1(),
+}
 
 
-def _form(deviation: Deviation, dtype: torch.dtype) -> Form:
-    return Form(deviation, "exact", 1e-5, False, None, dtype)
+def _step(norm: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """Output and the gradients of input and parameters."""
+    x = x.detach().requires_grad_()
+    output: Tensor = norm(x)
+    return output, *torch.autograd.grad(output, [x, *norm.parameters()], grad)
 
 
 def timed(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
-    """Forward and backward of fp32 images, channels-last, ms.
+    """Forward alone, and with backward, of fp32 images, channels-last, ms.
 
-    shape: N, C, H.  error: the largest of an output's and a gradient's, to fp64's range.
+    shape: N, C, H.  error: the largest of an output's or a gradient's, to fp64's largest.
     """
     n, c, h = shape
     draw = torch.Generator("cuda").manual_seed(0)
-    x, g = (
+    x, grad = (
         torch.randn((n, c, h, h), generator=draw, device="cuda").contiguous(
             memory_format=torch.channels_last
         )
         for _ in range(2)
     )
-    weight, bias = torch.rand(c, device="cuda") + 0.5, torch.rand(c, device="cuda")
-    runs: dict[str, Any] = {}
+    plain = nn.Sequential(nn.BatchNorm2d(c)).cuda()
+    norms = {
+        name: quantize(copy.deepcopy(plain), norm=NormRecipe(deviation=deviation))
+        for name, deviation in DEVIATIONS.items()
+    }
     error = 0.0
-    for name, deviation in DEVIATIONS.items():
-        form = _form(deviation, torch.float32)
-        made = normalize(x, weight, bias, form)
-        back = x, weight, bias, made._replace(output=g), form
-        runs[name] = partial(normalize, x, weight, bias, form)
-        runs[f"{name}, backward"] = partial(gradients, *back)
-        wide = _form(deviation, torch.float64)
-        want = normalize(x.double(), weight, bias, wide)
-        grads = gradients(x.double(), weight, bias, want._replace(output=g.double()), wide)
-        pairs = (made.output, want.output), (gradients(*back)[0], grads[0])
+    for norm in norms.values():
+        wide = _step(copy.deepcopy(norm).double(), x.double(), grad.double())
+        pairs = zip(_step(norm, x, grad), wide, strict=True)
         error = max(error, *(_error(*pair) for pair in pairs))
-    cudnn = torch.ops.aten
-    y = cudnn.cudnn_batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5)
-    runs["cuDNN"] = partial(cudnn.cudnn_batch_norm, x, weight, bias, None, None, True, 0.1, 1e-5)
-    runs["cuDNN, backward"] = partial(
-        cudnn.cudnn_batch_norm_backward, x, g, weight, None, None, y[1], y[2], 1e-5, y[3]
-    )
-    times = milliseconds({name: captured(run) for name, run in runs.items()}, rounds, 3.0)
-    return {"shape": [*shape], "error": error, "ms": times}
+    runs: dict[str, Any] = {}
+    for name, norm in {**norms, "cuDNN": plain}.items():
+        runs[name] = captured(partial(norm, x))
+        runs[f"{name}, backward"] = captured(partial(_step, norm, x, grad))
+    return {"shape": [*shape], "error": error, "ms": milliseconds(runs, rounds, 3.0)}
 
 
 def _error(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).abs().max() / want.abs().max()).item()
 
 
-@torch.no_grad()
 def run(budget: Budget, rounds: int) -> list[dict[str, Any]]:
     found = []
     for shape in SHAPES:
