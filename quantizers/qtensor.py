@@ -30,6 +30,27 @@ def _unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor:
 unshifted = ByDevice(_unshifted, cpu=unshift.unshifted, cuda=gpu.unshifted)
 
 
+def _values(elements: Tensor, scale: Tensor, zero_point: Tensor | None, limited: bool) -> Tensor:
+    """(elements - zero_point) * scale, broadcastable, rounded once; limited: fp32's largest where a
+    finite one passes that."""
+    found = unshifted(elements, zero_point) if _shifts(elements, zero_point) else elements
+    found = found * scale
+    if found.dtype != torch.float32 or not limited:
+        return found
+    if serves(scale) and bool((scale < _FAR_FROM_INFINITY).all()):
+        return found  # all but always, and without a pass of its own
+    most = constant(torch.finfo(torch.float32).max, found)
+    most = torch.where(torch.isfinite(scale), most, float("inf"))
+    return found.clamp_(-most, most)
+
+
+def _shifts(elements: Tensor, zero_point: Tensor | None) -> bool:
+    return zero_point is not None or not elements.is_floating_point()
+
+
+values = ByDevice(_values, cuda=gpu.values)
+
+
 class QTensor(NamedTuple):
     """A quantized tensor: value = (elements - zero_point) * scale.
 
@@ -59,27 +80,23 @@ class QTensor(NamedTuple):
 
     def unshifted(self) -> Tensor:
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
-        if self.zero_point is None and self.elements.is_floating_point():
+        if not _shifts(self.elements, self.zero_point):
             return self.elements
+        return unshifted(self.elements, self._spread_zero_point())
+
+    def _spread_zero_point(self) -> Tensor | None:
         zero_point = self.zero_point
         if zero_point is not None and zero_point.numel() > 1:
             zero_point = self.spread(zero_point)
-        return unshifted(self.elements, zero_point)
+        return zero_point
 
     def dequantize(self) -> Tensor:
         """The real values: one rounding, of the product with the scale; fp32's largest where a
         finite one passes that.  fp32, or x's dtype where x was not quantized; fp64 where x was fp64
         and its elements are floating point."""
-        values = self.unshifted()
         if self.scale is None:
-            return values
+            return self.unshifted()
         scale = self.spread(self.scale)
-        values = values * scale
         infinite = isinstance(self.format, FloatFormat) and self.format.overflow == "inf"
-        if values.dtype != torch.float32 or self.format is None or infinite:
-            return values
-        if serves(scale) and bool((self.scale < _FAR_FROM_INFINITY).all()):
-            return values  # all but always, and without a pass of its own
-        most = constant(torch.finfo(torch.float32).max, values)
-        most = torch.where(torch.isfinite(scale), most, float("inf"))
-        return values.clamp_(-most, most)
+        limited = self.format is not None and not infinite
+        return values(self.elements, scale, self._spread_zero_point(), limited)

@@ -26,6 +26,7 @@ from quantizers import (
     noise,
     per_axis,
     per_tensor,
+    qtensor,
     root_key,
     stochastic,
 )
@@ -227,3 +228,18 @@ def test_unshifted(dtype: torch.dtype) -> None:
         got = unshift.unshifted(x.to(DEVICE), None if zero_point is None else zero_point.to(DEVICE))
         assert got is not None and got.stride() == x.stride()
         assert same(got, x.float() - (0 if zero_point is None else zero_point))
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.float32])
+def test_values(dtype: torch.dtype, limited: bool) -> None:
+    x = torch.arange(-2500, 2500).clamp(-128, 127).to(dtype).view(50, 100).t()
+    shift = torch.tensor(7, dtype=torch.int32)
+    for zero_point in (None, shift) if dtype is torch.int8 else (None,):
+        for number in (0.3, 1e38, -1e-42, float("inf"), float("nan"), 0.0):
+            scale = torch.tensor(number)
+            with eager():
+                want = qtensor.values(x, scale, zero_point, limited)
+            moved = [None if t is None else t.to(DEVICE) for t in (scale, zero_point)]
+            got = unshift.values(x.to(DEVICE), *moved, limited)
+            assert got is not None and same(got, want), number

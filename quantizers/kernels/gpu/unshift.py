@@ -8,31 +8,44 @@ import torch
 from torch import Tensor
 
 from ..serving import is_dense
-from .device import WORDS, serves, there
+from .device import OPTIONS, WORDS, serves, there
 from .launcher import Launch
 
 BLOCK = 4096
 
 
 @lru_cache(maxsize=1024)
-def _launch(size: int, affine: bool) -> Launch:
-    return Launch(WORDS, "unshift", (size,), AFFINE=affine, BLOCK=BLOCK, num_warps=8)
+def _launch(size: int, affine: bool, scaled: bool, limited: bool) -> Launch:
+    return Launch(
+        WORDS, "values", (size,), AFFINE=affine, SCALED=scaled, LIMITED=limited, BLOCK=BLOCK,
+        num_warps=8, **OPTIONS,
+    )  # fmt: skip
 
 
-def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
-    """See qtensor.unshifted: of integers."""
+def values(
+    elements: Tensor, scale: Tensor | None, zero_point: Tensor | None, limited: bool
+) -> Tensor | None:
+    """See qtensor.values: of one scale and one zero point."""
     if (
-        elements.is_floating_point()
-        or not serves(elements, zero_point)
+        not serves(elements, scale, zero_point)
         or not is_dense(elements)
         or not 0 < elements.numel() < 2**31
+        or (elements.is_floating_point() and elements.dtype is not torch.float32)
         or (zero_point is not None and zero_point.numel() != 1)
+        or (scale is not None and (scale.numel() != 1 or scale.dtype is not torch.float32))
     ):
         return None
     result = torch.empty_like(elements, dtype=torch.float32)
     size = elements.numel()
     with there(elements):
-        launch = _launch(size, zero_point is not None)
-        shift = elements if zero_point is None else zero_point
-        launch((-(-size // BLOCK), 1, 1), elements, result, shift)
+        launch = _launch(size, zero_point is not None, scale is not None, limited)
+        scale, zero_point = (elements if t is None else t for t in (scale, zero_point))
+        launch((-(-size // BLOCK), 1, 1), elements, result, zero_point, scale)
     return result
+
+
+def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
+    """See qtensor.unshifted: of integers."""
+    if elements.is_floating_point():
+        return None
+    return values(elements, None, zero_point, False)
