@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..serving import imported
-from .device import INTERPRETED
+from .device import INTERPRETED, there
 
 _stream = None if INTERPRETED else getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
@@ -42,3 +43,20 @@ class Launch:
             self.compiled[key] = self.kernel[grid](*tensors, *self.numbers, **self.constants)
             return
         kernel[grid](*words, *self.rest, stream=_stream(index))
+
+
+@lru_cache(maxsize=8192)
+def _kept(
+    module: str, name: str, numbers: tuple[Any, ...], constants: tuple[tuple[str, Any], ...]
+) -> Launch:
+    return Launch(module, name, numbers, **dict(constants))
+
+
+def launched(
+    module: str, name: str, grid: tuple[int, int, int], *words: Any, **constants: Any
+) -> None:
+    """A kernel on the device of the first word: tensors, then numbers, then constants."""
+    tensors = [word for word in words if isinstance(word, Tensor)]
+    launch = _kept(module, name, words[len(tensors) :], tuple(constants.items()))
+    with there(tensors[0]):
+        launch(grid, *tensors)

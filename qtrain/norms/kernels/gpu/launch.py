@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import OPTIONS, bound, there
-from quantizers.kernels.gpu.launcher import Launch
+from quantizers.kernels.gpu import launcher
+from quantizers.kernels.gpu.device import OPTIONS, bound
 
 from ..memory import Layout
 
@@ -121,19 +121,9 @@ def whole(of: Tiles) -> Parts:
     return parts(of, 0, of.elements, 0, 1)
 
 
-@lru_cache(maxsize=4096)
-def _launch(
-    module: str, name: str, numbers: tuple[Any, ...], constants: tuple[tuple[str, Any], ...]
-) -> Launch:
-    return Launch(module, name, numbers, **dict(constants), **OPTIONS)
-
-
 def launched(
     module: str, name: str, x: Tensor, programs: int, *words: Any, **constants: Any
 ) -> None:
     """A kernel of that name on x's device, of tensors, then numbers, then constants."""
-    tensors = [word for word in words if isinstance(word, Tensor)]
-    constants = {"num_warps": 8, **constants}
-    launch = _launch(module, name, words[len(tensors) :], tuple(constants.items()))
-    with there(x):
-        launch((programs, 1, 1), *tensors)
+    everything = {"num_warps": 8, **constants, **OPTIONS}
+    launcher.launched(module, name, (programs, 1, 1), *words, **everything)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import register
-from quantizers.kernels.gpu.device import OPTIONS, bound, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.device import OPTIONS, bound
+from quantizers.kernels.gpu.launcher import launched
 
 from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
 
@@ -66,39 +66,41 @@ def _correlate(
         dtype=torch.int32,
         device=x.device,
     )
-    with there(x):
-        imported(KERNELS).correlate[(tiles, splits, groups)](
-            x,
-            z,
-            parts,
-            pixels,
-            each,
-            produced,
-            summed,
-            cut.digits,
-            other.digits,
-            groups,
-            *z.shape[2:4],
-            *x.shape[2:4],
-            x.stride(0),
-            z.stride(0),
-            *z.stride()[1:4],
-            *parts.stride()[:2],
-            *stride,
-            *padding,
-            *dilation,
-            taps,
-            kernel[1],
-            bound(steps),
-            length(cut, other, 2**24) // deep,
-            WIDE=is_wide(x, z),
-            ROWS=tall,
-            ACROSS=across,
-            DEEP=deep,
-            num_warps=8 if tall * across >= 128 * 128 else 4,
-            num_stages=3,
-            **OPTIONS,
-        )
+    launched(
+        KERNELS,
+        "correlate",
+        (tiles, splits, groups),
+        x,
+        z,
+        parts,
+        pixels,
+        each,
+        produced,
+        summed,
+        cut.digits,
+        other.digits,
+        groups,
+        *z.shape[2:4],
+        *x.shape[2:4],
+        x.stride(0),
+        z.stride(0),
+        *z.stride()[1:4],
+        *parts.stride()[:2],
+        *stride,
+        *padding,
+        *dilation,
+        taps,
+        kernel[1],
+        bound(steps),
+        length(cut, other, 2**24) // deep,
+        WIDE=is_wide(x, z),
+        ROWS=tall,
+        ACROSS=across,
+        DEEP=deep,
+        num_warps=8 if tall * across >= 128 * 128 else 4,
+        num_stages=3,
+        **OPTIONS,
+    )
     combine(parts, cut.digits, other.digits, found, scale, None, False)
     if in_rows:
         out.copy_(found.view(out.shape))

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import OPTIONS, bound, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.device import OPTIONS, bound
+from quantizers.kernels.gpu.launcher import launched
 
 KERNELS = "qtrain.products.engines.gpu.triton_digits"
 #: the largest magnitude of an element
@@ -74,28 +74,30 @@ def digits(
     down = 4096 // across
     steps = *_steps(x), math.prod(sizes[1:]) * (count if outer else 1), y.stride(outer)
     unit = _unit(channels, *steps)
-    with there(x):
-        imported(KERNELS).digits[(-(-rows // down) * -(-channels // across),)](
-            x,
-            y,
-            x if zero_point is None else zero_point,
-            rows,
-            channels // unit,
-            *sizes[1:4],
-            x.shape[2],
-            padding,
-            *(step // unit for step in steps[:4]),
-            x.stride(4),
-            *(step // unit for step in steps[4:]),
-            WIDE=is_wide(x, y),
-            AFFINE=zero_point is not None,
-            TWO=count == 2,
-            UNIT=unit,
-            ADJACENT=x.stride(4) == 1 or channels == 1,
-            PIXELS=down,
-            CHANNELS=across,
-            num_warps=8,
-        )
+    launched(
+        KERNELS,
+        "digits",
+        (-(-rows // down) * -(-channels // across), 1, 1),
+        x,
+        y,
+        x if zero_point is None else zero_point,
+        rows,
+        channels // unit,
+        *sizes[1:4],
+        x.shape[2],
+        padding,
+        *(step // unit for step in steps[:4]),
+        x.stride(4),
+        *(step // unit for step in steps[4:]),
+        WIDE=is_wide(x, y),
+        AFFINE=zero_point is not None,
+        TWO=count == 2,
+        UNIT=unit,
+        ADJACENT=x.stride(4) == 1 or channels == 1,
+        PIXELS=down,
+        CHANNELS=across,
+        num_warps=8,
+    )
     return y
 
 
@@ -115,32 +117,34 @@ def combine(
     steps = *parts.stride()[:2], *_steps(y)
     adjacent = y.stride(4) == 1 or y.shape[4] == 1
     unit = _unit(y.shape[4], *steps)
-    with there(y):
-        imported(KERNELS).combine[(-(-size // block),)](
-            parts,
-            y,
-            parts if scale is None else scale,
-            parts if bias is None else bias.contiguous(),
-            size,
-            y.shape[4] // unit,
-            splits,
-            bound(-(-splits // together)),
-            *(step // unit for step in steps[:2]),
-            *y.shape[1:4],
-            *(step // unit for step in steps[2:]),
-            y.stride(4),
-            scale.stride(0) if scale is not None and per_channel else 0,
-            WIDE=is_wide(parts, y),
-            LEFT=left,
-            RIGHT=right,
-            UNIT=unit,
-            ADJACENT=adjacent,
-            SCALED=scale is not None,
-            BIASED=bias is not None,
-            TOGETHER=together,
-            BLOCK=block,
-            **OPTIONS,
-        )
+    launched(
+        KERNELS,
+        "combine",
+        (-(-size // block), 1, 1),
+        parts,
+        y,
+        parts if scale is None else scale,
+        parts if bias is None else bias.contiguous(),
+        size,
+        y.shape[4] // unit,
+        splits,
+        bound(-(-splits // together)),
+        *(step // unit for step in steps[:2]),
+        *y.shape[1:4],
+        *(step // unit for step in steps[2:]),
+        y.stride(4),
+        scale.stride(0) if scale is not None and per_channel else 0,
+        WIDE=is_wide(parts, y),
+        LEFT=left,
+        RIGHT=right,
+        UNIT=unit,
+        ADJACENT=adjacent,
+        SCALED=scale is not None,
+        BIASED=bias is not None,
+        TOGETHER=together,
+        BLOCK=block,
+        **OPTIONS,
+    )
 
 
 def is_folded(groups: int, channels: int, wide: int, dilation: Sequence[int]) -> bool:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import register
-from quantizers.kernels.gpu.device import OPTIONS, bound, there
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.device import OPTIONS, bound
+from quantizers.kernels.gpu.launcher import launched
 
 from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
 
@@ -84,44 +84,46 @@ def _multiply(
     tall, across, deep, warps = _tiles(rows, produced, summed)
     short, blocks = length(cut_x, cut_w, 2**24), -(-summed // deep)
     inner, biased = scale if alone else None, bias if alone else None
-    with there(x):
-        imported(KERNELS).multiply[(-(-rows // tall) * -(-produced // across) * groups,)](
-            x,
-            w,
-            target,
-            w if inner is None else inner,
-            w if biased is None else biased.contiguous(),
-            rows,
-            produced,
-            summed,
-            height,
-            width,
-            *size,
-            *(x.stride(axis) for axis in (0, 3, 1, 2)),
-            *w.stride()[:4],
-            *target.stride(),
-            0 if inner is None else inner.stride(0),
-            *stride,
-            *padding,
-            *dilation,
-            w.shape[3],
-            blocks,
-            bound(taps * blocks),
-            max(short // deep, 1),
-            WIDE=is_wide(x, target),
-            SCATTER=scattered,
-            FLUSH=terms > short,
-            LONG=long,
-            SCALED=inner is not None,
-            BIASED=biased is not None,
-            ROWS=tall,
-            ACROSS=across,
-            DEEP=deep,
-            BAND=8,
-            num_warps=warps,
-            num_stages=3,
-            **OPTIONS,
-        )
+    launched(
+        KERNELS,
+        "multiply",
+        (-(-rows // tall) * -(-produced // across) * groups, 1, 1),
+        x,
+        w,
+        target,
+        w if inner is None else inner,
+        w if biased is None else biased.contiguous(),
+        rows,
+        produced,
+        summed,
+        height,
+        width,
+        *size,
+        *(x.stride(axis) for axis in (0, 3, 1, 2)),
+        *w.stride()[:4],
+        *target.stride(),
+        0 if inner is None else inner.stride(0),
+        *stride,
+        *padding,
+        *dilation,
+        w.shape[3],
+        blocks,
+        bound(taps * blocks),
+        max(short // deep, 1),
+        WIDE=is_wide(x, target),
+        SCATTER=scattered,
+        FLUSH=terms > short,
+        LONG=long,
+        SCALED=inner is not None,
+        BIASED=biased is not None,
+        ROWS=tall,
+        ACROSS=across,
+        DEEP=deep,
+        BAND=8,
+        num_warps=warps,
+        num_stages=3,
+        **OPTIONS,
+    )
     if not alone:
         parts = kept.view(1, cut_x.digits, -1, cut_w.digits, produced // cut_w.digits)
         combine(
