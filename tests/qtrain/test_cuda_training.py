@@ -134,6 +134,7 @@ def test_a_replay_takes_the_norms_and_the_factor_that_are_set() -> None:
         assert not unequal(captured.found(), plain.found())
 
 
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")  # torch's own
 def test_graphed_callables_train_as_the_module_does() -> None:
     """Forward and backward are two graphs."""
     model = quantize(convnet(), recipe=RECIPE)

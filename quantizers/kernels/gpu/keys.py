@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,21 +11,22 @@ from .device import WORDS, serves, there
 from .launcher import Launch
 
 
-@cache
-def _launch(loaded: bool, advanced: bool) -> Launch:
-    return Launch(WORDS, "fold", LOADED=loaded, ADVANCED=advanced, num_warps=1)
+@lru_cache(maxsize=1024)
+def _launch(value: int | None, advanced: bool) -> Launch:
+    """value: None for one that is loaded."""
+    numbers = () if value is None else (value,)
+    return Launch(WORDS, "fold", numbers, LOADED=value is None, ADVANCED=advanced, num_warps=1)
 
 
 def fold(key: Tensor, value: int | Tensor, advance: bool = False) -> Tensor | None:
     """See noise.fold; advance: of one more than the value, a tensor, which becomes that."""
-    loaded = isinstance(value, Tensor)
-    if key.dim() or not serves(key, value if isinstance(value, Tensor) else None):
+    other = value if isinstance(value, Tensor) else None
+    if key.dim() or (other is not None and other.dim()) or not serves(key, other):
         return None
-    if isinstance(value, Tensor) and value.dim():
-        return None
-    if isinstance(value, int):
-        value = (value + 2**63) % 2**64 - 2**63  # as int64 holds it
     result = torch.empty_like(key)
     with there(key):
-        _launch(loaded, advance)((1, 1, 1), key, result, value)
+        if isinstance(value, Tensor):
+            _launch(None, advance)((1, 1, 1), key, result, value)
+        else:  # as int64 holds it
+            _launch((value + 2**63) % 2**64 - 2**63, False)((1, 1, 1), key, result)
     return result

@@ -14,12 +14,11 @@ _stream = None if INTERPRETED else getattr(torch._C, "_cuda_getCurrentRawStream"
 
 
 class Launch:
-    """A kernel and all of its arguments that stay: `launch(grid, *varying)`.
+    """A kernel and all of its arguments that stay: `launch(grid, *tensors)`.
 
-    The kernel takes the varying ones first, then `numbers`, then the constants that it is compiled
-    for.  What Triton compiles depends, beside these, on the tensors' dtypes, on whether they lie at
-    multiples of 16 bytes, and on whether integers fit into 32 bits: each combination is compiled,
-    or read from Triton's cache, once.
+    The kernel takes the tensors first, then `numbers`, then the constants that it is compiled for.
+    What Triton compiles depends, beside these, on the tensors' dtypes and on whether they lie at
+    multiples of 16 bytes: each combination is compiled, or read from Triton's cache, once.
     """
 
     def __init__(
@@ -31,25 +30,15 @@ class Launch:
         self.rest = (*numbers, *(constants[name] for name in names if name in constants))
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, grid: tuple[int, int, int], first: Tensor, *others: Tensor | int) -> None:
-        """first, others: what varies; all on the device of the first, which is the current one."""
+    def __call__(self, grid: tuple[int, int, int], *tensors: Tensor) -> None:
+        """tensors: on the device of the first, which is the current one."""
         if _stream is None:
-            self.kernel[grid](first, *others, *self.numbers, **self.constants)
+            self.kernel[grid](*tensors, *self.numbers, **self.constants)
             return
-        index = first.get_device()
-        key: list[Any] = [index]
-        words = []
-        for word in (first, *others):
-            if isinstance(word, int):
-                key.append(-(2**31) <= word < 2**31)
-            else:
-                dtype = word.dtype
-                word = word.data_ptr()
-                key += (dtype, not word & 15)
-            words.append(word)
-        kernel = self.compiled.get(tuple(key))
+        index, words = tensors[0].get_device(), [tensor.data_ptr() for tensor in tensors]
+        key = (index, *[tensor.dtype for tensor in tensors], *[not word & 15 for word in words])
+        kernel = self.compiled.get(key)
         if kernel is None:
-            made = self.kernel[grid](first, *others, *self.numbers, **self.constants)
-            self.compiled[tuple(key)] = made
+            self.compiled[key] = self.kernel[grid](*tensors, *self.numbers, **self.constants)
             return
         kernel[grid](*words, *self.rest, stream=_stream(index))

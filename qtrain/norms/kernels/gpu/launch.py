@@ -22,8 +22,9 @@ PASSES = "qtrain.norms.kernels.gpu.triton_passes"
 TILE, ACROSS, SHORT = 2048, 64, 64
 #: places of a tensor's elements, those of a tile beyond its end included, are int32
 MOST = 2**31 - 2**24
-#: about how many programs read x for its statistics
-PROGRAMS = 1024
+#: about how many programs read x for its statistics: what a large GPU runs at once, as each ends
+#: with sums over its threads, which take as long as several tiles
+PROGRAMS = 396
 
 
 def power(n: int) -> int:

@@ -49,11 +49,11 @@ class Window(NamedTuple):
     biased: bool
 
 
-def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
+def _tiles(groups: int, rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
     """Rows, columns and depth of a tile, and its warps."""
     deep = 128 if summed >= 256 else 64 if summed > 32 else 32
-    across = 128 if produced >= 128 and rows >= 8192 else 64 if produced > 32 else 32
-    tall = 128 if rows >= 4096 else 64
+    across = 128 if produced >= 128 and rows * groups >= 8192 else 64 if produced > 32 else 32
+    tall = 128 if rows >= 128 and rows * groups >= 4096 else 64
     return tall, across, deep, 8 if tall * across >= 128 * 128 else 4
 
 
@@ -132,7 +132,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     rows, taps = batch * out_height * out_width, weight.shape[3] * weight.shape[4]
     unsigned, padding = x.dtype is torch.uint8, by.padding
     copied, moves_x, summed = None, False, given.shape[2]
-    tall, across, deep, warps = _tiles(rows, produced, summed)
+    tall, across, deep, warps = _tiles(groups, rows, produced, summed)
     blocks = -(-summed // deep)
     prepare = None
     steps_w = [weight.stride(axis) for axis in (0, 1, 3, 4)]
@@ -145,15 +145,15 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         copied = Layout.of(lies)
         padding = padding if by.scattered else (0, 0)
         pixels, channels = batch * tall_x * wide_x, groups * summed
-        beside = 128 if channels > 32 else 32
-        down = 4096 // beside
+        beside = 128 if channels > 64 else 64 if channels > 32 else 32
+        down = 16384 // beside
         programs = -(-pixels // down) * -(-channels // beside)
         words = (pixels, channels, height, width, tall_x, wide_x, *given.stride(), *pads)
         read = lies.permute(0, 3, 4, 1, 2)
     else:
         read = summed_last(given)
         moves_x = read is not given
-        programs, words, beside, down = 0, (0,) * 13, 128, 32
+        programs, words, beside, down = 0, (0,) * 13, 128, 128
     if by.shifted:
         runs = -(-summed // 128)
         launch = Launch(
