@@ -19,6 +19,8 @@ from tabulate import tabulate
 from .clock import Budget, captured, milliseconds
 
 TF32 = "TF32"
+#: of a step's kernels, those that take longest
+SHOWN = 12
 #: of those that are timed on a CPU
 METHODS = (FP32, "bf16 autocast", "int8", "int8 range-norm", "banner2018", "QPyTorch")
 
@@ -61,14 +63,16 @@ def _units(tf32: bool) -> Iterator[None]:
         own.allow_tf32, matrices.allow_tf32 = before
 
 
-def _launches(step: Step) -> int:
-    """Kernels and copies of one step."""
+def _kernels(step: Step) -> list[tuple[str, int, float]]:
+    """Kernels and copies of one step, the longest first: name, launches, ms of all of them."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         step()
         step.wait()
-    return sum(event.count for event in found.key_averages() if event.self_device_time_total > 0)
+    events = [event for event in found.key_averages() if event.self_device_time_total > 0]
+    rows = [(event.key[:80], event.count, event.self_device_time_total / 1e3) for event in events]
+    return sorted(rows, key=lambda row: -row[2])
 
 
 def measure(network: Network, batch: int, rounds: int) -> list[dict[str, Any]]:
@@ -87,7 +91,10 @@ def measure(network: Network, batch: int, rounds: int) -> list[dict[str, Any]]:
                 step = subject.build(network, batch, torch.device("cuda"))
                 for _ in range(3):
                     step()
-                row["peak_bytes"], row["launches"] = peak_bytes(step), _launches(step)
+                row["peak_bytes"], kernels = peak_bytes(step), _kernels(step)
+                row["launches"] = sum(count for _, count, _ in kernels)
+                row["busy_ms"] = sum(ms for *_, ms in kernels)
+                row["kernels"] = kernels[:SHOWN]
                 runs[name] = _within(step, name)
                 row = rows[replayed] = {"method": name, "mode": "captured"}
                 runs[replayed] = _within(_captured(step), name)
@@ -95,8 +102,10 @@ def measure(network: Network, batch: int, rounds: int) -> list[dict[str, Any]]:
                 row["failed"] = f"{type(error).__name__}: {first_line(error)}"
     times = milliseconds(runs, rounds, 20.0)
     for key, spread in times.items():
-        rows[key]["ms"] = spread
-        rows[key]["ratio"] = spread.median / times[TF32].median
+        row = rows[key]
+        row["ms"] = spread
+        beside = times.get(TF32 if row["mode"] == "eager" else f"{TF32}, captured")
+        row["ratio"] = None if beside is None else spread.median / beside.median
     return list(rows.values())
 
 
@@ -147,18 +156,23 @@ def run(
 def text(tables: list[dict[str, Any]]) -> str:
     parts = []
     for table in tables:
-        lines = []
+        lines, shares = [], []
         for row in table["rows"]:
             if "ms" not in row:
                 lines.append([row["method"], row["mode"], row.get("failed", "")])
                 continue
             low, median, high = row["ms"]
             peak = f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else ""
+            busy = f"{row['busy_ms']:.2f}" if "busy_ms" in row else ""
             lines.append(
                 [row["method"], row["mode"], f"{median:.2f} [{low:.2f}, {high:.2f}]",
-                 f"{row['ratio']:.2f}", peak, row.get("launches", "")]
+                 "" if row["ratio"] is None else f"{row['ratio']:.2f}", busy, peak, row.get("launches", "")]
             )  # fmt: skip
-        headers = ["", "", "ms", "/ TF32", "peak MiB", "launches"]
+            longest = [f"{name} {ms:.2f} ({count})" for name, count, ms in row.get("kernels", [])]
+            if longest and row["method"] not in (FP32, TF32):
+                shares.append(f"{row['method']}, ms (launches): {', '.join(longest[:8])}")
+        headers = ["", "", "ms", "/ TF32", "busy ms", "peak MiB", "launches"]
         body = tabulate(lines, headers, disable_numparse=True)
-        parts.append(f"{table['network']}, batch {table['batch']}\n{body}")
+        found = "\n".join([f"{table['network']}, batch {table['batch']}", body, *shares])
+        parts.append(found)
     return "\n\n".join(parts)
