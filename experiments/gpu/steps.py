@@ -164,9 +164,10 @@ def text(tables: list[dict[str, Any]]) -> str:
             low, median, high = row["ms"]
             peak = f"{row['peak_bytes'] / 2**20:.0f}" if "peak_bytes" in row else ""
             busy = f"{row['busy_ms']:.2f}" if "busy_ms" in row else ""
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
             lines.append(
-                [row["method"], row["mode"], f"{median:.2f} [{low:.2f}, {high:.2f}]",
-                 "" if row["ratio"] is None else f"{row['ratio']:.2f}", busy, peak, row.get("launches", "")]
+                [row["method"], row["mode"], f"{median:.2f} [{low:.2f}, {high:.2f}]", ratio, busy,
+                 peak, row.get("launches", "")]
             )  # fmt: skip
             longest = [f"{name} {ms:.2f} ({count})" for name, count, ms in row.get("kernels", [])]
             if longest and row["method"] not in (FP32, TF32):
