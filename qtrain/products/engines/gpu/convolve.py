@@ -73,6 +73,17 @@ def summed_last(x: Tensor) -> Tensor:
     return x.permute(_SUMMED_LAST).contiguous().permute(back)
 
 
+def _steps(x: Tensor, *axes: int) -> list[int]:
+    """Strides of axes; 0 where one is never taken."""
+    return [x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes]
+
+
+def in_units(*numbers: int) -> tuple[int, list[int]]:
+    """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
+    unit = 1 if any(number % 16 for number in numbers) else 16
+    return unit, [number // unit for number in numbers]
+
+
 class Planned(NamedTuple):
     """The launches of a convolution, for operands of one layout each.
 
@@ -135,7 +146,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     tall, across, deep, warps = _tiles(groups, rows, produced, summed)
     blocks = -(-summed // deep)
     prepare = None
-    steps_w = [weight.stride(axis) for axis in (0, 1, 3, 4)]
+    steps_w = _steps(weight, 0, 1, 3, 4)
     if by.shifted and (unsigned or not by.scattered):
         pads = (0, 0) if by.scattered else by.padding
         _, _, _, height, width = given.shape
@@ -148,34 +159,37 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         beside = 128 if channels > 64 else 64 if channels > 32 else 32
         down = 16384 // beside
         programs = -(-pixels // down) * -(-channels // beside)
-        words = (pixels, channels, height, width, tall_x, wide_x, *given.stride(), *pads)
+        sizes, steps = (pixels, height, width, tall_x, wide_x), _steps(given, 0, 1, 3, 4)
         read = lies.permute(0, 3, 4, 1, 2)
     else:
-        read = summed_last(given)
+        read, pads = summed_last(given), (0, 0)
         moves_x = read is not given
-        programs, words, beside, down = 0, (0,) * 13, 128, 128
+        programs, channels, beside, down, sizes, steps = 0, 0, 128, 128, (0,) * 5, [0] * 4
     if by.shifted:
-        runs = -(-summed // 128)
+        runs, step_c = -(-summed // 128), given.stride(2)
+        unit, (channels, each, *steps) = in_units(channels, summed, *steps, *steps_w)
         launch = Launch(
             PREPARE, "prepare",
-            (programs, produced, summed, *steps_w, weight.shape[4], runs, bound(taps * runs),
-             *words),
-            WIDE=x.is_wide or (copied is not None and copied.is_wide), UNSIGNED=unsigned,
-            PIXELS=down, CHANNELS=beside, DEEP=128, num_warps=8,
+            (programs, produced, each, *steps[4:], weight.shape[4], runs, bound(taps * runs),
+             sizes[0], channels, *sizes[1:], *steps[:2], step_c, *steps[2:4], *pads),
+            WIDE=x.is_wide or (copied is not None and copied.is_wide), UNIT=unit,
+            LAST=step_c == 1, UNSIGNED=unsigned, PIXELS=down, CHANNELS=beside, DEEP=128,
+            num_warps=8,
         )  # fmt: skip
         prepare = launch, (programs + groups * produced, 1, 1)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
+    unit, (each, *steps) = in_units(summed, *_steps(read, 0, 1, 3, 4), *steps_w)
+    out, (columns, y_n, y_g, y_h, y_w) = in_units(produced, *_steps(y, 0, 1, 3, 4))
     numbers = (
-        rows, produced, summed, *read.shape[3:], out_height, out_width,
-        *(read.stride(axis) for axis in (0, 1, 3, 4)), *steps_w, *y.stride(),
-        one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
-        128 * unsigned, blocks, bound(taps * blocks),
+        rows, columns, each, *read.shape[3:], out_height, out_width, *steps, y_n, y_g, y.stride(2),
+        y_h, y_w, one, other, *by.stride, *padding, *by.dilation, weight.shape[4], 128 * unsigned,
+        blocks, bound(taps * blocks),
     )  # fmt: skip
     launch = Launch(
-        KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide,
-        SCATTER=by.scattered, AFFINE=by.shifted, FILLED=by.shifted and by.scattered,
-        SCALES=len(by.scales), BIASED=by.biased, ROWS=tall, ACROSS=across,
-        DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
+        KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide, UNIT=unit,
+        OUT=out, LAST=y.stride(2) == 1, SCATTER=by.scattered, AFFINE=by.shifted,
+        FILLED=by.shifted and by.scattered, SCALES=len(by.scales), BIASED=by.biased, ROWS=tall,
+        ACROSS=across, DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
     )  # fmt: skip
     tiles = -(-rows // tall) * -(-produced // across) * groups
     return Planned(
