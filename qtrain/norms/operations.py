@@ -58,7 +58,9 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_output is None:  # nothing came of the output
+            return None, None, None, None
         x, weight, bias, *made = ctx.saved_tensors
         form: Form = ctx.form
         grads = gradients(x, weight, bias, Normalized(grad_output, *made), form)
