@@ -14,10 +14,10 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound, there
 from quantizers.kernels.gpu.launcher import Launch
 
-from .layout import Layout
+from ..layout import Layout
 
-KERNELS = "qtrain.products.engines.gpu.triton_convolution"
-PREPARE = "qtrain.products.engines.gpu.triton_prepare"
+KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
+PREPARE = "qtrain.products.engines.gpu.int8.triton_prepare"
 #: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
 _ORDERS: dict[str, tuple[int, ...]] = {
     "contiguous": (0, 1, 2, 3, 4),

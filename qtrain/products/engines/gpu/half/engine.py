@@ -11,13 +11,13 @@ from quantizers import QTensor
 from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
-from ...convolution import Convolution
-from ...operations import BatchedMatmul, Linear
-from ..epilogue import Epilogue
-from ..float_units import RoundedSums
-from ..task import Task
+from ....convolution import Convolution
+from ....operations import BatchedMatmul, Linear
+from ...epilogue import Epilogue
+from ...float_units import RoundedSums
+from ...task import Task
 from .gradient import grad_weight_half
-from .gradient_plan import KERNELS
+from .plan import KERNELS
 
 
 class TritonHalf(RoundedSums):

@@ -11,7 +11,7 @@ import torch
 from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound
 from quantizers.kernels.gpu.launcher import Launch
 
-KERNELS = "qtrain.products.engines.gpu.triton_gradient"
+KERNELS = "qtrain.products.engines.gpu.half.triton_gradient"
 #: bytes that a tile's loads may have on their way
 _AHEAD = 2**16
 _Five = tuple[int, int, int, int, int]

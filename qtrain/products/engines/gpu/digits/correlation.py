@@ -13,7 +13,7 @@ from quantizers.kernels.gpu.launcher import launched
 
 from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
 
-KERNELS = "qtrain.products.engines.gpu.triton_correlation"
+KERNELS = "qtrain.products.engines.gpu.digits.triton_correlation"
 #: programs that keep a GPU busy, and the pixels that are worth one
 _PROGRAMS, _PIXELS = 512, 512
 
@@ -114,8 +114,8 @@ def _gradient(small: Tensor, large: Tensor, like: Tensor, *others: object) -> Te
     return torch.empty_like(like, dtype=narrow if scale is None else torch.float32)
 
 
-correlate_halves = register(
-    "qtrain::correlate_halves(Tensor small, Tensor large, Tensor like, int[] stride,"
+correlate_digits = register(
+    "qtrain::correlate_digits(Tensor small, Tensor large, Tensor like, int[] stride,"
     " int[] padding, int[] dilation, bool transposed, Tensor? zero_small, Tensor? zero_large,"
     " int[] reach, Tensor? scale) -> Tensor",
     _correlate,

@@ -7,16 +7,16 @@ from torch import Tensor
 from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
-from ...convolution import Convolution
-from ...operations import BatchedMatmul, Operation
-from ..engine import Engine, ZeroPoints
-from ..epilogue import Epilogue
-from ..geometry import Window, cropped, reduced
-from ..task import Task
-from ..unfolded import matrices
-from .correlation import correlate_halves
+from ....convolution import Convolution
+from ....operations import BatchedMatmul, Operation
+from ...engine import Engine, ZeroPoints
+from ...epilogue import Epilogue
+from ...geometry import Window, cropped, reduced
+from ...task import Task
+from ...unfolded import matrices
+from .convolution import KERNELS, convolve_digits
+from .correlation import correlate_digits
 from .digits import REACH
-from .halves import KERNELS, multiply_halves
 
 
 class TritonDigits(Engine):
@@ -87,7 +87,7 @@ def _matrices(
     left, right = matrices(task.product, a, b)
     x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
     scale, bias = _of_channels(epilogue, operation, w.shape[0] * w.shape[1])
-    y = multiply_halves(
+    y = convolve_digits(
         x, w, [1, x.shape[4]], "matrices", [1, 1], [0, 0], [1, 1], False, *zero_points,
         _reach(task), scale, bias,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def _convolution(
     if x.dim() == 4:
         x, w, size = x.unsqueeze(3), w.unsqueeze(3), [1, *size]
     scale, bias = _of_channels(epilogue, operation, w.shape[0] * w.shape[1])
-    y = multiply_halves(
+    y = convolve_digits(
         x, w, list(size), "channels_last" if shape.channels_last else "contiguous", *window,
         shape.scattered is not None, *zero_points, _reach(task), scale, bias,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _grad_weight(
     small, large = pairs[::-1] if operation.transposed else pairs
     scale = epilogue.scale
     scale = scale.reshape(1) if scale is not None and scale.numel() == 1 else None
-    y = correlate_halves(
+    y = correlate_digits(
         small[0], large[0], like, *window, operation.transposed, small[1], large[1],
         [small[2], large[2]], scale,
     )  # fmt: skip

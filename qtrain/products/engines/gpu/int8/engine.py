@@ -11,17 +11,17 @@ from torch import Tensor
 from quantizers.kernels.gpu.device import INTERPRETED, serves
 from quantizers.kernels.serving import imported
 
-from ...convolution import Convolution
-from ...operations import BatchedMatmul
-from ...plan import planned as kept
-from ...product import Product
-from ..engine import Engine
-from ..epilogue import Epilogue
-from ..geometry import Window, cropped, reduced
-from ..task import Task
-from ..unfolded import matrices
-from .convolve import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
-from .layout import Layout
+from ....convolution import Convolution
+from ....operations import BatchedMatmul
+from ....plan import planned as kept
+from ....product import Product
+from ...engine import Engine
+from ...epilogue import Epilogue
+from ...geometry import Window, cropped, reduced
+from ...task import Task
+from ...unfolded import matrices
+from ..layout import Layout
+from .convolution import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
 
 _POINT = Window((1, 1), (0, 0), (1, 1))
 

@@ -14,7 +14,7 @@ from quantizers.kernels.gpu.launcher import launched
 
 from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
 
-KERNELS = "qtrain.products.engines.gpu.triton_halves"
+KERNELS = "qtrain.products.engines.gpu.digits.triton_convolution"
 #: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
 _ORDERS: dict[str, tuple[int, ...]] = {
     "contiguous": (0, 1, 2, 3, 4),
@@ -137,8 +137,8 @@ def _product(x: Tensor, w: Tensor, size: list[int], layout: str, *others: object
     return _result(x, w, size, layout, reach[0] * reach[1], scale)  # type: ignore[index,arg-type]
 
 
-multiply_halves = register(
-    "qtrain::multiply_halves(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
+convolve_digits = register(
+    "qtrain::convolve_digits(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
     " int[] padding, int[] dilation, bool scattered, Tensor? zero_x, Tensor? zero_w, int[] reach,"
     " Tensor? scale, Tensor? bias) -> Tensor",
     _multiply,

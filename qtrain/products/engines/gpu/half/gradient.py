@@ -11,7 +11,7 @@ from torch import Tensor
 from quantizers.by_device import register
 from quantizers.kernels.gpu.device import INTERPRETED, there
 
-from .gradient_plan import Planned, Tensors, planned
+from .plan import Planned, Tensors, planned
 
 #: steps that a part of the sum has at least
 _STEPS = 16

@@ -12,7 +12,7 @@ from torch import Tensor
 from quantizers.kernels.gpu.device import OPTIONS, bound
 from quantizers.kernels.gpu.launcher import launched
 
-KERNELS = "qtrain.products.engines.gpu.triton_digits"
+KERNELS = "qtrain.products.engines.gpu.digits.triton_digits"
 #: the largest magnitude of an element
 REACH = 2**16
 #: elements of a program that puts digits together
