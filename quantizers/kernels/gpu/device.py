@@ -18,7 +18,6 @@ INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"
 #: modules of kernels
 ELEMENTS = "quantizers.kernels.gpu.triton_elements"
 RANGE = "quantizers.kernels.gpu.triton_range"
-WORDS = "quantizers.kernels.gpu.triton_words"
 #: as the processor rounds: a product and a sum are never one operation
 OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
 
@@ -49,3 +48,8 @@ def bound(count: int) -> Any:
     import triton.language as tl
 
     return tl.constexpr(count)
+
+
+def power_of_two(n: int) -> int:
+    """The least that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
