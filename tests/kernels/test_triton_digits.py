@@ -15,7 +15,9 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _drawn, _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.gpu.digits import convolution, correlation, digits
+from qtrain.products.engines.gpu import layout
+from qtrain.products.engines.gpu.digits import convolution, correlation
+from qtrain.products.engines.gpu.digits.digits import Cut
 from qtrain.products.engines.gpu.digits.engine import TritonDigits
 from qtrain.products.engines.gpu.int8.engine import TritonInt8
 from qtrain.products.engines.task import Span, Task
@@ -108,7 +110,7 @@ def test_sums_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of digits, too: from 2^17 terms on, of which an engine's trial on a GPU has some."""
     real, asked = convolution.length, []
 
-    def length(one: digits.Cut, other: digits.Cut, limit: int) -> int:
+    def length(one: Cut, other: Cut, limit: int) -> int:
         asked.append(limit)
         return min(real(one, other, limit), 3000) if limit < 2**31 else 500
 
@@ -139,9 +141,7 @@ def test_a_gradient_is_cut_before_its_sums_pass_int32(monkeypatch: pytest.Monkey
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert digits.is_wide(torch.empty_strided((3, 1), (2**30, 1), device="meta"))
-    for module in (convolution, correlation, digits):
-        monkeypatch.setattr(module, "is_wide", lambda *tensors: True)
+    monkeypatch.setattr(layout.Layout, "is_wide", True)
     for product, a, b, like in _products(*CASES["transposed"]):
         span = Span(0, 65535)
         task = Task(product, *product.terms(a.shape, b.shape), span, EIGHT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,6 +40,14 @@ def there(x: Tensor) -> Any:
     if INTERPRETED or x.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(x.device)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; of the interpreter, few."""
+    if INTERPRETED:
+        return 2
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def bound(count: int) -> Any:

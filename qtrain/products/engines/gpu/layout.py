@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def is_wide(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a place in such a tensor, a tile beyond its end included, passes int32."""
+    return sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) >= 2**30
 
 
 class Layout(NamedTuple):
@@ -27,6 +33,4 @@ class Layout(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Whether a place in it, a tile beyond its end included, passes int32."""
-        spans = ((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return sum(spans) >= 2**30
+        return is_wide(self.shape, self.strides)

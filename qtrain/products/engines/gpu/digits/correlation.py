@@ -11,7 +11,8 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound
 from quantizers.kernels.gpu.launcher import launched
 
-from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
+from ..layout import Layout
+from .digits import Cut, combine, digits, dtype_of, folded, is_folded, length
 
 KERNELS = "qtrain.products.engines.gpu.digits.triton_correlation"
 #: programs that keep a GPU busy, and the pixels that are worth one
@@ -93,7 +94,7 @@ def _correlate(
         kernel[1],
         bound(steps),
         length(cut, other, 2**24) // deep,
-        WIDE=is_wide(x, z),
+        WIDE=Layout.of(x).is_wide or Layout.of(z).is_wide,
         ROWS=tall,
         ACROSS=across,
         DEEP=deep,

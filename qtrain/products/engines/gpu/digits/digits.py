@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import OPTIONS, bound
+from quantizers.kernels.gpu.device import OPTIONS, bound, power_of_two
 from quantizers.kernels.gpu.launcher import launched
+
+from ..layout import Layout
 
 KERNELS = "qtrain.products.engines.gpu.digits.triton_digits"
 #: the largest magnitude of an element
@@ -38,14 +40,6 @@ def length(one: Cut, other: Cut, limit: int) -> int:
 def dtype_of(reach: int) -> torch.dtype:
     """Which keeps sums that reach so far."""
     return torch.int32 if reach < 2**31 else torch.float64
-
-
-def is_wide(*tensors: Tensor) -> bool:
-    """Whether a place in one of them, a tile beyond its end included, passes int32."""
-    spans = (
-        sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) for x in tensors
-    )
-    return max(spans) >= 2**30
 
 
 def _steps(x: Tensor) -> list[int]:
@@ -89,7 +83,7 @@ def digits(
         *(step // unit for step in steps[:4]),
         x.stride(4),
         *(step // unit for step in steps[4:]),
-        WIDE=is_wide(x, y),
+        WIDE=Layout.of(x).is_wide or Layout.of(y).is_wide,
         AFFINE=zero_point is not None,
         TWO=count == 2,
         UNIT=unit,
@@ -112,7 +106,7 @@ def combine(
 ) -> None:
     """parts (splits, left digits, ..., right digits, channels) -> y, of 5 axes."""
     size, splits = y.numel(), parts.shape[0]
-    together = min(1 << (splits - 1).bit_length(), 8)
+    together = min(power_of_two(splits), 8)
     block = _BLOCK // together
     steps = *parts.stride()[:2], *_steps(y)
     adjacent = y.stride(4) == 1 or y.shape[4] == 1
@@ -134,7 +128,7 @@ def combine(
         *(step // unit for step in steps[2:]),
         y.stride(4),
         scale.stride(0) if scale is not None and per_channel else 0,
-        WIDE=is_wide(parts, y),
+        WIDE=Layout.of(parts).is_wide or Layout.of(y).is_wide,
         LEFT=left,
         RIGHT=right,
         UNIT=unit,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_scales import is_held, scaled
+
 _SIZES = [
     "rows", "height", "width", "out_height", "out_width", "stride_h", "stride_w", "padding_h",
     "padding_w", "dilation_h", "dilation_w", "taps", "taps_w", "tiles", "steps", "y_part", "y_g",
@@ -28,10 +30,7 @@ def _store(place, found, mask, scale, SCALED: tl.constexpr):
     """fl32(found * scale), a number in fp32 or fp64."""
     if SCALED:
         own = tl.load(scale)
-        if own.dtype == tl.float64:
-            found = (found.to(tl.float64) * own).to(tl.float32)
-        else:
-            found = found * own
+        found = scaled(found, own, is_held(own))
     tl.store(place, found, mask=mask)
 
 
