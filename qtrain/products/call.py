@@ -62,6 +62,10 @@ class Probe:
         """The engine that serves a product, or one block of it."""
 
 
+#: devices where grad_weight's elements of fp16 and bf16 are kept in these
+CASTING = {"cuda"}
+
+
 @dataclass
 class Call:
     """Everything about one call of a layer that is not a tensor.
@@ -109,6 +113,8 @@ class Call:
                 q = quantized(quantizer, x, state=state, key=key, training=self.training)
             elif norm is not None:
                 q = norm.quantized(quantizer, state, self.training)
+            elif kind == "grad_weight" and self.probe is None and _is_cast(x, quantizer, factor):
+                q = QTensor(x.to(quantizer.half), None, None, quantizer.format, tuple(x.shape))
             else:
                 q = quantize(x, quantizer, state, key, self.training, factor)
         except (TypeError, ValueError) as error:
@@ -134,6 +140,19 @@ class Call:
                 f"{operand}: backward returned {got}, need a {tuple(grad.shape)} tensor"
             )
         return passed
+
+
+def _is_cast(x: Tensor, quantizer: Quantizer, factor: Tensor | None) -> bool:
+    """Whether elements are kept in the 16 bits that hold them, which a GPU's units read as they
+    are: half the memory.  A compiled graph might skip the rounding."""
+    return (
+        factor is None
+        and x.device.type in CASTING
+        and x.dtype is torch.float32
+        and quantizer.half is not None
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+    )
 
 
 def located(error: Exception, place: str) -> Exception:

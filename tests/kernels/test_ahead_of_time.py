@@ -225,10 +225,11 @@ def test_a_gradient_is_on_tensor_cores(
     }  # fmt: skip
     aligned = ["produced", "g_m", "g_g", *(["channels", "x_n", "x_g", "x_h", "x_w"] * even)]
     types = dict.fromkeys(aligned, "!i32") | {
-        "g": "!*fp32", "x": f"!*{other}", "y": "!*fp32", "g_zero": "*i32", "x_zero": "*i32",
-        "scale": "*fp64",
+        "g": "!*bf16" if other == "u8" else "!*fp32", "x": f"!*{other}", "y": "!*fp32",
+        "g_zero": "*i32", "x_zero": "*i32", "scale": "*fp64",
     }  # fmt: skip
-    made = compiled(gradient, constants, types, arch, tile.options(4, 4 if other == "fp32" else 1))
+    sizes = 2 if other == "u8" else 4, 4 if other == "fp32" else 1
+    made = compiled(gradient, constants, types, arch, tile.options(*sizes))
     ptx = well_made(made, arch)
     dtype = "f16" if other == "i8" else "bf16"
     unit = rf"wgmma\S*\.f32\.{dtype}\.{dtype}" if arch == 90 else rf"mma\S*\.f32\.{dtype}\.{dtype}"

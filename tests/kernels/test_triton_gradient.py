@@ -126,6 +126,8 @@ def test_sums_are_near(name: str, half: torch.dtype) -> None:
     terms = task(product, a, b, half).terms
     got = run(product, QTensor(g), QTensor(x), like, half)
     assert ((got - want).abs() <= terms * 2.0**-23 * reach).all()
+    kept = run(product, QTensor(g.to(half)), QTensor(x), like, half)
+    assert torch.equal(kept, got), "elements kept in 16 bits"
 
 
 @pytest.mark.parametrize("name", ["linear", "3x3", "transposed"])

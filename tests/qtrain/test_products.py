@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, quantize
+from qtrain.products import call
 from qtrain.products.blocks import multiply
 from qtrain.products.operations import Linear
 from qtrain.products.product import Product
 from quantizers import (
     OFF,
+    FloatFormat,
     Granularity,
     IntFormat,
     QTensor,
     Quantizer,
+    bf16,
     e4m3,
     e5m2,
     e8m0,
@@ -29,6 +33,7 @@ from quantizers import (
     per_sample,
     per_tensor,
     per_token,
+    stochastic,
 )
 
 INT8 = Quantizer(format=IntFormat(8))
@@ -405,3 +410,44 @@ def test_zero_rows_and_channels_stay_exact_zeros(shape: tuple[int, ...]) -> None
     output.sum().backward()
     assert bool((output[..., 1] == 0).all()) and bool((output[1] == 0).all())
     assert bool(torch.isfinite(x.grad).all()) and bool((quantized.weight.grad != 0).any())
+
+
+@pytest.mark.parametrize("name", ["int8", "bf16", "fp16"])
+@pytest.mark.parametrize("layer", [nn.Linear(12, 8), nn.Conv2d(6, 8, 3)], ids=str)
+def test_elements_kept_in_16_bits_give_the_same_products(
+    layer: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: see call.CASTING."""
+    x = normal(*((5, 12) if isinstance(layer, nn.Linear) else (2, 6, 5, 5)))
+    grads, seen = [], []
+    for devices in ({"cuda"}, {"cpu", "cuda"}):
+        monkeypatch.setattr("qtrain.products.call.CASTING", devices)
+        model = quantize(nn.Sequential(copy.deepcopy(layer)), recipe=name)
+        real = call.Call.quantize
+
+        def watched(self: Any, kind: Any, *args: Any, real: Any = real) -> QTensor:
+            q: QTensor = real(self, kind, *args)
+            if kind == "grad_weight":
+                seen.append(q.elements.dtype)
+            return q
+
+        with monkeypatch.context() as within:
+            within.setattr(call.Call, "quantize", watched)
+            model(x).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert seen[0] is torch.float32 and seen[-1] in (torch.bfloat16, torch.float16)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("fmt", [fp16, bf16], ids=str)
+def test_a_cast_has_the_elements_of_its_format(fmt: FloatFormat) -> None:
+    """Every upper half of an fp32 number, with lower halves at, below and above ties."""
+    upper = torch.arange(2**16, dtype=torch.int64).unsqueeze(1) << 16
+    lower = torch.tensor([0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    x = (upper + lower).to(torch.int32).view(torch.float32)
+    by = Quantizer(format=fmt, range=None)
+    assert by.half is not None and torch.equal(
+        by(x).elements.nan_to_num(1.5), x.to(by.half).float().nan_to_num(1.5)
+    )
+    assert Quantizer(format=fmt, range=None, rounding=stochastic()).half is None
+    assert Quantizer(format=FloatFormat(5, 2), range=None).half is None and INT8.half is None
