@@ -118,18 +118,17 @@ def test_a_convolution_is_on_tensor_cores(
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "WIDE": False, "SCATTER": False, "AFFINE": True, "FILLED": False,
-        "SCALES": scales, "BIASED": True, "BAND": 8,
+        "WIDE": False, "UNIT": 16, "OUT": 16, "LAST": True, "SCATTER": False, "AFFINE": True,
+        "FILLED": False, "SCALES": scales, "BIASED": True, "BAND": 8,
     }  # fmt: skip
-    strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
-    types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")
-    types |= {
+    types = {
         "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp32" if scales == 2 else "*fp64",
         "other": "*fp32", "bias": "*fp32", "zero_point": "*i32", "sums": "*i32",
     }  # fmt: skip
     made = compiled(convolve, constants, types, arch)
     unit = r"wgmma\S*\.s32\.s8\.s8" if arch == 90 else r"mma\.sync\S*\.s32\.s8\.s8\.s32"
-    assert re.search(unit, well_made(made, arch))
+    ptx = well_made(made, arch)
+    assert re.search(unit, ptx) and "st.global.v4.b32" in ptx
     tall, across, deep = tile
     if arch == 90 and tall == 128:  # loads run ahead of the products: several tiles are there
         assert made.metadata.shared >= 2 * (tall + across) * deep
@@ -202,9 +201,13 @@ def test_digits_and_chunks(arch: int) -> None:
 def test_what_goes_before_a_convolution(arch: int) -> None:
     from qtrain.products.engines.gpu.int8.triton_prepare import prepare
 
-    constants = {"WIDE": False, "UNSIGNED": True, "PIXELS": 32, "CHANNELS": 128, "DEEP": 128}
+    constants = {
+        "WIDE": False, "UNIT": 16, "LAST": True, "UNSIGNED": True, "PIXELS": 128, "CHANNELS": 128,
+        "DEEP": 128,
+    }  # fmt: skip
     types = {"x": "!*u8", "w": "!*i8", "y": "!*i8", "sums": "!*i32", "zero_point": "*i32"}
-    well_made(compiled(prepare, constants, types, arch), arch)
+    # 16 bytes at a time
+    assert "ld.global.v4.b32" in well_made(compiled(prepare, constants, types, arch), arch)
 
 
 @pytest.mark.parametrize("arch", SHARED)

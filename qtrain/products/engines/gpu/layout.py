@@ -14,6 +14,17 @@ def is_wide(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) >= 2**30
 
 
+def steps_of(x: Tensor, *axes: int) -> list[int]:
+    """Strides of axes; 0 where one is never taken."""
+    return [x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes]
+
+
+def in_units(*numbers: int) -> tuple[int, list[int]]:
+    """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
+    unit = 1 if any(number % 16 for number in numbers) else 16
+    return unit, [number // unit for number in numbers]
+
+
 class Layout(NamedTuple):
     """A tensor but for its numbers."""
 

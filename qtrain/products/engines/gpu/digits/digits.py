@@ -12,7 +12,7 @@ from torch import Tensor
 from quantizers.kernels.gpu.device import OPTIONS, bound, power_of_two
 from quantizers.kernels.gpu.launcher import launched
 
-from ..layout import Layout
+from ..layout import Layout, in_units, steps_of
 
 KERNELS = "qtrain.products.engines.gpu.digits.triton_digits"
 #: the largest magnitude of an element
@@ -42,16 +42,6 @@ def dtype_of(reach: int) -> torch.dtype:
     return torch.int32 if reach < 2**31 else torch.float64
 
 
-def _steps(x: Tensor) -> list[int]:
-    """Strides of the first 4 axes; 0 where one is never taken."""
-    return [0 if n == 1 else step for n, step in zip(x.shape[:4], x.stride()[:4], strict=True)]
-
-
-def _unit(*numbers: int) -> int:
-    """16 where it divides all: what a kernel is to know of them; else 1."""
-    return 16 if all(number % 16 == 0 for number in numbers) else 1
-
-
 def digits(
     x: Tensor, zero_point: Tensor | None, count: int, outer: int, padding: int = 0
 ) -> Tensor:
@@ -66,8 +56,10 @@ def digits(
     # few kinds of kernels: each is compiled
     across = 64 if channels > 32 else 16
     down = 4096 // across
-    steps = *_steps(x), math.prod(sizes[1:]) * (count if outer else 1), y.stride(outer)
-    unit = _unit(channels, *steps)
+    first = math.prod(sizes[1:]) * (count if outer else 1)
+    unit, (each, *steps) = in_units(
+        channels, *steps_of(x, 0, 1, 2, 3), first, y.stride(outer)
+    )  # fmt: skip
     launched(
         KERNELS,
         "digits",
@@ -76,13 +68,13 @@ def digits(
         y,
         x if zero_point is None else zero_point,
         rows,
-        channels // unit,
+        each,
         *sizes[1:4],
         x.shape[2],
         padding,
-        *(step // unit for step in steps[:4]),
+        *steps[:4],
         x.stride(4),
-        *(step // unit for step in steps[4:]),
+        *steps[4:],
         WIDE=Layout.of(x).is_wide or Layout.of(y).is_wide,
         AFFINE=zero_point is not None,
         TWO=count == 2,
@@ -108,9 +100,8 @@ def combine(
     size, splits = y.numel(), parts.shape[0]
     together = min(power_of_two(splits), 8)
     block = _BLOCK // together
-    steps = *parts.stride()[:2], *_steps(y)
     adjacent = y.stride(4) == 1 or y.shape[4] == 1
-    unit = _unit(y.shape[4], *steps)
+    unit, (channels, *steps) = in_units(y.shape[4], *parts.stride()[:2], *steps_of(y, 0, 1, 2, 3))
     launched(
         KERNELS,
         "combine",
@@ -120,12 +111,12 @@ def combine(
         parts if scale is None else scale,
         parts if bias is None else bias.contiguous(),
         size,
-        y.shape[4] // unit,
+        channels,
         splits,
         bound(-(-splits // together)),
-        *(step // unit for step in steps[:2]),
+        *steps[:2],
         *y.shape[1:4],
-        *(step // unit for step in steps[2:]),
+        *steps[2:],
         y.stride(4),
         scale.stride(0) if scale is not None and per_channel else 0,
         WIDE=Layout.of(parts).is_wide or Layout.of(y).is_wide,

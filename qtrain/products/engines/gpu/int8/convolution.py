@@ -15,7 +15,7 @@ from quantizers.kernels.gpu.device import OPTIONS, bound, there
 from quantizers.kernels.gpu.launcher import Launch
 
 from ..convolved import new_result, tile_of
-from ..layout import Layout
+from ..layout import Layout, in_units, steps_of
 
 KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
 PREPARE = "qtrain.products.engines.gpu.int8.triton_prepare"
@@ -120,7 +120,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     deep = 128 if summed >= 256 else 64 if summed > 32 else 32
     blocks = -(-summed // deep)
     prepare = None
-    steps_w = [weight.stride(axis) for axis in (0, 1, 3, 4)]
+    steps_w = steps_of(weight, 0, 1, 3, 4)
     if by.shifted and (unsigned or not by.scattered):
         pads = (0, 0) if by.scattered else by.padding
         _, _, _, height, width = given.shape
@@ -133,34 +133,37 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         beside = 128 if channels > 64 else 64 if channels > 32 else 32
         down = 16384 // beside
         programs = -(-pixels // down) * -(-channels // beside)
-        words = (pixels, channels, height, width, tall_x, wide_x, *given.stride(), *pads)
+        sizes, steps = (pixels, height, width, tall_x, wide_x), steps_of(given, 0, 1, 3, 4)
         read = lies.permute(0, 3, 4, 1, 2)
     else:
-        read = summed_last(given)
+        read, pads = summed_last(given), (0, 0)
         moves_x = read is not given
-        programs, words, beside, down = 0, (0,) * 13, 128, 128
+        programs, channels, beside, down, sizes, steps = 0, 0, 128, 128, (0,) * 5, [0] * 4
     if by.shifted:
-        runs = -(-summed // 128)
+        runs, step_c = -(-summed // 128), given.stride(2)
+        unit, (channels, each, *steps) = in_units(channels, summed, *steps, *steps_w)
         launch = Launch(
             PREPARE, "prepare",
-            (programs, produced, summed, *steps_w, weight.shape[4], runs, bound(taps * runs),
-             *words),
-            WIDE=x.is_wide or (copied is not None and copied.is_wide), UNSIGNED=unsigned,
-            PIXELS=down, CHANNELS=beside, DEEP=128, num_warps=8,
+            (programs, produced, each, *steps[4:], weight.shape[4], runs, bound(taps * runs),
+             sizes[0], channels, *sizes[1:], *steps[:2], step_c, *steps[2:4], *pads),
+            WIDE=x.is_wide or (copied is not None and copied.is_wide), UNIT=unit,
+            LAST=step_c == 1, UNSIGNED=unsigned, PIXELS=down, CHANNELS=beside, DEEP=128,
+            num_warps=8,
         )  # fmt: skip
         prepare = launch, (programs + groups * produced, 1, 1)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
+    unit, (each, *steps) = in_units(summed, *steps_of(read, 0, 1, 3, 4), *steps_w)
+    out, (columns, y_n, y_g, y_h, y_w) = in_units(produced, *steps_of(y, 0, 1, 3, 4))
     numbers = (
-        rows, produced, summed, *read.shape[3:], out_height, out_width,
-        *(read.stride(axis) for axis in (0, 1, 3, 4)), *steps_w, *y.stride(),
-        one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
-        128 * unsigned, blocks, bound(taps * blocks),
+        rows, columns, each, *read.shape[3:], out_height, out_width, *steps, y_n, y_g, y.stride(2),
+        y_h, y_w, one, other, *by.stride, *padding, *by.dilation, weight.shape[4], 128 * unsigned,
+        blocks, bound(taps * blocks),
     )  # fmt: skip
     launch = Launch(
-        KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide,
-        SCATTER=by.scattered, AFFINE=by.shifted, FILLED=by.shifted and by.scattered,
-        SCALES=len(by.scales), BIASED=by.biased, ROWS=tall, ACROSS=across,
-        DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
+        KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide, UNIT=unit,
+        OUT=out, LAST=y.stride(2) == 1, SCATTER=by.scattered, AFFINE=by.shifted,
+        FILLED=by.shifted and by.scattered, SCALES=len(by.scales), BIASED=by.biased, ROWS=tall,
+        ACROSS=across, DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
     )  # fmt: skip
     tiles = -(-rows // tall) * -(-produced // across) * groups
     return Planned(

@@ -8,14 +8,16 @@ import triton.language as tl
 from ..triton_places import met, tile
 from ..triton_scales import fl24, is_held, scaled
 
-_SIZES = [
-    "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
+#: no number compiles a kernel anew: what matters of them are UNIT, OUT and LAST
+_NUMBERS = [
+    "rows", "produced", "summed", "height", "width", "out_height", "out_width", "x_n", "x_g", "x_h",
+    "x_w", "w_g", "w_p", "w_r", "w_s", "y_n", "y_g", "y_p", "y_h", "y_w", "stride_h", "stride_w",
     "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "less", "blocks", "steps",
     "scale_p", "other_p",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_NUMBERS)
 def convolve(
     x,
     w,
@@ -58,6 +60,9 @@ def convolve(
     blocks,
     steps,
     WIDE: tl.constexpr,
+    UNIT: tl.constexpr,
+    OUT: tl.constexpr,
+    LAST: tl.constexpr,
     SCATTER: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
@@ -76,9 +81,17 @@ def convolve(
     zero_point (int32), when AFFINE: is taken from x, which holds the elements `less` so much,
     FILLED: where no element is met too.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
-    WIDE: places in x or y pass int32.
+    WIDE: places in x or y pass int32.  UNIT: summed and the strides of x and w are given in
+    sixteens, or in ones; OUT: produced and the strides of y but y_p, which is 1 where LAST.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
     """
+    summed *= UNIT
+    x_n, x_g, x_h, x_w = x_n * UNIT, x_g * UNIT, x_h * UNIT, x_w * UNIT
+    w_g, w_p, w_r, w_s = w_g * UNIT, w_p * UNIT, w_r * UNIT, w_s * UNIT
+    produced *= OUT
+    y_n, y_g, y_h, y_w = y_n * OUT, y_g * OUT, y_h * OUT, y_w * OUT
+    if LAST:
+        y_p = 1
     group, m, p = tile(rows, produced, WIDE, ROWS, ACROSS, BAND)
     c = tl.arange(0, DEEP)
     ow = m % out_width

@@ -5,8 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: no number compiles a kernel anew: what matters of them are UNIT and LAST
+_NUMBERS = [
+    "copies", "produced", "summed", "w_g", "w_p", "w_r", "w_s", "taps_w", "blocks", "steps",
+    "pixels", "channels", "height", "width", "out_height", "out_width", "x_n", "x_g", "x_c", "x_h",
+    "x_w", "padding_h", "padding_w",
+]  # fmt: skip
 
-@triton.jit(do_not_specialize=["copies", "taps_w", "blocks", "steps"])
+
+@triton.jit(do_not_specialize=_NUMBERS)
 def prepare(
     x,
     w,
@@ -37,6 +44,8 @@ def prepare(
     padding_h,
     padding_w,
     WIDE: tl.constexpr,
+    UNIT: tl.constexpr,
+    LAST: tl.constexpr,
     UNSIGNED: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -46,8 +55,15 @@ def prepare(
     and the sums (G * P), int32, of w (G, P, C, R, S) over c and taps.
 
     UNSIGNED: x uint8, and y 128 less.  pixels: N * H * W of y.  WIDE: places pass int32.
+    UNIT: channels, summed and the strides but x_c are given in sixteens, or in ones; LAST: that
+    x_c is 1.
     Program: pixels and channels, the first `copies`; then a sum, in steps of DEEP, see convolve.
     """
+    summed, channels = summed * UNIT, channels * UNIT
+    x_n, x_g, x_h, x_w = x_n * UNIT, x_g * UNIT, x_h * UNIT, x_w * UNIT
+    w_g, w_p, w_r, w_s = w_g * UNIT, w_p * UNIT, w_r * UNIT, w_s * UNIT
+    if LAST:
+        x_c = 1
     program = tl.program_id(0)
     if program < copies:
         _copied(
