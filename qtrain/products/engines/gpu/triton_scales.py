@@ -23,7 +23,7 @@ def is_held(scale):
 @triton.jit
 def scaled(x, scale, held):
     """fl32(x * scale), of fp32 numbers and a scale in fp32 or fp64; held: 1 where fp32 holds every
-    scale of the program, as it does nearly always: units for fp64 are few."""
+    scale of the program, as it does nearly always: units for fp64 are few; else 0, or unknown."""
     narrow = scale.to(tl.float32)
     if scale.dtype == tl.float64:
         if held == 1:
