@@ -18,24 +18,10 @@ _UNSPECIAL = ["granule_step", "index_step", "c0", "c1", "parts"]
 
 @triton.jit
 def _made(
-    source,
-    own,
-    zero,
-    index,
-    key,
-    c0,
-    c1,
-    c2,
-    c3,
-    c4,
-    SCALED: tl.constexpr,
-    INTEGER: tl.constexpr,
-    SIGNED: tl.constexpr,
-    ZERO: tl.constexpr,
-    INF: tl.constexpr,
-    RANDOM: tl.constexpr,
+    source, own, zero, index, key, c0, c1, c2, c3, c4, SCALED: tl.constexpr, INTEGER: tl.constexpr,
+    SIGNED: tl.constexpr, ZERO: tl.constexpr, INF: tl.constexpr, RANDOM: tl.constexpr,
     MODE: tl.constexpr,
-):
+):  # fmt: skip
     """Elements, fp32, of numbers before their scale."""
     v = source
     if SCALED:

@@ -61,29 +61,12 @@ def digits(
         channels, *steps_of(x, 0, 1, 2, 3), first, y.stride(outer)
     )  # fmt: skip
     launched(
-        KERNELS,
-        "digits",
-        (-(-rows // down) * -(-channels // across), 1, 1),
-        x,
-        y,
-        x if zero_point is None else zero_point,
-        rows,
-        each,
-        *sizes[1:4],
-        x.shape[2],
-        padding,
-        *steps[:4],
-        x.stride(4),
-        *steps[4:],
-        WIDE=Layout.of(x).is_wide or Layout.of(y).is_wide,
-        AFFINE=zero_point is not None,
-        TWO=count == 2,
-        UNIT=unit,
-        ADJACENT=x.stride(4) == 1 or channels == 1,
-        PIXELS=down,
-        CHANNELS=across,
-        num_warps=8,
-    )
+        KERNELS, "digits", (-(-rows // down) * -(-channels // across), 1, 1), x, y,
+        x if zero_point is None else zero_point, rows, each, *sizes[1:4], x.shape[2], padding,
+        *steps[:4], x.stride(4), *steps[4:], WIDE=Layout.of(x).is_wide or Layout.of(y).is_wide,
+        AFFINE=zero_point is not None, TWO=count == 2, UNIT=unit,
+        ADJACENT=x.stride(4) == 1 or channels == 1, PIXELS=down, CHANNELS=across, num_warps=8,
+    )  # fmt: skip
     return y
 
 
@@ -103,33 +86,14 @@ def combine(
     adjacent = y.stride(4) == 1 or y.shape[4] == 1
     unit, (channels, *steps) = in_units(y.shape[4], *parts.stride()[:2], *steps_of(y, 0, 1, 2, 3))
     launched(
-        KERNELS,
-        "combine",
-        (-(-size // block), 1, 1),
-        parts,
-        y,
-        parts if scale is None else scale,
-        parts if bias is None else bias.contiguous(),
-        size,
-        channels,
-        splits,
-        bound(-(-splits // together)),
-        *steps[:2],
-        *y.shape[1:4],
-        *steps[2:],
-        y.stride(4),
+        KERNELS, "combine", (-(-size // block), 1, 1), parts, y, parts if scale is None else scale,
+        parts if bias is None else bias.contiguous(), size, channels, splits,
+        bound(-(-splits // together)), *steps[:2], *y.shape[1:4], *steps[2:], y.stride(4),
         scale.stride(0) if scale is not None and per_channel else 0,
-        WIDE=Layout.of(parts).is_wide or Layout.of(y).is_wide,
-        LEFT=left,
-        RIGHT=right,
-        UNIT=unit,
-        ADJACENT=adjacent,
-        SCALED=scale is not None,
-        BIASED=bias is not None,
-        TOGETHER=together,
-        BLOCK=block,
-        **OPTIONS,
-    )
+        WIDE=Layout.of(parts).is_wide or Layout.of(y).is_wide, LEFT=left, RIGHT=right, UNIT=unit,
+        ADJACENT=adjacent, SCALED=scale is not None, BIASED=bias is not None, TOGETHER=together,
+        BLOCK=block, **OPTIONS,
+    )  # fmt: skip
 
 
 def is_folded(groups: int, channels: int, wide: int, dilation: Sequence[int]) -> bool:
