@@ -11,7 +11,7 @@ from .by_device import ByDevice
 from .formats import FloatFormat, Format
 from .granularity import expand
 from .kernels import unshift
-from .kernels.gpu import unshift as gpu
+from .kernels.gpu import values as gpu
 from .memory import serves
 from .numbers import constant
 

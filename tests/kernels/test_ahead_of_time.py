@@ -114,7 +114,7 @@ def test_extremes(arch: int) -> None:
 def test_a_convolution_is_on_tensor_cores(
     arch: int, tile: tuple[int, int, int], scales: int
 ) -> None:
-    from qtrain.products.engines.gpu.triton_convolution import convolve
+    from qtrain.products.engines.gpu.int8.triton_convolution import convolve
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
@@ -144,8 +144,8 @@ HALVES = {
 
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("tile", [(128, 128, 64), (128, 64, 64), (64, 32, 32)], ids=str)
-def test_a_convolution_in_halves_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
-    from qtrain.products.engines.gpu.triton_halves import multiply
+def test_a_convolution_of_digits_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+    from qtrain.products.engines.gpu.digits.triton_convolution import multiply
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
@@ -161,8 +161,8 @@ def test_a_convolution_in_halves_is_on_tensor_cores(arch: int, tile: tuple[int, 
 
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("tile", [(128, 128, 64), (128, 64, 64), (64, 32, 64)], ids=str)
-def test_a_gradient_in_halves_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
-    from qtrain.products.engines.gpu.triton_correlation import correlate
+def test_a_gradient_of_digits_is_on_tensor_cores(arch: int, tile: tuple[int, int, int]) -> None:
+    from qtrain.products.engines.gpu.digits.triton_correlation import correlate
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True)) | {"WIDE": False}
     sizes = ("produced", "summed", "x_digit", "z_digit", "z_n", "z_h", "z_w")
@@ -173,7 +173,7 @@ def test_a_gradient_in_halves_is_on_tensor_cores(arch: int, tile: tuple[int, int
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_digits_and_chunks(arch: int) -> None:
-    from qtrain.products.engines.gpu.triton_digits import combine, digits
+    from qtrain.products.engines.gpu.digits.triton_digits import combine, digits
     from quantizers.kernels.gpu.triton_chunks import chunked_scale
 
     constants = dict.fromkeys(("WIDE", "AFFINE", "TWO", "ADJACENT"), True)
@@ -199,7 +199,7 @@ def test_digits_and_chunks(arch: int) -> None:
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_what_goes_before_a_convolution(arch: int) -> None:
-    from qtrain.products.engines.gpu.triton_prepare import prepare
+    from qtrain.products.engines.gpu.int8.triton_prepare import prepare
 
     constants = {
         "WIDE": False, "UNIT": 16, "LAST": True, "UNSIGNED": True, "PIXELS": 128, "CHANNELS": 128,
@@ -217,8 +217,8 @@ def test_what_goes_before_a_convolution(arch: int) -> None:
 def test_a_gradient_is_on_tensor_cores(
     arch: int, other: str, kernel: tuple[int, int], channels: int
 ) -> None:
-    from qtrain.products.engines.gpu.gradient_plan import Tile
-    from qtrain.products.engines.gpu.triton_gradient import gradient
+    from qtrain.products.engines.gpu.half.plan import Tile
+    from qtrain.products.engines.gpu.half.triton_gradient import gradient
 
     tile, even = Tile.of(128, channels, *kernel), channels % 16 == 0
     constants = {
@@ -243,7 +243,7 @@ def test_a_gradient_is_on_tensor_cores(
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_a_sum_of_parts(arch: int) -> None:
-    from qtrain.products.engines.gpu.triton_gradient import add
+    from qtrain.products.engines.gpu.half.triton_gradient import add
 
     types = {"partial": "!*fp32", "y": "!*fp32", "scale": "*fp32"}
     well_made(compiled(add, {"SCALED": True, "DOWN": 16, "ACROSS": 128}, types, arch), arch)

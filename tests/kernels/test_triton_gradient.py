@@ -16,8 +16,8 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _products
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.gpu import gradient, gradient_plan
-from qtrain.products.engines.gpu.half import TritonHalf
+from qtrain.products.engines.gpu.half import gradient, plan
+from qtrain.products.engines.gpu.half.engine import TritonHalf
 from qtrain.products.engines.task import ANY, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
 from qtrain.products.product import Product
@@ -96,7 +96,7 @@ def run(
 def test_sums_of_integers_are_exact(name: str, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every partial sum is held: codes, about a zero point, by floats of few bits."""
     monkeypatch.setattr(gradient, "_STEPS", 1)
-    monkeypatch.setattr(gradient, "_multiprocessors", lambda device: parts * parts - 1)
+    monkeypatch.setattr(gradient, "multiprocessors", lambda device: parts * parts - 1)
     product, a, b, like = tensors(name)
     zero, half = torch.tensor(131, dtype=torch.int32), FP16 if parts == 20 else BF16
     g, codes = drawn(a.shape, -20, 20, 1), drawn(b.shape, 0, 255, 2)
@@ -183,13 +183,13 @@ def test_zero_points_of_many_and_fp64() -> None:
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
-    far = gradient_plan.Operand.of((3, 1, 1), (2**30, 1, 1), 1, 0)
-    assert far.is_wide and not gradient_plan.Operand.of((3, 1, 1), (2**28, 1, 1), 1, 0).is_wide
-    gradient_plan.planned.cache_clear()
-    monkeypatch.setattr(gradient_plan.Operand, "is_wide", True)
+    far, near = (plan.Operand.of((3, 1, 1), (2**n, 1, 1), 1) for n in (30, 28))
+    assert plan.is_wide(*far) and not plan.is_wide(*near)
+    plan.planned.cache_clear()
+    monkeypatch.setattr(plan, "is_wide", lambda *placed: True)
     for name in ("batches", "3x3", "few channels"):
         test_sums_of_integers_are_exact(name, 20, monkeypatch)
-    gradient_plan.planned.cache_clear()
+    plan.planned.cache_clear()
 
 
 def test_rows_that_are_not_evenly_apart() -> None:

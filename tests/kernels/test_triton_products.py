@@ -16,9 +16,10 @@ from qtrain.products.engines import choice, scales
 from qtrain.products.engines.engine import _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.float_units import TensorFloat32
-from qtrain.products.engines.gpu import convolve, layout
+from qtrain.products.engines.gpu import layout
 from qtrain.products.engines.gpu import scales as kernels
-from qtrain.products.engines.gpu.int8 import TritonInt8
+from qtrain.products.engines.gpu.int8 import convolution
+from qtrain.products.engines.gpu.int8.engine import TritonInt8
 from qtrain.products.engines.task import ANY, Span, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
 from qtrain.products.product import Product
@@ -130,7 +131,7 @@ def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layout.Layout((3, 1), (2**30, 1), torch.int8).is_wide
     x = torch.arange(64, dtype=torch.int8).view(1, 2, 32).to(DEVICE)
     monkeypatch.setattr(layout.Layout, "is_wide", True)
-    convolve.planned.cache_clear()
+    convolution.planned.cache_clear()
     w = torch.ones((1, 4, 32, 1, 1), dtype=torch.int8, device=DEVICE)
     y = torch.ops.qtrain.convolve_int8(
         x[..., None, None].transpose(0, 1), w, [1, 1], "contiguous", [1, 1], [0, 0], [1, 1],

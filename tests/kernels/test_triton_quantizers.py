@@ -30,7 +30,7 @@ from quantizers import (
     root_key,
     stochastic,
 )
-from quantizers.kernels.gpu import keys, launch, unshift
+from quantizers.kernels.gpu import extremes, keys, values
 from quantizers.kernels.gpu import quantizers as kernels
 from quantizers.memory import eager
 
@@ -163,9 +163,9 @@ LARGE = {
 def test_granules_that_several_programs_share(
     name: str, programs: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "PARTS", programs[0])
-    monkeypatch.setattr(launch, "MAKERS", programs[1])
-    launch.whole.cache_clear()
+    monkeypatch.setattr(extremes, "PARTS", programs[0])
+    monkeypatch.setattr(extremes, "MAKERS", programs[1])
+    extremes.whole.cache_clear()
     x, granularity = LARGE[name]
     factor = normal(1, x.shape[1], *[1] * (x.dim() - 2)).abs()
     unsigned = IntFormat(8, signed=False, symmetric=False)
@@ -191,7 +191,7 @@ def test_granules_that_several_programs_share(
                 assert same(got.elements, want.elements) and same(got.scale, want.scale)
                 assert same(got.zero_point, want.zero_point)
                 assert all(same(moved[part], value) for part, value in state.items())
-    launch.whole.cache_clear()
+    extremes.whole.cache_clear()
 
 
 def test_what_no_kernel_serves_is_declined() -> None:
@@ -225,7 +225,7 @@ def test_keys() -> None:
 def test_unshifted(dtype: torch.dtype) -> None:
     x = torch.arange(5000).to(dtype).view(50, 100).t()
     for zero_point in (None, torch.tensor(7, dtype=torch.int32)):
-        got = unshift.unshifted(x.to(DEVICE), None if zero_point is None else zero_point.to(DEVICE))
+        got = values.unshifted(x.to(DEVICE), None if zero_point is None else zero_point.to(DEVICE))
         assert got is not None and got.stride() == x.stride()
         assert same(got, x.float() - (0 if zero_point is None else zero_point))
 
@@ -241,5 +241,5 @@ def test_values(dtype: torch.dtype, limited: bool) -> None:
             with eager():
                 want = qtensor.values(x, scale, zero_point, limited)
             moved = [None if t is None else t.to(DEVICE) for t in (scale, zero_point)]
-            got = unshift.values(x.to(DEVICE), *moved, limited)
+            got = values.values(x.to(DEVICE), *moved, limited)
             assert got is not None and same(got, want), number

@@ -13,9 +13,9 @@ import torch
 from .cut import CutInt8
 from .engine import Engine
 from .float_units import Float32, RoundedSums, TensorFloat32, reference
-from .gpu.fp16 import TritonDigits
-from .gpu.half import TritonHalf
-from .gpu.int8 import TritonInt8
+from .gpu.digits.engine import TritonDigits
+from .gpu.half.engine import TritonHalf
+from .gpu.int8.engine import TritonInt8
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
 from .task import Task

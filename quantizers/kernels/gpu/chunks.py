@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import restored
-from quantizers.running_range import Ema
+from quantizers.ranges import ChunkedMinMax
 
 from ..plan import plan_whole
-from . import launch
-from .device import OPTIONS, RANGE, there
-from .launch import BLOCK, Elements
+from .device import OPTIONS, RANGE, power_of_two, there
+from .elements import BLOCK, Elements, elements, path
+from .extremes import remembered
 from .launcher import Launch
 
 CHUNKS = "quantizers.kernels.gpu.triton_chunks"
@@ -44,7 +44,7 @@ def chunk_length(shape: Sequence[int], strides: Sequence[int], chunks: int | Non
 
 
 class Chunked(NamedTuple):
-    """What quantizes tensors of one dtype, shape and layout, as launch.Whole does.
+    """What quantizes tensors of one dtype, shape and layout, as extremes.Whole does.
 
     scales              shape and strides of the scales
     ends                numbers that the extremes take
@@ -62,7 +62,7 @@ class Chunked(NamedTuple):
     def __call__(
         self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See launch.Whole; factor: None."""
+        """See extremes.Whole; factor: None."""
         scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=x.device)
         zero_point = torch.empty_like(scale, dtype=torch.int32) if self.shifted else None
         ends = torch.empty(self.ends, dtype=torch.int32, device=x.device)
@@ -87,35 +87,32 @@ def whole(
     """For a quantizer's `spec`; factor: None.  None where no kernel serves, or chunks are no runs
     of the walk."""
     by = restored(spec)
-    format, rule, momentum, use = by.format, by.range, 0.0, False
-    if isinstance(rule, Ema):
-        momentum, use = rule.momentum, not training or rule.train_on != "batch"
-        rule = rule.rule
+    format = by.format
+    rule, momentum, use = remembered(by.range, training)
     known = plan_whole(
         dtype, shape, strides, by.granularity, format, by.rounding, momentum if running else None,
         factor,
     )  # fmt: skip
     if known is None or factor is not None or math.prod(known.compact) != 1:
         return None
-    path = launch.path(known.plan, format, by.rounding, shape, strides)
-    elements = launch.elements(
-        dtype, shape, strides, known.block, format, by.rounding, True, known.shifted
-    )
+    assert isinstance(rule, ChunkedMinMax)
+    own = path(known.plan, format, by.rounding, shape, strides)
+    made = elements(dtype, shape, strides, known.block, format, by.rounding, True, known.shifted)
     each = chunk_length(shape, strides, rule.chunks)
-    if path is None or elements is None or each is None:
+    if own is None or made is None or each is None:
         return None
-    count = path.plan.walk.size // each
+    count = own.plan.walk.size // each
     steps = 1  # powers of two: a kernel is compiled for each
     while (parts := -(-each // (BLOCK * steps))) > 1 and count * parts > _MOST // 2:
         steps *= 2
-    sizes = [1 << (n - 1).bit_length() for n in (count, parts)]
+    sizes = [power_of_two(n) for n in (count, parts)]
     if math.prod(sizes) > _MOST:
         return None
     first = Launch(
-        RANGE, "extremes", (each, *path.words), AXES=path.axes, FOLDED=False, RUNNING=False,
+        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=False, RUNNING=False,
         STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
-    lowest, largest = path.constants[0] if known.shifted else 0.0, float(format.largest)
+    lowest, largest = own.constants[0] if known.shifted else 0.0, float(format.largest)
     scale = Launch(
         CHUNKS, "chunked_scale", (parts, count, lowest, largest, momentum),
         RUNNING=running, UPDATE=running and training, USE=running and use, AFFINE=known.shifted,
@@ -123,5 +120,5 @@ def whole(
     )  # fmt: skip
     return Chunked(
         known.block, (known.compact, known.steps), known.shifted, 2 * count * parts,
-        (first, (count, parts, 1)), scale, elements,
+        (first, (count, parts, 1)), scale, made,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ INTERPRETED = os.getenv("TRITON_INTERPRET") == "1"
 #: modules of kernels
 ELEMENTS = "quantizers.kernels.gpu.triton_elements"
 RANGE = "quantizers.kernels.gpu.triton_range"
-WORDS = "quantizers.kernels.gpu.triton_words"
 #: as the processor rounds: a product and a sum are never one operation
 OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
 
@@ -42,6 +42,14 @@ def there(x: Tensor) -> Any:
     return torch.cuda.device(x.device)
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; of the interpreter, few."""
+    if INTERPRETED:
+        return 2
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def bound(count: int) -> Any:
     """How often a kernel's loop runs: a constant to the interpreter, which counts to no other."""
     if not INTERPRETED:
@@ -49,3 +57,8 @@ def bound(count: int) -> Any:
     import triton.language as tl
 
     return tl.constexpr(count)
+
+
+def power_of_two(n: int) -> int:
+    """The least that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()

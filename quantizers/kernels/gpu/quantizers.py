@@ -12,7 +12,8 @@ from quantizers.rounding import Rounding, nearest_even
 from quantizers.running_range import Ema
 from quantizers.settings import Settings
 
-from . import chunks, launch
+from . import chunks, extremes
+from . import elements as given
 from .device import serves
 
 #: of a running range: low, high, share, steps
@@ -36,7 +37,7 @@ def elements(
     key = key if rounding.random_bits else None
     if (rounding.random_bits and not _is_key(key)) or not serves(x, scale, zero_point, key):
         return None
-    by = launch.elements(
+    by = given.elements(
         x.dtype, x.shape, x.stride(), block, format, rounding, scale is not None,
         zero_point is not None,
     )  # fmt: skip
@@ -79,7 +80,7 @@ def whole(
         or not serves(x, key, factor, *kept)
     ):
         return None
-    plan = chunks.whole if type(rule) is ChunkedMinMax else launch.whole
+    plan = chunks.whole if type(rule) is ChunkedMinMax else extremes.whole
     found = plan(
         x.dtype, x.shape, x.stride(), by._spec, bool(kept), training,
         None if factor is None else factor.shape,

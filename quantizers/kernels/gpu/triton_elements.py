@@ -18,26 +18,12 @@ _UNSPECIAL = ["granule_step", "index_step", "c0", "c1", "parts"]
 
 @triton.jit
 def _made(
-    v,
-    source,
-    own,
-    zero,
-    index,
-    key,
-    c0,
-    c1,
-    c2,
-    c3,
-    c4,
-    SCALED: tl.constexpr,
-    INTEGER: tl.constexpr,
-    SIGNED: tl.constexpr,
-    ZERO: tl.constexpr,
-    INF: tl.constexpr,
-    RANDOM: tl.constexpr,
+    source, own, zero, index, key, c0, c1, c2, c3, c4, SCALED: tl.constexpr, INTEGER: tl.constexpr,
+    SIGNED: tl.constexpr, ZERO: tl.constexpr, INF: tl.constexpr, RANDOM: tl.constexpr,
     MODE: tl.constexpr,
-):
-    """Elements, fp32, of v and of `source`, v before its scale."""
+):  # fmt: skip
+    """Elements, fp32, of numbers before their scale."""
+    v = source
     if SCALED:
         v = tl.div_rn(v, tl.where(own == 0.0, float("inf"), own))
     bits = tl.zeros(v.shape, tl.uint32)
@@ -141,7 +127,7 @@ def elements(
             if AFFINE:
                 shift = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
         v = _made(
-            v, v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
+            v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
             RANDOM, MODE,
         )  # fmt: skip
         tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)
@@ -215,7 +201,7 @@ def whole(
         program >= 0, momentum, SYMMETRIC, RUNNING, UPDATE, USE, AFFINE, SIGNED,
     )  # fmt: skip
     v = _made(
-        v, v, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF, RANDOM,
+        v, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF, RANDOM,
         MODE,
     )  # fmt: skip
     tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)

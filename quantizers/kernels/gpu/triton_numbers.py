@@ -119,20 +119,9 @@ def _exponent(x):
 
 @triton.jit
 def floating(
-    x,
-    source,
-    bits,
-    mantissa,
-    lowest,
-    largest,
-    over,
-    smallest,
-    SIGNED: tl.constexpr,
-    ZERO: tl.constexpr,
-    INF: tl.constexpr,
-    RANDOM: tl.constexpr,
-    MODE: tl.constexpr,
-):
+    x, source, bits, mantissa, lowest, largest, over, smallest, SIGNED: tl.constexpr,
+    ZERO: tl.constexpr, INF: tl.constexpr, RANDOM: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
     """x = source / scale -> the value of a format that `rounding.round_to_float` gives.
 
     mantissa, lowest, largest, over, smallest: of the format: bits, exponent, values.
@@ -165,17 +154,9 @@ def floating(
 
 @triton.jit
 def place(
-    i,
-    row,
-    index_step,
-    granule_step,
-    sizes,
-    x_steps,
-    result_steps,
-    index_steps,
-    granule_steps,
+    i, row, index_step, granule_step, sizes, x_steps, result_steps, index_steps, granule_steps,
     AXES: tl.constexpr,
-):
+):  # fmt: skip
     """Where the elements at places i of the walk lie: in x and in the result, their logical index,
     their granule.  int32."""
     if AXES == 0:

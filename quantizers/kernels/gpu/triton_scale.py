@@ -16,22 +16,10 @@ def _moved(old, new, weight):
 
 @triton.jit
 def _range(
-    low,
-    high,
-    kept_low,
-    kept_high,
-    kept_share,
-    running_low,
-    running_high,
-    running_share,
-    running_steps,
-    writes,
-    momentum,
-    SYMMETRIC: tl.constexpr,
-    RUNNING: tl.constexpr,
-    UPDATE: tl.constexpr,
-    USE: tl.constexpr,
-):
+    low, high, kept_low, kept_high, kept_share, running_low, running_high, running_share,
+    running_steps, writes, momentum, SYMMETRIC: tl.constexpr, RUNNING: tl.constexpr,
+    UPDATE: tl.constexpr, USE: tl.constexpr,
+):  # fmt: skip
     """The range that a rule gives for these extremes: see ranges, Ema.
 
     kept_low..: the running range as it was; running_low..: where it is moved, by who `writes`.
@@ -65,28 +53,11 @@ def _range(
 
 @triton.jit
 def spread(
-    least,
-    most,
-    lowest,
-    largest,
-    scale,
-    zero_point,
-    kept_low,
-    kept_high,
-    kept_share,
-    running_low,
-    running_high,
-    running_share,
-    running_steps,
-    writes,
-    momentum,
-    SYMMETRIC: tl.constexpr,
-    RUNNING: tl.constexpr,
-    UPDATE: tl.constexpr,
-    USE: tl.constexpr,
-    AFFINE: tl.constexpr,
+    least, most, lowest, largest, scale, zero_point, kept_low, kept_high, kept_share, running_low,
+    running_high, running_share, running_steps, writes, momentum, SYMMETRIC: tl.constexpr,
+    RUNNING: tl.constexpr, UPDATE: tl.constexpr, USE: tl.constexpr, AFFINE: tl.constexpr,
     SIGNED: tl.constexpr,
-):
+):  # fmt: skip
     """Scale and zero point, fp32, from a granule's extremes, ordered: see steps.scale_of; stored
     by who `writes`.  lowest, largest: of the format."""
     least, most = _range(

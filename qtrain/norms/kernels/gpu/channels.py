@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, bf16, fp16, round_to
-from quantizers.kernels.gpu.device import bound, serves
+from quantizers.kernels.gpu.device import bound, power_of_two, serves
 from quantizers.kernels.serving import SOURCES, imported
 
 from ...passes import Affine, Channels, Codes, Extra, Slope, Sums
 from ..channels import ROUNDINGS
 from ..memory import Layout, is_dense, layout_of
-from .launch import CHANNELS, MOST, PASSES, STATISTICS, Parts, launched, power, tiles, whole
+from .launch import CHANNELS, MOST, PASSES, STATISTICS, Parts, launched, tiles, whole
 from .samples import TritonSample, moments
 
 _STORED = {torch.float32: None, torch.float16: fp16, torch.bfloat16: bf16}
@@ -119,7 +119,7 @@ class TritonChannels(Channels):
         else:
             low = high = ends
             each = ends.shape[1]
-        columns = min(power(self.layout.channels), 128)
+        columns = min(power_of_two(self.layout.channels), 128)
         launched(
             CHANNELS, "images", self.x, -(-self.layout.channels // columns),
             self.x, low, high, mean, scale, shift, result, self.layout.channels, self.layout.width,

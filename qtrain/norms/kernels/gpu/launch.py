@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from quantizers.kernels.gpu import launcher
-from quantizers.kernels.gpu.device import OPTIONS, bound
+from quantizers.kernels.gpu.device import OPTIONS, bound, power_of_two
 
 from ..memory import Layout
 
@@ -25,11 +25,6 @@ MOST = 2**31 - 2**24
 #: about how many programs read x for its statistics: what a large GPU runs at once, as each ends
 #: with sums over its threads, which take as long as several tiles
 PROGRAMS = 396
-
-
-def power(n: int) -> int:
-    """The least power of two that is not below n >= 1."""
-    return 1 << (n - 1).bit_length()
 
 
 class Tiles(NamedTuple):
@@ -63,11 +58,11 @@ class Tiles(NamedTuple):
 def tiles(layout: Layout, length: int | None = None) -> Tiles:
     """Those of a tensor, whose channels are read in chunks of so many elements."""
     count = layout.runs * layout.width // layout.channels
-    most = power(count if length is None else length)
+    most = power_of_two(count if length is None else length)
     if layout.planes:  # the elements of a channel are neighbours
         rows = min(most, TILE if layout.width >= SHORT else TILE // 8)
-        return Tiles(layout, count, rows, min(power(layout.channels), TILE // rows))
-    columns = min(power(layout.channels), ACROSS)
+        return Tiles(layout, count, rows, min(power_of_two(layout.channels), TILE // rows))
+    columns = min(power_of_two(layout.channels), ACROSS)
     return Tiles(layout, count, min(most, TILE // columns), columns)
 
 
@@ -100,8 +95,8 @@ class Parts(NamedTuple):
     def added(self, channels: int, chunked: bool = False) -> tuple[int, dict[str, Any]]:
         """Programs of a kernel that reads all parts, and how it is told so; chunked: it minds the
         chunks."""
-        size, chunks = power(self.parts), power(self.chunks)
-        columns = max(1, min(1024 // (size * chunks), power(channels) // 128))
+        size, chunks = power_of_two(self.parts), power_of_two(self.chunks)
+        columns = max(1, min(1024 // (size * chunks), power_of_two(channels) // 128))
         shape = {"CHUNKS": chunks} if chunked else {}
         shape |= {"PARTS": size, "COLUMNS": columns, "num_warps": 4}
         return -(-channels // columns), shape

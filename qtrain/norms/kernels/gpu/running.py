@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import serves
+from quantizers.kernels.gpu.device import power_of_two, serves
 
-from .launch import CHANNELS, launched, power
+from .launch import CHANNELS, launched
 
 
 def track(
@@ -29,7 +29,7 @@ def track(
         or (steps is not None and steps.dtype is not torch.int64)
     ):
         return None
-    columns = min(power(mean.numel()), 128)
+    columns = min(power_of_two(mean.numel()), 128)
     launched(
         CHANNELS, "track", mean, -(-mean.numel() // columns), mean, sigma, *moved,
         mean if steps is None else steps, mean.numel(), momentum,

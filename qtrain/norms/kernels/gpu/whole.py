@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import bound, serves
+from quantizers.kernels.gpu.device import bound, power_of_two, serves
 
 from ...estimate import Deviation, Measure
 from ...normalize import Form, Normalized
 from ...passes import Affine, Extra, Slope
 from .channels import TritonChannels, channels
-from .launch import CHANNELS, FINISH, Parts, launched, parts, power, tiles, whole
+from .launch import CHANNELS, FINISH, Parts, launched, parts, tiles, whole
 from .samples import about, moments
 
 #: so many elements of a channel have their gradient added while all are written
@@ -74,7 +74,7 @@ def normalize(
         longer, size = known.measure.longer, known.measure.size
         of = tiles(by.layout, size + (longer > 0))
         cut = parts(of, 0, size, longer, known.measure.chunks)
-        if power(cut.chunks) * power(cut.parts) > _SLOTS:
+        if power_of_two(cut.chunks) * power_of_two(cut.parts) > _SLOTS:
             return None
         where = torch.empty(
             (by.layout.channels, 2 * cut.chunks), dtype=torch.int64, device=x.device
@@ -138,7 +138,7 @@ def affine(
         return None
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     scale, shift = torch.empty((2, *sigma.shape), dtype=torch.float32, device=sigma.device)
-    columns = min(power(sigma.numel()), 128)
+    columns = min(power_of_two(sigma.numel()), 128)
     launched(
         CHANNELS, "affine", sigma, -(-sigma.numel() // columns), sigma,
         sigma if weight is None else weight,

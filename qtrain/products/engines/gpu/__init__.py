@@ -1,1 +1,1 @@
-"""Exact products of integers by Triton kernels, on tensor cores."""
+"""Products by Triton kernels, on tensor cores: an engine a folder."""

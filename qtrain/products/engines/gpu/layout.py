@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def is_wide(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a place in such a tensor, a tile beyond its end included, passes int32."""
+    return sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) >= 2**30
+
+
+def steps_of(x: Tensor, *axes: int) -> list[int]:
+    """Strides of axes; 0 where one is never taken."""
+    return [x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes]
+
+
+def in_units(*numbers: int) -> tuple[int, list[int]]:
+    """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
+    unit = 1 if any(number % 16 for number in numbers) else 16
+    return unit, [number // unit for number in numbers]
 
 
 class Layout(NamedTuple):
@@ -27,6 +44,4 @@ class Layout(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Whether a place in it, a tile beyond its end included, passes int32."""
-        spans = ((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return sum(spans) >= 2**30
+        return is_wide(self.shape, self.strides)

@@ -10,7 +10,7 @@ from torch import Tensor
 from quantizers.kernels.gpu.device import serves, there
 from quantizers.kernels.gpu.launcher import Launch
 
-_KERNELS = "qtrain.products.engines.gpu.triton_convolution"
+_KERNELS = "qtrain.products.engines.gpu.triton_scales"
 _BLOCK = 1024
 
 

@@ -11,7 +11,9 @@ import torch
 from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound
 from quantizers.kernels.gpu.launcher import Launch
 
-KERNELS = "qtrain.products.engines.gpu.triton_gradient"
+from ..layout import is_wide
+
+KERNELS = "qtrain.products.engines.gpu.half.triton_gradient"
 #: bytes that a tile's loads may have on their way
 _AHEAD = 2**16
 _Five = tuple[int, int, int, int, int]
@@ -24,14 +26,12 @@ class Operand(NamedTuple):
     steps: _Five
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], steps: tuple[int, ...], groups: int, axes: int) -> Operand:
-        """axes: of the kernel; with none: matrices (N, rows, C) or (rows, C), of one group, or of a
-        group each where `groups` is 0."""
-        if axes:
-            (n, channels, *space), (first, step, *others) = shape, steps
-            height, width = space if axes == 2 else (1, *space)
-            down, right = others if axes == 2 else (0, *others)
-            one = channels // groups
+    def of(cls, shape: tuple[int, ...], steps: tuple[int, ...], groups: int) -> Operand:
+        """Images (N, groups * C, H, W), or matrices (N, rows, C) or (rows, C), of one group, or of
+        a group each where `groups` is 0."""
+        if len(shape) == 4:
+            (n, channels, *space), (first, step, *apart) = shape, steps
+            one, (height, width), (down, right) = channels // groups, space, apart
             return cls((n, groups, one, height, width), (first, one * step, step, down, right))
         (count, rows, channels), (each, row, step) = (1, *shape)[-3:], (0, *steps)[-3:]
         if groups:
@@ -50,11 +50,6 @@ class Operand(NamedTuple):
                 return None
             found, reach = step if found is None else found, size * step
         return 0 if found is None else found
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether a place in it, a tile beyond its end included, passes int32."""
-        return sum((n - 1) * step for n, step in zip(*self, strict=True)) >= 2**30
 
 
 class Tile(NamedTuple):
@@ -117,27 +112,16 @@ class Tensors(NamedTuple):
     scaled: bool
 
 
-def _on_two_axes(
-    kernel: tuple[int, ...], window: tuple[int, ...], steps: tuple[int, ...]
-) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
-    """The kernel, the window and the result's steps, a single axis as the second of two."""
-    height, width = (1, 1, *kernel)[-2:]
-    group, row, column, *own = steps
-    none = 1, 0, 1  # a kernel's axis of length 1
-    each = [window[i :: len(kernel)] for i in range(len(kernel))]
-    down, right = [none, none, *each][-2:]
-    moves = tuple(n for pair in zip(down, right, strict=True) for n in pair)
-    return (height, width), moves, (group, row, column, *(0, 0, *own)[-2:])
-
-
 @lru_cache(maxsize=4096)
 def planned(of: Tensors) -> Planned | None:
     """None where g's rows are not evenly apart."""
-    g, x = (Operand.of(*t, of.groups, len(of.kernel)) for t in (of.g, of.x))
+    g, x = (Operand.of(*t, of.groups) for t in (of.g, of.x))
     g_m = g.pitch
     if g_m is None:
         return None
-    kernel, window, y = _on_two_axes(of.kernel, of.window, of.y)
+    kernel, window, y = of.kernel, of.window, of.y
+    if not kernel:
+        kernel, window, y = (1, 1), (1, 1, 0, 0, 1, 1), (*y, 0, 0)
     (batch, groups, produced, *out), channels = g.sizes, x.sizes[2]
     rows, taps = batch * math.prod(out), math.prod(kernel)
     tile = Tile.of(produced, channels, *kernel)
@@ -166,7 +150,7 @@ def planned(of: Tensors) -> Planned | None:
     gradient = Launch(
         KERNELS, "gradient", numbers, G_AFFINE=of.shifted[0], X_AFFINE=of.shifted[1],
         SCALED=of.scaled and parts == 1, FLAT=flat, PACKED=tile.packed, TAPS=tile.taps,
-        BF16=of.half is torch.bfloat16, WIDENED=INTERPRETED, WIDE=g.is_wide or x.is_wide,
+        BF16=of.half is torch.bfloat16, WIDENED=INTERPRETED, WIDE=is_wide(*g) or is_wide(*x),
         TALL=tile.tall, ACROSS=tile.across, DEEP=tile.deep, **tile.options(*of.sizes), **OPTIONS,
     )  # fmt: skip
     first = gradient, (tiles * parts, 1, 1)

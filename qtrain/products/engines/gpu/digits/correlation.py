@@ -11,9 +11,10 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound
 from quantizers.kernels.gpu.launcher import launched
 
-from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
+from ..layout import Layout
+from .digits import Cut, combine, digits, dtype_of, folded, is_folded, length
 
-KERNELS = "qtrain.products.engines.gpu.triton_correlation"
+KERNELS = "qtrain.products.engines.gpu.digits.triton_correlation"
 #: programs that keep a GPU busy, and the pixels that are worth one
 _PROGRAMS, _PIXELS = 512, 512
 
@@ -67,40 +68,13 @@ def _correlate(
         device=x.device,
     )
     launched(
-        KERNELS,
-        "correlate",
-        (tiles, splits, groups),
-        x,
-        z,
-        parts,
-        pixels,
-        each,
-        produced,
-        summed,
-        cut.digits,
-        other.digits,
-        groups,
-        *z.shape[2:4],
-        *x.shape[2:4],
-        x.stride(0),
-        z.stride(0),
-        *z.stride()[1:4],
-        *parts.stride()[:2],
-        *stride,
-        *padding,
-        *dilation,
-        taps,
-        kernel[1],
-        bound(steps),
-        length(cut, other, 2**24) // deep,
-        WIDE=is_wide(x, z),
-        ROWS=tall,
-        ACROSS=across,
-        DEEP=deep,
-        num_warps=8 if tall * across >= 128 * 128 else 4,
-        num_stages=3,
-        **OPTIONS,
-    )
+        KERNELS, "correlate", (tiles, splits, groups), x, z, parts, pixels, each, produced, summed,
+        cut.digits, other.digits, groups, *z.shape[2:4], *x.shape[2:4], x.stride(0), z.stride(0),
+        *z.stride()[1:4], *parts.stride()[:2], *stride, *padding, *dilation, taps, kernel[1],
+        bound(steps), length(cut, other, 2**24) // deep,
+        WIDE=Layout.of(x).is_wide or Layout.of(z).is_wide, ROWS=tall, ACROSS=across, DEEP=deep,
+        num_warps=8 if tall * across >= 128 * 128 else 4, num_stages=3, **OPTIONS,
+    )  # fmt: skip
     combine(parts, cut.digits, other.digits, found, scale, None, False)
     if in_rows:
         out.copy_(found.view(out.shape))
@@ -114,8 +88,8 @@ def _gradient(small: Tensor, large: Tensor, like: Tensor, *others: object) -> Te
     return torch.empty_like(like, dtype=narrow if scale is None else torch.float32)
 
 
-correlate_halves = register(
-    "qtrain::correlate_halves(Tensor small, Tensor large, Tensor like, int[] stride,"
+correlate_digits = register(
+    "qtrain::correlate_digits(Tensor small, Tensor large, Tensor like, int[] stride,"
     " int[] padding, int[] dilation, bool transposed, Tensor? zero_small, Tensor? zero_large,"
     " int[] reach, Tensor? scale) -> Tensor",
     _correlate,

@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor
-from quantizers.kernels.gpu.device import INTERPRETED
-from quantizers.kernels.serving import imported
 
-from ...convolution import Convolution
-from ...operations import BatchedMatmul, Linear
-from ..epilogue import Epilogue
-from ..float_units import RoundedSums
-from ..task import Task
+from ....convolution import Convolution
+from ....operations import BatchedMatmul, Linear
+from ...epilogue import Epilogue
+from ...float_units import RoundedSums
+from ...geometry import Window
+from ...task import Task
+from ..convolved import on_two_axes
+from ..engine import TritonEngine
 from .gradient import grad_weight_half
-from .gradient_plan import KERNELS
+from .plan import KERNELS
 
 
-class TritonHalf(RoundedSums):
+class TritonHalf(TritonEngine, RoundedSums):
     """Elements that bf16, or fp16, holds, read as they are stored and multiplied in that; sums and
     scale in fp32, in one kernel or two.
 
@@ -28,7 +29,7 @@ class TritonHalf(RoundedSums):
     fp64 elements are multiplied in fp64 as ever.
     """
 
-    device_types = ("cpu",) if INTERPRETED else ("cuda",)
+    kernels = KERNELS
     takes_zero_point = True
 
     def __init__(self, half: torch.dtype, smallest: int = 64) -> None:
@@ -52,7 +53,7 @@ class TritonHalf(RoundedSums):
     def admitted_on(self, device_type: str) -> bool:
         there = device_type == "cuda" and torch.cuda.is_available()
         old = there and torch.cuda.get_device_capability() < (8, 0)
-        return not old and imported(KERNELS) is not None and super().admitted_on(device_type)
+        return not old and super().admitted_on(device_type)
 
     admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -66,7 +67,8 @@ class TritonHalf(RoundedSums):
         zero_point: Tensor | None = None,
         epilogue: Epilogue | None = None,
     ) -> Tensor:
-        return self.of_quantized(task, QTensor(a), QTensor(b), like, epilogue or Epilogue())
+        left = QTensor(a, zero_point=zero_point)
+        return self.of_quantized(task, left, QTensor(b), like, epilogue or Epilogue())
 
     def of_quantized(
         self, task: Task, a: QTensor, b: QTensor, like: Tensor, epilogue: Epilogue
@@ -76,11 +78,14 @@ class TritonHalf(RoundedSums):
             return super().product(task, left, right, like, epilogue=epilogue)
         operation = task.product.operation
         (g, g_zero), (x, x_zero) = _read(a), _read(b)
-        kernel, last, window = list(like.shape[3:]), False, []
+        kernel, last, window, single = list(like.shape[3:]), False, [], False
         if isinstance(operation, Convolution):
             within = 1 if operation.transposed else 2
             last = math.prod(kernel) > 1 and like.shape[within] > 1 and like.stride(within) == 1
-            window = [*operation.stride, *operation.padding, *operation.dilation]
+            moves = on_two_axes(Window(operation.stride, operation.padding, operation.dilation))
+            window, single = [n for own in moves for n in own], len(kernel) == 1
+            if single:
+                g, x, kernel = g.unsqueeze(2), x.unsqueeze(2), [1, *kernel]
         elif isinstance(operation, Linear) and g.dim() > 3:
             g, x = g.flatten(0, -2), x.flatten(0, -2)
         if operation.transposed:  # the kernel moves over the output: it is what is gathered
@@ -92,6 +97,7 @@ class TritonHalf(RoundedSums):
         result: Tensor = grad_weight_half(
             g, x, groups, kernel, last, window, self.half, g_zero, x_zero, scale
         )
+        result = result.squeeze(3) if single else result
         return rest.applied_(operation, result.transpose(1, 2) if operation.transposed else result)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_digits import scaled
+from ..triton_places import met, tile
+from ..triton_scales import is_held, scaled
 
 _SHAPE = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
@@ -77,18 +78,8 @@ def multiply(
     WIDE: places in x or y pass int32.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
     """
-    columns = tl.cdiv(produced, ACROSS)
-    tiles = tl.cdiv(rows, ROWS) * columns
-    program, group = tl.program_id(0) % tiles, tl.program_id(0) // tiles
-    band = program // (BAND * columns)
-    first = band * BAND
-    size = min(tl.cdiv(rows, ROWS) - first, BAND)
-    within = program % (BAND * columns)
-    m = (first + within % size) * ROWS + tl.arange(0, ROWS)
-    p = within // size * ACROSS + tl.arange(0, ACROSS)
+    group, m, p = tile(rows, produced, WIDE, ROWS, ACROSS, BAND)
     c = tl.arange(0, DEEP)
-    if WIDE:
-        m, group = m.to(tl.int64), group.to(tl.int64)
     ow = m % out_width
     oh = (m // out_width) % out_height
     n = m // (out_width * out_height)
@@ -100,15 +91,11 @@ def multiply(
         tap = step // blocks
         deep = (step % blocks) * DEEP + c
         r, s = tap // taps_w, tap % taps_w
-        if SCATTER:
-            th, tw = oh + padding_h - r * dilation_h, ow + padding_w - s * dilation_w
-            h, v = th // stride_h, tw // stride_w
-            there = (th >= 0) & (tw >= 0) & (th % stride_h == 0) & (tw % stride_w == 0)
-        else:
-            h = oh * stride_h - padding_h + r * dilation_h
-            v = ow * stride_w - padding_w + s * dilation_w
-            there = (h >= 0) & (v >= 0)
-        there = there & (h < height) & (v < width) & (m < rows)
+        h, v, there = met(
+            oh, ow, r, s, height, width, stride_h, stride_w, padding_h, padding_w, dilation_h,
+            dilation_w, SCATTER,
+        )  # fmt: skip
+        there = there & (m < rows)
         at = base + h * x_h + v * x_w
         a = tl.load(
             x + at[:, None] + deep[None, :],
@@ -135,7 +122,7 @@ def multiply(
             found = total.to(tl.float32)
         channel = group * produced + p
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
-        found = scaled(found, own[None, :], own)
+        found = scaled(found, own[None, :], tl.min(is_held(own), 0))
         if BIASED:
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)

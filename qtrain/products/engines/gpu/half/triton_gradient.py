@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_scales import scaled
+
 _SIZES = [
     "rows", "height", "width", "out_height", "out_width", "stride_h", "stride_w", "padding_h",
     "padding_w", "dilation_h", "dilation_w", "taps", "taps_w", "tiles", "steps", "y_part", "y_g",
@@ -27,11 +29,7 @@ def _half(v, zero, AFFINE: tl.constexpr, BF16: tl.constexpr, WIDENED: tl.constex
 def _store(place, found, mask, scale, SCALED: tl.constexpr):
     """fl32(found * scale), a number in fp32 or fp64."""
     if SCALED:
-        own = tl.load(scale)
-        if own.dtype == tl.float64:
-            found = (found.to(tl.float64) * own).to(tl.float32)
-        else:
-            found = found * own
+        found = scaled(found, tl.load(scale), 0)  # to ask whether fp32 holds it takes registers
     tl.store(place, found, mask=mask)
 
 
@@ -174,20 +172,11 @@ def gradient(
 
 @triton.jit(
     do_not_specialize=[
-        "parts",
-        "produced",
-        "channels",
-        "taps",
-        "taps_w",
-        "y_g",
-        "y_o",
-        "y_c",
-        "y_r",
-        "y_s",
+        "parts", "produced", "channels", "taps", "taps_w", "y_g", "y_o", "y_c", "y_r", "y_s",
         "steps",
     ],
     do_not_specialize_on_alignment=["scale"],
-)
+)  # fmt: skip
 def add(
     partial,
     y,

@@ -14,16 +14,11 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound, there
 from quantizers.kernels.gpu.launcher import Launch
 
-from .layout import Layout
+from ..convolved import new_result, tile_of
+from ..layout import Layout, in_units, steps_of
 
-KERNELS = "qtrain.products.engines.gpu.triton_convolution"
-PREPARE = "qtrain.products.engines.gpu.triton_prepare"
-#: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
-_ORDERS: dict[str, tuple[int, ...]] = {
-    "contiguous": (0, 1, 2, 3, 4),
-    "channels_last": (0, 3, 4, 1, 2),
-    "matrices": (0, 1, 3, 4, 2),
-}
+KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
+PREPARE = "qtrain.products.engines.gpu.int8.triton_prepare"
 _SUMMED_LAST = (0, 3, 4, 1, 2)
 
 
@@ -31,7 +26,7 @@ class Window(NamedTuple):
     """How w moves over x (see geometry), and what there is besides.
 
     size             of the result's two axes
-    layout           of the result: into _ORDERS
+    layout           of the result: see new_result
     scattered        whether it is the transpose
     shifted          whether there is a zero point
     scales           what a step from channel to channel is in each of them; their dtypes
@@ -49,20 +44,9 @@ class Window(NamedTuple):
     biased: bool
 
 
-def _tiles(groups: int, rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
-    """Rows, columns and depth of a tile, and its warps."""
-    deep = 128 if summed >= 256 else 64 if summed > 32 else 32
-    across = 128 if produced >= 128 and rows * groups >= 8192 else 64 if produced > 32 else 32
-    tall = 128 if rows >= 128 and rows * groups >= 4096 else 64
-    return tall, across, deep, 8 if tall * across >= 128 * 128 else 4
-
-
-def _result(x: Tensor, w: Tensor, size: Sequence[int], layout: str, scaled: bool) -> Tensor:
-    shape = [x.shape[0], w.shape[0], w.shape[1], *size]
-    order = _ORDERS[layout]
-    dtype = torch.float32 if scaled else torch.int32
-    y = torch.empty([shape[axis] for axis in order], dtype=dtype, device=x.device)
-    return y.permute([order.index(axis) for axis in range(5)])
+def _dtype(scaled: bool) -> torch.dtype:
+    """Of the result."""
+    return torch.float32 if scaled else torch.int32
 
 
 def summed_last(x: Tensor) -> Tensor:
@@ -71,17 +55,6 @@ def summed_last(x: Tensor) -> Tensor:
         return x
     back = [_SUMMED_LAST.index(axis) for axis in range(5)]
     return x.permute(_SUMMED_LAST).contiguous().permute(back)
-
-
-def _steps(x: Tensor, *axes: int) -> list[int]:
-    """Strides of axes; 0 where one is never taken."""
-    return [x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes]
-
-
-def in_units(*numbers: int) -> tuple[int, list[int]]:
-    """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
-    unit = 1 if any(number % 16 for number in numbers) else 16
-    return unit, [number // unit for number in numbers]
 
 
 class Planned(NamedTuple):
@@ -133,7 +106,7 @@ class Planned(NamedTuple):
 def planned(x: Layout, w: Layout, by: Window) -> Planned:
     """x (N, G, C, H, W), w (G, P, C, R, S): int8, x also uint8."""
     given, weight = x.on_meta(), w.on_meta()
-    y = _result(given, weight, by.size, by.layout, bool(by.scales))
+    y = new_result(given, weight, by.size, by.layout, _dtype(bool(by.scales)))
     result = Layout.of(y)
     if y.numel() == 0:
         return Planned(result, False, False, None, 0, None, None)
@@ -143,10 +116,11 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     rows, taps = batch * out_height * out_width, weight.shape[3] * weight.shape[4]
     unsigned, padding = x.dtype is torch.uint8, by.padding
     copied, moves_x, summed = None, False, given.shape[2]
-    tall, across, deep, warps = _tiles(groups, rows, produced, summed)
+    tall, across, warps = tile_of(rows, produced, groups)
+    deep = 128 if summed >= 256 else 64 if summed > 32 else 32
     blocks = -(-summed // deep)
     prepare = None
-    steps_w = _steps(weight, 0, 1, 3, 4)
+    steps_w = steps_of(weight, 0, 1, 3, 4)
     if by.shifted and (unsigned or not by.scattered):
         pads = (0, 0) if by.scattered else by.padding
         _, _, _, height, width = given.shape
@@ -159,7 +133,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         beside = 128 if channels > 64 else 64 if channels > 32 else 32
         down = 16384 // beside
         programs = -(-pixels // down) * -(-channels // beside)
-        sizes, steps = (pixels, height, width, tall_x, wide_x), _steps(given, 0, 1, 3, 4)
+        sizes, steps = (pixels, height, width, tall_x, wide_x), steps_of(given, 0, 1, 3, 4)
         read = lies.permute(0, 3, 4, 1, 2)
     else:
         read, pads = summed_last(given), (0, 0)
@@ -178,8 +152,8 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         )  # fmt: skip
         prepare = launch, (programs + groups * produced, 1, 1)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
-    unit, (each, *steps) = in_units(summed, *_steps(read, 0, 1, 3, 4), *steps_w)
-    out, (columns, y_n, y_g, y_h, y_w) = in_units(produced, *_steps(y, 0, 1, 3, 4))
+    unit, (each, *steps) = in_units(summed, *steps_of(read, 0, 1, 3, 4), *steps_w)
+    out, (columns, y_n, y_g, y_h, y_w) = in_units(produced, *steps_of(y, 0, 1, 3, 4))
     numbers = (
         rows, columns, each, *read.shape[3:], out_height, out_width, *steps, y_n, y_g, y.stride(2),
         y_h, y_w, one, other, *by.stride, *padding, *by.dilation, weight.shape[4], 128 * unsigned,
@@ -240,7 +214,7 @@ def _convolve(
 
 
 def _shape(x: Tensor, w: Tensor, size: list[int], layout: str, *others: Any) -> Tensor:
-    return _result(x, w, size, layout, bool(others[-2]))
+    return new_result(x, w, size, layout, _dtype(bool(others[-2])))
 
 
 convolve_int8 = register(

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from quantizers.by_device import register
-from quantizers.kernels.gpu.device import INTERPRETED, there
+from quantizers.kernels.gpu.device import multiprocessors, there
 
-from .gradient_plan import Planned, Tensors, planned
+from .plan import Planned, Tensors, planned
 
 #: steps that a part of the sum has at least
 _STEPS = 16
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if INTERPRETED:
-        return 2
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _result(g: Tensor, x: Tensor, groups: int, kernel: list[int], last: bool) -> Tensor:
@@ -64,10 +56,10 @@ def _gradient(
 ) -> Tensor:
     """fp32 (G, O, C, *kernel), c innermost in memory where `last`: see triton_gradient.gradient.
 
-    g, x     numbers that `half` holds once the zero points are taken off: (N, G * O, *space) and
-             (N, G * C, *S); without a kernel matrices (*N, rows, O) and (*N, rows, C), N at most
+    g, x     numbers that `half` holds once the zero points are taken off: (N, G * O, H, W) and
+             (N, G * C, H, W); without a kernel matrices (*N, rows, O) and (*N, rows, C), N at most
              one axis, over which the sum runs too, but where `groups` is 0: it is G then
-    window   stride, padding, dilation, a number for each axis of the kernel
+    kernel   none or two axes;  window: stride, padding, dilation of each
     g_zero, x_zero, scale   of one number
     """
     y = _result(g, x, groups, kernel, last)
@@ -76,7 +68,7 @@ def _gradient(
     axis = 1 if kernel else -1
     with there(x):
         g, x = _laid(g, axis, half, False), _laid(x, axis, half, False)
-        processors = _multiprocessors(x.device)
+        processors = multiprocessors(x.device)
         given = g_zero is not None, x_zero is not None
 
         def found(g: Tensor) -> Planned | None:

@@ -1,4 +1,4 @@
-"""Triton kernel of a convolution's exact gradient by its weight: see triton_halves."""
+"""Triton kernel of a convolution's exact gradient by its weight: see triton_convolution."""
 
 from __future__ import annotations
 

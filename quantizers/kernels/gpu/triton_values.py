@@ -1,4 +1,4 @@
-"""Triton kernels of what elements stand for, and of noise keys."""
+"""The Triton kernel of what elements stand for."""
 
 from __future__ import annotations
 
@@ -32,25 +32,3 @@ def values(
             v = tl.where(v > most, most, v)
             v = tl.where(v < -most, -most, v)
     tl.store(result + i, v, mask=inside)
-
-
-@triton.jit
-def _mix64(x):
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-@triton.jit(do_not_specialize=["value"])
-def fold(key, result, value, LOADED: tl.constexpr, ADVANCED: tl.constexpr):
-    """noise.fold of one key and one value, or when LOADED of the value there, when ADVANCED first
-    made one more."""
-    own = value
-    if LOADED:
-        own = tl.load(value)
-        if ADVANCED:
-            own += 1
-            tl.store(value, own)
-    golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
-    mixed = _mix64(own.to(tl.uint64) + golden) ^ tl.load(key).to(tl.uint64)
-    tl.store(result, _mix64(mixed + golden).to(tl.int64))

@@ -95,29 +95,10 @@ def _summed(
 
 @triton.jit
 def _copied(
-    program,
-    x,
-    y,
-    zero,
-    pixels,
-    channels,
-    height,
-    width,
-    out_height,
-    out_width,
-    summed,
-    x_n,
-    x_g,
-    x_c,
-    x_h,
-    x_w,
-    padding_h,
-    padding_w,
-    WIDE: tl.constexpr,
-    UNSIGNED: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
+    program, x, y, zero, pixels, channels, height, width, out_height, out_width, summed, x_n, x_g,
+    x_c, x_h, x_w, padding_h, padding_w, WIDE: tl.constexpr, UNSIGNED: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     across = tl.cdiv(channels, CHANNELS)
     m = program // across * PIXELS + tl.arange(0, PIXELS)
     c = program % across * CHANNELS + tl.arange(0, CHANNELS)

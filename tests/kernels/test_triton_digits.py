@@ -15,9 +15,11 @@ from qtrain.products.convolution import Convolution
 from qtrain.products.engines import choice
 from qtrain.products.engines.engine import _drawn, _is_exact, _products
 from qtrain.products.engines.epilogue import Epilogue
-from qtrain.products.engines.gpu import correlation, digits, halves
-from qtrain.products.engines.gpu.fp16 import TritonDigits
-from qtrain.products.engines.gpu.int8 import TritonInt8
+from qtrain.products.engines.gpu import layout
+from qtrain.products.engines.gpu.digits import convolution, correlation
+from qtrain.products.engines.gpu.digits.digits import Cut
+from qtrain.products.engines.gpu.digits.engine import TritonDigits
+from qtrain.products.engines.gpu.int8.engine import TritonInt8
 from qtrain.products.engines.task import Span, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
 from qtrain.products.product import Product
@@ -106,13 +108,13 @@ def test_which_products_it_serves() -> None:
 
 def test_sums_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of digits, too: from 2^17 terms on, of which an engine's trial on a GPU has some."""
-    real, asked = halves.length, []
+    real, asked = convolution.length, []
 
-    def length(one: digits.Cut, other: digits.Cut, limit: int) -> int:
+    def length(one: Cut, other: Cut, limit: int) -> int:
         asked.append(limit)
         return min(real(one, other, limit), 3000) if limit < 2**31 else 500
 
-    monkeypatch.setattr(halves, "length", length)
+    monkeypatch.setattr(convolution, "length", length)
     product, count = Product(Linear(), "grad_weight"), 1500
     a, b = torch.full((count, 2), -32768), torch.full((count, 3), 32767)
     for one, other in ((SIXTEEN, SIXTEEN), (Span(-256, 256), Span(-256, 256))):
@@ -139,9 +141,7 @@ def test_a_gradient_is_cut_before_its_sums_pass_int32(monkeypatch: pytest.Monkey
 
 
 def test_places_beyond_int32(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert digits.is_wide(torch.empty_strided((3, 1), (2**30, 1), device="meta"))
-    for module in (correlation, digits, halves):
-        monkeypatch.setattr(module, "is_wide", lambda *tensors: True)
+    monkeypatch.setattr(layout.Layout, "is_wide", True)
     for product, a, b, like in _products(*CASES["transposed"]):
         span = Span(0, 65535)
         task = Task(product, *product.terms(a.shape, b.shape), span, EIGHT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_scales import is_held, scaled
+
 
 @triton.jit(
     do_not_specialize=[
@@ -70,24 +72,6 @@ def digits(
         to += y_digit * UNIT
         v = v - (high << 8)
     tl.store(to, v.to(tl.float16), mask=inside)
-
-
-@triton.jit
-def scaled(x, scale, scales):
-    """fl32(x * scale), fp32 or fp64; scales: all of the program's, in one axis.
-
-    Where fp32 holds them, as it does nearly always, that is fp32's product: units for fp64 are few.
-    """
-    narrow = scale.to(tl.float32)
-    if scale.dtype == tl.float64:
-        held = tl.min((scales.to(tl.float32).to(tl.float64) == scales).to(tl.int32), 0)
-        if held == 1:
-            x = x * narrow
-        else:
-            x = (x.to(tl.float64) * scale).to(tl.float32)
-    else:
-        x = x * narrow
-    return x
 
 
 @triton.jit(
@@ -162,7 +146,7 @@ def combine(
         found = total.to(tl.float32)
         channel = i3 * channels + c
         own = tl.load(scale + channel * scale_c, mask=inside, other=0.0)
-        found = scaled(found, own, own)
+        found = scaled(found, own, tl.min(is_held(own), 0))
         if BIASED:
             found = found + tl.load(bias + channel, mask=inside, other=0.0)
         tl.store(y + to, found, mask=inside)

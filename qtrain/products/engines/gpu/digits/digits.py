@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import OPTIONS, bound
+from quantizers.kernels.gpu.device import OPTIONS, bound, power_of_two
 from quantizers.kernels.gpu.launcher import launched
 
-KERNELS = "qtrain.products.engines.gpu.triton_digits"
+from ..layout import Layout, in_units, steps_of
+
+KERNELS = "qtrain.products.engines.gpu.digits.triton_digits"
 #: the largest magnitude of an element
 REACH = 2**16
 #: elements of a program that puts digits together
@@ -40,24 +42,6 @@ def dtype_of(reach: int) -> torch.dtype:
     return torch.int32 if reach < 2**31 else torch.float64
 
 
-def is_wide(*tensors: Tensor) -> bool:
-    """Whether a place in one of them, a tile beyond its end included, passes int32."""
-    spans = (
-        sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) for x in tensors
-    )
-    return max(spans) >= 2**30
-
-
-def _steps(x: Tensor) -> list[int]:
-    """Strides of the first 4 axes; 0 where one is never taken."""
-    return [0 if n == 1 else step for n, step in zip(x.shape[:4], x.stride()[:4], strict=True)]
-
-
-def _unit(*numbers: int) -> int:
-    """16 where it divides all: what a kernel is to know of them; else 1."""
-    return 16 if all(number % 16 == 0 for number in numbers) else 1
-
-
 def digits(
     x: Tensor, zero_point: Tensor | None, count: int, outer: int, padding: int = 0
 ) -> Tensor:
@@ -72,32 +56,17 @@ def digits(
     # few kinds of kernels: each is compiled
     across = 64 if channels > 32 else 16
     down = 4096 // across
-    steps = *_steps(x), math.prod(sizes[1:]) * (count if outer else 1), y.stride(outer)
-    unit = _unit(channels, *steps)
+    first = math.prod(sizes[1:]) * (count if outer else 1)
+    unit, (each, *steps) = in_units(
+        channels, *steps_of(x, 0, 1, 2, 3), first, y.stride(outer)
+    )  # fmt: skip
     launched(
-        KERNELS,
-        "digits",
-        (-(-rows // down) * -(-channels // across), 1, 1),
-        x,
-        y,
-        x if zero_point is None else zero_point,
-        rows,
-        channels // unit,
-        *sizes[1:4],
-        x.shape[2],
-        padding,
-        *(step // unit for step in steps[:4]),
-        x.stride(4),
-        *(step // unit for step in steps[4:]),
-        WIDE=is_wide(x, y),
-        AFFINE=zero_point is not None,
-        TWO=count == 2,
-        UNIT=unit,
-        ADJACENT=x.stride(4) == 1 or channels == 1,
-        PIXELS=down,
-        CHANNELS=across,
-        num_warps=8,
-    )
+        KERNELS, "digits", (-(-rows // down) * -(-channels // across), 1, 1), x, y,
+        x if zero_point is None else zero_point, rows, each, *sizes[1:4], x.shape[2], padding,
+        *steps[:4], x.stride(4), *steps[4:], WIDE=Layout.of(x).is_wide or Layout.of(y).is_wide,
+        AFFINE=zero_point is not None, TWO=count == 2, UNIT=unit,
+        ADJACENT=x.stride(4) == 1 or channels == 1, PIXELS=down, CHANNELS=across, num_warps=8,
+    )  # fmt: skip
     return y
 
 
@@ -112,39 +81,19 @@ def combine(
 ) -> None:
     """parts (splits, left digits, ..., right digits, channels) -> y, of 5 axes."""
     size, splits = y.numel(), parts.shape[0]
-    together = min(1 << (splits - 1).bit_length(), 8)
+    together = min(power_of_two(splits), 8)
     block = _BLOCK // together
-    steps = *parts.stride()[:2], *_steps(y)
     adjacent = y.stride(4) == 1 or y.shape[4] == 1
-    unit = _unit(y.shape[4], *steps)
+    unit, (channels, *steps) = in_units(y.shape[4], *parts.stride()[:2], *steps_of(y, 0, 1, 2, 3))
     launched(
-        KERNELS,
-        "combine",
-        (-(-size // block), 1, 1),
-        parts,
-        y,
-        parts if scale is None else scale,
-        parts if bias is None else bias.contiguous(),
-        size,
-        y.shape[4] // unit,
-        splits,
-        bound(-(-splits // together)),
-        *(step // unit for step in steps[:2]),
-        *y.shape[1:4],
-        *(step // unit for step in steps[2:]),
-        y.stride(4),
+        KERNELS, "combine", (-(-size // block), 1, 1), parts, y, parts if scale is None else scale,
+        parts if bias is None else bias.contiguous(), size, channels, splits,
+        bound(-(-splits // together)), *steps[:2], *y.shape[1:4], *steps[2:], y.stride(4),
         scale.stride(0) if scale is not None and per_channel else 0,
-        WIDE=is_wide(parts, y),
-        LEFT=left,
-        RIGHT=right,
-        UNIT=unit,
-        ADJACENT=adjacent,
-        SCALED=scale is not None,
-        BIASED=bias is not None,
-        TOGETHER=together,
-        BLOCK=block,
-        **OPTIONS,
-    )
+        WIDE=Layout.of(parts).is_wide or Layout.of(y).is_wide, LEFT=left, RIGHT=right, UNIT=unit,
+        ADJACENT=adjacent, SCALED=scale is not None, BIASED=bias is not None, TOGETHER=together,
+        BLOCK=block, **OPTIONS,
+    )  # fmt: skip
 
 
 def is_folded(groups: int, channels: int, wide: int, dilation: Sequence[int]) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..triton_places import met, tile
+from ..triton_scales import fl24, is_held, scaled
+
 #: no number compiles a kernel anew: what matters of them are UNIT, OUT and LAST
 _NUMBERS = [
     "rows", "produced", "summed", "height", "width", "out_height", "out_width", "x_n", "x_g", "x_h",
@@ -12,14 +15,6 @@ _NUMBERS = [
     "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "less", "blocks", "steps",
     "scale_p", "other_p",
 ]  # fmt: skip
-
-
-@triton.jit
-def fl24(a, b):
-    """a * b of fp32 numbers with 24 significant bits, in fp64: see scales.times."""
-    bits = (a.to(tl.float64) * b.to(tl.float64)).to(tl.int64, bitcast=True)
-    bits = (bits + 0xFFFFFFF + ((bits >> 29) & 1)) & -0x20000000
-    return bits.to(tl.float64, bitcast=True)
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -97,18 +92,8 @@ def convolve(
     y_n, y_g, y_h, y_w = y_n * OUT, y_g * OUT, y_h * OUT, y_w * OUT
     if LAST:
         y_p = 1
-    columns = tl.cdiv(produced, ACROSS)
-    tiles = tl.cdiv(rows, ROWS) * columns
-    program, group = tl.program_id(0) % tiles, tl.program_id(0) // tiles
-    band = program // (BAND * columns)
-    first = band * BAND
-    size = min(tl.cdiv(rows, ROWS) - first, BAND)
-    within = program % (BAND * columns)
-    m = (first + within % size) * ROWS + tl.arange(0, ROWS)
-    p = within // size * ACROSS + tl.arange(0, ACROSS)
+    group, m, p = tile(rows, produced, WIDE, ROWS, ACROSS, BAND)
     c = tl.arange(0, DEEP)
-    if WIDE:
-        m, group = m.to(tl.int64), group.to(tl.int64)
     ow = m % out_width
     oh = (m // out_width) % out_height
     n = m // (out_width * out_height)
@@ -122,15 +107,11 @@ def convolve(
         tap = step // blocks
         deep = (step % blocks) * DEEP + c
         r, s = tap // taps_w, tap % taps_w
-        if SCATTER:
-            th, tw = oh + padding_h - r * dilation_h, ow + padding_w - s * dilation_w
-            h, v = th // stride_h, tw // stride_w
-            there = (th >= 0) & (tw >= 0) & (th % stride_h == 0) & (tw % stride_w == 0)
-        else:
-            h = oh * stride_h - padding_h + r * dilation_h
-            v = ow * stride_w - padding_w + s * dilation_w
-            there = (h >= 0) & (v >= 0)
-        there = there & (h < height) & (v < width) & (m < rows)
+        h, v, there = met(
+            oh, ow, r, s, height, width, stride_h, stride_w, padding_h, padding_w, dilation_h,
+            dilation_w, SCATTER,
+        )  # fmt: skip
+        there = there & (m < rows)
         at = base + h * x_h + v * x_w
         a = tl.load(
             x + at[:, None] + deep[None, :],
@@ -154,28 +135,9 @@ def convolve(
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
         if SCALES > 1:
             own = fl24(own, tl.load(other + channel * other_p, mask=p < produced, other=0.0))
-        found = total.to(tl.float32)
-        if own.dtype == tl.float64:
-            narrow = own.to(tl.float32)
-            held = tl.min((narrow.to(tl.float64) == own).to(tl.int32), 0)
-            if held > 0:  # what fp64 units would make of it, in a fraction of the time
-                found = found * narrow[None, :]
-            else:
-                found = (found.to(tl.float64) * own[None, :]).to(tl.float32)
-        else:
-            found = found * own[None, :]
+        found = scaled(total.to(tl.float32), own[None, :], tl.min(is_held(own), 0))
         if BIASED:
             found = found + tl.load(bias + channel, mask=p < produced, other=0.0)[None, :]
         tl.store(y + place, found, mask=inside)
     else:
         tl.store(y + place, total, mask=inside)
-
-
-@triton.jit
-def times(a, b, result, size, A: tl.constexpr, B: tl.constexpr, BLOCK: tl.constexpr):
-    """scales.times: fl24(a * b) in fp64; A, B: whether that factor is one number."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    left = tl.load(a + i * (1 - A), mask=inside, other=0.0)
-    right = tl.load(b + i * (1 - B), mask=inside, other=0.0)
-    tl.store(result + i, fl24(left, right), mask=inside)

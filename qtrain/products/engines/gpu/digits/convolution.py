@@ -12,32 +12,19 @@ from quantizers.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound
 from quantizers.kernels.gpu.launcher import launched
 
-from .digits import Cut, combine, digits, dtype_of, folded, is_folded, is_wide, length
+from ..convolved import new_result, tile_of
+from ..layout import Layout
+from .digits import Cut, combine, digits, dtype_of, folded, is_folded, length
 
-KERNELS = "qtrain.products.engines.gpu.triton_halves"
-#: how a result (N, G, P, H, W) lies in memory: its axes, the outermost first
-_ORDERS: dict[str, tuple[int, ...]] = {
-    "contiguous": (0, 1, 2, 3, 4),
-    "channels_last": (0, 3, 4, 1, 2),
-    "matrices": (0, 1, 3, 4, 2),
-}
-
-
-def _tiles(rows: int, produced: int, summed: int) -> tuple[int, int, int, int]:
-    """Rows, columns and depth of a tile, and its warps."""
-    across = 128 if produced >= 128 and rows >= 8192 else 64 if produced > 32 else 32
-    tall = 128 if rows >= 4096 else 64
-    return tall, across, 64 if summed > 32 else 32, 8 if tall * across >= 128 * 128 else 4
+KERNELS = "qtrain.products.engines.gpu.digits.triton_convolution"
 
 
 def _result(
-    x: Tensor, w: Tensor, size: Sequence[int], layout: str, reach: int, scale: Tensor | None
-) -> Tensor:
-    shape = [x.shape[0], w.shape[0], w.shape[1], *size]
-    order = _ORDERS[layout]
-    dtype = torch.float32 if scale is not None else dtype_of(reach * math.prod(w.shape[2:]))
-    y = torch.empty([shape[axis] for axis in order], dtype=dtype, device=x.device)
-    return y.permute([order.index(axis) for axis in range(5)])
+    x: Tensor, w: Tensor, size: Sequence[int], layout: str, reach: Sequence[int],
+    scale: Tensor | None,
+) -> Tensor:  # fmt: skip
+    sums = dtype_of(math.prod(reach) * math.prod(w.shape[2:]))
+    return new_result(x, w, size, layout, sums if scale is None else torch.float32)
 
 
 def _multiply(
@@ -55,7 +42,7 @@ def _multiply(
     scale: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    y = _result(x, w, size, layout, reach[0] * reach[1], scale)
+    y = _result(x, w, size, layout, reach, scale)
     if y.numel() == 0:
         return y
     cut_x, cut_w = Cut.of(reach[0]), Cut.of(reach[1])
@@ -81,49 +68,19 @@ def _multiply(
         )
         target = kept.permute(0, 3, 4, 1, 2)
     rows = batch * size[0] * size[1]
-    tall, across, deep, warps = _tiles(rows, produced, summed)
+    (tall, across, warps), deep = tile_of(rows, produced), 64 if summed > 32 else 32
     short, blocks = length(cut_x, cut_w, 2**24), -(-summed // deep)
     inner, biased = scale if alone else None, bias if alone else None
     launched(
-        KERNELS,
-        "multiply",
-        (-(-rows // tall) * -(-produced // across) * groups, 1, 1),
-        x,
-        w,
-        target,
-        w if inner is None else inner,
-        w if biased is None else biased.contiguous(),
-        rows,
-        produced,
-        summed,
-        height,
-        width,
-        *size,
-        *(x.stride(axis) for axis in (0, 3, 1, 2)),
-        *w.stride()[:4],
-        *target.stride(),
-        0 if inner is None else inner.stride(0),
-        *stride,
-        *padding,
-        *dilation,
-        w.shape[3],
-        blocks,
-        bound(taps * blocks),
-        max(short // deep, 1),
-        WIDE=is_wide(x, target),
-        SCATTER=scattered,
-        FLUSH=terms > short,
-        LONG=long,
-        SCALED=inner is not None,
-        BIASED=biased is not None,
-        ROWS=tall,
-        ACROSS=across,
-        DEEP=deep,
-        BAND=8,
-        num_warps=warps,
-        num_stages=3,
-        **OPTIONS,
-    )
+        KERNELS, "multiply", (-(-rows // tall) * -(-produced // across) * groups, 1, 1), x, w,
+        target, w if inner is None else inner, w if biased is None else biased.contiguous(), rows,
+        produced, summed, height, width, *size, *(x.stride(axis) for axis in (0, 3, 1, 2)),
+        *w.stride()[:4], *target.stride(), 0 if inner is None else inner.stride(0), *stride,
+        *padding, *dilation, w.shape[3], blocks, bound(taps * blocks), max(short // deep, 1),
+        WIDE=Layout.of(x).is_wide or Layout.of(target).is_wide, SCATTER=scattered,
+        FLUSH=terms > short, LONG=long, SCALED=inner is not None, BIASED=biased is not None,
+        ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
+    )  # fmt: skip
     if not alone:
         parts = kept.view(1, cut_x.digits, -1, cut_w.digits, produced // cut_w.digits)
         combine(
@@ -134,11 +91,11 @@ def _multiply(
 
 def _product(x: Tensor, w: Tensor, size: list[int], layout: str, *others: object) -> Tensor:
     *_, reach, scale, _ = others
-    return _result(x, w, size, layout, reach[0] * reach[1], scale)  # type: ignore[index,arg-type]
+    return _result(x, w, size, layout, reach, scale)  # type: ignore[arg-type]
 
 
-multiply_halves = register(
-    "qtrain::multiply_halves(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
+convolve_digits = register(
+    "qtrain::convolve_digits(Tensor x, Tensor w, SymInt[] size, str layout, int[] stride,"
     " int[] padding, int[] dilation, bool scattered, Tensor? zero_x, Tensor? zero_w, int[] reach,"
     " Tensor? scale, Tensor? bias) -> Tensor",
     _multiply,

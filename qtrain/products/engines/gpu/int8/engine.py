@@ -8,66 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.kernels.gpu.device import INTERPRETED, serves
-from quantizers.kernels.serving import imported
+from quantizers.kernels.gpu.device import serves
 
-from ...convolution import Convolution
-from ...operations import BatchedMatmul
-from ...plan import planned as kept
-from ...product import Product
-from ..engine import Engine
-from ..epilogue import Epilogue
-from ..geometry import Window, cropped, reduced
-from ..task import Task
-from ..unfolded import matrices
-from .convolve import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
-from .layout import Layout
-
-_POINT = Window((1, 1), (0, 0), (1, 1))
-
-
-class _Convolved(NamedTuple):
-    """A product as a convolution: see convolve_int8."""
-
-    x: Tensor
-    w: Tensor
-    size: list[int]
-    layout: str
-    window: Window
-    scattered: bool
-
-
-def _convolved(product: Product, a: Tensor, b: Tensor, like: Tensor) -> _Convolved:
-    operation, kind = product
-    if not isinstance(operation, Convolution):
-        left, right = matrices(product, a, b)
-        x, w = left.transpose(1, 2)[None, :, :, None], right.transpose(1, 2)[..., None, None]
-        return _Convolved(
-            x, w, _POINT.gathered(x.shape[3:], w.shape[3:]), "matrices", _POINT, False
-        )
-    shape = reduced(operation, kind, a, b, like)
-    window, scattered, w = shape.window, shape.scattered, shape.w
-    x = shape.x.unflatten(1, (w.shape[0], -1))
-    if x.dim() == 4:  # a single axis is the second of two
-        x, w = x.unsqueeze(3), w.unsqueeze(3)
-        fields = (window.stride, window.padding, window.dilation)
-        window = Window(*((n, *own) for n, own in zip((1, 0, 1), fields, strict=True)))
-        scattered = None if scattered is None else [1, *scattered]
-    size = scattered or window.gathered(x.shape[3:], w.shape[3:])
-    layout = "channels_last" if shape.channels_last else "contiguous"
-    return _Convolved(x, w, size, layout, window, scattered is not None)
-
-
-def _shaped(product: Product, y: Tensor, a: Tensor, like: Tensor) -> Tensor:
-    """The product, of the convolution's result."""
-    operation, kind = product
-    if isinstance(operation, Convolution):
-        result = (y.squeeze(3) if len(operation.stride) == 1 else y).flatten(1, 2)
-        return cropped(result, like) if kind == "grad_input" else result
-    result = y[0, :, :, 0].transpose(1, 2)
-    if isinstance(operation, BatchedMatmul) or kind == "grad_weight":
-        return result
-    return result.reshape(*a.shape[:-1], result.shape[2])
+from ....convolution import Convolution
+from ....plan import planned as kept
+from ....product import Product
+from ...epilogue import Epilogue
+from ...task import Task
+from ..convolved import convolved, product_of
+from ..engine import TritonEngine
+from ..layout import Layout
+from .convolution import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
 
 
 class _Direct(NamedTuple):
@@ -112,17 +63,17 @@ def _direct(
     are not the channels'."""
     given, weight, wanted = (Layout(*one).on_meta() for one in (a, b, like))
     after = Epilogue(tuple(Layout(*one).on_meta() for one in scales))
-    steps = after.scales_of(product.operation, _channels(product, weight))
+    to = convolved(product, given, weight, wanted)
+    steps = after.scales_of(product.operation, to.channels)
     if steps is None:
         return None
-    to = _convolved(product, given, weight, wanted)
     pairs = [(given, to.x), (weight, to.w)]
     zero_point = torch.empty((), device="meta") if shifted else None
     bias = torch.empty((), device="meta") if biased else None
     by = window_of(to.size, to.layout, *to.window, to.scattered, zero_point, steps, bias)
     run = planned(Layout.of(to.x), Layout.of(to.w), by)
     y = run.result.on_meta()
-    result = _shaped(product, y, given, wanted)
+    result = product_of(y, product, given, wanted)
     pairs += [(y, result), *zip(after.scales, steps, strict=True)]
     if run.moves_x or result.numel() != y.numel() or not all(_same_memory(*x) for x in pairs):
         return None
@@ -141,21 +92,14 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.view(dtype) if x.dtype.itemsize == 1 else x.to(dtype)
 
 
-def _channels(product: Product, b: Tensor) -> int:
-    """How many columns of all groups, or matrices, the result has."""
-    if b.dim() == 2:
-        return b.shape[1]
-    return b.shape[0] * b.shape[1 if product.kind == "forward" else 2]
-
-
-class TritonInt8(Engine):
+class TritonInt8(TritonEngine):
     """int8 by int8 or uint8, summed in int32, scale and bias in the same kernel.
 
     Forward and grad_input of convolutions of one or two axes, all products of matrices.
     """
 
     name = "triton_int8"
-    device_types = ("cpu",) if INTERPRETED else ("cuda",)
+    kernels = KERNELS
     takes_zero_point = True
 
     def supports(self, task: Task) -> bool:
@@ -165,11 +109,6 @@ class TritonInt8(Engine):
                 return False
         eight = task.a.within(-128, 127) or task.a.within(0, 255)
         return eight and task.b.within(-128, 127) and task.bound < 2**31
-
-    def admitted_on(self, device_type: str) -> bool:
-        return imported(KERNELS) is not None and super().admitted_on(device_type)
-
-    admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def product(
         self,
@@ -198,11 +137,11 @@ class TritonInt8(Engine):
             if run is not None:
                 result = run(a, b, zero_point, after.scales, bias)
                 return result if epilogue is None or after.scales else epilogue(operation, result)
-        scales = after.scales_of(operation, _channels(product, b)) or []
-        to = _convolved(product, a, b, like)
+        to = convolved(product, a, b, like)
+        scales = after.scales_of(operation, to.channels) or []
         y: Tensor = convolve_int8(
             to.x, to.w, to.size, to.layout, *to.window, to.scattered, zero_point, scales,
             bias if scales else None,
         )  # fmt: skip
-        result = _shaped(product, y, a, like)
+        result = product_of(y, product, a, like)
         return result if epilogue is None or scales else epilogue(operation, result)

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from ..serving import is_dense
-from .device import OPTIONS, WORDS, serves, there
+from .device import OPTIONS, serves, there
 from .launcher import Launch
 
-BLOCK = 4096
+_KERNELS = "quantizers.kernels.gpu.triton_values"
+_BLOCK = 4096
 
 
 @lru_cache(maxsize=1024)
 def _launch(size: int, affine: bool, scaled: bool, limited: bool) -> Launch:
     return Launch(
-        WORDS, "values", (size,), AFFINE=affine, SCALED=scaled, LIMITED=limited, BLOCK=BLOCK,
+        _KERNELS, "values", (size,), AFFINE=affine, SCALED=scaled, LIMITED=limited, BLOCK=_BLOCK,
         num_warps=8, **OPTIONS,
     )  # fmt: skip
 
@@ -40,7 +41,7 @@ def values(
     with there(elements):
         launch = _launch(size, zero_point is not None, scale is not None, limited)
         scale, zero_point = (elements if t is None else t for t in (scale, zero_point))
-        launch((-(-size // BLOCK), 1, 1), elements, result, zero_point, scale)
+        launch((-(-size // _BLOCK), 1, 1), elements, result, zero_point, scale)
     return result
 
 

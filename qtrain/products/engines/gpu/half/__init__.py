@@ -1,0 +1,1 @@
+"""Products with a floating-point operand that bf16 or fp16 holds."""

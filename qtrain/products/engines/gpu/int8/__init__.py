@@ -1,0 +1,1 @@
+"""Exact products of int8 operands."""

@@ -1,0 +1,135 @@
+"""A quantizer by the extremes of a tensor, or of granules: one launch or two."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers.by_device import restored
+from quantizers.ranges import AbsMax, RangeRule
+from quantizers.running_range import Ema
+
+from ..plan import Plan, plan_whole
+from .device import ELEMENTS, OPTIONS, RANGE, power_of_two, there
+from .elements import BLOCK, MAKERS, path, programs_of
+from .launcher import Launch
+
+#: elements of a granule that one program takes from its extremes to its elements
+SMALL = 8192
+#: the most programs that look for a granule's extremes
+PARTS = 512
+
+
+def remembered(rule: RangeRule, training: bool) -> tuple[RangeRule, float, bool]:
+    """The rule of one tensor's range, the momentum of its running range, and whether that is the
+    quantizer's."""
+    if not isinstance(rule, Ema):
+        return rule, 0.0, False
+    return rule.rule, rule.momentum, not training or rule.train_on != "batch"
+
+
+class Whole(NamedTuple):
+    """What quantizes tensors of one dtype, shape and layout, by their extremes.
+
+    block                  sizes of a granule
+    scales                 shape and strides of the scales
+    ends                   numbers that the extremes take, and the running range as it was
+    extremes, elements     launches and their grids; no extremes where one program takes a granule
+    """
+
+    plan: Plan
+    block: tuple[int, ...]
+    scales: tuple[tuple[int, ...], tuple[int, ...]]
+    shifted: bool
+    ends: int
+    extremes: tuple[Launch, tuple[int, int, int]] | None
+    elements: tuple[Launch, tuple[int, int, int]]
+
+    def __call__(
+        self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Elements, scale and zero point.
+
+        running: low, high, share (fp32, one entry) and steps (int64) of a running range, which it
+        may move (see running_range.Ema), or nothing.
+        """
+        path, device = self.plan, x.device
+        made = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=device)
+        scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=device)
+        zero_point = None
+        if self.shifted:
+            zero_point = torch.empty_strided(*self.scales, dtype=torch.int32, device=device)
+        shift = scale if zero_point is None else zero_point
+        factor, key = x if factor is None else factor, x if key is None else key
+        running = running or (scale,) * 4
+        launch, grid = self.elements
+        with there(x):
+            if self.extremes is None:
+                launch(grid, x, made, scale, shift, factor, key, *running)
+            else:
+                ends = torch.empty(self.ends + 3, dtype=torch.int32, device=device)
+                kept = ends[self.ends :].view(torch.float32)
+                first, programs = self.extremes
+                first(programs, x, ends, factor, kept, *running[:3])
+                launch(grid, x, made, scale, shift, factor, key, ends, kept, *running)
+        return made, scale, zero_point
+
+
+@lru_cache(maxsize=4096)
+def whole(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    spec: str,
+    running: bool,
+    training: bool,
+    factor: tuple[int, ...] | None,
+) -> Whole | None:
+    """For a quantizer's `spec`; factor: its shape.  None where no kernel serves."""
+    by = restored(spec)
+    format = by.format
+    rule, momentum, use = remembered(by.range, training)
+    known = plan_whole(
+        dtype, shape, strides, by.granularity, format, by.rounding, momentum if running else None,
+        factor,
+    )  # fmt: skip
+    if known is None:
+        return None
+    own = path(known.plan, format, by.rounding, shape, strides)
+    if own is None:
+        return None
+    granules = math.prod(known.compact)
+    each = own.plan.walk.size // granules
+    numbers = (*own.words, *own.constants, momentum)
+    constants = {
+        "AXES": own.axes, "AFFINE": known.shifted, "FOLDED": factor is not None,
+        "SYMMETRIC": type(rule) is AbsMax, "RUNNING": running, "UPDATE": running and training,
+        "USE": running and use, **own.flags, "num_warps": 8, **OPTIONS,
+    }  # fmt: skip
+    scales = known.compact, known.steps
+    if each <= SMALL:
+        size = max(power_of_two(each), 16)
+        constants |= {"BLOCK": size, "num_warps": max(1, min(8, size // 256))}
+        launch = Launch(ELEMENTS, "whole", (each, *numbers), **constants)
+        last = launch, (granules, 1, 1)
+        return Whole(own.plan, known.block, scales, known.shifted, 0, None, last)
+    parts, steps = programs_of(each, PARTS)
+    first = Launch(
+        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
+        RUNNING=running, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+    )  # fmt: skip
+    makers, steps = programs_of(each, MAKERS)
+    size = power_of_two(parts)
+    constants |= {
+        "ALONE": False, "SCALED": True, "MEASURED": True, "SIZE": size, "STEPS": steps,
+        "BLOCK": BLOCK,
+    }  # fmt: skip
+    launch = Launch(ELEMENTS, "elements", (each, makers, parts, *numbers), **constants)
+    return Whole(
+        own.plan, known.block, scales, known.shifted, 2 * granules * parts,
+        (first, (granules, parts, 1)), (launch, (granules * makers, 1, 1)),
+    )  # fmt: skip
