@@ -230,6 +230,15 @@ def test_unshifted(dtype: torch.dtype) -> None:
         assert same(got, x.float() - (0 if zero_point is None else zero_point))
 
 
+def test_values_of_what_is_learned_are_torchs() -> None:
+    scale = torch.tensor(0.5, device=DEVICE, requires_grad=True)
+    codes = torch.arange(6, dtype=torch.int8, device=DEVICE)
+    assert unshift.values(codes, scale, None, True) is None
+    assert unshift.values(codes.float().requires_grad_(), scale.detach(), None, True) is None
+    with torch.no_grad():
+        assert unshift.values(codes, scale, None, True) is not None
+
+
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.float32])
 def test_values(dtype: torch.dtype, limited: bool) -> None:
