@@ -15,8 +15,9 @@ from triton_device import DEVICE, served
 import quantizers.by_device
 from qtrain import quantize
 from qtrain.products.engines import choice
+from quantizers import root_key
 from quantizers.kernels.gpu import keys
-from quantizers.kernels.gpu.device import INTERPRETED
+from quantizers.kernels.gpu.device import INTERPRETED, WORDS
 from quantizers.kernels.gpu.launcher import Launch
 
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -105,3 +106,12 @@ def test_a_norm(launches: Launches) -> None:
     x = torch.randn(4, 16, 12, 12).contiguous(memory_format=last)
     found = count(launches, quantize(nn.Sequential(nn.BatchNorm2d(16)), norm="range"), x)
     assert 5 < len(found) <= 10, found
+
+
+def test_tensors_on_several_devices_are_refused() -> None:
+    key = root_key(3).to(DEVICE)
+    elsewhere = torch.tensor(5, device="meta" if DEVICE == "cpu" else "cpu")
+    launch = Launch(WORDS, "fold", LOADED=True, ADVANCED=False, num_warps=1)
+    launch((1, 1, 1), key, torch.empty_like(key), key.clone())  # what it keeps serves no other
+    with pytest.raises(RuntimeError, match="on the same device"):
+        launch((1, 1, 1), key, torch.empty_like(key), elsewhere)
