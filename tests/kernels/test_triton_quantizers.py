@@ -219,6 +219,9 @@ def test_keys() -> None:
         more = keys.fold(start.to(DEVICE), there, advance=True)
         assert int(there) == value + 1
         assert more is not None and same(more, noise.fold(start, value + 1))
+    for value in (2**63, 2**64 + 5, -(2**63) - 1):  # modulo 2^64
+        beyond = keys.fold(start.to(DEVICE), value)
+        assert beyond is not None and same(beyond, noise.fold(start, value))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
