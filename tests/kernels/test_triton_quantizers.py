@@ -205,6 +205,9 @@ def test_what_no_kernel_serves_is_declined() -> None:
     wide = torch.ones(1, 6, dtype=torch.float64, device=DEVICE)
     assert kernels.whole(x, plain, None, None, True, wide) is None
     assert kernels.whole(x.double(), plain, None, None, True) is None
+    for step, fits in ((2**29, True), (2**30, False)):  # places beyond int32
+        far = (3, 4), (step, 1), (1, 4), IntFormat(8), quantizers.nearest_even, True, False
+        assert (launch.elements(torch.float32, *far) is not None) is fits
 
 
 def test_keys() -> None:
