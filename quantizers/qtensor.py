@@ -41,6 +41,8 @@ def _values(elements: Tensor, scale: Tensor, zero_point: Tensor | None, limited:
         return found  # all but always, and without a pass of its own
     most = constant(torch.finfo(torch.float32).max, found)
     most = torch.where(torch.isfinite(scale), most, float("inf"))
+    if elements.is_floating_point():  # an infinite one stays what it is
+        most = torch.where(torch.isfinite(elements), most, float("inf"))
     return found.clamp_(-most, most)
 
 

@@ -96,8 +96,11 @@ def test_elements(arch: int, mode: str, integer: bool, measured: bool) -> None:
         types |= {"c0": "i32", "c1": "i32"}
     assert "div.rn.f32" in well_made(compiled(elements, constants, types, arch), arch)
     constants = {name: value for name, value in constants.items() if name in whole.arg_names}
-    made = compiled(whole, {**constants, "BLOCK": 8192}, types, arch)
-    assert "div.rn.f32" in well_made(made, arch)
+    ptx = well_made(compiled(whole, {**constants, "BLOCK": 8192}, types, arch), arch)
+    assert "div.rn.f32" in ptx
+    # every thread has read the running range before one of them moves it
+    read, _ = ptx.split("st.global", 1)
+    assert "bar.sync" in read.rsplit("ld.global", 1)[1]
 
 
 @pytest.mark.parametrize("arch", SHARED)

@@ -15,8 +15,9 @@ from triton_device import DEVICE, served
 import quantizers.by_device
 from qtrain import quantize
 from qtrain.products.engines import choice
-from quantizers.kernels.gpu import keys
-from quantizers.kernels.gpu.device import INTERPRETED
+from quantizers import root_key
+from quantizers.kernels.gpu import keys, launcher
+from quantizers.kernels.gpu.device import INTERPRETED, WORDS
 from quantizers.kernels.gpu.launcher import Launch
 
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -105,3 +106,41 @@ def test_a_norm(launches: Launches) -> None:
     x = torch.randn(4, 16, 12, 12).contiguous(memory_format=last)
     found = count(launches, quantize(nn.Sequential(nn.BatchNorm2d(16)), norm="range"), x)
     assert 5 < len(found) <= 10, found
+
+
+def test_tensors_on_several_devices_are_refused() -> None:
+    key = root_key(3).to(DEVICE)
+    elsewhere = torch.tensor(5, device="meta" if DEVICE == "cpu" else "cpu")
+    launch = Launch(WORDS, "fold", LOADED=True, ADVANCED=False, num_warps=1)
+    launch((1, 1, 1), key, torch.empty_like(key), key.clone())  # what it keeps serves no other
+    with pytest.raises(RuntimeError, match="on the same device"):
+        launch((1, 1, 1), key, torch.empty_like(key), elsewhere)
+
+
+def test_what_is_compiled_serves_its_own_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other dtypes and other alignments of tensors are compiled anew, each once."""
+    compiled: list[Any] = []
+
+    class Compiled(dict[Any, Any]):
+        def __missing__(self, grid: Any) -> Any:
+            return lambda *words, **_: self.setdefault("words", []).append(words)
+
+    class Kernel:
+        arg_names = ("x", "number", "SIZE")
+
+        def __getitem__(self, grid: Any) -> Any:
+            def run(*_: Any, **__: Any) -> Any:
+                compiled.append(Compiled())
+                return compiled[-1]
+
+            return run
+
+    monkeypatch.setattr(launcher, "_stream", lambda index: 0)
+    launch = Launch(WORDS, "fold", (7,), SIZE=3)
+    launch.kernel, launch.rest = Kernel(), (7, 3)
+    x = torch.zeros(64, device=DEVICE)
+    kinds = x, x[1:], x.to(torch.float64), x.double()[1:]
+    for tensor in (*kinds, *kinds, x[4:]):
+        launch((1, 1, 1), tensor)
+    assert len(compiled) == len(kinds)
+    assert compiled[0]["words"] == [(x.data_ptr(), 7, 3), (x[4:].data_ptr(), 7, 3)]

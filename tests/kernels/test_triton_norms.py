@@ -156,6 +156,13 @@ def test_values_are_added_where_torch_adds_them(dtype: torch.dtype, planes: bool
     assert got.stride() == x.stride() and same(got, want)
 
 
+def test_equal_places_of_two_programs_are_added_once() -> None:
+    grad = torch.zeros(2, 400, device=DEVICE)  # one channel's carriers lie in two programs
+    index = torch.ones(400, 3, dtype=torch.int64, device=DEVICE)
+    got = launched(grad).add_at(grad.clone(), index, torch.ones(400, 3, device=DEVICE))
+    assert got[1].tolist() == [3.0] * 400 and not got[0].any()
+
+
 @LAYOUTS
 @pytest.mark.parametrize("fmt", [int8, uint8, IntFormat(16), IntFormat(4)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

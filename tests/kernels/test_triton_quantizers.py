@@ -205,6 +205,9 @@ def test_what_no_kernel_serves_is_declined() -> None:
     wide = torch.ones(1, 6, dtype=torch.float64, device=DEVICE)
     assert kernels.whole(x, plain, None, None, True, wide) is None
     assert kernels.whole(x.double(), plain, None, None, True) is None
+    for step, fits in ((2**29, True), (2**30, False)):  # places beyond int32
+        far = (3, 4), (step, 1), (1, 4), IntFormat(8), quantizers.nearest_even, True, False
+        assert (launch.elements(torch.float32, *far) is not None) is fits
 
 
 def test_keys() -> None:
@@ -219,6 +222,9 @@ def test_keys() -> None:
         more = keys.fold(start.to(DEVICE), there, advance=True)
         assert int(there) == value + 1
         assert more is not None and same(more, noise.fold(start, value + 1))
+    for value in (2**63, 2**64 + 5, -(2**63) - 1):  # modulo 2^64
+        beyond = keys.fold(start.to(DEVICE), value)
+        assert beyond is not None and same(beyond, noise.fold(start, value))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
@@ -230,10 +236,21 @@ def test_unshifted(dtype: torch.dtype) -> None:
         assert same(got, x.float() - (0 if zero_point is None else zero_point))
 
 
+def test_values_of_what_is_learned_are_torchs() -> None:
+    scale = torch.tensor(0.5, device=DEVICE, requires_grad=True)
+    codes = torch.arange(6, dtype=torch.int8, device=DEVICE)
+    assert unshift.values(codes, scale, None, True) is None
+    assert unshift.values(codes.float().requires_grad_(), scale.detach(), None, True) is None
+    with torch.no_grad():
+        assert unshift.values(codes, scale, None, True) is not None
+
+
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.float32])
 def test_values(dtype: torch.dtype, limited: bool) -> None:
     x = torch.arange(-2500, 2500).clamp(-128, 127).to(dtype).view(50, 100).t()
+    if dtype is torch.float32:
+        x[0, 0], x[0, 1] = float("inf"), float("nan")
     shift = torch.tensor(7, dtype=torch.int32)
     for zero_point in (None, shift) if dtype is torch.int8 else (None,):
         for number in (0.3, 1e38, -1e-42, float("inf"), float("nan"), 0.0):

@@ -573,3 +573,13 @@ def test_views_that_negate_are_rounded() -> None:
         assert torch.equal(round_to(view, fmt), round_to(x, fmt))
         quantizer = Quantizer(format=fmt, range=None)
         assert torch.equal(quantizer(view).elements, quantizer(x).elements)
+
+
+@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
+@pytest.mark.parametrize("scale", [1.0, 1e38, INF])
+def test_an_infinite_element_stays_infinite(scale: float, served) -> None:
+    elements = torch.tensor([INF, -INF, NAN, 57344.0])
+    with served():
+        found = QTensor(elements, torch.tensor([scale]), None, formats.e5m2, (4,)).dequantize()
+    assert found[:2].tolist() == [INF, -INF] and found[2].isnan()
+    assert found[3] == (INF if scale == INF else min(57344.0 * scale, reference.MOST))

@@ -34,15 +34,27 @@ class Launch:
     def __call__(self, grid: tuple[int, int, int], *tensors: Tensor) -> None:
         """tensors: on the device of the first, which is the current one."""
         if _stream is None:
+            _alike(tensors)
             self.kernel[grid](*tensors, *self.numbers, **self.constants)
             return
-        index, words = tensors[0].get_device(), [tensor.data_ptr() for tensor in tensors]
-        key = (index, *[tensor.dtype for tensor in tensors], *[not word & 15 for word in words])
+        places = [tensor.get_device() for tensor in tensors]
+        words = [tensor.data_ptr() for tensor in tensors]
+        key = (*places, *[tensor.dtype for tensor in tensors], *[not word & 15 for word in words])
         kernel = self.compiled.get(key)
         if kernel is None:
+            _alike(tensors)
             self.compiled[key] = self.kernel[grid](*tensors, *self.numbers, **self.constants)
             return
-        kernel[grid](*words, *self.rest, stream=_stream(index))
+        kernel[grid](*words, *self.rest, stream=_stream(places[0]))
+
+
+def _alike(tensors: tuple[Tensor, ...]) -> None:
+    """RuntimeError where they lie on several devices: a kernel would read the memory of another."""
+    devices = sorted({str(tensor.device) for tensor in tensors})
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found {' and '.join(devices)}"
+        )
 
 
 @lru_cache(maxsize=8192)

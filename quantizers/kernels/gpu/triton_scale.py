@@ -38,6 +38,7 @@ def _range(
             old_low = tl.where(finite, _moved(old_low, low, rate), old_low)
             old_high = tl.where(finite, _moved(old_high, high, rate), old_high)
             share = tl.where(finite | (share > 0.0), 1.0, 0.0)
+            tl.debug_barrier()  # what is moved here may be what other threads read above
             tl.store(running_low, old_low, mask=writes)
             tl.store(running_high, old_high, mask=writes)
             tl.store(running_share, share, mask=writes)

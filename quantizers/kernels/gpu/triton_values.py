@@ -26,9 +26,11 @@ def values(
         v = v - tl.load(zero_point).to(tl.float32)
     if SCALED:
         own = tl.load(scale)
+        element = tl.abs(v)
         v = v * own
         if LIMITED:
             most = tl.where(tl.abs(own) < float("inf"), 3.4028234663852886e38, float("inf"))
+            most = tl.where(element < float("inf"), most, float("inf"))  # what is infinite stays it
             v = tl.where(v > most, most, v)
             v = tl.where(v < -most, -most, v)
     tl.store(result + i, v, mask=inside)

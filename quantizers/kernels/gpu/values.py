@@ -26,9 +26,11 @@ def _launch(size: int, affine: bool, scaled: bool, limited: bool) -> Launch:
 def values(
     elements: Tensor, scale: Tensor | None, zero_point: Tensor | None, limited: bool
 ) -> Tensor | None:
-    """See qtensor.values: of one scale and one zero point."""
+    """See qtensor.values: of one scale and one zero point, where no gradient is to flow."""
+    differentiable = elements.requires_grad or (scale is not None and scale.requires_grad)
     if (
-        not serves(elements, scale, zero_point)
+        (differentiable and torch.is_grad_enabled())
+        or not serves(elements, scale, zero_point)
         or not is_dense(elements)
         or not 0 < elements.numel() < 2**31
         or (elements.is_floating_point() and elements.dtype is not torch.float32)
