@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_words(arch: int) -> None:
-    from quantizers.kernels.gpu.triton_words import fold, values
+    from quantizers.kernels.gpu.triton_keys import fold
+    from quantizers.kernels.gpu.triton_values import values
 
     constants = dict.fromkeys(("AFFINE", "SCALED", "LIMITED"), True) | {"BLOCK": 4096}
     types = {"x": "!*i8", "result": "!*fp32", "zero_point": "*i32", "scale": "*fp32"}

@@ -10,14 +10,14 @@ from torch import Tensor
 from .device import serves, there
 from .launcher import Launch
 
-_KERNELS = "quantizers.kernels.gpu.triton_keys"
+KERNELS = "quantizers.kernels.gpu.triton_keys"
 
 
 @lru_cache(maxsize=1024)
 def _launch(value: int | None, advanced: bool) -> Launch:
     """value: None for one that is loaded."""
     numbers = () if value is None else (value,)
-    return Launch(_KERNELS, "fold", numbers, LOADED=value is None, ADVANCED=advanced, num_warps=1)
+    return Launch(KERNELS, "fold", numbers, LOADED=value is None, ADVANCED=advanced, num_warps=1)
 
 
 def fold(key: Tensor, value: int | Tensor, advance: bool = False) -> Tensor | None:
