@@ -111,7 +111,7 @@ def test_a_norm(launches: Launches) -> None:
 def test_tensors_on_several_devices_are_refused() -> None:
     key = root_key(3).to(DEVICE)
     elsewhere = torch.tensor(5, device="meta" if DEVICE == "cpu" else "cpu")
-    launch = Launch("fold", LOADED=True, ADVANCED=False, num_warps=1)
+    launch = Launch(keys.KERNELS, "fold", LOADED=True, ADVANCED=False, num_warps=1)
     launch((1, 1, 1), key, torch.empty_like(key), key.clone())  # what it keeps serves no other
     with pytest.raises(RuntimeError, match="on the same device"):
         launch((1, 1, 1), key, torch.empty_like(key), elsewhere)
@@ -136,7 +136,7 @@ def test_what_is_compiled_serves_its_own_kind(monkeypatch: pytest.MonkeyPatch) -
             return run
 
     monkeypatch.setattr(launcher, "_stream", lambda index: 0)
-    launch = Launch("fold", (7,), SIZE=3)
+    launch = Launch(keys.KERNELS, "fold", (7,), SIZE=3)
     launch.kernel, launch.rest = Kernel(), (7, 3)
     x = torch.zeros(64, device=DEVICE)
     kinds = x, x[1:], x.to(torch.float64), x.double()[1:]

@@ -30,7 +30,7 @@ from quantizers import (
     root_key,
     stochastic,
 )
-from quantizers.kernels.gpu import extremes, keys, values
+from quantizers.kernels.gpu import elements, extremes, keys, values
 from quantizers.kernels.gpu import quantizers as kernels
 from quantizers.memory import eager
 
@@ -207,7 +207,7 @@ def test_what_no_kernel_serves_is_declined() -> None:
     assert kernels.whole(x.double(), plain, None, None, True) is None
     for step, fits in ((2**29, True), (2**30, False)):  # places beyond int32
         far = (3, 4), (step, 1), (1, 4), IntFormat(8), quantizers.nearest_even, True, False
-        assert (launch.elements(torch.float32, *far) is not None) is fits
+        assert (elements.elements(torch.float32, *far) is not None) is fits
 
 
 def test_keys() -> None:
@@ -239,10 +239,10 @@ def test_unshifted(dtype: torch.dtype) -> None:
 def test_values_of_what_is_learned_are_torchs() -> None:
     scale = torch.tensor(0.5, device=DEVICE, requires_grad=True)
     codes = torch.arange(6, dtype=torch.int8, device=DEVICE)
-    assert unshift.values(codes, scale, None, True) is None
-    assert unshift.values(codes.float().requires_grad_(), scale.detach(), None, True) is None
+    assert values.values(codes, scale, None, True) is None
+    assert values.values(codes.float().requires_grad_(), scale.detach(), None, True) is None
     with torch.no_grad():
-        assert unshift.values(codes, scale, None, True) is not None
+        assert values.values(codes, scale, None, True) is not None
 
 
 @pytest.mark.parametrize("limited", [False, True])
