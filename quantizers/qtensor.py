@@ -33,8 +33,8 @@ unshifted = ByDevice(_unshifted, cpu=unshift.unshifted, cuda=gpu.unshifted)
 def _values(elements: Tensor, scale: Tensor, zero_point: Tensor | None, limited: bool) -> Tensor:
     """(elements - zero_point) * scale, broadcastable, rounded once; limited: fp32's largest where a
     finite one passes that."""
-    found = unshifted(elements, zero_point) if _shifts(elements, zero_point) else elements
-    found = found * scale
+    whole = zero_point is None and elements.is_floating_point()
+    found = (elements if whole else unshifted(elements, zero_point)) * scale
     if found.dtype != torch.float32 or not limited:
         return found
     if serves(scale) and bool((scale < _FAR_FROM_INFINITY).all()):
@@ -46,10 +46,6 @@ def _values(elements: Tensor, scale: Tensor, zero_point: Tensor | None, limited:
     return found.clamp_(-most, most)
 
 
-def _shifts(elements: Tensor, zero_point: Tensor | None) -> bool:
-    return zero_point is not None or not elements.is_floating_point()
-
-
 values = ByDevice(_values, cuda=gpu.values)
 
 
@@ -57,7 +53,8 @@ class QTensor(NamedTuple):
     """A quantized tensor: value = (elements - zero_point) * scale.
 
     elements     unscaled numbers on the format's grid, x's shape: the smallest integer dtype for
-                 an IntFormat; fp32 for a FloatFormat; x itself where nothing was quantized
+                 an IntFormat; fp32 for a FloatFormat, within a layer also its own 16 bits; x itself
+                 where nothing was quantized
     scale        fp32, one entry per block, or None for 1
     zero_point   int32, scale's shape, or None for 0
     format       the elements' format, or None where nothing was quantized
@@ -82,15 +79,12 @@ class QTensor(NamedTuple):
 
     def unshifted(self) -> Tensor:
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
-        if not _shifts(self.elements, self.zero_point):
+        if self.zero_point is None and self.elements.is_floating_point():
             return self.elements
-        return unshifted(self.elements, self._spread_zero_point())
-
-    def _spread_zero_point(self) -> Tensor | None:
         zero_point = self.zero_point
         if zero_point is not None and zero_point.numel() > 1:
             zero_point = self.spread(zero_point)
-        return zero_point
+        return unshifted(self.elements, zero_point)
 
     def dequantize(self) -> Tensor:
         """The real values: one rounding, of the product with the scale; fp32's largest where a
@@ -101,4 +95,5 @@ class QTensor(NamedTuple):
         scale = self.spread(self.scale)
         infinite = isinstance(self.format, FloatFormat) and self.format.overflow == "inf"
         limited = self.format is not None and not infinite
-        return values(self.elements, scale, self._spread_zero_point(), limited)
+        zero_point = None if self.zero_point is None else self.spread(self.zero_point)
+        return values(self.elements, scale, zero_point, limited)

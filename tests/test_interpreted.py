@@ -11,6 +11,9 @@ import pytest
 
 pytest.importorskip("triton", reason="pip install triton: its interpreter needs no GPU")
 ROOT = Path(__file__).parents[1]
+#: of a file's cases, every so many are run here; all by
+#: TRITON_INTERPRET=1 python -m pytest -o addopts= tests/kernels
+SHARE = "5"
 FILES = sorted((ROOT / "tests/kernels").glob("test_*.py"))
 
 
@@ -23,7 +26,7 @@ def test_kernels(file: Path) -> None:
     done = subprocess.run(
         [*command, str(file)],
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "KERNEL_SHARE": SHARE},
         capture_output=True,
         text=True,
         check=False,

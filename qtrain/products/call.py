@@ -113,7 +113,13 @@ class Call:
                 q = quantized(quantizer, x, state=state, key=key, training=self.training)
             elif norm is not None:
                 q = norm.quantized(quantizer, state, self.training)
-            elif kind == "grad_weight" and self.probe is None and _is_cast(x, quantizer, factor):
+            elif (
+                kind == "grad_weight"
+                and x.device.type in CASTING
+                and self.probe is None
+                and factor is None
+                and _is_cast(x, quantizer)
+            ):
                 q = QTensor(x.to(quantizer.half), None, None, quantizer.format, tuple(x.shape))
             else:
                 q = quantize(x, quantizer, state, key, self.training, factor)
@@ -142,13 +148,11 @@ class Call:
         return passed
 
 
-def _is_cast(x: Tensor, quantizer: Quantizer, factor: Tensor | None) -> bool:
+def _is_cast(x: Tensor, quantizer: Quantizer) -> bool:
     """Whether elements are kept in the 16 bits that hold them, which a GPU's units read as they
     are: half the memory.  A compiled graph might skip the rounding."""
     return (
-        factor is None
-        and x.device.type in CASTING
-        and x.dtype is torch.float32
+        x.dtype is torch.float32
         and quantizer.half is not None
         and x.numel() > 0
         and not torch.compiler.is_compiling()
