@@ -1,4 +1,5 @@
-"""KERNEL_SHARE=n: every n-th case of each test, for a suite that also runs the rest; else all."""
+"""KERNEL_SHARE=n: every n-th case of each test; else all, but every third where kernels are only
+compiled ahead of time, in a suite that also runs the rest."""
 
 from __future__ import annotations
 
@@ -6,10 +7,15 @@ import os
 from collections import Counter
 
 import pytest
+import torch
+
+from quantizers.kernels.gpu.device import INTERPRETED
+
+ALL = INTERPRETED or torch.cuda.is_available()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    share = int(os.getenv("KERNEL_SHARE", "1"))
+    share = int(os.getenv("KERNEL_SHARE", "1" if ALL else "3"))
     seen: Counter[str] = Counter()
     kept, left = [], []
     for item in items:
