@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16, fp16
+from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16
+from quantizers.formats import NATIVE
 from quantizers.protocol import needs_key, straight_through
 
 from . import checks
@@ -24,10 +25,6 @@ OPERANDS: dict[str, tuple[str, str]] = {
 SLOTS: tuple[tuple[str, str], ...] = tuple(
     (product, operand) for product, operands in OPERANDS.items() for operand in operands
 )
-
-
-#: dtypes for `Recipe.narrow`
-_NARROW: dict[FloatFormat | None, torch.dtype] = {fp16: torch.float16, bf16: torch.bfloat16}
 
 
 def _short(quantizer: QuantizerLike) -> str:
@@ -156,7 +153,7 @@ class Recipe:
         if self.with_bits is not None:
             need = "a function of the number of bits that returns a Recipe, or None"
             checks.function("with_bits", self.with_bits, need, 8)
-        if self.narrow and self.activation not in _NARROW:
+        if self.narrow and self.activation not in NATIVE:
             raise ValueError(
                 f"narrow: activation is {self.activation}, which has no torch dtype of 16 bits to "
                 f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
@@ -204,7 +201,7 @@ class Recipe:
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of outputs where the caller's is `dtype`."""
-        return _NARROW[self.activation] if self.narrow else dtype
+        return NATIVE[self.activation] if self.narrow else dtype
 
     def slot(self, product: str, operand: str) -> QuantizerLike:
         """The quantizer in force for an operand: the forward's where a product names none."""

@@ -81,6 +81,9 @@ e2m1 = FloatFormat(2, 1, specials="finite", name="e2m1")
 e3m0 = FloatFormat(3, 0, specials="finite", name="e3m0")  # power of two, 1-3-0
 e8m0 = FloatFormat(8, 0, bias=127, specials="fn", signed=False, zero=False, name="e8m0")
 
+#: formats that torch has a dtype of 16 bits for
+NATIVE: dict[Format | None, torch.dtype] = {fp16: torch.float16, bf16: torch.bfloat16}
+
 NAMED: dict[str, Format] = {
     **{f"int{bits}": IntFormat(bits) for bits in range(2, 17)},
     **{f"uint{bits}": IntFormat(bits, signed=False, symmetric=False) for bits in range(2, 17)},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .formats import FloatFormat, Overflow, bf16, fp16
+from .formats import NATIVE, FloatFormat, Overflow
 from .noise import uniform_integers
 from .numbers import constant
 
@@ -121,11 +121,11 @@ def round_to_float(
         overflow = fmt.on_overflow
     else:
         checks.choice("overflow", overflow, get_args(Overflow))
-    native = fmt in _NATIVE and overflow == "inf"
+    native = fmt in NATIVE and overflow == "inf"
     if native and rounding == nearest_even and x.dtype == torch.float32:
         # The same bits in two passes.  Not when compiling: the compiler drops such cast pairs.
         if not torch.compiler.is_compiling():
-            return x.to(_NATIVE[fmt]).to(torch.float32)
+            return x.to(NATIVE[fmt]).to(torch.float32)
     if fmt.min_exponent < _LOWEST and x.dtype == torch.float32:
         # the exponents of fp32's subnormals are not in their bits; in fp64 they are normal
         wide = x.double()
@@ -176,4 +176,3 @@ def round_to(x: Tensor, fmt: FloatFormat) -> Tensor:
 _LITTLE = 2.0**-30
 #: exponent of fp32's smallest normal number
 _LOWEST = -126
-_NATIVE = {fp16: torch.float16, bf16: torch.bfloat16}

@@ -10,13 +10,12 @@ import torch
 
 from . import checks, tensor_checks
 from .by_device import spec
-from .formats import FloatFormat, Format, IntFormat, bf16, fp16, fp32
+from .formats import NATIVE, FloatFormat, Format, IntFormat, fp32
 from .granularity import Granularity, compact_shape, per_tensor
 from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
 from .rounding import Rounding, nearest_even
 from .running_range import Ema
 
-_HALVES: dict[Format, torch.dtype] = {fp16: torch.float16, bf16: torch.bfloat16}
 #: what a range may scale to: 2^31 products of two such elements add up within fp32
 _LARGEST = 2.0**48
 
@@ -90,7 +89,7 @@ class Settings:
         """The 16-bit dtype into which torch converts fp32 as this quantizer rounds, or None."""
         if self.range is not None or self.rounding not in (nearest_even,):
             return None
-        return _HALVES.get(self.format)
+        return NATIVE.get(self.format)
 
     def init_state(self, shape: Sequence[int | None]) -> State:
         """State for tensors of `shape` (None: a size that changes); {} without memory."""
