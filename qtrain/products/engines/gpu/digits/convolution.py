@@ -83,9 +83,7 @@ def _multiply(
     )  # fmt: skip
     if not alone:
         parts = kept.view(1, cut_x.digits, -1, cut_w.digits, produced // cut_w.digits)
-        combine(
-            parts, cut_x.digits, cut_w.digits, y.permute(0, 3, 4, 1, 2), scale, bias, True
-        )  # fmt: skip
+        combine(parts, cut_x.digits, cut_w.digits, y.permute(0, 3, 4, 1, 2), scale, bias, True)
     return y
 
 

@@ -57,9 +57,7 @@ def digits(
     across = 64 if channels > 32 else 16
     down = 4096 // across
     first = math.prod(sizes[1:]) * (count if outer else 1)
-    unit, (each, *steps) = in_units(
-        channels, *steps_of(x, 0, 1, 2, 3), first, y.stride(outer)
-    )  # fmt: skip
+    unit, (each, *steps) = in_units(channels, *steps_of(x, 0, 1, 2, 3), first, y.stride(outer))
     launched(
         KERNELS, "digits", (-(-rows // down) * -(-channels // across), 1, 1), x, y,
         x if zero_point is None else zero_point, rows, each, *sizes[1:4], x.shape[2], padding,

@@ -179,14 +179,13 @@ def window_of(
     padding: Sequence[int],
     dilation: Sequence[int],
     scattered: bool,
-    zero_point: Tensor | None,
+    shifted: bool,
     scales: Sequence[Tensor],
-    bias: Tensor | None,
+    biased: bool,
 ) -> Window:
     return Window(
-        tuple(size), layout, tuple(stride), tuple(padding), tuple(dilation), scattered,
-        zero_point is not None, tuple((scale.stride(0), scale.dtype) for scale in scales),
-        bias is not None,
+        tuple(size), layout, tuple(stride), tuple(padding), tuple(dilation), scattered, shifted,
+        tuple((scale.stride(0), scale.dtype) for scale in scales), biased,
     )  # fmt: skip
 
 
@@ -204,7 +203,8 @@ def _convolve(
     bias: Tensor | None,
 ) -> Tensor:
     """x, w and what is returned, (N, G, P, *size), fp32 where there is a scale: see convolve."""
-    by = window_of(size, layout, stride, padding, dilation, scattered, zero_point, scales, bias)
+    given = zero_point is not None, scales, bias is not None
+    by = window_of(size, layout, stride, padding, dilation, scattered, *given)
     found = planned(Layout.of(x), Layout.of(w), by)
     if found.convolve is not None:
         w = summed_last(w) if found.moves_w else w

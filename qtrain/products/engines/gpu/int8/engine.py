@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,32 +45,26 @@ class _Direct(NamedTuple):
         return self.run(a, b, self.result, zero_point, scales, bias)
 
 
-def _memory(x: Tensor) -> tuple[Any, ...]:
-    return x.shape, x.stride(), x.dtype
-
-
 @kept
 def _direct(
     product: Product,
-    a: tuple[Any, ...],
-    b: tuple[Any, ...],
-    like: tuple[Any, ...],
+    a: Layout,
+    b: Layout,
+    like: Layout,
     shifted: bool,
-    scales: tuple[tuple[Any, ...], ...],
+    scales: tuple[Layout, ...],
     biased: bool,
 ) -> _Direct | None:
-    """For operands that lie so: see _memory.  None where more than w is to be copied, or the scales
-    are not the channels'."""
-    given, weight, wanted = (Layout(*one).on_meta() for one in (a, b, like))
-    after = Epilogue(tuple(Layout(*one).on_meta() for one in scales))
+    """For operands that lie so.  None where more than w is to be copied, or the scales are not the
+    channels'."""
+    given, weight, wanted = (layout.on_meta() for layout in (a, b, like))
+    after = Epilogue(tuple(layout.on_meta() for layout in scales))
     to = convolved(product, given, weight, wanted)
     steps = after.scales_of(product.operation, to.channels)
     if steps is None:
         return None
     pairs = [(given, to.x), (weight, to.w)]
-    zero_point = torch.empty((), device="meta") if shifted else None
-    bias = torch.empty((), device="meta") if biased else None
-    by = window_of(to.size, to.layout, *to.window, to.scattered, zero_point, steps, bias)
+    by = window_of(to.size, to.layout, *to.window, to.scattered, shifted, steps, biased)
     run = planned(Layout.of(to.x), Layout.of(to.w), by)
     y = run.result.on_meta()
     result = product_of(y, product, given, wanted)
@@ -131,8 +125,8 @@ class TritonInt8(TritonEngine):
             bias = after.bias.float().contiguous()
         if serves(a, b, zero_point, bias, *after.scales):
             run = _direct(
-                product, _memory(a), _memory(b), _memory(like), zero_point is not None,
-                tuple([_memory(scale) for scale in after.scales]), bias is not None,
+                product, Layout.of(a), Layout.of(b), Layout.of(like), zero_point is not None,
+                tuple([Layout.of(scale) for scale in after.scales]), bias is not None,
             )  # fmt: skip
             if run is not None:
                 result = run(a, b, zero_point, after.scales, bias)
