@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import product_cases
 import pytest
 import torch
+from product_cases import Case
 from torch import nn
 from triton_device import DEVICE, served
 
@@ -21,25 +23,17 @@ from qtrain.products.engines.gpu import scales as kernels
 from qtrain.products.engines.gpu.int8 import convolution
 from qtrain.products.engines.gpu.int8.engine import TritonInt8
 from qtrain.products.engines.task import ANY, Span, Task
-from qtrain.products.operations import BatchedMatmul, Linear, Operation
+from qtrain.products.operations import Linear
 from qtrain.products.product import Product
 
 # the interpreter computes by numpy, which warns of infinities
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
-CASES: dict[str, tuple[Operation, tuple[int, ...], tuple[int, ...]]] = {
-    "linear": (Linear(), (3, 5, 70), (1, 9, 70)),
-    "batches": (BatchedMatmul(), (3, 10, 65), (3, 9, 65)),
-    "1d": (Convolution((1,), (1,), (1,), 1), (2, 6, 9), (1, 5, 6, 3)),
-    "1d transposed": (Convolution((2,), (1,), (1,), 1, True, (1,)), (2, 6, 9), (1, 5, 6, 3)),
+CASES: dict[str, Case] = {
+    **product_cases.CASES,
     "3x3": (Convolution((1, 1), (1, 1), (1, 1), 1), (2, 17, 5, 5), (1, 24, 17, 3, 3)),
-    "strided": (Convolution((2, 2), (1, 1), (1, 1), 1), (1, 17, 8, 7), (1, 16, 17, 3, 3)),
-    "uneven": (Convolution((2, 1), (2, 0), (1, 2), 2), (1, 6, 9, 8), (2, 5, 3, 3, 2)),
     "depthwise": (Convolution((1, 1), (1, 1), (1, 1), 8), (2, 8, 6, 6), (8, 1, 1, 3, 3)),
-    "transposed": (
-        Convolution((2, 2), (1, 1), (1, 1), 2, True, (1, 0)), (2, 4, 5, 6), (2, 3, 2, 3, 3)
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
