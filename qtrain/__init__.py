@@ -10,6 +10,7 @@ from .conversion.converted import plain_state_dict as plain_state_dict
 from .conversion.converted import reseed as reseed
 from .conversion.quantize import quantize as quantize
 from .conversion.quantize import quantize_ as quantize_
+from .conversion.set_recipe import set_recipe as set_recipe
 from .conversion.summary import summary as summary
 from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
@@ -47,6 +48,7 @@ from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
+from .schedule import Schedule as Schedule
 from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare

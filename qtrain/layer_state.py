@@ -80,6 +80,25 @@ class LayerState(nn.Module):
         self._stream = seed, stream
         self.noise_key.copy_(root_key(seed, stream))
 
+    def adopt_(self, other: LayerState) -> None:
+        """Take another's quantizers, in place.  The state of a slot whose quantizer and shape are
+        the same stays; others are the other's own.  The noise stays.
+        """
+        same = {
+            name
+            for slot, names in other._slots.items()
+            if self._quantizers.get(slot) == other._quantizers[slot]
+            for name in names.values()
+        } | {"noise_key", "noise_count"}
+        buffers = {
+            name: (self if name in same else other).get_buffer(name) for name in other._buffers
+        }
+        self._quantizers, self._slots = other._quantizers, other._slots
+        self.noisy = other.noisy
+        self._buffers.clear()
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
     def range_steps(self) -> list[int]:
         """How many tensors each running range of an input has seen."""
         buffers = self.named_buffers(recurse=False)
@@ -161,6 +180,14 @@ class LayerState(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self.complete_(state_dict, prefix)
+        _, strict, _, _, errors = args
+        given = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+        if strict and "noise_key" in given and given != self._buffers.keys():
+            odd = ", ".join(sorted(given ^ self._buffers.keys()))
+            errors.append(
+                f"layer {self.name!r}: the state is of another recipe (one has {odd}, the other "
+                f"has not); give the model the recipe of the saved one first, by qtrain.set_recipe"
+            )
         for name, buffer in self.named_buffers(recurse=False):
             if prefix + name in state_dict:
                 continue

@@ -140,6 +140,7 @@ ROOMS = (
     "weights",
     "recipe",
     "recipes",
+    "schedule",
     "products",
     "layers",
     "conversion",
