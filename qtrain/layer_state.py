@@ -36,8 +36,9 @@ class LayerState(nn.Module):
     noise_count   int64, forwards so far in training, or through which a gradient flows
     <product>_<operand>_<name>   the state of each quantizer that keeps one
 
-    A state_dict without these entries loads strictly: they keep their values.  Values that were
-    never there, on the meta device or taken by `to_empty`, are those of a new conversion.
+    A state_dict without these entries loads strictly: they keep their values; one with some of them
+    alone is of another recipe, and does not.  Values that were never there, on the meta device or
+    taken by `to_empty`, are those of a new conversion.
     """
 
     noise_key: Tensor
@@ -180,14 +181,10 @@ class LayerState(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self.complete_(state_dict, prefix)
-        _, strict, _, _, errors = args
-        given = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
-        if strict and "noise_key" in given and given != self._buffers.keys():
-            odd = ", ".join(sorted(given ^ self._buffers.keys()))
-            errors.append(
-                f"layer {self.name!r}: the state is of another recipe (one has {odd}, the other "
-                f"has not); give the model the recipe of the saved one first, by qtrain.set_recipe"
-            )
+        if prefix + "noise_key" in state_dict:  # else of the plain model
+            missing: list[str] = args[2]
+            names = (prefix + name for name in self._buffers)
+            missing += [name for name in names if name not in state_dict]
         for name, buffer in self.named_buffers(recurse=False):
             if prefix + name in state_dict:
                 continue

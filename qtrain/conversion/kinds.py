@@ -206,4 +206,4 @@ def follow_norm_(module: nn.Module, recipe: NormRecipe) -> None:
     own again, with its state at rest."""
     plain = torch_norm(module)
     module.__class__ = plain if recipe.is_off else CONVERTED[plain]
-    module.recipe = recipe
+    setattr(module, "recipe", recipe)  # noqa: B010 (of a class that does not declare it)

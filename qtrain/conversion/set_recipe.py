@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -83,7 +84,7 @@ def set_recipe(
         follow_(inner, asked)
         for module in model.modules():
             if isinstance(module, DistributedDataParallel):  # which keeps a list of all buffers
-                module._assign_modules_buffers()  # type: ignore[no-untyped-call]
+                module._assign_modules_buffers()
     return model
 
 
@@ -158,18 +159,18 @@ class _Layer:
         return [self._built(state) for state in self.states]
 
     def _built(self, state: LayerState) -> LayerState:
-        own: dict[str, object] = {"name": state.name, "seed": 0, "stream": 0}
-        device = state.noise_key.device
+        own: dict[str, Any] = {"name": state.name, "seed": 0, "stream": 0}
+        own["device"] = state.noise_key.device
         try:
             if isinstance(state, QProduct):
-                return QProduct(self.recipe, state.shapes, **own, device=device)
-            return LayerState(norm_slots(self.module, self._norm), **own, device=device)
+                return QProduct(self.recipe, state.shapes, **own)
+            return LayerState(norm_slots(self.module, self._norm), **own)
         except (TypeError, ValueError) as error:
             raise located(error, f"layer {state.name!r}") from error
 
     def _check_norm(self) -> None:
         none = deviations.none()
-        now: NormRecipe = self.module.recipe
+        now: Any = self.module.recipe
         if (now.deviation == none) != (self._norm.deviation == none):
             raise ValueError(
                 f"norm: layer {self.name or '(model)'!r} has deviation {now.deviation}, and is to "
