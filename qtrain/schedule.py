@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from . import checks, recipes
@@ -66,19 +66,19 @@ class Schedule:
         """Whether recipes begin at fractions of the run, and not at steps."""
         return any(isinstance(when, float) and when for when in self.recipes)
 
+    def items(self) -> list[tuple[float, Recipe]]:
+        """When each recipe begins, in order, and the recipe."""
+        return list(self.recipes.items())  # type: ignore[arg-type]
+
     @property
     def first(self) -> Recipe:
         """The recipe that a run begins with."""
-        return self._recipes[0]
+        return self.items()[0][1]
 
     @property
     def last(self) -> Recipe:
         """The recipe that a run ends with."""
-        return self._recipes[-1]
-
-    @property
-    def _recipes(self) -> list[Recipe]:
-        return list(self.recipes.values())  # type: ignore[arg-type]
+        return self.items()[-1][1]
 
     def at(self, step: int, total: int | None = None) -> Recipe:
         """The recipe in force at a step, from 0, of `total`: needed where recipes begin at
@@ -93,30 +93,49 @@ class Schedule:
             checks.integer("step", step, low=0, high=total - 1, hint=f"total is {total}")
         # the quotient rounds as the fraction did: 7 / 100 is 0.07
         now = step / total if self.by_fraction and total is not None else step
-        return [
-            recipe for when, recipe in zip(self.recipes, self._recipes, strict=True) if when <= now
-        ][-1]
+        return [recipe for when, recipe in self.items() if when <= now][-1]
 
     def begins(self, total: int) -> dict[int, Recipe]:
         """The step, of `total`, at which each recipe begins.  ValueError where one never would."""
         found: dict[int, Recipe] = {}
-        for when, recipe in zip(self.recipes, self._recipes, strict=True):
+        for when, recipe in self.items():
             step = int(when)
             if self.by_fraction:
                 near = max(int(when * total) - 1, 0)  # of a product that may round up
                 step = next(s for s in range(near, total + 1) if s / total >= when)
             if step in found or step >= total:
                 raise ValueError(
-                    f"recipes: in a run of {total} steps none is under {recipe.name}, which begins "
-                    f"at {when}; make the run longer, or leave the recipe out"
+                    f"recipes: in a run of {total} steps none is under "
+                    f"{recipe.name if step >= total else found[step].name} ({self}); make the run "
+                    f"longer, or leave that recipe out"
                 )
             found[step] = recipe
         return found
 
     def __str__(self) -> str:
-        names = [recipe.name for recipe in self._recipes]
-        later = [
-            f"{name} from {when}" for name, when in zip(names[1:], [*self.recipes][1:], strict=True)
-        ]
+        later = [f"{recipe.name} from {when:g}" for when, recipe in self.items()[1:]]
         unit = " of the run" if self.by_fraction else ""
-        return ", ".join([names[0], *later]) + (unit if later else "")
+        return ", ".join([self.first.name, *later]) + unit
+
+
+def beginnings(texts: Iterable[str]) -> list[tuple[float, str]]:
+    """When recipes begin, and their names, in texts such as "0.9:bf16" or "500:bf16".
+
+    ValueError for others, and where two begin at once, or one at 0.
+    """
+    found = [_beginning(text) for text in texts]
+    times = [0, *(when for when, _ in found)]
+    if len(set(times)) < len(times):
+        raise ValueError(f"switch: got {', '.join(texts)}, need a time of its own, not 0, for each")
+    return found
+
+
+def _beginning(text: str) -> tuple[float, str]:
+    when, _, name = checks.text("switch", text).partition(":")
+    for number in (int, float):
+        try:
+            return number(when), name.strip()
+        except ValueError:
+            continue
+    need = "when and the name of a recipe, 0.9:bf16 (a fraction of the run) or 500:bf16 (a step)"
+    checks.refuse("switch", text, need, error=ValueError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from training_cases import on_two_ranks
 
 from qtrain import (
     GradInput,
+    GradWeight,
     Monitor,
     NormRecipe,
     Recipe,
@@ -571,3 +573,25 @@ def test_a_run_across_a_switch_resumes_bit_for_bit() -> None:
         model.load_state_dict(saved[0])
         optimizer.load_state_dict(saved[1])
         assert _equal(run(model, optimizer, range(stop, total)), whole[stop:])
+
+
+def _documented() -> Callable[[Monitor], bool]:
+    """The condition in docs/training.md."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    start = text.index("def is_lost_in_noise")
+    names: dict[str, object] = {"math": math, "Monitor": Monitor}
+    exec(text[start : text.index("\n\n\n", start)], names)
+    return names["is_lost_in_noise"]  # type: ignore[return-value]
+
+
+def test_the_documented_condition_stops_what_is_lost_in_noise() -> None:
+    is_lost = _documented()
+    coarse = Quantizer(format=IntFormat(2), rounding=stochastic())
+    int2 = replace(recipes.int8(), grad_weight=GradWeight(grad_output=coarse))
+    for recipe, lost in ((int2, True), (recipes.int8(), False)):
+        model = quantize(_mlp(), recipe=recipe)
+        with Monitor(model, every=1) as monitor:
+            _trained(model, 1)
+            assert is_lost(monitor) == lost
+            found = [row for row in monitor.rows if row.role == "grad_weight"]
+            assert len(found) == 3 and (min(row.sqnr_db for row in found) < 4.77) == lost
