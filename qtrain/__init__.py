@@ -48,6 +48,8 @@ from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
+from .recipe_file import load_recipe as load_recipe
+from .recipe_file import save_recipe as save_recipe
 from .schedule import Schedule as Schedule
 from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison

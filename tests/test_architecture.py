@@ -141,6 +141,7 @@ ROOMS = (
     "recipe",
     "recipes",
     "schedule",
+    "recipe_file",
     "products",
     "layers",
     "conversion",
