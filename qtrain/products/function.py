@@ -58,7 +58,7 @@ class Products(torch.autograd.Function):
         slots = call.recipe.slots
         slot = slots["grad_input", "weight"]
         if slot.cut and not slot.reused:
-            backward_w = QTensor(call.operation.canonical(weight))
+            backward_w = QTensor(weight)
         slot = slots["grad_weight", "input"]
         if slot.cut and not slot.reused:
             backward_x = QTensor(input)
@@ -148,7 +148,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         slot = call.recipe.slots[kind, operand]
         by = call.matrices(kind, grad_output.shape, shape, like.shape)
         if slot.cut and not slot.reused:
-            saved = call.quantize(kind, operand, saved.elements, key, by=by)
+            x = saved.elements
+            x = operation.canonical(x) if operand == "weight" else x
+            saved = call.quantize(kind, operand, x, key, by=by)
         elif slot.cut:
             saved = turned(saved)
         factor, bare = None, saved
