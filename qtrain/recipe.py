@@ -192,9 +192,10 @@ class Recipe:
         quantizer = forward if own is None else own
         assert quantizer is not None
         granularity = getattr(quantizer, "granularity", None)
-        cut = isinstance(granularity, Granularity) and granularity.of == "product"
-        # along another sum a weight's square blocks are the same ones
-        same = not cut or (operand == "weight" and granularity.square)
+        cut, same = False, True
+        if isinstance(granularity, Granularity) and granularity.of == "product":
+            # along another sum a weight's square blocks are the same ones
+            cut, same = True, operand == "weight" and granularity.square
         if cut and not straight_through(quantizer):
             raise ValueError(
                 f"{product}.{operand}: {_short(quantizer)} has a backward of its own, and blocks "

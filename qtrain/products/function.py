@@ -14,8 +14,8 @@ from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
 from ..layer_state import without_autocast
 from ..recipe import OPERANDS
+from .blockwise.matrices import turned
 from .call import Call, Computed, located
-from .matrices import turned
 from .operands import folded
 from .operations import Kind
 from .product import Product

@@ -288,7 +288,10 @@ def test_layout_in_memory_changes_no_bit() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_of_matrices_are_each_a_product(kind: str) -> None:
     q = KINDS[kind]
-    a, b = normal(2, 3, 7, 19, seed=1).requires_grad_(), normal(2, 3, 19, 5, seed=2).requires_grad_()
+    a, b = (
+        normal(2, 3, 7, 19, seed=1).requires_grad_(),
+        normal(2, 3, 19, 5, seed=2).requires_grad_(),
+    )
     g = normal(2, 3, 7, 5, seed=3)
     y = quantize(nn.Sequential(Matmul()), recipe=recipe(q))[0](a, b)
     y.backward(g)

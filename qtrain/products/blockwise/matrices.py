@@ -21,10 +21,10 @@ from torch import Tensor
 
 from quantizers import QTensor
 
-from .block_sums import by_steps
-from .convolution import Convolution
-from .operations import Kind, Linear, Operand, Operation
-from .product import Product
+from ..convolution import Convolution
+from ..operations import Kind, Linear, Operand, Operation
+from ..product import Product
+from .sums import by_steps
 from .unfolding import Unfolded
 
 
@@ -84,22 +84,3 @@ def turned(q: QTensor) -> QTensor:
     elements, scale, zero_point = parts
     assert elements is not None
     return QTensor(elements, scale, zero_point, q.format, (*batch, summed, kept))
-
-
-def cut_tensor(matrices: Matrices, product: Product, operand: Operand, q: QTensor) -> QTensor:
-    """`cut` of an operand quantized as the operation takes it, whose scale does not vary along the
-    sum, or in blocks of its first axis there."""
-    elements = matrices.cut(operand, q.unshifted())
-    batch = [1] * (elements.dim() - 2)
-    if q.scale is None or q.scale.numel() == 1:
-        scale = None if q.scale is None else q.scale.reshape([1] * elements.dim())
-        block = (*batch, *(max(n, 1) for n in elements.shape[-2:]))
-        return QTensor(elements, scale, None, q.format, block)
-    _, summed = product.axes(operand, q.elements.dim())
-    split = min(summed)
-    step = q.block[split]
-    if product.kind == "grad_weight":  # the axes behind it lie along the sum, whole
-        step = step * elements.shape[-1] // max(q.elements.shape[split], 1)
-    spread = q.spread(q.scale).expand(q.elements.shape)
-    scale = matrices.cut(operand, spread)[..., ::step]
-    return QTensor(elements, scale, None, q.format, (*batch, 1, step))

@@ -28,11 +28,11 @@ from torch.nn import functional as F
 from quantizers import QTensor
 from quantizers.granularity import expand
 
-from .block_sums import by_steps
-from .convolution import LAST, Convolution, is_channels_last
-from .engines.geometry import Window
-from .operations import Kind, Operand
-from .plan import planned
+from ..convolution import LAST, Convolution, is_channels_last
+from ..engines.geometry import Window
+from ..operations import Kind, Operand
+from ..plan import planned
+from .sums import by_steps
 
 Sizes = tuple[int, ...]
 
