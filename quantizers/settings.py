@@ -12,6 +12,7 @@ from . import checks, tensor_checks
 from .by_device import spec
 from .formats import NATIVE, FloatFormat, Format, IntFormat, fp32
 from .granularity import Granularity, compact_shape, per_tensor
+from .names import take_names
 from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
 from .rounding import Rounding, nearest_even
 from .running_range import Ema
@@ -34,6 +35,7 @@ class Settings:
     _spec: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        take_names(self, format="format", rounding="rounding")
         for name, kind, need in (
             ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
             ("granularity", Granularity, "a Granularity such as per_tensor"),

@@ -202,3 +202,13 @@ def test_a_damaged_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"product\.forward_input_low is missing"):
         with restored(path):
             pass
+
+
+@pytest.mark.parametrize(
+    "command", ["train int4", "train int8 --switch 0.5:int4", "train fp32 --switch 0.5:int4"]
+)
+def test_the_shell_says_how_a_width_is_given(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    assert "did you mean 'int8' at 4 bits?" in capsys.readouterr().err
