@@ -113,7 +113,12 @@ def _plain(value: Any, where: str) -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b)
+    """Whether two are equal, down to the classes of their parts."""
+    if type(a) is not type(b):
+        return False
+    if is_dataclass(a):
+        return all(_same(getattr(a, name), getattr(b, name)) for name in _fields(type(a)))
+    return bool(a == b)
 
 
 def _value(value: Any, expected: Any, where: str) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import recipes
 from ..autograd.capture import capturing
@@ -92,9 +91,6 @@ def set_recipe(
                     f"away, others replace them"
                 ) from error
             raise
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):  # which keeps a list of all buffers
-                module._assign_modules_buffers()
     return model
 
 
