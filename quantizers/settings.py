@@ -58,8 +58,8 @@ class Settings:
                 )
         if isinstance(self.range, Ema) and self.granularity.of == "product":
             raise ValueError(
-                f"range: got {self.range!r}, which has a memory, with {self.granularity}, others in "
-                f"every product; use a range without one, or a granularity by axes"
+                f"range: got {self.range!r}, which has a memory, with {self.granularity}, "
+                "which are others in every product; use a range without, or a granularity by axes"
             )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(

@@ -16,7 +16,8 @@ from quantizers.steps import quantize
 
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
-from ..recipe import OPERANDS, SLOTS, Recipe
+from ..recipe import Recipe
+from ..slots import OPERANDS, SLOTS
 from .blocks import multiply
 from .blockwise.matrices import Matrices, matrices_of
 from .blockwise.product import in_blocks
@@ -109,7 +110,7 @@ class Call:
             x, ours = x * factor, False
         if slot.cut:
             assert by is not None
-            x = by.cut("b" if operand == OPERANDS[kind][1] else "a", x)
+            x = by.cut("b" if operand == OPERANDS[kind][1] else "a", x).contiguous()
         if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
         if key is not None and slot.noisy:

@@ -24,7 +24,7 @@ from quantizers import QTensor
 from ..convolution import Convolution
 from ..operations import Kind, Linear, Operand, Operation
 from ..product import Product
-from .sums import by_steps
+from .sums import Rows, rows_of
 from .unfolding import Unfolded
 
 
@@ -35,9 +35,8 @@ class Matrices(Protocol):
         """An operand as (*batch, kept, summed), the view whose last axis blocks along the sum cut;
         `x` as the operation takes it."""
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
-        """The operand of the product that a quantized `cut` stands for: (*batch, kept, summed),
-        its zero points taken off, its scales in steps along the sum."""
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        """The operand of the product that a quantized `cut` stands for, in steps along the sum."""
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         """The operation's result, of the product's (*batch, i, j).  like: `Operation.product`'s."""
@@ -57,8 +56,8 @@ class Plain:
         turned = weight if self.kind == "grad_input" else self.kind == "grad_weight"
         return x.transpose(1, 2) if turned else x
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
-        return by_steps(q, step)
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        return rows_of(q, step)
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         return found if self.kind == "grad_weight" else found.view(*like.shape[:-1], -1)

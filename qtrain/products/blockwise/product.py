@@ -38,7 +38,7 @@ def in_blocks(
         step = step_of(one, other)
     except ValueError as error:
         raise ValueError(f"{product.kind}: {error}") from error
-    found = block_sums(by.whole("a", one, step), by.whole("b", other, step))
+    found = block_sums(by.rows("a", one, step), by.rows("b", other, step))
     return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
 
 
