@@ -177,12 +177,12 @@ def _numbers() -> dict[str, Entry]:
             q.Quantizer,
             {
                 "format": kind.FORMAT, "granularity": kind.of(q.Granularity), "range": kind.RULE,
-                "scale_format": kind.FLOAT, "scale_rounding": kind.of(q.Rounding),
+                "scale": kind.of(q.Scale),
                 "rounding": kind.of(q.Rounding),
                 "straight_through": kind.one_of("identity", "inclusive", "strict"),
             },
             lambda: {"format": q.int8, "granularity": q.per_axis(0), "range": q.absmax,
-                     "scale_format": q.e8m0, "scale_rounding": q.ceil, "rounding": q.stochastic(),
+                     "scale": q.Scale(q.e8m0, rounding=q.ceil), "rounding": q.stochastic(),
                      "straight_through": "identity"},
         ),
         "Quantizer()": entry(
