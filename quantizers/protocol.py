@@ -153,10 +153,12 @@ def _check(q: QTensor, x: Tensor) -> None:
 
 def _check_outer(outer: object, scale: Tensor | None, shape: tuple[int, ...]) -> None:
     good = isinstance(outer, Tensor) and outer.dtype is torch.float32 and scale is not None
-    if not good or any(
-        size not in (1, count)
-        for size, count in zip(outer.shape, shape, strict=True)  # type: ignore[union-attr]
+    got = tuple(outer.shape) if isinstance(outer, Tensor) else outer
+    if (
+        not good
+        or len(got) != len(shape)
+        or any(size not in (1, count) for size, count in zip(got, shape, strict=True))
     ):
         raise ValueError(
-            f"the quantizer returned outer {outer}, need fp32 that broadcasts to its scale's {shape}"
+            f"the quantizer returned outer {got}, need fp32 that broadcasts to the scale's {shape}"
         )

@@ -24,7 +24,7 @@ class Scale:
                   "ocp_ceil"   2^(ceil(log2 a) - emax)
                   "even"       2^(floor(log2 a') - emax), a' = a rounded half up to the elements'
                                mantissa bits                                     (torchao: EVEN)
-                  "rceil"      2^ceil(log2(a / top))       (cuBLAS, torchao: RCEIL; TransformerEngine)
+                  "rceil"      2^ceil(log2(a / top))       (cuBLAS; torchao: RCEIL)
                   emax is the exponent of the elements' largest number.  All but "amax" are exact,
                   and need a format of powers of two (no mantissa), whose ends they keep to
     rounding      of the quotient to the format, stochastic too (noise of its own, of the
@@ -90,9 +90,7 @@ class Scale:
         if self.top is not None and self.candidates:
             raise ValueError("scale: got top and candidates, which are tops; give one of them")
         if self.by != "mse" and not self.candidates:
-            raise ValueError(
-                f"scale.by: got {self.by!r} without candidates; give candidates=(6, 4)"
-            )
+            raise ValueError(f"scale.by: got {self.by!r}, but no candidates=(6, 4) to choose among")
         if self.rounding != nearest_even and self.format == fp32:
             raise ValueError(
                 f"scale.rounding: got {self.rounding} for fp32, which takes the quotient as it is; "
@@ -111,8 +109,8 @@ class Scale:
     def _check_power(self) -> None:
         if self.format.mantissa:
             raise ValueError(
-                f"scale.rule: {self.rule!r} gives powers of two, got the format {self.format}; give "
-                f"one without a mantissa, Scale(e8m0, rule={self.rule!r})"
+                f"scale.rule: {self.rule!r} gives powers of two, got the format {self.format}; "
+                f"give one without a mantissa, Scale(e8m0, rule={self.rule!r})"
             )
         if self.rounding != nearest_even:
             raise ValueError(
@@ -121,16 +119,16 @@ class Scale:
             )
         if self.rule != "rceil" and (self.top is not None or self.candidates):
             raise ValueError(
-                f"scale.top: {self.rule!r} takes its exponent from the elements' format, and no top "
-                f"or candidates; give rule='rceil' or 'amax' with them"
+                f"scale.top: {self.rule!r} takes its exponent from the elements' format, and no "
+                f"top or candidates; give rule='rceil' or 'amax' with them"
             )
 
     def _check_over(self, over: Scale) -> None:
         checks.instance("scale.over", over, Scale, "a Scale such as Scale(fp32, top=448)")
         if self.rule != "amax":
             raise ValueError(
-                f"scale.over: got rule={self.rule!r}, whose powers of two need no second level; give "
-                f"rule='amax' with the rounding you mean"
+                f"scale.over: got rule={self.rule!r}, whose powers of two need no second level; "
+                f"give rule='amax' with the rounding you mean"
             )
         if over.top is None and self.format.largest > 2.0**48:
             raise ValueError(
@@ -172,15 +170,15 @@ class Scale:
         """ValueError unless elements of this format can be scaled so."""
         if self.granularity != per_tensor:
             raise ValueError(
-                f"scale.granularity: got {self.granularity}; it is an outer scale's "
-                f"(Scale(e4m3, over=Scale(fp32, granularity=...))); that of the elements' own scale "
-                f"is the quantizer's"
+                f"scale.granularity: got {self.granularity}, which is for an outer scale, "
+                f"Scale(e4m3, over=Scale(fp32, granularity=...)); the elements' own scale has the "
+                f"quantizer's granularity"
             )
         affine = isinstance(elements, IntFormat) and not elements.symmetric
         if affine and self != Scale(self.format, rounding=self.rounding):
             raise ValueError(
-                f"scale: got {self} for {elements}, whose scale spreads low .. high over the codes; "
-                f"an affine format takes a scale's format and rounding alone; give a symmetric one"
+                f"scale: got {self} for {elements}, whose scale spreads low .. high over codes; "
+                f"such a format takes a scale's format and rounding alone; give a symmetric one"
             )
 
     def __repr__(self) -> str:

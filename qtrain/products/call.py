@@ -127,8 +127,8 @@ class Call:
             raise located(error, f"{operand} of {kind}") from error
         if q.outer is not None:
             raise NotImplementedError(
-                f"layer {self.name!r}, {operand} of {kind}: {quantizer} has an outer scale, which no "
-                f"product applies yet; give a scale of one level, without over= and prescale="
+                f"layer {self.name!r}, {operand} of {kind}: {quantizer} has an outer scale, which "
+                f"no product applies yet; give a scale of one level, without over= and prescale="
             )
         if self.probe is not None:
             seen = x * factor if factor is not None and ours else x
