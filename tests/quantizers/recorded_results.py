@@ -1,0 +1,128 @@
+"""Results that other people's code gave on small tensors: recorded/README.md says whose and how."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "recorded"
+
+SOURCES = tuple(sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "inputs"))
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """One call of somebody's function and what it gave.
+
+    source     the file of recorded/ that holds it
+    function   its full name; `made_by` is its package with version, license and torch's version
+    data       name of the input (see README.md), or None where it has an `x` of its own
+    shape      x is the input's first elements in C order, in this shape
+    settings   what the function was asked for
+    keys       name of a result -> its array in the file
+    """
+
+    source: str
+    function: str
+    data: str | None
+    shape: tuple[int, ...] | None
+    settings: dict[str, Any]
+    keys: dict[str, str]
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        return dict(_book(self.source)["made_by"])
+
+    @property
+    def x(self) -> Tensor:
+        """The input, fp32."""
+        if "x" in self.keys:
+            return self["x"]
+        if self.data is None:
+            raise KeyError(f"{self}: has no tensor as its input")
+        whole = _tensor(_arrays("inputs")[self.data])
+        return whole if self.shape is None else _reshaped(whole, self.shape)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A result: "scale" (one value a block, those of a tile once), "elements" (unscaled),
+        "values" (elements * scale), and what else the source gives.  fp32, or an integer dtype."""
+        return _tensor(_arrays(self.source)[self.keys[name]])
+
+    def spread(self, name: str = "scale") -> Tensor:
+        """A result of one value a block (settings["block"]: rows, columns), over x's elements."""
+        rows, columns = self.settings["block"]
+        height, width = self.x.shape
+        compact = self[name].reshape(math.ceil(height / rows), math.ceil(width / columns))
+        tall = compact.repeat_interleave(rows, 0)[:height]
+        return tall.repeat_interleave(columns, 1)[:, :width]
+
+    def __str__(self) -> str:
+        settings = "-".join(str(value) for value in self.settings.values())
+        return f"{self.source}-{self.function.rpartition('.')[2]}-{settings}-{self.data}"
+
+
+def recorded(
+    source: str, function: str = "", data: tuple[str, ...] = (), **settings: Any
+) -> list[Recorded]:
+    """The cases of a source whose function's name contains `function`, whose input is one of `data`
+    (all: ()), and whose settings include these.  LookupError where there is none."""
+    found = [
+        case
+        for case in _cases(source)
+        if function in case.function
+        and (not data or case.data in data)
+        and all(case.settings.get(name, _MISSING) == value for name, value in settings.items())
+    ]
+    if not found:
+        raise LookupError(f"{source}: nothing recorded of {function or 'any'}, {data}, {settings}")
+    return found
+
+
+_MISSING = object()
+
+
+@functools.lru_cache(None)
+def _arrays(source: str) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(FOLDER / f"{source}.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+@functools.lru_cache(None)
+def _book(source: str) -> dict[str, Any]:
+    book: dict[str, Any] = json.loads(_arrays(source)["cases"].tobytes())
+    return book
+
+
+@functools.lru_cache(None)
+def _cases(source: str) -> tuple[Recorded, ...]:
+    return tuple(
+        Recorded(
+            source,
+            case["function"],
+            case["data"],
+            tuple(case["shape"]) if "shape" in case else None,
+            case["settings"],
+            case["fields"],
+        )
+        for case in _book(source)["cases"]
+    )
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A copy; fp16 holds fp32 numbers that fit, uint16 noise."""
+    if array.dtype == np.uint16:
+        array = array.astype(np.int32)
+    tensor = torch.from_numpy(array.copy())
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _reshaped(whole: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return whole.flatten()[: math.prod(shape)].reshape(shape)
