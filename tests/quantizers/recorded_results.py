@@ -23,7 +23,8 @@ class Recorded:
     """One call of somebody's function and what it gave.
 
     source     the file of recorded/ that holds it
-    function   its full name; `made_by` is its package with version, license and torch's version
+    made_by    name, version and license of what gave it, and the version of torch
+    function   its full name
     data       name of the input (see README.md), or None where it has an `x` of its own
     shape      x is the input's first elements in C order, in this shape
     settings   what the function was asked for
@@ -31,15 +32,12 @@ class Recorded:
     """
 
     source: str
+    made_by: dict[str, str]
     function: str
     data: str | None
     shape: tuple[int, ...] | None
     settings: dict[str, Any]
     keys: dict[str, str]
-
-    @property
-    def made_by(self) -> dict[str, str]:
-        return dict(_book(self.source)["made_by"])
 
     @property
     def x(self) -> Tensor:
@@ -96,23 +94,19 @@ def _arrays(source: str) -> dict[str, np.ndarray[Any, Any]]:
 
 
 @functools.lru_cache(None)
-def _book(source: str) -> dict[str, Any]:
-    book: dict[str, Any] = json.loads(_arrays(source)["cases"].tobytes())
-    return book
-
-
-@functools.lru_cache(None)
 def _cases(source: str) -> tuple[Recorded, ...]:
+    book = json.loads(_arrays(source)["cases"].tobytes())
     return tuple(
         Recorded(
             source,
+            book["made_by"][case["made_by"]],
             case["function"],
             case["data"],
             tuple(case["shape"]) if "shape" in case else None,
             case["settings"],
-            case["fields"],
+            case["results"],
         )
-        for case in _book(source)["cases"]
+        for case in book["cases"]
     )
 
 

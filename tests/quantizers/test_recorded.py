@@ -42,7 +42,7 @@ def has_range(case: Recorded) -> torch.Tensor:
     return blocks.spread(blocks.scale).expand(case.x.shape) > 0
 
 
-@pytest.mark.parametrize("case", recorded("torchao_mx", "to_mx", rule="rceil"), ids=str)
+@pytest.mark.parametrize("case", recorded("torchao", "to_mx", rule="rceil"), ids=str)
 def test_power_of_two_scales_rounded_up_are_torchaos_rceil(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
@@ -53,7 +53,7 @@ def test_power_of_two_scales_rounded_up_are_torchaos_rceil(case: Recorded) -> No
     check(case, quantizer, case.spread() > 2.0**-127)
 
 
-@pytest.mark.parametrize("case", recorded("transformer_engine_fp8", "mxfp8_2d"), ids=str)
+@pytest.mark.parametrize("case", recorded("transformer_engine", "mxfp8_2d"), ids=str)
 def test_square_blocks_are_transformer_engines_mxfp8(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.e4m3,
@@ -65,7 +65,7 @@ def test_square_blocks_are_transformer_engines_mxfp8(case: Recorded) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", recorded("transformer_engine_fp8", "Blockwise", pow_2_scales=True), ids=str
+    "case", recorded("transformer_engine", "Blockwise", pow_2_scales=True), ids=str
 )
 def test_power_of_two_scales_of_blocks_are_transformer_engines(case: Recorded) -> None:
     rows, columns = case.settings["block"]
@@ -79,7 +79,7 @@ def test_power_of_two_scales_of_blocks_are_transformer_engines(case: Recorded) -
 
 
 @pytest.mark.parametrize(
-    "case", recorded("transformer_engine_fp8", "CurrentScaling", pow_2_scales=True), ids=str
+    "case", recorded("transformer_engine", "CurrentScaling", pow_2_scales=True), ids=str
 )
 def test_a_power_of_two_scale_of_a_tensor_is_transformer_engines(case: Recorded) -> None:
     quantizer = Quantizer(
@@ -92,7 +92,7 @@ def test_a_power_of_two_scale_of_a_tensor_is_transformer_engines(case: Recorded)
     assert same_bits(made.elements, case["elements"])
 
 
-@pytest.mark.parametrize("case", recorded("torchao_nvfp4", levels=1), ids=str)
+@pytest.mark.parametrize("case", recorded("torchao", "nvfp4", levels=1), ids=str)
 def test_e4m3_scales_are_torchaos_nvfp4_of_one_level(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.e2m1, granularity=per_block({-1: 16}), scale_format=formats.e4m3
@@ -107,7 +107,7 @@ def test_e4m3_scales_are_torchaos_nvfp4_of_one_level(case: Recorded) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in recorded("torchao_optim", "quantize_fp8") if c.data != "tiny"],  # below 1e-12
+    [c for c in recorded("torchao", "quantize_fp8") if c.data != "tiny"],  # below 1e-12
     ids=str,
 )
 def test_groups_of_256_are_torchaos_fp8_states(case: Recorded) -> None:
