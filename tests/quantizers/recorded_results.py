@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 FOLDER = Path(__file__).parent / "recorded"
 
@@ -54,11 +55,31 @@ class Recorded:
         "values" (elements * scale), and what else the source gives.  fp32, or an integer dtype."""
         return _tensor(_arrays(self.source)[self.keys[name]])
 
+    @property
+    def operand(self) -> Tensor:
+        """What was cut into blocks: x, or the transposed and rotated x where one was recorded."""
+        return self["rotated"] if "rotated" in self.keys else self.x
+
     def spread(self, name: str = "scale") -> Tensor:
-        """A result of one value a block (settings["block"]: rows, columns), over x's elements."""
-        rows, columns = self.settings["block"]
-        height, width = self.x.shape
-        compact = self[name].reshape(math.ceil(height / rows), math.ceil(width / columns))
+        """A result of one value a block, over the operand's elements: settings["block"] (rows,
+        columns; None: one in all), or settings["group"] elements in C order."""
+        if "group" in self.settings:
+            return self[name].repeat_interleave(self.settings["group"]).view_as(self.operand)
+        return self._over_blocks(self[name])
+
+    def largest(self) -> Tensor:
+        """The largest magnitude of each element's block, over the operand's elements."""
+        tile = [min(pair) for pair in zip(self._block, self.operand.shape, strict=True)]
+        return self._over_blocks(max_pool2d(self.operand.abs()[None], tile, ceil_mode=True))
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        height, width = self.settings["block"] or self.operand.shape
+        return height, width
+
+    def _over_blocks(self, compact: Tensor) -> Tensor:
+        (rows, columns), (height, width) = self._block, self.operand.shape
+        compact = compact.reshape(math.ceil(height / rows), math.ceil(width / columns))
         tall = compact.repeat_interleave(rows, 0)[:height]
         return tall.repeat_interleave(columns, 1)[:, :width]
 
