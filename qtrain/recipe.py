@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from quantizers import OFF, FloatFormat, IntFormat, Off, QuantizerLike, bf16
+from quantizers import OFF, FloatFormat, Granularity, IntFormat, Off, QuantizerLike, bf16
 from quantizers.formats import NATIVE
 from quantizers.protocol import needs_key, straight_through
 
@@ -59,7 +59,11 @@ class Forward:
 
 @dataclass(frozen=True, kw_only=True)
 class GradInput:
-    """grad_input = grad_output (x) weight.  weight None: the forward's quantized weight."""
+    """grad_input = grad_output (x) weight.
+
+    weight None: the forward's quantized weight; where its blocks lie along the sum and are not
+    square, its quantizer along this product's sum.
+    """
 
     grad_output: QuantizerLike = OFF
     weight: QuantizerLike | None = None
@@ -71,8 +75,10 @@ class GradInput:
 
 @dataclass(frozen=True, kw_only=True)
 class GradWeight:
-    """grad_weight = grad_output (x) input.  input None: the forward's quantized input.
+    """grad_weight = grad_output (x) input.
 
+    input  None: the forward's quantized input; where its blocks lie along the sum, its quantizer
+           along this product's sum
     unit   "fp32", or "bf16": multiply in bf16 units, which hold both operands exactly, sum in fp32
            and round every result to bf16, as those units return it; faster where a machine has
            them, and another gradient: its last 16 bits are gone.  Not for integer products.
@@ -95,6 +101,8 @@ class Slot(NamedTuple):
     noisy              whether its calls need a noise key
     straight_through   whether its backward is the identity
     reused             whether a backward product takes the operand as the forward quantized it
+    cut                whether its blocks lie along the product's sum: `quantizers.blocks`.  One of
+                       a backward product that is not reused is quantized in the backward pass
     """
 
     quantizer: QuantizerLike
@@ -102,6 +110,7 @@ class Slot(NamedTuple):
     noisy: bool
     straight_through: bool
     reused: bool
+    cut: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,8 @@ class Recipe:
     off: frozenset[str] = field(init=False, repr=False, compare=False)
     #: whether a layer under this recipe is exactly the torch layer
     products_off: bool = field(init=False, repr=False, compare=False)
+    #: the products in which blocks along the sum are cut
+    cut: frozenset[str] = field(init=False, repr=False, compare=False)
     #: the dtype of each product's units, None for fp32
     units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
 
@@ -164,6 +175,8 @@ class Recipe:
             product for (product, _), s in slots.items() if not isinstance(s.quantizer, Off)
         }
         object.__setattr__(self, "slots", slots)
+        cut = frozenset(product for (product, _), s in slots.items() if s.cut)
+        object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
         object.__setattr__(self, "products_off", self.activation is None and len(self.off) == 3)
         unit = None
@@ -178,9 +191,18 @@ class Recipe:
         forward: QuantizerLike | None = getattr(self.forward, operand, None)
         quantizer = forward if own is None else own
         assert quantizer is not None
+        granularity = getattr(quantizer, "granularity", None)
+        cut = isinstance(granularity, Granularity) and granularity.of == "product"
+        # along another sum a weight's square blocks are the same ones
+        same = not cut or (operand == "weight" and granularity.square)
+        if cut and not straight_through(quantizer):
+            raise ValueError(
+                f"{product}.{operand}: {_short(quantizer)} has a backward of its own, and blocks "
+                f"along the sum; use straight_through='identity'"
+            )
         return Slot(
             quantizer, number, needs_key(quantizer), straight_through(quantizer),
-            product != "forward" and (own is None or own == forward),
+            product != "forward" and same and (own is None or own == forward), cut,
         )  # fmt: skip
 
     def _check_bf16_unit(self) -> None:

@@ -21,6 +21,7 @@ from .formats import int8 as int8
 from .formats import tf32 as tf32
 from .formats import uint8 as uint8
 from .granularity import Granularity as Granularity
+from .granularity import blocks as blocks
 from .granularity import per_axis as per_axis
 from .granularity import per_block as per_block
 from .granularity import per_channel as per_channel

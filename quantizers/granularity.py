@@ -18,10 +18,13 @@ class Granularity:
 
     sizes   ((axis, size), ...); negative axes count from the end; the last block may be shorter
     rest    "whole": unnamed axes are not cut;  "each": every index has its own block
+    of      "tensor": axes are the tensor's own;  "product": of the matrix that a product sees in an
+            operand, whose last axis it sums over: see `blocks`
     """
 
     sizes: tuple[tuple[int, int | None], ...] = ()
     rest: Literal["whole", "each"] = "whole"
+    of: Literal["tensor", "product"] = "tensor"
 
     def __post_init__(self) -> None:
         pairs = self.sizes
@@ -37,6 +40,7 @@ class Granularity:
         if len(set(axes)) != len(axes):
             raise ValueError(f"granularity: axis named twice in {axes}")
         checks.choice("rest", self.rest, ("whole", "each"))
+        checks.choice("of", self.of, ("tensor", "product"))
 
     def block_shape(self, shape: Sequence[int | None]) -> tuple[int, ...]:
         """Block size along each axis of a tensor of `shape`, at most the axis itself, at least 1.
@@ -69,7 +73,17 @@ class Granularity:
             for size, block in zip(shape, blocks, strict=True)
         )
 
+    @property
+    def square(self) -> bool:
+        """Whether a block of a matrix is one of its transpose, too."""
+        return dict(self.sizes).get(-2, 1) == dict(self.sizes).get(-1, 1)
+
     def __str__(self) -> str:
+        if self.of == "product":
+            kept, along = (dict(self.sizes).get(axis, 1) for axis in (-2, -1))
+            if along is None:
+                return "per row of the product" if kept == 1 else f"per {kept} rows of the product"
+            return f"blocks of {along} along the sum" + (f", {kept} across" if kept != 1 else "")
         if not self.sizes:
             return "per tensor" if self.rest == "whole" else "per element"
         if self.rest == "whole" and all(size == 1 for _, size in self.sizes):
@@ -91,6 +105,21 @@ def per_channel() -> Granularity:
     """A scale for each output channel of a weight, seen as (groups, out, in, *kernel):
     per_axis(0, 1).  (per_axis(0) is a scale for each group: one in all, where there are none.)"""
     return per_axis(0, 1)
+
+
+def blocks(size: int | None, across: int = 1) -> Granularity:
+    """Blocks along the sum: `size` neighbours that a product adds up, of `across` neighbours that
+    it keeps, share a scale.  blocks(32) is MX's, blocks(16, 16) a tile that serves a weight in both
+    of its products, blocks(None) a scale for each index that is kept (a token, a channel).
+
+    In a recipe the product says which axes these are, in each of its operands, see
+    `qtrain.products.matrices`: all leading axes count as one, in C order; a convolution's channels
+    are cut at each position of its kernel.  A quantizer on its own takes the last axis for the sum
+    and the one before for what is kept.  The last block of an axis may be shorter.
+    """
+    return Granularity(
+        (((-1, size),) if across == 1 else ((-2, across), (-1, size))), rest="each", of="product"
+    )
 
 
 def per_block(sizes: Mapping[int, int], *, rest: Literal["whole", "each"] = "each") -> Granularity:

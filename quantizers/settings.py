@@ -59,6 +59,11 @@ class Settings:
                     f"pass range=None (elements are x rounded to {self.format}), or a format that "
                     f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
                 )
+        if isinstance(self.range, Ema) and self.granularity.of == "product":
+            raise ValueError(
+                f"range: got {self.range!r}, which has a memory, with {self.granularity}, which are "
+                f"others in every product; use a range without one, or a granularity by axes"
+            )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(
                 "granularity: without a range there are no scales; leave it per_tensor"
@@ -132,6 +137,8 @@ class Settings:
         if make is None:
             return {}
         try:
+            if self.granularity.of == "product":
+                raise ValueError(f"range: {self.range!r} has a memory, and {self.granularity} none")
             block = self.granularity.block_shape(shape)
         except ValueError:  # blocks whose number changes from batch to batch
             if make((1,) * len(shape)):

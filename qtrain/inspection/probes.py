@@ -83,11 +83,13 @@ class _Probe(Probe):
     see_operand: SeeOperand | None
     calls: dict[Kind, int] = field(default_factory=dict)
 
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        if self.see_operand is None or (operand != "grad_output" and in_backward()):
+    def operand(
+        self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
+    ) -> None:
+        if self.see_operand is None or (not backward and in_backward()):
             return
         # operands of a backward product are quantized in the forward, before that is counted
-        of: Kind = kind if operand == "grad_output" else "forward"
+        of: Kind = kind if backward else "forward"
         self.see_operand(self.name, self.calls.get(of, 0), kind, operand, x, q)
 
     def result(self, product: Computed) -> None:

@@ -57,8 +57,10 @@ class Recorder(Probe):
             )
         return training
 
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        if operand != "grad_output" and in_backward():
+    def operand(
+        self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
+    ) -> None:
+        if not backward and in_backward():
             return  # a recomputed forward: counted already
         role = OPERAND_ROLES[kind, operand]
         sums = self._add(role, x, q)

@@ -20,11 +20,13 @@ from torch import Tensor
 from quantizers import IntFormat, QTensor
 
 from ..recipe import OPERANDS
+from .block_sums import block_sums, step_of
 from .engines.choice import ENGINES, choose
 from .engines.engine import Engine
 from .engines.epilogue import Epilogue
 from .engines.task import ANY, Note, Task
 from .integers import Served, corrected, direct, tasks
+from .matrices import Matrices, cut_tensor, matrices_of
 from .operands import PLACES, Shape, lifted, lifted_shape
 from .operations import Operand
 from .plan import Sketch, planned, sketches
@@ -54,12 +56,10 @@ def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
 class _Plan(NamedTuple):
     """What a product's shapes, formats and engines decide.
 
-    cuts     the blocks along the sum: see `_cuts`
     shapes   of the two scales: see `lifted_shape`
-    served   by what, where it is not cut
+    served   by what; None where blocks cut the sum
     """
 
-    cuts: list[tuple[int, int]]
     shapes: tuple[Shape, Shape]
     served: Served | None
 
@@ -73,10 +73,9 @@ def _plan(
     engines: tuple[Engine, ...],
     unit: torch.dtype | None,
 ) -> _Plan:
-    cuts = _cuts(product, a, b)
     shapes = lifted_shape(product, "a", a), lifted_shape(product, "b", b)
-    if cuts:
-        return _Plan(cuts, shapes, None)
+    if _is_cut(product, a, b):
+        return _Plan(shapes, None)
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
         forms = tasks(product, a, b)
     else:
@@ -88,13 +87,13 @@ def _plan(
                 significant=significant(a.format, b.format), half=half(a.format, b.format),
             )
         ]  # fmt: skip
-    return _Plan(cuts, shapes, choose(forms, device_type, engines))
+    return _Plan(shapes, choose(forms, device_type, engines))
 
 
-def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
-    """(start, length) of each block along the sum; none for a sum that is not cut.
+def _is_cut(product: Product, a: Sketch, b: Sketch) -> bool:
+    """Whether a scale varies along the sum, in blocks.
 
-    Raises ValueError where a scale varies along the sum otherwise, or the sums' lengths differ.
+    Raises ValueError where it varies along the sum otherwise, or the sums' lengths differ.
     """
     kind = product.kind
     first, second = OPERANDS[kind]
@@ -107,33 +106,14 @@ def _cuts(product: Product, a: Sketch, b: Sketch) -> list[tuple[int, int]]:
             f"{first} of {kind} has shape {tuple(a.shape)}: {count} to sum "
             f"along axis {cut} (of each group), where the {second} takes {taken}"
         )
-    step = min(step_a, step_b, max(count, 1))
-    if step < count and any(s < count and s % step for s in (step_a, step_b)):
-        raise ValueError(
-            f"{kind}: blocks of {step_a} and {step_b} along the sum (axis {cut} of "
-            f"{first}) do not nest; make one a multiple of the other"
-        )
     channels = a.shape[cut]
-    if channels != count and (step < count or step_a < channels):
+    is_cut = min(step_a, step_b) < count
+    if channels != count and (is_cut or step_a < channels):
         raise ValueError(
             f"{first} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
             f"groups=1; leave the axis whole"
         )
-    if step >= count:
-        return []
-    return [(start, min(step, count - start)) for start in range(0, count, step)]
-
-
-def _narrow(product: Product, operand: Operand, q: QTensor, start: int, length: int) -> QTensor:
-    """One block of an operand along the cut axis."""
-    axis = product.split_axis(operand, q.elements.dim())
-    elements = product.narrow(operand, q.elements, start, length)
-    scale, zero_point = q.scale, q.zero_point
-    if q.block[axis] < q.elements.shape[axis]:
-        first, count = start // q.block[axis], -(-length // q.block[axis])
-        scale = None if scale is None else scale.narrow(axis, first, count)
-        zero_point = None if zero_point is None else zero_point.narrow(axis, first, count)
-    return QTensor(elements, scale, zero_point, q.format, q.block)
+    return is_cut
 
 
 def multiply(
@@ -158,15 +138,10 @@ def multiply(
     device = a.elements.device.type
     engines = engines or ENGINES[device]
     of_a, of_b = sketches(a, b)
-    cuts, shapes, served = _plan(product, of_a, of_b, device, engines, unit)
+    shapes, served = _plan(product, of_a, of_b, device, engines, unit)
     if served is None:
-        total: Tensor | None = None
-        for cut in cuts:  # in fp64 units, where a block of narrow floats is exact
-            one, other = _narrow(product, "a", a, *cut), _narrow(product, "b", b, *cut)
-            part = multiply(product, one, other, like, engines, note=note, unit=torch.float64)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return Epilogue(bias=bias).applied_(product.operation, total)
+        by = matrices_of(product, a.elements.shape, b.elements.shape, like.shape)
+        return in_blocks(product, by, a, b, like, bias=bias, note=note)
     engine, task = served
     if note is not None:
         note(product.kind, engine.name)
@@ -182,6 +157,33 @@ def multiply(
     right = b.elements if b.zero_point is None else direct(b)
     zero_point = a.zero_point if task.zero_point else None
     return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
+
+
+def in_blocks(
+    product: Product,
+    by: Matrices,
+    a: QTensor,
+    b: QTensor,
+    like: Tensor,
+    *,
+    cut: tuple[bool, bool] = (False, False),
+    bias: Tensor | None = None,
+    note: Note | None = None,
+) -> Tensor:
+    """`multiply` where blocks lie along the sum.
+
+    by: the product's matrices; cut: which operands are given as `by.cut` made them.
+    """
+    if note is not None:
+        note(product.kind, "block sums")
+    given = zip(PLACES, (a, b), cut, strict=True)
+    one, other = (q if was else cut_tensor(by, product, place, q) for place, q, was in given)
+    try:
+        step = step_of(one, other)
+    except ValueError as error:
+        raise ValueError(f"{product.kind}: {error}") from error
+    found = block_sums(by.whole("a", one, step), by.whole("b", other, step))
+    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
 
 
 def _scales(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +16,12 @@ from quantizers.steps import quantize
 
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
-from ..recipe import SLOTS, Recipe
+from ..recipe import OPERANDS, SLOTS, Recipe
+from .blocks import in_blocks, multiply
 from .engines.engine import Engine
+from .matrices import Matrices, matrices_of
 from .operations import Kind, Operation
+from .product import Product
 
 
 class Computed(NamedTuple):
@@ -52,8 +56,11 @@ class Probe:
         """Whether it is to see a call in this mode."""
         return True
 
-    def operand(self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool) -> None:
-        """An operand before and after its quantizer; folded: times the other operand's scale."""
+    def operand(
+        self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
+    ) -> None:
+        """An operand before and after its quantizer; where blocks along the sum are cut, as
+        matrices; folded: times the other operand's scale; backward: in the backward pass."""
 
     def result(self, product: Computed) -> None:
         """A product that was computed."""
@@ -90,14 +97,18 @@ class Call:
         x: Tensor,
         key: Tensor | None,
         factor: Tensor | None = None,
+        by: Matrices | None = None,
     ) -> QTensor:
         """An operand, times the other operand's scale where that is its factor, through its slot's
-        quantizer, with the slot's own state and noise."""
+        quantizer, with the slot's own state and noise; by: what cuts it, where it is cut."""
         slot = self.recipe.slots[kind, operand]
         quantizer, number = slot.quantizer, slot.number
         ours = type(quantizer) is Quantizer
-        if factor is not None and not ours:
-            x = x * factor
+        if factor is not None and (not ours or slot.cut):
+            x, ours = x * factor, False
+        if slot.cut:
+            assert by is not None
+            x = by.cut("b" if operand == OPERANDS[kind][1] else "a", x)
         if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
         if key is not None and slot.noisy:
@@ -122,7 +133,7 @@ class Call:
             ):
                 q = QTensor(x.to(quantizer.half), None, None, quantizer.format, tuple(x.shape))
             else:
-                q = quantize(x, quantizer, state, key, self.training, factor)
+                q = quantize(x, quantizer, state, key, self.training, factor if ours else None)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
         if q.outer is not None:
@@ -132,8 +143,38 @@ class Call:
             )
         if self.probe is not None:
             seen = x * factor if factor is not None and ours else x
-            self.probe.operand(kind, operand, seen, q, factor is not None)
+            backward = operand == "grad_output" or (slot.cut and kind != "forward")
+            self.probe.operand(kind, operand, seen, q, factor is not None, backward)
         return q
+
+    def matrices(
+        self, kind: Kind, a: Sequence[int], b: Sequence[int], like: Sequence[int]
+    ) -> Matrices | None:
+        """Of a product in which blocks along the sum are cut; None of another.  a, b: the operands'
+        shapes, weights canonical; like: see `Operation.product`."""
+        if kind not in self.recipe.cut:
+            return None
+        return matrices_of(Product(self.operation, kind), a, b, like)
+
+    def multiply(
+        self,
+        kind: Kind,
+        a: QTensor,
+        b: QTensor,
+        like: Tensor,
+        by: Matrices | None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """A product of operands as `quantize` made them."""
+        product = Product(self.operation, kind)
+        note = None if self.probe is None else self.probe.engine
+        if by is None:
+            return multiply(
+                product, a, b, like, self.engines, bias=bias, note=note,
+                unit=self.recipe.units[kind],
+            )  # fmt: skip
+        cut = tuple(self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
+        return in_blocks(product, by, a, b, like, cut=cut, bias=bias, note=note)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from quantizers import QTensor, round_to
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
 from ..layer_state import without_autocast
-from .blocks import multiply
+from ..recipe import OPERANDS
 from .call import Call, Computed, located
+from .matrices import turned
 from .operands import folded
 from .operations import Kind
 from .product import Product
@@ -29,8 +31,9 @@ class Products(torch.autograd.Function):
     forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
     elements, scale and zero point of: input and weight as the forward takes them, weight as
     grad_input takes it, input as grad_weight takes it; None for the latter two where they are
-    the forward's).  Saved: the operands the two backward
-    products need; the float input or weight only for a quantizer with its own backward.
+    the forward's, or quantized in the backward pass only).  Saved: the operands the two backward
+    products need; the float input or weight only for these and for a quantizer with its own
+    backward.
     """
 
     @staticmethod
@@ -52,16 +55,24 @@ class Products(torch.autograd.Function):
         xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
             xq = xq._replace(elements=input)
+        slots = call.recipe.slots
+        slot = slots["grad_input", "weight"]
+        if slot.cut and not slot.reused:
+            backward_w = QTensor(weight)
+        slot = slots["grad_weight", "input"]
+        if slot.cut and not slot.reused:
+            backward_x = QTensor(input)
         backward_w, backward_x = backward_w or wq, backward_x or xq
+        like, by = xq.elements, None
+        if "forward" in call.recipe.cut:
+            like, shape = input, call.operation.canonical(weight).shape
+            by = call.matrices("forward", input.shape, shape, input.shape)
         if _off(xq, wq):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
-            output = multiply(
-                Product(call.operation, "forward"), xq, wq, xq.elements, call.engines, bias=bias,
-                note=None if call.probe is None else call.probe.engine,
-            )  # fmt: skip
+            output = call.multiply("forward", xq, wq, like, by, bias)
         if call.recipe.activation is not None:
             output = round_to(output, call.recipe.activation)
         if call.probe is not None:
@@ -71,7 +82,6 @@ class Products(torch.autograd.Function):
             )
 
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
-        slots = call.recipe.slots
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
         none = (None, None, None)
@@ -94,7 +104,7 @@ class Products(torch.autograd.Function):
             _Seen(weight) if probing and wants_input else None,
             _Seen(input) if probing and wants_weight else None,
         )
-        ctx.input = tuple(xq.elements.shape), tuple(xq.elements.stride())
+        ctx.input = tuple(like.shape), tuple(like.stride())
         ctx.weight = tuple(weight.shape), tuple(weight.stride())
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
         output = output.to(dtype)
@@ -127,21 +137,31 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     grad_input = grad_weight = grad_bias = None
 
     def one(
-        kind: Kind, saved: QTensor, like: Tensor, seen: _Seen | None, dtype: torch.dtype
+        kind: Kind,
+        saved: QTensor,
+        shape: Sequence[int],
+        like: Tensor,
+        seen: _Seen | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        product = Product(operation, kind)
+        operand = OPERANDS[kind][1]
+        slot = call.recipe.slots[kind, operand]
+        by = call.matrices(kind, grad_output.shape, shape, like.shape)
+        if slot.cut and not slot.reused:
+            x = saved.elements
+            x = operation.canonical(x) if operand == "weight" else x
+            saved = call.quantize(kind, operand, x, key, by=by)
+        elif slot.cut:
+            saved = turned(saved)
         factor, bare = None, saved
-        if saved.scale is not None and saved.scale.numel() > 1:
-            factor, bare = folded(product, grad_output, saved)
-        gq = call.quantize(kind, "grad_output", grad_output, key, factor)
+        if saved.scale is not None and saved.scale.numel() > 1 and not slot.cut:
+            factor, bare = folded(Product(operation, kind), grad_output, saved)
+        gq = call.quantize(kind, "grad_output", grad_output, key, factor, by)
         if _off(gq, bare):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
-            result = multiply(
-                product, gq, bare, like, call.engines, unit=call.recipe.units[kind],
-                note=None if call.probe is None else call.probe.engine,
-            )  # fmt: skip
+            result = call.multiply(kind, gq, bare, like, by)
         if call.probe is not None and seen is not None:
             other = seen.unchanged()
             if other is not None and kind == "grad_input":
@@ -154,14 +174,15 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
     if wants_input:
         saved = QTensor(*tensors[:3], *ctx.meta[0])
-        grad_input = one("grad_input", saved, input_like, ctx.seen[0], ctx.dtypes[0])
+        shape = operation.canonical(weight_like).shape
+        grad_input = one("grad_input", saved, shape, input_like, ctx.seen[0], ctx.dtypes[0])
         if input_state is not None:
             grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
         saved = QTensor(*tensors[3:], *ctx.meta[1])
         like = operation.canonical(weight_like)
-        grad = one("grad_weight", saved, like, ctx.seen[1], ctx.dtypes[1])
+        grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
             grad = call.own_backward("weight", grad, canonical, weight_state)
         grad_weight = operation.raw(grad).to(ctx.dtypes[1])
@@ -214,13 +235,16 @@ def apply(
     differentiable = call.training or torch.is_grad_enabled()
     with torch.no_grad():
         canonical = operation.canonical(weight)
-        xq = call.quantize("forward", "input", input, key)
-        wq = call.quantize("forward", "weight", canonical, key)
+        by = call.matrices("forward", input.shape, canonical.shape, input.shape)
+        xq = call.quantize("forward", "input", input, key, by=by)
+        wq = call.quantize("forward", "weight", canonical, key, by=by)
         backward_w, backward_x = wq, xq
         if differentiable:
-            if not recipe.slots["grad_input", "weight"].reused:
+            slot = recipe.slots["grad_input", "weight"]
+            if not (slot.reused or slot.cut):
                 backward_w = call.quantize("grad_input", "weight", canonical, key)
-            if not recipe.slots["grad_weight", "input"].reused:
+            slot = recipe.slots["grad_weight", "input"]
+            if not (slot.reused or slot.cut):
                 backward_x = call.quantize("grad_weight", "input", input, key)
     # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
     operands = (

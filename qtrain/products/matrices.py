@@ -1,0 +1,105 @@
+"""A product as one of matrices, in which blocks along its sum are cut.
+
+    result[i, j] = sum over k of left[i, k] right[j, k]
+
+Linear layers and batches of matrices are that as they lie, leading axes taken for one in C order:
+
+    forward      tokens x in   and  out x in       summed over in
+    grad_input   tokens x out  and  in x out       summed over out
+    grad_weight  out x tokens  and  in x tokens    summed over tokens
+
+Convolutions: see `unfolding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from quantizers import QTensor
+
+from .block_sums import by_steps
+from .convolution import Convolution
+from .operations import Kind, Linear, Operand, Operation
+from .product import Product
+from .unfolding import Unfolded
+
+
+class Matrices(Protocol):
+    """Of one product, of operands of known shapes."""
+
+    def cut(self, operand: Operand, x: Tensor) -> Tensor:
+        """An operand as (*batch, kept, summed), the view whose last axis blocks along the sum cut;
+        `x` as the operation takes it."""
+
+    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
+        """The operand of the product that a quantized `cut` stands for: (*batch, kept, summed),
+        its zero points taken off, its scales in steps along the sum."""
+
+    def result(self, found: Tensor, like: Tensor) -> Tensor:
+        """The operation's result, of the product's (*batch, i, j).  like: `Operation.product`'s."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Of a linear layer, or of batches of matrices."""
+
+    operation: Operation
+    kind: Kind
+
+    def cut(self, operand: Operand, x: Tensor) -> Tensor:
+        weight = operand == "b" and self.kind != "grad_weight"
+        if isinstance(self.operation, Linear) and not weight:
+            x = x.flatten(0, -2).unsqueeze(0)
+        turned = weight if self.kind == "grad_input" else self.kind == "grad_weight"
+        return x.transpose(1, 2) if turned else x
+
+    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
+        return by_steps(q, step)
+
+    def result(self, found: Tensor, like: Tensor) -> Tensor:
+        return found if self.kind == "grad_weight" else found.view(*like.shape[:-1], -1)
+
+
+def matrices_of(
+    product: Product, a: Sequence[int], b: Sequence[int], like: Sequence[int]
+) -> Matrices:
+    """Of a product of operands of these shapes, weights canonical; like: `Operation.product`'s."""
+    operation, kind = product
+    if not isinstance(operation, Convolution):
+        return Plain(operation, kind)
+    input, weight, output = {
+        "forward": (a, b, None), "grad_input": (like, b, a), "grad_weight": (b, like, a)
+    }[kind]  # fmt: skip
+    return Unfolded.of(operation, kind, input, weight, output)
+
+
+def turned(q: QTensor) -> QTensor:
+    """A quantized matrix transposed."""
+    parts = (None if part is None else part.transpose(-1, -2) for part in q[:3])
+    *batch, kept, summed = q.block
+    elements, scale, zero_point = parts
+    assert elements is not None
+    return QTensor(elements, scale, zero_point, q.format, (*batch, summed, kept))
+
+
+def cut_tensor(matrices: Matrices, product: Product, operand: Operand, q: QTensor) -> QTensor:
+    """`cut` of an operand quantized as the operation takes it, whose scale does not vary along the
+    sum, or in blocks of its first axis there."""
+    elements = matrices.cut(operand, q.unshifted())
+    batch = [1] * (elements.dim() - 2)
+    if q.scale is None or q.scale.numel() == 1:
+        scale = None if q.scale is None else q.scale.reshape([1] * elements.dim())
+        block = (*batch, *(max(n, 1) for n in elements.shape[-2:]))
+        return QTensor(elements, scale, None, q.format, block)
+    _, summed = product.axes(operand, q.elements.dim())
+    split = min(summed)
+    step = q.block[split]
+    if product.kind == "grad_weight":  # the axes behind it lie along the sum, whole
+        step = step * elements.shape[-1] // max(q.elements.shape[split], 1)
+    spread = q.spread(q.scale).expand(q.elements.shape)
+    scale = matrices.cut(operand, spread)[..., ::step]
+    return QTensor(elements, scale, None, q.format, (*batch, 1, step))

@@ -1,0 +1,389 @@
+"""Blocks along the sum, in every operand of every product, against sums written out in float64.
+
+The oracle's matrices of a convolution come from torch's own convolution of unit images with unit
+kernels; its quantizer is the public one, on matrices of two axes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, inspect, quantize
+from qtrain.products.call import Probe
+from qtrain.products.module import products_of
+from quantizers import (
+    OFF,
+    Granularity,
+    IntFormat,
+    QTensor,
+    Quantizer,
+    blocks,
+    ceil,
+    e2m1,
+    e4m3,
+    e5m2,
+    e8m0,
+    ema,
+    minmax,
+    per_channel,
+    stochastic,
+)
+
+MX = Quantizer(format=e4m3, granularity=blocks(8), scale_format=e8m0, scale_rounding=ceil)
+FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale_format=e4m3)
+INT8 = Quantizer(format=IntFormat(8), granularity=blocks(6, 3))
+UINT8 = Quantizer(
+    format=IntFormat(8, signed=False, symmetric=False), range=minmax, granularity=blocks(5)
+)
+E5M2 = Quantizer(format=e5m2, granularity=blocks(None))
+KINDS = {"mx": MX, "fp4 tiles": FP4, "int8 tiles": INT8, "affine": UINT8, "whole rows": E5M2}
+
+
+def recipe(x: Any, w: Any = None, g: Any = None, **more: Any) -> Recipe:
+    w, g = w or x, g or x
+    return Recipe(
+        name="blocks",
+        forward=Forward(input=x, weight=w),
+        grad_input=GradInput(grad_output=g),
+        grad_weight=GradWeight(grad_output=g),
+        **more,
+    )
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+# The oracle: matrices with one scale an element ---------------------------------------------------
+
+
+def quantized(by: Any, matrix: Tensor) -> tuple[Tensor, Tensor, int]:
+    """A matrix (kept, summed) -> elements and scales of every element, and the block's length."""
+    q = by(matrix)
+    scale = torch.ones(1, 1) if q.scale is None else q.scale
+    for axis in (0, 1):
+        if q.block and q.block[axis] > 1:
+            scale = scale.repeat_interleave(q.block[axis], axis)
+    scale = scale[: matrix.shape[0], : matrix.shape[1]].expand(matrix.shape)
+    return q.unshifted().double(), scale, min(q.block[1] if q.block else 10**9, matrix.shape[1])
+
+
+class Sum:
+    """sum over blocks of (sa sb) (a b^T), in fp32, of one pair of operands after the other."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]) -> None:
+        step = min(a[2], b[2])
+        for start in range(0, a[0].shape[1], step):
+            at = slice(start, start + step)
+            part = (a[0][:, at] @ b[0][:, at].T).float()
+            part = part * (a[1][:, start, None] * b[1][None, :, start])
+            self.total = part if self.total is None else self.total + part
+
+
+def product(by: tuple[Any, Any], a: Tensor, b: Tensor) -> Tensor:
+    """a: (M, K), b: (N, K) -> (M, N)."""
+    found = Sum()
+    found.add(quantized(by[0], a), quantized(by[1], b))
+    assert found.total is not None
+    return found.total
+
+
+def unit_maps(layer: Any, size: tuple[int, ...]) -> list[Tensor]:
+    """For each position of the kernel which places of the input each place of the output meets:
+    (places of the output, places of the input), 0 or 1."""
+    one = copy.deepcopy(layer)
+    count = int(torch.tensor(size).prod())
+    images = torch.eye(count).view(count, 1, *size)
+    found = []
+    for position in torch.eye(layer.weight[0, 0].numel()):
+        kernel = position.view(1, 1, *layer.weight.shape[2:])
+        one.weight, one.bias, one.groups = nn.Parameter(kernel), None, 1
+        one.in_channels = one.out_channels = 1
+        found.append(one(images).detach().flatten(1).T)
+    return found
+
+
+def convolved(layer: Any, x: Tensor, g: Tensor, by: dict[str, Any]) -> list[Tensor]:
+    """output (without bias), grad_input and grad_weight (groups, out, in, positions)."""
+    maps = [m.double() for m in unit_maps(layer, tuple(x.shape[2:]))]
+    groups, transposed = layer.groups, isinstance(layer, nn.ConvTranspose2d)
+    weight = layer.weight.detach().flatten(2).unflatten(0, (groups, -1))
+    weight = weight.transpose(1, 2) if transposed else weight  # groups, out, in, positions
+    n, parts = x.shape[0], []
+    for group in range(groups):
+        w = weight[group]
+        xs, gs = (t.flatten(2).chunk(groups, 1)[group].permute(0, 2, 1) for t in (x, g))
+        pixels = {  # of each sample and place, its channels
+            name: quantized(by[name], t.flatten(0, 1)) for name, t in (("x", xs), ("g", gs))
+        }
+
+        def seen(q: tuple[Tensor, Tensor, int], m: Tensor) -> tuple[Tensor, Tensor, int]:
+            """What each place meets: elements and scales."""
+            parts = (m @ part.double().unflatten(0, (n, -1)) for part in q[:2])
+            elements, scale = (part.flatten(0, 1) for part in parts)
+            return elements, scale.float(), q[2]
+
+        output, grad_input, positions = Sum(), Sum(), []
+        for p, m in enumerate(maps):
+            output.add(seen(pixels["x"], m), quantized(by["w"], w[:, :, p]))
+            grad_input.add(seen(pixels["g"], m.T), quantized(by["w_back"], w[:, :, p].T))
+            one, other = gs, xs  # the larger map is unfolded, before it is quantized
+            if transposed:
+                one = (m.T @ gs.double()).float()
+            else:
+                other = (m @ xs.double()).float()
+            left, right = (t.permute(2, 0, 1).flatten(1) for t in (one, other))
+            positions.append(product((by["g2"], by["x_back"]), left, right))
+        assert output.total is not None and grad_input.total is not None
+        parts.append(
+            [
+                output.total.unflatten(0, (n, -1)).permute(0, 2, 1),
+                grad_input.total.unflatten(0, (n, -1)).permute(0, 2, 1),
+                torch.stack(positions, -1),
+            ]
+        )
+    out, into, grads = zip(*parts, strict=True)
+    return [torch.cat(out, 1), torch.cat(into, 1), torch.stack(grads)]
+
+
+# Linear layers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_is_the_matrix_product_of_its_tokens(kind: str) -> None:
+    """Three axes, blocks that leave a shorter one along every axis."""
+    q = KINDS[kind]
+    layer = nn.Linear(19, 13)
+    x, g = normal(3, 7, 19, seed=1).requires_grad_(), normal(3, 7, 13, seed=2)
+    model = quantize(copy.deepcopy(layer), recipe=recipe(q))
+    y = model(x)
+    y.backward(g)
+    w, flat_x, flat_g = layer.weight.detach(), x.detach().flatten(0, 1), g.flatten(0, 1)
+    expected = product((q, q), flat_x, w) + layer.bias
+    assert torch.equal(y.flatten(0, 1), expected)
+    assert torch.equal(x.grad.flatten(0, 1), product((q, q), flat_g, w.T))
+    assert torch.equal(model.weight.grad, product((q, q), flat_g.T, flat_x.T))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leading_axes_are_one_axis_of_tokens(kind: str) -> None:
+    results = []
+    for shape in ((24, 19), (2, 3, 4, 19), (24, 1, 19)):
+        torch.manual_seed(0)
+        r = recipe(replace(KINDS[kind], rounding=stochastic(8)))
+        model = quantize(nn.Linear(19, 13), recipe=r)
+        x = normal(24, 19, seed=1).view(shape).requires_grad_()
+        y = model(x)
+        y.backward(normal(24, 13, seed=2).view(y.shape))
+        results.append((y.flatten(0, -2), x.grad.flatten(0, -2), model.weight.grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("other", ["off", "tensor", "channel", "longer blocks", "plain int8"])
+def test_blocks_meet_other_operands(other: str) -> None:
+    """A weight that is not cut along the sum, or otherwise, beside an input in blocks."""
+    w = {
+        "off": OFF,
+        "tensor": Quantizer(format=e4m3),
+        "channel": Quantizer(format=IntFormat(8), granularity=per_channel()),
+        "longer blocks": replace(MX, granularity=blocks(16)),
+        "plain int8": Quantizer(format=IntFormat(8)),
+    }[other]
+    layer, x = nn.Linear(40, 6, bias=False), normal(5, 40, seed=1)
+    y = quantize(copy.deepcopy(layer), recipe=recipe(MX, w, OFF))(x)
+    matrix = layer.weight.detach()
+    if other == "channel":
+        expected = product((MX, replace(w, granularity=blocks(None))), x, matrix)
+    elif other == "off":
+        expected = product((MX, lambda m: QTensor(m)), x, matrix)
+    else:
+        expected = product((MX, w), x, matrix)
+    assert torch.equal(y, expected)
+
+
+def test_blocks_that_do_not_nest_name_layer_and_product() -> None:
+    model = quantize(nn.Linear(40, 6), recipe=recipe(MX, INT8))
+    with pytest.raises(ValueError, match=r"layer '\(model\)'.*forward: blocks of 8 and 6 .* nest"):
+        model(normal(5, 40))
+
+
+# Convolutions -------------------------------------------------------------------------------------
+
+LAYERS = {
+    "plain": nn.Conv2d(12, 10, 3, bias=False),
+    "strided, padded": nn.Conv2d(12, 10, 3, stride=2, padding=1, bias=False),
+    "dilated, uneven": nn.Conv2d(9, 5, (2, 3), (1, 2), (2, 0), (2, 1), bias=False),
+    "grouped": nn.Conv2d(20, 12, 3, padding=1, groups=2, bias=False),
+    "depthwise": nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False),
+    "pointwise": nn.Conv2d(20, 10, 1, bias=False),
+    "transposed": nn.ConvTranspose2d(10, 12, 3, 2, 1, output_padding=1, bias=False),
+    "transposed, grouped": nn.ConvTranspose2d(8, 18, (3, 2), groups=2, dilation=2, bias=False),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutions_are_sums_over_positions_and_blocks_of_channels(kind: str, layer: str) -> None:
+    q, plain = KINDS[kind], LAYERS[layer]
+    x = normal(2, plain.in_channels, 5, 6, seed=1).requires_grad_()
+    model = quantize(copy.deepcopy(plain), recipe=recipe(q))
+    y = model(x)
+    g = normal(*y.shape, seed=2)
+    y.backward(g)
+    by = dict.fromkeys(("x", "w", "g", "w_back", "g2", "x_back"), q)
+    if kind == "whole rows":  # blocks of a position's channels: a whole row of each is that
+        q = replace(q, granularity=blocks(10**6))
+    output, grad_input, grad_weight = convolved(plain, x.detach(), g, by)
+    assert torch.equal(y.flatten(2), output)
+    assert torch.equal(x.grad.flatten(2), grad_input)
+    canonical = model.weight.grad.flatten(2).unflatten(0, (plain.groups, -1))
+    if isinstance(plain, nn.ConvTranspose2d):
+        canonical = canonical.transpose(1, 2)
+    assert torch.equal(canonical, grad_weight)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(9, 4, 3, padding=1), nn.Conv3d(3, 4, 2, padding=1)])
+def test_one_and_three_axes_of_space(layer: Any) -> None:
+    """As a convolution of two axes, one of which has length 1, and a linear layer of windows."""
+    x = normal(2, layer.in_channels, *[4] * len(layer.kernel_size), seed=1)
+    y = quantize(copy.deepcopy(layer), recipe=recipe(MX))(x)
+    total = Sum()
+    pixels = MX(x.movedim(1, -1).flatten(0, -2))
+    padded = pixels.dequantize().view(*x.movedim(1, -1).shape).movedim(-1, 1)
+    exact = type(layer)(*[layer.in_channels, layer.out_channels], layer.kernel_size, padding=1)
+    exact.weight, exact.bias = nn.Parameter(layer.weight.double()), None
+    w = layer.weight.detach().flatten(2).permute(2, 0, 1)
+    values = torch.stack([MX(m).dequantize() for m in w]).permute(1, 2, 0).reshape(w.shape[1], -1)
+    exact.weight = nn.Parameter(values.view(layer.weight.shape).double())
+    close = exact(padded.double()).float() + layer.bias.view(-1, *[1] * (x.dim() - 2))
+    assert total.total is None and torch.allclose(y, close, rtol=1e-5, atol=1e-5)
+
+
+def test_layout_in_memory_changes_no_bit() -> None:
+    layer = nn.Conv2d(12, 10, 3, stride=2, padding=1)
+    x, results = normal(2, 12, 6, 6, seed=1), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = quantize(copy.deepcopy(layer), recipe=recipe(MX)).to(memory_format=layout)
+        own = x.clone(memory_format=layout).requires_grad_()
+        y = model(own)
+        assert y.is_contiguous(memory_format=layout)
+        y.backward(normal(*y.shape, seed=2))
+        results.append((y, own.grad, model.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# Batches of matrices ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_matrices_are_each_a_product(kind: str) -> None:
+    q = KINDS[kind]
+    a, b = normal(2, 3, 7, 19, seed=1).requires_grad_(), normal(2, 3, 19, 5, seed=2).requires_grad_()
+    g = normal(2, 3, 7, 5, seed=3)
+    y = quantize(nn.Sequential(Matmul()), recipe=recipe(q))[0](a, b)
+    y.backward(g)
+    for i in range(2):
+        for j in range(3):
+            left, right, grad = a[i, j].detach(), b[i, j].detach(), g[i, j]
+            assert torch.equal(y[i, j], product((q, q), left, right.T))
+            assert torch.equal(a.grad[i, j], product((q, q), grad, right))
+            assert torch.equal(b.grad[i, j], product((q, q), grad.T, left.T).T)
+
+
+# What the backward products take ------------------------------------------------------------------
+
+
+class Kept(Probe):
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str], QTensor] = {}
+
+    def operand(
+        self, kind: Any, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
+    ) -> None:
+        assert x.shape == q.elements.shape
+        self.found[kind, operand] = q
+
+
+def kept(r: Recipe, layer: nn.Module, x: Tensor) -> dict[tuple[str, str], QTensor]:
+    model, probe = quantize(nn.Sequential(layer), recipe=r), Kept()
+    for one in products_of(model):
+        one.probe = probe
+    model(x.requires_grad_()).square().sum().backward()
+    return probe.found
+
+
+def test_square_blocks_of_a_weight_serve_both_of_its_products() -> None:
+    tile = replace(FP4, rounding=stochastic(8))
+    found = kept(recipe(MX, tile, MX), nn.Linear(10, 6), normal(4, 10))
+    assert ("grad_input", "weight") not in found and ("grad_weight", "input") in found
+    own = recipe(MX, tile, MX)
+    own = replace(own, grad_input=GradInput(grad_output=MX, weight=replace(tile, format=e4m3)))
+    assert ("grad_input", "weight") in kept(own, nn.Linear(10, 6), normal(4, 10))
+
+
+def test_blocks_across_the_sum_are_cut_anew_along_it() -> None:
+    found = kept(recipe(MX), nn.Linear(20, 12), normal(2, 5, 20))
+    assert found["forward", "weight"].scale.shape == (1, 12, 3)
+    assert found["grad_input", "weight"].scale.shape == (1, 20, 2)
+    assert found["grad_weight", "input"].scale.shape == (1, 20, 2)
+    assert found["grad_weight", "grad_output"].scale.shape == (1, 12, 2)
+
+
+def test_a_parameter_that_changed_before_the_backward_pass_is_refused() -> None:
+    """What is quantized in the backward pass is the forward's weight, or nothing."""
+    model = quantize(nn.Linear(20, 12), recipe=recipe(MX))
+    y = model(normal(5, 20).requires_grad_())
+    with torch.no_grad():
+        model.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_every_role_is_inspected() -> None:
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 4)),
+                     recipe=recipe(MX))  # fmt: skip
+    report = inspect(model, normal(4, 8, 4, 4), loss=lambda y: y.square().sum())
+    roles = {row.role for row in report.rows if row.layer == "2"}
+    assert roles == {
+        "input", "weight", "output", "weight (grad_input)", "input (grad_weight)", "grad_input",
+        "grad_output (grad_input)", "grad_output (grad_weight)", "grad_weight",
+    }  # fmt: skip
+    assert all(row.sqnr_db > 20 for row in report.rows)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_step_is_the_eager_one() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    grads = []
+    for compiled in (False, True):
+        model = quantize(copy.deepcopy(net), recipe=recipe(replace(MX, rounding=stochastic(8))))
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        run(normal(4, 8, 4, 4, seed=1)).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch._dynamo.reset()
+    for eager, other in zip(*grads, strict=True):
+        assert torch.equal(eager, other)
+
+
+def test_what_blocks_cannot_honour_is_refused_with_the_recipe() -> None:
+    with pytest.raises(ValueError, match=r"forward\.input.*backward of its own.*identity"):
+        recipe(replace(MX, straight_through="strict"))
+    with pytest.raises(ValueError, match=r"range: .*memory, with blocks"):
+        replace(MX, range=ema(minmax))
+    with pytest.raises(ValueError, match="size"):
+        blocks(0)
+    assert isinstance(blocks(4), Granularity) and str(blocks(4, 2)) == (
+        "blocks of 4 along the sum, 2 across"
+    )
