@@ -61,8 +61,8 @@ class Settings:
                 )
         if isinstance(self.range, Ema) and self.granularity.of == "product":
             raise ValueError(
-                f"range: got {self.range!r}, which has a memory, with {self.granularity}, which are "
-                f"others in every product; use a range without one, or a granularity by axes"
+                f"range: got {self.range!r}, which has a memory, with {self.granularity}, which "
+                f"are others in every product; use a range without one, or a granularity by axes"
             )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(
@@ -91,6 +91,12 @@ class Settings:
                 )
             return
         scale.check(self.format)
+        outer = per_tensor if scale.over is None else scale.over.granularity
+        if outer != per_tensor and outer.of != self.granularity.of:
+            raise ValueError(
+                f"scale.over: got {outer}, but elements share scales in {self.granularity}; give "
+                f"both by axes of the tensor, or both of the product, as blocks(128) is"
+            )
         if self.straight_through != "identity" and scale.random_bits:
             raise ValueError(
                 f"straight_through: {self.straight_through!r} needs the scale again, and a "

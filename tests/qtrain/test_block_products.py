@@ -23,6 +23,7 @@ from quantizers import (
     IntFormat,
     QTensor,
     Quantizer,
+    Scale,
     blocks,
     ceil,
     e2m1,
@@ -35,8 +36,8 @@ from quantizers import (
     stochastic,
 )
 
-MX = Quantizer(format=e4m3, granularity=blocks(8), scale_format=e8m0, scale_rounding=ceil)
-FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale_format=e4m3)
+MX = Quantizer(format=e4m3, granularity=blocks(8), scale=Scale(e8m0, rounding=ceil))
+FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale=Scale(e4m3))
 INT8 = Quantizer(format=IntFormat(8), granularity=blocks(6, 3))
 UINT8 = Quantizer(
     format=IntFormat(8, signed=False, symmetric=False), range=minmax, granularity=blocks(5)
@@ -288,7 +289,10 @@ def test_layout_in_memory_changes_no_bit() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_of_matrices_are_each_a_product(kind: str) -> None:
     q = KINDS[kind]
-    a, b = normal(2, 3, 7, 19, seed=1).requires_grad_(), normal(2, 3, 19, 5, seed=2).requires_grad_()
+    a, b = (
+        normal(2, 3, 7, 19, seed=1).requires_grad_(),
+        normal(2, 3, 19, 5, seed=2).requires_grad_(),
+    )
     g = normal(2, 3, 7, 5, seed=3)
     y = quantize(nn.Sequential(Matmul()), recipe=recipe(q))[0](a, b)
     y.backward(g)

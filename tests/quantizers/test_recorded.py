@@ -5,7 +5,7 @@ import torch
 from quantizer_checks import same_bits
 from recorded_results import FOLDER, SOURCES, Recorded, recorded
 
-from quantizers import Quantizer, formats, per_block
+from quantizers import Quantizer, Scale, formats, per_block
 from quantizers.rounding import ceil
 
 
@@ -32,8 +32,7 @@ def test_power_of_two_scales_rounded_up_are_torchaos_rceil(case: Recorded) -> No
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
         granularity=per_block({-1: 32}),
-        scale_format=formats.e8m0,
-        scale_rounding=ceil,
+        scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer, case.spread() > 2.0**-127)
 
@@ -43,8 +42,7 @@ def test_square_blocks_are_transformer_engines_mxfp8(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.e4m3,
         granularity=per_block({-2: 32, -1: 32}),
-        scale_format=formats.e8m0,
-        scale_rounding=ceil,
+        scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer)
 
@@ -57,8 +55,7 @@ def test_power_of_two_scales_of_blocks_are_transformer_engines(case: Recorded) -
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
         granularity=per_block({-2: rows, -1: columns}),
-        scale_format=formats.e8m0,
-        scale_rounding=ceil,
+        scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer, case.largest() > 0)  # a block of zeros has scale 1 there
 
@@ -69,8 +66,7 @@ def test_power_of_two_scales_of_blocks_are_transformer_engines(case: Recorded) -
 def test_a_power_of_two_scale_of_a_tensor_is_transformer_engines(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
-        scale_format=formats.e8m0,
-        scale_rounding=ceil,
+        scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer)
 
@@ -78,7 +74,7 @@ def test_a_power_of_two_scale_of_a_tensor_is_transformer_engines(case: Recorded)
 @pytest.mark.parametrize("case", recorded("torchao", "nvfp4", levels=1), ids=str)
 def test_e4m3_scales_are_torchaos_nvfp4_of_one_level(case: Recorded) -> None:
     quantizer = Quantizer(
-        format=formats.e2m1, granularity=per_block({-1: 16}), scale_format=formats.e4m3
+        format=formats.e2m1, granularity=per_block({-1: 16}), scale=Scale(formats.e4m3)
     )
     above = case.spread() > torch.finfo(torch.float8_e4m3fn).tiny  # torchao's smallest scale
     if case.data != "tiny":
