@@ -84,15 +84,11 @@ def block_of(x: Any, whole: Any, scale: Scale, top: float) -> tuple[Block, Any]:
 def error(block: Block, outer: Any, x: Any, by: str) -> Fraction:
     """Exact."""
     factor = Fraction(float(block.scale)) * Fraction(float(outer))
-    gaps = [
-        abs(Fraction(float(e)) * factor - Fraction(float(v)))
-        for e, v in zip(block.elements.flat, x.flat, strict=True)
-    ]
-    return (
-        max(gaps)
-        if by == "absmax"
-        else sum((g if by == "mae" else g * g for g in gaps), Fraction(0))
-    )
+    pairs = zip(block.elements.flat, x.flat, strict=True)
+    gaps = [abs(Fraction(float(e)) * factor - Fraction(float(v))) for e, v in pairs]
+    if by == "absmax":
+        return max(gaps)
+    return sum((gap if by == "mae" else gap * gap for gap in gaps), Fraction(0))
 
 
 def best(x: Any, whole: Any, scale: Scale) -> tuple[Block, Any]:
@@ -114,9 +110,7 @@ def numbers(kind: str) -> Tensor:
         "bf16": torch.erfinv(draw * 0.999).bfloat16().double(),
         "halves": (draw * 16).round() / 2,
         "ties": (draw * 24).round() / 4 * 6,
-        "spread": draw
-        * 2.0 ** (torch.arange(48) // 16 * -11)[None]
-        * 2.0 ** (torch.arange(32) % 5 * 3)[:, None],
+        "spread": draw * 2.0 ** (3 * rows - 11 * columns),
     }[kind]
     x[3, 16:32] = 0
     x[16:32, 32:] *= 0 if kind != "gaussian" else 1
@@ -128,9 +122,7 @@ SCALES = {
     "two": NVFP4,
     "reciprocal": Scale(e4m3, over=Scale(fp32, top=448), reciprocal=True),
     "headroom": Scale(e4m3, over=Scale(fp32, top=448), headroom=17 / 16),
-    "headroom reciprocal": Scale(
-        e4m3, over=Scale(fp32, top=384), headroom=17 / 16, reciprocal=True
-    ),
+    "headroom reciprocal": Scale(e4m3, over=Scale(top=384), headroom=17 / 16, reciprocal=True),
     "mse": SIX,
     "mse reciprocal": Scale(e4m3, over=Scale(fp32, top=256), candidates=(6, 4), reciprocal=True),
     "mae": Scale(e4m3, over=Scale(fp32, top=256), candidates=(4, 6, 5), by="mae"),
@@ -213,9 +205,8 @@ def test_prescaled_elements_are_divided_again() -> None:
     assert made.scale is not None and base.scale is not None and made.outer is not None
     assert torch.equal(made.scale, base.scale) and made.outer.tolist() == [[F(1) / F(0.75)]]
     step = made.scale.repeat_interleave(16, 1)
-    assert np.array_equal(
-        made.elements.numpy(), to_e2m1((x * 0.75 / torch.where(step == 0, 1, step)).numpy())
-    )
+    wanted = to_e2m1((x * 0.75 / torch.where(step == 0, 1, step)).numpy())
+    assert np.array_equal(made.elements.numpy(), wanted)
     assert other.outer is None
     assert made.elements.abs().max() == 6.0
     both = Scale(e4m3, over=Scale(fp32, top=448), prescale=0.5)
@@ -225,9 +216,10 @@ def test_prescaled_elements_are_divided_again() -> None:
     assert torch.equal(two.outer, one.outer * 2) and two.elements.abs().max() == 3.0
 
 
-@pytest.mark.parametrize(
-    "scale", [*SCALES.values(), Scale(e8m0, rule="ocp_floor", prescale=0.75)], ids=str
-)
+FINITE = [*SCALES.values(), Scale(e8m0, rule="ocp_floor", prescale=0.75)]
+
+
+@pytest.mark.parametrize("scale", FINITE, ids=str)
 def test_what_is_not_finite_stays_in_its_block(scale: Scale) -> None:
     x = numbers("gaussian")
     clean = Quantizer(format=e2m1, granularity=B16, scale=scale)
