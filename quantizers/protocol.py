@@ -153,7 +153,7 @@ def _check(q: QTensor, x: Tensor) -> None:
 
 def _check_outer(outer: object, scale: Tensor | None, shape: tuple[int, ...]) -> None:
     good = isinstance(outer, Tensor) and outer.dtype is torch.float32 and scale is not None
-    got = tuple(outer.shape) if isinstance(outer, Tensor) else outer
+    got: Any = tuple(outer.shape) if isinstance(outer, Tensor) else outer
     if (
         not good
         or len(got) != len(shape)
