@@ -19,7 +19,7 @@ class ClippingScaleWarning(UserWarning):
 
 def reached(scale: Scale, elements: Format) -> float:
     """The least upper bound of what amax becomes before it is rounded and clamped, in elements of
-    the format, where the scale is a normal number of its own."""
+    the format, where the scale is a normal number of its own and does not saturate."""
     if scale.rule == "amax":
         bits, mode = scale.format.mantissa, scale.rounding.mode
         down = 0.0 if scale.format == fp32 or mode == "ceil" else 2.0**-bits

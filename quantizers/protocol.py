@@ -56,7 +56,7 @@ def straight_through(quantizer: QuantizerLike) -> bool:
 def needs_key(quantizer: QuantizerLike) -> bool:
     """Whether calls need a noise key (quantizers of the user's own are given one)."""
     if type(quantizer) is Quantizer:
-        return quantizer.noisy
+        return quantizer._noisy
     return not isinstance(quantizer, Off)
 
 

@@ -81,8 +81,8 @@ class QTensor(NamedTuple):
         return self.elements.dtype if self.elements.is_floating_point() else torch.float32
 
     def spread(self, compact: Tensor) -> Tensor:
-        """A per-block tensor, or one that broadcasts to these, broadcastable to the elements."""
-        if self.scale is not None and compact.shape != self.scale.shape:
+        """A per-block tensor, or `outer`, broadcastable to the elements."""
+        if compact is self.outer and self.scale is not None:
             compact = compact.expand(self.scale.shape)
         shape = tuple(self.elements.shape)
         return expand(compact, shape, self.block)

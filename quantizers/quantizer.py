@@ -65,7 +65,7 @@ class Quantizer(Settings):
         state.
         """
         tensor_checks.real(x)
-        if self.noisy and key is None:
+        if self._noisy and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
         if key is not None:
             tensor_checks.key(key)

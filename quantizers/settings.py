@@ -36,6 +36,8 @@ class Settings:
     _spec: str | None = field(default=None, init=False, repr=False, compare=False)
     #: whether the scale is fp32, of the largest magnitude: what the fused kernels make
     _plain: bool = field(default=True, init=False, repr=False, compare=False)
+    #: whether elements or scales are rounded stochastically, by a key
+    _noisy: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, kind, need in (
@@ -78,6 +80,8 @@ class Settings:
                 f"evaluation; give the range train_on='running'"
             )
         object.__setattr__(self, "_plain", self.scale == Scale())
+        noisy = bool(self.rounding.random_bits or self.scale.random_bits)
+        object.__setattr__(self, "_noisy", noisy)
         self._check_scale()
         object.__setattr__(self, "_spec", spec(self))
 
@@ -107,8 +111,9 @@ class Settings:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "scale" not in state:  # pickled before there was one
-            plain = with_scale(state)
-            state = {**plain, "_plain": plain["scale"] == Scale()}
+            now = with_scale(state)
+            noisy = bool(now["rounding"].random_bits)
+            state = {**now, "_plain": now["scale"] == Scale(), "_noisy": noisy}
         self.__dict__.update(state)
 
     @property
@@ -123,11 +128,6 @@ class Settings:
         rule = self.range.rule if isinstance(self.range, Ema) else self.range
         whole = self.granularity == per_tensor and self.scale.simple
         return whole and not self.scale.random_bits and isinstance(rule, AbsMax | MinMax)
-
-    @property
-    def noisy(self) -> bool:
-        """Whether elements or scales are rounded stochastically, by a key."""
-        return bool(self.rounding.random_bits or self.scale.random_bits)
 
     @property
     def half(self) -> torch.dtype | None:
