@@ -194,6 +194,28 @@ class Percentile(_OfRows):
         return quantile(1 - self.fraction), quantile(self.fraction)
 
 
+@dataclass(frozen=True)
+class RMS(_OfRows):
+    """(-b, b) with b = factor * the root of the mean of x^2, taken in fp64: it clips by design.
+
+    factor   in units of that root (of the deviation, where the mean is 0): QuEST takes the one of
+             the least squared error of its format on normal numbers (Panferov et al. 2025, arXiv
+             2502.05003)
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        checks.number("rms: factor", self.factor, low=0, high=2.0**20, positive=True)
+
+    def _of_rows(self, rows: Tensor, block: Sequence[int]) -> Range:
+        squares = rows.double().square().sum(1)
+        root = divided(squares, rows.shape[1]).sqrt() * self.factor
+        most = torch.finfo(torch.float32).max
+        bound = torch.where(torch.isfinite(root), root.clamp(max=most), root).float()
+        return -bound, bound
+
+
 absmax = AbsMax()
 minmax = MinMax()
 
@@ -201,6 +223,11 @@ minmax = MinMax()
 def chunked_minmax(chunks: int | None = None) -> ChunkedMinMax:
     """Minima and maxima averaged over chunks (None: over samples)."""
     return ChunkedMinMax(chunks)
+
+
+def rms(factor: float) -> RMS:
+    """`factor` times the root mean square, to either side of 0."""
+    return RMS(factor)
 
 
 def percentile(fraction: float) -> Percentile:

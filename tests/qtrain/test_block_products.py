@@ -23,6 +23,7 @@ from quantizers import (
     IntFormat,
     QTensor,
     Quantizer,
+    Scale,
     blocks,
     ceil,
     e2m1,
@@ -35,8 +36,8 @@ from quantizers import (
     stochastic,
 )
 
-MX = Quantizer(format=e4m3, granularity=blocks(8), scale_format=e8m0, scale_rounding=ceil)
-FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale_format=e4m3)
+MX = Quantizer(format=e4m3, granularity=blocks(8), scale=Scale(e8m0, rounding=ceil))
+FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale=Scale(e4m3))
 INT8 = Quantizer(format=IntFormat(8), granularity=blocks(6, 3))
 UINT8 = Quantizer(
     format=IntFormat(8, signed=False, symmetric=False), range=minmax, granularity=blocks(5)
