@@ -138,11 +138,8 @@ class Call:
                 q = quantize(x, quantizer, state, key, self.training, factor if ours else None)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
-        if q.outer is not None:
-            raise NotImplementedError(
-                f"layer {self.name!r}, {operand} of {kind}: {quantizer} has an outer scale, which "
-                f"no product applies yet; give a scale of one level, without over= and prescale="
-            )
+        if not slot.cut:
+            q = q.one_level()
         if self.probe is not None:
             seen = x * factor if factor is not None and ours else x
             backward = operand == "grad_output" or (slot.cut and kind != "forward")

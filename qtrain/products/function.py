@@ -19,6 +19,7 @@ from .blockwise.matrices import turned
 from .call import Call, Computed, located
 from .operands import folded
 from .operations import Kind
+from .parts import joined, rest_of, tensors_of
 from .product import Product
 
 
@@ -30,7 +31,7 @@ class Products(torch.autograd.Function):
     """A layer's forward product on quantized operands, and its two backward products.
 
     forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
-    elements, scale and zero point of: input and weight as the forward takes them, weight as
+    the tensors (`tensors_of`) of: input and weight as the forward takes them, weight as
     grad_input takes it, input as grad_weight takes it; None for the latter two where they are
     the forward's, or quantized in the backward pass only).  Saved: the operands the two backward
     products need; the float input or weight only for these and for a quantizer with its own
@@ -51,8 +52,7 @@ class Products(torch.autograd.Function):
     ) -> Tensor:
         operands: list[Any] = []
         for i, kept in enumerate(meta):
-            parts: Any = tensors[3 * i : 3 * i + 3]
-            operands.append(None if kept is None else QTensor(*parts, *kept))
+            operands.append(None if kept is None else joined(tensors[4 * i : 4 * i + 4], kept))
         xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
             xq = xq._replace(elements=input)
@@ -85,15 +85,15 @@ class Products(torch.autograd.Function):
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
-        none = (None, None, None)
+        none = (None, None, None, None)
         ctx.save_for_backward(
             key if wants_input or wants_weight else None,
             input if keep_input else None,
             weight if keep_weight else None,
-            *(backward_w[:3] if wants_input else none),
-            *(backward_x[:3] if wants_weight else none),
+            *(tensors_of(backward_w) if wants_input else none),
+            *(tensors_of(backward_x) if wants_weight else none),
         )
-        ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
+        ctx.call, ctx.meta = call, (rest_of(backward_w), rest_of(backward_x))
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
@@ -120,7 +120,7 @@ class Products(torch.autograd.Function):
                 raise located(error, f"layer {ctx.call.name!r}") from error
         if torch.is_grad_enabled():
             grads = tuple(None if g is None else once(g, grad_output) for g in grads)
-        return (None, None, None, *grads, *[None] * 13)
+        return (None, None, None, *grads, *[None] * 17)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,14 +171,14 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return result
 
     if wants_input:
-        saved = QTensor(*tensors[:3], *ctx.meta[0])
+        saved = joined(tensors[:4], ctx.meta[0])
         shape = operation.canonical(weight_like).shape
         grad_input = one("grad_input", saved, shape, input_like, ctx.seen[0], ctx.dtypes[0])
         if input_state is not None:
             grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
-        saved = QTensor(*tensors[3:], *ctx.meta[1])
+        saved = joined(tensors[4:], ctx.meta[1])
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
@@ -238,8 +238,8 @@ def apply(
     tensors: list[Tensor | None] = []
     meta: list[tuple[Any, ...] | None] = []
     for q in operands:
-        tensors += (None,) * 3 if q is None else q[:3]
-        meta.append(None if q is None else q[3:])
+        tensors += (None,) * 4 if q is None else tensors_of(q)
+        meta.append(None if q is None else rest_of(q))
     dtype = call.autocast or input.dtype
     dtype = recipe.stored(dtype) if recipe.narrow else dtype
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]

@@ -31,6 +31,7 @@ from quantizers import (
     e5m2,
     e8m0,
     ema,
+    fp32,
     minmax,
     per_channel,
     stochastic,
@@ -188,6 +189,72 @@ def test_leading_axes_are_one_axis_of_tokens(kind: str) -> None:
         results.append((y.flatten(0, -2), x.grad.flatten(0, -2), model.weight.grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+TWO = Scale(e4m3, over=Scale(fp32, top=448))
+
+
+@pytest.mark.parametrize("tile", [blocks(8), blocks(8, 8)], ids=str)
+def test_a_scale_of_the_whole_multiplies_the_sums_once(tile: Granularity) -> None:
+    """Two levels: fl32(fl32(sum of blocks) * fl24(outer_a * outer_b))."""
+    q = Quantizer(format=e2m1, granularity=tile, scale=TWO)
+    r = recipe(q)
+    layer = nn.Linear(19, 13)
+    x, g = normal(3, 7, 19, seed=1).requires_grad_(), normal(3, 7, 13, seed=2) * 1e-3
+    model = quantize(copy.deepcopy(layer), recipe=r)
+    y = model(x)
+    y.backward(g)
+    w, flat_x, flat_g = layer.weight.detach(), x.detach().flatten(0, 1), g.flatten(0, 1)
+
+    def levels(a: Tensor, b: Tensor) -> Tensor:
+        both = q(a).outer * q(b).outer
+        return product((q, q), a, b) * both
+
+    assert torch.equal(y.flatten(0, 1), levels(flat_x, w) + layer.bias)
+    assert torch.equal(x.grad.flatten(0, 1), levels(flat_g, w.T))
+    assert torch.equal(model.weight.grad, levels(flat_g.T, flat_x.T))
+
+
+def test_a_scale_of_each_row_multiplies_its_sums_once() -> None:
+    rows = Scale(e4m3, over=Scale(fp32, top=448, granularity=blocks(None)))
+    q = Quantizer(format=e2m1, granularity=blocks(8), scale=rows)
+    layer, x = nn.Linear(19, 13, bias=False), normal(3, 7, 19, seed=1)
+    flat, w = x.flatten(0, 1), layer.weight.detach()
+    both = q(flat).outer * q(w).outer.T
+    assert q(flat).outer.shape == (21, 1)
+    y = quantize(copy.deepcopy(layer), recipe=recipe(q))(x)
+    assert torch.equal(y.flatten(0, 1), product((q, q), flat, w) * both)
+
+
+def test_other_second_levels_are_one_scale_a_block() -> None:
+    """An outer scale that changes along the sum, and one beside a convolution's windows."""
+    parts = Scale(e4m3, over=Scale(fp32, top=448, granularity=blocks(16)))
+    q = Quantizer(format=e2m1, granularity=blocks(8), scale=parts)
+    layer, x = nn.Linear(40, 13, bias=False), normal(7, 40, seed=1)
+    w = layer.weight.detach()
+
+    def one(matrix: Tensor) -> QTensor:
+        return q(matrix).one_level()
+
+    y = quantize(copy.deepcopy(layer), recipe=recipe(q))(x)
+    assert torch.equal(y, product((one, one), x, w))
+    pixels = Scale(e4m3, over=Scale(fp32, top=448, granularity=blocks(None)))
+    q = Quantizer(format=e2m1, granularity=blocks(8), scale=pixels)
+    convolution, image = nn.Conv2d(20, 6, 3, bias=False), normal(2, 20, 5, 5, seed=1)
+    y = quantize(copy.deepcopy(convolution), recipe=recipe(q, MX, MX))(image)
+    by = dict.fromkeys(("g", "w_back", "g2", "x_back", "w"), MX) | {"x": one}
+    assert torch.equal(y.flatten(2), convolved(convolution, image, torch.zeros_like(y), by)[0])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(12, 5, bias=False), nn.Conv2d(6, 5, 3, bias=False)])
+def test_a_second_level_without_blocks_is_part_of_the_scale(layer: Any) -> None:
+    q = Quantizer(format=e2m1, scale=Scale(e8m0, rule="ocp_floor", prescale=0.75))
+    x = normal(*((4, 12) if isinstance(layer, nn.Linear) else (2, 6, 5, 5)), seed=1)
+    y = quantize(copy.deepcopy(layer), recipe=recipe(q))(x)
+    exact = copy.deepcopy(layer).double()
+    exact.weight = nn.Parameter(q(layer.weight.detach()).dequantize().double())
+    close = exact(q(x).dequantize().double())
+    assert torch.allclose(y.double(), close, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("other", ["off", "tensor", "channel", "longer blocks", "plain int8"])

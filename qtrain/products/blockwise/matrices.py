@@ -78,8 +78,10 @@ def matrices_of(
 
 def turned(q: QTensor) -> QTensor:
     """A quantized matrix transposed."""
-    parts = (None if part is None else part.transpose(-1, -2) for part in q[:3])
+    scale, zero_point, outer = (
+        None if part is None else part.transpose(-1, -2)
+        for part in (q.scale, q.zero_point, q.outer)
+    )  # fmt: skip
     *batch, kept, summed = q.block
-    elements, scale, zero_point = parts
-    assert elements is not None
-    return QTensor(elements, scale, zero_point, q.format, (*batch, summed, kept))
+    block = (*batch, summed, kept)
+    return QTensor(q.elements.transpose(-1, -2), scale, zero_point, q.format, block, outer)
