@@ -10,6 +10,7 @@ from .conversion.converted import plain_state_dict as plain_state_dict
 from .conversion.converted import reseed as reseed
 from .conversion.quantize import quantize as quantize
 from .conversion.quantize import quantize_ as quantize_
+from .conversion.set_recipe import set_recipe as set_recipe
 from .conversion.summary import summary as summary
 from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
@@ -44,6 +45,9 @@ from .norms import deviations as deviations
 from .norms.arithmetic import Arithmetic as Arithmetic
 from .norms.recipe import NormRecipe as NormRecipe
 from .recipe import Recipe as Recipe
+from .recipe_file import load_recipe as load_recipe
+from .recipe_file import save_recipe as save_recipe
+from .schedule import Schedule as Schedule
 from .slots import Forward as Forward
 from .slots import GradInput as GradInput
 from .slots import GradWeight as GradWeight

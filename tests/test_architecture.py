@@ -142,6 +142,8 @@ ROOMS = (
     "slots",
     "recipe",
     "recipes",
+    "schedule",
+    "recipe_file",
     "products",
     "layers",
     "conversion",
