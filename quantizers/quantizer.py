@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .formats import FloatFormat, Format, IntFormat
+from .formats import Format, IntFormat
 from .granularity import Granularity, expand
 from .qtensor import QTensor
 from .ranges import RangeRule, State
