@@ -139,6 +139,7 @@ ROOMS = (
     "data",
     "norms",
     "weights",
+    "transforms",
     "slots",
     "recipe",
     "recipes",
