@@ -1,12 +1,16 @@
 """Quantizers against what other people's code gave: bit for bit, on every recorded input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from quantizer_checks import same_bits
-from recorded_results import FOLDER, SOURCES, Recorded, recorded
+from recorded_results import FOLDER, SOURCES, Recorded, given, recorded
 
 from quantizers import IntFormat, Quantizer, Scale, formats, fp32, per_block, round_to_float
 from quantizers.rounding import ceil
+
+NVFP4 = Scale(formats.e4m3, over=Scale(fp32, top=448), reciprocal=True)
 
 
 def test_every_source_says_what_made_it() -> None:
@@ -182,6 +186,43 @@ def test_mxfp4_is_four_over_sixs(case: Recorded) -> None:
 @pytest.mark.parametrize("case", but(recorded("fouroversix", format="nvint4"), "halves"), ids=str)
 def test_int4_under_e4m3_scales_is_four_over_sixs(case: Recorded) -> None:
     """Where its scale is not 0; it divides before it multiplies: one scale of `halves` differs."""
-    scale = Scale(formats.e4m3, over=Scale(fp32, top=448), reciprocal=True)
-    quantizer = Quantizer(format=IntFormat(4), granularity=per_block({-1: 16}), scale=scale)
+    quantizer = Quantizer(format=IntFormat(4), granularity=per_block({-1: 16}), scale=NVFP4)
     check(case, quantizer, case.spread() > 0, zeros=False)
+
+
+def nvfp4(x: torch.Tensor, rows: int = 1, scale: Scale = NVFP4) -> torch.Tensor:
+    """x quantized in tiles of rows x 16: fp64."""
+    grain = per_block({-2: rows, -1: 16})
+    made = Quantizer(format=formats.e2m1, granularity=grain, scale=scale)(x)
+    assert made.scale is not None and made.outer is not None
+    return made.elements.double() * made.spread(made.scale) * made.spread(made.outer)
+
+
+#: but where fp32 decides between equal errors
+PRODUCTS = [
+    case
+    for case in recorded("transformer_engine", "qgemm")
+    if (case.settings["case"], case.data) != ("4over6", "midpoints")
+]
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=str)
+def test_products_of_operands_are_transformer_engines(case: Recorded) -> None:
+    """To the rounding of its fp32 sums; the weight gradient's operands are rotated first."""
+    first, second, kind = case.x[:16], case.x[16:], case.settings["case"]
+    if kind == "1x16 by 16x16":
+        a, b = nvfp4(first), nvfp4(second, rows=16)
+    elif kind == "4over6":
+        best = replace(NVFP4, candidates=(6, 4), over=Scale(fp32, top=256))
+        a, b = nvfp4(first, scale=best), nvfp4(second, scale=best)
+    else:
+        (signs,) = recorded("transformer_engine", "get_wgrad_sign_vector")
+        turn = signs["matrix"] / 4
+        assert torch.equal(turn[:, 0] * 4, signs["signs"])  # diag(signs) times Sylvester's / 4
+        other = given("heavy_tailed" if case.data == "gaussian" else "gaussian")[:, :16]
+        rotated = [
+            (x.t().reshape(-1, 16) @ turn).view(x.shape[1], x.shape[0]) for x in (other, case.x)
+        ]
+        a, b = nvfp4(rotated[0]), nvfp4(rotated[1])
+    bound = a.abs() @ b.abs().t()
+    assert bool(((a @ b.t() - case["result"]).abs() <= 2e-7 * bound).all())
