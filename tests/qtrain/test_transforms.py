@@ -92,15 +92,19 @@ def test_halves_are_transformed_in_fp32_and_doubles_in_fp64(dtype: torch.dtype) 
 
 
 def test_rotations_of_transformer_engine() -> None:
-    cases = [c for c in recorded("transformer_engine") if "rotated" in c.results]
-    assert cases
+    """Its sums of 16 terms are added in another order, in the tensor's own dtype."""
     te = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+    cases = [case for case in recorded("transformer_engine") if "rotated" in case.keys]
+    assert len(cases) >= 10
     for case in cases:
-        x = case.x.float().t()
-        rotated = torch.as_tensor(case.results["rotated"]).float()
-        found = hadamard(16, te)(x)
-        size = found.abs().nan_to_num().amax()
-        assert torch.allclose(found, rotated, rtol=2e-2, atol=1e-5 * size), case.name
+        signs = te if case.settings["with_random_sign_mask"] else None
+        x, rotated = case.x.t(), case["rotated"]
+        found = hadamard(16, signs)(x).double()
+        reach = hadamard(16, None)(x.abs().double()).unflatten(-1, (-1, 16)).amax(-1)
+        bound = reach.repeat_interleave(16, -1) * (2.0**-20 if x.dtype == torch.float32 else 2**-6)
+        near = (found - rotated.double()).abs() <= bound + 1e-45
+        assert (near | ~torch.isfinite(rotated)).all(), str(case)
+        assert torch.isfinite(rotated).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ def test_rotations_of_transformer_engine() -> None:
     [
         ({"size": 12}, "size: got 12, need a power of two"),
         ({"size": 1}, "size"),
-        ({"signs": "random"}, "signs.*'fixed'"),
+        ({"signs": "random"}, "signs: got 'random', need one of fixed, step"),
         ({"signs": (1, -1)}, "need 16 numbers 1 or -1"),
         ({"signs": (2,) * 16}, "need 16 numbers 1 or -1"),
     ],
@@ -291,7 +295,7 @@ def test_sources_and_transforms_that_contradict_are_refused() -> None:
     h = hadamard(16)
     with pytest.raises(ValueError, match=r"grad_input\.source: got 'forward', but no quantizer"):
         GradInput(grad_output=MX, source="forward")
-    with pytest.raises(ValueError, match=r"source.*'input'.*'forward'"):
+    with pytest.raises(ValueError, match="source: got 'backward', need one of input, forward"):
         GradWeight(input=MX, source="backward")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"source: got 'forward', but the forward's value is that"):
         Recipe(
@@ -301,7 +305,7 @@ def test_sources_and_transforms_that_contradict_are_refused() -> None:
     for granularity in (per_token, per_axis(0)):
         with pytest.raises(ValueError, match="names axes of the operand"):
             recipe(Quantizer(format=e4m3, granularity=granularity), h)
-    with pytest.raises(ValueError, match="transform"):
+    with pytest.raises(TypeError, match="transform: got 16"):
         Forward(transform=16)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"unit: got 'bf16', but blocks"):
         Recipe(name="bf16", grad_weight=GradWeight(grad_output=MX, input=MX, unit="bf16"))
