@@ -43,10 +43,10 @@ from .layers.matmul import Matmul as Matmul
 from .norms import deviations as deviations
 from .norms.arithmetic import Arithmetic as Arithmetic
 from .norms.recipe import NormRecipe as NormRecipe
-from .recipe import Forward as Forward
-from .recipe import GradInput as GradInput
-from .recipe import GradWeight as GradWeight
 from .recipe import Recipe as Recipe
+from .slots import Forward as Forward
+from .slots import GradInput as GradInput
+from .slots import GradWeight as GradWeight
 from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare

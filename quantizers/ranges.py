@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
+from .by_device import ByDevice
 from .granularity import blocked, compact_shape, is_plain
+from .kernels import extremes as kernels
 from .numbers import divided
 
 State = dict[str, Tensor]
@@ -66,17 +68,25 @@ class _Rule:
         raise NotImplementedError
 
 
+def _extremes(x: Tensor, block: Sequence[int]) -> Range:
+    """(min x, max x) of each block, fp32, in C order."""
+    if is_plain(x.shape, block):
+        axes = [a for a, b in enumerate(block) if b > 1]
+    else:
+        x, axes = blocked(x, block)
+    low, high = (x.amin(axes), x.amax(axes)) if axes else (x, x)
+    return low.float(), high.float()
+
+
+extremes = ByDevice(_extremes, cpu=kernels.extremes)
+
+
 @dataclass(frozen=True)
 class MinMax(_Rule):
     """(min x, max x)."""
 
     def _ends(self, x: Tensor, block: Sequence[int]) -> Range:
-        if is_plain(x.shape, block):
-            axes = [a for a, b in enumerate(block) if b > 1]
-        else:
-            x, axes = blocked(x, block)
-        low, high = (x.amin(axes), x.amax(axes)) if axes else (x, x)
-        return low.float(), high.float()
+        return extremes(x, block)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from ..products.product import Product
-from ..recipe import OPERANDS, Recipe
+from ..recipe import Recipe
+from ..slots import OPERANDS
 from .energy import SZE2017, EnergyTable
 from .report import CostReport, CostRow
 

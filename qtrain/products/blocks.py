@@ -19,14 +19,14 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from ..recipe import OPERANDS
-from .block_sums import block_sums, step_of
+from ..slots import OPERANDS
+from .blockwise.matrices import matrices_of
+from .blockwise.product import in_blocks
 from .engines.choice import ENGINES, choose
 from .engines.engine import Engine
 from .engines.epilogue import Epilogue
 from .engines.task import ANY, Note, Task
 from .integers import Served, corrected, direct, tasks
-from .matrices import Matrices, cut_tensor, matrices_of
 from .operands import PLACES, Shape, lifted, lifted_shape
 from .operations import Operand
 from .plan import Sketch, planned, sketches
@@ -157,33 +157,6 @@ def multiply(
     right = b.elements if b.zero_point is None else direct(b)
     zero_point = a.zero_point if task.zero_point else None
     return engine.product(task, left, right, like, zero_point=zero_point, epilogue=epilogue)
-
-
-def in_blocks(
-    product: Product,
-    by: Matrices,
-    a: QTensor,
-    b: QTensor,
-    like: Tensor,
-    *,
-    cut: tuple[bool, bool] = (False, False),
-    bias: Tensor | None = None,
-    note: Note | None = None,
-) -> Tensor:
-    """`multiply` where blocks lie along the sum.
-
-    by: the product's matrices; cut: which operands are given as `by.cut` made them.
-    """
-    if note is not None:
-        note(product.kind, "block sums")
-    given = zip(PLACES, (a, b), cut, strict=True)
-    one, other = (q if was else cut_tensor(by, product, place, q) for place, q, was in given)
-    try:
-        step = step_of(one, other)
-    except ValueError as error:
-        raise ValueError(f"{product.kind}: {error}") from error
-    found = block_sums(by.whole("a", one, step), by.whole("b", other, step))
-    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
 
 
 def _scales(

@@ -16,10 +16,12 @@ from quantizers.steps import quantize
 
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
-from ..recipe import OPERANDS, SLOTS, Recipe
-from .blocks import in_blocks, multiply
+from ..recipe import Recipe
+from ..slots import OPERANDS, SLOTS
+from .blocks import multiply
+from .blockwise.matrices import Matrices, matrices_of
+from .blockwise.product import in_blocks
 from .engines.engine import Engine
-from .matrices import Matrices, matrices_of
 from .operations import Kind, Operation
 from .product import Product
 
@@ -108,7 +110,7 @@ class Call:
             x, ours = x * factor, False
         if slot.cut:
             assert by is not None
-            x = by.cut("b" if operand == OPERANDS[kind][1] else "a", x)
+            x = by.cut("b" if operand == OPERANDS[kind][1] else "a", x).contiguous()
         if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
         if key is not None and slot.noisy:
@@ -173,8 +175,8 @@ class Call:
                 product, a, b, like, self.engines, bias=bias, note=note,
                 unit=self.recipe.units[kind],
             )  # fmt: skip
-        cut = tuple(self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
-        return in_blocks(product, by, a, b, like, cut=cut, bias=bias, note=note)
+        first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
+        return in_blocks(product, by, a, b, like, cut=(first, second), bias=bias, note=note)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""

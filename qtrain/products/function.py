@@ -10,12 +10,13 @@ from torch import Tensor
 
 from quantizers import QTensor, round_to
 
+from ..autograd.differentiated import once
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
 from ..layer_state import without_autocast
-from ..recipe import OPERANDS
+from ..slots import OPERANDS
+from .blockwise.matrices import turned
 from .call import Call, Computed, located
-from .matrices import turned
 from .operands import folded
 from .operations import Kind
 from .product import Product
@@ -118,10 +119,7 @@ class Products(torch.autograd.Function):
             except (TypeError, ValueError) as error:
                 raise located(error, f"layer {ctx.call.name!r}") from error
         if torch.is_grad_enabled():
-            grads = tuple(
-                None if g is None else _Once.apply(g, grad_output)  # type: ignore[no-untyped-call]
-                for g in grads
-            )
+            grads = tuple(None if g is None else once(g, grad_output) for g in grads)
         return (None, None, None, *grads, *[None] * 13)
 
 
@@ -205,22 +203,6 @@ class _Seen:
 
     def unchanged(self) -> Tensor | None:
         return self._x if self._x._version == self._version else None
-
-
-class _Once(torch.autograd.Function):
-    """Identity on a gradient whose own derivative is refused."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, grad_output: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        raise RuntimeError(
-            "qtrain: a quantized layer cannot be differentiated twice (double backward): the "
-            "derivative of its rounded gradient is zero almost everywhere; leave the layers it "
-            "passes through in full precision: overrides={name: None}"
-        )
 
 
 def apply(

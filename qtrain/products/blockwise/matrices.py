@@ -21,10 +21,10 @@ from torch import Tensor
 
 from quantizers import QTensor
 
-from .block_sums import by_steps
-from .convolution import Convolution
-from .operations import Kind, Linear, Operand, Operation
-from .product import Product
+from ..convolution import Convolution
+from ..operations import Kind, Linear, Operand, Operation
+from ..product import Product
+from .sums import Rows, rows_of
 from .unfolding import Unfolded
 
 
@@ -35,9 +35,8 @@ class Matrices(Protocol):
         """An operand as (*batch, kept, summed), the view whose last axis blocks along the sum cut;
         `x` as the operation takes it."""
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
-        """The operand of the product that a quantized `cut` stands for: (*batch, kept, summed),
-        its zero points taken off, its scales in steps along the sum."""
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        """The operand of the product that a quantized `cut` stands for, in steps along the sum."""
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         """The operation's result, of the product's (*batch, i, j).  like: `Operation.product`'s."""
@@ -57,8 +56,8 @@ class Plain:
         turned = weight if self.kind == "grad_input" else self.kind == "grad_weight"
         return x.transpose(1, 2) if turned else x
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
-        return by_steps(q, step)
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        return rows_of(q, step)
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         return found if self.kind == "grad_weight" else found.view(*like.shape[:-1], -1)
@@ -84,22 +83,3 @@ def turned(q: QTensor) -> QTensor:
     elements, scale, zero_point = parts
     assert elements is not None
     return QTensor(elements, scale, zero_point, q.format, (*batch, summed, kept))
-
-
-def cut_tensor(matrices: Matrices, product: Product, operand: Operand, q: QTensor) -> QTensor:
-    """`cut` of an operand quantized as the operation takes it, whose scale does not vary along the
-    sum, or in blocks of its first axis there."""
-    elements = matrices.cut(operand, q.unshifted())
-    batch = [1] * (elements.dim() - 2)
-    if q.scale is None or q.scale.numel() == 1:
-        scale = None if q.scale is None else q.scale.reshape([1] * elements.dim())
-        block = (*batch, *(max(n, 1) for n in elements.shape[-2:]))
-        return QTensor(elements, scale, None, q.format, block)
-    _, summed = product.axes(operand, q.elements.dim())
-    split = min(summed)
-    step = q.block[split]
-    if product.kind == "grad_weight":  # the axes behind it lie along the sum, whole
-        step = step * elements.shape[-1] // max(q.elements.shape[split], 1)
-    spread = q.spread(q.scale).expand(q.elements.shape)
-    scale = matrices.cut(operand, spread)[..., ::step]
-    return QTensor(elements, scale, None, q.format, (*batch, 1, step))

@@ -1,0 +1,1 @@
+"""Products whose scales vary along the sum, in blocks."""

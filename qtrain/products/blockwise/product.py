@@ -1,0 +1,61 @@
+"""A product of operands of which one at least has blocks along the sum."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from quantizers import QTensor
+
+from ..engines.epilogue import Epilogue
+from ..engines.task import Note
+from ..operands import PLACES
+from ..operations import Operand
+from ..product import Product
+from .matrices import Matrices
+from .sums import block_sums, step_of
+
+
+def in_blocks(
+    product: Product,
+    by: Matrices,
+    a: QTensor,
+    b: QTensor,
+    like: Tensor,
+    *,
+    cut: tuple[bool, bool] = (False, False),
+    bias: Tensor | None = None,
+    note: Note | None = None,
+) -> Tensor:
+    """`multiply` where blocks lie along the sum.
+
+    by: the product's matrices; cut: which operands are given as `by.cut` made them.
+    """
+    if note is not None:
+        note(product.kind, "block sums")
+    given = zip(PLACES, (a, b), cut, strict=True)
+    one, other = (q if was else _cut(by, product, place, q) for place, q, was in given)
+    try:
+        step = step_of(one, other)
+    except ValueError as error:
+        raise ValueError(f"{product.kind}: {error}") from error
+    found = block_sums(by.rows("a", one, step), by.rows("b", other, step))
+    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
+
+
+def _cut(by: Matrices, product: Product, operand: Operand, q: QTensor) -> QTensor:
+    """`cut` of an operand quantized as the operation takes it, whose scale does not vary along the
+    sum, or in blocks of its first axis there."""
+    elements = by.cut(operand, q.unshifted())
+    batch = [1] * (elements.dim() - 2)
+    if q.scale is None or q.scale.numel() == 1:
+        scale = None if q.scale is None else q.scale.reshape([1] * elements.dim())
+        block = (*batch, *(max(n, 1) for n in elements.shape[-2:]))
+        return QTensor(elements, scale, None, q.format, block)
+    _, summed = product.axes(operand, q.elements.dim())
+    split = min(summed)
+    step = q.block[split]
+    if product.kind == "grad_weight":  # the axes behind it lie along the sum, whole
+        step = step * elements.shape[-1] // max(q.elements.shape[split], 1)
+    spread = q.spread(q.scale).expand(q.elements.shape)
+    scale = by.cut(operand, spread)[..., ::step]
+    return QTensor(elements, scale, None, q.format, (*batch, 1, step))
