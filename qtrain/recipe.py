@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
 
 import torch
 
-from quantizers import OFF, FloatFormat, Granularity, IntFormat, Off, QuantizerLike, bf16
+from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, bf16
 from quantizers.formats import NATIVE
-from quantizers.protocol import needs_key, straight_through
 
 from . import checks
 from .norms.recipe import NormRecipe
-
-#: each product's two operands
-OPERANDS: dict[str, tuple[str, str]] = {
-    "forward": ("input", "weight"),
-    "grad_input": ("grad_output", "weight"),
-    "grad_weight": ("grad_output", "input"),
-}
-#: The six operand slots, (product, operand), in the order that numbers their noise.
-SLOTS: tuple[tuple[str, str], ...] = tuple(
-    (product, operand) for product, operands in OPERANDS.items() for operand in operands
-)
-
-
-def _short(quantizer: QuantizerLike) -> str:
-    """A quantizer in a few words: its own, or the name of a class that has none."""
-    kind = type(quantizer)
-    plain = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
-    return kind.__name__ if plain else str(quantizer)
+from .slots import SLOTS, Forward, GradInput, GradWeight, Slot, short, slot_of
 
 
 def _exact_in_bf16(fmt: object) -> bool:
@@ -39,78 +20,6 @@ def _exact_in_bf16(fmt: object) -> bool:
     if isinstance(fmt, IntFormat):
         return fmt.high - fmt.low <= 256
     return isinstance(fmt, FloatFormat) and fmt.mantissa <= bf16.mantissa
-
-
-def _check(owner: str, **quantizers: object) -> None:
-    for name, quantizer in quantizers.items():
-        checks.quantizer(f"{owner}.{name}", quantizer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward:
-    """output = input (x) weight."""
-
-    input: QuantizerLike = OFF
-    weight: QuantizerLike = OFF
-
-    def __post_init__(self) -> None:
-        _check("forward", input=self.input, weight=self.weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradInput:
-    """grad_input = grad_output (x) weight.
-
-    weight None: the forward's quantized weight; where its blocks lie along the sum and are not
-    square, its quantizer along this product's sum.
-    """
-
-    grad_output: QuantizerLike = OFF
-    weight: QuantizerLike | None = None
-
-    def __post_init__(self) -> None:
-        weight = OFF if self.weight is None else self.weight
-        _check("grad_input", grad_output=self.grad_output, weight=weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradWeight:
-    """grad_weight = grad_output (x) input.
-
-    input  None: the forward's quantized input; where its blocks lie along the sum, its quantizer
-           along this product's sum
-    unit   "fp32", or "bf16": multiply in bf16 units, which hold both operands exactly, sum in fp32
-           and round every result to bf16, as those units return it; faster where a machine has
-           them, and another gradient: its last 16 bits are gone.  Not for integer products.
-    """
-
-    grad_output: QuantizerLike = OFF
-    input: QuantizerLike | None = None
-    unit: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        own = OFF if self.input is None else self.input
-        _check("grad_weight", grad_output=self.grad_output, input=own)
-        checks.choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
-
-
-class Slot(NamedTuple):
-    """What is known of an operand's quantizer before any tensor is seen.
-
-    number             its place in SLOTS, which numbers its noise
-    noisy              whether its calls need a noise key
-    straight_through   whether its backward is the identity
-    reused             whether a backward product takes the operand as the forward quantized it
-    cut                whether its blocks lie along the product's sum: `quantizers.blocks`.  One of
-                       a backward product that is not reused is quantized in the backward pass
-    """
-
-    quantizer: QuantizerLike
-    number: int
-    noisy: bool
-    straight_through: bool
-    reused: bool
-    cut: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +38,9 @@ class Recipe:
     """
 
     name: str
-    forward: Forward = Forward()
-    grad_input: GradInput = GradInput()
-    grad_weight: GradWeight = GradWeight()
+    forward: Forward = field(default_factory=Forward)
+    grad_input: GradInput = field(default_factory=GradInput)
+    grad_weight: GradWeight = field(default_factory=GradWeight)
     activation: FloatFormat | None = None
     narrow: bool = False
     norm: NormRecipe | None = None
@@ -142,7 +51,9 @@ class Recipe:
     off: frozenset[str] = field(init=False, repr=False, compare=False)
     #: whether a layer under this recipe is exactly the torch layer
     products_off: bool = field(init=False, repr=False, compare=False)
-    #: the products in which blocks along the sum are cut
+    #: whether a transform needs a key at every step
+    noisy: bool = field(init=False, repr=False, compare=False)
+    #: the products that are computed as matrices: with blocks along the sum, or a transform
     cut: frozenset[str] = field(init=False, repr=False, compare=False)
     #: the dtype of each product's units, None for fp32
     units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
@@ -170,11 +81,18 @@ class Recipe:
                 f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
             )
 
-        slots = {place: self._slot(number, *place) for number, place in enumerate(SLOTS)}
+        slots = {
+            (product, operand): slot_of(product, operand, getattr(self, product), self.forward)
+            for product, operand in SLOTS
+        }  # fmt: skip
         quantized = {
-            product for (product, _), s in slots.items() if not isinstance(s.quantizer, Off)
+            product
+            for (product, _), s in slots.items()
+            if s.cut or not isinstance(s.quantizer, Off)
         }
         object.__setattr__(self, "slots", slots)
+        noisy = {s.transform for s in slots.values() if s.transform is not None}
+        object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)
         object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
@@ -186,34 +104,19 @@ class Recipe:
         units = {"forward": None, "grad_input": None, "grad_weight": unit}
         object.__setattr__(self, "units", units)
 
-    def _slot(self, number: int, product: str, operand: str) -> Slot:
-        own: QuantizerLike | None = getattr(getattr(self, product), operand)
-        forward: QuantizerLike | None = getattr(self.forward, operand, None)
-        quantizer = forward if own is None else own
-        assert quantizer is not None
-        granularity = getattr(quantizer, "granularity", None)
-        cut, same = False, True
-        if isinstance(granularity, Granularity) and granularity.of == "product":
-            # along another sum a weight's square blocks are the same ones
-            cut, same = True, operand == "weight" and granularity.square
-        if cut and not straight_through(quantizer):
-            raise ValueError(
-                f"{product}.{operand}: {_short(quantizer)} has a backward of its own, and blocks "
-                f"along the sum; use straight_through='identity'"
-            )
-        return Slot(
-            quantizer, number, needs_key(quantizer), straight_through(quantizer),
-            product != "forward" and same and (own is None or own == forward), cut,
-        )  # fmt: skip
-
     def _check_bf16_unit(self) -> None:
+        if "grad_weight" in self.cut:
+            raise ValueError(
+                "grad_weight.unit: got 'bf16', but blocks along its sum are added in fp32: use "
+                "unit='fp32'"
+            )
         slots = {name: self.slot("grad_weight", name) for name in ("grad_output", "input")}
         formats = {name: getattr(quantizer, "format", None) for name, quantizer in slots.items()}
         for name, fmt in formats.items():
             if not _exact_in_bf16(fmt):
                 raise ValueError(
                     f"grad_weight.unit: 'bf16' holds 8 significant bits, but {name} is "
-                    f"{_short(slots[name])}; quantize it to integers of at most 8 bits or to a "
+                    f"{short(slots[name])}; quantize it to integers of at most 8 bits or to a "
                     f"float format of at most 7 mantissa bits, or use unit='fp32'"
                 )
         if all(isinstance(fmt, IntFormat) for fmt in formats.values()):
@@ -252,16 +155,16 @@ class Recipe:
         grad_input = self.slot("grad_input", "grad_output")
         grad_weight = self.slot("grad_weight", "grad_output")
         text = (
-            f"{self.name}: input {_short(self.forward.input)}; "
-            f"weight {_short(self.forward.weight)}; "
-            f"grad_output for grad_input {_short(grad_input)}; "
-            f"for grad_weight {_short(grad_weight)}"
+            f"{self.name}: input {short(self.forward.input)}; "
+            f"weight {short(self.forward.weight)}; "
+            f"grad_output for grad_input {short(grad_input)}; "
+            f"for grad_weight {short(grad_weight)}"
         )
         if self.grad_weight.unit != "fp32":
             text += f" in {self.grad_weight.unit} units"
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
-                text += f"; {operand} for {product} {_short(self.slot(product, operand))}"
+                text += f"; {operand} for {product} {short(self.slot(product, operand))}"
         if self.activation is not None:
             text += f"; output {self.activation}{' kept in 16 bits' if self.narrow else ''}"
         return text

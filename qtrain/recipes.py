@@ -26,7 +26,8 @@ from quantizers.checks import suggestion
 from . import checks
 from .norms import deviations
 from .norms.recipe import NormRecipe
-from .recipe import Forward, GradInput, GradWeight, Recipe
+from .recipe import Recipe
+from .slots import Forward, GradInput, GradWeight
 
 
 def _unscaled(fmt: FloatFormat) -> Quantizer:

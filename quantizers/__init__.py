@@ -3,6 +3,7 @@
 import types
 
 from . import kernels as kernels
+from .clipping import ClippingScaleWarning as ClippingScaleWarning
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
 from .formats import IntFormat as IntFormat
@@ -40,6 +41,7 @@ from .ranges import absmax as absmax
 from .ranges import chunked_minmax as chunked_minmax
 from .ranges import minmax as minmax
 from .ranges import percentile as percentile
+from .ranges import rms as rms
 from .rounding import Rounding as Rounding
 from .rounding import ceil as ceil
 from .rounding import floor as floor
@@ -50,6 +52,7 @@ from .rounding import round_to_float as round_to_float
 from .rounding import stochastic as stochastic
 from .rounding import toward_zero as toward_zero
 from .running_range import ema as ema
+from .scale import Scale as Scale
 
 #: every name above, and no module they live in but `kernels`
 __all__ = sorted(

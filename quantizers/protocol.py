@@ -56,7 +56,7 @@ def straight_through(quantizer: QuantizerLike) -> bool:
 def needs_key(quantizer: QuantizerLike) -> bool:
     """Whether calls need a noise key (quantizers of the user's own are given one)."""
     if type(quantizer) is Quantizer:
-        return quantizer.rounding.random_bits > 0
+        return quantizer._noisy
     return not isinstance(quantizer, Off)
 
 
@@ -107,7 +107,7 @@ def _with_block(q: QTensor, x: Tensor) -> QTensor:
         return q
     parts: Any = {
         name: part.reshape([1] * x.dim())
-        for name, part in (("scale", q.scale), ("zero_point", q.zero_point))
+        for name, part in (("scale", q.scale), ("zero_point", q.zero_point), ("outer", q.outer))
         if isinstance(part, Tensor) and part.numel() == 1
     }
     return q._replace(block=tuple(max(size, 1) for size in x.shape), **parts)
@@ -140,10 +140,25 @@ def _check(q: QTensor, x: Tensor) -> None:
             )
         if part.is_floating_point() != (name == "scale") or part.dtype == torch.bool:
             raise TypeError(f"the quantizer returned a {name} of {part.dtype}")
-    parts = [t for t in q[:3] if t is not None]
+    if q.outer is not None:
+        _check_outer(q.outer, q.scale, shape)
+    parts = [t for t in (*q[:3], q.outer) if t is not None]
     if any(part.device != x.device for part in parts):
         raise ValueError(f"the quantizer returned parts on another device than x's {x.device}")
     if isinstance(q.format, IntFormat):
         inside = ((q.elements >= q.format.low) & (q.elements <= q.format.high)).all()
         # without waiting for the device: the exact sums rely on the format's bounds
         torch._assert_async(inside, f"the quantizer returned elements outside {q.format}")
+
+
+def _check_outer(outer: object, scale: Tensor | None, shape: tuple[int, ...]) -> None:
+    good = isinstance(outer, Tensor) and outer.dtype is torch.float32 and scale is not None
+    got: Any = tuple(outer.shape) if isinstance(outer, Tensor) else outer
+    if (
+        not good
+        or len(got) != len(shape)
+        or any(size not in (1, count) for size, count in zip(got, shape, strict=True))
+    ):
+        raise ValueError(
+            f"the quantizer returned outer {got}, need fp32 that broadcasts to the scale's {shape}"
+        )

@@ -39,10 +39,15 @@ def _values(elements: Tensor, scale: Tensor, zero_point: Tensor | None, limited:
         return found
     if serves(scale) and bool((scale < _FAR_FROM_INFINITY).all()):
         return found  # all but always, and without a pass of its own
+    return _within(found, scale, elements if elements.is_floating_point() else None)
+
+
+def _within(found: Tensor, *factors: Tensor | None) -> Tensor:
+    """Products in fp32, changed in place: its largest where they are infinite and no factor is."""
     most = constant(torch.finfo(torch.float32).max, found)
-    most = torch.where(torch.isfinite(scale), most, float("inf"))
-    if elements.is_floating_point():  # an infinite one stays what it is
-        most = torch.where(torch.isfinite(elements), most, float("inf"))
+    for factor in factors:
+        if factor is not None:
+            most = torch.where(torch.isfinite(factor), most, float("inf"))
     return found.clamp_(-most, most)
 
 
@@ -50,7 +55,7 @@ values = ByDevice(_values, cuda=gpu.values)
 
 
 class QTensor(NamedTuple):
-    """A quantized tensor: value = (elements - zero_point) * scale.
+    """A quantized tensor: value = (elements - zero_point) * scale * outer.
 
     elements     unscaled numbers on the format's grid, x's shape: the smallest integer dtype for
                  an IntFormat; fp32 for a FloatFormat, within a layer also its own 16 bits; x itself
@@ -59,6 +64,8 @@ class QTensor(NamedTuple):
     zero_point   int32, scale's shape, or None for 0
     format       the elements' format, or None where nothing was quantized
     block        block size along each axis of elements
+    outer        fp32, the scale of the scales (`Scale.over`) or a constant, broadcastable to the
+                 shape of `scale`, or None for 1
     """
 
     elements: Tensor
@@ -66,6 +73,7 @@ class QTensor(NamedTuple):
     zero_point: Tensor | None = None
     format: Format | None = None
     block: tuple[int, ...] = ()
+    outer: Tensor | None = None
 
     @property
     def values_dtype(self) -> torch.dtype:
@@ -73,9 +81,17 @@ class QTensor(NamedTuple):
         return self.elements.dtype if self.elements.is_floating_point() else torch.float32
 
     def spread(self, compact: Tensor) -> Tensor:
-        """A per-block tensor, broadcastable to the elements."""
+        """A per-block tensor, or `outer`, broadcastable to the elements."""
+        if compact is self.outer and self.scale is not None:
+            compact = compact.expand(self.scale.shape)
         shape = tuple(self.elements.shape)
         return expand(compact, shape, self.block)
+
+    def one_level(self) -> QTensor:
+        """The same with fl32(scale * outer) in the place of both."""
+        if self.outer is None or self.scale is None:
+            return self
+        return self._replace(scale=self.scale * self.outer, outer=None)
 
     def unshifted(self) -> Tensor:
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
@@ -87,7 +103,8 @@ class QTensor(NamedTuple):
         return unshifted(self.elements, zero_point)
 
     def dequantize(self) -> Tensor:
-        """The real values: one rounding, of the product with the scale; fp32's largest where a
+        """The real values: one rounding, of the product with the scale, and one more of that with
+        the outer scale (of e2m1 by e4m3 and the like the first is exact); fp32's largest where a
         finite one passes that.  fp32, or x's dtype where x was not quantized; fp64 where x was fp64
         and its elements are floating point."""
         if self.scale is None:
@@ -96,4 +113,9 @@ class QTensor(NamedTuple):
         infinite = isinstance(self.format, FloatFormat) and self.format.overflow == "inf"
         limited = self.format is not None and not infinite
         zero_point = None if self.zero_point is None else self.spread(self.zero_point)
-        return values(self.elements, scale, zero_point, limited)
+        found = values(self.elements, scale, zero_point, limited)
+        if self.outer is None:
+            return found
+        outer = self.spread(self.outer)
+        times = found * outer
+        return _within(times, found, outer) if limited and times.dtype == torch.float32 else times

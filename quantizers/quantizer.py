@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .formats import FloatFormat, Format, IntFormat
+from .formats import Format, IntFormat
 from .granularity import Granularity, expand
 from .qtensor import QTensor
 from .ranges import RangeRule, State
 from .rounding import Rounding, nearest_even
 from .running_range import Ema
+from .scale import Scale
 from .settings import Settings
+from .spellings import accepting_scale_format
 from .steps import as_real, measured, quantize
 
 
+@accepting_scale_format
 @dataclass(frozen=True, kw_only=True)
 class Quantizer(Settings):
     """Range, scale, rounding, format: `quantizer(x) -> QTensor`.
@@ -26,13 +29,13 @@ class Quantizer(Settings):
     granularity       which elements share a scale
     range             a range rule, or None: no scale, the elements are x rounded (a FloatFormat's
                       way, and the only one of those as wide as fp32, bf16 and tf32 among them)
-    scale_format      format of the scale: fp32, e8m0 (power of two), e4m3, ...
-    scale_rounding    how the scale is rounded to it (ceil: up, floor: down, nearest_even)
+    scale             how the range becomes a scale: Scale(e8m0, rule="rceil"), ...
     rounding          how elements are rounded, or its name: "stochastic", "stochastic(8)", ...
     straight_through  the gradient: "identity" passes everywhere; "inclusive" is zero where x lies
                       outside the representable interval; "strict" also at its ends
 
-    symmetric:  scale = max(|low|, |high|) / format.largest;   elements = clamp(round(x / scale))
+    symmetric:  scale = max(|low|, |high|) / format.largest;   elements = clamp(round(x / scale));
+                other rules, constants and levels: see Scale
     affine:     low, high widened to include 0;  scale = (high - low) / (format.high - format.low);
                 zero_point = format.low - round(low / scale), clamped to the format;
                 elements = clamp(round(x / scale) + zero_point);  0 is exact
@@ -55,8 +58,7 @@ class Quantizer(Settings):
             format: Format | str,
             granularity: Granularity = ...,
             range: RangeRule | None = ...,
-            scale_format: FloatFormat = ...,
-            scale_rounding: Rounding = ...,
+            scale: Scale = ...,
             rounding: Rounding | str = ...,
             straight_through: Literal["identity", "inclusive", "strict"] = ...,
         ) -> None: ...
@@ -78,7 +80,7 @@ class Quantizer(Settings):
         state.
         """
         tensor_checks.real(x)
-        if self.rounding.random_bits and key is None:
+        if self._noisy and key is None:
             raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
         if key is not None:
             tensor_checks.key(key)
@@ -101,7 +103,8 @@ class Quantizer(Settings):
             high: Tensor | float = self.format.largest
         else:
             block = self.granularity.block_shape(x.shape)
-            scale, zero_point = measured(x, self, block, state, training=False)
+            scale, zero_point, outer = measured(x, self, block, state, training=False)
+            scale = scale if outer is None else scale * outer
             lowest = self.format.low if isinstance(self.format, IntFormat) else None
             bottom = lowest if lowest is not None else -self.format.largest * self.format.signed
             shift = 0.0 if zero_point is None else zero_point.to(scale.dtype)
@@ -115,6 +118,8 @@ class Quantizer(Settings):
         parts = [str(self.format)]
         if self.range is not None:
             parts.append(str(self.granularity))
+        if not self._plain:
+            parts.append(f"scale {self.scale}")
         if self.rounding != nearest_even:
             parts.append(str(self.rounding))
         return ", ".join(parts)

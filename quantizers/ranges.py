@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
+from .by_device import ByDevice
 from .granularity import blocked, compact_shape, is_plain
+from .kernels import extremes as kernels
 from .numbers import divided
 
 State = dict[str, Tensor]
@@ -66,17 +68,25 @@ class _Rule:
         raise NotImplementedError
 
 
+def _extremes(x: Tensor, block: Sequence[int]) -> Range:
+    """(min x, max x) of each block, fp32, in C order."""
+    if is_plain(x.shape, block):
+        axes = [a for a, b in enumerate(block) if b > 1]
+    else:
+        x, axes = blocked(x, block)
+    low, high = (x.amin(axes), x.amax(axes)) if axes else (x, x)
+    return low.float(), high.float()
+
+
+extremes = ByDevice(_extremes, cpu=kernels.extremes)
+
+
 @dataclass(frozen=True)
 class MinMax(_Rule):
     """(min x, max x)."""
 
     def _ends(self, x: Tensor, block: Sequence[int]) -> Range:
-        if is_plain(x.shape, block):
-            axes = [a for a, b in enumerate(block) if b > 1]
-        else:
-            x, axes = blocked(x, block)
-        low, high = (x.amin(axes), x.amax(axes)) if axes else (x, x)
-        return low.float(), high.float()
+        return extremes(x, block)
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,28 @@ class Percentile(_OfRows):
         return quantile(1 - self.fraction), quantile(self.fraction)
 
 
+@dataclass(frozen=True)
+class RMS(_OfRows):
+    """(-b, b) with b = factor * the root of the mean of x^2, taken in fp64: it clips by design.
+
+    factor   in units of that root (of the deviation, where the mean is 0): QuEST takes the one of
+             the least squared error of its format on normal numbers (Panferov et al. 2025, arXiv
+             2502.05003)
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        checks.number("rms: factor", self.factor, low=0, high=2.0**20, positive=True)
+
+    def _of_rows(self, rows: Tensor, block: Sequence[int]) -> Range:
+        squares = rows.double().square().sum(1)
+        root = divided(squares, rows.shape[1]).sqrt() * self.factor
+        most = torch.finfo(torch.float32).max
+        bound = torch.where(torch.isfinite(root), root.clamp(max=most), root).float()
+        return -bound, bound
+
+
 absmax = AbsMax()
 minmax = MinMax()
 
@@ -191,6 +223,11 @@ minmax = MinMax()
 def chunked_minmax(chunks: int | None = None) -> ChunkedMinMax:
     """Minima and maxima averaged over chunks (None: over samples)."""
     return ChunkedMinMax(chunks)
+
+
+def rms(factor: float) -> RMS:
+    """`factor` times the root mean square, to either side of 0."""
+    return RMS(factor)
 
 
 def percentile(fraction: float) -> Percentile:

@@ -113,7 +113,7 @@ def get(name: str) -> Rounding:
     return NAMED[name]
 
 
-def _power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     """2^exponent, exact, for integer exponents of normal numbers (no pow, no ldexp)."""
     if dtype == torch.float64:
         return ((exponent + 1023) << 52).view(torch.float64)
@@ -175,11 +175,11 @@ def round_to_float(
     exponent = exponent.clamp(min=fmt.min_exponent, max=top) - fmt.mantissa
     half = exponent >> 1
     rest = exponent - half
-    scaled = x * _power_of_two(-half, x.dtype) * _power_of_two(-rest, x.dtype)
+    scaled = x * power_of_two(-half, x.dtype) * power_of_two(-rest, x.dtype)
     if fmt.min_exponent > fmt.mantissa:
         gone = (scaled == 0) & (x != 0)
         scaled = torch.where(gone, torch.copysign(constant(_LITTLE, x), x), scaled)
-    y = rounding(scaled, bits) * _power_of_two(half, x.dtype) * _power_of_two(rest, x.dtype)
+    y = rounding(scaled, bits) * power_of_two(half, x.dtype) * power_of_two(rest, x.dtype)
     over = {"inf": float("inf"), "nan": float("nan"), "saturate": fmt.largest}[overflow]
     y = torch.where(finite & (y.abs() > fmt.largest), torch.copysign(constant(over, y), y), y)
     if not fmt.zero:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from . import checks, tensor_checks
 from .by_device import spec
-from .formats import NATIVE, FloatFormat, Format, IntFormat, fp32
+from .clipping import warn_of_clipping
+from .formats import NATIVE, FloatFormat, Format, IntFormat
 from .granularity import Granularity, compact_shape, per_tensor
 from .names import take_names
 from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
 from .rounding import Rounding, nearest_even
 from .running_range import Ema
+from .scale import Scale
+from .spellings import with_scale
 
 #: what a range may scale to: 2^31 products of two such elements add up within fp32
 _LARGEST = 2.0**48
@@ -28,20 +31,22 @@ class Settings:
     format: Format
     granularity: Granularity = per_tensor
     range: RangeRule | None = absmax
-    scale_format: FloatFormat = fp32
-    scale_rounding: Rounding = nearest_even
+    scale: Scale = Scale()  # noqa: RUF009
     rounding: Rounding = nearest_even
     straight_through: Literal["identity", "inclusive", "strict"] = "identity"
     _spec: str | None = field(default=None, init=False, repr=False, compare=False)
+    #: whether the scale is fp32, of the largest magnitude: what the fused kernels make
+    _plain: bool = field(default=True, init=False, repr=False, compare=False)
+    #: whether elements or scales are rounded stochastically, by a key
+    _noisy: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         take_names(self, format="format", rounding="rounding")
         for name, kind, need in (
             ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
             ("granularity", Granularity, "a Granularity such as per_tensor"),
-            ("scale_format", FloatFormat, "a FloatFormat"),
+            ("scale", Scale, "a Scale such as Scale(e8m0)"),
             ("rounding", Rounding, "a Rounding such as nearest_even"),
-            ("scale_rounding", Rounding, "a Rounding such as nearest_even"),
         ):
             if not isinstance(getattr(self, name), kind):
                 checks.refuse(name, getattr(self, name), need)
@@ -60,15 +65,13 @@ class Settings:
                 )
         if isinstance(self.range, Ema) and self.granularity.of == "product":
             raise ValueError(
-                f"range: got {self.range!r}, which has a memory, with {self.granularity}, others in "
-                f"every product; use a range without one, or a granularity by axes"
+                f"range: got {self.range!r}, which has a memory, with {self.granularity}, which "
+                f"are others in every product; use a range without one, or a granularity by axes"
             )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(
                 "granularity: without a range there are no scales; leave it per_tensor"
             )
-        if self.scale_rounding.random_bits:
-            raise ValueError("scale_rounding: scales are not rounded stochastically")
         checks.choice(
             "straight_through", self.straight_through, ("identity", "inclusive", "strict")
         )
@@ -78,7 +81,42 @@ class Settings:
                 f"straight_through: {self.straight_through!r} needs one range for training and "
                 f"evaluation; give the range train_on='running'"
             )
+        object.__setattr__(self, "_plain", self.scale == Scale())
+        noisy = bool(self.rounding.random_bits or self.scale.random_bits)
+        object.__setattr__(self, "_noisy", noisy)
+        self._check_scale()
         object.__setattr__(self, "_spec", spec(self))
+
+    def _check_scale(self) -> None:
+        scale = self.scale
+        if self.range is None:
+            if not self._plain:
+                raise ValueError(
+                    f"scale: got {scale}, but without a range there are no scales; leave it out, "
+                    f"or give a range rule such as absmax"
+                )
+            return
+        scale.check(self.format)
+        outer = per_tensor if scale.over is None else scale.over.granularity
+        if outer != per_tensor and outer.of != self.granularity.of:
+            raise ValueError(
+                f"scale.over: got {outer}, but elements share scales in {self.granularity}; give "
+                f"both by axes of the tensor, or both of the product, as blocks(128) is"
+            )
+        if self.straight_through != "identity" and scale.random_bits:
+            raise ValueError(
+                f"straight_through: {self.straight_through!r} needs the scale again, and a "
+                f"stochastic scale rounding draws it anew; leave it 'identity'"
+            )
+        if not self.affine:
+            warn_of_clipping(scale, self.format, self.rounding, stacklevel=5)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "scale" not in state:  # pickled before there was one
+            now = with_scale(state)
+            noisy = bool(now["rounding"].random_bits)
+            state = {**now, "_plain": now["scale"] == Scale(), "_noisy": noisy}
+        self.__dict__.update(state)
 
     @property
     def affine(self) -> bool:
@@ -87,9 +125,11 @@ class Settings:
 
     @property
     def by_extremes(self) -> bool:
-        """Whether a tensor's scale follows from its smallest and largest elements alone."""
+        """Whether a tensor's scale follows from its smallest and largest elements alone, and its
+        elements from that."""
         rule = self.range.rule if isinstance(self.range, Ema) else self.range
-        return self.granularity == per_tensor and isinstance(rule, AbsMax | MinMax)
+        whole = self.granularity == per_tensor and self.scale.simple
+        return whole and not self.scale.random_bits and isinstance(rule, AbsMax | MinMax)
 
     @property
     def half(self) -> torch.dtype | None:

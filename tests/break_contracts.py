@@ -60,10 +60,9 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         7,
-        "quantizers/steps.py",
-        "    if scale_format != fp32:\n        limit",
-        "    scale = torch.where(scale == 0, 1.0, scale)\n"
-        "    if scale_format != fp32:\n        limit",
+        "quantizers/scaling.py",
+        "    if fmt in (fp32,):\n",
+        "    found = torch.where(found == 0, 1.0, found)\n    if fmt in (fp32,):\n",
     ),
     (
         7,

@@ -29,6 +29,7 @@ from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, models, quant
 from quantizers import (
     IntFormat,
     Quantizer,
+    Scale,
     e4m3,
     e5m2,
     e8m0,
@@ -105,7 +106,7 @@ def blocks(length: int) -> Recipe:
     """Blocks of 32 with scales of powers of two, as the MX formats."""
 
     def quantizer(axis: int) -> Quantizer:
-        return Quantizer(format=e4m3, granularity=per_block({axis: length}), scale_format=e8m0)
+        return Quantizer(format=e4m3, granularity=per_block({axis: length}), scale=Scale(e8m0))
 
     return Recipe(
         name="blocks",

@@ -24,8 +24,10 @@ UNCHECKED = {"qtrain/norms/constants.py"}
 TENSOR_BY_TENSOR = {
     "quantizers/float_format.py: magnitude / step",
     "quantizers/numbers.py: x / constant(number, x)",
-    "quantizers/steps.py: x / expand(divisor, x.shape, block)",
-    "quantizers/steps.py: low / divisor",
+    "quantizers/elements.py: x / expand(divisor, x.shape, block)",
+    "quantizers/levels.py: bound / outer.scale",
+    "quantizers/scaling.py: constant(number, x) / x",
+    "quantizers/scaling.py: low / divisor",
     "quantizers/running_range.py: state['high'].view(high.shape) / share",
     "quantizers/running_range.py: state['low'].view(low.shape) / share",
     "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
@@ -48,7 +50,16 @@ NUMBER_BY_TENSOR = {
     "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
-    "quantizers/steps.py: (format.high - format.low) / 2",
+    "quantizers/clipping.py: down /= 2",
+    "quantizers/clipping.py: reach / scale.headroom",
+    "quantizers/clipping.py: reached(scale.over, scale.format) / scale.format.largest",
+    "quantizers/levels.py: max(tops) / scale.headroom",
+    "quantizers/levels.py: most / scale.headroom",
+    "quantizers/levels.py: most / top",
+    "quantizers/levels.py: top / over.headroom",
+    "quantizers/levels.py: top / scale.headroom",
+    "quantizers/scaling.py: (format.high - format.low) / 2",
+    "quantizers/scaling.py: top / scale.headroom",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
     "qtrain/layers/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",

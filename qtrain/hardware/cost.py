@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantizers import FloatFormat, IntFormat, QTensor, fp32
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, fp32
 from quantizers.formats import NAMED
 
 from .. import checks
@@ -20,7 +20,8 @@ from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from ..products.product import Product
-from ..recipe import OPERANDS, Recipe
+from ..recipe import Recipe
+from ..slots import OPERANDS
 from .energy import SZE2017, EnergyTable
 from .report import CostReport, CostRow
 
@@ -106,13 +107,14 @@ def _format(q: QTensor) -> str:
 
 
 def _bits(q: QTensor, quantizer: object) -> int:
-    """Of an operand in memory: elements, scales in the quantizer's scale format, zero points in
-    the elements' own."""
+    """Of an operand in memory: elements, scales in the quantizer's scale format, outer ones in
+    fp32, zero points in the elements' own."""
     each = 8 * q.elements.element_size() if q.format is None else q.format.bits
     scales = 0 if q.scale is None else q.scale.numel()
     points = 0 if q.zero_point is None else q.zero_point.numel()
-    scale_format = getattr(quantizer, "scale_format", fp32)
-    return (q.elements.numel() + points) * each + scales * int(scale_format.bits)
+    outer = 0 if q.outer is None else q.outer.numel()
+    fmt = quantizer.scale.format if isinstance(quantizer, Quantizer) else fp32
+    return (q.elements.numel() + points) * each + scales * fmt.bits + outer * fp32.bits
 
 
 def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs: Any) -> CostReport:

@@ -49,7 +49,8 @@ class Detail:
     def add_whole(self, x: Tensor, q: QTensor, channel_axis: int) -> None:
         """A whole operand, a sample of which was added."""
         if q.scale is not None:
-            ordered = q.scale.detach().flatten().sort().values
+            scale = q.scale.detach() if q.outer is None else q.scale.detach() * q.outer.detach()
+            ordered = scale.flatten().sort().values
             middle = (ordered.numel() - 1) // 2
             low, median, high = ordered[[0, middle, -1]].tolist()
             self.scales.append((low, median, high))

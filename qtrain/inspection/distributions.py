@@ -62,6 +62,8 @@ def outlier(x: Tensor, q: QTensor, axis: int) -> float | None:
     magnitude = some.abs()
     if part.scale is not None:
         magnitude = magnitude / part.scale
+    if part.outer is not None:
+        magnitude = magnitude / part.outer
     peaks = magnitude.amax([other for other in range(x.dim()) if other != axis]).float()
     peaks = peaks[torch.isfinite(peaks) & (peaks > 0)]
     return (peaks.max() / peaks.median()).item() if peaks.numel() >= _FEWEST else None

@@ -38,10 +38,11 @@ class TensorPair:
 
     @cached_property
     def scale(self) -> Tensor:
-        """Broadcastable to x."""
+        """Of both levels, broadcastable to x."""
         if self.q.scale is None:
             return torch.ones((), dtype=torch.float64, device=self._x.device)
-        return self.q.spread(self.q.scale).double()
+        scale = self.q.spread(self.q.scale).double()
+        return scale if self.q.outer is None else scale * self.q.spread(self.q.outer).double()
 
     @cached_property
     def step(self) -> Tensor:

@@ -41,11 +41,11 @@ def cropped(shape: Sequence[int], limit: int, *, keep: int | None = None) -> tup
 
 def block(x: Tensor, q: QTensor, at: tuple[slice, ...]) -> tuple[Tensor, QTensor]:
     """A block of a tensor and of its quantized self."""
-    scale, zero_point = (
+    scale, zero_point, outer = (
         None if part is None else q.spread(part).expand(x.shape)[at]
-        for part in (q.scale, q.zero_point)
+        for part in (q.scale, q.zero_point, q.outer)
     )
-    return x[at], QTensor(q.elements[at], scale, zero_point, q.format, (1,) * x.dim())
+    return x[at], QTensor(q.elements[at], scale, zero_point, q.format, (1,) * x.dim(), outer)
 
 
 def sampled(x: _Sampled, limit: int) -> _Sampled:
@@ -58,10 +58,11 @@ def sampled(x: _Sampled, limit: int) -> _Sampled:
     if isinstance(x, Tensor):
         return x.take(at)
     one = x.scale is None or x.scale.numel() == 1
-    sides = [x.scale, x.zero_point]
+    sides = [x.scale, x.zero_point, x.outer]
     for i, side in enumerate(sides):
         if side is not None:
-            single = side.numel() == 1
+            single = one and side.numel() == 1
             sides[i] = side.reshape(1) if single else x.spread(side).expand(elements.shape).take(at)
-    scale, zero_point = sides
-    return QTensor(elements.take(at), scale, zero_point, x.format, (limit if one else 1,))
+    scale, zero_point, outer = sides
+    block = (limit if one else 1,)
+    return QTensor(elements.take(at), scale, zero_point, x.format, block, outer)

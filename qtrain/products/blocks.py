@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from ..recipe import OPERANDS
+from ..slots import OPERANDS
 from .blockwise.matrices import matrices_of
 from .blockwise.product import in_blocks
 from .engines.choice import ENGINES, choose

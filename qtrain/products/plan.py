@@ -28,7 +28,7 @@ class Sketch(NamedTuple):
 def sketches(*operands: QTensor) -> list[Sketch]:
     """All that is known of operands but their numbers."""
     found = []
-    for elements, scale, zero_point, fmt, block in operands:
+    for elements, scale, zero_point, fmt, block, _ in operands:
         shape = None if scale is None else scale.shape
         shift = None if zero_point is None else zero_point.shape
         found.append(Sketch(elements.shape, fmt, block, shape, shift))

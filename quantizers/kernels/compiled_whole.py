@@ -71,15 +71,15 @@ else:
 
 
 @function
-def _ordered(x: Any) -> Any:
+def ordered(x: Any) -> Any:
     """float32 -> int32 in the order of the numbers; NaN lies beyond the infinities."""
     bits = i32(float_bits(x))
     return i32(bits ^ ((bits >> i32(31)) & i32(0x7FFFFFFF)))
 
 
 @function
-def _number(key: Any) -> Any:
-    """The inverse of `_ordered`."""
+def number(key: Any) -> Any:
+    """The inverse of `ordered`."""
     return as_float(u32(i32(key ^ ((key >> i32(31)) & i32(0x7FFFFFFF)))))
 
 
@@ -92,7 +92,7 @@ def _extremes(source: Any, folded: Any, words: Any, position: Any, end: Any) -> 
         x = words[X] + SOURCE_BYTES[source] * x
         if folded and words[GRANULE_STEP] != 0:
             for i in range(length):
-                v = _ordered(f32(load(source, x, i) * f32_at(words[FACTOR])[factor + i]))
+                v = ordered(f32(load(source, x, i) * f32_at(words[FACTOR])[factor + i]))
                 low, high = min(low, v), max(high, v)
         else:
             one = f32(1.0)
@@ -102,7 +102,7 @@ def _extremes(source: Any, folded: Any, words: Any, position: Any, end: Any) -> 
                 v = load(source, x, i)
                 if folded:
                     v = f32(v * one)
-                k = _ordered(v)
+                k = ordered(v)
                 low, high = min(low, k), max(high, k)
         position += length
     return low, high
@@ -183,7 +183,7 @@ def _scaled(words: Any, low: Any, high: Any) -> Any:
 @function
 def _measured(words: Any, granule: Any, low: Any, high: Any) -> None:
     """Keeps the scale and the zero point of a granule with these extremes, ordered."""
-    least, most = _ranged(words, _number(low), _number(high))
+    least, most = _ranged(words, number(low), number(high))
     scale, zero = _scaled(words, least, most)
     f32_at(words[SCALE])[granule] = scale
     if words[ZERO_POINT] != 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..granularity import compact_shape, is_plain
+from ..granularity import compact_shape
 
 #: axes of a walk besides the row
 OUTER = 4
@@ -44,26 +44,21 @@ def walk(
     indexed: bool,
 ) -> Walk | None:
     """The walk over x (shape, strides) and a result with strides `result`; None where a kernel
-    cannot: ragged or partial blocks, rows that are not adjacent in memory, too many axes.
+    cannot: ragged blocks, rows that are not adjacent in memory, too many axes.
 
     block     block size along each axis; granules are numbered in C order
     indexed   whether the kernel needs logical indices (for noise)
     """
-    if not is_plain(shape, block):
-        return None
-    granules = [
-        step if b < size else 0
-        for size, b, step in zip(shape, block, contiguous(compact_shape(shape, block)), strict=True)
-    ]
+    granules = contiguous(compact_shape(shape, block))
     logical = contiguous(shape) if indexed else (0,) * len(shape)
-    axes = sorted(
-        (
-            axis
-            for axis in zip(shape, strides, result, logical, granules, strict=True)
-            if axis[0] > 1
-        ),
-        key=lambda axis: (-axis[1], -axis[2]),
-    )
+    axes: list[tuple[int, ...]] = []
+    every = zip(shape, block, strides, result, logical, granules, strict=True)
+    for size, b, *steps, granule in every:
+        if b < size and size % b:
+            return None
+        axes += ((max(size // b, 1), *(step * b for step in steps), granule),)
+        axes += ((min(size, b), *steps, 0),)
+    axes = sorted((axis for axis in axes if axis[0] > 1), key=lambda axis: (-axis[1], -axis[2]))
     merged: list[list[int]] = []
     for axis in axes:
         if merged:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, fp32
+from quantizers.formats import Format
 from quantizers.memory import serves
 from quantizers.qtensor import QTensor
 from quantizers.ranges import AbsMax, MinMax, State
@@ -47,7 +47,7 @@ def whole(
             read.append(part)
         momentum, update, use = rule.momentum, training, not training or rule.train_on != "batch"
         rule = rule.rule
-    if type(rule) not in (AbsMax, MinMax) or by.scale_format not in (fp32,):
+    if type(rule) not in (AbsMax, MinMax) or not by._plain:
         return None
     noise = key if rounding.random_bits else None
     if rounding.random_bits:

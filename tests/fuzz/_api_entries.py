@@ -173,16 +173,35 @@ def _numbers() -> dict[str, Entry]:
         ),
         "OFF": entry(q.OFF, {"x": kind.TENSOR, "state": ANYTHING, "key": ANYTHING,
                              "training": ANYTHING}, lambda: {"x": x}),
+        "Scale": entry(
+            q.Scale,
+            {
+                "format": kind.FLOAT, "rounding": kind.of(q.Rounding),
+                "rule": kind.one_of("amax", "ocp_floor", "ocp_ceil", "even", "rceil"),
+                "headroom": kind.number(2.0**-20, 2.0**20),
+                "prescale": kind.number(2.0**-20, 2.0**20),
+                "candidates": kind.of(tuple, also=lambda c: all(type(n) is int for n in c)),
+                "by": kind.one_of("mse", "mae", "absmax"), "over": kind.of(q.Scale, none=True),
+                "granularity": kind.of(q.Granularity), "reciprocal": BOOL,
+            },
+            lambda: {"format": q.e4m3, "rule": "amax", "rounding": q.ceil, "headroom": 1.5,
+                     "prescale": 0.5, "candidates": (6, 4), "by": "mae",
+                     "over": q.Scale(q.fp32, top=448), "granularity": q.per_tensor,
+                     "reciprocal": False},
+            names=("scale",),
+        ),
+        "rms": entry(q.rms, {"factor": kind.number(0, 2.0**20, above=True)},
+                     lambda: {"factor": 2.5}),
         "Quantizer": entry(
             q.Quantizer,
             {
                 "format": kind.FORMAT, "granularity": kind.of(q.Granularity), "range": kind.RULE,
-                "scale_format": kind.FLOAT, "scale_rounding": kind.of(q.Rounding),
+                "scale": kind.of(q.Scale),
                 "rounding": kind.of(q.Rounding),
                 "straight_through": kind.one_of("identity", "inclusive", "strict"),
             },
             lambda: {"format": q.int8, "granularity": q.per_axis(0), "range": q.absmax,
-                     "scale_format": q.e8m0, "scale_rounding": q.ceil, "rounding": q.stochastic(),
+                     "scale": q.Scale(q.e8m0, rounding=q.ceil), "rounding": q.stochastic(),
                      "straight_through": "identity"},
         ),
         "Quantizer()": entry(
@@ -571,7 +590,7 @@ ENTRIES: dict[str, Entry] = {**_numbers(), **_conversion(), **_measuring(), **_w
 #: public names that are no calls with arguments of the user's: rows and reports that calls return,
 #: protocols, errors, and modules whose forward is torch's
 NOT_CALLED = frozenset(
-    "Format Granularity OFF Off QTensor QuantizerLike RangeRule "
+    "ClippingScaleWarning Format Granularity OFF Off QTensor QuantizerLike RangeRule "
     "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
     "SensitivityReport SensitivityRow Finding Verdict recipes".split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantizers import (
+    ClippingScaleWarning,
     FloatFormat,
     Format,
     Granularity,
@@ -18,6 +20,7 @@ from quantizers import (
     QTensor,
     Quantizer,
     Rounding,
+    Scale,
     absmax,
     ceil,
     chunked_minmax,
@@ -183,8 +186,8 @@ def _wrong(got: QTensor, x: Tensor, q: Quantizer, slow: Any, key: int) -> str | 
     sizes = reference.block_sizes(q.granularity.sizes, q.granularity.rest, x.shape)
     elements, values = reference.quantize(
         x, q.format, slow, sizes, mode=q.rounding.mode, random=q.rounding.random_bits, key=key,
-        scale_format=None if q.scale_format == formats.fp32 else q.scale_format,
-        scale_mode=q.scale_rounding.mode,
+        scale_format=None if q.scale == Scale() else q.scale.format,
+        scale_mode=q.scale.rounding.mode,
     )  # fmt: skip
     found = got.dequantize().double()
     # a block with an element that is not finite has no finite value; else NaN is an overflow's
@@ -210,13 +213,14 @@ def attack(draw: random.Random) -> str | None:
         rule, slow = absmax, reference.absmax  # the others read fp64 as fp32
     if isinstance(fmt, FloatFormat) and (fmt.largest > 2.0**48 or draw.random() < 0.15):
         rule, slow, grain = None, None, Granularity()
-    scale: dict[str, Any] = {}
+    scale = Scale()
     if rule is not None and draw.random() < 0.3:
-        scale = {
-            "scale_format": draw.choice(_SCALES),
-            "scale_rounding": draw.choice([nearest_even, ceil, floor]),
-        }
-    q = Quantizer(format=fmt, granularity=grain, range=rule, rounding=_rounding(draw), **scale)
+        scale = Scale(draw.choice(_SCALES), rounding=draw.choice([nearest_even, ceil, floor]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ClippingScaleWarning)
+        q = Quantizer(
+            format=fmt, granularity=grain, range=rule, rounding=_rounding(draw), scale=scale
+        )
     moving = isinstance(rule, Ema)
     seed = draw.randrange(2**32)
     key = root_key(seed)

@@ -38,7 +38,7 @@ from quantizers import (
     IntFormat,
     QTensor,
     Quantizer,
-    ceil,
+    Scale,
     e4m3,
     e5m2,
     e8m0,
@@ -214,8 +214,9 @@ def test_fewer_bits_are_fewer_bytes_also_of_results() -> None:
 
 def test_scales_of_blocks_take_the_bits_of_their_format() -> None:
     def mx(axis: int, fmt: FloatFormat = e4m3) -> Quantizer:
-        return Quantizer(format=fmt, granularity=per_block({axis: 32}), scale_format=e8m0,
-                         scale_rounding=ceil)  # fmt: skip
+        return Quantizer(
+            format=fmt, granularity=per_block({axis: 32}), scale=Scale(e8m0, rule="rceil")
+        )
 
     recipe = Recipe(
         name="mx",

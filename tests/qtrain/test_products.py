@@ -23,6 +23,7 @@ from quantizers import (
     IntFormat,
     QTensor,
     Quantizer,
+    Scale,
     bf16,
     e4m3,
     e5m2,
@@ -243,9 +244,9 @@ SCALED = {
     "e4m3": Quantizer(format=e4m3),
     "e5m2": Quantizer(format=e5m2),
     "fp16 unscaled": Quantizer(format=fp16, range=None),
-    "e4m3 with e8m0 scales": Quantizer(format=e4m3, scale_format=e8m0),
+    "e4m3 with e8m0 scales": Quantizer(format=e4m3, scale=Scale(e8m0)),
     "e4m3 in blocks of 32 with e8m0 scales": Quantizer(
-        format=e4m3, scale_format=e8m0, granularity=per_block({-1: 32})
+        format=e4m3, scale=Scale(e8m0), granularity=per_block({-1: 32})
     ),
     "e4m3 per channel": Quantizer(format=e4m3, granularity=per_axis(0)),
 }

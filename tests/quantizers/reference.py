@@ -244,7 +244,8 @@ def scale_and_zero(
     affine     low, high widened to include 0;  scale = (high / 2 - low / 2) / ((qmax - qmin) / 2);
                zero = qmin - round(low / scale), clamped to qmin .. qmax
 
-    A scale beyond fp32, or beyond a scale format whose overflow is not stated, is the largest.
+    A scale beyond fp32, or beyond a scale format whose overflow is not stated, is the largest; one
+    that fp32 makes 0 is a scale format's smallest where that holds no 0.
     """
     low, high = fl32(low), fl32(high)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -252,15 +253,15 @@ def scale_and_zero(
     affine = isinstance(fmt, IntFormat) and not fmt.symmetric
     if affine:
         low, high = min(low, 0.0), max(high, 0.0)
-        half = fl32(fl32(high / 2) - fl32(low / 2))
+        measured = half = fl32(fl32(high / 2) - fl32(low / 2))
     else:
-        width = max(abs(low), abs(high)) if fmt.signed else max(high, 0.0)
+        measured = width = max(abs(low), abs(high)) if fmt.signed else max(high, 0.0)
     if isinstance(fmt, IntFormat):
         qmin, qmax = bounds(fmt)
         scale = fl32(half / ((qmax - qmin) / 2) if affine else width / qmax)
     else:
         qmin, scale = 0, min(fl32(width / grid(fmt)[-1]), MOST)
-    if scale_format is not None and scale != 0:
+    if scale_format is not None and measured != 0:
         over = scale_format.overflow or "saturate"
         scale = round_float(scale, scale_format, scale_mode, overflow=over)
     if not affine or scale == 0 or not math.isfinite(scale):

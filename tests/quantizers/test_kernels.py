@@ -19,10 +19,12 @@ from torch import Tensor
 
 from quantizers import (
     FloatFormat,
+    Format,
     Granularity,
     IntFormat,
     QTensor,
     Quantizer,
+    Scale,
     absmax,
     ceil,
     ema,
@@ -37,6 +39,7 @@ from quantizers import (
     per_tensor,
     per_token,
     random_bits,
+    ranges,
     root_key,
     stochastic,
     uint8,
@@ -47,6 +50,8 @@ from quantizers.kernels.quantize import elements
 from quantizers.kernels.unshift import unshifted
 from quantizers.steps import elements_of, quantize
 
+#: scales and roundings are tried together at random
+pytestmark = pytest.mark.filterwarnings("ignore::quantizers.ClippingScaleWarning")
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")
 INT16, UINT16 = IntFormat(16), IntFormat(16, signed=False, symmetric=False)
@@ -133,7 +138,7 @@ def test_every_float_format_and_overflow(fmt: FloatFormat) -> None:
             if fmt.largest > 2.0**48:  # none that a range fills
                 continue
             scaled = Quantizer(
-                format=stated, rounding=mode, scale_format=formats.e8m0, scale_rounding=nearest_even
+                format=stated, rounding=mode, scale=Scale(formats.e8m0, rounding=nearest_even)
             )
             check(scaled, x.nan_to_num(1.0, 2.0, -2.0))
 
@@ -263,12 +268,42 @@ def test_scalars_and_empty_tensors() -> None:
                 check(quantizer, torch.zeros(shape), served=False)
 
 
+@pytest.mark.parametrize("fmt", [int8, uint8, formats.e4m3], ids=str)
 @pytest.mark.parametrize("grain", CUT, ids=str)
-def test_blocks_fall_back(grain: Granularity) -> None:
-    quantizer = Quantizer(format=int8, granularity=grain, rounding=stochastic())
-    check(quantizer, wild(6, 8) if grain.sizes[0][0] == 0 else wild(6, 9), served=False)
+def test_blocks_that_fill_their_axes_are_served(grain: Granularity, fmt: Format) -> None:
+    quantizer = Quantizer(format=fmt, granularity=grain, range=minmax, rounding=stochastic())
+    for shape in ((6, 12), (3, 6), (12, 24), (1, 6)):
+        for values in (wild(*shape), numbers(*shape), numbers(*shape).bfloat16()):
+            check(quantizer, values)
+            check(replace(quantizer, range=absmax, scale_format=formats.e4m3), values)
+            check(replace(quantizer, rounding=nearest_even), values)
     whole = per_block({-1: 32})  # a block as long as its axis is a granule for each row
     check(replace(quantizer, granularity=whole), wild(6, 32))
+
+
+@pytest.mark.parametrize("grain", CUT, ids=str)
+def test_shorter_last_blocks_fall_back(grain: Granularity) -> None:
+    quantizer = Quantizer(format=int8, granularity=grain, rounding=stochastic())
+    check(quantizer, wild(7, 11), served=False)
+
+
+def test_extremes_of_runs_are_found_in_one_pass() -> None:
+    for shape, block in (
+        ((6, 12), (1, 4)), ((6, 12), (1, 12)), ((6, 12), (3, 12)), ((2, 3, 4), (1, 3, 4)),
+        ((2, 3, 4), (2, 3, 4)), ((5, 1), (1, 1)), ((7,), (7,)),
+    ):  # fmt: skip
+        for dtype in DTYPES:
+            x = wild(*shape).to(dtype)
+            found = ranges.extremes.forms["cpu"](x, block)
+            assert found is not None
+            with kernels.eager():
+                expected = ranges.extremes(x, block)
+            for one, other in zip(found, expected, strict=True):
+                assert torch.equal(one.isnan(), other.flatten().isnan())
+                assert torch.equal(one.nan_to_num(1.0), other.flatten().nan_to_num(1.0))
+    for shape, block in (((6, 12), (2, 4)), ((6, 10), (1, 4)), ((0, 4), (1, 4))):
+        assert ranges.extremes.forms["cpu"](torch.zeros(shape), block) is None
+    assert ranges.extremes.forms["cpu"](numbers(4, 6).t(), (1, 4)) is None
 
 
 def test_stochastic_elements_without_a_key_are_refused() -> None:

@@ -19,6 +19,7 @@ from quantizers import (
     IntFormat,
     QTensor,
     Quantizer,
+    Scale,
     absmax,
     ceil,
     chunked_minmax,
@@ -45,19 +46,24 @@ from quantizers import (
 from quantizers.protocol import needs_key, straight_through
 from quantizers.running_range import Ema
 
+#: scales and roundings are tried together at random
+pytestmark = pytest.mark.filterwarnings("ignore::quantizers.ClippingScaleWarning")
 KEY = root_key(1)
 NAN, INF = float("nan"), float("inf")
 RULES = {absmax: reference.absmax, minmax: reference.minmax}
 INTS = [IntFormat(b, s, y) for b in (2, 4, 8, 16) for s in (True, False) for y in (True, False)]
 FLOATS = [formats.e4m3, formats.e5m2, formats.e2m1, formats.e3m0, formats.fp16]
 GRAINS = [per_tensor, per_axis(0), per_block({-1: 3}), per_block({-1: 2, 0: 2}), per_block({0: 32})]
+MODES_OF_SCALES = [nearest_even, ceil, floor]
 QUANTIZERS = st.builds(
     Quantizer,
     format=st.sampled_from(INTS + FLOATS),
     granularity=st.sampled_from(GRAINS),
     range=st.sampled_from(list(RULES)),
-    scale_format=st.sampled_from([formats.fp32, formats.e8m0, formats.e4m3]),
-    scale_rounding=st.sampled_from([nearest_even, ceil, floor]),
+    scale=st.sampled_from(
+        [Scale()]
+        + [Scale(fmt, rounding=r) for fmt in (formats.e8m0, formats.e4m3) for r in MODES_OF_SCALES]
+    ),
     rounding=st.sampled_from(
         [nearest_even, half_away, toward_zero, floor, ceil, stochastic(23), stochastic(3)]
     ),
@@ -93,8 +99,8 @@ def check_against_reference(quantizer: Quantizer, x: Tensor) -> None:
         quantizer.format,
         RULES[quantizer.range],
         sizes,
-        scale_format=None if quantizer.scale_format == formats.fp32 else quantizer.scale_format,
-        scale_mode=quantizer.scale_rounding.mode,
+        scale_format=None if quantizer.scale == Scale() else quantizer.scale.format,
+        scale_mode=quantizer.scale.rounding.mode,
         mode=quantizer.rounding.mode,
         random=quantizer.rounding.random_bits,
         key=KEY.item() % 2**64,
@@ -170,8 +176,7 @@ def test_quantizing_twice_changes_nothing_with_power_of_two_scales(fmt, grain, x
         format=fmt,
         granularity=grain,
         range=minmax,
-        scale_format=formats.e8m0,
-        scale_rounding=ceil,
+        scale=Scale(formats.e8m0, rounding=ceil),
         rounding=toward_zero,
     )
     assume(x.dim() > 1 or len(grain.sizes) < 2)
@@ -233,7 +238,7 @@ def test_exact_zeros_stay_exact_zeros(fmt, mode) -> None:
 @pytest.mark.parametrize("fmt", [int8, uint8, IntFormat(4, False), formats.e4m3], ids=str)
 def test_a_zero_range_gives_scale_0_and_zeros(fmt, scale_format) -> None:
     x = torch.cat([torch.zeros(1, 4), torch.ones(1, 4)])
-    quantizer = Quantizer(format=fmt, granularity=per_axis(0), scale_format=scale_format)
+    quantizer = Quantizer(format=fmt, granularity=per_axis(0), scale=Scale(scale_format))
     result = quantizer(x)
     assert result.scale[0].item() == 0 and result.scale[1].item() > 0
     assert bool((result.unshifted()[0] == 0).all()) and bool((result.dequantize()[0] == 0).all())
@@ -244,7 +249,7 @@ def test_a_zero_range_gives_scale_0_and_zeros(fmt, scale_format) -> None:
 def test_a_scale_of_0_gives_zeros_also_for_elements_that_are_not_zero() -> None:
     outlier = torch.tensor([0.0] * 9 + [5.0])  # the quantiles see zeros only
     tiny = torch.tensor([0.3, -0.2])  # 0.3 / 448 underflows in e4m3
-    cases = [(outlier, {"range": percentile(0.6)}), (tiny, {"scale_format": formats.e4m3})]
+    cases = [(outlier, {"range": percentile(0.6)}), (tiny, {"scale": Scale(formats.e4m3)})]
     for x, options in cases:
         result = Quantizer(format=formats.e4m3, **options)(x)
         assert result.scale.item() == 0
@@ -298,7 +303,7 @@ def test_affine_uses_both_ends_and_holds_zero_exactly() -> None:
     ("mode", "expected"), [(ceil, 0.0625), (floor, 0.03125), (nearest_even, 0.03125)], ids=str
 )
 def test_power_of_two_scales_round_up_down_and_nearest(mode, expected: float) -> None:
-    quantizer = Quantizer(format=int8, scale_format=formats.e8m0, scale_rounding=mode)
+    quantizer = Quantizer(format=int8, scale=Scale(formats.e8m0, rounding=mode))
     result = quantizer(torch.tensor([5.0, -1.0]))  # 5 / 127 = 0.0394, between 2^-5 and 2^-4
     assert result.scale.item() == expected
     assert result.elements[0].item() == min(round(5 / expected), 127)
@@ -308,7 +313,7 @@ def test_power_of_two_scales_round_up_down_and_nearest(mode, expected: float) ->
 
 
 def test_e4m3_scales_saturate_and_underflow_as_the_format_says() -> None:
-    quantizer = Quantizer(format=int8, scale_format=formats.e4m3, granularity=per_axis(0))
+    quantizer = Quantizer(format=int8, scale=Scale(formats.e4m3), granularity=per_axis(0))
     result = quantizer(torch.tensor([[127.0 * 3.1], [127.0 * 1e4], [1e-3]]))
     assert result.scale.flatten().tolist() == [3.0, 448.0, 0.0]
     assert result.elements.flatten().tolist() == [127, 127, 0]
@@ -317,8 +322,8 @@ def test_e4m3_scales_saturate_and_underflow_as_the_format_says() -> None:
 def test_a_clipping_range_saturates_floats_unless_the_format_states_its_overflow() -> None:
     x = torch.cat([torch.linspace(-1, 1, 101), torch.tensor([50.0, -50.0])])
     for fmt in (formats.e5m2, formats.fp16, formats.e4m3):
-        for options in ({"range": percentile(0.9)}, {"scale_rounding": floor}):
-            quantizer = Quantizer(format=fmt, scale_format=formats.e8m0, **options)
+        for options in ({"range": percentile(0.9)}, {"scale": Scale(formats.e8m0, rounding=floor)}):
+            quantizer = Quantizer(format=fmt, **{"scale": Scale(formats.e8m0), **options})
             elements = quantizer(x).elements
             assert elements[-2:].tolist() == [fmt.largest, -fmt.largest]
     stated = replace(formats.e5m2, overflow="inf")
@@ -473,7 +478,7 @@ def test_compiled_quantizers_equal_eager() -> None:
         Quantizer(format=uint8, range=minmax),
         Quantizer(format=int8, granularity=per_axis(0)),
         Quantizer(format=int8, rounding=stochastic()),
-        Quantizer(format=formats.e4m3, granularity=per_block({1: 32}), scale_format=formats.e8m0),
+        Quantizer(format=formats.e4m3, granularity=per_block({1: 32}), scale=Scale(formats.e8m0)),
     ]
 
     def run(x: Tensor, key: Tensor) -> list[QTensor]:
@@ -510,8 +515,8 @@ def test_a_users_quantizer_is_asked_for_its_backward_and_given_a_key() -> None:
         ({"format": int8, "range": "absmax"}, "range"),
         ({"format": int8, "rounding": "nearest"}, "rounding"),
         ({"format": int8, "granularity": 0}, "granularity"),
-        ({"format": int8, "scale_format": int8}, "scale_format"),
-        ({"format": int8, "scale_rounding": stochastic()}, "scale_rounding"),
+        ({"format": int8, "scale": formats.e8m0}, "scale"),
+        ({"format": formats.e4m3, "range": None, "scale": Scale(formats.e8m0)}, "scale"),
         ({"format": int8, "straight_through": "clip"}, "straight_through"),
         ({"format": formats.e4m3, "range": None, "granularity": per_sample}, "granularity"),
         (

@@ -24,7 +24,7 @@ from quantizers import QTensor
 from ..convolution import Convolution
 from ..operations import Kind, Linear, Operand, Operation
 from ..product import Product
-from .sums import by_steps
+from .sums import Rows, rows_of
 from .unfolding import Unfolded
 
 
@@ -35,9 +35,8 @@ class Matrices(Protocol):
         """An operand as (*batch, kept, summed), the view whose last axis blocks along the sum cut;
         `x` as the operation takes it."""
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
-        """The operand of the product that a quantized `cut` stands for: (*batch, kept, summed),
-        its zero points taken off, its scales in steps along the sum."""
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        """The operand of the product that a quantized `cut` stands for, in steps along the sum."""
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         """The operation's result, of the product's (*batch, i, j).  like: `Operation.product`'s."""
@@ -57,8 +56,8 @@ class Plain:
         turned = weight if self.kind == "grad_input" else self.kind == "grad_weight"
         return x.transpose(1, 2) if turned else x
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
-        return by_steps(q, step)
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        return rows_of(q, step)
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         return found if self.kind == "grad_weight" else found.view(*like.shape[:-1], -1)
@@ -79,8 +78,20 @@ def matrices_of(
 
 def turned(q: QTensor) -> QTensor:
     """A quantized matrix transposed."""
-    parts = (None if part is None else part.transpose(-1, -2) for part in q[:3])
+    scale, zero_point, outer = (
+        None if part is None else part.transpose(-1, -2)
+        for part in (q.scale, q.zero_point, q.outer)
+    )  # fmt: skip
     *batch, kept, summed = q.block
-    elements, scale, zero_point = parts
-    assert elements is not None
-    return QTensor(elements, scale, zero_point, q.format, (*batch, summed, kept))
+    block = (*batch, summed, kept)
+    return QTensor(q.elements.transpose(-1, -2), scale, zero_point, q.format, block, outer)
+
+
+def restored(operation: Operation, operand: str, cut: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a forward operand's `cut` was made of: shape."""
+    if not isinstance(operation, Convolution):
+        return cut.reshape(list(shape))
+    if operand == "weight":
+        return cut.permute(0, 2, 3, 1).reshape(list(shape))  # groups, position, out, in
+    pixels: Tensor = cut.unflatten(1, (shape[0], -1)).permute(1, 0, 3, 2)  # N, groups, channels
+    return pixels.reshape(list(shape))

@@ -13,7 +13,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,37 +44,65 @@ def step_of(a: QTensor, b: QTensor) -> int:
     return step
 
 
-def by_steps(q: QTensor, step: int) -> QTensor:
-    """A quantized matrix, its zero points taken off, with a scale for every `step` along its last
-    axis, which its blocks there are multiples of."""
-    elements, scale = q.unshifted(), q.scale
-    if scale is not None and q.block[-1] != step:
-        count = max(-(-elements.shape[-1] // step), 1)
-        index = torch.arange(count, device=scale.device) * step // q.block[-1]
-        scale = scale.index_select(-1, index)
-    return QTensor(elements, scale, None, q.format, (*q.block[:-1], step))
+class Windows(NamedTuple):
+    """What rows are made of that are put together from places.
+
+    table    (rows, positions), int64: the place of each position of a row; -1 for none: zeros
+    places   how many the table chooses among; the next so many serve the next rows
+    """
+
+    table: NDArray[np.int64]
+    places: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """(*batch, places, terms) -> (*batch, rows, positions * terms)."""
+        rows, positions = self.table.shape
+        table = torch.from_numpy(self.table.ravel()).to(x.device)
+        each = F.pad(x.unflatten(-2, (-1, self.places)), (0, 0, 0, 1))  # a place of zeros
+        found = each.index_select(-2, torch.where(table < 0, self.places, table))
+        joined: Tensor = found.unflatten(-2, (rows, positions)).flatten(-2).flatten(-3, -2)
+        return joined
 
 
 class Rows(NamedTuple):
     """A matrix (*batch, rows, terms) whose rows have a scale for every block of their terms.
 
-    scale    (*batch, rows, blocks), fp32, or None for 1
-    largest  of its elements: what they are multiples of, and how large they can be, both in units
-             of the smallest; None where that is not known, or no integer below 2^24
+    elements  (*batch, rows, terms); with windows (*batch, places, terms of a position)
+    scale     (*batch, rows or places, blocks), fp32, or None for 1
+    step      terms of a block, which starts anew at each position
+    windows   what puts the rows together, or None
+    largest   element there can be, in units of the smallest; None: no integer below 2^24, unknown
     """
 
     elements: Tensor
     scale: Tensor | None
+    step: int
     largest: int | None
+    windows: Windows | None = None
 
-    @staticmethod
-    def of(q: QTensor) -> Rows:
-        """q: `by_steps`."""
-        scale, rows = q.scale, q.elements.shape[-2]
-        if scale is not None:
-            shape = (*scale.shape[:-2], rows, scale.shape[-1])
-            scale = expand(scale, shape, (*[1] * (scale.dim() - 2), q.block[-2], 1))
-        return Rows(q.elements, scale, _largest(q.format))
+    def joined(self) -> Rows:
+        """Without windows; positions are whole blocks."""
+        if self.windows is None:
+            return self
+        scale = None if self.scale is None else self.windows.of(self.scale)
+        elements = self.windows.of(F.pad(self.elements, (0, -self.elements.shape[-1] % self.step)))
+        return Rows(elements, scale, self.step, self.largest)
+
+
+def rows_of(q: QTensor, step: int) -> Rows:
+    """A quantized matrix (*batch, rows, terms), with a scale for every `step` along its last axis,
+    which its blocks there are multiples of."""
+    elements, scale = q.unshifted(), q.scale
+    *batch, rows, terms = elements.shape
+    if scale is not None:
+        if q.block[-1] != step:
+            count = max(-(-terms // step), 1)
+            index = torch.arange(count, device=scale.device) * step // q.block[-1]
+            scale = scale.index_select(-1, index)
+        shape = (*scale.shape[:-2], rows, scale.shape[-1])
+        scale = expand(scale, shape, (*[1] * (scale.dim() - 2), q.block[-2], 1))
+        scale = scale.expand(*batch, rows, -1)
+    return Rows(elements, scale, step, _largest(q.format))
 
 
 def _largest(fmt: Format | None) -> int | None:
@@ -83,19 +113,21 @@ def _largest(fmt: Format | None) -> int | None:
     return int(found) if found < 2**24 else None
 
 
-def block_sums(a: QTensor, b: QTensor) -> Tensor:
-    """a: (*batch, i, k), b: (*batch, j, k), `by_steps` alike; batches broadcast, where one is 1
-    along trailing ones -> (*batch, i, j), fp32, or fp64 where an operand's elements are."""
-    return _summed(a.elements, Rows.of(a), Rows.of(b), a.block[-1])
+def block_sums(a: Rows, b: Rows) -> Tensor:
+    """a: (*batch, i, k), b: (*batch, j, k), in the same steps; where one has fewer batches, each
+    serves as many of the other's that follow one another -> (*batch, i, j), fp32, or fp64 where an
+    operand's elements are."""
+    return _summed(a.elements, a, b)
 
 
-def _by_blocks(_: Tensor, a: Rows, b: Rows, step: int) -> Tensor:
+def _by_blocks(_: Tensor, a: Rows, b: Rows) -> Tensor:
+    a, b = a.joined(), b.joined()
     wide = torch.promote_types(a.elements.dtype, b.elements.dtype)
     wide = torch.promote_types(wide, torch.float32)
     left, right = a.elements.double(), b.elements.double().transpose(-1, -2)
     total: Tensor | None = None
-    for block, start in enumerate(range(0, max(left.shape[-1], 1), step)):
-        part = left[..., start : start + step] @ right[..., start : start + step, :]
+    for block, start in enumerate(range(0, max(left.shape[-1], 1), a.step)):
+        part = left[..., start : start + a.step] @ right[..., start : start + a.step, :]
         part = part.to(wide)
         scales = []
         if a.scale is not None:
@@ -104,53 +136,77 @@ def _by_blocks(_: Tensor, a: Rows, b: Rows, step: int) -> Tensor:
             scales.append(b.scale[..., block].unsqueeze(-2))
         if scales:
             part = part.mul_(times(*scales) if len(scales) == 2 else scales[0])
-        total = part if total is None else total.add_(part)
+        total = part.add_(0.0) if total is None else total.add_(part)  # no sum starts at -0
     assert total is not None
     return total
 
 
-def _compiled(_: Tensor, a: Rows, b: Rows, step: int) -> Tensor | None:
+_KERNELS = "qtrain.products.blockwise.compiled_sums"
+
+
+def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
     """The same in one pass; None where no kernel serves the operands."""
     parts = [part for q in (a, b) for part in (q.elements, q.scale) if part is not None]
     if any(part.dtype != torch.float32 or not kernels.serves(part) for part in parts):
         return None
-    *batch_a, rows, terms = a.elements.shape
-    *batch_b, columns, _terms = b.elements.shape
+    *batch_a, places, terms = a.elements.shape
+    *batch_b, columns, others = b.elements.shape
+    if a.windows is None and math.prod(batch_a) < math.prod(batch_b):
+        # what all share is laid out anew, what they do not is read as it lies
+        found = _compiled(_, b, a)
+        return None if found is None else found.transpose(-1, -2)
     batch = torch.broadcast_shapes(batch_a, batch_b)
-    count = math.prod(batch)
-    if 0 in (rows, columns, terms, count):
-        return None
-    exact = a.largest and b.largest and a.largest * b.largest * step <= 2**24
+    count, (positions, rows, table) = math.prod(batch), (1, places, None)
+    served = chosen = max(places, 1)
+    if a.windows is not None:
+        table, chosen = a.windows.table, a.windows.places
+        served, positions = table.shape
+        rows = places // max(chosen, 1) * served
+    exact = a.largest and b.largest and a.largest * b.largest * a.step <= 2**24
     tile = 64 if columns > 32 else 32
-    kernel = kernels.made(
-        "qtrain.products.blockwise.compiled_sums", "sums", 0 if exact else 1, tile
-    )
-    if kernel is None:
+    far = _far(a.scale, b.scale)
+    wide = 0 if exact else 1
+    kernel = kernels.made(_KERNELS, "sums", wide, int(far), tile)
+    pack = kernels.made(_KERNELS, "packed", wide, tile)
+    if kernel is None or pack is None or 0 in (rows, columns, terms, count):
         return None
-    down, across = -rows % 4, -columns % tile
-    left = F.pad(a.elements, (0, 0, 0, down)).contiguous()
-    right = F.pad(b.elements, (0, 0, 0, across)).to(torch.float32 if exact else torch.float64)
-    right = right.unflatten(-2, (-1, tile)).transpose(-1, -2).contiguous()
-    scales = [_of_blocks(q, more, -(-terms // step)) for q, more in ((a, down), (b, across))]
-    result = torch.zeros((count, (columns + across) // tile, rows + down, tile))
+    across = -columns % tile
+    source = b.elements.contiguous()
+    shape = (*batch_b, (columns + across) // tile, others, tile)
+    right = torch.empty(shape, dtype=torch.float64 if wide else torch.float32)
+    matrix = math.prod(batch_b), columns, others, source.data_ptr(), right.data_ptr()
+    team.run(pack.address, matrix, right.numel())
+    own = -(-terms // a.step)
+    left = a.elements.contiguous()
+    scale = torch.ones((*batch_a, places, own)) if a.scale is None else a.scale.contiguous()
+    across_b = torch.ones((*batch_b, columns, positions * own)) if b.scale is None else b.scale
+    across_b = _padded(across_b, 2, across).transpose(-1, -2).contiguous()
+    result = torch.zeros((count, (columns + across) // tile, -(-rows // 4) * 4, tile))
+    zeros = torch.zeros(terms)
     words = (
-        count, count // math.prod(batch_a), count // math.prod(batch_b), rows + down,
-        columns + across, terms, step, left.data_ptr(), right.data_ptr(), scales[0].data_ptr(),
-        scales[1].data_ptr(), result.data_ptr(),
+        count, count // math.prod(batch_a), count // math.prod(batch_b), rows, columns + across,
+        positions, terms, a.step, places, served, chosen, left.data_ptr(), scale.data_ptr(),
+        0 if table is None else table.ctypes.data, right.data_ptr(), across_b.data_ptr(),
+        result.data_ptr(), zeros.data_ptr(), others // positions,
     )  # fmt: skip
     team.run(kernel.address, words, count * rows * columns * terms)
     found = result.transpose(1, 2).flatten(2)[:, :rows, :columns]
     return found.reshape(*batch, rows, columns)
 
 
-def _of_blocks(q: Rows, more: int, blocks: int) -> Tensor:
-    """(batch, blocks, rows), fp32, `more` rows added."""
-    *batch, rows, _ = q.elements.shape
-    count = math.prod(batch)
-    if q.scale is None:
-        return torch.ones((count, blocks, rows + more))
-    scale = q.scale.expand(*batch, rows, blocks).transpose(-1, -2)
-    return F.pad(scale, (0, more)).reshape(count, blocks, rows + more).contiguous()
+def _far(*scales: Tensor | None) -> bool:
+    """Whether the product of two scales may be no normal number of fp32."""
+    low = high = 1.0
+    for scale in scales:
+        if scale is not None:
+            least = torch.where(scale == 0, 1.0, scale).amin().item()
+            low, high = low * least, high * scale.amax().item()
+    return not (low >= 2.0**-126 and high < 2.0**127)
+
+
+def _padded(x: Tensor, axis: int, more: int) -> Tensor:
+    """Zeros added at the end of an axis, counted from the last, 1."""
+    return F.pad(x, (0, 0) * (axis - 1) + (0, more)) if more else x
 
 
 _summed = ByDevice(_by_blocks, cpu=_compiled)

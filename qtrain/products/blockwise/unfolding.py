@@ -26,13 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import QTensor
-from quantizers.granularity import expand
 
 from ..convolution import LAST, Convolution, is_channels_last
 from ..engines.geometry import Window
 from ..operations import Kind, Operand
 from ..plan import planned
-from .sums import by_steps
+from .sums import Rows, Windows, rows_of
 
 Sizes = tuple[int, ...]
 
@@ -79,47 +78,58 @@ class Unfolded:
     def cut(self, operand: Operand, x: Tensor) -> Tensor:
         groups = self.operation.groups
         if operand == "b" and self.kind != "grad_weight":
-            weight = x.flatten(3).permute(0, 3, 1, 2)  # groups, position, out, in
+            weight: Tensor = x.flatten(3).permute(0, 3, 1, 2)  # groups, position, out, in
             return weight if self.kind == "forward" else weight.transpose(2, 3)
-        pixels = x.flatten(2).unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
+        if self.kind == "grad_weight" and (operand == "a") == self.operation.transposed:
+            return self._unfolded(x)
+        pixels: Tensor = x.flatten(2).unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
         if self.kind != "grad_weight":
             return pixels.flatten(1, 2)
-        if (operand == "a") == self.operation.transposed:
-            windows = self._windows(pixels)  # groups, n, place, position, channels
-            return windows.permute(0, 3, 4, 1, 2).flatten(3)
         return pixels.permute(0, 3, 1, 2).flatten(2).unsqueeze(1)
 
-    def whole(self, operand: Operand, q: QTensor, step: int) -> QTensor:
+    def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
+        found = rows_of(q, step)
         if self.kind == "grad_weight":
-            return by_steps(q, step)
-        q = by_steps(q, step)
-        elements = F.pad(q.elements, (0, -q.elements.shape[-1] % step))
-        scale = q.scale
-        if scale is not None:
-            scale = expand(scale, (*elements.shape[:-1], scale.shape[-1]), (*q.block[:-1], 1))
-            scale = self._joined(operand, scale.expand(*elements.shape[:-1], -1))
-        return QTensor(self._joined(operand, elements), scale, None, q.format, (1, 1, step))
-
-    def _joined(self, operand: Operand, x: Tensor) -> Tensor:
-        """(groups, kept, positions * channels) of what has some channels a place."""
+            return found
         if operand == "a":
-            return self._windows(x.unflatten(1, (self.batch, -1))).flatten(3).flatten(1, 2)
-        return x.movedim(1, 2).flatten(2)
+            return found._replace(windows=self._windows(self._gathers))
+        # positions behind one another, each in whole blocks
+        elements = F.pad(found.elements, (0, -found.elements.shape[-1] % step))
+        scale = None if found.scale is None else found.scale.movedim(1, 2).flatten(2)
+        return found._replace(elements=elements.movedim(1, 2).flatten(2), scale=scale)
 
-    def _windows(self, pixels: Tensor) -> Tensor:
-        """(groups, N, places, channels) -> (groups, N, places, positions, channels)."""
+    def _windows(self, gathers: bool) -> Windows:
         window = self.operation.stride, self.operation.padding, self.operation.dilation
-        met = _met(self.smaller, self.larger, self.kernel, *window, self._gathers)
-        index = torch.from_numpy(met).to(pixels.device)
-        padded = F.pad(pixels, (0, 0, 0, 1))  # a place of zeros, for those outside
-        found: Tensor = padded.index_select(2, index)
-        return found.unflatten(2, (-1, math.prod(self.kernel)))
+        table = _met(self.smaller, self.larger, self.kernel, *window, gathers)
+        return Windows(table, math.prod(self.larger if gathers else self.smaller))
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """The larger map, (N, groups * channels, *S) -> (groups, positions, channels, N * places of
+        the smaller)."""
+        space = x.dim() - 2
+        maps = x.unflatten(1, (self.operation.groups, -1)).permute(1, 2, 0, *range(3, space + 3))
+        sides: list[int] = []
+        for size, y, k, s, p, d in zip(
+            self.larger, self.smaller, self.kernel, self.operation.stride, self.operation.padding,
+            self.operation.dilation, strict=True,
+        ):  # fmt: skip
+            sides = [p, max((y - 1) * s + (k - 1) * d + 1 - p, 0) - size, *sides]
+        padded = F.pad(maps, sides).contiguous()
+        groups, channels, batch, *steps = padded.stride()
+        taps = [step * d for step, d in zip(steps, self.operation.dilation, strict=True)]
+        moves = [step * s for step, s in zip(steps, self.operation.stride, strict=True)]
+        found = padded.as_strided(
+            (padded.shape[0], *self.kernel, *padded.shape[1:3], *self.smaller),
+            (groups, *taps, channels, batch, *moves),
+        )
+        return found.flatten(1, space).flatten(3)
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         if self.kind == "grad_weight":
-            return found.permute(0, 2, 3, 1).unflatten(3, self.kernel)
+            weight: Tensor = found.permute(0, 2, 3, 1).unflatten(3, self.kernel)
+            return weight
         places = self.smaller if self._gathers else self.larger
-        pixels = found.unflatten(1, (self.batch, math.prod(places))).permute(1, 0, 3, 2)
+        pixels: Tensor = found.unflatten(1, (self.batch, math.prod(places))).permute(1, 0, 3, 2)
         pixels = pixels.flatten(1, 2).unflatten(2, places)
         last = like.dim() > 3 and is_channels_last(like)
         return pixels.contiguous(
@@ -138,7 +148,7 @@ def _met(
     gathers: bool,
 ) -> NDArray[np.int64]:
     """For each place of one map and each position of the kernel, in C order, the place of the other
-    that they meet, in C order; the number of places there where they meet none."""
+    that they meet, in C order, -1 where they meet none: (places, positions)."""
     places, others = (smaller, larger) if gathers else (larger, smaller)
     dims = len(kernel)
     found, inside = np.zeros([1] * 2 * dims, np.int64), np.ones([1] * 2 * dims, np.bool_)
@@ -155,4 +165,4 @@ def _met(
         shape[axis], shape[dims + axis] = size, k
         found = found * other + at.reshape(shape)
         inside = inside & good.reshape(shape)
-    return np.where(inside, found, math.prod(others)).ravel()
+    return np.where(inside, found, -1).reshape(math.prod(places), math.prod(kernel))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.formats import Format, fp32
+from quantizers.formats import Format
 from quantizers.qtensor import QTensor
 from quantizers.ranges import AbsMax, ChunkedMinMax, MinMax, State
 from quantizers.rounding import Rounding, nearest_even
@@ -75,7 +75,7 @@ def whole(
     if (
         type(rule) not in (AbsMax, MinMax, ChunkedMinMax)
         or by._spec is None
-        or by.scale_format not in (fp32,)
+        or not by._plain
         or (factor is not None and factor.dtype is not torch.float32)
         or not serves(x, key, factor, *kept)
     ):

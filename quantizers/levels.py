@@ -1,0 +1,221 @@
+"""Scales in two levels, chosen among candidates, times constants: what `Scale` says beyond one
+quotient a granule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .elements import as_real, elements_of
+from .formats import fp32
+from .granularity import compact_shape, expand
+from .noise import fold
+from .numbers import constant, divided
+from .ranges import absmax
+from .rounding import Rounding, nearest_even
+from .scale import Scale
+from .scaling import MOST, bound_of, in_format, level, reciprocal
+from .settings import Settings
+
+
+class Step(NamedTuple):
+    """What elements are made by; all fp32, of the scale's shape, or broadcastable to it.
+
+    scale, outer   a QTensor's
+    by             what x, times the prescale, is divided by; multiplied with, if `reciprocal`
+    """
+
+    scale: Tensor
+    outer: Tensor | None
+    by: Tensor
+
+
+class _Outer(NamedTuple):
+    """An outer scale, and the number it was made the reciprocal of (or is the reciprocal of)."""
+
+    scale: Tensor
+    factor: Tensor
+
+
+def step_of(
+    x: Tensor, low: Tensor, high: Tensor, by: Settings, block: tuple[int, ...], key: Tensor | None
+) -> Step:
+    """The step of each block of x by a Scale that is not `simple`: see Scale.
+
+    low, high: the blocks' ranges, fp32; key: for a stochastic rounding of scales.
+    """
+    scale, bound = by.scale, bound_of(low, high, by.format)
+    tops = scale.tops(by.format)
+    outer = None
+    if scale.over is not None:
+        outer = _outer(bound, x.shape, block, max(tops) / scale.headroom, scale, key)
+    steps = [_step(bound, top, by, outer, key) for top in tops]
+    best = steps[0]
+    if len(steps) > 1:
+        real = as_real(x).double()
+        least = _error(real, x, best, by, block)
+        for other in steps[1:]:
+            error = _error(real, x, other, by, block)
+            better = error < least  # not of a NaN: the first stays
+            pairs = zip((best.scale, best.by), (other.scale, other.by), strict=True)
+            chosen = [torch.where(better, new, old) for old, new in pairs]
+            best, least = Step(chosen[0], best.outer, chosen[1]), torch.where(better, error, least)
+    return best
+
+
+def elements_by(
+    x: Tensor,
+    step: Step,
+    by: Settings,
+    block: tuple[int, ...],
+    rounding: Rounding,
+    key: Tensor | None = None,
+) -> Tensor:
+    """Elements of the quantizer's format: round(x * prescale / step), or times it, and clamped.
+
+    -> the format's integer dtype, or for a FloatFormat fp32 (fp64 for fp64 x), x's shape.
+    """
+    scale, divisor = by.scale, step.by
+    if scale.prescale != 1 or scale.reciprocal:
+        y = as_real(x)
+        if scale.prescale != 1:
+            y = y * constant(scale.prescale, y)
+        if scale.reciprocal:
+            y = y * expand(divisor, x.shape, block)
+            divisor = torch.where(divisor == 0, divisor, torch.ones_like(divisor))
+        most = torch.finfo(y.dtype).max  # what passes that is no infinity
+        x = torch.where(torch.isfinite(x), y.clamp(-most, most), y)
+    return elements_of(x, divisor, None, block, by.format, rounding, key)
+
+
+def _step(
+    bound: Tensor, top: float, by: Settings, outer: _Outer | None, key: Tensor | None
+) -> Step:
+    """That makes the bounds the element `top`."""
+    scale = by.scale
+    reach = top / scale.headroom
+    made: Tensor | None = None
+    if outer is None:
+        if scale.reciprocal and scale.format in (fp32,):
+            factor = reciprocal(bound, reach)
+            step = found = torch.where(bound == 0, 0.0, reciprocal(factor))
+            made = torch.where(bound == 0, 0.0, factor)
+        else:
+            step = found = level(bound, bound, top, by.format, scale, key)
+    else:
+        if scale.reciprocal:
+            found = in_format(_by_factor(bound, top, outer, scale), bound, scale, key)
+        else:
+            local = bound / outer.scale
+            found = level(local, bound, top, by.format, scale, key)
+        step = found * outer.scale
+    if scale.reciprocal and made is None:
+        made = torch.where(step == 0, 0.0, reciprocal(step))
+    prescaled = None if outer is None else outer.scale
+    if scale.prescale != 1:
+        whole = bound.new_ones([1] * bound.dim()) if outer is None else outer.scale
+        prescaled = divided(whole, scale.prescale)
+    return Step(found, prescaled, step if made is None else made)
+
+
+def _by_factor(bound: Tensor, top: float, outer: _Outer, scale: Scale) -> Tensor:
+    """The quotient of an inner scale in the order of TransformerEngine's kernels, at most fp32's
+    largest number."""
+    if scale.candidates:
+        most = max(scale.candidates)
+        found = divided(bound, most / scale.headroom) * outer.factor
+        if top != most:
+            found = found * constant(most / top, found)
+    else:
+        found = bound * (outer.factor * reciprocal(constant(top / scale.headroom, bound)))
+    return found.where(torch.isinf(bound), found.clamp(max=MOST))
+
+
+def _outer(
+    bound: Tensor,
+    shape: torch.Size,
+    block: tuple[int, ...],
+    reach: float,
+    scale: Scale,
+    key: Tensor | None,
+) -> _Outer:
+    """The scale of the scales that make bounds the element `reach`, broadcastable to the bounds."""
+    over = scale.over
+    assert over is not None
+    ratio = _nested(shape, block, over.granularity.block_shape(shape), over)
+    finite = torch.where(torch.isfinite(bound), bound, 0.0)
+    _, whole = absmax(finite, ratio)
+    top = reach * over.tops(scale.format)[0]
+    if scale.reciprocal and over.format in (fp32,):
+        factor = torch.where(whole == 0, 1.0, reciprocal(whole, top / over.headroom))
+        made = reciprocal(factor)
+    else:
+        inner = None if key is None else fold(key, 1)
+        made = level(whole, whole, top, scale.format, over, inner)
+        made = made.clamp(min=over.format.smallest_normal)
+        made = torch.where(whole == 0, 1.0, made)
+        factor = reciprocal(made)
+    spread = [expand(part, bound.shape, ratio) for part in (made, factor)]
+    return _Outer(*spread)
+
+
+def outer_shape(shape: Sequence[int], block: Sequence[int], scale: Scale) -> list[int]:
+    """The shape of a QTensor's `outer`; [0] where there is none."""
+    if scale.over is None:
+        return [1] * len(shape) if scale.outer else [0]
+    compact = compact_shape(shape, block)
+    ratio = _nested(shape, block, scale.over.granularity.block_shape(shape), scale.over)
+    return [1 if b >= count else count for count, b in zip(compact, ratio, strict=True)]
+
+
+def _nested(
+    shape: Sequence[int], block: Sequence[int], outer: Sequence[int], over: Scale
+) -> list[int]:
+    """The blocks of an outer scale, in blocks of the inner one."""
+    found = []
+    for axis, (size, b, whole) in enumerate(zip(shape, block, outer, strict=True)):
+        if whole < size and whole % b:
+            raise ValueError(
+                f"scale.over: {over.granularity} cuts axis {axis} of a tensor of shape "
+                f"{tuple(shape)} into {whole}, which is no multiple of the {b} that share an inner "
+                f"scale; give an outer granularity of whole blocks, or per_tensor"
+            )
+        found.append(max(-(-whole // b), 1))
+    return found
+
+
+def _error(real: Tensor, x: Tensor, step: Step, by: Settings, block: tuple[int, ...]) -> Tensor:
+    """How far the values are from x, of each block: fp64, the scale's shape.
+
+    real: x in fp64.
+    """
+    elements = elements_by(x, step, by, block, nearest_even).double()
+    whole = step.scale.double()
+    if step.outer is not None:
+        whole = whole * step.outer.double()
+    error = (elements * expand(whole, x.shape, block) - real).abs()
+    if by.scale.by == "absmax":
+        return _folded(error, block, torch.maximum)
+    return _folded(error if by.scale.by == "mae" else error * error, block, torch.add)
+
+
+def _folded(x: Tensor, block: Sequence[int], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The elements of each block combined, in an order that the shape alone decides: along each
+    axis in turn the second half onto the first, again and again.  A short block ends in zeros."""
+    shape = compact_shape(x.shape, block)
+    for axis, (count, size) in enumerate(zip(shape, block, strict=True)):
+        missing = count * size - x.shape[axis]
+        if missing:
+            rest = x.new_zeros([*x.shape[:axis], missing, *x.shape[axis + 1 :]])
+            x = torch.cat([x, rest], axis)
+        x = x.unflatten(axis, (count, size))
+        while (size := x.shape[axis + 1]) > 1:
+            half = -(-size // 2)
+            first, second = x.narrow(axis + 1, 0, half), x.narrow(axis + 1, half, size - half)
+            both = combine(first.narrow(axis + 1, 0, size - half), second)
+            x = torch.cat([both, first.narrow(axis + 1, size - half, 2 * half - size)], axis + 1)
+        x = x.squeeze(axis + 1)
+    return x
