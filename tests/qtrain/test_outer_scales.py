@@ -32,7 +32,7 @@ def test_a_product_refuses_a_second_level(slot: str, quantizer: Quantizer) -> No
         "grad_weight": {"grad_weight": qtrain.GradWeight(input=quantizer)},
     }[slot]
     model = quantize(nn.Sequential(nn.Linear(48, 32)), recipe=qtrain.Recipe(name="r", **given))  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match="layer '0', .* has an outer scale"):
+    with pytest.raises(NotImplementedError, match=r"layer '0', .* has an outer scale"):
         model(X.clone().requires_grad_()).sum().backward()
 
 
