@@ -10,6 +10,7 @@ from .conversion.converted import plain_state_dict as plain_state_dict
 from .conversion.converted import reseed as reseed
 from .conversion.quantize import quantize as quantize
 from .conversion.quantize import quantize_ as quantize_
+from .conversion.set_recipe import set_recipe as set_recipe
 from .conversion.summary import summary as summary
 from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
@@ -44,6 +45,9 @@ from .norms import deviations as deviations
 from .norms.arithmetic import Arithmetic as Arithmetic
 from .norms.recipe import NormRecipe as NormRecipe
 from .recipe import Recipe as Recipe
+from .recipe_file import load_recipe as load_recipe
+from .recipe_file import save_recipe as save_recipe
+from .schedule import Schedule as Schedule
 from .slots import Forward as Forward
 from .slots import GradInput as GradInput
 from .slots import GradWeight as GradWeight
@@ -57,6 +61,8 @@ from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
 from .training.train import train as train
+from .transforms import Hadamard as Hadamard
+from .transforms import hadamard as hadamard
 from .version import VERSION
 from .weights.bounded import bound_weights as bound_weights
 from .weights.bounded import bound_weights_ as bound_weights_

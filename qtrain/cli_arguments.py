@@ -7,7 +7,7 @@ import argparse
 import difflib
 from collections.abc import Callable
 from dataclasses import Field, fields
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from tabulate import tabulate
 
@@ -110,8 +110,8 @@ def _add(parser: argparse.ArgumentParser, option: Field[Any], kind: Any) -> None
     more: dict[str, Any] = {"type": _reader(kind), "metavar": "X"}
     if kind is bool:
         more = {"action": argparse.BooleanOptionalAction}
-    elif kind == tuple[int, ...]:
-        more = {"type": _reader(int), "nargs": "+"}
+    elif get_origin(kind) is tuple:
+        more = {"type": _reader(get_args(kind)[0]), "nargs": "+"}
     # SUPPRESS: a flag that is not given leaves the named run's own setting
     name = option.name.replace("_", "-")
     parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **more)

@@ -36,8 +36,9 @@ class LayerState(nn.Module):
     noise_count   int64, forwards so far in training, or through which a gradient flows
     <product>_<operand>_<name>   the state of each quantizer that keeps one
 
-    A state_dict without these entries loads strictly: they keep their values.  Values that were
-    never there, on the meta device or taken by `to_empty`, are those of a new conversion.
+    A state_dict without these entries loads strictly: they keep their values; one with some of them
+    alone is of another recipe, and does not.  Values that were never there, on the meta device or
+    taken by `to_empty`, are those of a new conversion.
     """
 
     noise_key: Tensor
@@ -79,6 +80,25 @@ class LayerState(nn.Module):
         """Another stream of noise, in place."""
         self._stream = seed, stream
         self.noise_key.copy_(root_key(seed, stream))
+
+    def adopt_(self, other: LayerState) -> None:
+        """Take another's quantizers, in place.  The state of a slot whose quantizer and shape are
+        the same stays; others are the other's own.  The noise stays.
+        """
+        same = {
+            name
+            for slot, names in other._slots.items()
+            if self._quantizers.get(slot) == other._quantizers[slot]
+            for name in names.values()
+        } | {"noise_key", "noise_count"}
+        buffers = {
+            name: (self if name in same else other).get_buffer(name) for name in other._buffers
+        }
+        self._quantizers, self._slots = other._quantizers, other._slots
+        self.noisy = other.noisy
+        self._buffers.clear()
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
 
     def range_steps(self) -> list[int]:
         """How many tensors each running range of an input has seen."""
@@ -161,6 +181,10 @@ class LayerState(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         self.complete_(state_dict, prefix)
+        if prefix + "noise_key" in state_dict:  # else of the plain model
+            missing: list[str] = args[2]
+            names = (prefix + name for name in self._buffers)
+            missing += [name for name in names if name not in state_dict]
         for name, buffer in self.named_buffers(recurse=False):
             if prefix + name in state_dict:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
@@ -14,6 +14,7 @@ from quantizers import (
     absmax,
     chunked_minmax,
     ema,
+    formats,
     minmax,
     per_channel,
     stochastic,
@@ -142,11 +143,26 @@ def takes_bits(name: str) -> bool:
     return _made(name).with_bits is not None
 
 
+def hint(name: object, known: Iterable[str]) -> str:
+    """What to give in place of a name that no recipe has: "; did you mean ...?" and the like, or
+    nothing.  known: the names that there are."""
+    if not isinstance(name, str) or name.lower() not in formats.NAMED:
+        return suggestion(name, known)
+    number_format = formats.get(name.lower())
+    if isinstance(number_format, IntFormat) and number_format.signed:
+        bits = number_format.bits
+        return (
+            f"; did you mean 'int8' at {bits} bits? quantize(model, {bits}), recipes.int8({bits}), "
+            f"--bits {bits} in the shell"
+        )
+    return f"; that is a number format: Quantizer(format={name.lower()!r}) is one of a Recipe"
+
+
 def _made(name: str) -> Recipe:
     if not isinstance(name, str) or name not in _NAMED:
-        hint = suggestion(name, _NAMED)
+        near = hint(name, _NAMED)
         raise ValueError(
-            f"unknown recipe {checks.shown(name)}{hint}; known: {', '.join(_NAMED)}; any other is "
+            f"unknown recipe {checks.shown(name)}{near}; known: {', '.join(_NAMED)}; any other is "
             f"a Recipe of your own, of quantizers such as Quantizer(format=e4m3)"
         )
     return _NAMED[name]()

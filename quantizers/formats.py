@@ -91,9 +91,22 @@ NAMED: dict[str, Format] = {
 }
 
 
+#: what others call a format -> what to give
+_OTHER_NAMES = {
+    "fp8": "'e4m3' (more precise) or 'e5m2' (wider)",
+    "fp6": "'e2m3' (more precise) or 'e3m2' (wider)",
+    "fp4": "'e2m1'",
+    "e4m3fn": "'e4m3'",
+    **dict.fromkeys(("float16", "half"), "'fp16'"),
+    **dict.fromkeys(("float32", "float", "single"), "'fp32'"),
+    "bfloat16": "'bf16'",
+}
+
+
 def get(name: str) -> Format:
     """The named format; ValueError with the nearest name otherwise."""
     if not isinstance(name, str) or name not in NAMED:
-        hint = checks.suggestion(name, NAMED)
+        other = _OTHER_NAMES.get(name.lower()) if isinstance(name, str) else None
+        hint = checks.suggestion(name, NAMED) if other is None else f"; that is {other} here."
         raise ValueError(f"unknown format {checks.shown(name)}{hint} Known: {', '.join(NAMED)}")
     return NAMED[name]

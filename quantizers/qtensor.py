@@ -87,6 +87,12 @@ class QTensor(NamedTuple):
         shape = tuple(self.elements.shape)
         return expand(compact, shape, self.block)
 
+    def one_level(self) -> QTensor:
+        """The same with fl32(scale * outer) in the place of both."""
+        if self.outer is None or self.scale is None:
+            return self
+        return self._replace(scale=self.scale * self.outer, outer=None)
+
     def unshifted(self) -> Tensor:
         """elements - zero_point as exact floating-point numbers, the elements' shape."""
         if self.zero_point is None and self.elements.is_floating_point():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .formats import IntFormat
-from .granularity import expand
+from .formats import Format, IntFormat
+from .granularity import Granularity, expand
 from .qtensor import QTensor
-from .ranges import State
-from .rounding import nearest_even
+from .ranges import RangeRule, State
+from .rounding import Rounding, nearest_even
 from .running_range import Ema
+from .scale import Scale
 from .settings import Settings
 from .spellings import accepting_scale_format
 from .steps import as_real, measured, quantize
@@ -23,12 +25,12 @@ from .steps import as_real, measured, quantize
 class Quantizer(Settings):
     """Range, scale, rounding, format: `quantizer(x) -> QTensor`.
 
-    format            IntFormat or FloatFormat of the elements
+    format            IntFormat or FloatFormat of the elements, or its name: "int4", "e4m3", ...
     granularity       which elements share a scale
     range             a range rule, or None: no scale, the elements are x rounded (a FloatFormat's
                       way, and the only one of those as wide as fp32, bf16 and tf32 among them)
     scale             how the range becomes a scale: Scale(e8m0, rule="rceil"), ...
-    rounding          how elements are rounded
+    rounding          how elements are rounded, or its name: "stochastic", "stochastic(8)", ...
     straight_through  the gradient: "identity" passes everywhere; "inclusive" is zero where x lies
                       outside the representable interval; "strict" also at its ends
 
@@ -47,6 +49,19 @@ class Quantizer(Settings):
     A range fills a format: one whose elements' products, or 2^31 of these added up, pass the
     largest fp32 number (largest > 2^48) is refused with a range, by ValueError.
     """
+
+    if TYPE_CHECKING:  # the fields, of which some take a name
+
+        def __init__(
+            self,
+            *,
+            format: Format | str,
+            granularity: Granularity = ...,
+            range: RangeRule | None = ...,
+            scale: Scale = ...,
+            rounding: Rounding | str = ...,
+            straight_through: Literal["identity", "inclusive", "strict"] = ...,
+        ) -> None: ...
 
     def __call__(
         self,

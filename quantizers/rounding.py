@@ -84,6 +84,35 @@ def stochastic(random_bits: int = 23) -> Rounding:
     return Rounding("stochastic", random_bits)
 
 
+#: by what they print as, and stochastic ones by their random bits, too
+NAMED: dict[str, Rounding] = {
+    **{str(r): r for r in (nearest_even, half_away, toward_zero, floor, ceil, stochastic())},
+    **{f"stochastic({bits})": stochastic(bits) for bits in range(1, 24)},
+}
+#: what others call a rounding -> what to give
+_OTHER_NAMES = {
+    **dict.fromkeys(("nearest", "round", "rne", "rn", "half_even"), "nearest_even"),
+    **dict.fromkeys(("truncate", "trunc", "rz", "zero"), "toward_zero"),
+    **dict.fromkeys(("up", "ru"), "ceil"),
+    **dict.fromkeys(("down", "rd"), "floor"),
+    **dict.fromkeys(("sr", "rs", "random", "unbiased"), "stochastic"),
+    "half_up": "half_away",
+}
+
+
+def get(name: str) -> Rounding:
+    """The named rounding: nearest_even, stochastic, stochastic(8) ...; ValueError with the nearest
+    name otherwise."""
+    if not isinstance(name, str) or name not in NAMED:
+        near = _OTHER_NAMES.get(name.lower()) if isinstance(name, str) else None
+        hint = checks.suggestion(name, NAMED) if near is None else f"; did you mean {near!r}?"
+        raise ValueError(
+            f"unknown rounding {checks.shown(name)}{hint} Known: {', '.join(get_args(Mode))}, "
+            f"stochastic(1) to stochastic(23), by its random bits"
+        )
+    return NAMED[name]
+
+
 def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     """2^exponent, exact, for integer exponents of normal numbers (no pow, no ldexp)."""
     if dtype == torch.float64:

@@ -13,6 +13,7 @@ from .by_device import spec
 from .clipping import warn_of_clipping
 from .formats import NATIVE, FloatFormat, Format, IntFormat
 from .granularity import Granularity, compact_shape, per_tensor
+from .names import take_names
 from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
 from .rounding import Rounding, nearest_even
 from .running_range import Ema
@@ -40,6 +41,7 @@ class Settings:
     _noisy: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        take_names(self, format="format", rounding="rounding")
         for name, kind, need in (
             ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
             ("granularity", Granularity, "a Granularity such as per_tensor"),

@@ -46,6 +46,8 @@ CONVERTED: dict[type[nn.Module], type[QNorm]] = {
     nn.RMSNorm: QRMSNorm,
     nn.GroupNorm: QGroupNorm,
 }
+#: what each was before
+_BEFORE = {quantized: plain for plain, quantized in CONVERTED.items()}
 #: the norms that stay as they are
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 #: methods in which a product layer does its work: a subclass that has its own is not ours to guess
@@ -169,9 +171,14 @@ def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
     return CONVERTED[type(module)].refusal(module, recipe)
 
 
+def torch_norm(module: nn.Module) -> type[nn.Module]:
+    """The torch class of a norm, converted or not."""
+    return _BEFORE.get(type(module), type(module))  # type: ignore[arg-type]
+
+
 def norm_slots(module: nn.Module, recipe: NormRecipe) -> Slots:
-    """The quantizers of a norm and the shapes they meet, for its LayerState."""
-    return CONVERTED[type(module)].slots(module, recipe)
+    """The quantizers of a norm, converted or not, and the shapes they meet, for its LayerState."""
+    return CONVERTED[torch_norm(module)].slots(module, recipe)
 
 
 def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
@@ -192,3 +199,11 @@ def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | Non
     module.state = state.train(module.training)
     if recipe.deviation == deviations.none() and module.weight is not None:
         module.weight.requires_grad_(False)
+
+
+def follow_norm_(module: nn.Module, recipe: NormRecipe) -> None:
+    """Have a norm that was converted follow another recipe, in place: one that is off is torch's
+    own again, with its state at rest."""
+    plain = torch_norm(module)
+    module.__class__ = plain if recipe.is_off else CONVERTED[plain]
+    setattr(module, "recipe", recipe)  # noqa: B010 (of a class that does not declare it)

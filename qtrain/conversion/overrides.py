@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+from torch import nn
 
 from .. import checks, recipes
 from ..names import hits, some
@@ -13,20 +15,43 @@ from ..norms.recipe import NormRecipe
 from ..recipe import Recipe
 
 Override = Recipe | int | str | None
+Norm = str | Deviation | NormRecipe | None
 
 
-def base_recipe(
-    recipe: Recipe | str, bits: int | None, norm: str | Deviation | NormRecipe | None
-) -> Recipe:
-    if not isinstance(recipe, Recipe | str):
-        checks.refuse("recipe", recipe, f"a Recipe or one of {', '.join(recipes.names())}")
-    base = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    if bits is not None:
-        base = base.at(bits)
-    return _with_norm(base, norm)
+@dataclass(frozen=True)
+class Asked:
+    """What the layers of a model are to follow.
+
+    base        the recipe, with its norm
+    norm        what was said of norms beside it
+    overrides   patterns of layers -> what they follow instead
+    """
+
+    base: Recipe
+    norm: Norm
+    overrides: Mapping[str, Override]
+
+    @staticmethod
+    def of(
+        recipe: Recipe | str,
+        norm: Norm,
+        overrides: Mapping[str, Override] | None,
+        bits: int | None = None,
+    ) -> Asked:
+        """TypeError or ValueError for what is no recipe, norm or mapping."""
+        if not isinstance(recipe, Recipe | str):
+            checks.refuse("recipe", recipe, f"a Recipe or one of {', '.join(recipes.names())}")
+        base = recipes.get(recipe) if isinstance(recipe, str) else recipe
+        if bits is not None:
+            base = base.at(bits)
+        given = {} if overrides is None else overrides
+        if not isinstance(given, Mapping):
+            need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
+            checks.refuse("overrides", given, need)
+        return Asked(_with_norm(base, norm), norm, dict(given))
 
 
-def _with_norm(recipe: Recipe, norm: str | Deviation | NormRecipe | None) -> Recipe:
+def _with_norm(recipe: Recipe, norm: Norm) -> Recipe:
     if norm is None:
         return recipe
     if isinstance(norm, str):
@@ -44,27 +69,17 @@ def _with_norm(recipe: Recipe, norm: str | Deviation | NormRecipe | None) -> Rec
 class Chooser:
     """The recipe of each layer by name, and the account of which overrides were used."""
 
-    def __init__(
-        self,
-        base: Recipe,
-        norm: str | Deviation | NormRecipe | None,
-        overrides: Mapping[str, Override] | None,
-    ) -> None:
-        if overrides is None:
-            overrides = {}
-        if not isinstance(overrides, Mapping):
-            need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
-            checks.refuse("overrides", overrides, need)
-        self.base = base
+    def __init__(self, asked: Asked) -> None:
+        base = self.base = asked.base
         self.rules: dict[str, Recipe | None] = {}
-        for pattern, value in overrides.items():
+        for pattern, value in asked.overrides.items():
             if not isinstance(pattern, str):
                 raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
             try:
                 if isinstance(value, str):
                     value = recipes.get(value)
                 elif isinstance(value, int) and not isinstance(value, bool):
-                    value = _with_norm(base.at(value), norm)
+                    value = _with_norm(base.at(value), asked.norm)
             except ValueError as error:
                 raise ValueError(f"overrides[{pattern!r}]: {error}") from error
             if value is None or isinstance(value, Recipe):
@@ -76,6 +91,8 @@ class Chooser:
         self.decided: dict[str, list[str]] = {pattern: [] for pattern in self.rules}
         self.matched: set[str] = set()
         self.names: list[str] = []
+        #: norms that an override leaves what they were, and why
+        self._alike: dict[str, str] = {}
 
     def __call__(self, name: str) -> Recipe | None:
         self.names.append(name)
@@ -85,6 +102,18 @@ class Chooser:
             return self.base
         self.decided[found[0]].append(name)
         return self.rules[found[0]]
+
+    def instead(self, name: str, own: Recipe, is_norm: bool) -> str | None:
+        """What a layer of recipe `own` follows instead of the base recipe, in words, if it does."""
+        given: object = own
+        base: object = self.base
+        if is_norm:
+            given, base = (recipe.norm or NormRecipe() for recipe in (own, self.base))
+        if given != base:
+            return str(given)
+        if is_norm:
+            self._alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
+        return None
 
     def check_all_used(self) -> None:
         """ValueError for an override that matches nothing that an earlier one leaves."""
@@ -104,9 +133,22 @@ class Chooser:
 
     def check_all_honoured(self, left: Mapping[str, str]) -> None:
         """ValueError for an override that asks for a recipe where every layer it decides is left
-        (left: layer name -> why)."""
+        (left: layer name -> why), or a norm that it changes nothing of."""
+        left = {**left, **self._alike}
         for pattern, value in self.rules.items():
             names = self.decided[pattern]
             if value is not None and names and all(name in left for name in names):
                 shown = "; ".join(f"{name}: {left[name]}" for name in names[:3])
                 raise ValueError(f"overrides[{pattern!r}] cannot be honoured: {shown}")
+
+
+def check_attention(model: nn.Module, chosen: Mapping[str, Recipe | None]) -> None:
+    """ValueError where an attention layer is left, but not the projection it reads directly."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and chosen.get(name, 0) is None:
+            projection = f"{name}.out_proj".lstrip(".")
+            if chosen.get(projection) is not None:
+                raise ValueError(
+                    f"overrides: {projection!r} cannot be quantized while {name or '(model)'!r}, "
+                    f"which reads its weight directly, is left; leave both or neither"
+                )

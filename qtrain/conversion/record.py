@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..names import lineage, some
+from .overrides import Asked
 
 _ATTRIBUTE = "_qtrain_conversion"
 
@@ -16,18 +17,27 @@ _ATTRIBUTE = "_qtrain_conversion"
 class Conversion:
     """Which layers were converted and which were left, and why; kept on the converted model.
 
+    asked        the recipe in force, and the norm and the overrides beside it
+    schedule     of recipes, in words; "": there is none
     on_purpose   those left by an override
     overridden   converted layers with a recipe of their own, and that recipe
     norms_left   norms that stay although their recipe asks for another, and why
     """
 
-    recipe: str
+    asked: Asked
     copied: bool
+    schedule: str = ""
     converted: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     on_purpose: set[str] = field(default_factory=set)
     overridden: dict[str, str] = field(default_factory=dict)
     norms_left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> str:
+        """The recipe in force, in words."""
+        base = self.asked.base
+        return f"{base}" if base.norm is None else f"{base}; norm {base.norm}"
 
     def attach(self, model: nn.Module) -> None:
         setattr(model, _ATTRIBUTE, self)

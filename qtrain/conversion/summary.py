@@ -57,6 +57,8 @@ class Summary:
     def __str__(self) -> str:
         kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(self.converted.values()).items())
         lines = [f"recipe     {self.conversion.recipe}"]
+        if self.conversion.schedule:
+            lines.append(f"schedule   {self.conversion.schedule}")
         lines.append(f"converted  {len(self.converted)}: {kinds}")
         for name, recipe in self.conversion.overridden.items():
             lines.append(f"override   {name}: {recipe}")

@@ -1,18 +1,85 @@
-"""Classes made while converting: a quantized layer joined with a subclass of the torch layer."""
+"""Modules changed in place: what a layer gains, its quantized class, joined with a subclass of the
+torch layer, containers that fuse, and torch's fast paths."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..layer_state import LayerState, device_of
 from ..layers.fused import QSequential, is_pair
+from ..norms.module import QNorm
+from ..products.call import located
+from ..products.module import QProduct, products_of
+from ..recipe import Recipe
+from .kinds import convert_norm_, is_norm, norm_slots, plain_type, products, quantized_class
 
 #: what a subclass must have left to nn.Sequential: how it runs, and how it is pickled
 _INHERITED = ("forward", "__reduce__", "__reduce_ex__")
 _MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+Work = Sequence[tuple[str, nn.Module, Recipe]]
+Children = Sequence[dict[str, LayerState]]
+
+
+def built(model: nn.Module, work: Work, seed: int) -> Children:
+    """The children of each of these layers; an error leaves the model as it was."""
+    streams = iter(range(2**31))
+    return [_children(model, *entry, seed, streams) for entry in work]
+
+
+def swap_(model: nn.Module, work: Work, children: Children) -> None:
+    """Convert these layers of a model, each under its recipe, in place."""
+    for (_, module, own), gained in zip(work, children, strict=True):
+        _swap_(module, own, gained)
+    switch_fast_paths_(model)
+
+
+def _children(
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    recipe: Recipe,
+    seed: int,
+    streams: Iterator[int],
+) -> dict[str, LayerState]:
+    """The state-holding children a layer gains; ValueError where a setting cannot be honoured."""
+    device = device_of(module, model)
+    if is_norm(module):
+        assert recipe.norm is not None
+        slots = norm_slots(module, recipe.norm)
+        state = LayerState(slots, name=name, seed=seed, stream=next(streams), device=device)
+        return {"state": state}
+    children: dict[str, LayerState] = {}
+    for key, shapes in products(module).items():
+        path = ".".join(part for part in (name, "" if key == "product" else key) if part)
+        path = path or "(model)"
+        try:
+            children[key] = QProduct(
+                recipe, shapes, name=path, seed=seed, stream=next(streams), device=device
+            )
+        except (TypeError, ValueError) as error:
+            raise located(error, f"layer {path!r}") from error
+    return children
+
+
+def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -> None:
+    """Change a layer's class and give it its children, in place."""
+    if is_norm(module):
+        assert recipe.norm is not None
+        convert_norm_(module, recipe.norm, children["state"])
+        return
+    plain = plain_type(module)
+    assert plain is not None
+    change_class_(module, quantized_class(module), plain)
+    for key, child in children.items():
+        child.train(module.training)
+        module.add_module(key, child)
 
 
 def change_class_(module: nn.Module, quantized: type[nn.Module], plain: type[nn.Module]) -> None:
@@ -59,3 +126,22 @@ def fuse_sequentials_(model: nn.Module) -> None:
             and any(is_pair(norm, relu) for norm, relu in pairwise(module))
         ):
             change_class_(module, QSequential, nn.Sequential)
+
+
+#: torch's inference fast paths, which skip a module's children: where one is switched, and off
+_FAST = {
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),  # of another activation: none
+}
+
+
+def switch_fast_paths_(model: nn.Module) -> None:
+    """Take torch's inference fast paths off whatever holds a layer or a norm that follows a recipe;
+    what is off entirely has them, again where need be."""
+    for module in model.modules():
+        for kind, (name, off) in _FAST.items():
+            if isinstance(module, kind):
+                own = vars(module).setdefault("_fast_path", getattr(module, name))
+                plain = not any(isinstance(child, QNorm) for child in module.modules())
+                plain = plain and all(p.recipe.products_off for p in products_of(module))
+                setattr(module, name, own if plain else off)

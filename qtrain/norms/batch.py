@@ -66,7 +66,8 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
     @staticmethod
     def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-        space = (None,) * _SPACE[type(module)]
+        (axes,) = (count for kind, count in _SPACE.items() if isinstance(module, kind))
+        space = (None,) * axes
         return role_slots(recipe, (None, module.num_features, *space), (module.num_features,))
 
     def _check(self, input: Tensor) -> None:

@@ -19,6 +19,7 @@ from .blockwise.matrices import turned
 from .call import Call, Computed, located
 from .operands import folded
 from .operations import Kind
+from .parts import joined, rest_of, tensors_of
 from .product import Product
 
 
@@ -30,7 +31,7 @@ class Products(torch.autograd.Function):
     """A layer's forward product on quantized operands, and its two backward products.
 
     forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
-    elements, scale and zero point of: input and weight as the forward takes them, weight as
+    the tensors (`tensors_of`) of: input and weight as the forward takes them, weight as
     grad_input takes it, input as grad_weight takes it; None for the latter two where they are
     the forward's, or quantized in the backward pass only).  Saved: the operands the two backward
     products need; the float input or weight only for these and for a quantizer with its own
@@ -51,24 +52,21 @@ class Products(torch.autograd.Function):
     ) -> Tensor:
         operands: list[Any] = []
         for i, kept in enumerate(meta):
-            parts: Any = tensors[3 * i : 3 * i + 3]
-            operands.append(None if kept is None else QTensor(*parts, *kept))
+            operands.append(None if kept is None else joined(tensors[4 * i : 4 * i + 4], kept))
         xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
             xq = xq._replace(elements=input)
         slots = call.recipe.slots
-        slot = slots["grad_input", "weight"]
-        if slot.cut and not slot.reused:
-            backward_w = QTensor(weight)
-        slot = slots["grad_weight", "input"]
-        if slot.cut and not slot.reused:
-            backward_x = QTensor(input)
+        if (slot := slots["grad_input", "weight"]).late:
+            backward_w = wq if slot.of_forward else QTensor(weight)
+        if (slot := slots["grad_weight", "input"]).late:
+            backward_x = xq if slot.of_forward else QTensor(input)
         backward_w, backward_x = backward_w or wq, backward_x or xq
         like, by = xq.elements, None
         if "forward" in call.recipe.cut:
             like, shape = input, call.operation.canonical(weight).shape
             by = call.matrices("forward", input.shape, shape, input.shape)
-        if _off(xq, wq):
+        if by is None and _off(xq, wq):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
@@ -85,15 +83,15 @@ class Products(torch.autograd.Function):
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
-        none = (None, None, None)
+        none = (None, None, None, None)
         ctx.save_for_backward(
             key if wants_input or wants_weight else None,
             input if keep_input else None,
             weight if keep_weight else None,
-            *(backward_w[:3] if wants_input else none),
-            *(backward_x[:3] if wants_weight else none),
+            *(tensors_of(backward_w) if wants_input else none),
+            *(tensors_of(backward_x) if wants_weight else none),
         )
-        ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
+        ctx.call, ctx.meta = call, (rest_of(backward_w), rest_of(backward_x))
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
@@ -120,7 +118,7 @@ class Products(torch.autograd.Function):
                 raise located(error, f"layer {ctx.call.name!r}") from error
         if torch.is_grad_enabled():
             grads = tuple(None if g is None else once(g, grad_output) for g in grads)
-        return (None, None, None, *grads, *[None] * 13)
+        return (None, None, None, *grads, *[None] * 17)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,9 +143,12 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         operand = OPERANDS[kind][1]
         slot = call.recipe.slots[kind, operand]
         by = call.matrices(kind, grad_output.shape, shape, like.shape)
-        if slot.cut and not slot.reused:
+        if slot.late:
             x = saved.elements
-            x = operation.canonical(x) if operand == "weight" else x
+            if slot.of_forward:
+                x = call.value(operand, saved, shape)
+            elif operand == "weight":
+                x = operation.canonical(x)
             saved = call.quantize(kind, operand, x, key, by=by)
         elif slot.cut:
             saved = turned(saved)
@@ -155,7 +156,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if saved.scale is not None and saved.scale.numel() > 1 and not slot.cut:
             factor, bare = folded(Product(operation, kind), grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor, by)
-        if _off(gq, bare):
+        if by is None and _off(gq, bare):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
@@ -171,14 +172,14 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return result
 
     if wants_input:
-        saved = QTensor(*tensors[:3], *ctx.meta[0])
+        saved = joined(tensors[:4], ctx.meta[0])
         shape = operation.canonical(weight_like).shape
         grad_input = one("grad_input", saved, shape, input_like, ctx.seen[0], ctx.dtypes[0])
         if input_state is not None:
             grad_input = call.own_backward("input", grad_input, input, input_state)
         grad_input = grad_input.to(ctx.dtypes[0])
     if wants_weight:
-        saved = QTensor(*tensors[3:], *ctx.meta[1])
+        saved = joined(tensors[4:], ctx.meta[1])
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
@@ -224,10 +225,12 @@ def apply(
         if differentiable:
             slot = recipe.slots["grad_input", "weight"]
             if not (slot.reused or slot.cut):
-                backward_w = call.quantize("grad_input", "weight", canonical, key)
+                x = call.value("weight", wq, canonical.shape) if slot.of_forward else canonical
+                backward_w = call.quantize("grad_input", "weight", x, key)
             slot = recipe.slots["grad_weight", "input"]
             if not (slot.reused or slot.cut):
-                backward_x = call.quantize("grad_weight", "input", input, key)
+                x = call.value("input", xq, input.shape) if slot.of_forward else input
+                backward_x = call.quantize("grad_weight", "input", x, key)
     # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
     operands = (
         xq._replace(elements=None) if xq.elements is input else xq,  # type: ignore[arg-type]
@@ -238,8 +241,8 @@ def apply(
     tensors: list[Tensor | None] = []
     meta: list[tuple[Any, ...] | None] = []
     for q in operands:
-        tensors += (None,) * 3 if q is None else q[:3]
-        meta.append(None if q is None else q[3:])
+        tensors += (None,) * 4 if q is None else tensors_of(q)
+        meta.append(None if q is None else rest_of(q))
     dtype = call.autocast or input.dtype
     dtype = recipe.stored(dtype) if recipe.narrow else dtype
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]

@@ -45,10 +45,17 @@ class QProduct(LayerState):
             if not slot.reused  # what is quantized in the forward needs no state of its own
         }
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
+        self.noisy = self.noisy or recipe.noisy
         self.recipe = recipe
+        self.shapes = shapes
         self.probe: Probe | None = None
         #: set where a monitor puts its probes at some steps
         self.monitored: object | None = None
+
+    def adopt_(self, other: LayerState) -> None:
+        super().adopt_(other)
+        assert isinstance(other, QProduct)
+        self.recipe = other.recipe
 
     def forward(
         self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None

@@ -12,6 +12,7 @@ import quantizers
 from .. import checks, data, models, recipes
 from ..norms import deviations
 from ..recipe import Recipe
+from ..schedule import Schedule, beginnings
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -36,6 +37,7 @@ class TrainConfig:
     """What to train, on what, how; checked at construction (ValueError or TypeError)."""
 
     recipe: str = field(metadata={"help": "quantization recipe"})
+    switch: tuple[str, ...] = _option((), "later recipes: 0.9:bf16 for the last tenth, 500:bf16")
     bits: int | None = _option(None, "bits of a recipe that takes them, 2 to 16")
     norm: str | None = _option(
         None,
@@ -81,7 +83,8 @@ class TrainConfig:
     overwrite: bool = _option(False, "replace an earlier run of this name")
 
     def __post_init__(self) -> None:
-        self.quantization()
+        checks.instance("switch", self.switch, tuple, 'a tuple such as ("0.9:bf16",)')
+        self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
         checks.choice("model", self.model, models.names())
@@ -101,10 +104,9 @@ class TrainConfig:
         """The run's folder: the same command always has the same name."""
         if self.name is not None:
             return self.name
-        parts = [self.recipe, self.model, self.data, f"seed{self.seed}"]
-        if self.bits is not None:
-            parts.insert(1, f"{self.bits}bit")
-        return "-".join(parts)
+        bits = [] if self.bits is None else [f"{self.bits}bit"]
+        later = [f"{name}@{when:g}" for when, name in beginnings(self.switch)]
+        return "-".join([self.recipe, *bits, *later, self.model, self.data, f"seed{self.seed}"])
 
     @property
     def warmup_epochs(self) -> float:
@@ -114,11 +116,19 @@ class TrainConfig:
     @property
     def label(self) -> str:
         """How tables and plots call the quantized curve."""
-        return self.recipe if self.bits is None else f"{self.recipe} at {self.bits} bits"
+        first = self.recipe if self.bits is None else f"{self.recipe} at {self.bits} bits"
+        return ", ".join([first, *(f"{name} from {w:g}" for w, name in beginnings(self.switch))])
 
     def quantization(self) -> Recipe:
         """The recipe with its bits and activation format; ValueError where it takes none."""
-        recipe = recipes.get(self.recipe, self.bits)
+        return self._with_outputs(recipes.get(self.recipe, self.bits))
+
+    def quantizations(self) -> Schedule:
+        """The same, and those that it switches to."""
+        later = {w: self._with_outputs(recipes.get(name)) for w, name in beginnings(self.switch)}
+        return Schedule({0: self.quantization(), **later})
+
+    def _with_outputs(self, recipe: Recipe) -> Recipe:
         if self.activation is None:
             return recipe
         checks.choice("activation", self.activation, ACTIVATIONS)
@@ -127,27 +137,25 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON gives them back."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items()}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         """The configuration that `to_dict` wrote; ValueError for a field that there is none of."""
         known = [f.name for f in fields(TrainConfig)]
-        for name in values:
+        given: dict[str, Any] = {}
+        for name, value in values.items():
             checks.choice("configuration field", name, known)
-        given = dict(values)
-        if isinstance(given.get("milestones"), list):
-            given["milestones"] = tuple(given["milestones"])
+            given[name] = tuple(value) if isinstance(value, list) else value
         return TrainConfig(**given)
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Fields, with both values, in which a stored run would compute something else."""
-        mine = self.to_dict()
-        names = [name for name in mine if name not in NOT_COMPARED]
+        mine, theirs = self.to_dict(), {"switch": [], **stored}  # which older versions had not
         return [
-            f"{n} (stored {stored.get(n)!r}, now {mine[n]!r})"
-            for n in names
-            if stored.get(n) != mine[n]
+            f"{n} (stored {theirs.get(n)!r}, now {mine[n]!r})"
+            for n in mine
+            if n not in NOT_COMPARED and theirs.get(n) != mine[n]
         ]
 
 

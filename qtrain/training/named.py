@@ -29,6 +29,9 @@ def training_recipe(name: str, /, **changes: Any) -> TrainConfig:
 
     Full precision alone (fp32) has no baseline beside it unless one is asked for.
     """
-    checks.choice("recipe", name, names())
+    if not isinstance(name, str) or name not in names():
+        near = recipes.hint(name, names())
+        known = ", ".join(names())
+        raise ValueError(f"recipe: got {checks.shown(name)}, need one of {known}{near}")
     base = TRAINING_RECIPES.get(name, {"recipe": name, "baseline": name != "fp32"})
     return TrainConfig(**{**base, **changes})

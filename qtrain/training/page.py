@@ -101,16 +101,22 @@ def _recipe(record: RunRecord) -> Section | None:
     """Each operand's quantizer, the format of outputs, and the norms."""
     if record.config is None:
         return None
-    recipe = record.config.quantization()
+    tables = [
+        part("table", _recipe_table(record.config, recipe, "" if when == 0 else f", from {when:g}"))
+        for when, recipe in record.config.quantizations().items()
+    ]
+    return Section(id="recipe", title="Recipe", body="".join(tables))
+
+
+def _recipe_table(config: TrainConfig, recipe: Recipe, when: str) -> Table:
     rows = [[product, operand, _quantizer(recipe, product, operand)] for product, operand in SLOTS]
     kept = f"{recipe.activation}{', kept in 16 bits' if recipe.narrow else ''}"
     rows.append(["every product", "output", kept if recipe.activation else "not rounded"])
-    rows.append(["norms", "", _norm(record.config, recipe)])
+    rows.append(["norms", "", _norm(config, recipe)])
     if recipe.grad_weight.unit != "fp32":
         rows.append(["grad_weight", "unit", recipe.grad_weight.unit])
     headers = ("product", "operand", "quantizer")
-    table = _words(f"Recipe {recipe.name}", headers, rows)
-    return Section(id="recipe", title="Recipe", body=part("table", table))
+    return _words(f"Recipe {recipe.name}{when}", headers, rows)
 
 
 def _words(caption: str, headers: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

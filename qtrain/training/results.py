@@ -102,10 +102,15 @@ class Result:
         return {
             "name": self.config.run_name,
             "recipe": str(self.config.quantization()),
+            **self._switches(),
             "accuracy": self.accuracy,
             "gap": None if self.gap is None else asdict(self.gap),
             "train_seconds": {key: round(value, 2) for key, value in self.seconds.items()},
         }
+
+    def _switches(self) -> dict[str, Any]:
+        later = self.config.quantizations().items()[1:]
+        return {"switches": {f"{when:g}": str(recipe) for when, recipe in later}} if later else {}
 
     def save(self) -> None:
         """Write summary.json, report.txt, the plots, and errors.json and errors.csv."""

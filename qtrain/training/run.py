@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import data
+from ..conversion.set_recipe import set_recipe
 from ..hardware.environment import changed
 from ..inspection.inspect import inspect
 from ..inspection.monitor import Monitor
 from ..inspection.report import Report
+from ..recipe import Recipe
 from ..reports.progress import Progress
 from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from .config import TrainConfig
@@ -52,6 +54,11 @@ def epoch_batches(
     )
 
 
+def total_steps(config: TrainConfig, dataset: data.DataSet) -> int:
+    """The steps of the whole run."""
+    return config.epochs * epoch_batches(config, dataset, epoch=0, start=0).total
+
+
 class Run:
     """The state of a run in progress; `done` counts steps, each of which trains every branch."""
 
@@ -66,7 +73,9 @@ class Run:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.branches, self.device = branches, device
         self.per_epoch = epoch_batches(config, dataset, epoch=0, start=0).total
-        self.total = config.epochs * self.per_epoch
+        self.total = total_steps(config, dataset)
+        self.recipes = config.quantizations()
+        self.switches = self.recipes.begins(self.total)
         self.fingerprint = dataset.fingerprint()
         self.done = 0
         self.saved_at = time.monotonic()
@@ -81,6 +90,7 @@ class Run:
         stored.check_data(self.fingerprint, self.config.data_dir, where=where)
         if stored.step > self.total or set(stored.branches) != {b.key for b in self.branches}:
             raise CheckpointError(f"{where}: of another run (step {stored.step} of {self.total})")
+        set_recipe(self.branches[-1].model, self._recipe_of(stored.step - 1))
         for branch in self.branches:
             branch.load_state_dict(stored.branches[branch.key], where=where)
             samples = stored.step % self.per_epoch * self.config.batch_size
@@ -96,6 +106,9 @@ class Run:
                 got = f"got a monitor's record of {self.monitor.step} steps"
                 raise CheckpointError(f"{where}: {got}, need {stored.step}")
         self.done = stored.step
+
+    def _recipe_of(self, step: int) -> Recipe:
+        return self.recipes.at(max(step, 0), self.total)
 
     def start_log(self, stored: Checkpoint | None) -> None:
         """Open the metrics where the checkpoint left them; say what the run is and runs on."""
@@ -133,6 +146,11 @@ class Run:
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
         inputs, targets = inputs.to(self.device), targets.to(self.device)
         rate = learning_rate(self.config, self.done, self.per_epoch)
+        set_recipe(self.branches[-1].model, self._recipe_of(self.done))
+        recipe = self.switches.get(self.done)
+        if recipe is not None and self.done:
+            key = self.branches[-1].key
+            self.log.write(kind="recipe", step=self.done, branch=key, recipe=str(recipe))
         for branch in self.branches:
             values = branch.step(inputs, targets, step=self.done, rate=rate)
             if self.done % LOG_STEPS == 0:
@@ -211,7 +229,7 @@ class Run:
         return result
 
     def _inspect(self, branch: Branch) -> Report | None:
-        if self.config.quantization().products_off:
+        if self.recipes.last.products_off:
             return None
         batch = training_batch(self.config, self.dataset, self.device)
         return inspect(branch.model.train(), *batch)

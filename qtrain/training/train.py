@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from .. import checks, data, models
 from ..conversion.quantize import quantize
+from ..conversion.set_recipe import set_recipe
 from ..files import terminal
+from ..recipe import Recipe
+from ..schedule import Schedule
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import OWN_NORM, TrainConfig
 from .folder import open_run
 from .interrupt import StopRequest
 from .results import Result
-from .run import Run, training_batch
+from .run import Run, total_steps, training_batch
 from .trainee import Branch
 
 
@@ -38,6 +41,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> R
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config).to(device)
+        config.quantizations().begins(total_steps(config, dataset))
         branches = build_branches(config, dataset, device)
         with open_run(config, say=report) as (folder, stored):
             run = Run(config, folder, dataset, branches, device)
@@ -56,7 +60,7 @@ def build_branches(
     torch.manual_seed(config.seed)
     network = models.get(config.model, **dataset.sizes)
     norm = None if config.norm == OWN_NORM else config.norm
-    quantized = quantize(network, recipe=config.quantization(), norm=norm, seed=config.seed)
+    quantized = quantize(network, recipe=_recipes(config), norm=norm, seed=config.seed)
     pairs = [("quantized", config.label, quantized)]
     if config.baseline:
         pairs.insert(0, ("baseline", "full precision", copy.deepcopy(network)))
@@ -65,6 +69,10 @@ def build_branches(
         Branch(key, label, model.to(device).to(memory_format=layout), config)  # type: ignore[call-overload]
         for key, label, model in pairs
     ]
+
+
+def _recipes(config: TrainConfig) -> Recipe | Schedule:
+    return config.quantizations() if config.switch else config.quantization()
 
 
 def load_data(config: TrainConfig) -> data.DataSet:
@@ -107,6 +115,9 @@ def restored(
         dataset = load_data(config).to(on)
         checkpoint.check_data(dataset.fingerprint(), config.data_dir, where=where)
         branch = build_branches(config, dataset, on)[-1]
+        total = total_steps(config, dataset)
+        step = min(max(checkpoint.step, 1), total) - 1  # the last that was done
+        set_recipe(branch.model, config.quantizations().at(step, total))
         branch.load_state_dict(checkpoint.branches.get("quantized"), where=where)
         yield branch.model.train(), *training_batch(config, dataset, on)
 

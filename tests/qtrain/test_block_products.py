@@ -1,7 +1,6 @@
 """Blocks along the sum, in every operand of every product, against sums written out in float64.
 
-The oracle's matrices of a convolution come from torch's own convolution of unit images with unit
-kernels; its quantizer is the public one, on matrices of two axes.
+`block_cases` writes them out.
 """
 
 from __future__ import annotations
@@ -12,11 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from block_cases import (
+    FP4,
+    INT8,
+    KINDS,
+    MX,
+    Sum,
+    convolved,
+    kept,
+    normal,
+    product,
+    recipe,
+)
 from torch import Tensor, nn
 
-from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, inspect, quantize
-from qtrain.products.call import Probe
-from qtrain.products.module import products_of
+from qtrain import GradInput, Matmul, inspect, quantize
 from quantizers import (
     OFF,
     Granularity,
@@ -25,136 +34,15 @@ from quantizers import (
     Quantizer,
     Scale,
     blocks,
-    ceil,
     e2m1,
     e4m3,
-    e5m2,
     e8m0,
     ema,
+    fp32,
     minmax,
     per_channel,
     stochastic,
 )
-
-MX = Quantizer(format=e4m3, granularity=blocks(8), scale=Scale(e8m0, rounding=ceil))
-FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale=Scale(e4m3, headroom=17 / 16))
-INT8 = Quantizer(format=IntFormat(8), granularity=blocks(6, 3))
-UINT8 = Quantizer(
-    format=IntFormat(8, signed=False, symmetric=False), range=minmax, granularity=blocks(5)
-)
-E5M2 = Quantizer(format=e5m2, granularity=blocks(None))
-KINDS = {"mx": MX, "fp4 tiles": FP4, "int8 tiles": INT8, "affine": UINT8, "whole rows": E5M2}
-
-
-def recipe(x: Any, w: Any = None, g: Any = None, **more: Any) -> Recipe:
-    w, g = w or x, g or x
-    return Recipe(
-        name="blocks",
-        forward=Forward(input=x, weight=w),
-        grad_input=GradInput(grad_output=g),
-        grad_weight=GradWeight(grad_output=g),
-        **more,
-    )
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 3
-
-
-# The oracle: matrices with one scale an element ---------------------------------------------------
-
-
-def quantized(by: Any, matrix: Tensor) -> tuple[Tensor, Tensor, int]:
-    """A matrix (kept, summed) -> elements and scales of every element, and the block's length."""
-    q = by(matrix)
-    scale = torch.ones(1, 1) if q.scale is None else q.scale
-    for axis in (0, 1):
-        if q.block and q.block[axis] > 1:
-            scale = scale.repeat_interleave(q.block[axis], axis)
-    scale = scale[: matrix.shape[0], : matrix.shape[1]].expand(matrix.shape)
-    return q.unshifted().double(), scale, min(q.block[1] if q.block else 10**9, matrix.shape[1])
-
-
-class Sum:
-    """sum over blocks of (sa sb) (a b^T), in fp32, of one pair of operands after the other."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-
-    def add(self, a: tuple[Tensor, Tensor, int], b: tuple[Tensor, Tensor, int]) -> None:
-        step = min(a[2], b[2])
-        for start in range(0, a[0].shape[1], step):
-            at = slice(start, start + step)
-            part = (a[0][:, at] @ b[0][:, at].T).float()
-            part = part * (a[1][:, start, None] * b[1][None, :, start])
-            self.total = part if self.total is None else self.total + part
-
-
-def product(by: tuple[Any, Any], a: Tensor, b: Tensor) -> Tensor:
-    """a: (M, K), b: (N, K) -> (M, N)."""
-    found = Sum()
-    found.add(quantized(by[0], a), quantized(by[1], b))
-    assert found.total is not None
-    return found.total
-
-
-def unit_maps(layer: Any, size: tuple[int, ...]) -> list[Tensor]:
-    """For each position of the kernel which places of the input each place of the output meets:
-    (places of the output, places of the input), 0 or 1."""
-    one = copy.deepcopy(layer)
-    count = int(torch.tensor(size).prod())
-    images = torch.eye(count).view(count, 1, *size)
-    found = []
-    for position in torch.eye(layer.weight[0, 0].numel()):
-        kernel = position.view(1, 1, *layer.weight.shape[2:])
-        one.weight, one.bias, one.groups = nn.Parameter(kernel), None, 1
-        one.in_channels = one.out_channels = 1
-        found.append(one(images).detach().flatten(1).T)
-    return found
-
-
-def convolved(layer: Any, x: Tensor, g: Tensor, by: dict[str, Any]) -> list[Tensor]:
-    """output (without bias), grad_input and grad_weight (groups, out, in, positions)."""
-    maps = [m.double() for m in unit_maps(layer, tuple(x.shape[2:]))]
-    groups, transposed = layer.groups, isinstance(layer, nn.ConvTranspose2d)
-    weight = layer.weight.detach().flatten(2).unflatten(0, (groups, -1))
-    weight = weight.transpose(1, 2) if transposed else weight  # groups, out, in, positions
-    n, parts = x.shape[0], []
-    for group in range(groups):
-        w = weight[group]
-        xs, gs = (t.flatten(2).chunk(groups, 1)[group].permute(0, 2, 1) for t in (x, g))
-        pixels = {  # of each sample and place, its channels
-            name: quantized(by[name], t.flatten(0, 1)) for name, t in (("x", xs), ("g", gs))
-        }
-
-        def seen(q: tuple[Tensor, Tensor, int], m: Tensor) -> tuple[Tensor, Tensor, int]:
-            """What each place meets: elements and scales."""
-            parts = (m @ part.double().unflatten(0, (n, -1)) for part in q[:2])
-            elements, scale = (part.flatten(0, 1) for part in parts)
-            return elements, scale.float(), q[2]
-
-        output, grad_input, positions = Sum(), Sum(), []
-        for p, m in enumerate(maps):
-            output.add(seen(pixels["x"], m), quantized(by["w"], w[:, :, p]))
-            grad_input.add(seen(pixels["g"], m.T), quantized(by["w_back"], w[:, :, p].T))
-            one, other = gs, xs  # the larger map is unfolded, before it is quantized
-            if transposed:
-                one = (m.T @ gs.double()).float()
-            else:
-                other = (m @ xs.double()).float()
-            left, right = (t.permute(2, 0, 1).flatten(1) for t in (one, other))
-            positions.append(product((by["g2"], by["x_back"]), left, right))
-        assert output.total is not None and grad_input.total is not None
-        parts.append(
-            [
-                output.total.unflatten(0, (n, -1)).permute(0, 2, 1),
-                grad_input.total.unflatten(0, (n, -1)).permute(0, 2, 1),
-                torch.stack(positions, -1),
-            ]
-        )
-    out, into, grads = zip(*parts, strict=True)
-    return [torch.cat(out, 1), torch.cat(into, 1), torch.stack(grads)]
-
 
 # Linear layers ------------------------------------------------------------------------------------
 
@@ -188,6 +76,72 @@ def test_leading_axes_are_one_axis_of_tokens(kind: str) -> None:
         results.append((y.flatten(0, -2), x.grad.flatten(0, -2), model.weight.grad))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+TWO = Scale(e4m3, over=Scale(fp32, top=448))
+
+
+@pytest.mark.parametrize("tile", [blocks(8), blocks(8, 8)], ids=str)
+def test_a_scale_of_the_whole_multiplies_the_sums_once(tile: Granularity) -> None:
+    """Two levels: fl32(fl32(sum of blocks) * fl24(outer_a * outer_b))."""
+    q = Quantizer(format=e2m1, granularity=tile, scale=TWO)
+    r = recipe(q)
+    layer = nn.Linear(19, 13)
+    x, g = normal(3, 7, 19, seed=1).requires_grad_(), normal(3, 7, 13, seed=2) * 1e-3
+    model = quantize(copy.deepcopy(layer), recipe=r)
+    y = model(x)
+    y.backward(g)
+    w, flat_x, flat_g = layer.weight.detach(), x.detach().flatten(0, 1), g.flatten(0, 1)
+
+    def levels(a: Tensor, b: Tensor) -> Tensor:
+        both = q(a).outer * q(b).outer
+        return product((q, q), a, b) * both
+
+    assert torch.equal(y.flatten(0, 1), levels(flat_x, w) + layer.bias)
+    assert torch.equal(x.grad.flatten(0, 1), levels(flat_g, w.T))
+    assert torch.equal(model.weight.grad, levels(flat_g.T, flat_x.T))
+
+
+def test_a_scale_of_each_row_multiplies_its_sums_once() -> None:
+    rows = Scale(e4m3, over=Scale(fp32, top=448, granularity=blocks(None)))
+    q = Quantizer(format=e2m1, granularity=blocks(8), scale=rows)
+    layer, x = nn.Linear(19, 13, bias=False), normal(3, 7, 19, seed=1)
+    flat, w = x.flatten(0, 1), layer.weight.detach()
+    both = q(flat).outer * q(w).outer.T
+    assert q(flat).outer.shape == (21, 1)
+    y = quantize(copy.deepcopy(layer), recipe=recipe(q))(x)
+    assert torch.equal(y.flatten(0, 1), product((q, q), flat, w) * both)
+
+
+def test_other_second_levels_are_one_scale_a_block() -> None:
+    """An outer scale that changes along the sum, and one beside a convolution's windows."""
+    parts = Scale(e4m3, over=Scale(fp32, top=448, granularity=blocks(16)))
+    q = Quantizer(format=e2m1, granularity=blocks(8), scale=parts)
+    layer, x = nn.Linear(40, 13, bias=False), normal(7, 40, seed=1)
+    w = layer.weight.detach()
+
+    def one(matrix: Tensor) -> QTensor:
+        return q(matrix).one_level()
+
+    y = quantize(copy.deepcopy(layer), recipe=recipe(q))(x)
+    assert torch.equal(y, product((one, one), x, w))
+    pixels = Scale(e4m3, over=Scale(fp32, top=448, granularity=blocks(None)))
+    q = Quantizer(format=e2m1, granularity=blocks(8), scale=pixels)
+    convolution, image = nn.Conv2d(20, 6, 3, bias=False), normal(2, 20, 5, 5, seed=1)
+    y = quantize(copy.deepcopy(convolution), recipe=recipe(q, MX, MX))(image)
+    by = dict.fromkeys(("g", "w_back", "g2", "x_back", "w"), MX) | {"x": one}
+    assert torch.equal(y.flatten(2), convolved(convolution, image, torch.zeros_like(y), by)[0])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(12, 5, bias=False), nn.Conv2d(6, 5, 3, bias=False)])
+def test_a_second_level_without_blocks_is_part_of_the_scale(layer: Any) -> None:
+    q = Quantizer(format=e2m1, scale=Scale(e8m0, rule="ocp_floor", prescale=0.75))
+    x = normal(*((4, 12) if isinstance(layer, nn.Linear) else (2, 6, 5, 5)), seed=1)
+    y = quantize(copy.deepcopy(layer), recipe=recipe(q))(x)
+    exact = copy.deepcopy(layer).double()
+    exact.weight = nn.Parameter(q(layer.weight.detach()).dequantize().double())
+    close = exact(q(x).dequantize().double())
+    assert torch.allclose(y.double(), close, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("other", ["off", "tensor", "channel", "longer blocks", "plain int8"])
@@ -305,25 +259,6 @@ def test_batches_of_matrices_are_each_a_product(kind: str) -> None:
 
 
 # What the backward products take ------------------------------------------------------------------
-
-
-class Kept(Probe):
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, str], QTensor] = {}
-
-    def operand(
-        self, kind: Any, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
-    ) -> None:
-        assert x.shape == q.elements.shape
-        self.found[kind, operand] = q
-
-
-def kept(r: Recipe, layer: nn.Module, x: Tensor) -> dict[tuple[str, str], QTensor]:
-    model, probe = quantize(nn.Sequential(layer), recipe=r), Kept()
-    for one in products_of(model):
-        one.probe = probe
-    model(x.requires_grad_()).square().sum().backward()
-    return probe.found
 
 
 def test_square_blocks_of_a_weight_serve_both_of_its_products() -> None:

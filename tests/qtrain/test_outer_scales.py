@@ -1,14 +1,10 @@
-"""Scales of two levels in layers: products that do not apply the second refuse it, and figures see
-the product of both."""
+"""Scales of two levels in layers: figures see the product of both."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-import qtrain
-from qtrain import quantize
 from qtrain.inspection.detail import Detail
 from qtrain.inspection.distributions import outlier
 from qtrain.inspection.pair import TensorPair
@@ -20,20 +16,6 @@ TWO = Quantizer(
 )
 BEFORE = Quantizer(format=e2m1, scale=Scale(e8m0, rule="ocp_floor", prescale=0.75))
 X = random_bits(root_key(1), (24, 48)).float() / 2**29
-
-
-@pytest.mark.parametrize("quantizer", [TWO, BEFORE], ids=["two levels", "a constant"])
-@pytest.mark.parametrize("slot", ["forward", "grad_input", "grad_weight"])
-def test_a_product_refuses_a_second_level(slot: str, quantizer: Quantizer) -> None:
-    """Whatever it is in: never left out of the result."""
-    given = {
-        "forward": {"forward": qtrain.Forward(weight=quantizer)},
-        "grad_input": {"grad_input": qtrain.GradInput(grad_output=quantizer)},
-        "grad_weight": {"grad_weight": qtrain.GradWeight(input=quantizer)},
-    }[slot]
-    model = quantize(nn.Sequential(nn.Linear(48, 32)), recipe=qtrain.Recipe(name="r", **given))  # type: ignore[arg-type]
-    with pytest.raises(NotImplementedError, match=r"layer '0', .* has an outer scale"):
-        model(X.clone().requires_grad_()).sum().backward()
 
 
 @pytest.mark.parametrize("quantizer", [TWO, BEFORE], ids=["two levels", "a constant"])

@@ -97,6 +97,10 @@ def test_names_give_recipes_that_print_pickle_and_compare(name: str) -> None:
     [
         ("int-8", None, ValueError, "unknown recipe 'int-8'; did you mean 'int8'"),
         ("Banner2018", None, ValueError, "did you mean 'banner2018'"),
+        ("int4", None, ValueError, r"unknown recipe 'int4'; did you mean 'int8' at 4 bits\? quant"),
+        ("INT16", None, ValueError, r"did you mean 'int8' at 16 bits\?.*recipes\.int8\(16\)"),
+        ("e4m3", None, ValueError, "that is a number format: Quantizer.format='e4m3'. is one of"),
+        ("uint8", None, ValueError, "that is a number format: Quantizer.format='uint8'."),
         ("", None, ValueError, "unknown recipe ''"),
         ("fp32", 8, ValueError, "'fp32' has no bits to set; leave bits out"),
         ("bf16", 16, ValueError, "'bf16' has no bits"),

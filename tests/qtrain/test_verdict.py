@@ -31,7 +31,7 @@ from qtrain import (
     train,
 )
 from qtrain.cli import main
-from qtrain.conversion.overrides import Chooser
+from qtrain.conversion.overrides import Asked, Chooser
 from qtrain.diagnosis.figures import OPERANDS, PRODUCTS, Rule, often
 from qtrain.diagnosis.rules import RULES
 from qtrain.inspection.row import ROLES
@@ -171,7 +171,7 @@ def test_remedies_name_slots_and_overrides_that_exist() -> None:
                 if "overrides={" in f.remedy:
                     text = f.remedy[f.remedy.index("overrides={") + len("overrides=") :]
                     wanted = eval(text[: text.index("}") + 1])
-                    assert Chooser(recipes.int8(), None, wanted)("b") != recipes.int8(4)
+                    assert Chooser(Asked.of("int8", None, wanted))("b") != recipes.int8(4)
 
 
 def test_peaks_that_are_cut_off_at_no_cost_are_no_symptom() -> None:

@@ -510,7 +510,7 @@ def test_a_users_quantizer_is_asked_for_its_backward_and_given_a_key() -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"format": "int8"}, "format"),
+        ({"format": "int99"}, "format: unknown"),
         ({"format": int8, "range": None}, "range"),
         ({"format": int8, "range": "absmax"}, "range"),
         ({"format": int8, "rounding": "nearest"}, "rounding"),

@@ -78,8 +78,20 @@ def matrices_of(
 
 def turned(q: QTensor) -> QTensor:
     """A quantized matrix transposed."""
-    parts = (None if part is None else part.transpose(-1, -2) for part in q[:3])
+    scale, zero_point, outer = (
+        None if part is None else part.transpose(-1, -2)
+        for part in (q.scale, q.zero_point, q.outer)
+    )  # fmt: skip
     *batch, kept, summed = q.block
-    elements, scale, zero_point = parts
-    assert elements is not None
-    return QTensor(elements, scale, zero_point, q.format, (*batch, summed, kept))
+    block = (*batch, summed, kept)
+    return QTensor(q.elements.transpose(-1, -2), scale, zero_point, q.format, block, outer)
+
+
+def restored(operation: Operation, operand: str, cut: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a forward operand's `cut` was made of: shape."""
+    if not isinstance(operation, Convolution):
+        return cut.reshape(list(shape))
+    if operand == "weight":
+        return cut.permute(0, 2, 3, 1).reshape(list(shape))  # groups, position, out, in
+    pixels: Tensor = cut.unflatten(1, (shape[0], -1)).permute(1, 0, 3, 2)  # N, groups, channels
+    return pixels.reshape(list(shape))

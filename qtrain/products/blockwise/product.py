@@ -11,7 +11,7 @@ from ..engines.task import Note
 from ..operands import PLACES
 from ..operations import Operand
 from ..product import Product
-from .matrices import Matrices
+from .matrices import Matrices, Plain
 from .sums import block_sums, step_of
 
 
@@ -28,6 +28,10 @@ def in_blocks(
 ) -> Tensor:
     """`multiply` where blocks lie along the sum.
 
+    Outer scales that the whole of an operand shares, or a row of a matrix that is multiplied as it
+    lies, multiply the sums at the end, fl32(sum * fl24(outer_a * outer_b)); others are fl32(scale *
+    outer) of each block.
+
     by: the product's matrices; cut: which operands are given as `by.cut` made them.
     """
     if note is not None:
@@ -38,7 +42,12 @@ def in_blocks(
         step = step_of(one, other)
     except ValueError as error:
         raise ValueError(f"{product.kind}: {error}") from error
+    (one, factor), (other, last) = (_without_outer(by, q) for q in (one, other))
     found = block_sums(by.rows("a", one, step), by.rows("b", other, step))
+    if factor is not None or last is not None:
+        last = None if last is None else last.transpose(-1, -2)
+        both = Epilogue(tuple(f for f in (factor, last) if f is not None))
+        found = both.applied_(product.operation, found)
     return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
 
 
@@ -59,3 +68,18 @@ def _cut(by: Matrices, product: Product, operand: Operand, q: QTensor) -> QTenso
     spread = q.spread(q.scale).expand(q.elements.shape)
     scale = by.cut(operand, spread)[..., ::step]
     return QTensor(elements, scale, None, q.format, (*batch, 1, step))
+
+
+def _without_outer(by: Matrices, q: QTensor) -> tuple[QTensor, Tensor | None]:
+    """The operand in one level of scales, and what its rows' sums are to be multiplied with,
+    (*batch, kept or 1, 1)."""
+    outer, scale = q.outer, q.scale
+    if outer is None or scale is None:
+        return q, None
+    if outer.numel() == 1:
+        return q._replace(outer=None), outer.reshape(1, 1)
+    if isinstance(by, Plain) and outer.shape[-1] == 1:
+        outer = outer.expand(*outer.shape[:-2], scale.shape[-2], 1)
+        outer = outer.repeat_interleave(q.block[-2], -2)[..., : q.elements.shape[-2], :]
+        return q._replace(outer=None), outer
+    return q.one_level(), None

@@ -1,0 +1,194 @@
+"""set_recipe: another recipe for a model that was converted, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import recipes
+from ..autograd.capture import capturing
+from ..autograd.recomputation import in_backward
+from ..copies import unwrapped
+from ..layer_state import LayerState
+from ..names import some
+from ..norms import deviations
+from ..norms.recipe import NormRecipe
+from ..products.call import located
+from ..products.module import QProduct
+from ..recipe import Recipe
+from ..schedule import Schedule
+from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, torch_norm
+from .overrides import Asked, Chooser, Norm, Override, check_attention
+from .record import Conversion
+from .swap import switch_fast_paths_
+from .unfollowed import names_groups_alone, warn_of_groups
+
+#: what an override of None makes of a layer
+_OFF = recipes.fp32()
+
+
+def set_recipe(
+    model: nn.Module,
+    recipe: Recipe | str,
+    overrides: Mapping[str, Override] | None = None,
+    *,
+    norm: Norm = None,
+) -> nn.Module:
+    """Have a converted model follow `recipe` from its next forward on, in place; returns it.
+
+    recipe      a Recipe or the name of one; of a Schedule `schedule.at(step, total)`
+    overrides   as `quantize` takes them (None: in full precision); left out, those that were given
+                before stay, {} takes them away
+    norm        the norms' deviation or NormRecipe, likewise; "l2" is torch's own again where the
+                recipe rounds nothing in norms
+
+    It then computes as `quantize(original, recipe=recipe, ...)` does: under "fp32", without
+    overrides and norm, as the original, bit for bit.  Layers that were not converted stay so.
+    Parameters, the optimizer and the noise's counts are not touched.  An operand whose quantizer
+    stays the same keeps its state, such as a running range; another quantizer's state starts anew
+    (until a training step has moved a range, evaluation takes each batch's own).  The same recipe
+    again does nothing.
+
+    Call it between steps, after the backward pass.  A compiled model compiles anew; a captured CUDA
+    graph replays what it captured: capture again.  A state_dict holds the states of the recipe in
+    force: load it into a model that was given the same one.  Copies have recipes of their own.
+
+    ValueError, with nothing changed, for a model that was not converted, where an override names
+    layers that were not, where the recipe asks for norms that were not converted, and where one
+    begins or ends to have deviation none, with which a norm's scale is not trained.
+    """
+    inner = unwrapped(model)
+    before = Conversion.of(inner)
+    if before is None:
+        raise ValueError(
+            "model: it was not converted by quantize or quantize_; convert it first, and give the "
+            "whole model (overrides name its layers)"
+        )
+    if isinstance(recipe, Schedule):
+        raise ValueError("recipe: got a Schedule; give its recipe of a step, .at(step, total)")
+    asked = Asked.of(
+        recipe,
+        before.asked.norm if norm is None else norm,
+        before.asked.overrides if overrides is None else overrides,
+    )
+    if asked != before.asked:
+        if in_backward() or capturing():
+            raise ValueError(
+                "set_recipe: within a backward pass, or a captured CUDA graph; call it between "
+                "steps, and capture the graph after it"
+            )
+        follow_(inner, asked)
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):  # which keeps a list of all buffers
+                module._assign_modules_buffers()
+    return model
+
+
+def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> None:
+    """Have a converted model follow what is asked, in place; `schedule` goes into its record."""
+    before = Conversion.of(model)
+    assert before is not None
+    choose = Chooser(asked)
+    layers, chosen, left = [], {}, {}
+    norms_left: dict[str, str] = {}
+    unasked = []
+    for name, module in model.named_modules():
+        shown = name or "(model)"
+        states = [child for child in module.children() if isinstance(child, LayerState)]
+        if states:
+            chosen[name] = choose(name)
+            layers.append(_Layer(name, module, states, chosen[name] or _OFF))
+        elif shown in before.left:
+            own = chosen[name] = choose(name)
+            left[name] = f"it was not converted: {before.left[shown]}"
+            if own is not None and own.norm is not None and not own.norm.is_off:
+                if shown not in before.on_purpose and can_convert(module):
+                    unasked.append(name)
+                elif shown in before.norms_left:
+                    norms_left[shown] = before.left[shown]
+    choose.check_all_used()
+    check_attention(model, chosen)
+    overridden = {}
+    for layer in layers:
+        instead = choose.instead(layer.name, layer.recipe, layer.is_norm)
+        if instead is not None:
+            overridden[layer.name or "(model)"] = instead
+    choose.check_all_honoured(left)
+    if unasked:
+        raise ValueError(
+            f"norm: {asked.base.name} has norms computed as {asked.base.norm}, and "
+            f"{some(unasked, 6)} were not converted; quantize the original model with norm=, or "
+            f"with a Schedule of all its recipes, or take dataclasses.replace(recipe, norm=None)"
+        )
+    fresh = [layer.built() for layer in layers]  # everything first: an error must change nothing
+    for layer, states in zip(layers, fresh, strict=True):
+        layer.follow_(states)
+    switch_fast_paths_(model)
+    replace(
+        before, asked=asked, overridden=overridden, norms_left=norms_left,
+        schedule=before.schedule if schedule is None else schedule,
+    ).attach(model)  # fmt: skip
+    warn_of_groups([layer.name or "(model)" for layer in layers if layer.ungrouped()], 4)
+
+
+@dataclass
+class _Layer:
+    """A converted layer, the states it holds, and the recipe it is to follow."""
+
+    name: str
+    module: nn.Module
+    states: list[LayerState]
+    recipe: Recipe
+
+    @property
+    def is_norm(self) -> bool:
+        return torch_norm(self.module) in CONVERTED
+
+    @property
+    def _norm(self) -> NormRecipe:
+        return self.recipe.norm or NormRecipe()
+
+    def built(self) -> list[LayerState]:
+        """The states of its layer under the recipe; ValueError where it cannot be followed."""
+        if self.is_norm:
+            self._check_norm()
+        return [self._built(state) for state in self.states]
+
+    def _built(self, state: LayerState) -> LayerState:
+        own: dict[str, Any] = {"name": state.name, "seed": 0, "stream": 0}
+        own["device"] = state.noise_key.device
+        try:
+            if isinstance(state, QProduct):
+                return QProduct(self.recipe, state.shapes, **own)
+            return LayerState(norm_slots(self.module, self._norm), **own)
+        except (TypeError, ValueError) as error:
+            raise located(error, f"layer {state.name!r}") from error
+
+    def _check_norm(self) -> None:
+        none = deviations.none()
+        now: Any = self.module.recipe
+        if (now.deviation == none) != (self._norm.deviation == none):
+            raise ValueError(
+                f"norm: layer {self.name or '(model)'!r} has deviation {now.deviation}, and is to "
+                f"have {self._norm.deviation}; with none its scale is not trained, which was "
+                f"decided when it was converted: quantize the original model with the other"
+            )
+
+    def ungrouped(self) -> bool:
+        """Whether a weight of it has a scale for each group, and one group."""
+        return any(
+            names_groups_alone(self.recipe, state.shapes[1])
+            for state in self.states
+            if isinstance(state, QProduct)
+        )
+
+    def follow_(self, states: list[LayerState]) -> None:
+        """Follow the recipe, with what `built` gave."""
+        for state, other in zip(self.states, states, strict=True):
+            state.adopt_(other)
+        if self.is_norm:
+            follow_norm_(self.module, self._norm)

@@ -1,0 +1,166 @@
+"""Plain data as YAML: a strict subset, nested mappings of scalars and lists, read without a library
+that knows more than that.
+
+What is written is YAML 1.1 and 1.2 alike, and reads the same with any reader of either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+#: what needs no quotes
+_PLAIN = re.compile(r"[A-Za-z_][\w.()/-]*(?: [\w.()/-]+)*", re.ASCII)
+#: what other readers take for something else
+_RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:e[+-]?[0-9]+)?")
+_CONSTANTS = {"null": None, "true": True, "false": False}
+_LINE = re.compile(r"( *)([A-Za-z_]\w*):(?: +(.*))?", re.ASCII)
+#: a token of a list, or the rest of a line
+_TOKEN = re.compile(r'\s*(?:([\[\],])|("(?:[^"\\]|\\.)*")|([^\[\],"#\s][^\[\],"#]*))')
+
+
+def dumped(tree: Mapping[str, Any]) -> str:
+    """A mapping as text.  Keys: words; values: None, bool, int, finite float, str, lists and
+    tuples of such, and mappings, which an empty one is written as {} for."""
+    return "".join(f"{line}\n" for line in _lines(tree, ""))
+
+
+def _lines(tree: Mapping[str, Any], indent: str) -> list[str]:
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+        else:
+            found.append(f"{indent}{key}: {_inline(value)}")
+    return found
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"got {value}, need a finite number")
+        text = repr(value)
+        return text if "." in text else text.replace("e", ".0e")
+    if isinstance(value, str):
+        plain = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
+        return value if plain else json.dumps(value)
+    return json.dumps(value)
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The mapping that `dumped` wrote, or somebody by hand; lists come back as lists.
+
+    Comments, blank lines and any deeper indentation are taken.  ValueError, with the line's number,
+    for anything else that YAML has: tags, anchors, several documents, block lists, block scalars.
+    """
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            lines.append((number, line.rstrip()))
+    try:
+        found, rest = _mapping(lines, 0)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if rest:
+        _refuse(rest[0][0], "indented less than the line above it, but as deep as none before that")
+    return found
+
+
+_Lines = Sequence[tuple[int, str]]
+
+
+def _mapping(lines: _Lines, least: int) -> tuple[dict[str, Any], _Lines]:
+    """The mapping that begins with these lines, indented by `least` or more, and what follows."""
+    found: dict[str, Any] = {}
+    own = None
+    while lines:
+        number, line = lines[0]
+        match = _LINE.fullmatch(line)
+        if match is None:
+            _refuse(number, "need `name: value`, indented by spaces")
+        indent, key, rest = len(match[1]), match[2], match[3] or ""
+        own = indent if own is None else own
+        if indent < own or indent < least:
+            break
+        if indent > own:
+            _refuse(number, "indented deeper than the line before it, which has no mapping")
+        if key in found:
+            _refuse(number, f"{key} stands here a second time")
+        lines = lines[1:]
+        if rest and not rest.startswith("#"):
+            found[key] = _value(rest, number)
+        else:
+            found[key], lines = _mapping(lines, own + 1)
+            if not found[key]:
+                _refuse(number, f"{key} has no value; {{}} is an empty mapping, null is none")
+    return found, lines
+
+
+def _value(text: str, number: int) -> Any:
+    """What stands behind a colon."""
+    if re.fullmatch(r"\{\s*\}\s*(#.*)?", text):
+        return {}
+    tokens = []
+    at = 0
+    while at < len(text) and not re.match(r"\s*(#|$)", text[at:]):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            _refuse(number, f"{text[at:]!r:.40} is no value")
+        tokens.append(match)
+        at = match.end()
+    value, rest = _item(tokens, number)
+    if rest:
+        _refuse(number, f"{rest[0][0].strip()!r:.40} behind a value")
+    return value
+
+
+def _item(tokens: Sequence[re.Match[str]], number: int) -> tuple[Any, Sequence[re.Match[str]]]:
+    """The first value of these tokens, and what follows it."""
+    if not tokens or tokens[0][1] in ("]", ","):
+        _refuse(number, "a value is missing")
+    first, rest = tokens[0], tokens[1:]
+    if first[1] is None:
+        return _scalar(first[2] or first[3].rstrip(), number), rest
+    found: list[Any] = []
+    while rest and rest[0][1] != "]":
+        value, rest = _item(rest, number)
+        found.append(value)
+        if rest and rest[0][1] == ",":
+            rest = rest[1:]
+        elif not rest or rest[0][1] != "]":
+            break
+    if not rest:
+        _refuse(number, "a list without its ]")
+    if rest[0][1] != "]":
+        _refuse(number, "a list without a comma")
+    return found, rest[1:]
+
+
+def _scalar(text: str, number: int) -> Any:
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text) if len(text) < 30 else _refuse(number, "a number of too many digits")
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if text.startswith('"'):
+        try:
+            return json.loads(text)
+        except ValueError:
+            _refuse(number, f"{text!r:.40} is no string in double quotes")
+    if not _PLAIN.fullmatch(text) or text.lower() in _RESERVED:
+        _refuse(number, f"{text!r:.40} is no name or number; other text stands in double quotes")
+    return text
+
+
+def _refuse(number: int, why: str) -> NoReturn:
+    raise ValueError(f"line {number}: {why}")

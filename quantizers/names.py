@@ -1,0 +1,23 @@
+"""Formats and roundings by name, in the fields that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import formats, rounding
+
+_GET: dict[str, Callable[[str], object]] = {"format": formats.get, "rounding": rounding.get}
+
+
+def take_names(owner: object, **kinds: str) -> None:
+    """Replace names in the fields of a frozen dataclass by what they name.
+
+    kinds   field -> "format" or "rounding".  ValueError for a name that none has.
+    """
+    for field, kind in kinds.items():
+        got = getattr(owner, field)
+        if isinstance(got, str):
+            try:
+                object.__setattr__(owner, field, _GET[kind](got))
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from error

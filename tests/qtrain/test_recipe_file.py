@@ -1,0 +1,308 @@
+"""Recipes in YAML files: equal after the round trip, safe to read, refused where not ours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qtrain import (
+    Arithmetic,
+    Forward,
+    GradInput,
+    GradWeight,
+    NormRecipe,
+    Recipe,
+    deviations,
+    load_recipe,
+    quantize,
+    recipes,
+    save_recipe,
+)
+from qtrain.files.plain_yaml import dumped, parsed
+from quantizers import (
+    OFF,
+    FloatFormat,
+    IntFormat,
+    QTensor,
+    Quantizer,
+    Rounding,
+    absmax,
+    bf16,
+    ceil,
+    chunked_minmax,
+    e2m1,
+    e3m0,
+    e4m3,
+    e5m2,
+    e8m0,
+    ema,
+    floor,
+    fp16,
+    half_away,
+    minmax,
+    nearest_even,
+    per_axis,
+    per_block,
+    per_channel,
+    per_sample,
+    per_tensor,
+    per_token,
+    percentile,
+    stochastic,
+    toward_zero,
+)
+
+NAMED = [
+    *(recipes.get(name) for name in recipes.names()),
+    *(
+        recipes.get(n, bits)
+        for n in recipes.names()
+        if recipes.takes_bits(n)
+        for bits in (2, 5, 16)
+    ),
+    recipes.int8(unit="bf16"),
+    recipes.banner2018(variant="code"),
+    replace(recipes.int8(), activation=fp16, narrow=True),
+]
+
+
+@pytest.mark.parametrize("recipe", NAMED, ids=lambda recipe: recipe.name)
+def test_named_recipes_come_back_equal(recipe: Recipe, tmp_path: Path) -> None:
+    path = save_recipe(recipe, tmp_path / "a.yaml")
+    found = load_recipe(path)
+    assert found == recipe and str(found) == str(recipe)
+    assert save_recipe(found, tmp_path / "b.yml").read_bytes() == path.read_bytes()
+
+
+def test_a_named_recipe_comes_back_with_its_widths(tmp_path: Path) -> None:
+    found = load_recipe(save_recipe(recipes.int8(), tmp_path / "a.yaml"))
+    assert found.at(4) == recipes.int8(4)
+    other = replace(recipes.int8(), activation=bf16)
+    assert load_recipe(save_recipe(other, tmp_path / "a.yaml")).with_bits is None
+
+
+class _Draws:
+    """Recipes of everything that is built in, at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def one(self, *options: Any) -> Any:
+        return self.random.choice(options)
+
+    def format(self) -> Any:
+        bits = self.random.randrange(2, 17)
+        own = FloatFormat(
+            4, 3, bias=11, specials="fn", overflow="nan", signed=self.one(True, False)
+        )
+        integer = IntFormat(bits, signed=self.one(True, False), symmetric=self.one(True, False))
+        return self.one(integer, e4m3, e5m2, e2m1, e3m0, FloatFormat(3, 4, name="mine"), own)
+
+    def rounding(self) -> Rounding:
+        plain = (nearest_even, half_away, toward_zero, floor, ceil)
+        return self.one(*plain, stochastic(), stochastic(self.random.randrange(1, 24)))
+
+    def range(self) -> Any:
+        plain = self.one(absmax, minmax, chunked_minmax(), chunked_minmax(7), percentile(0.999))
+        average = ema(plain, momentum=self.one(0.1, 1e-7, 1.0), train_on="running")
+        return self.one(plain, average)
+
+    def quantizer(self) -> Any:
+        if self.random.random() < 0.15:
+            return OFF
+        if self.random.random() < 0.15:
+            return Quantizer(
+                format=self.one(bf16, fp16, e4m3), range=None, rounding=self.rounding()
+            )
+        cut = (per_tensor, per_token, per_sample, per_channel(), per_axis(0, -1))
+        blocks = (per_block({-1: 32}), per_block({1: 4, -1: 8}, rest="whole"))
+        return Quantizer(
+            format=self.format(), granularity=self.one(*cut, *blocks), range=self.range(),
+            scale_format=self.one(e8m0, e4m3, fp16), scale_rounding=self.one(ceil, floor),
+            rounding=self.rounding(),
+            straight_through=self.one("identity", "inclusive", "strict"),
+        )  # fmt: skip
+
+    def norm(self) -> NormRecipe:
+        fixed = deviations.range_(self.random.randrange(1, 20), "paper", times=self.one(1.0, 0.3))
+        named = deviations.get(self.one(*deviations.names()))
+        few = Arithmetic(format=fp16, accumulator=bf16, sums="halved")
+        return NormRecipe(
+            deviation=self.one(fixed, named, deviations.topk(3)),
+            statistics_gradient=self.one("exact", "detached"),
+            input=self.quantizer(),
+            grad_output=self.quantizer(),
+            activation=self.one(None, e5m2),
+            arithmetic=self.one(None, few),
+        )
+
+    def recipe(self) -> Recipe:
+        name = self.one("mine", "a: b", "off", "é", "x\n# y", '"', "", "1.0", "null", "int8")
+        return Recipe(
+            name=name,
+            forward=Forward(input=self.quantizer(), weight=self.quantizer()),
+            grad_input=GradInput(grad_output=self.quantizer(), weight=self.one(None, OFF)),
+            grad_weight=GradWeight(grad_output=self.quantizer(), input=self.quantizer()),
+            activation=self.one(None, e4m3, FloatFormat(5, 1)),
+            norm=self.one(None, self.norm()),
+        )
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_recipes_of_built_in_quantizers_come_back_equal(seed: int, tmp_path: Path) -> None:
+    recipe = _Draws(seed).recipe()
+    found = load_recipe(save_recipe(recipe, tmp_path / "a.yaml"))
+    assert found == recipe
+    for place, slot in recipe.slots.items():
+        assert type(found.slots[place].quantizer) is type(slot.quantizer)
+
+
+def test_a_file_trains_as_its_recipe(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    path = save_recipe(recipes.int8(4), tmp_path / "a.yaml")
+    outputs = [
+        quantize(net, recipe=r)(torch.ones(3, 6)) for r in (recipes.int8(4), load_recipe(path))
+    ]
+    assert torch.equal(*outputs)
+
+
+BY_HAND = """\
+# what I want to try
+name: mine
+forward:
+    input:
+        format: e4m3          # a name
+        granularity:
+            sizes: [[-1, 32]]
+            rest: each
+        scale_format: e8m0
+        scale_rounding: ceil
+
+    weight: {}
+grad_input:
+    grad_output:
+        format:
+            FloatFormat:
+                exponent: 5
+                mantissa: 2
+        rounding: stochastic(8)
+norm:
+    deviation: range
+"""
+
+
+def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(BY_HAND.replace("    weight: {}\n", ""))
+    blocks = Quantizer(
+        format=e4m3, granularity=per_block({-1: 32}), scale_format=e8m0, scale_rounding=ceil
+    )
+    gradient = Quantizer(format=FloatFormat(5, 2), rounding=stochastic(8))
+    assert load_recipe(path) == Recipe(
+        name="mine",
+        forward=Forward(input=blocks),
+        grad_input=GradInput(grad_output=gradient),
+        norm=NormRecipe(deviation=deviations.range_()),
+    )
+
+
+REFUSED = [
+    ("nmae: x", r"Recipe: field: got 'nmae', need one of name, .*; did you mean 'name'"),
+    ("name: x\nforward:\n  inptu: null", r"forward: field: got 'inptu'.*did you mean 'input'"),
+    ("name: x\nforward:\n  input:\n    fromat: int8", r"forward.input: field: .* 'format'"),
+    ("name: x\nforward:\n  input:\n    rounding: floor", "forward.input: format is missing"),
+    ("name: x\nactivation: bf61", r"activation: got 'bf61', which is no name .*'bf16'"),
+    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat or None"),
+    ("name: x\nforward:\n  input:\n    format: 8", "forward.input: format: got 8, need an IntF"),
+    ("name: x\nforward:\n  input:\n    format:\n      bits: 8", "forward.input.format: got a map"),
+    ("name: x\nforward:\n  input:\n    format: int8\n    rounding:\n      mode: up", "rounding"),
+    ("name: x\nforward: int8", "forward: got IntFormat|forward: got 'int8'"),
+    ("name: x\nforward:\n  input: 3", "forward.input: got 3, need a quantizer"),
+    (
+        "name: x\nforward:\n  input:\n    Settings:\n      format: int8",
+        "forward.input: got Settings",
+    ),
+    ("name: [1]", "name: got .1,., need a string"),
+    ("name: x\nslots: null", "field: got 'slots'"),
+    ("name: x\nwith_bits: null", "field: got 'with_bits'"),
+    ("", "Recipe: name is missing"),
+    ("name: !!python/object/apply:os.system [ls]", "line 1: .* is no name or number"),
+    ("name: x\nname: y", "line 2: name stands here a second time"),
+    ("- name", "line 1: need `name: value`"),
+    ("name: off", "line 1: 'off' is no name or number; other text stands in double quotes"),
+    ("name: " + "[" * 100_000, "nested too deeply"),
+    ("name: " + "9" * 10_000, "line 1: a number of too many digits"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), REFUSED, ids=[says[:30] for _, says in REFUSED])
+def test_what_is_no_recipe_is_refused_by_its_place(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"(?s)a.yaml: .*{says}"):
+        load_recipe(path)
+
+
+class SlowScale:
+    def __call__(self, x: Tensor, *, state: Any, key: Any = None, training: bool = True) -> QTensor:
+        return QTensor(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Quantizer):
+    """A subclass with the fields of the built-in one."""
+
+
+@pytest.mark.parametrize("own", [SlowScale(), Own(format=e4m3)], ids=["class", "subclass"])
+def test_a_class_of_ones_own_is_refused(own: Any, tmp_path: Path) -> None:
+    recipe = Recipe(name="x", forward=Forward(weight=own))
+    with pytest.raises(ValueError, match=r"forward\.weight: .* of a class of its own \((Own|Slow)"):
+        save_recipe(recipe, tmp_path / "a.yaml")
+    ranged = Quantizer(format=e4m3, range=lambda x, block, *, state, training: (x, x))
+    with pytest.raises(ValueError, match=r"forward\.weight\.range: .* of a class of its own"):
+        save_recipe(Recipe(name="x", forward=Forward(weight=ranged)), tmp_path / "a.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"need a path that ends in \.yaml"):
+        save_recipe(recipes.int8(), tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"none\.yaml is no file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(TypeError, match="recipe: got 'int8', need a Recipe"):
+        save_recipe("int8", tmp_path / "a.yaml")  # type: ignore[arg-type]
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"b\.yaml: .*utf-8"):
+        load_recipe(tmp_path / "b.yaml")
+
+
+TREES: list[tuple[str, Mapping[str, Any]]] = [
+    ("a: 1\n", {"a": 1}),
+    ("a:\n  b: null\n  c:\n    d: true\ne: {}\n", {"a": {"b": None, "c": {"d": True}}, "e": {}}),
+    ("a: [[0, 1], [-1, null], []]\n", {"a": [[0, 1], [-1, None], []]}),
+    ("a: 1.0e-07\nb: 0.1\nc: 1.5e+300\n", {"a": 1e-07, "b": 0.1, "c": 1.5e300}),
+    ('a: "off"\nb: "1.0"\nc: "x: y"\n', {"a": "off", "b": "1.0", "c": "x: y"}),
+    ('a: stochastic(8)\nb: at 4 bits\nc: ""\n', {"a": "stochastic(8)", "b": "at 4 bits", "c": ""}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "tree"), TREES)
+def test_plain_data_is_yaml(text: str, tree: Mapping[str, Any]) -> None:
+    assert dumped(tree) == text and parsed(text) == tree
+
+
+def test_the_documented_file_is_that_of_the_recipe_before_it(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    python, shown = text.index("fp8 = Recipe("), text.index("```yaml\n") + len("```yaml\n")
+    names: dict[str, Any] = dict(globals())
+    exec(text[python : text.index("\nmodel", python)], names)
+    path = save_recipe(names["fp8"], tmp_path / "a.yaml")
+    assert path.read_text() == text[shown : text.index("```", shown)]

@@ -1,0 +1,86 @@
+"""Formats and roundings by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from quantizers import (
+    FloatFormat,
+    IntFormat,
+    Quantizer,
+    e4m3,
+    formats,
+    int8,
+    nearest_even,
+    rounding,
+)
+from quantizers import stochastic as drawn
+
+
+@pytest.mark.parametrize("name", formats.NAMED)
+def test_every_format_has_its_name(name: str) -> None:
+    wide = formats.NAMED[name].largest > 2.0**48
+    by_name = Quantizer(format=name, range=None) if wide else Quantizer(format=name)
+    assert by_name == replace(by_name, format=formats.NAMED[name])
+    assert isinstance(by_name.format, IntFormat | FloatFormat)
+
+
+@pytest.mark.parametrize("name", rounding.NAMED)
+def test_every_rounding_has_its_name(name: str) -> None:
+    by_name = Quantizer(format="e4m3", rounding=name)
+    own = rounding.NAMED[name]
+    assert by_name == Quantizer(format=e4m3, rounding=own) and by_name.rounding is own
+    assert str(by_name) == str(Quantizer(format=e4m3, rounding=own))
+
+
+def test_what_a_rounding_prints_as_is_its_name() -> None:
+    for bits in range(1, 24):
+        assert rounding.get(str(drawn(bits))) == rounding.get(f"stochastic({bits})") == drawn(bits)
+    modes = ("nearest_even", "half_away", "toward_zero", "floor", "ceil")
+    assert all(rounding.get(mode) == rounding.Rounding(mode) for mode in modes)
+    assert rounding.get("stochastic") == drawn()
+
+
+def test_names_serve_where_a_setting_is_changed() -> None:
+    plain = Quantizer(format=int8)
+    assert replace(plain, rounding="stochastic").rounding == drawn()
+    assert replace(plain, format="e4m3") == Quantizer(format=e4m3)
+    assert plain.rounding == nearest_even
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"format": "e4m4"}, "format: unknown format 'e4m4'; did you mean 'e4m3'"),
+        ({"format": "int-8"}, "did you mean 'int8'"),
+        ({"format": "FP8"}, r"that is 'e4m3' \(more precise\) or 'e5m2' \(wider\) here"),
+        ({"format": "fp4"}, "that is 'e2m1' here"),
+        ({"format": "float16"}, "that is 'fp16' here"),
+        ({"format": "bfloat16"}, "that is 'bf16' here"),
+        ({"format": ""}, "format: unknown format ''"),
+        ({"format": "fp32"}, "range: got AbsMax.. for fp32"),
+        ({"rounding": "stochastc"}, "rounding: unknown rounding 'stochastc'; did you mean 'stocha"),
+        ({"rounding": "SR"}, "did you mean 'stochastic'"),
+        ({"rounding": "nearest"}, "did you mean 'nearest_even'"),
+        ({"rounding": "up"}, "did you mean 'ceil'"),
+        (
+            {"rounding": "stochastic(24)"},
+            r"stochastic\(1\) to stochastic\(23\), by its random bits",
+        ),
+        ({"rounding": "stochastic(0)"}, "unknown rounding"),
+        ({"rounding": "stochastic( 8)"}, r"did you mean 'stochastic\(8\)'"),
+        ({"rounding": "int8"}, "rounding: unknown rounding 'int8'"),
+    ],
+)
+def test_near_misses_get_a_hint(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Quantizer(**{"format": int8, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["format", "rounding"])
+def test_other_kinds_are_refused_as_ever(field: str) -> None:
+    for wrong in (8, None, b"int8", IntFormat):
+        with pytest.raises(TypeError, match=f"{field}: got"):
+            Quantizer(**{"format": int8, field: wrong})  # type: ignore[arg-type]
