@@ -66,13 +66,16 @@ def pack_a(source: Any, x: Any, step: Any, count: Any, rows: Any, to: Any) -> An
     for p in range((count + 1) // 2):
         one = x + 2 * p * step
         other = one + step if 2 * p + 1 < count else one  # to meet a column of zeros
+        for i in range(rows):  # apart: a tile is too short to look for a largest in
+            low = float_bits(f32(load(source, one, i) * UP)) & _MAGNITUDE
+            high = float_bits(f32(load(source, other, i) * UP)) & _MAGNITUDE
+            worst = max(worst, low, high)
         for t in range((rows + ROWS - 1) // ROWS):
             out, first = u32_at(to + t * A_TILE + 4 * ROWS * p), size * ROWS * t
             if rows - ROWS * t >= ROWS:
                 for i in range(ROWS):
                     low = float_bits(f32(load(source, one + first, i) * UP))
                     high = float_bits(f32(load(source, other + first, i) * UP))
-                    worst = max(worst, low & _MAGNITUDE, high & _MAGNITUDE)
                     out[i] = _joined(low, high)
             else:
                 for i in range(ROWS):
@@ -80,7 +83,6 @@ def pack_a(source: Any, x: Any, step: Any, count: Any, rows: Any, to: Any) -> An
                     if i < rows - ROWS * t:
                         low = float_bits(f32(load(source, one + first, i) * UP))
                         high = float_bits(f32(load(source, other + first, i) * UP))
-                    worst = max(worst, low & _MAGNITUDE, high & _MAGNITUDE)
                     out[i] = _joined(low, high)
     return worst >= _A_END
 

@@ -61,7 +61,7 @@ class HalfUnits(RoundedSums):
     half = torch.bfloat16
     takes_zero_point = True
 
-    def __init__(self, smallest: int = 2**22, area: int = 1024) -> None:
+    def __init__(self, smallest: int = 2**21, area: int = 1024) -> None:
         """smallest: multiplications, area: output channels times input channels of a group, from
         which it is faster than fp32 units (measured on two cores with AVX512-BF16)."""
         self.smallest, self.area = smallest, area
