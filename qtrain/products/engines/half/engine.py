@@ -204,7 +204,8 @@ def _operation(g: Tensor, x: Tensor, *how: Any) -> Tensor:
     zero_point, scale, groups, kernel, *window = how
     own: Operation = Linear() if groups else BatchedMatmul()
     if kernel:
-        own = Convolution(*(tuple(part) for part in window), groups)
+        stride, padding, dilation = map(tuple, window)
+        own = Convolution(stride, padding, dilation, groups)
     like = _fake(g, x, *how)
     like = like.movedim(-1, 2) if kernel else like
     result = own.product("grad_weight", g.float(), unshifted(x, zero_point).float(), like)
