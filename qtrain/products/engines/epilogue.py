@@ -105,7 +105,7 @@ def _compiled(
     if shift is not None:
         shift = shift.contiguous()
         matrices = shift.numel() // channels
-    words = (
+    words = team.packed(
         rows, channels, sums.data_ptr(), rows // matrices,
         ctypes.addressof(zeros) if shift is None else shift.data_ptr(), scale.data_ptr(),
         ctypes.addressof(minus_zeros) if bias is None else bias.data_ptr(),
