@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from quantizers import kernels
 from quantizers.by_device import ByDevice
 from quantizers.kernels import team
+from quantizers.kernels.layout import contiguous
 
 from ..operations import Operation
 from .scales import times
@@ -43,12 +45,7 @@ class Epilogue(NamedTuple):
 
     def applied_(self, operation: Operation, output: Tensor) -> Tensor:
         """output * scale + bias, in place."""
-        scale = self.scale
-        if scale is not None:
-            output = output.mul_(scale)
-        if self.bias is not None:
-            output = output.add_(operation.along_channels(self.bias.to(output.dtype)))
-        return output
+        return _applied(output, self, operation)
 
     def scale_of(self, operation: Operation, channels: int) -> Tensor | None:
         """The scale of each channel, (channels), a view where it can be, fp32 on the CPU where
@@ -79,42 +76,77 @@ def _finish(sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor |
         output = sums.view(torch.float32).copy_(sums)  # element by element, where they lie
     else:
         output = (sums if shift is None else sums - shift).to(torch.float32)
-    return after.applied_(operation, output)
+    return _applied(output, after, operation)
+
+
+def _apply(output: Tensor, after: Epilogue, operation: Operation) -> Tensor:
+    scale = after.scale
+    if scale is not None:
+        output = output.mul_(scale)
+    if after.bias is not None:
+        output = output.add_(operation.along_channels(after.bias.to(output.dtype)))
+    return output
 
 
 def _compiled(
-    sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None
+    sums: Tensor, after: Epilogue, operation: Operation, shift: Tensor | None = None
 ) -> Tensor | None:
-    """The whole in one pass, in the memory of the sums; None where no kernel serves them."""
+    """The whole in one pass, in the memory of the sums, int32, or fp32 without a shift; None where
+    no kernel serves them."""
+    integer = sums.dtype is torch.int32
     axis = operation.channel_axis(sums.dim())
-    if (
-        sums.dtype != torch.int32
-        or not kernels.serves(sums)
-        or not sums.movedim(axis, -1).is_contiguous()
-    ):
+    found = _rows(sums.shape, sums.stride(), axis)
+    if (not integer and sums.dtype is not torch.float32) or found is None:
         return None
-    channels = sums.shape[axis]
-    scale = after.scale_of(operation, channels)
+    rows, channels, inner = found
+    if not kernels.serves(sums, *after.scales) or (shift is not None and inner > 1):
+        return None
+    kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish", integer)
+    if kernel is None:
+        return None
+    scales, single = after.scales, True
+    for scale in scales:
+        single = single and scale.numel() == 1 and scale.dtype is torch.float32
+    if not single:
+        whole = after.scale_of(operation, channels)
+        if whole is None or whole.dtype != torch.float32:
+            return None
+        scales = (whole.contiguous(),)
     bias = None if after.bias is None else after.bias.float().contiguous()
-    kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish")
-    if sums.numel() == 0 or scale is None or scale.dtype != torch.float32 or kernel is None:
-        return None
-    scale = scale.contiguous()
-    zeros, minus_zeros = _neutral(channels)
-    rows, matrices = sums.numel() // channels, 1
+    zeros, minus_zeros = map(ctypes.addressof, _neutral(channels))
+    each = rows
     if shift is not None:
         shift = shift.contiguous()
-        matrices = shift.numel() // channels
+        each = rows // (shift.numel() // channels)
+    first, second = (*[scale.data_ptr() for scale in scales], 0, 0)[:2]
     words = team.packed(
-        rows, channels, sums.data_ptr(), rows // matrices,
-        ctypes.addressof(zeros) if shift is None else shift.data_ptr(), scale.data_ptr(),
-        ctypes.addressof(minus_zeros) if bias is None else bias.data_ptr(),
+        rows, channels, inner, each, single, sums.data_ptr(),
+        zeros if shift is None else shift.data_ptr(), first, second,
+        minus_zeros if bias is None else bias.data_ptr(),
     )  # fmt: skip
-    team.run(kernel.address, words, sums.numel())
-    return sums.view(torch.float32)
+    team.run(kernel.address, words, rows * channels * inner)
+    return sums.view(torch.float32) if integer else sums
 
 
 _finished = ByDevice(_finish, cpu=_compiled)
+_applied = ByDevice(_apply, cpu=_compiled)
+
+
+@lru_cache(maxsize=4096)
+def _rows(
+    shape: tuple[int, ...], strides: tuple[int, ...], axis: int
+) -> tuple[int, int, int] | None:
+    """Rows of channels of so many adjacent elements each, as they lie in memory; None where they
+    do not, or there are none."""
+    others = [place for place in range(len(shape)) if place != axis]
+    for order, inner in (((*others, axis), 1), (range(len(shape)), math.prod(shape[axis + 1 :]))):
+        steps = [strides[place] for place in order]
+        lengths = tuple([shape[place] for place in order])
+        plain = zip(lengths, steps, contiguous(lengths), strict=True)
+        if all(n == 1 or step == own for n, step, own in plain) and 0 not in shape:
+            channels = shape[axis]
+            return math.prod(shape) // (channels * inner), channels, inner
+    return None
 
 
 @lru_cache(maxsize=256)
