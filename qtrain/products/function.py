@@ -11,7 +11,7 @@ from quantizers import QTensor, round_to
 
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
-from ..layer_state import without_autocast
+from ..layer_state import without_autocast, without_grad
 from .blocks import multiply
 from .call import Call, Computed, located
 from .operands import folded
@@ -102,7 +102,7 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        with torch.no_grad(), without_autocast(grad_output.device.type):
+        with without_grad(), without_autocast(grad_output.device.type):
             try:
                 grads = _backward(ctx, grad_output)
             except (TypeError, ValueError) as error:

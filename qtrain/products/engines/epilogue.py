@@ -22,7 +22,7 @@ from .scales import times
 class Epilogue(NamedTuple):
     """fl32(fl32(sum) * scale) + bias, each rounded once.
 
-    scales  of the operands, fp32, each broadcastable to the sums; none for 1
+    scales  of the operands, fp32, each one number or broadcastable to the sums; none for 1
     bias    (out channels), or None
     """
 
@@ -33,9 +33,10 @@ class Epilogue(NamedTuple):
     def scale(self) -> Tensor | None:
         """The product of the scales: fp32, or fp64 with an axis at least and 24 significant bits
         where fp32 may not hold it (`scales.times`); None for 1."""
-        if len(self.scales) < 2:
-            return self.scales[0] if self.scales else None
-        return times(*self.scales)
+        found = [scale.reshape(()) if scale.numel() == 1 else scale for scale in self.scales]
+        if len(found) < 2:
+            return found[0] if found else None
+        return times(*found)
 
     def __call__(self, operation: Operation, sums: Tensor, shift: Tensor | None = None) -> Tensor:
         """sums: exact integers in any dtype, which the caller gives away; shift: int32, what is
@@ -104,27 +105,28 @@ def _compiled(
     kernel = kernels.made("qtrain.products.engines.compiled_epilogue", "finish", integer)
     if kernel is None:
         return None
-    scales, single = after.scales, True
-    for scale in scales:
-        single = single and scale.numel() == 1 and scale.dtype is torch.float32
-    if not single:
-        whole = after.scale_of(operation, channels)
-        if whole is None or whole.dtype != torch.float32:
+    places, steps = [0, 0], [0, 0]
+    for i, scale in enumerate(after.scales):
+        if scale.dtype is not torch.float32:
             return None
-        scales = (whole.contiguous(),)
+        places[i] = scale.data_ptr()
+        if scale.numel() > 1:
+            along = operation.channel_axis(scale.dim())
+            if scale.dim() <= along or not scale.numel() == scale.shape[along] == channels:
+                return None
+            steps[i] = scale.stride(along)
     bias = None if after.bias is None else after.bias.float().contiguous()
     zeros, minus_zeros = map(ctypes.addressof, _neutral(channels))
     each = rows
     if shift is not None:
         shift = shift.contiguous()
         each = rows // (shift.numel() // channels)
-    first, second = (*[scale.data_ptr() for scale in scales], 0, 0)[:2]
     words = team.packed(
-        rows, channels, inner, each, single, sums.data_ptr(),
-        zeros if shift is None else shift.data_ptr(), first, second,
+        rows, channels, inner, each, *steps, sums.data_ptr(),
+        zeros if shift is None else shift.data_ptr(), *places,
         minus_zeros if bias is None else bias.data_ptr(),
     )  # fmt: skip
-    team.run(kernel.address, words, rows * channels * inner)
+    team.run(kernel.address, words + bytes(4 * channels), rows * channels * inner)
     return sums.view(torch.float32) if integer else sums
 
 
