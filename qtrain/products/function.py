@@ -26,11 +26,11 @@ def _off(a: QTensor, b: QTensor) -> bool:
 class Products(torch.autograd.Function):
     """A layer's forward product on quantized operands, and its two backward products.
 
-    forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
-    elements, scale and zero point of: input and weight as the forward takes them, weight as
-    grad_input takes it, input as grad_weight takes it; None for the latter two where they are
-    the forward's).  Saved: the operands the two backward
-    products need; the float input or weight only for a quantizer with its own backward.
+    forward takes (call, output dtype, noise key, input, weight, bias, then of: input and weight as
+    the forward takes them, weight as grad_input takes it, input as grad_weight takes it: which of
+    elements, scale and zero point there are, format and block, or None for the latter two where
+    they are the forward's; then those tensors).  Saved: the operands the two backward products
+    need; the float input or weight only for a quantizer with its own backward.
     """
 
     @staticmethod
@@ -43,12 +43,17 @@ class Products(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         meta: tuple[tuple[Any, ...] | None, ...],
-        *tensors: Tensor | None,
+        *tensors: Tensor,
     ) -> Tensor:
         operands: list[Any] = []
-        for i, kept in enumerate(meta):
-            parts: Any = tensors[3 * i : 3 * i + 3]
-            operands.append(None if kept is None else QTensor(*parts, *kept))
+        given: Any = iter(tensors)
+        for kept in meta:
+            if kept is None:
+                operands.append(None)
+                continue
+            there, *known = kept
+            parts: Any = [next(given) if own else None for own in there]
+            operands.append(QTensor(*parts, *known))
         xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
             xq = xq._replace(elements=input)
@@ -82,6 +87,7 @@ class Products(torch.autograd.Function):
             *(backward_w[:3] if wants_input else none),
             *(backward_x[:3] if wants_weight else none),
         )
+        ctx.given = len(tensors)
         ctx.call, ctx.meta = call, (backward_w[3:], backward_x[3:])
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
@@ -112,7 +118,7 @@ class Products(torch.autograd.Function):
                 None if g is None else _Once.apply(g, grad_output)  # type: ignore[no-untyped-call]
                 for g in grads
             )
-        return (None, None, None, *grads, *[None] * 13)
+        return (None, None, None, *grads, None, *[None] * ctx.given)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -229,11 +235,13 @@ def apply(
         None if backward_w is wq else backward_w,
         None if backward_x is xq else backward_x,
     )
-    tensors: list[Tensor | None] = []
+    tensors: list[Tensor] = []
     meta: list[tuple[Any, ...] | None] = []
     for q in operands:
-        tensors += (None,) * 3 if q is None else q[:3]
-        meta.append(None if q is None else q[3:])
+        parts = () if q is None else q[:3]
+        tensors += [part for part in parts if part is not None]
+        there = tuple([part is not None for part in parts])
+        meta.append(None if q is None else (there, *q[3:]))
     dtype = call.autocast or input.dtype
     dtype = recipe.stored(dtype) if recipe.narrow else dtype
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
