@@ -28,6 +28,7 @@ TENSOR_BY_TENSOR = {
     "quantizers/levels.py: bound / outer.scale",
     "quantizers/scaling.py: constant(number, x) / x",
     "quantizers/scaling.py: low / divisor",
+    "quantizers/real_offset.py: (x - low) / divisor",
     "quantizers/running_range.py: state['high'].view(high.shape) / share",
     "quantizers/running_range.py: state['low'].view(low.shape) / share",
     "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
