@@ -1,4 +1,4 @@
-"""RealOffset: an affine quantizer whose levels begin at the range's end, zero being none of them."""
+"""RealOffset: an affine quantizer whose levels begin at the end of the range, wherever 0 lies."""
 
 from __future__ import annotations
 

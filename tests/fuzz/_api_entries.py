@@ -354,7 +354,8 @@ def _conversion() -> dict[str, Entry]:
                                              "unit": kind.one_of("fp32", "bf16")}, dict),
         "recipes.banner2018": entry(
             recipes.banner2018,
-            {"bits": kind.integer(2, 16), "variant": kind.one_of("paper", "code")}, dict),
+            {"bits": kind.integer(2, 16), "variant": kind.one_of("paper", "code", "convnet"),
+             "weights": kind.one_of("tensor", "channel", none=True)}, dict),
         "recipes.get": entry(recipes.get, {"name": kind.one_of("int8"),
                                            "bits": kind.integer(2, 16, none=True)},
                              lambda: {"name": "int8", "bits": 4}, names=("recipe",)),
