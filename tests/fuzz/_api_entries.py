@@ -524,8 +524,12 @@ def _weights() -> dict[str, Entry]:
     hooks = {"optimizer": OPTIMIZER, "model": MODULE, "norms": NORMS}
     return {
         **{
-            name: entry(getattr(qtrain, name), {"model": MODULE, "p": order, "skip": PATTERNS},
-                        lambda: {"model": plain()})
+            name: entry(
+                getattr(qtrain, name),
+                {"model": MODULE, "p": order, "skip": PATTERNS,
+                 **({"learned": BOOL} if name.startswith("bound") else {})},
+                lambda: {"model": plain()},
+            )
             for name in ("bound_weights", "bound_weights_", "weight_norm", "weight_norm_")
         },
         "unbound_weights_": entry(qtrain.unbound_weights_, {"model": MODULE},

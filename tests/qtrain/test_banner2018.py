@@ -148,9 +148,9 @@ def test_the_layer_forward_and_backward(variant: Any, weights: Any) -> None:
         scale = (np.maximum(w.max(1), 0) - np.minimum(w.min(1), 0)) / 255
         back, codes = g * scale, wq / scale[:, None]
     wide = symmetric16(g) if variant == "paper" else g
-    for ours, theirs in (
-        (output, xq @ wq.T), (x.grad, affine(back, variant) @ codes), (model[0].weight.grad, wide.T @ xq),
-    ):  # fmt: skip
+    found = output, x.grad, model[0].weight.grad
+    wanted = xq @ wq.T, affine(back, variant) @ codes, wide.T @ xq
+    for ours, theirs in zip(found, wanted, strict=True):
         assert ours is not None
         np.testing.assert_allclose(ours.detach().double().numpy(), theirs, **NEAR)
 
