@@ -73,7 +73,7 @@ def test_weight_and_gradients_are_those_of_the_definition() -> None:
     want = rho / whole * (along - g * (along @ g) / whole**2)
     assert norm.g.grad is not None and v.grad is not None
     np.testing.assert_allclose(norm.g.grad.numpy()[:, 0], want, rtol=1e-10)
-    assert abs(float((norm.g.grad * norm.g).sum())) < 1e-12  # nothing along g
+    assert (norm.g.grad * norm.g).sum().abs() < 1e-12  # nothing along g
     length = np.sqrt((own**2).sum(1, keepdims=True))
     back = (rho * g / whole)[:, None] / length * (grad - along[:, None] * unit)
     np.testing.assert_allclose(v.grad.numpy(), back, rtol=1e-10)
