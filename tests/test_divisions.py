@@ -71,7 +71,7 @@ PYTHON = {
     "qtrain/data/transforms.py: first / count",
     "qtrain/data/transforms.py: target / aspect",
     # compiled, fp64 numbers that are rounded to fp32 later
-    "qtrain/norms/deviations.py: one / k",
+    "qtrain/norms/largest.py: one / k",
     "qtrain/norms/deviations.py: self.times * one / chunks",
     "qtrain/norms/deviations.py: self.times * range_factor(self.constant, n) / chunks",
     "qtrain/norms/deviations.py: math.pi / 2",
@@ -97,7 +97,7 @@ MEANS = {
     "qtrain/weights/bounded.py: norms.mean()",
     "qtrain/norms/samples.py: self.rows().abs().mean(1)",
     "qtrain/norms/samples.py: self.rows().square().mean(1)",
-    "qtrain/norms/deviations.py: chosen.abs().mean(1)",
+    "qtrain/norms/largest.py: chosen.abs().mean(1)",
     "qtrain/norms/normalize.py: input.mean(others(input), dtype=accumulated)",
 }
 ALLOWED = TENSOR_BY_TENSOR | NUMBER_BY_TENSOR | PYTHON | COMPILED | MEANS

@@ -365,7 +365,8 @@ def _conversion() -> dict[str, Entry]:
              "times": kind.number(0, 3e38, above=True)}, dict),
         "deviations.topk": entry(
             deviations.topk, {"k": kind.integer(1), "constant": kind.one_of("exact", "code"),
-                              "times": kind.number(0, 3e38, above=True)}, dict),
+                              "times": kind.number(0, 3e38, above=True),
+                              "smoothing": kind.number(0, 0.999)}, dict),
     }  # fmt: skip
 
 
