@@ -51,6 +51,17 @@ def names(kind: Kind | None = None) -> list[str]:
     return sorted(name for name in _KINDS if kind in (None, _KINDS[name]))
 
 
+def check(name: str, *, zero_init_residual: bool = False) -> None:
+    """What `get` refuses of a name and its options, without a network."""
+    checks.choice("model", name, names())
+    checks.boolean("zero_init_residual", zero_init_residual)
+    if zero_init_residual and name not in _RESIDUAL:
+        raise ValueError(
+            f"zero_init_residual: got True for {name!r}, which has no residual branch that ends in "
+            f"a norm; leave it out, or take one of {', '.join(_RESIDUAL)}"
+        )
+
+
 def get(
     name: str,
     *,
@@ -69,13 +80,7 @@ def get(
     without residual branches that end in a norm; ValueError or TypeError for a size that is no
     integer.
     """
-    checks.choice("model", name, names())
-    checks.boolean("zero_init_residual", zero_init_residual)
-    if zero_init_residual and name not in _RESIDUAL:
-        raise ValueError(
-            f"zero_init_residual: got True for {name!r}, which has no residual branch that ends in "
-            f"a norm; leave it out, or take one of {', '.join(_RESIDUAL)}"
-        )
+    check(name, zero_init_residual=zero_init_residual)
     kind = _KINDS[name]
     sizes = {"in_channels": in_channels, "image_size": image_size, "context": context}
     given = {what: size for what, size in sizes.items() if size is not None}

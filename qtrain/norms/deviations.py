@@ -170,8 +170,8 @@ def topk(
     topk(10, "code", smoothing=0.75) is the class that the code of Hoffer et al. 2018 calls "Top10"
     (GhostTopkBatchNorm2d of norm_matters 3b103aa, models/lp_norm.py).  What it remembers has the
     constant in it already: sigma begins at a quarter of that without smoothing, and settles at
-    (1 - b) / (1 - b c(n)) of it, a third at the paper's sizes.  No gradient flows into batches before.
-    Of a batch-norm alone: rows of other norms have no batch before.
+    (1 - b) / (1 - b c(n)) of it, a third at the paper's sizes.  No gradient flows into the batches
+    before.  Of a batch-norm alone: rows of other norms have none.
     """
     return TopK(k=k, constant=constant, times=times, smoothing=smoothing)
 
