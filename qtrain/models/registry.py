@@ -51,7 +51,7 @@ def names(kind: Kind | None = None) -> list[str]:
     return sorted(name for name in _KINDS if kind in (None, _KINDS[name]))
 
 
-def check(name: str, *, zero_init_residual: bool = False) -> None:
+def check(name: str, *, zero_init_residual: int = False) -> None:
     """What `get` refuses of a name and its options, without a network."""
     checks.choice("model", name, names())
     checks.boolean("zero_init_residual", zero_init_residual)
@@ -69,16 +69,16 @@ def get(
     in_channels: int | None = None,
     image_size: int | None = None,
     context: int | None = None,
-    zero_init_residual: bool = False,
+    zero_init_residual: int = False,  # a bool; type checkers take **dataset.sizes for it, too
 ) -> nn.Module:
     """A freshly initialised network; `get(name, **dataset.sizes)` fits a data set.
 
     Of images: (N, in_channels, image_size, image_size) -> (N, num_classes); ResNet-18/34/50 take
     the CIFAR stem up to 64 pixels.  Of text: (N, context) int64 -> (N, context, num_classes).
-    zero_init_residual: see `ResNet`.  ValueError for an unknown name (suggests the nearest), for
-    the sizes of another kind of data, for a size below 1, and for zero_init_residual of a network
-    without residual branches that end in a norm; ValueError or TypeError for a size that is no
-    integer.
+    zero_init_residual: a bool, see `ResNet`.  ValueError for an unknown name (suggests the
+    nearest), for the sizes of another kind of data, for a size below 1, and for zero_init_residual
+    of a network without residual branches that end in a norm; ValueError or TypeError for a size
+    that is no integer.
     """
     check(name, zero_init_residual=zero_init_residual)
     kind = _KINDS[name]

@@ -76,7 +76,7 @@ def test_both_models_start_from_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_zero_init_residual_reaches_both_models() -> None:
-    config = TrainConfig(recipe="int8", model="resnet20", zero_init_residual=True)
+    config = training_recipe("int8", model="resnet20", zero_init_residual=True)
     for branch in build_branches(config, load_data(config), torch.device("cpu")):
         scales = {n: p for n, p in branch.model.named_parameters() if n.endswith("bn2.weight")}
         assert len(scales) == 9 and not any(p.any() for p in scales.values())
