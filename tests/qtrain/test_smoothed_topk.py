@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from qtrain import Arithmetic, NormRecipe, load_recipe, quantize, recipes, save_recipe, set_recipe
 from qtrain.norms.deviations import topk
@@ -108,6 +108,32 @@ def test_evaluation_and_frozen_batches_leave_the_memory() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not torch.equal(model[0].running_var, torch.ones(C).double())
+
+
+def test_evaluation_without_running_statistics_leaves_it_too() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(C, track_running_stats=False)).double()
+    model = quantize(net, recipe="fp32", norm=NormRecipe(deviation=TOP10))
+    model(batch(0))
+    kept = model[0].state.norm_deviation_sigma.clone()
+    first, second = model.eval()(batch(1)), model(batch(1))
+    assert torch.equal(first, second) and torch.equal(model[0].state.norm_deviation_sigma, kept)
+
+
+def test_a_recomputation_after_another_batch_leaves_that_ones_memory() -> None:
+    plain, again = model_of(), model_of()
+    with set_checkpoint_early_stop(False):  # which would end it before it is remembered
+        for model in (plain, again):
+            outputs = []
+            for seed in (0, 1):
+                x = batch(seed).requires_grad_()
+                own = checkpoint(model, x, use_reentrant=False) if model is again else model(x)
+                outputs.append(own.square().sum())
+            for loss in reversed(outputs):
+                loss.backward()
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)
+    memories = [model[0].state.norm_deviation_sigma for model in (plain, again)]
+    assert torch.equal(*memories)
 
 
 def test_recomputation_moves_it_once() -> None:
