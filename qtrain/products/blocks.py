@@ -162,7 +162,7 @@ def multiply(
 def _scales(
     product: Product, a: QTensor, b: QTensor, shapes: Sequence[Shape]
 ) -> tuple[Tensor, ...]:
-    """The operands' scales, broadcastable to the product.
+    """The operands' scales, broadcastable to the product but for single ones, of any axes.
 
     shapes: of the two, see `lifted_shape`.
     """
@@ -171,8 +171,7 @@ def _scales(
         scale = q.scale
         if scale is None:
             continue
-        if shape is None and scale.numel() == 1:
-            shape = ()
-        own = lifted(product, operand, q, scale) if shape is None else scale.reshape(shape)
-        found.append(own.float())
+        if scale.numel() > 1:
+            scale = lifted(product, operand, q, scale) if shape is None else scale.reshape(shape)
+        found.append(scale.float())
     return tuple(found)
