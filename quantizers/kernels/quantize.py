@@ -32,13 +32,13 @@ def whole(
     """What a quantizer makes of x * factor.
 
     x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; range: absmax,
-    minmax, or an Ema of these with its `state`; factor: fp32, broadcastable to x, one granule
+    minmax, or an Ema of these, the current counted in, with its `state`; factor: fp32, broadcastable to x, one granule
     only.  None where no kernel serves these.
     """
     rule, rounding = by.range, by.rounding
     read = [x]
     momentum, update, use = None, False, False
-    if isinstance(rule, Ema) and state is not None:
+    if isinstance(rule, Ema) and rule.use == "current" and state is not None:
         for name in rule.memory:
             part = state[name]
             dtype = torch.int64 if name == "steps" else torch.float32

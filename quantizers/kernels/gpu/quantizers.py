@@ -62,7 +62,7 @@ def whole(
     memory."""
     rule = by.range
     kept: tuple[Tensor, ...] = ()
-    if type(rule) is Ema and state is not None:
+    if type(rule) is Ema and rule.use == "current" and state is not None:
         kept = tuple(state[name] for name in rule.memory)
         rule = rule.rule
         for part, dtype in zip(kept, _MEMORY, strict=True):
