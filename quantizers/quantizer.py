@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .formats import FloatFormat, Format, IntFormat
+from .formats import Format, IntFormat
 from .granularity import Granularity, expand
 from .qtensor import QTensor
 from .ranges import RangeRule, State
@@ -85,7 +85,9 @@ class Quantizer(Settings):
         if key is not None:
             tensor_checks.key(key)
         if state is not None:
-            tensor_checks.state(state, self.range.memory if isinstance(self.range, Remembering) else ())
+            tensor_checks.state(
+                state, self.range.memory if isinstance(self.range, Remembering) else ()
+            )
         checks.boolean("training", training)
         if factor is not None:
             tensor_checks.factor(factor, x.shape)
