@@ -85,9 +85,8 @@ class Quantizer(Settings):
         if key is not None:
             tensor_checks.key(key)
         if state is not None:
-            tensor_checks.state(
-                state, self.range.memory if isinstance(self.range, Remembering) else ()
-            )
+            rule = self.range
+            tensor_checks.state(state, rule.memory if isinstance(rule, Remembering) else ())
         checks.boolean("training", training)
         if factor is not None:
             tensor_checks.factor(factor, x.shape)

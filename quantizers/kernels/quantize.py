@@ -32,8 +32,8 @@ def whole(
     """What a quantizer makes of x * factor.
 
     x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; range: absmax,
-    minmax, or an Ema of these, the current counted in, with its `state`; factor: fp32, broadcastable to x, one granule
-    only.  None where no kernel serves these.
+    minmax, or an Ema of these that counts x in, with its `state`; factor: fp32, broadcastable to x,
+    one granule only.  None where no kernel serves these.
     """
     rule, rounding = by.range, by.rounding
     read = [x]
