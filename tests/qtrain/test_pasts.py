@@ -98,7 +98,7 @@ def test_a_gradients_range_is_that_of_the_backward_passes_before(name: str) -> N
     q = model[0].product.recipe.grad_weight.grad_output
     held = {n: state[f"0.product.grad_weight_grad_output_{n}"] for n in q.range.memory}
     q = q(normal(5, 4), state=held, training=False, key=torch.zeros((), dtype=torch.int64))
-    assert q.scale > 2 * seen[0] / q.format.largest
+    assert q.scale > 1.5 * seen[0] / q.format.largest
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -154,6 +154,7 @@ def test_a_recipe_comes_back_from_a_file_and_stays_through_a_switch(
     assert all(torch.equal(v, kept[n]) for n, v in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, raised as it compiles
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_compiled_step_moves_the_ranges_as_an_eager_one(name: str) -> None:
     model = quantize(nn.Sequential(nn.Linear(8, 4)), recipe=RECIPES[name])
