@@ -61,6 +61,8 @@ from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
 from .training.train import train as train
+from .transforms import Hadamard as Hadamard
+from .transforms import hadamard as hadamard
 from .version import VERSION
 from .weights.bounded import bound_weights as bound_weights
 from .weights.bounded import bound_weights_ as bound_weights_

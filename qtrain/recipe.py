@@ -51,7 +51,9 @@ class Recipe:
     off: frozenset[str] = field(init=False, repr=False, compare=False)
     #: whether a layer under this recipe is exactly the torch layer
     products_off: bool = field(init=False, repr=False, compare=False)
-    #: the products in which blocks along the sum are cut
+    #: whether a transform needs a key at every step
+    noisy: bool = field(init=False, repr=False, compare=False)
+    #: the products that are computed as matrices: with blocks along the sum, or a transform
     cut: frozenset[str] = field(init=False, repr=False, compare=False)
     #: the dtype of each product's units, None for fp32
     units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
@@ -80,16 +82,17 @@ class Recipe:
             )
 
         slots = {
-            (product, operand): slot_of(
-                product, operand, getattr(getattr(self, product), operand),
-                getattr(self.forward, operand, None),
-            )
+            (product, operand): slot_of(product, operand, getattr(self, product), self.forward)
             for product, operand in SLOTS
         }  # fmt: skip
         quantized = {
-            product for (product, _), s in slots.items() if not isinstance(s.quantizer, Off)
+            product
+            for (product, _), s in slots.items()
+            if s.cut or not isinstance(s.quantizer, Off)
         }
         object.__setattr__(self, "slots", slots)
+        noisy = {s.transform for s in slots.values() if s.transform is not None}
+        object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)
         object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
@@ -102,6 +105,11 @@ class Recipe:
         object.__setattr__(self, "units", units)
 
     def _check_bf16_unit(self) -> None:
+        if "grad_weight" in self.cut:
+            raise ValueError(
+                "grad_weight.unit: got 'bf16', but blocks along its sum are added in fp32: use "
+                "unit='fp32'"
+            )
         slots = {name: self.slot("grad_weight", name) for name in ("grad_output", "input")}
         formats = {name: getattr(quantizer, "format", None) for name, quantizer in slots.items()}
         for name, fmt in formats.items():

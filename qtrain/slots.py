@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from quantizers import OFF, Granularity, QuantizerLike
+from quantizers import OFF, Granularity, QuantizerLike, per_tensor
 from quantizers.protocol import needs_key, straight_through
 
 from . import checks
+from .transforms import Hadamard
+
+Source = Literal["input", "forward"]
 
 #: each product's two operands
 OPERANDS: dict[str, tuple[str, str]] = {
@@ -29,44 +32,67 @@ def short(quantizer: QuantizerLike) -> str:
     return kind.__name__ if plain else str(quantizer)
 
 
-def _check(owner: str, **quantizers: object) -> None:
+def _check(owner: str, transform: object, **quantizers: object) -> None:
     for name, quantizer in quantizers.items():
         checks.quantizer(f"{owner}.{name}", quantizer)
+    if not isinstance(transform, Hadamard | None):
+        checks.refuse(f"{owner}.transform", transform, "hadamard(...) or None")
+
+
+def _check_source(owner: str, operand: str, source: object, own: QuantizerLike | None) -> None:
+    checks.choice(f"{owner}.source", source, get_args(Source))
+    if source == "forward" and own is None:
+        raise ValueError(
+            f"{owner}.source: got 'forward', but no quantizer of its own takes the forward's "
+            f"value; give {owner}.{operand}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forward:
-    """output = input (x) weight."""
+    """output = input (x) weight.
+
+    transform   of both operands along the sum, before they are quantized, or None; see `Hadamard`
+    """
 
     input: QuantizerLike = OFF
     weight: QuantizerLike = OFF
+    transform: Hadamard | None = None
 
     def __post_init__(self) -> None:
-        _check("forward", input=self.input, weight=self.weight)
+        _check("forward", self.transform, input=self.input, weight=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradInput:
     """grad_input = grad_output (x) weight.
 
-    weight None: the forward's quantized weight; where its blocks lie along the sum and are not
-    square, its quantizer along this product's sum.
+    weight      None: the forward's quantized weight; its quantizer along this product's sum where
+                blocks lie along the forward's and are not square, or where one of the two products
+                has a transform
+    source      what `weight` quantizes: "input", the weight itself, or "forward", the value that
+                the forward's quantizer gave it
+    transform   as the forward's
     """
 
     grad_output: QuantizerLike = OFF
     weight: QuantizerLike | None = None
+    source: Source = "input"
+    transform: Hadamard | None = None
 
     def __post_init__(self) -> None:
         weight = OFF if self.weight is None else self.weight
-        _check("grad_input", grad_output=self.grad_output, weight=weight)
+        _check("grad_input", self.transform, grad_output=self.grad_output, weight=weight)
+        _check_source("grad_input", "weight", self.source, self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradWeight:
     """grad_weight = grad_output (x) input.
 
-    input  None: the forward's quantized input; where its blocks lie along the sum, its quantizer
-           along this product's sum
+    input  None: the forward's quantized input; its quantizer along this product's sum where blocks
+           lie along the forward's, or where one of the two products has a transform
+    source, transform   as grad_input's
     unit   "fp32", or "bf16": multiply in bf16 units, which hold both operands exactly, sum in fp32
            and round every result to bf16, as those units return it; faster where a machine has
            them, and another gradient: its last 16 bits are gone.  Not for integer products.
@@ -75,10 +101,13 @@ class GradWeight:
     grad_output: QuantizerLike = OFF
     input: QuantizerLike | None = None
     unit: Literal["fp32", "bf16"] = "fp32"
+    source: Source = "input"
+    transform: Hadamard | None = None
 
     def __post_init__(self) -> None:
         own = OFF if self.input is None else self.input
-        _check("grad_weight", grad_output=self.grad_output, input=own)
+        _check("grad_weight", self.transform, grad_output=self.grad_output, input=own)
+        _check_source("grad_weight", "input", self.source, self.input)
         checks.choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
 
 
@@ -89,8 +118,11 @@ class Slot(NamedTuple):
     noisy              whether its calls need a noise key
     straight_through   whether its backward is the identity
     reused             whether a backward product takes the operand as the forward quantized it
-    cut                whether its blocks lie along the product's sum: `quantizers.blocks`.  One of
-                       a backward product that is not reused is quantized in the backward pass
+    cut                whether it is quantized as a matrix of its product: for blocks along the sum,
+                       `quantizers.blocks`, or a transform.  One of a backward product that is not
+                       reused is quantized in the backward pass
+    transform          of the product, or None
+    of_forward         whether it quantizes the forward's value of the operand, not the operand
     """
 
     quantizer: QuantizerLike
@@ -99,29 +131,49 @@ class Slot(NamedTuple):
     straight_through: bool
     reused: bool
     cut: bool
+    transform: Hadamard | None
+    of_forward: bool
+
+    @property
+    def late(self) -> bool:
+        """Whether an operand of the forward is quantized for a backward product, and only there."""
+        return self.cut and not self.reused
 
 
-def slot_of(
-    product: str, operand: str, own: QuantizerLike | None, forward: QuantizerLike | None
-) -> Slot:
-    """own: what the product names, or None; forward: what the forward does, None for grad_output.
+def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
+    """of: what is said of the product, a Forward, GradInput or GradWeight.
 
-    ValueError for a quantizer that cannot have blocks along the sum.
+    ValueError for a quantizer that cannot have blocks along the sum, or a transform.
     """
-    quantizer = forward if own is None else own
+    own: QuantizerLike | None = getattr(of, operand)
+    given: QuantizerLike | None = getattr(forward, operand, None)
+    quantizer = given if own is None else own
     assert quantizer is not None
-    granularity = getattr(quantizer, "granularity", None)
-    cut, same = False, True
-    if isinstance(granularity, Granularity) and granularity.of == "product":
-        # along another sum a weight's square blocks are the same ones
-        cut, same = True, operand == "weight" and granularity.square
+    transform: Hadamard | None = getattr(of, "transform", None)
+    granularity = getattr(quantizer, "granularity", per_tensor)
+    along = isinstance(granularity, Granularity) and granularity.of == "product"
+    cut, place = along or transform is not None, f"{product}.{operand}"
     if cut and not straight_through(quantizer):
         raise ValueError(
-            f"{product}.{operand}: {short(quantizer)} has a backward of its own, and blocks "
-            f"along the sum; use straight_through='identity'"
+            f"{place}: {short(quantizer)} has a backward of its own, and "
+            f"{'blocks along the sum' if along else 'a transform'}; use straight_through='identity'"
         )
+    if transform is not None and not along and granularity != per_tensor:
+        raise ValueError(
+            f"{place}: {short(quantizer)} names axes of the operand, which {transform} mixes; use "
+            f"per_tensor, or blocks(...) along the sum"
+        )
+    # along another sum a weight's square blocks are the same ones
+    same = not cut or (operand == "weight" and along and granularity.square)
+    same = same and transform is None and forward.transform is None
+    source: Source = "input" if operand == "grad_output" else getattr(of, "source", "input")
+    if source == "forward" and forward.transform is not None:
+        raise ValueError(
+            f"{product}.source: got 'forward', but the forward's value is that of {transform}; "
+            f"use source='input'"
+        )
+    reused = product != "forward" and same and source == "input" and own in (None, given)
     return Slot(
         quantizer, SLOTS.index((product, operand)), needs_key(quantizer),
-        straight_through(quantizer),
-        product != "forward" and same and (own is None or own == forward), cut,
+        straight_through(quantizer), reused, cut, transform, source == "forward",
     )  # fmt: skip

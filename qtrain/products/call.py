@@ -19,11 +19,14 @@ from ..norms.deferred import DEFERRED, Deferred
 from ..recipe import Recipe
 from ..slots import OPERANDS, SLOTS
 from .blocks import multiply
-from .blockwise.matrices import Matrices, matrices_of
+from .blockwise.matrices import Matrices, matrices_of, restored
 from .blockwise.product import in_blocks
 from .engines.engine import Engine
 from .operations import Kind, Operation
 from .product import Product
+
+#: what numbers the signs of a product's transform, beside the noise of its operands
+_SIGNS = {kind: -1 - number for number, kind in enumerate(OPERANDS)}
 
 
 class Computed(NamedTuple):
@@ -111,6 +114,8 @@ class Call:
         if slot.cut:
             assert by is not None
             x = by.cut("b" if operand == OPERANDS[kind][1] else "a", x).contiguous()
+            if slot.transform is not None:  # the same signs for both operands, on every rank
+                x = slot.transform(x, None if key is None else fold(key, _SIGNS[kind]))
         if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
         if key is not None and slot.noisy:
@@ -154,6 +159,14 @@ class Call:
         if kind not in self.recipe.cut:
             return None
         return matrices_of(Product(self.operation, kind), a, b, like)
+
+    def value(self, operand: str, q: QTensor, shape: Sequence[int]) -> Tensor:
+        """What the forward made of an operand, as a number, in the shape that the operation takes
+        it in (weights canonical)."""
+        found = q.dequantize()
+        if not self.recipe.slots["forward", operand].cut:
+            return found
+        return restored(self.operation, operand, found, shape)
 
     def multiply(
         self,

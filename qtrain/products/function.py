@@ -57,18 +57,16 @@ class Products(torch.autograd.Function):
         if xq.elements is None:
             xq = xq._replace(elements=input)
         slots = call.recipe.slots
-        slot = slots["grad_input", "weight"]
-        if slot.cut and not slot.reused:
-            backward_w = QTensor(weight)
-        slot = slots["grad_weight", "input"]
-        if slot.cut and not slot.reused:
-            backward_x = QTensor(input)
+        if (slot := slots["grad_input", "weight"]).late:
+            backward_w = wq if slot.of_forward else QTensor(weight)
+        if (slot := slots["grad_weight", "input"]).late:
+            backward_x = xq if slot.of_forward else QTensor(input)
         backward_w, backward_x = backward_w or wq, backward_x or xq
         like, by = xq.elements, None
         if "forward" in call.recipe.cut:
             like, shape = input, call.operation.canonical(weight).shape
             by = call.matrices("forward", input.shape, shape, input.shape)
-        if _off(xq, wq):
+        if by is None and _off(xq, wq):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
@@ -145,9 +143,12 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         operand = OPERANDS[kind][1]
         slot = call.recipe.slots[kind, operand]
         by = call.matrices(kind, grad_output.shape, shape, like.shape)
-        if slot.cut and not slot.reused:
+        if slot.late:
             x = saved.elements
-            x = operation.canonical(x) if operand == "weight" else x
+            if slot.of_forward:
+                x = call.value(operand, saved, shape)
+            elif operand == "weight":
+                x = operation.canonical(x)
             saved = call.quantize(kind, operand, x, key, by=by)
         elif slot.cut:
             saved = turned(saved)
@@ -155,7 +156,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if saved.scale is not None and saved.scale.numel() > 1 and not slot.cut:
             factor, bare = folded(Product(operation, kind), grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor, by)
-        if _off(gq, bare):
+        if by is None and _off(gq, bare):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
@@ -224,10 +225,12 @@ def apply(
         if differentiable:
             slot = recipe.slots["grad_input", "weight"]
             if not (slot.reused or slot.cut):
-                backward_w = call.quantize("grad_input", "weight", canonical, key)
+                x = call.value("weight", wq, canonical.shape) if slot.of_forward else canonical
+                backward_w = call.quantize("grad_input", "weight", x, key)
             slot = recipe.slots["grad_weight", "input"]
             if not (slot.reused or slot.cut):
-                backward_x = call.quantize("grad_weight", "input", input, key)
+                x = call.value("input", xq, input.shape) if slot.of_forward else input
+                backward_x = call.quantize("grad_weight", "input", x, key)
     # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
     operands = (
         xq._replace(elements=None) if xq.elements is input else xq,  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ class QProduct(LayerState):
             if not slot.reused  # what is quantized in the forward needs no state of its own
         }
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
+        self.noisy = self.noisy or recipe.noisy
         self.recipe = recipe
         self.shapes = shapes
         self.probe: Probe | None = None

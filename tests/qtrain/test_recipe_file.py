@@ -30,6 +30,7 @@ from quantizers import (
     OFF,
     FloatFormat,
     IntFormat,
+    Off,
     QTensor,
     Quantizer,
     Rounding,
@@ -261,10 +262,16 @@ class Own(Quantizer):
     """A subclass with the fields of the built-in one."""
 
 
-@pytest.mark.parametrize("own", [SlowScale(), Own(format=e4m3)], ids=["class", "subclass"])
+class Quiet(Off):
+    """Equal to OFF, and perhaps not the same."""
+
+
+@pytest.mark.parametrize("own", [SlowScale(), Own(format=e4m3), Quiet()], ids=["a", "b", "c"])
 def test_a_class_of_ones_own_is_refused(own: Any, tmp_path: Path) -> None:
     recipe = Recipe(name="x", forward=Forward(weight=own))
-    with pytest.raises(ValueError, match=r"forward\.weight: .* of a class of its own \((Own|Slow)"):
+    with pytest.raises(
+        ValueError, match=r"forward\.weight: .* of a class of its own \((Own|Slow|Quiet)"
+    ):
         save_recipe(recipe, tmp_path / "a.yaml")
     ranged = Quantizer(format=e4m3, range=lambda x, block, *, state, training: (x, x))
     with pytest.raises(ValueError, match=r"forward\.weight\.range: .* of a class of its own"):

@@ -20,6 +20,7 @@ from qtrain import (
     NormRecipe,
     Recipe,
     Schedule,
+    calibrate,
     inspect,
     plain_state_dict,
     quantize,
@@ -238,6 +239,13 @@ def test_overrides_hold_until_others_are_given() -> None:
     assert type(other[2]) is nn.Linear and type(model[2]) is not nn.Linear
 
 
+def test_overrides_that_held_on_are_named_where_they_do_not_fit() -> None:
+    model = quantize(_mlp(), overrides={"0": 4})
+    with pytest.raises(ValueError, match=r"no bits to set.*given before hold on: overrides=\{"):
+        set_recipe(model, "bf16")
+    set_recipe(model, "bf16", {})
+
+
 def test_norms_follow_what_was_said_beside_the_recipe() -> None:
     model = quantize(_normed(), norm="range")
     set_recipe(model, "bf16")
@@ -321,6 +329,46 @@ def test_deviation_none_neither_begins_nor_ends() -> None:
             set_recipe(model, "bf16", norm=wrong)
     with pytest.raises(ValueError, match="is to have none; with none its scale is not trained"):
         set_recipe(quantize(_normed(), norm="l1"), "int8", norm="none")
+
+
+def test_a_norm_of_another_class_is_refused() -> None:
+    model = quantize(_normed(), norm="range")
+    nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Identity())
+    with pytest.raises(ValueError, match="layer '2' is a ParametrizedQBatchNorm2d now"):
+        set_recipe(model, "bf16")
+
+
+def test_parametrized_layers_follow() -> None:
+    def net() -> nn.Module:
+        plain = _mlp()
+        nn.utils.parametrizations.weight_norm(plain[0])
+        return plain
+
+    model = set_recipe(quantize(net()), "bf16")
+    assert _equal(_step(model), _step(quantize(net(), recipe="bf16")))
+    set_recipe(model, "fp32")
+    assert _equal(_step(model), _step(net()))
+
+
+def test_recomputed_layers_follow() -> None:
+    def step(model: nn.Module) -> list[Tensor]:
+        x, y = _batch()
+        out = torch.utils.checkpoint.checkpoint(model, x.requires_grad_(), use_reentrant=False)
+        return [*torch.autograd.grad(nn.functional.cross_entropy(out, y), [*model.parameters()])]
+
+    model = quantize(_mlp())
+    step(model)
+    set_recipe(model, recipes.int8(4))
+    other = quantize(_mlp(), 4)
+    step(other)  # the same count of noise
+    assert _equal(step(model), step(other))
+
+
+def test_a_calibrated_range_serves_evaluation_after_a_switch() -> None:
+    x, _ = _batch()
+    model = calibrate(set_recipe(quantize(_mlp(), recipe="bf16"), "int8"), [x])
+    other = calibrate(quantize(_mlp()), [x])
+    assert torch.equal(model.eval()(3 * x), other.eval()(3 * x))
 
 
 def test_models_that_were_not_converted_are_refused() -> None:

@@ -47,7 +47,7 @@ class Recorded:
             return self["x"]
         if self.data is None:
             raise KeyError(f"{self}: has no tensor as its input")
-        whole = _tensor(_arrays("inputs")[self.data])
+        whole = given(self.data)
         return whole if self.shape is None else _reshaped(whole, self.shape)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -86,6 +86,11 @@ class Recorded:
     def __str__(self) -> str:
         settings = "-".join(str(value) for value in self.settings.values())
         return f"{self.source}-{self.function.rpartition('.')[2]}-{settings}-{self.data}"
+
+
+def given(name: str) -> Tensor:
+    """An input of README.md's table: 32 x 128, fp32."""
+    return _tensor(_arrays("inputs")[name])
 
 
 def recorded(

@@ -19,6 +19,7 @@ from quantizers import (
     ceil,
     e2m1,
     e4m3,
+    e5m2,
     e8m0,
     fp32,
     int8,
@@ -216,7 +217,11 @@ def test_prescaled_elements_are_divided_again() -> None:
     assert torch.equal(two.outer, one.outer * 2) and two.elements.abs().max() == 3.0
 
 
-FINITE = [*SCALES.values(), Scale(e8m0, rule="ocp_floor", prescale=0.75)]
+FINITE = [
+    *SCALES.values(), Scale(e8m0, rule="ocp_floor", prescale=0.75), Scale(reciprocal=True),
+    Scale(e8m0, reciprocal=True), Scale(e5m2, reciprocal=True), Scale(candidates=(6, 4)),
+    Scale(reciprocal=True, prescale=0.5, candidates=(6, 5)), Scale(e8m0, rule="rceil"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", FINITE, ids=str)
@@ -228,6 +233,7 @@ def test_what_is_not_finite_stays_in_its_block(scale: Scale) -> None:
         y[7, 5] = bad
         made = clean(y)
         good = torch.isfinite(made.dequantize())
+        assert made.scale is not None and not torch.isfinite(made.scale[7, 0])
         assert not good[7, :16].any() and bool(good[7, 16:].all() and good[:7].all())
         y[7, :16] = 0
         assert torch.equal(clean(y).elements[8:], made.elements[8:])
@@ -338,3 +344,18 @@ def test_a_compiled_graph_has_the_same_bits(scale: Scale) -> None:
     assert (outer is None) == (wanted.outer is None)
     if wanted.outer is not None:
         assert same_bits(outer, wanted.outer)
+
+
+@pytest.mark.parametrize("scale", FINITE, ids=str)
+def test_empty_tensors_numbers_and_tensors_without_numbers(scale: Scale) -> None:
+    quantizer = Quantizer(format=e2m1, scale=scale)
+    for shape in ((0,), (3, 0), (0, 4, 5), ()):
+        x = torch.ones(shape)
+        for made in (quantizer(x), quantizer(x.to("meta"))):
+            assert made.scale is not None and made.scale.shape == (1,) * x.dim()
+            assert made.elements.shape == x.shape == made.dequantize().shape
+            assert made.outer is None or made.outer.shape == made.scale.shape
+    near = 0.5 if scale.format == e8m0 else 0.1
+    assert quantizer(torch.tensor(1.5)).dequantize().item() == pytest.approx(1.5, rel=near)
+    blocks = Quantizer(format=e2m1, granularity=B16, scale=scale)(torch.ones(4, 40, device="meta"))
+    assert blocks.scale is not None and blocks.scale.shape == (4, 3)

@@ -85,3 +85,13 @@ def turned(q: QTensor) -> QTensor:
     *batch, kept, summed = q.block
     block = (*batch, summed, kept)
     return QTensor(q.elements.transpose(-1, -2), scale, zero_point, q.format, block, outer)
+
+
+def restored(operation: Operation, operand: str, cut: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a forward operand's `cut` was made of: shape."""
+    if not isinstance(operation, Convolution):
+        return cut.reshape(list(shape))
+    if operand == "weight":
+        return cut.permute(0, 2, 3, 1).reshape(list(shape))  # groups, position, out, in
+    pixels: Tensor = cut.unflatten(1, (shape[0], -1)).permute(1, 0, 3, 2)  # N, groups, channels
+    return pixels.reshape(list(shape))

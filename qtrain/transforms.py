@@ -1,0 +1,92 @@
+"""Transforms of both operands of a product that leave the product what it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantizers import random_bits, root_key
+
+from . import checks
+
+Signs = Literal["fixed", "step"] | tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """x -> (x * signs) H / sqrt(size), for every `size` neighbours along a product's sum.
+
+    H is Sylvester's Hadamard matrix; the product of two operands that are transformed alike is
+    theirs, and an outlier is spread over its neighbours before they are quantized (random Hadamard
+    transform: Tseng et al., arXiv 2502.20586; NVFP4: arXiv 2509.25149, appendix C).
+
+    size    a power of two; an operand's last neighbours are filled up with zeros, in both
+    signs   "fixed": one draw for all layers and steps;  "step": another for each product at every
+            step, the same on every rank;  a tuple of `size` 1s and -1s;  None: no signs
+    """
+
+    size: int = 16
+    signs: Signs = "fixed"
+
+    def __post_init__(self) -> None:
+        checks.integer("hadamard: size", self.size, low=2, high=2**12)
+        if self.size & (self.size - 1):
+            raise ValueError(f"hadamard: size: got {self.size}, need a power of two such as 16")
+        own = self.signs
+        if isinstance(own, tuple):
+            if len(own) != self.size or any(sign not in (1, -1) for sign in own):
+                raise ValueError(
+                    f"hadamard: signs: got {checks.shown(own)}, need {self.size} numbers 1 or -1"
+                )
+        elif own is not None:
+            checks.choice("hadamard: signs", own, ("fixed", "step"))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it needs a key at every step."""
+        return self.signs == "step"
+
+    def __call__(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """x: (*, K), fp16, bf16, fp32 or fp64 -> (*, K rounded up to a multiple of size), fp32 or
+        fp64: log2(size) additions an element, each rounded, neighbours a power of two apart, the
+        nearest first, then the division.  key: 0-d int64, for signs of each step."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        found = F.pad(wide, (0, -x.shape[-1] % self.size)).unflatten(-1, (-1, self.size))
+        signs = self._signs(x, key)
+        if signs is not None:
+            found = found * signs
+        step = 1
+        while step < self.size:
+            pairs = found.unflatten(-1, (-1, 2, step))
+            one, other = pairs.unbind(-2)
+            found = torch.stack((one + other, one - other), -2).flatten(-3)
+            step *= 2
+        scaled: Tensor = (found * (1 / math.sqrt(self.size))).flatten(-2)
+        return scaled
+
+    def _signs(self, x: Tensor, key: Tensor | None) -> Tensor | None:
+        if self.signs is None:
+            return None
+        if isinstance(self.signs, tuple):
+            signs = torch.tensor(self.signs, device=x.device)
+        else:
+            if self.signs == "fixed":
+                key = root_key(0, self.size).to(x.device)
+            elif key is None:
+                raise ValueError("hadamard: signs of each step need a key: pass key=root_key(seed)")
+            signs = 1 - 2 * (random_bits(key, (self.size,)) & 1)
+        return signs.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+    def __str__(self) -> str:
+        signs = "given" if isinstance(self.signs, tuple) else self.signs
+        return f"hadamard {self.size}" + ("" if signs is None else f", {signs} signs")
+
+
+def hadamard(size: int = 16, signs: Signs = "fixed") -> Hadamard:
+    """The (random) Hadamard transform of a product: GradWeight(..., transform=hadamard(16))."""
+    return Hadamard(size, signs)
