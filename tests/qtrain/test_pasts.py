@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from qtrain import Monitor, Recipe, load_recipe, quantize, save_recipe, set_recipe
+from qtrain import (
+    Forward,
+    GradInput,
+    GradWeight,
+    Monitor,
+    Recipe,
+    hadamard,
+    load_recipe,
+    quantize,
+    save_recipe,
+    set_recipe,
+)
+from quantizers import Quantizer, e4m3, history
 
 RECIPES = {"delayed": DELAYED, "in hindsight": HINDSIGHT}
 GRADIENTS = ("grad_input_grad_output", "grad_weight_grad_output")
@@ -178,3 +190,24 @@ def test_convolutions_and_their_channels(name: str) -> None:
     assert state["0.product.forward_weight_low"].numel() == 8
     assert (state["0.product.forward_weight_high"] > 0).all()
     assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+@pytest.mark.parametrize("source", ["input", "forward"])
+@pytest.mark.parametrize("rerun", [None, False, True])
+def test_operands_that_are_quantized_in_the_backward_pass_move_there(
+    source: Any, rerun: bool | None
+) -> None:
+    """As a product's transform has them; their ranges are no part of what is recomputed."""
+    delayed = Quantizer(format=e4m3, range=history(4))
+    recipe = Recipe(
+        name="rotated",
+        forward=Forward(input=delayed, weight=delayed),
+        grad_input=GradInput(grad_output=delayed),
+        grad_weight=GradWeight(
+            grad_output=delayed, input=delayed, source=source, transform=hadamard(4)
+        ),
+    )
+    model, optimizer = started(recipe)
+    train(model, optimizer, range(4), rerun)
+    counts = {n: int(v) for n, v in model.state_dict().items() if n.endswith("_steps")}
+    assert len(counts) == 10 and set(counts.values()) == {4}

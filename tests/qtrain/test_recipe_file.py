@@ -47,6 +47,7 @@ from quantizers import (
     floor,
     fp16,
     half_away,
+    history,
     minmax,
     nearest_even,
     per_axis,
@@ -113,7 +114,11 @@ class _Draws:
     def range(self) -> Any:
         plain = self.one(absmax, minmax, chunked_minmax(), chunked_minmax(7), percentile(0.999))
         average = ema(plain, momentum=self.one(0.1, 1e-7, 1.0), train_on="running")
-        return self.one(plain, average)
+        before = (
+            ema(plain, use="previous"),
+            history(self.one(1, 1024), self.one("max", "last"), plain),
+        )
+        return self.one(plain, average, *before)
 
     def quantizer(self) -> Any:
         if self.random.random() < 0.15:
