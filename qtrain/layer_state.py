@@ -130,15 +130,16 @@ class LayerState(nn.Module):
                     f"layer {self.name!r}: it is quantized, and torch.jit.trace would keep the "
                     f"noise of one step; use torch.compile, or trace the model before quantize()"
                 )
-        if self.noise_key.device != input.device and not input.is_meta:
+        buffers: Any = self._buffers
+        if buffers["noise_key"].device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
         states = {
-            slot: {key: getattr(self, name) for key, name in names.items()}
+            slot: {key: buffers[name] for key, name in names.items()}
             for slot, names in self._slots.items()
         }
-        own = self.noise_key if self.noisy else None
-        key, repeated = recall(self, own, self.noise_count, counted, self._forward_ranges)
+        own = buffers["noise_key"] if self.noisy else None
+        key, repeated = recall(self, own, buffers["noise_count"], counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
@@ -232,8 +233,16 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+_NOTHING = nullcontext()
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """What runs within it takes the dtypes it is given; entered only where autocast is on."""
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return _NOTHING
+
+
+def without_grad() -> AbstractContextManager[Any]:
+    """torch.no_grad(), entered only where gradients are on."""
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING

@@ -24,8 +24,10 @@ from .recipe import Recipe
 T = TypeVar("T")
 
 #: where our own kinds of recipes and their parts are defined
-_ROOMS = ("quantizers", "qtrain.recipe", "qtrain.slots", "qtrain.transforms", "qtrain.norms.recipe", "qtrain.norms.arithmetic",
-          "qtrain.norms.deviations")  # fmt: skip
+_ROOMS = (
+    "quantizers", "qtrain.recipe", "qtrain.slots", "qtrain.transforms", "qtrain.norms.recipe",
+    "qtrain.norms.arithmetic", "qtrain.norms.deviations",
+)  # fmt: skip
 #: what a mapping is, where a field may be of several kinds
 _USUAL: dict[type, type] = {QuantizerLike: Quantizer}
 

@@ -21,13 +21,16 @@ from qtrain.products.engines.task import ANY, Task
 from qtrain.products.operations import BatchedMatmul, Linear, Operation
 from qtrain.products.product import Product
 from quantizers import QTensor, kernels
+from quantizers.kernels.serving import imported
 
 #: whatever the size of a product
 ENGINE = HalfUnits(0, 0)
 NAME = ENGINE.name
 
+_UNITS = imported("quantizers.kernels.compiled")
+#: not where the engine is refused: then its sums are wrong
 pytestmark = pytest.mark.skipif(
-    not ENGINE.admitted_on("cpu"), reason="this processor's bf16 units are not AVX512-BF16"
+    _UNITS is None or not _UNITS.has_bf16(), reason="this processor has no AVX512-BF16, or has AMX"
 )
 
 #: operation, input, canonical weight; sums of one block of positions and more, of an odd number
@@ -73,6 +76,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the kernel did not serve")
 
     monkeypatch.setattr(RoundedSums, "product", refused)
+
+
+def test_they_are_admitted() -> None:
+    assert ENGINE.admitted_on("cpu") and HalfUnits().admitted_on("cpu")
+    assert not ENGINE.admitted_on("cuda")
 
 
 @pytest.mark.usefixtures("alone")

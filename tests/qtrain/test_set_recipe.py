@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training_cases import on_two_ranks
 
 from qtrain import (
+    Forward,
     GradInput,
     GradWeight,
     Monitor,
@@ -21,6 +22,7 @@ from qtrain import (
     Recipe,
     Schedule,
     calibrate,
+    hadamard,
     inspect,
     plain_state_dict,
     quantize,
@@ -32,8 +34,11 @@ from qtrain import (
 from quantizers import (
     IntFormat,
     Quantizer,
+    Scale,
+    blocks,
     e4m3,
     e5m2,
+    e8m0,
     ema,
     floor,
     minmax,
@@ -73,6 +78,15 @@ class _Transformer(nn.Module):
         return out
 
 
+_MX = Quantizer(format="e4m3", granularity=blocks(4), scale=Scale(e8m0, rule="rceil"))
+#: blocks along the sum, and signs of a transform that are drawn at each step
+MX = Recipe(
+    name="blocks",
+    forward=Forward(input=_MX, weight=_MX),
+    grad_input=GradInput(grad_output=_MX, weight=_MX),
+    grad_weight=GradWeight(grad_output=_MX, input=_MX, transform=hadamard(4, "step")),
+)
+
 NETS: list[Callable[[], nn.Module]] = [_mlp, _normed, _Transformer]
 
 
@@ -110,10 +124,10 @@ def _weight(**changes: object) -> Recipe:
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("to", ["int8", "bf16", "fp32", recipes.int8(4)])
-@pytest.mark.parametrize("first", ["int8", "bf16", "fp32"])
+@pytest.mark.parametrize("to", ["int8", "bf16", "fp32", recipes.int8(4), MX])
+@pytest.mark.parametrize("first", ["int8", "bf16", "fp32", MX])
 def test_it_computes_as_the_original_quantized_so(
-    net: Callable[[], nn.Module], first: str, to: str | Recipe
+    net: Callable[[], nn.Module], first: str | Recipe, to: str | Recipe
 ) -> None:
     model = quantize(net(), recipe=first, seed=7)
     assert set_recipe(model, to) is model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -163,9 +164,33 @@ def test_two_levels_are_those_of_numpy(name: str, kind: str) -> None:
         assert bool((made.elements[3, 16:32] == 0).all())
 
 
+@pytest.mark.parametrize("name", ["two", "reciprocal", "mse", "mse reciprocal"])
+def test_the_order_of_roundings_is_the_one_that_is_stated(name: str) -> None:
+    """Blocks whose scale lies where one rounding more or less decides it: next to midpoints."""
+    scale = SCALES[name]
+    assert scale.over is not None and scale.over.top is not None
+    codes = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    grid = np.unique(codes[np.isfinite(codes) & (codes >= 2.0**-6) & (codes <= scale.over.top)])
+    middle = (grid[1:] + grid[:-1]) / 2
+    draw = np.random.default_rng(1)
+    whole = draw.uniform(1, 2, 3000).astype(F)
+    top = np.where(draw.random(3000) < 0.5, 6, 4 if scale.candidates else 6)
+    near = draw.choice(middle, 3000) * top * whole.astype(np.float64) / (6 * scale.over.top)
+    near = np.minimum(near * (1 + draw.integers(-4, 5, 3000) * 2.0**-24), whole).astype(F)
+    x = torch.zeros(3000, 32)
+    x[:, 0], x[:, 16] = torch.from_numpy(whole), torch.from_numpy(near)
+    over = replace(scale.over, granularity=per_token)
+    made = Quantizer(format=e2m1, granularity=B16, scale=replace(scale, over=over))(x)
+    assert made.scale is not None
+    for row in range(3000):
+        block, _ = best(x.numpy()[row : row + 1, 16:], whole[row], scale)
+        assert made.scale[row, 1].item() == block.scale, (whole[row].hex(), near[row].hex())
+
+
 def test_a_ragged_tail_is_a_block_of_what_is_left() -> None:
     x = numbers("heavy")[:5, :39]
-    for scale in (NVFP4, SIX, Scale(e4m3, over=Scale(top=448, granularity=per_block({-1: 32})))):
+    long = Scale(e4m3, over=Scale(top=448, granularity=per_block({-1: 32})))
+    for scale in (NVFP4, SIX, SCALES["absmax"], long):
         made = Quantizer(format=e2m1, granularity=B16, scale=scale)(x)
         assert made.scale is not None and made.scale.shape == (5, 3)
         if (

@@ -48,8 +48,10 @@ class Float32(Engine):
     def sums(
         self, task: Task, a: Tensor, b: Tensor, like: Tensor, zero_point: Tensor | None
     ) -> Tensor:
-        parts = -(-task.count // self._part(task))
         a, b = unshifted(a, zero_point), b.float()
+        if task.bound <= 2**24:
+            return _unsigned_zeros(plain_product(task.product, a, b, like), task)
+        parts = -(-task.count // self._part(task))
         size = -(-task.count // max(parts, 1))
         dtype = holds(task.bound)
         total: Tensor | None = None

@@ -184,7 +184,7 @@ def _grad_weight(
         items, count, rows, math.prod(kernel), columns, part, *steps, *found,
         ctypes.addressof(beyond), scratch.data_ptr(), bytes_, *moves,
     )  # fmt: skip
-    team.run(kind.address, words, result.numel() * count)
+    team.run(kind.address, team.packed(*words), result.numel() * count)
     return None if beyond.value else result
 
 
