@@ -245,6 +245,34 @@ def test_convolutions_are_sums_over_positions_and_blocks_of_channels(kind: str, 
     assert torch.equal(canonical, grad_weight)
 
 
+@pytest.mark.parametrize("layer", ["strided, padded", "transposed"])
+def test_blocks_of_samples_have_the_scale_of_their_samples(layer: str) -> None:
+    """Not of the padding that unfolding puts before them."""
+    plain, int8 = LAYERS[layer], Quantizer(format=IntFormat(8))
+    q = replace(int8, granularity=Granularity(((0, 2),)))
+    r = Recipe(
+        name="samples",
+        forward=Forward(input=int8, weight=int8),
+        grad_input=GradInput(grad_output=int8),
+        grad_weight=GradWeight(grad_output=q, input=q),
+    )
+    x = normal(5, plain.in_channels, 5, 6, seed=1)
+    model = quantize(copy.deepcopy(plain), recipe=r)
+    y = model(x)
+    g = normal(*y.shape, seed=2)
+    y.backward(g)
+    total: Any = 0
+    for start in range(0, 5, 2):
+        part = copy.deepcopy(plain).double()
+        one, other = (
+            (codes[start : start + 2].double(), scale.flatten()[start // 2])
+            for codes, scale in ((q(t).elements, q(t).scale) for t in (x, g))
+        )
+        part(one[0]).backward(other[0])
+        total = total + part.weight.grad.float() * (one[1] * other[1])
+    assert torch.equal(model.weight.grad, total)
+
+
 @pytest.mark.parametrize("layer", [nn.Conv1d(9, 4, 3, padding=1), nn.Conv3d(3, 4, 2, padding=1)])
 def test_one_and_three_axes_of_space(layer: Any) -> None:
     """As a convolution of two axes, one of which has length 1, and a linear layer of windows."""

@@ -38,9 +38,9 @@ def _scale(words: Any, c: Any) -> Any:
     a = f32_at(words[A])[words[STEP_A] * c] if words[A] != 0 else f32(1.0)
     b = f32_at(words[B])[words[STEP_B] * c] if words[B] != 0 else f32(1.0)
     exact = _first(f64(a), f64(f64(a) * f64(b)))
-    bits = exact.view(np.int64)
+    bits = f64(exact).view(np.int64)
     rounded = i64(i64(bits + i64(0xFFFFFFF) + ((bits >> i64(29)) & i64(1))) & i64(~0x1FFFFFFF))
-    return rounded.view(np.float64) if abs(exact) < f64(np.inf) else exact
+    return i64(rounded).view(np.float64) if abs(exact) < f64(np.inf) else exact
 
 
 @function
