@@ -32,6 +32,9 @@ class Recipe:
                  gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
     with_bits    the same recipe at another width (None: it has none)
+    source       who described it, and where: a paper, a file of public code
+    leaves_out   what it leaves out of that, or approximates; a model's summary says so
+    when         when to take it
 
     Sums are exact for integer operands and accumulated in fp32 otherwise; the weight update and
     the optimizer's state stay in full precision.
@@ -45,6 +48,9 @@ class Recipe:
     narrow: bool = False
     norm: NormRecipe | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
+    source: str = ""
+    leaves_out: str = ""
+    when: str = ""
     #: each operand's quantizer, and what is known of it
     slots: Mapping[tuple[str, str], Slot] = field(init=False, repr=False, compare=False)
     #: the products of which neither operand is quantized
@@ -72,6 +78,9 @@ class Recipe:
         if not isinstance(self.norm, NormRecipe | None):
             checks.refuse("norm", self.norm, "a NormRecipe or None")
         checks.boolean("narrow", self.narrow)
+        for name in ("source", "leaves_out", "when"):
+            if not isinstance(getattr(self, name), str):
+                checks.refuse(name, getattr(self, name), "a text")
         if self.with_bits is not None:
             need = "a function of the number of bits that returns a Recipe, or None"
             checks.function("with_bits", self.with_bits, need, 8)
