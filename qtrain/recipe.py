@@ -174,6 +174,12 @@ class Recipe:
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
                 text += f"; {operand} for {product} {short(self.slot(product, operand))}"
+                if self.slots[product, operand].of_forward:
+                    text += " of the forward's value"
+        for product in ("forward", "grad_input", "grad_weight"):
+            transform = getattr(self, product).transform
+            if transform is not None:
+                text += f"; {product} after {transform}"
         if self.activation is not None:
             text += f"; output {self.activation}{' kept in 16 bits' if self.narrow else ''}"
         return text

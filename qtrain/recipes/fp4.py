@@ -86,6 +86,6 @@ def fp4_all_the_way() -> Recipe:
         grad_input=GradInput(grad_output=drawn, weight=drawn),
         grad_weight=GradWeight(grad_output=drawn, input=drawn),
         source="arXiv 2505.19115",
-        leaves_out="Gaudi's e4m3 (to 240); precise steps at the end; scales clip, a bias of about 1 %",
+        leaves_out="Gaudi's e4m3 (to 240); precise last steps; scales clip, a bias of about 1 %",
         when="FP4 in all products without a rotation",
     )

@@ -18,7 +18,7 @@ def _hbfp(bits: int, when: str) -> Recipe:
         grad_input=GradInput(grad_output=operand),
         grad_weight=GradWeight(grad_output=operand),
         source="arXiv 2211.10737; simlaharma/HBFPEmulator_AB bfp/bfp_ops.py",
-        leaves_out="15-bit weights in the optimizer; elements that round up to the power are clipped",
+        leaves_out="15-bit weights in the optimizer; rounding up to the power is clipped",
         when=when,
     )
 
@@ -27,10 +27,12 @@ def hbfp4() -> Recipe:
     """HBFP4: int4 (a sign and 3 bits) in blocks of 64 with a common exponent, stochastic.
 
     Drumond et al. 2018, "Training DNNs with Hybrid Block Floating Point"; Harma et al. 2022,
-    "Accuracy Booster", arXiv 2211.10737, whose public code is simlaharma/HBFPEmulator_AB, bfp/bfp_ops.py: step 2^(ceil(log2 amax) - 3),
-    elements clamped to +-7 (_float_to_bfp), rounding_mode stoc (imagenet_booster.sh); it has blocks
-    along the last axis, cut once, where this cuts each product's along its sum, and any exponent,
-    where this has 8 bits.
+    "Accuracy Booster", arXiv 2211.10737, whose public code is simlaharma/HBFPEmulator_AB:
+    bfp/bfp_ops.py has steps of 2^(ceil(log2 amax) - 3) and elements clamped to +-7 (_float_to_bfp),
+    imagenet_booster.sh stochastic rounding of all.  What rounds up to the power of two above amax
+    is clipped, so that the largest elements are biased.  Left out: weights of 15 bits in the
+    optimizer, blocks along the last axis that are cut once (each product cuts its own along its
+    sum, as block hardware does), exponents of more than 8 bits.
 
     Accuracy Booster is this with HBFP6 in the last epoch and in the first and last layers:
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import wrap
 
 from tabulate import tabulate
 
-from quantizers import Off, QuantizerLike
+from quantizers import Off, Quantizer, QuantizerLike
 from quantizers.protocol import needs_key
 
 from ..recipe import Recipe
@@ -14,17 +15,17 @@ from ..slots import OPERANDS, short
 
 HEADERS = ("recipe", "operands", "scales", "when to take it", "what it leaves out")
 #: of the columns in a terminal: 100 with two between
-_WIDTHS = (15, 22, 20, 18, 17)
+_WIDTHS = (15, 21, 20, 18, 18)
 
 
 def text(recipes: Iterable[Recipe]) -> str:
     """One table of 100 columns, a blank line between recipes."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[list[str]] = []
     for recipe in recipes:
-        rows += [cells(recipe), ("",) * len(HEADERS)]
-    return tabulate(
-        rows[:-1], HEADERS, tablefmt="simple", maxcolwidths=list(_WIDTHS), disable_numparse=True
-    )
+        cell = [wrap(one, width) for one, width in zip(cells(recipe), _WIDTHS, strict=True)]
+        cell[0] += [""] * max(map(len, cell))  # a line between this and the next
+        rows.append(["\n".join(lines) for lines in cell])
+    return tabulate(rows, HEADERS, tablefmt="simple", disable_numparse=True)
 
 
 def markdown(recipes: Iterable[Recipe]) -> str:
@@ -61,14 +62,11 @@ def operands(recipe: Recipe) -> str:
 def scales(recipe: Recipe) -> str:
     """What shares a scale, and which scales these are."""
     found = [slot.quantizer for slot in recipe.slots.values()]
-    scaled = [q for q in found if getattr(q, "range", None) is not None]
+    scaled = [q for q in found if isinstance(q, Quantizer) and q.range is not None]
     if not scaled:
         return "-"
-    tiles = _distinct(
-        str(q.granularity).replace(" along the sum", "")
-        for q in scaled  # type: ignore[attr-defined]
-    )
-    kinds = _distinct(str(q.scale) for q in scaled)  # type: ignore[attr-defined]
+    tiles = _distinct(str(q.granularity).replace(" along the sum", "") for q in scaled)
+    kinds = _distinct(str(q.scale) for q in scaled)
     return "; ".join([*tiles, *kinds])
 
 

@@ -110,7 +110,9 @@ def test_nvfp4_is_transformer_engines(case: Recorded) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", recorded("fouroversix", format="nvfp4", round_style="nearest", scale_rule="mse"), ids=str
+    "case",
+    recorded("fouroversix", format="nvfp4", round_style="nearest", scale_rule="mse"),
+    ids=str,
 )
 def test_four_over_six_is_its_authors(case: Recorded) -> None:
     if case.data in ("tiny", "huge", "halves", "midpoints"):
@@ -132,4 +134,4 @@ def test_its_gradients_have_the_authors_scales() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_digits_are_learned(name: str) -> None:
-    assert abs(trained(name) - trained("fp32")) < 0.1
+    assert abs(trained(name) - trained("fp32")) < 0.08

@@ -55,7 +55,9 @@ def test_a_planted_error_is_seen(name: str) -> None:
 )
 def test_fp8_is_transformer_engines(case: Recorded) -> None:
     recipe: Any = recipes.fp8()
-    own = recipe.forward.input if case.settings["format"] == "e4m3" else recipe.grad_input.grad_output
+    own = (
+        recipe.forward.input if case.settings["format"] == "e4m3" else recipe.grad_input.grad_output
+    )
     q, where = own(case.operand), case.largest() > 0
     assert same_bits(q.spread(q.scale).expand(where.shape)[where], case.spread()[where])
     assert torch.equal(q.elements[where], case["elements"][where])

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from quantizer_checks import same_bits
 from recipe_cases import CASES, Slots, ceil_log2, check, floor_log2, power, three, trained
 from recorded_results import Recorded, recorded
+from torch import nn
 
 from qtrain import GradInput, GradWeight, Recipe, Schedule, quantize, recipes, set_recipe
 from quantizers import Scale, blocks, e4m3, e5m2, e8m0, nearest_even
@@ -113,16 +115,15 @@ def test_the_gradients_of_mxfp4_are_quartets_to_nearest() -> None:
         assert bool((made.dequantize() == case["values"].view(-1, 32)).all())
 
 
-@pytest.mark.parametrize("name", ["mxfp8", "mxfp6", "mxint8", "mxfp4", "mxfp4-e3m0", "hbfp4", "hbfp6"])
+@pytest.mark.parametrize(
+    "name", ["mxfp8", "mxfp6", "mxint8", "mxfp4", "mxfp4-e3m0", "hbfp4", "hbfp6"]
+)
 def test_digits_are_learned(name: str) -> None:
-    distance = {"mxfp4-e3m0": 0.1, "hbfp4": 0.1, "mxfp4": 0.06}.get(name, 0.02)
+    distance = {"mxfp4-e3m0": 0.05, "hbfp4": 0.08}.get(name, 0.03)
     assert abs(trained(name) - trained("fp32")) < distance
 
 
 def test_accuracy_booster_is_hbfp_by_a_schedule_and_overrides() -> None:
-    import torch
-    from torch import nn
-
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     schedule = Schedule({0.0: "hbfp4", 0.9: "hbfp6"})
     model = quantize(net, recipe=schedule, overrides={"0": "hbfp6", "2": "hbfp6"})
