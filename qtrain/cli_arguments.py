@@ -165,7 +165,7 @@ def recipes_table() -> str:
     """The quantization recipes, then the named training runs."""
     lines = ["Quantization recipes (x parts a product's operands, blocks lie along its sum):", ""]
     lines.append(text(map(recipes.get, recipes.names())))
-    lines += ["", "Training runs (a recipe with a model, data and settings):", ""]
+    lines += ["Training runs (a recipe with a model, data and settings):", ""]
     for name, settings in TRAINING_RECIPES.items():
         lines.append(f"  {name}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
     return "\n".join(lines)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from textwrap import wrap
-
-from tabulate import tabulate
 
 from quantizers import Off, Quantizer, QuantizerLike
 from quantizers.protocol import needs_key
@@ -20,12 +19,16 @@ _WIDTHS = (15, 21, 20, 18, 18)
 
 def text(recipes: Iterable[Recipe]) -> str:
     """One table of 100 columns, a blank line between recipes."""
-    rows: list[list[str]] = []
+    lines = [_line(HEADERS), _line(["-" * width for width in _WIDTHS])]
     for recipe in recipes:
-        cell = [wrap(one, width) for one, width in zip(cells(recipe), _WIDTHS, strict=True)]
-        cell[0] += [""] * max(map(len, cell))  # a line between this and the next
-        rows.append(["\n".join(lines) for lines in cell])
-    return tabulate(rows, HEADERS, tablefmt="simple", disable_numparse=True)
+        parts = [wrap(cell, width) for cell, width in zip(cells(recipe), _WIDTHS, strict=True)]
+        lines += [_line(row) for row in zip_longest(*parts, fillvalue="")] + [""]
+    return "\n".join(lines)
+
+
+def _line(row: Iterable[str]) -> str:
+    padded = (cell.ljust(width) for cell, width in zip(row, _WIDTHS, strict=True))
+    return "  ".join(padded).rstrip()
 
 
 def markdown(recipes: Iterable[Recipe]) -> str:
