@@ -21,6 +21,8 @@ from .autograd.recomputation import needs_gradient, recall
 
 Slot = tuple[str, str]
 _CPU = torch.device("cpu")
+_NOTHING = nullcontext()
+_DISTRIBUTED = torch.distributed.is_available()
 
 
 def device_of(*modules: nn.Module) -> torch.device:
@@ -130,15 +132,16 @@ class LayerState(nn.Module):
                     f"layer {self.name!r}: it is quantized, and torch.jit.trace would keep the "
                     f"noise of one step; use torch.compile, or trace the model before quantize()"
                 )
-        if self.noise_key.device != input.device and not input.is_meta:
+        buffers: Any = self._buffers
+        if buffers["noise_key"].device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
         states = {
-            slot: {key: getattr(self, name) for key, name in names.items()}
+            slot: {key: buffers[name] for key, name in names.items()}
             for slot, names in self._slots.items()
         }
-        own = self.noise_key if self.noisy else None
-        key, repeated = recall(self, own, self.noise_count, counted, self._forward_ranges)
+        own = buffers["noise_key"] if self.noisy else None
+        key, repeated = recall(self, own, buffers["noise_count"], counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
@@ -215,7 +218,7 @@ def _device_in(state_dict: Mapping[str, Any], prefix: str) -> torch.device:
 
 def rank() -> int:
     """This process' rank in data-parallel training; 0 on its own."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _DISTRIBUTED and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return 0
 
@@ -232,4 +235,24 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     """What runs within it takes the dtypes it is given; entered only where autocast is on."""
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return _NOTHING
+
+
+class _WithoutGrad:
+    """torch.no_grad() where gradients are on, in a third of its time."""
+
+    def __enter__(self) -> None:
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *exception: object) -> None:
+        torch._C._set_grad_enabled(True)
+
+
+_WITHOUT_GRAD = _WithoutGrad()
+
+
+def without_grad() -> AbstractContextManager[Any]:
+    """torch.no_grad(), entered only where gradients are on."""
+    if not torch.is_grad_enabled():
+        return _NOTHING
+    return torch.no_grad() if torch.compiler.is_compiling() else _WITHOUT_GRAD

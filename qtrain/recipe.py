@@ -12,7 +12,17 @@ from quantizers.formats import NATIVE
 
 from . import checks
 from .norms.recipe import NormRecipe
-from .slots import SLOTS, Forward, GradInput, GradWeight, Slot, short, slot_of
+from .slots import (
+    OPERANDS,
+    SLOTS,
+    Forward,
+    GradInput,
+    GradWeight,
+    Slot,
+    check_nested,
+    short,
+    slot_of,
+)
 
 
 def _exact_in_bf16(fmt: object) -> bool:
@@ -100,6 +110,8 @@ class Recipe:
             if s.cut or not isinstance(s.quantizer, Off)
         }
         object.__setattr__(self, "slots", slots)
+        for product, operands in OPERANDS.items():
+            check_nested(product, *[slots[product, operand] for operand in operands])
         noisy = {s.transform for s in slots.values() if s.transform is not None}
         object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)

@@ -24,8 +24,10 @@ from .recipe import Recipe
 T = TypeVar("T")
 
 #: where our own kinds of recipes and their parts are defined
-_ROOMS = ("quantizers", "qtrain.recipe", "qtrain.norms.recipe", "qtrain.norms.arithmetic",
-          "qtrain.norms.deviations")  # fmt: skip
+_ROOMS = (
+    "quantizers", "qtrain.recipe", "qtrain.slots", "qtrain.transforms", "qtrain.norms.recipe",
+    "qtrain.norms.arithmetic", "qtrain.norms.deviations",
+)  # fmt: skip
 #: what a mapping is, where a field may be of several kinds
 _USUAL: dict[type, type] = {QuantizerLike: Quantizer}
 
@@ -113,7 +115,12 @@ def _plain(value: Any, where: str) -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b)
+    """Whether two are equal, down to the classes of their parts."""
+    if type(a) is not type(b):
+        return False
+    if is_dataclass(a):
+        return all(_same(getattr(a, name), getattr(b, name)) for name in _fields(type(a)))
+    return bool(a == b)
 
 
 def _value(value: Any, expected: Any, where: str) -> Any:

@@ -101,7 +101,8 @@ def _step(
     if outer is None:
         if scale.reciprocal and scale.format in (fp32,):
             factor = reciprocal(bound, reach)
-            step = found = torch.where(bound == 0, 0.0, reciprocal(factor))
+            known = torch.isfinite(bound) & (bound != 0)  # the rest is its own scale
+            step = found = torch.where(known, reciprocal(factor), bound)
             made = torch.where(bound == 0, 0.0, factor)
         else:
             step = found = level(bound, bound, top, by.format, scale, key)

@@ -14,6 +14,7 @@ hash functions", 2018); keys are mixed with the finalizer of SplitMix64 (Steele 
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import torch
@@ -52,6 +53,11 @@ def _mixed(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def _number(x: Tensor) -> ctypes.c_int64:
+    """The one number of an int64 tensor in this process' memory."""
+    return ctypes.c_int64.from_address(x.data_ptr())
+
+
 def _mix32_(x: Tensor) -> Tensor:
     """In place, int32."""
     x.bitwise_xor_(_shifted(x, 16, 32)).mul_(0x7FEB352D)
@@ -78,14 +84,21 @@ def fold(key: Tensor, value: int | Tensor, *, advance: bool = False) -> Tensor:
     made = keys.fold(key, value, advance) if key.is_cuda else None
     if made is not None:
         return made
-    if advance and isinstance(value, Tensor):
-        value.add_(1)
     one = not key.dim() and (isinstance(value, int) or not value.dim())
     if one and (serves(key) if isinstance(value, int) else serves(key, value)):
         # the same, without a dozen operations on one number
-        other = value if isinstance(value, int) else int(value.item())
-        mixed = _mixed((_mixed(other + _GOLDEN) ^ (int(key.item()) & _MASK)) + _GOLDEN)
-        return torch.full_like(key, mixed - (mixed >> 63 << 64))
+        if isinstance(value, int):
+            other = value
+        else:
+            place = _number(value)
+            place.value += advance
+            other = place.value
+        mixed = _mixed((_mixed(other + _GOLDEN) ^ (_number(key).value & _MASK)) + _GOLDEN)
+        made = torch.empty_like(key)
+        _number(made).value = mixed  # modulo 2^64
+        return made
+    if advance and isinstance(value, Tensor):
+        value.add_(1)
     if isinstance(value, int):
         value = torch.full_like(key, _signed(value, 64))
     return _mix64((_mix64(value + _signed(_GOLDEN, 64)) ^ key) + _signed(_GOLDEN, 64))

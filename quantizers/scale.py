@@ -44,21 +44,22 @@ class Scale:
     reciprocal    elements by multiplication with the fp32 reciprocal, as TransformerEngine's
                   kernels make them, not by division
 
-    One level, a = amax / (top / headroom) rounded to fp32, the quotient in fp64 first:
-        scale = format(a);   elements = round(x / scale)
-    Two levels, r = top / headroom, R = r * over.top / over.headroom, block and whole the amax of a
-    block and of its outer granule (of finite blocks), fl a rounding to fp32:
+    fl is a rounding to fp32, r = fl(top / headroom).  One level of rule "amax":
+        scale = format(fl(amax / r));   elements = round(x / scale)
+    Two levels, R = fl(top * over.top / (headroom * over.headroom)), block and whole the amax of a
+    block and of its outer granule, of finite blocks; top the largest of candidates in R:
         outer = max(fl(whole / R), 2^-126), 1 where whole is 0   (a narrower format rounds it too)
         scale = format(fl(fl(block / outer) / r));   elements = round(x / fl(scale * outer))
     and with `reciprocal`, M fp32's largest number:
         S = min(fl(R / whole), M), 1 where whole is 0;   outer = fl(1 / S)
-        scale = format(fl(block * fl(S * fl(1 / r))));   of candidates c, the largest C:
-        scale = format(fl(fl(fl(block / C) * S) * fl(C / c)))
+        scale = format(fl(block * fl(S * fl(1 / r))));   of candidates c, the largest C in r:
+        scale = format(fl(fl(fl(block / r) * S) * fl(C / c)))
         elements = round(fl(x * min(fl(1 / fl(scale * outer)), M)))
-    With `reciprocal` a single fp32 scale is fl(1 / S), S = min(fl(r / amax), M), and elements are
-    round(fl(x * S)).  A scale of 0 (amax 0, or too small for the format) makes elements 0; one
-    whose format has no 0 is then its smallest; amax 0 has scale 0 in every format.  A scale beyond
-    its format saturates, unless the format states its overflow; of what is not finite it is not.
+    A single fp32 scale is then fl(1 / S), S = min(fl(r / amax), M), and elements round(fl(x * S)).
+
+    A scale of 0 (amax 0, or too small for the format) makes elements 0; where the format holds no
+    0, only amax 0 has it, and the smallest scale serves the rest.  A scale beyond its format
+    saturates, unless that states its overflow; that of what is not finite is not finite.
 
     Raises TypeError or ValueError for settings that no rule honours.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -25,11 +25,13 @@ class Asked:
     base        the recipe, with its norm
     norm        what was said of norms beside it
     overrides   patterns of layers -> what they follow instead
+    given       the recipe as it was given
     """
 
     base: Recipe
     norm: Norm
     overrides: Mapping[str, Override]
+    given: Recipe | str = field(compare=False)
 
     @staticmethod
     def of(
@@ -48,7 +50,7 @@ class Asked:
         if not isinstance(given, Mapping):
             need = "a mapping from module-name patterns to None, an int (bits) or a Recipe"
             checks.refuse("overrides", given, need)
-        return Asked(_with_norm(base, norm), norm, dict(given))
+        return Asked(_with_norm(base, norm), norm, dict(given), recipe)
 
 
 def _with_norm(recipe: Recipe, norm: Norm) -> Recipe:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import recipes
 from ..autograd.capture import capturing
@@ -19,9 +18,10 @@ from ..norms import deviations
 from ..norms.recipe import NormRecipe
 from ..products.call import located
 from ..products.module import QProduct
+from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
 from ..schedule import Schedule
-from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, torch_norm
+from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, operation_of, torch_norm
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .swap import switch_fast_paths_
@@ -50,8 +50,8 @@ def set_recipe(
     overrides and norm, as the original, bit for bit.  Layers that were not converted stay so.
     Parameters, the optimizer and the noise's counts are not touched.  An operand whose quantizer
     stays the same keeps its state, such as a running range; another quantizer's state starts anew
-    (until a training step has moved a range, evaluation takes each batch's own).  The same recipe
-    again does nothing.
+    (until a training step or `calibrate` has moved a range, evaluation takes each batch's own).
+    The same recipe again does nothing.
 
     Call it between steps, after the backward pass.  A compiled model compiles anew; a captured CUDA
     graph replays what it captured: capture again.  A state_dict holds the states of the recipe in
@@ -68,6 +68,8 @@ def set_recipe(
             "model: it was not converted by quantize or quantize_; convert it first, and give the "
             "whole model (overrides name its layers)"
         )
+    if recipe is before.asked.given and overrides is None and norm is None:
+        return model  # as at every step of a schedule but few
     if isinstance(recipe, Schedule):
         raise ValueError("recipe: got a Schedule; give its recipe of a step, .at(step, total)")
     asked = Asked.of(
@@ -81,10 +83,15 @@ def set_recipe(
                 "set_recipe: within a backward pass, or a captured CUDA graph; call it between "
                 "steps, and capture the graph after it"
             )
-        follow_(inner, asked)
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):  # which keeps a list of all buffers
-                module._assign_modules_buffers()
+        try:
+            follow_(inner, asked)
+        except ValueError as error:
+            if overrides is None and "overrides" in str(error):
+                raise ValueError(
+                    f"{error}; overrides that were given before hold on: overrides={{}} takes them "
+                    f"away, others replace them"
+                ) from error
+            raise
     return model
 
 
@@ -146,7 +153,7 @@ class _Layer:
 
     @property
     def is_norm(self) -> bool:
-        return torch_norm(self.module) in CONVERTED
+        return not any(isinstance(state, QProduct) for state in self.states)
 
     @property
     def _norm(self) -> NormRecipe:
@@ -163,12 +170,20 @@ class _Layer:
         own["device"] = state.noise_key.device
         try:
             if isinstance(state, QProduct):
+                operation = operation_of(self.module)
+                if operation is not None:
+                    refuse_unscalable(operation, self.recipe, state.shapes)
                 return QProduct(self.recipe, state.shapes, **own)
             return LayerState(norm_slots(self.module, self._norm), **own)
         except (TypeError, ValueError) as error:
             raise located(error, f"layer {state.name!r}") from error
 
     def _check_norm(self) -> None:
+        if torch_norm(self.module) not in CONVERTED:
+            raise ValueError(
+                f"norm: layer {self.name or '(model)'!r} is a {type(self.module).__name__} now, "
+                f"which was made of a converted norm; undo that, or quantize the original model"
+            )
         none = deviations.none()
         now: Any = self.module.recipe
         if (now.deviation == none) != (self._norm.deviation == none):

@@ -30,10 +30,14 @@ class Convolution(Operation):
         object.__setattr__(self, "output_padding", padding)
 
     def canonical(self, weight: Tensor) -> Tensor:
+        if self.groups == 1 and not self.transposed:
+            return weight.unsqueeze(0)
         grouped = weight.view(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
         return grouped.transpose(1, 2) if self.transposed else grouped
 
     def raw(self, canonical: Tensor) -> Tensor:
+        if self.groups == 1 and not self.transposed:
+            return canonical.squeeze(0)
         if self.transposed:
             canonical = canonical.transpose(1, 2)
         return canonical.flatten(0, 1)
@@ -69,7 +73,7 @@ class Convolution(Operation):
             if self.transposed and 0 in (size := self.scattered(a.shape[2:], b.shape[3:])):
                 # aten refuses it in fp64, and calls an output that is not transposed too small
                 return a.new_empty((a.shape[0], b.shape[0] * b.shape[1], *size))
-            return self.native(_settled(a), self.canonical(_settled(self.raw(b))), None)
+            return self._forward(_settled(a), _settled(self.raw(b)), None)
         if kind == "grad_input":
             return self._backward(a, torch.empty_like(like, dtype=a.dtype), self.raw(b), 0)
         weight = self.raw(like)
@@ -80,8 +84,11 @@ class Convolution(Operation):
         return self.canonical(self._backward(a, b, weight, 1))
 
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._forward(input, self.raw(weight), bias)
+
+    def _forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
-            input, self.raw(weight), bias, self.stride, self.padding, self.dilation,
+            input, weight, bias, self.stride, self.padding, self.dilation,
             self.transposed, self.output_padding, self.groups,
         )  # fmt: skip
 

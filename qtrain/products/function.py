@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor, round_to
+from quantizers.numbers import in_dtype
 
 from ..autograd.differentiated import once
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
-from ..layer_state import without_autocast
+from ..layer_state import without_autocast, without_grad
 from ..slots import OPERANDS
 from .blockwise.matrices import turned
 from .call import Call, Computed, located
 from .operands import folded
 from .operations import Kind
-from .parts import joined, rest_of, tensors_of
+from .parts import joined, packed, rest_of, tensors_of, unpacked
 from .product import Product
 
 
@@ -30,12 +31,11 @@ def _off(a: QTensor, b: QTensor) -> bool:
 class Products(torch.autograd.Function):
     """A layer's forward product on quantized operands, and its two backward products.
 
-    forward takes (call, output dtype, noise key, input, weight, bias, formats and blocks, then
-    the tensors (`tensors_of`) of: input and weight as the forward takes them, weight as
-    grad_input takes it, input as grad_weight takes it; None for the latter two where they are
-    the forward's, or quantized in the backward pass only).  Saved: the operands the two backward
-    products need; the float input or weight only for these and for a quantizer with its own
-    backward.
+    forward takes (call, output dtype, noise key, input, weight, bias, then what `packed` makes of:
+    input and weight as the forward takes them, weight as grad_input takes it, input as grad_weight
+    takes it; None for the latter two where they are the forward's, or quantized in the
+    backward pass only).  Saved: the operands the two backward products need; the float input or
+    weight only for these and for a quantizer with its own backward.
     """
 
     @staticmethod
@@ -48,11 +48,9 @@ class Products(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         meta: tuple[tuple[Any, ...] | None, ...],
-        *tensors: Tensor | None,
+        *tensors: Tensor,
     ) -> Tensor:
-        operands: list[Any] = []
-        for i, kept in enumerate(meta):
-            operands.append(None if kept is None else joined(tensors[4 * i : 4 * i + 4], kept))
+        operands: Any = unpacked(meta, tensors)
         xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
             xq = xq._replace(elements=input)
@@ -91,7 +89,8 @@ class Products(torch.autograd.Function):
             *(tensors_of(backward_w) if wants_input else none),
             *(tensors_of(backward_x) if wants_weight else none),
         )
-        ctx.call, ctx.meta = call, (rest_of(backward_w), rest_of(backward_x))
+        ctx.call, ctx.given = call, len(tensors)
+        ctx.meta = rest_of(backward_w), rest_of(backward_x)
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
@@ -106,19 +105,19 @@ class Products(torch.autograd.Function):
         ctx.input = tuple(like.shape), tuple(like.stride())
         ctx.weight = tuple(weight.shape), tuple(weight.stride())
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
-        output = output.to(dtype)
+        output = in_dtype(output, dtype)
         return function_output(output) if OUTPUTS_ARE_COPIED else output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        with torch.no_grad(), without_autocast(grad_output.device.type):
+        with without_grad(), without_autocast(grad_output.device.type):
             try:
                 grads = _backward(ctx, grad_output)
             except (TypeError, ValueError) as error:
                 raise located(error, f"layer {ctx.call.name!r}") from error
         if torch.is_grad_enabled():
             grads = tuple(None if g is None else once(g, grad_output) for g in grads)
-        return (None, None, None, *grads, *[None] * 17)
+        return (None, None, None, *grads, None, *[None] * ctx.given)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -177,21 +176,21 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_input = one("grad_input", saved, shape, input_like, ctx.seen[0], ctx.dtypes[0])
         if input_state is not None:
             grad_input = call.own_backward("input", grad_input, input, input_state)
-        grad_input = grad_input.to(ctx.dtypes[0])
+        grad_input = in_dtype(grad_input, ctx.dtypes[0])
     if wants_weight:
         saved = joined(tensors[4:], ctx.meta[1])
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
             grad = call.own_backward("weight", grad, canonical, weight_state)
-        grad_weight = operation.raw(grad).to(ctx.dtypes[1])
+        grad_weight = in_dtype(operation.raw(grad), ctx.dtypes[1])
     if wants_bias:
         if "grad_weight" in call.recipe.off:
             canonical_like = operation.canonical(weight_like)
             grad_bias = operation.torch_grad_bias(grad_output, input_like, canonical_like)
         else:  # on the CPU that call would compute a whole grad_weight as well
             grad_bias = operation.grad_bias(grad_output)
-        grad_bias = grad_bias.to(ctx.dtypes[2])
+        grad_bias = in_dtype(grad_bias, ctx.dtypes[2])
     return grad_input, grad_weight, grad_bias
 
 
@@ -216,7 +215,7 @@ def apply(
     """
     operation, recipe = call.operation, call.recipe
     differentiable = call.training or torch.is_grad_enabled()
-    with torch.no_grad():
+    with without_grad():
         canonical = operation.canonical(weight)
         by = call.matrices("forward", input.shape, canonical.shape, input.shape)
         xq = call.quantize("forward", "input", input, key, by=by)
@@ -238,14 +237,10 @@ def apply(
         None if backward_w is wq else backward_w,
         None if backward_x is xq else backward_x,
     )
-    tensors: list[Tensor | None] = []
-    meta: list[tuple[Any, ...] | None] = []
-    for q in operands:
-        tensors += (None,) * 4 if q is None else tensors_of(q)
-        meta.append(None if q is None else rest_of(q))
+    meta, tensors = packed(operands)
     dtype = call.autocast or input.dtype
     dtype = recipe.stored(dtype) if recipe.narrow else dtype
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
-        call, dtype, key, input, weight, bias, tuple(meta), *tensors
+        call, dtype, key, input, weight, bias, meta, *tensors
     )
     return output

@@ -96,6 +96,13 @@ def as_float(bits: Any) -> Any:
 
 # LLVM ends the process where the target has no instruction for these: not with every CPU name.
 _TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+
+
+def has_bf16() -> bool:
+    """Whether kernels may use bf16 units of 512 bits, and no faster ones of torch's lie idle."""
+    return "+avx512bf16" in _FEATURES and "+amx-bf16" not in _FEATURES
+
+
 if "+f16c" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64")):
 
     @intrinsic

@@ -33,13 +33,20 @@ from .compiled import (
 from .compiled_rounding import element, noise
 from .layout import OUTER
 
-#: places of the words of a quantizing kernel: a `layout.Walk` (size .. GRANULES, each of the last
-#: five for OUTER axes), then numbers and addresses, 0 for what there is not
+#: Places of the words of a quantizing kernel.  First a `layout.Walk`, each of its last five for
+#: OUTER axes; then what else follows from formats and shapes; then addresses, 0 for what there is
+#: not, of a running range's memory among them; then two int32 a thread.
+#: symmetric: whether the range is; signed: whether the format is; update, use: whether a running
+#: range moves, and is used
 SIZE, ROW, INDEX_STEP, GRANULE_STEP = range(4)
 SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(4, 4 + 5 * OUTER, OUTER)
-X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, RANDOM_BITS, CONSTANTS = range(
-    4 + 5 * OUTER, 12 + 5 * OUTER
+RANDOM_BITS, CONSTANTS, GRANULES, SYMMETRIC, SIGNED, UPDATE, USE = range(
+    4 + 5 * OUTER, 11 + 5 * OUTER
 )
+X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, LOW, HIGH, SHARE, STEPS = range(
+    11 + 5 * OUTER, 21 + 5 * OUTER
+)
+WORDS = STEPS + 1
 
 
 @function
@@ -131,7 +138,7 @@ def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
     """The kernel from a source to elements of a target, by a rounding mode."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (CONSTANTS + 1,), np.int64)
+        words = numba.carray(data, (WORDS,), np.int64)
         size, own, team = words[SIZE], thread(), threads()
         start, end = size * own // team, size * (own + 1) // team
         codes(source, target, mode, scaled, False, True, words, start, end)

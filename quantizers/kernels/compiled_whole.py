@@ -36,8 +36,18 @@ from .compiled_elements import (
     CONSTANTS,
     FACTOR,
     GRANULE_STEP,
+    GRANULES,
+    HIGH,
+    LOW,
     SCALE,
+    SHARE,
+    SIGNED,
     SIZE,
+    STEPS,
+    SYMMETRIC,
+    UPDATE,
+    USE,
+    WORDS,
     ZERO_POINT,
     X,
     codes,
@@ -45,12 +55,6 @@ from .compiled_elements import (
 )
 from .team import openmp
 
-#: places of the words that follow the constants.  slots: two int32 a thread; symmetric: whether the
-#: range is; signed: whether the format is; update, use: whether a running range moves, and is used;
-#: low, high, share, steps: addresses of its memory, 0 for none
-GRANULES, SLOTS, SYMMETRIC, SIGNED, UPDATE, USE, LOW, HIGH, SHARE, STEPS = range(
-    CONSTANTS + 1, CONSTANTS + 11
-)
 #: places among the constants
 _LARGEST, _MOMENTUM = 8, 9
 _MOST = np.finfo(np.float32).max
@@ -194,14 +198,14 @@ def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
     """The kernel from a source, each element times its factor when folded, to a target."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (STEPS + 1,), np.int64)
+        words = numba.carray(data, (WORDS,), np.int64)
         size, granules, own, team = words[SIZE], words[GRANULES], thread(), threads()
         shared = granules == 1
         first, last = granules * own // team, granules * (own + 1) // team
         if shared:
             first, last = i64(0), i64(1)
         each = size // granules
-        slots = i32_at(words[SLOTS])
+        slots = numba.carray(data, (2 * WORDS + 2 * team,), np.int32)[2 * WORDS :]
         for granule in range(first, last):  # one body: each more is compiled anew
             start, end = granule * each, (granule + 1) * each
             if shared:

@@ -27,7 +27,7 @@ def extremes(x: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         return None
     low, high = torch.empty((2, x.numel() // length), device=x.device)
     words = low.numel(), length, x.data_ptr(), low.data_ptr(), high.data_ptr()
-    team.run(kernel.address, words, x.numel())
+    team.run(kernel.address, team.packed(*words), x.numel())
     return low, high
 
 

@@ -11,7 +11,9 @@ import torch
 
 from quantizers.formats import Format, IntFormat
 from quantizers.granularity import Granularity, compact_shape
+from quantizers.ranges import RangeRule
 from quantizers.rounding import Rounding
+from quantizers.running_range import Ema
 
 from .layout import Walk, contiguous, is_granule_major, walk
 from .serving import MODES, SOURCES, TARGETS
@@ -75,6 +77,16 @@ def constants(
         ]  # fmt: skip
     values += [0.0] * (8 - len(values)) + [format.largest, momentum]
     return (ctypes.c_float * 10)(*values)  # no tensor: it would take torch's default device
+
+
+def remembered(
+    rule: RangeRule | None, running: bool, training: bool
+) -> tuple[RangeRule | None, float | None, bool]:
+    """The rule of one tensor's range, and of a running one, where there is its memory, the momentum
+    and whether it is the quantizer's."""
+    if not running or not isinstance(rule, Ema):
+        return rule, None, False
+    return rule.rule, rule.momentum, not training or rule.train_on != "batch"
 
 
 class Whole(NamedTuple):

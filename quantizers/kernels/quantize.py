@@ -4,87 +4,118 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from quantizers.by_device import restored
 from quantizers.formats import Format
 from quantizers.memory import serves
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax, MinMax, State
+from quantizers.ranges import AbsMax, MinMax
 from quantizers.rounding import Rounding, nearest_even
-from quantizers.running_range import Ema
-from quantizers.settings import Settings
 
 from . import team
-from .plan import Plan, plan, plan_whole
+from .plan import Plan, plan, plan_whole, remembered
 from .serving import made
+from .whole import form
+
+_ELEMENTS, _WHOLE = (f"quantizers.kernels.compiled_{name}" for name in ("elements", "whole"))
+#: addresses: of x, elements, scale, zero point, key, factor, low, high, share, steps
+_places = struct.Struct("10q").pack
 
 
-def whole(
-    x: Tensor,
-    by: Settings,
-    state: State | None,
-    key: Tensor | None,
-    training: bool,
-    factor: Tensor | None = None,
-) -> QTensor | None:
-    """What a quantizer makes of x * factor.
+def _words(path: Plan, rounding: Rounding, *others: int) -> bytes:
+    """All but addresses.  others: how many granules, then flags."""
+    constants = rounding.random_bits, ctypes.addressof(path.constants)
+    return team.packed(*path.words, *constants, *(others or (0,) * 5))
 
-    x: fp16, bf16 or fp32, any shape of which each granule is a run in memory; range: absmax,
-    minmax, or an Ema of these with its `state`; factor: fp32, broadcastable to x, one granule
-    only.  None where no kernel serves these.
+
+class _Whole(NamedTuple):
+    """What quantizes tensors of one dtype, shape and layout.
+
+    kernel   as `made` takes it;  words: its first;  plan: of the elements
+    block    sizes of a granule
+    scales   shape and strides of the scales, None where there are none
+    shifted  whether there are zero points
     """
-    rule, rounding = by.range, by.rounding
-    read = [x]
-    momentum, update, use = None, False, False
-    if isinstance(rule, Ema) and state is not None:
-        for name in rule.memory:
-            part = state[name]
-            dtype = torch.int64 if name == "steps" else torch.float32
-            if part.dtype is not dtype or part.numel() != 1:
-                return None
-            read.append(part)
-        momentum, update, use = rule.momentum, training, not training or rule.train_on != "batch"
-        rule = rule.rule
+
+    kernel: tuple[Any, ...]
+    words: bytes
+    plan: Plan
+    format: Format
+    block: tuple[int, ...]
+    scales: tuple[tuple[int, ...], tuple[int, ...]] | None
+    shifted: bool
+
+    def __call__(
+        self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
+    ) -> QTensor | None:
+        kernel = made(*self.kernel)
+        if kernel is None:
+            return None
+        path, device = self.plan, x.device
+        # empty_strided takes two thirds of the time of empty
+        elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=device)
+        scale = zero_point = None
+        first = second = 0
+        if self.scales is not None:
+            scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=device)
+            first = scale.data_ptr()
+        if self.shifted and self.scales is not None:
+            zero_point = torch.empty_strided(*self.scales, dtype=torch.int32, device=device)
+            second = zero_point.data_ptr()
+        factor = None if factor is None else factor.contiguous()
+        words = self.words + _places(
+            x.data_ptr(), elements.data_ptr(), first, second,
+            0 if key is None else key.data_ptr(), 0 if factor is None else factor.data_ptr(),
+            *([part.data_ptr() for part in running] or (0, 0, 0, 0)),
+        )  # fmt: skip
+        team.run(kernel.address, words + bytes(8 * torch.get_num_threads()), path.walk.size)
+        return QTensor(elements, scale, zero_point, self.format, self.block)
+
+
+@lru_cache(maxsize=4096)
+def _whole(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    spec: str,
+    running: bool,
+    training: bool,
+    factor: tuple[int, ...] | None,
+) -> _Whole | None:
+    """For a quantizer's `spec`: without a range, or by extremes; factor: its shape.  None where no
+    kernel serves."""
+    by = restored(spec)
+    format, rounding = by.format, by.rounding
+    if by.range is None:
+        path = plan(dtype, shape, strides, shape, format, rounding, False)
+        if path is None or factor is not None:
+            return None
+        kernel = _ELEMENTS, "quantize", *path.numbers, False
+        return _Whole(kernel, _words(path, rounding), path, format, tuple(shape), None, False)
+    rule, momentum, use = remembered(by.range, running, training)
     if type(rule) not in (AbsMax, MinMax) or not by._plain:
         return None
-    noise = key if rounding.random_bits else None
-    if rounding.random_bits:
-        if noise is None or noise.dtype is not torch.int64 or noise.dim():
-            return None
-        read.append(noise)
-    if factor is not None:
-        if factor.dtype is not torch.float32:
-            return None
-        read.append(factor)
-    if not serves(*read):
-        return None
-    memory = [0, 0, 0, 0]
-    if momentum is not None:
-        for place in range(4):
-            memory[place] = read[1 + place].data_ptr()
-    found = plan_whole(
-        x.dtype, x.shape, x.stride(), by.granularity, by.format, rounding, momentum,
-        None if factor is None else factor.shape,
-    )  # fmt: skip
+    found = plan_whole(dtype, shape, strides, by.granularity, format, rounding, momentum, factor)
     if found is None:
         return None
-    block, compact, steps, shifted, _, path = found
-    # empty_strided takes two thirds of the time of empty
-    scale = torch.empty_strided(compact, steps, dtype=torch.float32, device=x.device)
-    zero_point = None
-    if shifted:
-        zero_point = torch.empty_strided(compact, steps, dtype=torch.int32, device=x.device)
-    slots = (ctypes.c_int32 * (2 * torch.get_num_threads()))()
-    elements = _launched(
-        "quantizers.kernels.compiled_whole", factor is not None, path, x, scale, zero_point,
-        noise, rounding, factor, math.prod(compact), ctypes.addressof(slots),
-        type(rule) is AbsMax, by.format.signed, update, use, *memory,
+    words = _words(
+        found.plan, rounding, math.prod(found.compact), type(rule) is AbsMax, format.signed,
+        running and training, use,
     )  # fmt: skip
-    if elements is None:
-        return None
-    return QTensor(elements, scale, zero_point, by.format, block)
+    kernel = _WHOLE, "quantize", *found.plan.numbers, factor is not None
+    scales = found.compact, found.steps
+    return _Whole(kernel, words, found.plan, format, found.block, scales, found.shifted)
+
+
+#: See steps.quantize.  x: fp16, bf16 or fp32, any shape of which each granule is a run in memory;
+#: range: none, absmax, minmax, or an Ema of these with its state; factor: one granule only
+whole = form(_whole, serves)
 
 
 def elements(
@@ -122,42 +153,13 @@ def elements(
         or (zero_point is not None and zero_point.shape != path.compact)
     ):
         return None
-    return _launched(
-        "quantizers.kernels.compiled_elements", scaled, path, x, scale, zero_point, noise, rounding
-    )
-
-
-def _launched(
-    file: str,
-    number: int,
-    path: Plan,
-    x: Tensor,
-    scale: Tensor | None,
-    zero_point: Tensor | None,
-    noise: Tensor | None,
-    rounding: Rounding,
-    factor: Tensor | None = None,
-    *words: int,
-) -> Tensor | None:
-    """The elements that the kernel of a file makes, told more than all are in `words`; None where
-    it cannot be had.  number: into its makers' last choice."""
-    kernel = made(file, "quantize", *path.numbers, number)
+    kernel = made(_ELEMENTS, "quantize", *path.numbers, scaled)
     if kernel is None:
         return None
-    elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
-    places, held = [], []  # addresses, of what must live until the kernel has run
-    for t in (scale, zero_point, noise, factor):
-        if t is None:
-            places.append(0)
-            continue
-        held.append(t.contiguous())
-        places.append(held[-1].data_ptr())
-    team.run(
-        kernel.address,
-        (
-            *path.words, x.data_ptr(), elements.data_ptr(), *places, rounding.random_bits,
-            ctypes.addressof(path.constants), *words,
-        ),
-        path.walk.size,
-    )  # fmt: skip
-    return elements
+    result = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
+    # what must live until the kernel has run
+    held = [None if t is None else t.contiguous() for t in (scale, zero_point, noise)]
+    places = [0 if t is None else t.data_ptr() for t in held]
+    words = _places(x.data_ptr(), result.data_ptr(), *places, *[0] * 5)
+    team.run(kernel.address, _words(path, rounding) + words, path.walk.size)
+    return result

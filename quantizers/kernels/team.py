@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,20 @@ def openmp() -> Any:
     return None
 
 
-def run(address: int, words: Sequence[int], count: int) -> None:
+def packed(*words: int) -> bytes:
+    """Words as a kernel reads them: a fifth of the time of a ctypes array."""
+    return struct.pack(f"{len(words)}q", *words)
+
+
+def run(address: int, words: bytes, count: int) -> None:
     """Call the kernel at `address` (void (*)(int64 *)) with `words`; it shares `count` elements
     out among the threads of its region."""
-    data = struct.pack(f"{len(words)}q", *words)  # a fifth of the time of a ctypes array
-    library = openmp()
-    threads = torch.get_num_threads() if library and count >= SMALL else 1
-    if threads > 1 and os.getpid() == _HOME:
-        library.GOMP_parallel(address, data, threads, 0)
-    else:
-        _entry(address)(data)
+    if count >= SMALL and os.getpid() == _HOME:
+        library, threads = openmp(), torch.get_num_threads()
+        if library and threads > 1:
+            library.GOMP_parallel(address, words, threads, 0)
+            return
+    _entry(address)(words)
 
 
 @cache

@@ -28,6 +28,6 @@ def unshifted(elements: Tensor, zero_point: Tensor | None) -> Tensor | None:
     if kernel is None or result.stride() != elements.stride():  # gaps or overlaps: it has none
         return None
     zero = 0 if zero_point is None else zero_point.data_ptr()
-    words = elements.numel(), elements.data_ptr(), result.data_ptr(), zero
+    words = team.packed(elements.numel(), elements.data_ptr(), result.data_ptr(), zero)
     team.run(kernel.address, words, elements.numel())
     return result

@@ -297,6 +297,18 @@ def _conversion() -> dict[str, Entry]:
                           names=("overrides",)),
         "quantize_": entry(qtrain.quantize_, {"model": MODULE, **settings}, good,
                            names=("overrides",)),
+        "set_recipe": entry(
+            qtrain.set_recipe,
+            {"model": MODULE, **{n: settings[n] for n in ("recipe", "overrides", "norm")}},
+            lambda: {"model": converted(), "recipe": "int8"}, names=("overrides",)),
+        "Schedule.at": method("at", {"step": kind.integer(0), "total": kind.integer(1, none=True)},
+                              lambda: (qtrain.Schedule({0: "int8"}), {"step": 3})),
+        "save_recipe": entry(
+            qtrain.save_recipe,
+            {"recipe": kind.of(qtrain.Recipe), "path": Kind(lambda v: not isinstance(v, str))},
+            lambda: {"recipe": qtrain.recipes.int8(), "path": _scratch("recipe.yaml")}),
+        "load_recipe": entry(qtrain.load_recipe, {"path": Kind(lambda v: True)},
+                             lambda: {"path": _scratch("none.yaml")}),
         "calibrate": entry(qtrain.calibrate, {"model": MODULE, "batches": Kind(_no_batches)},
                            lambda: {"model": converted(), "batches": [inputs, (inputs, 1)]},
                            names=("layer",)),

@@ -15,6 +15,7 @@ from quantizers import (
     FloatFormat,
     IntFormat,
     Quantizer,
+    Scale,
     absmax,
     bf16,
     e4m3,
@@ -205,6 +206,9 @@ def test_what_no_kernel_serves_is_declined() -> None:
     wide = torch.ones(1, 6, dtype=torch.float64, device=DEVICE)
     assert kernels.whole(x, plain, None, None, True, wide) is None
     assert kernels.whole(x.double(), plain, None, None, True) is None
+    assert kernels.whole(x, plain, None, None, True) is not None
+    for scale in (Scale(e8m0), Scale(e8m0, rule="rceil"), Scale(top=100), Scale(reciprocal=True)):
+        assert kernels.whole(x, Quantizer(format=e4m3, scale=scale), None, None, True) is None
     for step, fits in ((2**29, True), (2**30, False)):  # places beyond int32
         far = (3, 4), (step, 1), (1, 4), IntFormat(8), quantizers.nearest_even, True, False
         assert (elements.elements(torch.float32, *far) is not None) is fits

@@ -30,7 +30,7 @@ from quantizers import (
 )
 
 MX = Quantizer(format=e4m3, granularity=blocks(8), scale=Scale(e8m0, rounding=ceil))
-FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale=Scale(e4m3))
+FP4 = Quantizer(format=e2m1, granularity=blocks(4, 4), scale=Scale(e4m3, headroom=17 / 16))
 INT8 = Quantizer(format=IntFormat(8), granularity=blocks(6, 3))
 UINT8 = Quantizer(
     format=IntFormat(8, signed=False, symmetric=False), range=minmax, granularity=blocks(5)

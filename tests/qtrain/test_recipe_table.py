@@ -80,7 +80,7 @@ def test_it_comes_back_from_a_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("int4", r"'int8' at 4 bits\?.*recipes\.int8\(4\).*'hbfp4', 'luq', 'nvfp4', 'mxfp4'"),
+        ("int4", r"did you mean 'int8' at 4 bits\?.*recipes\.int8\(4\).*'hbfp4', 'luq', 'nvfp4', 'mxfp4'"),
         ("fp4", "did you mean 'mxfp4', 'mxfp4-e3m0', 'nvfp4', 'fp4-all-the-way' or 'hbfp4'"),
         ("mx", "did you mean 'mxfp8', 'mxfp6', 'mxint8', 'mxfp4' or 'mxfp4-e3m0'"),
         ("nvfp8", "NVFP is of 4 bits, 'nvfp4'; of 8 there are 'mxfp8' and 'fp8'"),

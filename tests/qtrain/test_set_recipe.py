@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from training_cases import on_two_ranks
 
 from qtrain import (
+    Forward,
     GradInput,
     GradWeight,
     Monitor,
     NormRecipe,
     Recipe,
     Schedule,
+    calibrate,
+    hadamard,
     inspect,
     plain_state_dict,
     quantize,
@@ -31,8 +34,11 @@ from qtrain import (
 from quantizers import (
     IntFormat,
     Quantizer,
+    Scale,
+    blocks,
     e4m3,
     e5m2,
+    e8m0,
     ema,
     floor,
     minmax,
@@ -72,6 +78,15 @@ class _Transformer(nn.Module):
         return out
 
 
+_MX = Quantizer(format="e4m3", granularity=blocks(4), scale=Scale(e8m0, rule="rceil"))
+#: blocks along the sum, and signs of a transform that are drawn at each step
+MX = Recipe(
+    name="blocks",
+    forward=Forward(input=_MX, weight=_MX),
+    grad_input=GradInput(grad_output=_MX, weight=_MX),
+    grad_weight=GradWeight(grad_output=_MX, input=_MX, transform=hadamard(4, "step")),
+)
+
 NETS: list[Callable[[], nn.Module]] = [_mlp, _normed, _Transformer]
 
 
@@ -109,10 +124,10 @@ def _weight(**changes: object) -> Recipe:
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("to", ["int8", "bf16", "fp32", recipes.int8(4)])
-@pytest.mark.parametrize("first", ["int8", "bf16", "fp32"])
+@pytest.mark.parametrize("to", ["int8", "bf16", "fp32", recipes.int8(4), MX])
+@pytest.mark.parametrize("first", ["int8", "bf16", "fp32", MX])
 def test_it_computes_as_the_original_quantized_so(
-    net: Callable[[], nn.Module], first: str, to: str | Recipe
+    net: Callable[[], nn.Module], first: str | Recipe, to: str | Recipe
 ) -> None:
     model = quantize(net(), recipe=first, seed=7)
     assert set_recipe(model, to) is model
@@ -238,6 +253,13 @@ def test_overrides_hold_until_others_are_given() -> None:
     assert type(other[2]) is nn.Linear and type(model[2]) is not nn.Linear
 
 
+def test_overrides_that_held_on_are_named_where_they_do_not_fit() -> None:
+    model = quantize(_mlp(), overrides={"0": 4})
+    with pytest.raises(ValueError, match=r"no bits to set.*given before hold on: overrides=\{"):
+        set_recipe(model, "bf16")
+    set_recipe(model, "bf16", {})
+
+
 def test_norms_follow_what_was_said_beside_the_recipe() -> None:
     model = quantize(_normed(), norm="range")
     set_recipe(model, "bf16")
@@ -321,6 +343,46 @@ def test_deviation_none_neither_begins_nor_ends() -> None:
             set_recipe(model, "bf16", norm=wrong)
     with pytest.raises(ValueError, match="is to have none; with none its scale is not trained"):
         set_recipe(quantize(_normed(), norm="l1"), "int8", norm="none")
+
+
+def test_a_norm_of_another_class_is_refused() -> None:
+    model = quantize(_normed(), norm="range")
+    nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Identity())
+    with pytest.raises(ValueError, match="layer '2' is a ParametrizedQBatchNorm2d now"):
+        set_recipe(model, "bf16")
+
+
+def test_parametrized_layers_follow() -> None:
+    def net() -> nn.Module:
+        plain = _mlp()
+        nn.utils.parametrizations.weight_norm(plain[0])
+        return plain
+
+    model = set_recipe(quantize(net()), "bf16")
+    assert _equal(_step(model), _step(quantize(net(), recipe="bf16")))
+    set_recipe(model, "fp32")
+    assert _equal(_step(model), _step(net()))
+
+
+def test_recomputed_layers_follow() -> None:
+    def step(model: nn.Module) -> list[Tensor]:
+        x, y = _batch()
+        out = torch.utils.checkpoint.checkpoint(model, x.requires_grad_(), use_reentrant=False)
+        return [*torch.autograd.grad(nn.functional.cross_entropy(out, y), [*model.parameters()])]
+
+    model = quantize(_mlp())
+    step(model)
+    set_recipe(model, recipes.int8(4))
+    other = quantize(_mlp(), 4)
+    step(other)  # the same count of noise
+    assert _equal(step(model), step(other))
+
+
+def test_a_calibrated_range_serves_evaluation_after_a_switch() -> None:
+    x, _ = _batch()
+    model = calibrate(set_recipe(quantize(_mlp(), recipe="bf16"), "int8"), [x])
+    other = calibrate(quantize(_mlp()), [x])
+    assert torch.equal(model.eval()(3 * x), other.eval()(3 * x))
 
 
 def test_models_that_were_not_converted_are_refused() -> None:
@@ -490,6 +552,7 @@ def test_each_recipe_begins_where_begins_says(total: int) -> None:
         ({0: "int8", 0.5: "bf16", 3: "fp32"}, "not both"),
         ({0: "int8", 1.0: "bf16"}, "a fraction from 0, below 1"),
         ({0: "int8", -1: "bf16"}, "a step from 0 on"),
+        ({0: "int8", 10**5000: "bf16"}, "when: got an integer of 16610 bits, need a step from 0"),
         ({0: "int8", float("nan"): "bf16"}, "a fraction from 0, below 1"),
         ({0: "int8", True: "bf16"}, "when: got True, need a fraction of the run or a step"),
         ({0: "int8", "0.5": "bf16"}, "when: got '0.5'"),
@@ -509,6 +572,7 @@ def test_steps_outside_the_run_are_refused() -> None:
         (10, 10, "step: got 10, need an integer from 0 to 9"),
         (-1, 10, "step: got -1"),
         (0, 0, "total: got 0"),
+        (0, 10**5000, "total: got an integer of 16610 bits"),
     ):
         with pytest.raises(ValueError, match=says):
             schedule.at(step, total)

@@ -94,17 +94,15 @@ def test_halves_are_transformed_in_fp32_and_doubles_in_fp64(dtype: torch.dtype) 
 def test_rotations_of_transformer_engine() -> None:
     """Its sums of 16 terms are added in another order, in the tensor's own dtype."""
     te = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
-    cases = [case for case in recorded("transformer_engine") if "rotated" in case.keys]
+    cases = [c for c in recorded("transformer_engine") if "rotated" in c.keys and c.data != "huge"]
     assert len(cases) >= 10
     for case in cases:
         signs = te if case.settings["with_random_sign_mask"] else None
-        x, rotated = case.x.t(), case["rotated"]
+        x, rotated = case.x.t(), case["rotated"].double()
         found = hadamard(16, signs)(x).double()
-        reach = hadamard(16, None)(x.abs().double()).unflatten(-1, (-1, 16)).amax(-1)
-        bound = reach.repeat_interleave(16, -1) * (2.0**-20 if x.dtype == torch.float32 else 2**-6)
-        near = (found - rotated.double()).abs() <= bound + 1e-45
-        assert (near | ~torch.isfinite(rotated)).all(), str(case)
-        assert torch.isfinite(rotated).float().mean() > 0.9
+        largest = rotated.abs().unflatten(-1, (-1, 16)).amax(-1).repeat_interleave(16, -1)
+        share = 2.0**-20 if x.dtype == torch.float32 else 2.0**-6
+        assert ((found - rotated).abs() <= share * largest).all(), str(case)
 
 
 @pytest.mark.parametrize(

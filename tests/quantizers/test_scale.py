@@ -202,6 +202,11 @@ def test_tiny_maxima_keep_the_smallest_scale_and_zero_has_none(rule: str) -> Non
     assert q.elements.flatten().tolist()[:2] == [0.0, -0.0]
     wanted = [reference.round_float(b * 2.0**127, formats.e5m2) for b in bounds.flatten().tolist()]
     assert q.elements.flatten().tolist() == wanted and wanted[4] > 0
+    # a rule of powers of two keeps to the ends of a format that holds 0, too
+    narrow = FloatFormat(5, 0, specials="fn", signed=False)
+    if rule != "amax":
+        found = scales(bounds, formats.e5m2, Scale(narrow, rule=rule))  # type: ignore[arg-type]
+        assert found == [0.0, 0.0, *[2.0**-14] * 4]
     # a format that holds 0 makes it, and no other
     q = Quantizer(format=formats.e2m1, granularity=per_axis(0), scale=Scale(E4M3))(
         torch.tensor([[6 * 2.0**-11, -1e-9], [6 * 2.0**-9, 1.0e-9]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -19,11 +20,13 @@ from quantizers import (
     ceil,
     e2m1,
     e4m3,
+    e5m2,
     e8m0,
     fp32,
     int8,
     per_block,
     per_token,
+    percentile,
     random_bits,
     root_key,
     stochastic,
@@ -162,9 +165,33 @@ def test_two_levels_are_those_of_numpy(name: str, kind: str) -> None:
         assert bool((made.elements[3, 16:32] == 0).all())
 
 
+@pytest.mark.parametrize("name", ["two", "reciprocal", "mse", "mse reciprocal"])
+def test_the_order_of_roundings_is_the_one_that_is_stated(name: str) -> None:
+    """Blocks whose scale lies where one rounding more or less decides it: next to midpoints."""
+    scale = SCALES[name]
+    assert scale.over is not None and scale.over.top is not None
+    codes = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    grid = np.unique(codes[np.isfinite(codes) & (codes >= 2.0**-6) & (codes <= scale.over.top)])
+    middle = (grid[1:] + grid[:-1]) / 2
+    draw = np.random.default_rng(1)
+    whole = draw.uniform(1, 2, 3000).astype(F)
+    top = np.where(draw.random(3000) < 0.5, 6, 4 if scale.candidates else 6)
+    near = draw.choice(middle, 3000) * top * whole.astype(np.float64) / (6 * scale.over.top)
+    near = np.minimum(near * (1 + draw.integers(-4, 5, 3000) * 2.0**-24), whole).astype(F)
+    x = torch.zeros(3000, 32)
+    x[:, 0], x[:, 16] = torch.from_numpy(whole), torch.from_numpy(near)
+    over = replace(scale.over, granularity=per_token)
+    made = Quantizer(format=e2m1, granularity=B16, scale=replace(scale, over=over))(x)
+    assert made.scale is not None
+    for row in range(3000):
+        block, _ = best(x.numpy()[row : row + 1, 16:], whole[row], scale)
+        assert made.scale[row, 1].item() == block.scale, (whole[row].hex(), near[row].hex())
+
+
 def test_a_ragged_tail_is_a_block_of_what_is_left() -> None:
     x = numbers("heavy")[:5, :39]
-    for scale in (NVFP4, SIX, Scale(e4m3, over=Scale(top=448, granularity=per_block({-1: 32})))):
+    long = Scale(e4m3, over=Scale(top=448, granularity=per_block({-1: 32})))
+    for scale in (NVFP4, SIX, SCALES["absmax"], long):
         made = Quantizer(format=e2m1, granularity=B16, scale=scale)(x)
         assert made.scale is not None and made.scale.shape == (5, 3)
         if (
@@ -216,7 +243,11 @@ def test_prescaled_elements_are_divided_again() -> None:
     assert torch.equal(two.outer, one.outer * 2) and two.elements.abs().max() == 3.0
 
 
-FINITE = [*SCALES.values(), Scale(e8m0, rule="ocp_floor", prescale=0.75)]
+FINITE = [
+    *SCALES.values(), Scale(e8m0, rule="ocp_floor", prescale=0.75), Scale(reciprocal=True),
+    Scale(e8m0, reciprocal=True), Scale(e5m2, reciprocal=True), Scale(candidates=(6, 4)),
+    Scale(reciprocal=True, prescale=0.5, candidates=(6, 5)), Scale(e8m0, rule="rceil"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", FINITE, ids=str)
@@ -228,6 +259,7 @@ def test_what_is_not_finite_stays_in_its_block(scale: Scale) -> None:
         y[7, 5] = bad
         made = clean(y)
         good = torch.isfinite(made.dequantize())
+        assert made.scale is not None and not torch.isfinite(made.scale[7, 0])
         assert not good[7, :16].any() and bool(good[7, 16:].all() and good[:7].all())
         y[7, :16] = 0
         assert torch.equal(clean(y).elements[8:], made.elements[8:])
@@ -338,3 +370,28 @@ def test_a_compiled_graph_has_the_same_bits(scale: Scale) -> None:
     assert (outer is None) == (wanted.outer is None)
     if wanted.outer is not None:
         assert same_bits(outer, wanted.outer)
+
+
+@pytest.mark.parametrize("scale", FINITE, ids=str)
+def test_empty_tensors_numbers_and_tensors_without_numbers(scale: Scale) -> None:
+    quantizer = Quantizer(format=e2m1, scale=scale)
+    for shape in ((0,), (3, 0), (0, 4, 5), ()):
+        x = torch.ones(shape)
+        for made in (quantizer(x), quantizer(x.to("meta"))):
+            assert made.scale is not None and made.scale.shape == (1,) * x.dim()
+            assert made.elements.shape == x.shape == made.dequantize().shape
+            assert made.outer is None or made.outer.shape == made.scale.shape
+    near = 0.5 if scale.format == e8m0 else 0.1
+    assert quantizer(torch.tensor(1.5)).dequantize().item() == pytest.approx(1.5, rel=near)
+    blocks = Quantizer(format=e2m1, granularity=B16, scale=scale)(torch.ones(4, 40, device="meta"))
+    assert blocks.scale is not None and blocks.scale.shape == (4, 3)
+
+
+def test_finite_numbers_far_beyond_the_range_are_the_largest_element() -> None:
+    x = torch.full((1, 64), 1e-3)
+    x[0, 3], x[0, 40] = 3e38, -3e38
+    single, two = Scale(reciprocal=True), SCALES["reciprocal"]
+    for scale in (single, two, Scale(e8m0, prescale=8.0)):
+        made = Quantizer(format=e2m1, range=percentile(0.9), scale=scale)(x)
+        assert made.elements[0, [3, 40]].tolist() == [6.0, -6.0]
+        assert bool(torch.isfinite(made.dequantize()).all())

@@ -83,7 +83,7 @@ def made(name: str, *numbers: int) -> Any:
 def run(kernel: Any, count: int, *words: int | Tensor) -> None:
     """A kernel over `count` elements, told numbers and the addresses of tensors."""
     addresses = [word if isinstance(word, int) else word.data_ptr() for word in words]
-    team.run(kernel.address, addresses, count)
+    team.run(kernel.address, team.packed(*addresses), count)
 
 
 def statistics(

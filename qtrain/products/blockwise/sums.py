@@ -175,7 +175,7 @@ def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
     shape = (*batch_b, (columns + across) // tile, others, tile)
     right = torch.empty(shape, dtype=torch.float64 if wide else torch.float32)
     matrix = math.prod(batch_b), columns, others, source.data_ptr(), right.data_ptr()
-    team.run(pack.address, matrix, right.numel())
+    team.run(pack.address, team.packed(*matrix), right.numel())
     own = -(-terms // a.step)
     left = a.elements.contiguous()
     scale = torch.ones((*batch_a, places, own)) if a.scale is None else a.scale.contiguous()
@@ -189,7 +189,7 @@ def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
         0 if table is None else table.ctypes.data, right.data_ptr(), across_b.data_ptr(),
         result.data_ptr(), zeros.data_ptr(), others // positions,
     )  # fmt: skip
-    team.run(kernel.address, words, count * rows * columns * terms)
+    team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
     found = result.transpose(1, 2).flatten(2)[:, :rows, :columns]
     return found.reshape(*batch, rows, columns)
 

@@ -16,6 +16,7 @@ from .float_units import Float32, RoundedSums, TensorFloat32, reference
 from .gpu.digits.engine import TritonDigits
 from .gpu.half.engine import TritonHalf
 from .gpu.int8.engine import TritonInt8
+from .half.engine import HalfUnits
 from .matrices import MatricesInt8
 from .onednn import OneDnnInt8
 from .task import Task
@@ -33,6 +34,7 @@ ENGINES: Mapping[str, tuple[Engine, ...]] = defaultdict(
         CutInt8(UnfoldedInt8()),
         Float32(),
         reference,
+        HalfUnits(),
         RoundedSums(),
     ),
     cuda=(

@@ -1,4 +1,4 @@
-"""The epilogue of integer sums, compiled as the fused quantizers are."""
+"""The epilogue of sums, compiled as the fused quantizers are."""
 
 from __future__ import annotations
 
@@ -7,24 +7,83 @@ from typing import Any
 import numba
 import numpy as np
 
-from quantizers.kernels.compiled import f32, f32_at, i32, i32_at, kernel, thread, threads
+from quantizers.kernels.compiled import (
+    f32,
+    f32_at,
+    function,
+    i32,
+    i32_at,
+    i64,
+    kernel,
+    thread,
+    threads,
+)
+
+f64 = np.float64
+#: places of the words: sizes (rows of channels of `inner` adjacent sums each), the rows that share
+#: a shift, steps from channel to channel in two scales, then addresses, 0 for scales of 1: of sums,
+#: shift (int32), the scales, bias (fp32); behind them four bytes a channel
+ROWS, CHANNELS, INNER, EACH, STEP_A, STEP_B, SUMS, SHIFT, A, B, BIAS = range(11)
 
 
-def finish() -> Any:
-    """fl32(sum - shift) * scale + bias in place of int32 sums: rows of adjacent channels.
+@function
+def _first(x: Any, y: Any) -> Any:
+    """y = x * z or x + z as torch has it: a NaN stays the one that it is."""
+    return x if x != x else y
 
-    words: rows, channels, sums, rows that share a shift, then shift (int32), scale, bias (fp32).
-    """
+
+@function
+def _scale(words: Any, c: Any) -> Any:
+    """fl24(a * b) of a channel, as scales.times."""
+    a = f32_at(words[A])[words[STEP_A] * c] if words[A] != 0 else f32(1.0)
+    b = f32_at(words[B])[words[STEP_B] * c] if words[B] != 0 else f32(1.0)
+    exact = _first(f64(a), f64(f64(a) * f64(b)))
+    bits = exact.view(np.int64)
+    rounded = i64(i64(bits + i64(0xFFFFFFF) + ((bits >> i64(29)) & i64(1))) & i64(~0x1FFFFFFF))
+    return rounded.view(np.float64) if abs(exact) < f64(np.inf) else exact
+
+
+@function
+def _exact(integer: Any, sums: Any, place: Any, shift: Any) -> Any:
+    if integer:
+        return f32(i32(i32_at(sums)[place] - shift))
+    return f32_at(sums)[place]
+
+
+def finish(integer: bool) -> Any:
+    """fl32(sum - shift) * scale + bias in place of sums: int32, or fp32 without a shift."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (7,), np.int64)
-        rows, channels, each = words[0], words[1], words[3]
-        sums, values = i32_at(words[2]), f32_at(words[2])
-        shifts, scale, bias = i32_at(words[4]), f32_at(words[5]), f32_at(words[6])
-        for row in range(rows * thread() // threads(), rows * (thread() + 1) // threads()):
-            place, shared = row * channels, row // each * channels
-            for c in range(channels):
-                exact = i32(sums[place + c] - shifts[shared + c])
-                values[place + c] = f32(f32(exact) * scale[c]) + bias[c]
+        words = numba.carray(data, (BIAS + 1,), np.int64)
+        rows, channels, inner, each = words[ROWS], words[CHANNELS], words[INNER], words[EACH]
+        shifts, bias = i32_at(words[SHIFT]), f32_at(words[BIAS])
+        sums, values = words[SUMS], f32_at(words[SUMS])
+        # every thread writes the same there
+        scales = numba.carray(data, (2 * BIAS + 2 + channels,), np.float32)[2 * BIAS + 2 :]
+        held = True
+        for c in range(channels):
+            wide = _scale(words, c)
+            scales[c] = f32(wide)
+            held &= (f64(scales[c]) == wide) | (wide != wide)
+        if (inner == 1) & held:
+            for row in range(rows * thread() // threads(), rows * (thread() + 1) // threads()):
+                place, shared = row * channels, row // each * channels
+                for c in range(channels):
+                    exact = _exact(integer, sums, place + c, shifts[shared + c])
+                    y = _first(exact, f32(exact * scales[c]))
+                    values[place + c] = _first(y, f32(y + bias[c]))
+        else:
+            planes = rows * channels
+            first, last = planes * thread() // threads(), planes * (thread() + 1) // threads()
+            for plane in range(first, last):
+                row, c = plane // channels, plane % channels
+                shift, scale, wide = shifts[row // each * channels + c], scales[c], f64(1.0)
+                if not held:
+                    wide = _scale(words, c)
+                for place in range(plane * inner, (plane + 1) * inner):
+                    exact = _exact(integer, sums, place, shift)
+                    y = f32(exact * scale) if held else f32(f64(exact) * wide)
+                    y = _first(exact, y)
+                    values[place] = _first(y, f32(y + bias[c]))
 
     return kernel(body)

@@ -32,8 +32,14 @@ def plain_product(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Tenso
     if not isinstance(operation, Convolution):
         return shown(operation.product, kind, a, b, like)
     if not has_cudnn(a.device):
-        with _without_nnpack(a):
+        if not a.is_cpu or a.dtype != torch.float32 or torch.compiler.is_compiling():
             return shown(operation.product, kind, a, b, like)
+        allowed = torch._C._get_nnpack_enabled()
+        torch._C._set_nnpack_enabled(False)
+        try:
+            return shown(operation.product, kind, a, b, like)
+        finally:
+            torch._C._set_nnpack_enabled(allowed)
     if torch.compiler.is_compiling():
         result: Tensor = _whole(
             a, b, like, kind, operation.stride, operation.padding, operation.dilation,
@@ -42,12 +48,6 @@ def plain_product(product: Product, a: Tensor, b: Tensor, like: Tensor) -> Tenso
         return result
     with torch.backends.cudnn.flags(enabled=False):
         return shown(operation.product, kind, a, b, like)
-
-
-def _without_nnpack(a: Tensor) -> AbstractContextManager[Any]:
-    if not a.is_cpu or a.dtype != torch.float32 or torch.compiler.is_compiling():
-        return nullcontext()
-    return torch.backends.nnpack.flags(enabled=False)
 
 
 def full_precision() -> AbstractContextManager[Any]:

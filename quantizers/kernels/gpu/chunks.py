@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import restored
+from quantizers.formats import Format
+from quantizers.qtensor import QTensor
 from quantizers.ranges import ChunkedMinMax
 
-from ..plan import plan_whole
+from ..plan import plan_whole, remembered
 from .device import OPTIONS, RANGE, power_of_two, there
 from .elements import BLOCK, Elements, elements, path
-from .extremes import remembered
 from .launcher import Launch
 
 CHUNKS = "quantizers.kernels.gpu.triton_chunks"
@@ -51,6 +52,7 @@ class Chunked(NamedTuple):
     extremes, scale     launches, and the grid of the first
     """
 
+    format: Format
     block: tuple[int, ...]
     scales: tuple[tuple[int, ...], tuple[int, ...]]
     shifted: bool
@@ -61,8 +63,8 @@ class Chunked(NamedTuple):
 
     def __call__(
         self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See extremes.Whole; factor: None."""
+    ) -> QTensor:
+        """See whole.Planned; factor: None."""
         scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=x.device)
         zero_point = torch.empty_like(scale, dtype=torch.int32) if self.shifted else None
         ends = torch.empty(self.ends, dtype=torch.int32, device=x.device)
@@ -71,7 +73,8 @@ class Chunked(NamedTuple):
         with there(x):
             first(programs, x, ends, x, x, x, x, x)
             self.scale((1, 1, 1), ends, scale, shift, *(running or (scale,) * 4))
-        return self.elements(x, scale, zero_point, key), scale, zero_point
+        elements = self.elements(x, scale, zero_point, key)
+        return QTensor(elements, scale, zero_point, self.format, self.block)
 
 
 @lru_cache(maxsize=4096)
@@ -88,11 +91,8 @@ def whole(
     of the walk."""
     by = restored(spec)
     format = by.format
-    rule, momentum, use = remembered(by.range, training)
-    known = plan_whole(
-        dtype, shape, strides, by.granularity, format, by.rounding, momentum if running else None,
-        factor,
-    )  # fmt: skip
+    rule, momentum, use = remembered(by.range, running, training)
+    known = plan_whole(dtype, shape, strides, by.granularity, format, by.rounding, momentum, factor)
     if known is None or factor is not None or math.prod(known.compact) != 1:
         return None
     assert isinstance(rule, ChunkedMinMax)
@@ -114,11 +114,11 @@ def whole(
     )  # fmt: skip
     lowest, largest = own.constants[0] if known.shifted else 0.0, float(format.largest)
     scale = Launch(
-        CHUNKS, "chunked_scale", (parts, count, lowest, largest, momentum),
-        RUNNING=running, UPDATE=running and training, USE=running and use, AFFINE=known.shifted,
+        CHUNKS, "chunked_scale", (parts, count, lowest, largest, momentum or 0.0),
+        RUNNING=running, UPDATE=running and training, USE=use, AFFINE=known.shifted,
         SIGNED=format.signed, CHUNKS=sizes[0], PARTS=sizes[1], num_warps=4, **OPTIONS,
     )  # fmt: skip
     return Chunked(
-        known.block, (known.compact, known.steps), known.shifted, 2 * count * parts,
+        format, known.block, (known.compact, known.steps), known.shifted, 2 * count * parts,
         (first, (count, parts, 1)), scale, made,
     )  # fmt: skip

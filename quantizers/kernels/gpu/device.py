@@ -22,6 +22,8 @@ RANGE = "quantizers.kernels.gpu.triton_range"
 #: as the processor rounds: a product and a sum are never one operation
 OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False}
 
+_HERE = nullcontext()
+
 
 def serves(x: Tensor, *others: Tensor | None) -> bool:
     """Whether kernels may read x and the others, which lie on its device."""
@@ -38,7 +40,7 @@ def serves(x: Tensor, *others: Tensor | None) -> bool:
 def there(x: Tensor) -> Any:
     """The device on which kernels are launched."""
     if INTERPRETED or x.device.index == torch.cuda.current_device():
-        return nullcontext()
+        return _HERE
     return torch.cuda.device(x.device)
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from quantizers.by_device import restored
-from quantizers.ranges import AbsMax, RangeRule
-from quantizers.running_range import Ema
+from quantizers.formats import Format
+from quantizers.qtensor import QTensor
+from quantizers.ranges import AbsMax
 
-from ..plan import Plan, plan_whole
+from ..plan import Plan, plan_whole, remembered
 from .device import ELEMENTS, OPTIONS, RANGE, power_of_two, there
 from .elements import BLOCK, MAKERS, path, programs_of
 from .launcher import Launch
@@ -24,16 +25,8 @@ SMALL = 8192
 PARTS = 512
 
 
-def remembered(rule: RangeRule, training: bool) -> tuple[RangeRule, float, bool]:
-    """The rule of one tensor's range, the momentum of its running range, and whether that is the
-    quantizer's."""
-    if not isinstance(rule, Ema):
-        return rule, 0.0, False
-    return rule.rule, rule.momentum, not training or rule.train_on != "batch"
-
-
 class Whole(NamedTuple):
-    """What quantizes tensors of one dtype, shape and layout, by their extremes.
+    """What quantizes tensors of one dtype, shape and layout, by their extremes: see whole.Planned.
 
     block                  sizes of a granule
     scales                 shape and strides of the scales
@@ -42,6 +35,7 @@ class Whole(NamedTuple):
     """
 
     plan: Plan
+    format: Format
     block: tuple[int, ...]
     scales: tuple[tuple[int, ...], tuple[int, ...]]
     shifted: bool
@@ -51,13 +45,9 @@ class Whole(NamedTuple):
 
     def __call__(
         self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Elements, scale and zero point.
-
-        running: low, high, share (fp32, one entry) and steps (int64) of a running range, which it
-        may move (see running_range.Ema), or nothing.
-        """
+    ) -> QTensor:
         path, device = self.plan, x.device
+        factor = None if factor is None else factor.contiguous()
         made = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=device)
         scale = torch.empty_strided(*self.scales, dtype=torch.float32, device=device)
         zero_point = None
@@ -76,7 +66,7 @@ class Whole(NamedTuple):
                 first, programs = self.extremes
                 first(programs, x, ends, factor, kept, *running[:3])
                 launch(grid, x, made, scale, shift, factor, key, ends, kept, *running)
-        return made, scale, zero_point
+        return QTensor(made, scale, zero_point, self.format, self.block)
 
 
 @lru_cache(maxsize=4096)
@@ -92,11 +82,8 @@ def whole(
     """For a quantizer's `spec`; factor: its shape.  None where no kernel serves."""
     by = restored(spec)
     format = by.format
-    rule, momentum, use = remembered(by.range, training)
-    known = plan_whole(
-        dtype, shape, strides, by.granularity, format, by.rounding, momentum if running else None,
-        factor,
-    )  # fmt: skip
+    rule, momentum, use = remembered(by.range, running, training)
+    known = plan_whole(dtype, shape, strides, by.granularity, format, by.rounding, momentum, factor)
     if known is None:
         return None
     own = path(known.plan, format, by.rounding, shape, strides)
@@ -104,11 +91,11 @@ def whole(
         return None
     granules = math.prod(known.compact)
     each = own.plan.walk.size // granules
-    numbers = (*own.words, *own.constants, momentum)
+    numbers = (*own.words, *own.constants, momentum or 0.0)
     constants = {
         "AXES": own.axes, "AFFINE": known.shifted, "FOLDED": factor is not None,
         "SYMMETRIC": type(rule) is AbsMax, "RUNNING": running, "UPDATE": running and training,
-        "USE": running and use, **own.flags, "num_warps": 8, **OPTIONS,
+        "USE": use, **own.flags, "num_warps": 8, **OPTIONS,
     }  # fmt: skip
     scales = known.compact, known.steps
     if each <= SMALL:
@@ -116,7 +103,7 @@ def whole(
         constants |= {"BLOCK": size, "num_warps": max(1, min(8, size // 256))}
         launch = Launch(ELEMENTS, "whole", (each, *numbers), **constants)
         last = launch, (granules, 1, 1)
-        return Whole(own.plan, known.block, scales, known.shifted, 0, None, last)
+        return Whole(own.plan, format, known.block, scales, known.shifted, 0, None, last)
     parts, steps = programs_of(each, PARTS)
     first = Launch(
         RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
@@ -130,6 +117,6 @@ def whole(
     }  # fmt: skip
     launch = Launch(ELEMENTS, "elements", (each, makers, parts, *numbers), **constants)
     return Whole(
-        own.plan, known.block, scales, known.shifted, 2 * granules * parts,
+        own.plan, format, known.block, scales, known.shifted, 2 * granules * parts,
         (first, (granules, parts, 1)), (launch, (granules * makers, 1, 1)),
     )  # fmt: skip

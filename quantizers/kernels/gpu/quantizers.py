@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from quantizers.by_device import restored
 from quantizers.formats import Format
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax, ChunkedMinMax, MinMax, State
+from quantizers.ranges import AbsMax, ChunkedMinMax, MinMax
 from quantizers.rounding import Rounding, nearest_even
-from quantizers.running_range import Ema
-from quantizers.settings import Settings
 
+from ..plan import remembered
+from ..whole import Planned, form
 from . import chunks, extremes
-from . import elements as given
 from .device import serves
-
-#: of a running range: low, high, share, steps
-_MEMORY = (torch.float32,) * 3 + (torch.int64,)
+from .elements import Elements
+from .elements import elements as elements_by
 
 
 def _is_key(key: Tensor | None) -> bool:
@@ -37,7 +39,7 @@ def elements(
     key = key if rounding.random_bits else None
     if (rounding.random_bits and not _is_key(key)) or not serves(x, scale, zero_point, key):
         return None
-    by = given.elements(
+    by = elements_by(
         x.dtype, x.shape, x.stride(), block, format, rounding, scale is not None,
         zero_point is not None,
     )  # fmt: skip
@@ -50,42 +52,41 @@ def elements(
     return by(x, scale, None if zero_point is None else zero_point.contiguous(), key)
 
 
-def whole(
-    x: Tensor,
-    by: Settings,
-    state: State | None,
-    key: Tensor | None,
+class _Rounded(NamedTuple):
+    """A quantizer without a range: see whole.Planned."""
+
+    elements: Elements
+    format: Format
+
+    def __call__(
+        self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
+    ) -> QTensor:
+        """factor: None; running: nothing."""
+        return QTensor(self.elements(x, None, None, key), format=self.format, block=(*x.shape,))
+
+
+@lru_cache(maxsize=4096)
+def _whole(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    spec: str,
+    running: bool,
     training: bool,
-    factor: Tensor | None = None,
-) -> QTensor | None:
-    """See steps.quantize: by extremes, of a tensor, or its chunks, or of granules that are runs in
-    memory."""
-    rule = by.range
-    kept: tuple[Tensor, ...] = ()
-    if type(rule) is Ema and state is not None:
-        kept = tuple(state[name] for name in rule.memory)
-        rule = rule.rule
-        for part, dtype in zip(kept, _MEMORY, strict=True):
-            if part.dtype is not dtype or part.numel() != 1:
-                return None
-    if not by.rounding.random_bits:
-        key = None
-    elif not _is_key(key):
-        return None
-    if (
-        type(rule) not in (AbsMax, MinMax, ChunkedMinMax)
-        or by._spec is None
-        or not by._plain
-        or (factor is not None and factor.dtype is not torch.float32)
-        or not serves(x, key, factor, *kept)
-    ):
+    factor: tuple[int, ...] | None,
+) -> Planned | None:
+    """For a quantizer's `spec`: without a range, or by extremes of a tensor, or its chunks, or of
+    granules that are runs in memory.  factor: its shape.  None where no kernel serves."""
+    by = restored(spec)
+    if by.range is None:
+        found = elements_by(dtype, shape, strides, shape, by.format, by.rounding, False, False)
+        return None if found is None or factor is not None else _Rounded(found, by.format)
+    rule, _, _ = remembered(by.range, running, training)
+    if type(rule) not in (AbsMax, MinMax, ChunkedMinMax) or not by._plain:
         return None
     plan = chunks.whole if type(rule) is ChunkedMinMax else extremes.whole
-    found = plan(
-        x.dtype, x.shape, x.stride(), by._spec, bool(kept), training,
-        None if factor is None else factor.shape,
-    )  # fmt: skip
-    if found is None:
-        return None
-    made = found(x, None if factor is None else factor.contiguous(), key, kept)
-    return QTensor(*made, by.format, found.block)
+    return plan(dtype, shape, strides, spec, running, training, factor)
+
+
+#: see steps.quantize
+whole = form(_whole, serves)

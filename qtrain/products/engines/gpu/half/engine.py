@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor
+from quantizers.kernels.gpu.device import serves
 
 from ....convolution import Convolution
 from ....operations import BatchedMatmul, Linear
@@ -17,7 +18,7 @@ from ...geometry import Window
 from ...task import Task
 from ..convolved import on_two_axes
 from ..engine import TritonEngine
-from .gradient import grad_weight_half
+from .gradient import grad_weight_half, gradient
 from .plan import KERNELS
 
 
@@ -94,9 +95,9 @@ class TritonHalf(TritonEngine, RoundedSums):
         if scale is not None:
             scale, rest = (scale, Epilogue()) if scale.numel() == 1 else (None, epilogue)
         groups = 0 if isinstance(operation, BatchedMatmul) else operation.groups
-        result: Tensor = grad_weight_half(
-            g, x, groups, kernel, last, window, self.half, g_zero, x_zero, scale
-        )
+        shifts = [zero for zero in (g_zero, x_zero, scale) if zero is not None]
+        run = gradient if serves(g, x, *shifts) else grad_weight_half
+        result: Tensor = run(g, x, groups, kernel, last, window, self.half, g_zero, x_zero, scale)
         result = result.squeeze(3) if single else result
         return rest.applied_(operation, result.transpose(1, 2) if operation.transposed else result)
 

@@ -42,7 +42,7 @@ def _laid(x: Tensor, axis: int, half: torch.dtype, even: bool) -> Tensor:
     return torch.empty(whole.shape, dtype=dtype, device=x.device).copy_(whole).movedim(-1, axis)
 
 
-def _gradient(
+def gradient(
     g: Tensor,
     x: Tensor,
     groups: int,
@@ -106,7 +106,7 @@ def _shape(
 grad_weight_half = register(
     "qtrain::grad_weight_half(Tensor g, Tensor x, int groups, int[] kernel, bool last,"
     " int[] window, ScalarType half, Tensor? g_zero, Tensor? x_zero, Tensor? scale) -> Tensor",
-    _gradient,
+    gradient,
     _shape,
     "CPU",
     "CUDA",

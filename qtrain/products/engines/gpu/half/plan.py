@@ -91,7 +91,7 @@ class Planned(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """What a launch follows from; see gradient._gradient.
+    """What a launch follows from; see gradient.gradient.
 
     g, x, y   shape and strides;  sizes: of an element of g and x, bytes
     least     steps that a part of the sum has at least

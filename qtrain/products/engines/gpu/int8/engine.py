@@ -24,12 +24,13 @@ from .convolution import KERNELS, Planned, convolve_int8, planned, summed_last, 
 class _Direct(NamedTuple):
     """What computes a product from its operands' memory.
 
-    moved    what of b is to be read with the summed channels last; None: b itself
+    moved    what of b is to be read, and how a copy of it lies that has the summed channels last;
+             None: b itself
     result   how it lies
     """
 
     run: Planned
-    moved: Layout | None
+    moved: tuple[Layout, Layout] | None
     result: Layout
 
     def __call__(
@@ -41,7 +42,8 @@ class _Direct(NamedTuple):
         bias: Tensor | None,
     ) -> Tensor:
         if self.moved is not None:
-            b = summed_last(b.as_strided(self.moved.shape, self.moved.strides))
+            read, copy = self.moved
+            b = copy.new(b).copy_(b.as_strided(read.shape, read.strides))
         return self.run(a, b, self.result, zero_point, scales, bias)
 
 
@@ -71,7 +73,8 @@ def _direct(
     pairs += [(y, result), *zip(after.scales, steps, strict=True)]
     if run.moves_x or result.numel() != y.numel() or not all(_same_memory(*x) for x in pairs):
         return None
-    return _Direct(run, Layout.of(to.w) if run.moves_w else None, Layout.of(result))
+    moved = Layout.of(to.w), Layout.of(summed_last(to.w))
+    return _Direct(run, moved if run.moves_w else None, Layout.of(result))
 
 
 def _same_memory(x: Tensor, view: Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""Products on the bf16 units of a CPU."""
