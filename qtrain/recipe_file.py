@@ -63,8 +63,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             found = _made(parsed(read_bytes(path).decode("utf-8-sig")), Recipe, "")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    named = recipes.get(found.name) if found.name in recipes.names() else found
-    if named == found:
+    named = recipes.get(found.name) if found.name in recipes.names() else None
+    if named is not None and named == found:
         return named
     for warning in said:  # a recipe of the user's own
         warnings.warn(warning.message, stacklevel=2)
