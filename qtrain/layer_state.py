@@ -115,7 +115,7 @@ class LayerState(nn.Module):
 
         A forward in training, and one that a gradient flows through, advances the counter; one that
         recomputes an earlier forward takes that forward's noise and works on copies of the states
-        that it began with (but those of gradients, which its backward passes move on).
+        that it began with (but those that its backward passes move on, as of gradients).
         A module without parameters has no device but its operands': its state goes where they are.
 
         ValueError under torch.func (grad, vmap, jvp ...) or torch.jit.trace.
@@ -150,13 +150,17 @@ class LayerState(nn.Module):
         return key, states
 
     def _forward_ranges(self) -> dict[str, Tensor]:
-        """What a forward moves on, by name; a gradient's ranges move in the backward pass."""
+        """What a forward moves on, by name."""
         return {
             name: getattr(self, name)
-            for (_, operand), names in self._slots.items()
-            if operand != "grad_output"
+            for slot, names in self._slots.items()
+            if not self.backward_moves(slot)
             for name in names.values()
         }
+
+    def backward_moves(self, slot: Slot) -> bool:
+        """Whether it is the backward pass that moves a slot's state on: a gradient's."""
+        return slot[1] == "grad_output"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the model: half() and double() leave ranges in the dtype they are kept in,

@@ -165,9 +165,12 @@ def refuse_unscalable(
     by_operand = dict(zip(("input", "weight", "grad_output"), sizes, strict=True))
     for kind in KINDS:
         a, b = (
-            _sketch(recipe.slots[kind, operand].quantizer, by_operand[operand])
+            _sketch(
+                recipe.slots[kind, operand].quantizer, by_operand[operand],
+                operand != "weight" and "*" in operation.labels[0],
+            )
             for operand in OPERANDS[kind]
-        )
+        )  # fmt: skip
         if kind in recipe.cut or a is None or b is None:
             continue
         product = Product(operation, kind)
@@ -177,12 +180,14 @@ def refuse_unscalable(
         is_cut(product, a, b)
 
 
-def _sketch(quantizer: object, shape: tuple[int, ...]) -> Sketch | None:
-    """Of what a quantizer makes of a tensor; None where it names axes that it may have by then."""
+def _sketch(quantizer: object, shape: tuple[int, ...], leading: bool) -> Sketch | None:
+    """Of what a quantizer makes of a tensor, which may have more leading axes; None where it names
+    others than the first and the last then."""
     if type(quantizer) is not Quantizer or quantizer.range is None:
         return Sketch(shape, None, shape, None, None)
     granularity = quantizer.granularity
-    if any(not -len(shape) <= axis < len(shape) for axis, _ in granularity.sizes):
+    low, high = (-1, 0) if leading else (-len(shape), len(shape) - 1)
+    if any(not low <= axis <= high for axis, _ in granularity.sizes):
         return None
     block = granularity.block_shape(shape)
     return Sketch(shape, quantizer.format, block, compact_shape(shape, block), None)

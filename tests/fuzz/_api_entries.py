@@ -238,8 +238,14 @@ def _numbers() -> dict[str, Entry]:
                           names=("block",)),
         "ema": entry(
             q.ema, {"rule": CALLABLE, "momentum": kind.number(0, 1, above=True),
-                    "train_on": kind.one_of("running", "batch")},
-            lambda: {"rule": q.absmax, "momentum": 0.1, "train_on": "batch"},
+                    "train_on": kind.one_of("running", "batch"),
+                    "use": kind.one_of("current", "previous")},
+            lambda: {"rule": q.absmax, "momentum": 0.1, "train_on": "batch", "use": "current"},
+        ),
+        "history": entry(
+            q.history, {"window": kind.integer(1, 2**16), "use": kind.one_of("max", "last"),
+                        "rule": CALLABLE},
+            lambda: {"window": 16, "use": "max", "rule": q.absmax},
         ),
         "Rounding": entry(
             q.Rounding,

@@ -182,7 +182,8 @@ def test_blocks_that_do_not_nest_are_refused_with_the_recipe() -> None:
         (nn.Conv2d(8, 4, 3), {"x": per_token}, "input of forward: its scale varies along axis 1"),
         (nn.Linear(8, 4), {"g2": per_token}, "grad_output of grad_weight: .*axis 0"),
         (nn.Linear(8, 4), {"w_back": per_axis(0, 1)}, None),  # folded into the gradient
-        (nn.Linear(8, 4), {"x": per_axis(1)}, "input of forward: its scale varies along axis 1"),
+        (nn.Linear(8, 4), {"x": per_axis(-1)}, "input of forward: its scale varies along axis 1"),
+        (nn.Linear(8, 4), {"g": per_axis(-2)}, None),  # the last of any number of leading axes
         (nn.ConvTranspose2d(8, 4, 3), {"g": per_axis(1)}, "grad_output of grad_input: .*axis 1"),
         (nn.Conv2d(8, 4, 3), {"g2": per_axis(1), "x_back": per_axis(1)}, None),
     ],
