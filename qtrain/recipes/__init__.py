@@ -10,6 +10,7 @@ from .fp4 import fp4_all_the_way as fp4_all_the_way
 from .fp4 import nvfp4 as nvfp4
 from .fp8 import deepseek_v3 as deepseek_v3
 from .fp8 import fp8 as fp8
+from .fp8 import fp8_delayed as fp8_delayed
 from .hbfp import hbfp4 as hbfp4
 from .hbfp import hbfp6 as hbfp6
 from .integer import jetfire as jetfire

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quantizers import Quantizer, Scale, blocks, e4m3, e5m2
+from dataclasses import replace
+
+from quantizers import Quantizer, Scale, absmax, blocks, e4m3, e5m2, history
 
 from ..recipe import Recipe
 from ..slots import Forward, GradInput, GradWeight
@@ -29,6 +31,32 @@ def fp8() -> Recipe:
         source="TransformerEngine Float8CurrentScaling; arXiv 2209.05433",
         leaves_out="accumulators of the FP8 units",
         when="Ada and Hopper; the simplest FP8",
+    )
+
+
+def fp8_delayed() -> Recipe:
+    """FP8 with delayed scaling: as `fp8`, each tensor under the largest maximum of the 1024 steps
+    before it; what lies beyond saturates.
+
+    TransformerEngine's DelayedScaling with its defaults (common/recipe/__init__.py: format HYBRID,
+    amax_history_len 1024, amax_compute_algo max, margin 0); Micikevicius et al. 2022, arXiv
+    2209.05433.  The first step, which has no history, takes the tensor's own maximum, where
+    TransformerEngine takes scale 1.  Left out: the FP8 units' accumulators, maxima shared between
+    ranks.
+    """
+    current, past = fp8(), history(1024, "max", absmax)
+    forward, gradient = (
+        replace(q, range=past)  # type: ignore[type-var]
+        for q in (current.forward.input, current.grad_input.grad_output)
+    )
+    return Recipe(
+        name="fp8-delayed",
+        forward=Forward(input=forward, weight=forward),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        source="TransformerEngine DelayedScaling; arXiv 2209.05433",
+        leaves_out="accumulators of the FP8 units; maxima over all ranks; scale 1 at first",
+        when="where a second pass over a tensor for its maximum costs too much",
     )
 
 

@@ -12,7 +12,7 @@ from ..recipe import Recipe
 from .affine import banner2018, int8
 from .baselines import bf16, fp16, fp32
 from .fp4 import four_over_six, fp4_all_the_way, nvfp4
-from .fp8 import deepseek_v3, fp8
+from .fp8 import deepseek_v3, fp8, fp8_delayed
 from .hbfp import hbfp4, hbfp6
 from .integer import jetfire, statquant, switchback
 from .luq import luq
@@ -23,7 +23,7 @@ _NAMED: dict[str, Callable[[], Recipe]] = {
     for made in (
         fp32, bf16, fp16,
         int8, banner2018, switchback, jetfire, statquant,
-        fp8, deepseek_v3,
+        fp8, fp8_delayed, deepseek_v3,
         mxfp8, mxfp6, mxint8, mxfp4, mxfp4_e3m0,
         nvfp4, four_over_six, fp4_all_the_way,
         hbfp4, hbfp6, luq,
@@ -39,7 +39,6 @@ _OTHER_NAMES = {
     "accuracy-booster": "that is 'hbfp4', and 'hbfp6' in the last epoch and in the first and last "
     "layers: Schedule({0.0: 'hbfp4', 1 - 1 / epochs: 'hbfp6'}), overrides={'conv1': 'hbfp6'}",
     "4over6": "did you mean 'four-over-six'?",
-    "delayed": "FP8 of the tensor's own maximum is 'fp8'",
 }
 _OTHER_NAMES |= {"accuracybooster": _OTHER_NAMES["accuracy-booster"]}
 

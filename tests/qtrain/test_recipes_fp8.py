@@ -5,15 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from quantizer_checks import same_bits
-from recipe_cases import CASES, Slots, by_reciprocal, check, divided, operands, three, trained
+from recipe_cases import (
+    CASES,
+    Seen,
+    Slots,
+    by_reciprocal,
+    check,
+    divided,
+    numbers,
+    operands,
+    three,
+    trained,
+)
 from recorded_results import Recorded, recorded
+from torch import nn
 
-from qtrain import GradWeight, Recipe, recipes
-from quantizers import Scale, blocks, e4m3
+from qtrain import GradWeight, Recipe, quantize, recipes
+from qtrain.products.module import products_of
+from quantizers import Scale, absmax, blocks, e4m3, e5m2, history
 
 E4M3, E5M2 = by_reciprocal("e4m3"), by_reciprocal("e5m2")
 ROWS, TILES = divided("e4m3", (1, 128)), divided("e4m3", (128, 128))
@@ -80,7 +94,34 @@ def test_deepseeks_blocks_are_transformer_engines_by_reciprocals(case: Recorded)
     assert differ.double().mean() < 0.01 and own.format == e4m3
 
 
-@pytest.mark.parametrize("name", RULES)
+def test_delayed_scales_are_those_of_the_maxima_before() -> None:
+    """Three steps, the second's input the largest: it saturates, and the third knows of it."""
+    layer = nn.Sequential(nn.Linear(8, 6))
+    model, probe = quantize(layer, recipe="fp8-delayed"), Seen()
+    for one in products_of(model):
+        one.probe = probe
+    inputs = [
+        numbers("gaussian", 5, 8, seed=seed) * factor for seed, factor in enumerate((1, 9, 1))
+    ]
+    for x in inputs:
+        y = model(x.requires_grad_())
+        y.backward(torch.ones_like(y))
+    found = [q for slot, _, q in probe.found if slot == ("forward", "input")]
+    maxima = [x.detach().abs().max().numpy() for x in inputs]
+    for q, x, bound in zip(found, inputs, (maxima[0], maxima[0], max(maxima[:2])), strict=True):
+        factor = np.minimum(np.float32(448) / bound, np.finfo(np.float32).max)
+        assert q.scale is not None and q.scale.item() == np.float32(1) / factor
+        exact = np.clip(x.detach().numpy() * factor, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        assert np.array_equal(q.elements.numpy(), exact.astype(np.float32))
+    assert found[1].elements.abs().max() == 448
+    delayed: Any = recipes.fp8_delayed()
+    assert delayed.grad_weight.grad_output.format == e5m2
+    assert {q.range for q in (delayed.forward.weight, delayed.grad_input.grad_output)} == {
+        history(1024, "max", absmax)
+    }
+
+
+@pytest.mark.parametrize("name", [*RULES, "fp8-delayed"])
 def test_digits_are_learned(name: str) -> None:
     assert abs(trained(name) - trained("fp32")) < 0.02
     assert np.isfinite(trained(name))
