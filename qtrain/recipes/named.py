@@ -61,11 +61,13 @@ def hint(name: object, known: Iterable[str]) -> str:
     low, known = name.lower().replace("_", "-"), list(known)
     if low in _OTHER_NAMES:
         return f"; {_OTHER_NAMES[low]}"
-    parts = [one for one in known if len(low) > 1 and low != one and low in one]
+    if low in known:
+        return f"; did you mean {low!r}?"
+    parts = [one for one in known if len(low) > 1 and low in one]
     if len(parts) > 1:
         *others, last = map(repr, parts)
         return f"; did you mean {', '.join(others)} or {last}?"
-    if low in known or low not in formats.NAMED:
+    if low not in formats.NAMED:
         return suggestion(low, known)
     number_format = formats.get(low)
     if isinstance(number_format, IntFormat) and number_format.signed:

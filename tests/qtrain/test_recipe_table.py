@@ -47,7 +47,7 @@ def test_every_published_recipe_has_a_source_and_says_when_to_take_it() -> None:
     for recipe in every():
         assert recipe.when, recipe.name
         assert recipe.source or recipe.name == "fp32"
-        doc = getattr(recipes, recipe.name.replace("-", "_")).__doc__
+        doc = " ".join(getattr(recipes, recipe.name.replace("-", "_")).__doc__.split())
         for number in re.findall(r"arXiv \d{4}\.\d{5}", recipe.source):
             assert number in doc or recipe.name in ("bf16", "fp16", "int8", "banner2018", "hbfp6")
 
