@@ -36,7 +36,7 @@ class LayerState(nn.Module):
 
     noise_key     int64, from (seed, stream): the layer's own stream of noise
     noise_count   int64, forwards so far in training, or through which a gradient flows
-    <product>_<operand>_<name>   the state of each quantizer that keeps one
+    <product>_<operand>_<name>   the state of each quantizer that keeps one, of a deviation too
 
     A state_dict without these entries loads strictly: they keep their values; one with some of them
     alone is of another recipe, and does not.  Values that were never there, on the meta device or

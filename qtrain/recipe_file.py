@@ -27,7 +27,7 @@ T = TypeVar("T")
 #: where our own kinds of recipes and their parts are defined
 _ROOMS = (
     "quantizers", "qtrain.recipe", "qtrain.slots", "qtrain.transforms", "qtrain.norms.recipe",
-    "qtrain.norms.arithmetic", "qtrain.norms.deviations",
+    "qtrain.norms.arithmetic", "qtrain.norms.deviations", "qtrain.norms.largest",
 )  # fmt: skip
 #: what a mapping is, where a field may be of several kinds
 _USUAL: dict[type, type] = {QuantizerLike: Quantizer}

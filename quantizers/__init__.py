@@ -43,6 +43,7 @@ from .ranges import chunked_minmax as chunked_minmax
 from .ranges import minmax as minmax
 from .ranges import percentile as percentile
 from .ranges import rms as rms
+from .real_offset import RealOffset as RealOffset
 from .rounding import Rounding as Rounding
 from .rounding import ceil as ceil
 from .rounding import floor as floor

@@ -28,10 +28,12 @@ TENSOR_BY_TENSOR = {
     "quantizers/levels.py: bound / outer.scale",
     "quantizers/scaling.py: constant(number, x) / x",
     "quantizers/scaling.py: low / divisor",
+    "quantizers/real_offset.py: (x - low) / divisor",
     "quantizers/running_range.py: state['high'].view(high.shape) / share",
     "quantizers/running_range.py: state['low'].view(low.shape) / share",
     "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
     "/ torch.where(share == 0, one, share)",
+    "qtrain/weights/bounded.py: self.get_buffer('rho') / torch.where(off, 1.0, whole)",
     "qtrain/weights/bounded.py: self.size / torch.where(off, 1.0, norms)",
     "qtrain/data/transforms.py: (images.float() - mean) / std",
     "qtrain/norms/normalize.py: weight.to(dtype) / divisor",
@@ -69,7 +71,7 @@ PYTHON = {
     "qtrain/data/transforms.py: first / count",
     "qtrain/data/transforms.py: target / aspect",
     # compiled, fp64 numbers that are rounded to fp32 later
-    "qtrain/norms/deviations.py: one / k",
+    "qtrain/norms/largest.py: one / k",
     "qtrain/norms/deviations.py: self.times * one / chunks",
     "qtrain/norms/deviations.py: self.times * range_factor(self.constant, n) / chunks",
     "qtrain/norms/deviations.py: math.pi / 2",
@@ -95,7 +97,7 @@ MEANS = {
     "qtrain/weights/bounded.py: norms.mean()",
     "qtrain/norms/samples.py: self.rows().abs().mean(1)",
     "qtrain/norms/samples.py: self.rows().square().mean(1)",
-    "qtrain/norms/deviations.py: chosen.abs().mean(1)",
+    "qtrain/norms/largest.py: chosen.abs().mean(1)",
     "qtrain/norms/normalize.py: input.mean(others(input), dtype=accumulated)",
 }
 ALLOWED = TENSOR_BY_TENSOR | NUMBER_BY_TENSOR | PYTHON | COMPILED | MEANS

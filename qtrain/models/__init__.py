@@ -5,6 +5,7 @@ from .blocks import Bottleneck as Bottleneck
 from .characters import CharLSTM as CharLSTM
 from .characters import CharTransformer as CharTransformer
 from .mlp import mlp as mlp
+from .registry import check as check
 from .registry import get as get
 from .registry import names as names
 from .resnet import ResNet as ResNet

@@ -36,6 +36,8 @@ _MODELS: dict[Kind, dict[str, Callable[..., nn.Module]]] = {
         "chartransformer": CharTransformer,
     },
 }
+#: those with residual branches that end in a norm
+_RESIDUAL = tuple(name for name in _MODELS["images"] if name.startswith("resnet"))
 _KINDS: dict[str, Kind] = {name: kind for kind, own in _MODELS.items() for name in own}
 #: What `get` takes beside num_classes.
 _SIZES: dict[Kind, tuple[str, ...]] = {
@@ -49,6 +51,17 @@ def names(kind: Kind | None = None) -> list[str]:
     return sorted(name for name in _KINDS if kind in (None, _KINDS[name]))
 
 
+def check(name: str, *, zero_init_residual: int = False) -> None:
+    """What `get` refuses of a name and its options, without a network."""
+    checks.choice("model", name, names())
+    checks.boolean("zero_init_residual", zero_init_residual)
+    if zero_init_residual and name not in _RESIDUAL:
+        raise ValueError(
+            f"zero_init_residual: got True for {name!r}, which has no residual branch that ends in "
+            f"a norm; leave it out, or take one of {', '.join(_RESIDUAL)}"
+        )
+
+
 def get(
     name: str,
     *,
@@ -56,15 +69,18 @@ def get(
     in_channels: int | None = None,
     image_size: int | None = None,
     context: int | None = None,
+    zero_init_residual: int = False,  # a bool; type checkers take **dataset.sizes for it, too
 ) -> nn.Module:
     """A freshly initialised network; `get(name, **dataset.sizes)` fits a data set.
 
     Of images: (N, in_channels, image_size, image_size) -> (N, num_classes); ResNet-18/34/50 take
     the CIFAR stem up to 64 pixels.  Of text: (N, context) int64 -> (N, context, num_classes).
-    ValueError for an unknown name (suggests the nearest), for the sizes of another kind of data,
-    and for a size below 1; ValueError or TypeError for one that is no integer.
+    zero_init_residual: a bool, see `ResNet`.  ValueError for an unknown name (suggests the
+    nearest), for the sizes of another kind of data, for a size below 1, and for zero_init_residual
+    of a network without residual branches that end in a norm; ValueError or TypeError for a size
+    that is no integer.
     """
-    checks.choice("model", name, names())
+    check(name, zero_init_residual=zero_init_residual)
     kind = _KINDS[name]
     sizes = {"in_channels": in_channels, "image_size": image_size, "context": context}
     given = {what: size for what, size in sizes.items() if size is not None}
@@ -77,4 +93,5 @@ def get(
         )
     for what in given.keys() - {"in_channels"}:  # which every network of images checks
         checks.integer(what, given[what], low=1)
-    return _MODELS[kind][name](num_classes=num_classes, **given)
+    options = {"zero_init_residual": True} if zero_init_residual else {}
+    return _MODELS[kind][name](num_classes=num_classes, **given, **options)

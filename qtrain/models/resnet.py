@@ -18,9 +18,10 @@ class ResNet(nn.Module):
     """A stem, stages `layer1`, `layer2` ... (each doubles the channels), mean pooling and `fc`.
 
     (N, in_channels, H, W) -> (N, num_classes).  Stem "imagenet": 7x7 stride 2 and max-pool;
-    "cifar": 3x3 stride 1.  `zero_init_residual` starts every residual branch at zero
-    (Goyal et al. 2017, arXiv 1706.02677).  ValueError or TypeError for an unknown
-    stem or a size below 1.
+    "cifar": 3x3 stride 1.  `zero_init_residual`, torchvision's name, starts every residual branch
+    at zero, by a scale of 0 in its last norm (Goyal et al. 2017, arXiv 1706.02677, section 5.1), as
+    the public code of Banner et al. 2018 does.  ValueError or TypeError for an unknown stem or a
+    size below 1, TypeError where zero_init_residual is no bool.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ResNet(nn.Module):
         sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
         for what, size in sizes.items():
             checks.integer(what, size, low=1)
+        checks.boolean("zero_init_residual", zero_init_residual)
         large = stem == "imagenet"
         kernel, stride, padding = (7, 2, 3) if large else (3, 1, 1)
         self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
@@ -108,11 +110,23 @@ def resnet50(
     return ResNet(Bottleneck, (3, 4, 6, 3), **locals())
 
 
-def resnet20(*, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
+def resnet20(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 16,
+    zero_init_residual: bool = False,
+) -> ResNet:
     """ResNet-20 of the CIFAR section, padding shortcuts: (N, C, H, W) -> (N, num_classes)."""
     return ResNet(BasicBlock, (3, 3, 3), stem="cifar", shortcut="padding", **locals())
 
 
-def resnet56(*, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
+def resnet56(
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 16,
+    zero_init_residual: bool = False,
+) -> ResNet:
     """ResNet-56 of the CIFAR section, padding shortcuts: (N, C, H, W) -> (N, num_classes)."""
     return ResNet(BasicBlock, (9, 9, 9), stem="cifar", shortcut="padding", **locals())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 
 from quantizers import Off, bf16, fp16
 from quantizers.by_device import ByDevice
+from quantizers.ranges import State
 
 from ..autograd.selective import unseen
+from ..layer_state import Slot
 from .deferred import DEFERRED, Deferred
 from .kernels.gpu.running import track as launched
-from .module import QNorm, Slots, role_slots
+from .module import DEVIATION, QNorm, Slots, role_slots
 from .normalize import Form, channels, folded
 from .operations import Normalize, affine, normalize
 from .passes import Channels, others, wide
@@ -108,32 +111,35 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         count = self._count(input, ranks)
         x, weight, bias, key, states = self._operands(input)
         dtype = input.dtype if self._plain else torch.promote_types(input.dtype, torch.float32)
-        form = self._form(dtype, ranks)
+        form = self._form(dtype, ranks, states)
         if self.recipe.arithmetic is None:
-            output = self._normalized(x, weight, bias, form, count)
+            output = self._normalized(x, weight, bias, form, count, states)
         else:
-            output = self._in_arithmetic(x, weight, bias, form, count)
+            output = self._in_arithmetic(x, weight, bias, form, count, states)
         if not self._plain:
             output = self._with_quantized_gradient(output, key, states)
         result: Tensor = output.to(input.dtype)
         return result
 
-    def _form(self, dtype: torch.dtype, ranks: Ranks | None) -> Form:
+    def _form(self, dtype: torch.dtype, ranks: Ranks | None, states: Mapping[Slot, State]) -> Form:
         recipe, plain = self.recipe, self._plain
+        deviation = recipe.deviation.after(states.get(DEVIATION, {}))
+        alone = ranks is None and deviation is recipe.deviation
         return Form(
-            recipe.deviation, recipe.statistics_gradient, self.eps, False,
+            deviation, recipe.statistics_gradient, self.eps, False,
             recipe.activation if plain else None, dtype,
-            spec=recipe.spec(rounded=plain) if ranks is None else None,
+            spec=recipe.spec(rounded=plain) if alone else None,
             arithmetic=recipe.arithmetic, ranks=ranks,
         )  # fmt: skip
 
     def _normalized(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
-    ) -> Tensor:
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int,
+        states: Mapping[Slot, State],
+    ) -> Tensor:  # fmt: skip
         if self._of_batch:
             output: Tensor
             output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
-            self._track(mean, sigma, count)
+            self._track(mean, sigma, count, states)
             return output
         of = folded(weight, bias, *self._running())
         by = Channels(x) if torch.is_grad_enabled() else channels(x)
@@ -142,8 +148,9 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         return self._rounded(by.affine(of, torch.promote_types(form.dtype, torch.float32)))
 
     def _in_arithmetic(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int
-    ) -> Tensor:
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int,
+        states: Mapping[Slot, State],
+    ) -> Tensor:  # fmt: skip
         """The same, operation by operation in the recipe's arithmetic."""
         shape = [1, -1, *[1] * (x.dim() - 2)]
         fixed = None if self._of_batch else tuple(one.view(shape) for one in self._running())
@@ -152,7 +159,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         output: Tensor
         output, mean, sigma = RoundedNorm.apply(x, *parameters, fixed, others(x), form)  # type: ignore[no-untyped-call]
         if fixed is None:
-            self._track(mean.flatten(), sigma, count)
+            self._track(mean.flatten(), sigma, count, states)
         return self._rounded(output) if self._plain else output
 
     def _running(self) -> tuple[Tensor, Tensor]:
@@ -186,11 +193,11 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
             return None
         self._check(input)
         count = self._count(input, None)
-        self._begin(input)
-        form = self._form(input.dtype, None)
+        _, states = self._begin(input)
+        form = self._form(input.dtype, None, states)
         form = form._replace(relu=True, activation=activation, deferred=deferred, spec=spec)
         output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
-        self._track(mean, sigma, count)
+        self._track(mean, sigma, count, states)
         if deferred:
             with torch.no_grad():
                 of = affine(mean, sigma, self.weight, self.bias, form)
@@ -202,8 +209,10 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         return result
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, sigma: Tensor, count: int) -> None:
-        """Update what evaluation uses; only in training."""
+    def _track(self, mean: Tensor, sigma: Tensor, count: int, states: Mapping[Slot, State]) -> None:
+        """Update what evaluation uses, and what the deviation remembers; only in training."""
+        if self.training and DEVIATION in states:
+            states[DEVIATION]["sigma"].copy_(sigma)
         if not (self.training and self.track_running_stats):
             return
         if self.running_mean is None or self.running_var is None:

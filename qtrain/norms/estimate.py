@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
+
+from quantizers.ranges import State
 
 from ..checks import choice, number
 from .constants import Constant
@@ -71,6 +74,15 @@ class Deviation(ABC):
     def carriers(self, count: int) -> int:
         """How many of a channel's elements Estimate.where names; 0: it is None."""
         return 0
+
+    def init_state(self, shape: Sequence[int | None]) -> State:
+        """What a deviation with a memory keeps for the channels of a norm; {} without one."""
+        return {}
+
+    def after(self, state: State) -> Deviation:
+        """The deviation of the next batch.  state: as `init_state` makes it; a batch in training
+        leaves its sigma in it."""
+        return self
 
     def stabilized(self, sigma: Tensor, eps: float) -> Tensor:
         """What the norm divides by: sigma + eps."""

@@ -18,15 +18,23 @@ from ..layer_state import LayerState, Slot, rank
 from .recipe import ROLES as ROLES
 from .recipe import NormRecipe
 
+#: where the memory of a norm's deviation is
+DEVIATION: Slot = "norm", "deviation"
 Slots = dict[Slot, tuple[QuantizerLike, Sequence[int | None]]]
 
 
 def role_slots(
     recipe: NormRecipe, data: Sequence[int | None], parameter: Sequence[int | None]
 ) -> Slots:
-    """The quantizers of a norm and the shapes of its data and its parameters, for a LayerState."""
+    """The quantizers of a norm and the shapes of its data and its parameters, for a LayerState;
+    beside them its deviation, where that has a memory."""
     shapes = {"input": data, "weight": parameter, "bias": parameter, "grad_output": data}
-    return {("norm", role): (getattr(recipe, role), shapes[role]) for role in ROLES}
+    slots: dict[Slot, Any] = {
+        ("norm", role): (getattr(recipe, role), shapes[role]) for role in ROLES
+    }
+    if recipe.deviation.init_state(parameter):
+        slots[DEVIATION] = recipe.deviation, parameter
+    return slots
 
 
 def _role_key(key: Tensor | None, role: str) -> Tensor | None:

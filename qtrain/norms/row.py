@@ -41,6 +41,12 @@ class QRowNorm(QNorm):
     def _lifted(self, parameter: Tensor, view: Tensor) -> Tensor:
         """The scale or the shift with the view's axes."""
 
+    @staticmethod
+    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
+        if recipe.deviation.init_state((1,)):
+            return f"{recipe.deviation} remembers channels, its rows have none; full precision"
+        return None
+
     def _check(self, input: Tensor) -> None:
         kind = type(self).__name__
         if input.is_nested:
@@ -103,7 +109,7 @@ class _LastAxes(QRowNorm):
         shape: Any = module.normalized_shape
         if math.prod(shape) == 1:
             return "its rows have one element, which has no deviation; kept in full precision"
-        return None
+        return QRowNorm.refusal(module, recipe)
 
     def _check(self, input: Tensor) -> None:
         super()._check(input)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -9,6 +11,8 @@ from quantizers import (
     OFF,
     IntFormat,
     Quantizer,
+    QuantizerLike,
+    RealOffset,
     absmax,
     chunked_minmax,
     ema,
@@ -53,46 +57,61 @@ def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
     )
 
 
-def banner2018(bits: int = 8, *, variant: Literal["paper", "code"] = "paper") -> Recipe:
+def banner2018(
+    bits: int = 8,
+    *,
+    variant: Literal["paper", "code", "convnet"] = "paper",
+    weights: Literal["tensor", "channel"] | None = None,
+) -> Recipe:
     """Banner, Hubara, Hoffer, Soudry, "Scalable methods for 8-bit training", NeurIPS 2018.
 
     Inputs: affine, each sample's minimum and maximum averaged over the batch (clips by design).
-    Weights: affine, per tensor.  Layer gradient: affine with an exact zero, stochastic, from the
-    extreme minimum and maximum.  Range batch-norm with 8-bit input, scale and shift, the paper's
-    constant.  "paper": grad_weight takes a 16-bit copy of the gradient, activations are rounded to
-    nearest.  "code" deviates as the authors' code does: that copy is not quantized, inputs are
-    rounded stochastically (an argument lands one slot off), the constant is the code's, with
-    extrema averaged over 16 chunks.
+    Weights: affine.  Layer gradient: affine, stochastic, from the extreme minimum and maximum; the
+    same for the gradient that enters a norm's backward.  Range batch-norm with an input, a scale
+    and a shift of as few bits.
+
+    variant   "paper" (arXiv 1805.11046), which leaves the last step of the weights' gradients alone
+              in higher precision: grad_weight takes a 16-bit copy of the gradient; activations are
+              rounded to nearest, 0 is exact, the range is one chunk's, with the paper's constant.
+              "code": quantized.pytorch (e09c447), the paper's own repository: that copy is not
+              quantized, 0 is not exact (`RealOffset`), inputs are rounded stochastically (an
+              argument lands one slot off), extrema are averaged over 16 chunks, with the code's
+              constant.  Left out: its 8-bit 1 / sigma and biases of layers.
+              "convnet": convNet.pytorch (ebec93d), which that repository names as the newer one: as
+              "code", but inputs are rounded to nearest, weights have a scale for each output
+              channel, a norm's scale and shift are not quantized.  Left out: 16-bit biases.
+    weights   "tensor" or "channel": what of a layer's weights shares a range; None: as the variant
+              has it, "channel" in "convnet" and "tensor" in the others.
     """
     checks.integer("bits", bits, low=2, high=16)
-    checks.choice("variant", variant, ("paper", "code"))
-    affine = IntFormat(bits, signed=False, symmetric=False)
-    code = variant == "code"
-    weight = Quantizer(format=affine, range=minmax)
-    inputs = Quantizer(
-        format=affine,
-        range=ema(chunked_minmax(), momentum=0.1, train_on="batch"),
-        rounding=stochastic() if code else weight.rounding,
-    )
+    checks.choice("variant", variant, ("paper", "code", "convnet"))
+    if weights is not None:
+        checks.choice("weights", weights, ("tensor", "channel"))
+    affine = Quantizer(format=IntFormat(bits, signed=False, symmetric=False), range=minmax)
+    paper = variant == "paper"
+    by_channel = (weights or ("channel" if variant == "convnet" else "tensor")) == "channel"
+    weight = replace(affine, granularity=per_channel()) if by_channel else affine
+    inputs = replace(affine, range=ema(chunked_minmax(), momentum=0.1, train_on="batch"))
+    if variant == "code":
+        inputs = replace(inputs, rounding=stochastic())
+    gradient = replace(affine, rounding=stochastic())
     wide = Quantizer(format=IntFormat(16), range=absmax, rounding=stochastic())
+    own: Callable[[Quantizer], QuantizerLike] = (lambda q: q) if paper else RealOffset
+    parameter = OFF if variant == "convnet" else own(affine)
 
     return Recipe(
         name="banner2018" if bits == 8 else f"banner2018 at {bits} bits",
-        forward=Forward(input=inputs, weight=weight),
-        grad_input=GradInput(
-            grad_output=Quantizer(format=affine, range=minmax, rounding=stochastic())
-        ),
-        grad_weight=GradWeight(grad_output=OFF if code else wide),
+        forward=Forward(input=own(inputs), weight=own(weight)),
+        grad_input=GradInput(grad_output=own(gradient)),
+        grad_weight=GradWeight(grad_output=wide if paper else OFF),
         norm=NormRecipe(
-            deviation=deviations.range_(
-                chunks=16 if code else 1, constant="code" if code else "paper"
-            ),
-            input=inputs,
-            weight=weight,
-            bias=weight,
+            deviation=deviations.range_(1, "paper") if paper else deviations.range_(16, "code"),
+            input=own(inputs),
+            weight=parameter,
+            bias=parameter,
+            grad_output=own(gradient),
         ),
-        with_bits=partial(banner2018, variant=variant),
+        with_bits=partial(banner2018, variant=variant, weights=weights),
         source="Banner et al. 2018, arXiv 1805.11046",
-        leaves_out="the 8-bit gradient inside the norm's backward",
         when="to reproduce the paper; convolutional networks with batch-norms",
     )

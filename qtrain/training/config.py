@@ -20,6 +20,7 @@ SCHEDULES = ("cosine", "step", "constant")
 ACTIVATIONS = ("fp32", "fp16", "bf16")
 #: `norm`: what the recipe itself says.
 OWN_NORM = "recipe"
+_SINCE = {"switch": [], "zero_init_residual": False}  # fields that older versions had not
 #: Fields that say where and how a run executes, not what it computes.
 NOT_COMPARED = (
     "data_dir", "cache_dir", "device", "threads", "workers", "runs_dir", "name", "resume",
@@ -45,6 +46,7 @@ class TrainConfig:
     )
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
     model: str = _option("resnet18", "model name")
+    zero_init_residual: bool = _option(False, "scale 0 in the last norm of residual branches")
     data: str = _option("digits", "data set name")
     data_dir: str | None = _option(None, "folder of the data set (text: or file); not for digits")
     image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
@@ -74,9 +76,7 @@ class TrainConfig:
     checkpoint_every: int | None = _option(
         None, "steps between checkpoints; default: a quarter of the run, at most 10 minutes"
     )
-    monitor: int | None = _option(
-        None, "steps between records of the numeric error of 8 layers, in turns; default: none"
-    )
+    monitor: int | None = _option(None, "steps between records of 8 layers' errors; default: none")
     runs_dir: str = _option("runs", "folder of all runs")
     name: str | None = _option(None, "folder of this run; default: recipe-model-data-seed")
     resume: bool = _option(False, "continue from this run's checkpoint, if there is one")
@@ -87,7 +87,7 @@ class TrainConfig:
         self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
-        checks.choice("model", self.model, models.names())
+        models.check(self.model, zero_init_residual=self.zero_init_residual)
         checks.choice("data", self.data, data.names())
         _check_fit(self.model, self.data)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -151,7 +151,7 @@ class TrainConfig:
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Fields, with both values, in which a stored run would compute something else."""
-        mine, theirs = self.to_dict(), {"switch": [], **stored}  # which older versions had not
+        mine, theirs = self.to_dict(), {**_SINCE, **stored}
         return [
             f"{n} (stored {theirs.get(n)!r}, now {mine[n]!r})"
             for n in mine

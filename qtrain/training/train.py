@@ -58,7 +58,8 @@ def build_branches(
 ) -> list[Branch]:
     """The models to train, from one seeded initialisation: the baseline first, if wanted."""
     torch.manual_seed(config.seed)
-    network = models.get(config.model, **dataset.sizes)
+    options = {"zero_init_residual": config.zero_init_residual}
+    network = models.get(config.model, **dataset.sizes, **options)
     norm = None if config.norm == OWN_NORM else config.norm
     quantized = quantize(network, recipe=_recipes(config), norm=norm, seed=config.seed)
     pairs = [("quantized", config.label, quantized)]

@@ -372,7 +372,8 @@ def _conversion() -> dict[str, Entry]:
                                              "unit": kind.one_of("fp32", "bf16")}, dict),
         "recipes.banner2018": entry(
             recipes.banner2018,
-            {"bits": kind.integer(2, 16), "variant": kind.one_of("paper", "code")}, dict),
+            {"bits": kind.integer(2, 16), "variant": kind.one_of("paper", "code", "convnet"),
+             "weights": kind.one_of("tensor", "channel", none=True)}, dict),
         "recipes.get": entry(recipes.get, {"name": kind.one_of("int8"),
                                            "bits": kind.integer(2, 16, none=True)},
                              lambda: {"name": "int8", "bits": 4}, names=("recipe",)),
@@ -382,7 +383,8 @@ def _conversion() -> dict[str, Entry]:
              "times": kind.number(0, 3e38, above=True)}, dict),
         "deviations.topk": entry(
             deviations.topk, {"k": kind.integer(1), "constant": kind.one_of("exact", "code"),
-                              "times": kind.number(0, 3e38, above=True)}, dict),
+                              "times": kind.number(0, 3e38, above=True),
+                              "smoothing": kind.number(0, math.nextafter(1, 0))}, dict),
     }  # fmt: skip
 
 
@@ -541,8 +543,12 @@ def _weights() -> dict[str, Entry]:
     hooks = {"optimizer": OPTIMIZER, "model": MODULE, "norms": NORMS}
     return {
         **{
-            name: entry(getattr(qtrain, name), {"model": MODULE, "p": order, "skip": PATTERNS},
-                        lambda: {"model": plain()})
+            name: entry(
+                getattr(qtrain, name),
+                {"model": MODULE, "p": order, "skip": PATTERNS,
+                 **({"learned": BOOL} if name.startswith("bound") else {})},
+                lambda: {"model": plain()},
+            )
             for name in ("bound_weights", "bound_weights_", "weight_norm", "weight_norm_")
         },
         "unbound_weights_": entry(qtrain.unbound_weights_, {"model": MODULE},
@@ -597,7 +603,7 @@ _CONFIG: dict[str, Kind] = {
     "milestones": Kind(lambda v: not isinstance(v, tuple) or bool(v)), "seed": kind.integer(),
     **{name: Kind(lambda v: not isinstance(v, str) or v in ("x", "", "unsigned", "int8"))
        for name in _STRINGS if name != "runs_dir"},
-    **dict.fromkeys(("nesterov", "baseline", "resume", "overwrite"), BOOL),
+    **dict.fromkeys(("nesterov", "baseline", "resume", "overwrite", "zero_init_residual"), BOOL),
     "data_dir": kind.of(str, none=True), "name": kind.of(str, none=True),
     "runs_dir": kind.of(str, also=bool), "monitor": kind.integer(1, none=True),
     "threads": kind.integer(1, none=True), "label_smoothing": kind.number(0, 1),

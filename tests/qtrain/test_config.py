@@ -23,6 +23,7 @@ BAD = [
     ("activation", "fp17", "'fp16'"),
     ("model", "resnet19", "'resnet18'"),
     ("data", "digit", "'digits'"),
+    ("zero_init_residual", 1, "True or False"),
     ("data_dir", 3, "3"),
     ("epochs", -1, "from 1"),
     ("epochs", 0, "from 1"),
@@ -101,6 +102,7 @@ def test_bad_value_is_refused_with_what_was_given_and_what_is_needed(
         ({"nesterov": True, "optimizer": "adamw"}, "nesterov"),
         ({"resume": True, "overwrite": True}, "overwrite"),
         ({"recipe": "fp32", "bits": 8}, "bits"),
+        ({"model": "vgg11", "zero_init_residual": True}, "zero_init_residual: got True for 'vgg1"),
     ],
     ids=lambda v: v if isinstance(v, str) else "+".join(v),
 )
@@ -140,6 +142,16 @@ def test_differences_name_the_field_and_skip_where_it_runs() -> None:
     config = TrainConfig(recipe="int8", lr=0.1, threads=2, name="a")
     other = TrainConfig(recipe="int8", lr=0.2, threads=1, name="b", resume=True)
     assert config.differences(other.to_dict()) == ["lr (stored 0.2, now 0.1)"]
+
+
+def test_a_run_of_before_an_option_had_its_default() -> None:
+    config = TrainConfig(recipe="int8")
+    stored = config.to_dict()
+    for name in ("switch", "zero_init_residual"):
+        stored.pop(name)
+    assert config.differences(stored) == []
+    other = TrainConfig(recipe="int8", zero_init_residual=True)
+    assert other.differences(stored) == ["zero_init_residual (stored False, now True)"]
 
 
 def test_cosine_warms_up_then_falls_to_zero() -> None:

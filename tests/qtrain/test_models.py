@@ -101,6 +101,35 @@ def test_zero_init_residual_makes_every_block_pass_its_input_on() -> None:
     assert torch.equal(block(x), x)
 
 
+RESIDUAL = ("resnet18", "resnet34", "resnet50", "resnet20", "resnet56")
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_zero_init_residual_changes_the_last_scales_alone(name: str) -> None:
+    found = []
+    for options in ({}, {"zero_init_residual": True}):
+        torch.manual_seed(0)
+        net = models.get(name, num_classes=3, in_channels=1, image_size=8, **options)
+        found.append(net.state_dict())
+    plain, zero = found
+    last = "bn3.weight" if name == "resnet50" else "bn2.weight"
+    ends = {key for key in plain if key.endswith(last)}
+    assert len(ends) == {"20": 9, "56": 27, "18": 8, "34": 16, "50": 16}[name[6:]]
+    for key in plain:
+        same = torch.equal(plain[key], zero[key])
+        assert same is (key not in ends) and (same or not zero[key].any())
+
+
+def test_zero_init_residual_where_there_is_none() -> None:
+    for name in set(models.names()) - {*RESIDUAL}:
+        sizes = {"in_channels": 1, "image_size": 8} if name in models.names("images") else {}
+        with pytest.raises(ValueError, match=f"zero_init_residual: got True for '{name}'"):
+            models.get(name, num_classes=3, zero_init_residual=True, **sizes)  # type: ignore[arg-type]
+    for make in (models.resnet20, models.resnet18):
+        with pytest.raises(TypeError, match="zero_init_residual: got 1, need True or False"):
+            make(zero_init_residual=1)  # type: ignore[arg-type]
+
+
 def test_the_padding_shortcut_keeps_values_and_adds_zeros() -> None:
     shortcut = models.resnet20().get_submodule("layer2.0.downsample")
     x = torch.randn(2, 16, 5, 4)

@@ -76,6 +76,7 @@ NAMED = [
     ),
     recipes.int8(unit="bf16"),
     recipes.banner2018(variant="code"),
+    recipes.banner2018(variant="convnet"),
     replace(recipes.int8(), activation=fp16, narrow=True),
 ]
 

@@ -22,7 +22,7 @@ from qtrain import (
     recipes,
     summary,
 )
-from quantizers import OFF, FloatFormat, IntFormat, Quantizer, bf16, e4m3, fp16, int8
+from quantizers import OFF, FloatFormat, Quantizer, bf16, e4m3, fp16, int8
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -55,21 +55,6 @@ def test_bits_set_the_three_int8_slots_and_leave_the_wide_copy(bits: int) -> Non
     slots = (paper.forward.input, paper.forward.weight, paper.grad_input.grad_output)
     assert all(q.format.bits == bits for q in slots)
     assert str(bits) in r.name or bits == 8
-
-
-def test_banner2018_follows_the_text_and_the_code_by_option() -> None:
-    text, code = recipes.banner2018(), recipes.banner2018(variant="code")
-    wide: Any = text.grad_weight.grad_output
-    assert wide.format == IntFormat(16) and code.grad_weight.grad_output == OFF
-    inputs: Any = text.forward.input
-    code_inputs: Any = code.forward.input
-    assert inputs.rounding.mode == "nearest_even" and code_inputs.rounding.mode == "stochastic"
-    assert text.norm is not None and code.norm is not None
-    assert text.norm.deviation.name == code.norm.deviation.name == "range"
-    assert text.norm.deviation != code.norm.deviation
-    assert code.at(4).grad_weight.grad_output == OFF
-    with pytest.raises(ValueError, match="variant: got 'poster'"):
-        recipes.banner2018(variant="poster")  # type: ignore[arg-type]
 
 
 def test_the_baselines_round_every_operand_and_output() -> None:

@@ -75,6 +75,13 @@ def test_both_models_start_from_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+def test_zero_init_residual_reaches_both_models() -> None:
+    config = training_recipe("int8", model="resnet20", zero_init_residual=True)
+    for branch in build_branches(config, load_data(config), torch.device("cpu")):
+        scales = {n: p for n, p in branch.model.named_parameters() if n.endswith("bn2.weight")}
+        assert len(scales) == 9 and not any(p.any() for p in scales.values())
+
+
 def test_without_baseline_only_the_quantized_model_trains_and_trains_alike(tmp_path: Path) -> None:
     train(small(tmp_path, name="both"), say=quiet)
     alone = train(small(tmp_path, name="alone", baseline=False), say=quiet)

@@ -1,0 +1,102 @@
+"""RealOffset: an affine quantizer whose levels begin at the end of the range, wherever 0 lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import checks, tensor_checks
+from .elements import as_real
+from .formats import IntFormat, fp32
+from .granularity import expand
+from .noise import random_bits
+from .numbers import divided
+from .qtensor import QTensor
+from .quantizer import Quantizer
+from .ranges import State
+from .scale import Scale
+from .steps import range_of
+
+
+@dataclass(frozen=True)
+class RealOffset:
+    """An affine quantizer with a real offset in the place of its integer zero point.
+
+    of   an affine Quantizer: its range, granularity, rounding and number of levels
+
+        step = (high - low) / (2^bits - 1)
+        value = low + step * clamp(round((x - low) / step), 0, 2^bits - 1)
+
+    low and high are the range as its rule gives it, not widened to include 0; both are levels, and
+    0 is one by chance alone: what was 0 becomes as much as half a step (a whole one under
+    stochastic rounding).  Computed in fp64, the value rounded once, to fp32; a range of one number
+    has that value.  A non-finite element makes its granule NaN.
+
+    The public code of Banner et al. 2018 quantizes so, calculate_qparams and UniformQuantize of
+    convNet.pytorch (ebec93d) and UniformQuantize of quantized.pytorch (e09c447), whose
+    `enforce_true_zero` no caller sets.
+
+    No integers come of it: elements are the values, of format fp32 without a scale, and products
+    take place in fp32, as in that code.  ValueError or TypeError for a Quantizer that is not
+    affine, has a scale of its own, blocks along a sum or a gradient that is not the identity.
+    """
+
+    of: Quantizer
+
+    def __post_init__(self) -> None:
+        need = "an affine Quantizer, as of IntFormat(8, signed=False, symmetric=False)"
+        if not isinstance(self.of, Quantizer):
+            checks.refuse("of", self.of, need)
+        if not self.of.affine:
+            raise ValueError(f"of: got {self.of}, need {need}")
+        if self.of.scale != Scale():
+            raise ValueError(
+                f"of: got scale {self.of.scale}, but an offset is real, and its step fp64; leave "
+                f"scale out"
+            )
+        if self.of.granularity.of == "product":
+            raise ValueError(
+                f"of: got {self.of.granularity}, which a product cuts for a Quantizer alone; give "
+                f"a granularity by axes, such as per_channel()"
+            )
+        if self.of.straight_through != "identity":
+            raise ValueError(
+                f"of: got straight_through {self.of.straight_through!r}, need 'identity'"
+            )
+
+    def init_state(self, shape: Sequence[int | None]) -> State:
+        """The range's state, see `Quantizer`."""
+        return self.of.init_state(shape)
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        state: State | None = None,
+        key: Tensor | None = None,
+        training: bool = True,
+    ) -> QTensor:
+        """x, state, key, training: as a Quantizer's, and so are the errors."""
+        x = as_real(tensor_checks.real(x).detach())
+        of, fmt = self.of, self.of.format
+        assert of.range is not None and isinstance(fmt, IntFormat)
+        bits = None
+        if of.rounding.random_bits:
+            if key is None:
+                raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
+            bits = random_bits(tensor_checks.key(key), x.shape)
+        block = of.granularity.block_shape(x.shape)
+        ends = range_of(x, of.range, block, state or None, training)
+        low, high = (expand(end.double(), x.shape, block) for end in ends)
+        most = fmt.high - fmt.low
+        step = divided(high - low, most)
+        divisor = torch.where(step == 0, float("inf"), step)
+        levels = of.rounding((x - low) / divisor, bits)
+        values = low + step * levels.clamp(0, most)
+        return QTensor(values.float(), None, None, fp32, tuple(max(size, 1) for size in x.shape))
+
+    def __str__(self) -> str:
+        return f"{self.of}, real offset"
