@@ -15,6 +15,7 @@ from quantizers.formats import NAMED, Format, IntFormat
 
 from . import recipes
 from .files.terminal import printable
+from .recipes.table import text
 from .training.config import TrainConfig, default_of
 from .training.named import TRAINING_RECIPES
 from .version import VERSION
@@ -161,10 +162,10 @@ def _format_row(number_format: Format) -> list[str]:
 
 
 def recipes_table() -> str:
-    """The quantization recipes in full, then the named training runs."""
-    lines = ["Quantization recipes (every product operand that is rounded, and how):", ""]
-    lines += [f"  {recipes.get(name)}" for name in recipes.names()]
-    lines += ["", "Training runs (a recipe with a model, data and settings):", ""]
+    """The quantization recipes, then the named training runs."""
+    lines = ["Quantization recipes (x parts a product's operands, blocks lie along its sum):", ""]
+    lines.append(text(map(recipes.get, recipes.names())))
+    lines += ["Training runs (a recipe with a model, data and settings):", ""]
     for name, settings in TRAINING_RECIPES.items():
         lines.append(f"  {name}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
     return "\n".join(lines)

@@ -12,7 +12,17 @@ from quantizers.formats import NATIVE
 
 from . import checks
 from .norms.recipe import NormRecipe
-from .slots import SLOTS, Forward, GradInput, GradWeight, Slot, short, slot_of
+from .slots import (
+    OPERANDS,
+    SLOTS,
+    Forward,
+    GradInput,
+    GradWeight,
+    Slot,
+    check_nested,
+    short,
+    slot_of,
+)
 
 
 def _exact_in_bf16(fmt: object) -> bool:
@@ -32,6 +42,9 @@ class Recipe:
                  gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
     with_bits    the same recipe at another width (None: it has none)
+    source       who described it, and where: a paper, a file of public code
+    leaves_out   what it leaves out of that, or approximates; a model's summary says so
+    when         when to take it
 
     Sums are exact for integer operands and accumulated in fp32 otherwise; the weight update and
     the optimizer's state stay in full precision.
@@ -45,6 +58,9 @@ class Recipe:
     narrow: bool = False
     norm: NormRecipe | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
+    source: str = ""
+    leaves_out: str = ""
+    when: str = ""
     #: each operand's quantizer, and what is known of it
     slots: Mapping[tuple[str, str], Slot] = field(init=False, repr=False, compare=False)
     #: the products of which neither operand is quantized
@@ -72,6 +88,9 @@ class Recipe:
         if not isinstance(self.norm, NormRecipe | None):
             checks.refuse("norm", self.norm, "a NormRecipe or None")
         checks.boolean("narrow", self.narrow)
+        for name in ("source", "leaves_out", "when"):
+            if not isinstance(getattr(self, name), str):
+                checks.refuse(name, getattr(self, name), "a text")
         if self.with_bits is not None:
             need = "a function of the number of bits that returns a Recipe, or None"
             checks.function("with_bits", self.with_bits, need, 8)
@@ -91,6 +110,8 @@ class Recipe:
             if s.cut or not isinstance(s.quantizer, Off)
         }
         object.__setattr__(self, "slots", slots)
+        for product, operands in OPERANDS.items():
+            check_nested(product, *[slots[product, operand] for operand in operands])
         noisy = {s.transform for s in slots.values() if s.transform is not None}
         object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)
@@ -165,6 +186,12 @@ class Recipe:
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
                 text += f"; {operand} for {product} {short(self.slot(product, operand))}"
+                if self.slots[product, operand].of_forward:
+                    text += " of the forward's value"
+        for product in ("forward", "grad_input", "grad_weight"):
+            transform = getattr(self, product).transform
+            if transform is not None:
+                text += f"; {product} after {transform}"
         if self.activation is not None:
             text += f"; output {self.activation}{' kept in 16 bits' if self.narrow else ''}"
         return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -57,11 +58,17 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     if not path.is_file():
         raise ValueError(f"load_recipe: {path} is no file")
     try:
-        found = _made(parsed(read_bytes(path).decode("utf-8-sig")), Recipe, "")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = _made(parsed(read_bytes(path).decode("utf-8-sig")), Recipe, "")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    named = recipes.get(found.name) if found.name in recipes.names() else found
-    return named if named == found else found
+    named = recipes.get(found.name) if found.name in recipes.names() else None
+    if named is not None and named == found:
+        return named
+    for warning in said:  # a recipe of the user's own
+        warnings.warn(warning.message, stacklevel=2)
+    return found
 
 
 def _path(field: str, got: object) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from . import checks, recipes
 from .recipe import Recipe
 
+#: of a run, at the most
+_STEPS = 10**15
 _NEED = 'a mapping from when to a recipe, {0.0: "int8", 0.9: "bf16"}'
 
 
@@ -40,7 +41,7 @@ class Schedule:
         for when, recipe in given.items():
             if isinstance(when, bool) or not isinstance(when, int | float):
                 checks.refuse("recipes: when", when, "a fraction of the run or a step")
-            high = math.inf if isinstance(when, int) else 1
+            high = _STEPS if isinstance(when, int) else 1
             if not 0 <= when < high:
                 need = "a step from 0 on" if isinstance(when, int) else "a fraction from 0, below 1"
                 checks.refuse("recipes: when", when, need, error=ValueError)
@@ -89,7 +90,7 @@ class Schedule:
                 f"total: got None, but {self} is by fractions of the run: give its steps in all"
             )
         if total is not None:
-            checks.integer("total", total, low=1)
+            checks.integer("total", total, low=1, high=_STEPS)
             checks.integer("step", step, low=0, high=total - 1, hint=f"total is {total}")
         # the quotient rounds as the fraction did: 7 / 100 is 0.07
         now = step / total if self.by_fraction and total is not None else step

@@ -177,3 +177,18 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
         quantizer, SLOTS.index((product, operand)), needs_key(quantizer),
         straight_through(quantizer), reused, cut, transform, source == "forward",
     )  # fmt: skip
+
+
+def check_nested(product: str, *slots: Slot) -> None:
+    """ValueError for blocks along a product's sum of which none is a multiple of the other."""
+    sizes = [
+        dict(granularity.sizes).get(-1, 1)
+        for granularity in (getattr(slot.quantizer, "granularity", per_tensor) for slot in slots)
+        if isinstance(granularity, Granularity) and granularity.of == "product"
+    ]
+    known = sorted(size for size in sizes if size is not None)
+    if len(known) == 2 and known[1] % known[0]:
+        raise ValueError(
+            f"{product}: blocks of {known[0]} and {known[1]} along its sum do not nest; make one a "
+            f"multiple of the other"
+        )

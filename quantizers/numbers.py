@@ -18,3 +18,8 @@ def divided(x: Tensor, number: float) -> Tensor:
     multiplying with the reciprocal, which rounds twice.
     """
     return x / constant(number, x)
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which takes a while also where there is nothing to do."""
+    return x if x.dtype is dtype else x.to(dtype)

@@ -13,7 +13,7 @@ from .granularity import Granularity, expand
 from .qtensor import QTensor
 from .ranges import RangeRule, State
 from .rounding import Rounding, nearest_even
-from .running_range import Ema
+from .running_range import Remembering
 from .scale import Scale
 from .settings import Settings
 from .spellings import accepting_scale_format
@@ -85,7 +85,8 @@ class Quantizer(Settings):
         if key is not None:
             tensor_checks.key(key)
         if state is not None:
-            tensor_checks.state(state, self.range.memory if isinstance(self.range, Ema) else ())
+            rule = self.range
+            tensor_checks.state(state, rule.memory if isinstance(rule, Remembering) else ())
         checks.boolean("training", training)
         if factor is not None:
             tensor_checks.factor(factor, x.shape)

@@ -52,8 +52,8 @@ class Scale:
         scale = format(fl(fl(block / outer) / r));   elements = round(x / fl(scale * outer))
     and with `reciprocal`, M fp32's largest number:
         S = min(fl(R / whole), M), 1 where whole is 0;   outer = fl(1 / S)
-        scale = format(fl(block * fl(S * fl(1 / r))));   of candidates c, the largest C:
-        scale = format(fl(fl(fl(block / C) * S) * fl(C / c)))
+        scale = format(fl(block * fl(S * fl(1 / r))));   of candidates c, the largest C in r:
+        scale = format(fl(fl(fl(block / r) * S) * fl(C / c)))
         elements = round(fl(x * min(fl(1 / fl(scale * outer)), M)))
     A single fp32 scale is then fl(1 / S), S = min(fl(r / amax), M), and elements round(fl(x * S)).
 

@@ -16,7 +16,7 @@ from .granularity import Granularity, compact_shape, per_tensor
 from .names import take_names
 from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
 from .rounding import Rounding, nearest_even
-from .running_range import Ema
+from .running_range import Ema, Remembering
 from .scale import Scale
 from .spellings import with_scale
 
@@ -63,7 +63,7 @@ class Settings:
                     f"pass range=None (elements are x rounded to {self.format}), or a format that "
                     f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
                 )
-        if isinstance(self.range, Ema) and self.granularity.of == "product":
+        if isinstance(self.range, Remembering) and self.granularity.of == "product":
             raise ValueError(
                 f"range: got {self.range!r}, which has a memory, with {self.granularity}, which "
                 f"are others in every product; use a range without one, or a granularity by axes"
@@ -75,11 +75,12 @@ class Settings:
         checks.choice(
             "straight_through", self.straight_through, ("identity", "inclusive", "strict")
         )
-        batch_range = isinstance(self.range, Ema) and self.range.train_on == "batch"
-        if self.straight_through != "identity" and batch_range:
+        unsettled = isinstance(self.range, Remembering) and not self.range.settled
+        if self.straight_through != "identity" and unsettled:
             raise ValueError(
                 f"straight_through: {self.straight_through!r} needs one range for training and "
-                f"evaluation; give the range train_on='running'"
+                f"evaluation, and got {self.range!r}; leave it 'identity', or take an ema with "
+                f"train_on='running' and use='current'"
             )
         object.__setattr__(self, "_plain", self.scale == Scale())
         noisy = bool(self.rounding.random_bits or self.scale.random_bits)
@@ -127,7 +128,9 @@ class Settings:
     def by_extremes(self) -> bool:
         """Whether a tensor's scale follows from its smallest and largest elements alone, and its
         elements from that."""
-        rule = self.range.rule if isinstance(self.range, Ema) else self.range
+        rule = self.range
+        if isinstance(rule, Ema) and rule.use == "current":
+            rule = rule.rule
         whole = self.granularity == per_tensor and self.scale.simple
         return whole and not self.scale.random_bits and isinstance(rule, AbsMax | MinMax)
 

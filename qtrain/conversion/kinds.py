@@ -23,6 +23,7 @@ from ..norms.recipe import NormRecipe
 from ..norms.row import QGroupNorm, QLayerNorm, QRMSNorm
 from ..norms.sync import QSyncBatchNorm
 from ..products.module import Shapes
+from ..products.operations import Linear, Operation
 from ..recipe import Recipe
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -174,6 +175,15 @@ def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
 def torch_norm(module: nn.Module) -> type[nn.Module]:
     """The torch class of a norm, converted or not."""
     return _BEFORE.get(type(module), type(module))  # type: ignore[arg-type]
+
+
+def operation_of(module: nn.Module) -> Operation | None:
+    """What a layer of one product computes, as far as that is known without an input."""
+    if isinstance(module, nn.Linear):
+        return Linear()
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return convolution.operation_of(module)
+    return None
 
 
 def norm_slots(module: nn.Module, recipe: NormRecipe) -> Slots:

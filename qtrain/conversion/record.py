@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..names import lineage, some
-from .overrides import Asked
+from .overrides import Asked, Chooser
 
 _ATTRIBUTE = "_qtrain_conversion"
 
@@ -38,6 +38,12 @@ class Conversion:
         """The recipe in force, in words."""
         base = self.asked.base
         return f"{base}" if base.norm is None else f"{base}; norm {base.norm}"
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Recipes in force that leave something out of what they are named after -> what."""
+        every = [self.asked.base, *Chooser(self.asked).rules.values()]
+        return {r.name: r.leaves_out for r in every if r is not None and r.leaves_out}
 
     def attach(self, model: nn.Module) -> None:
         setattr(model, _ATTRIBUTE, self)

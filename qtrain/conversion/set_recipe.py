@@ -18,9 +18,10 @@ from ..norms import deviations
 from ..norms.recipe import NormRecipe
 from ..products.call import located
 from ..products.module import QProduct
+from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
 from ..schedule import Schedule
-from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, torch_norm
+from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, operation_of, torch_norm
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .swap import switch_fast_paths_
@@ -169,6 +170,9 @@ class _Layer:
         own["device"] = state.noise_key.device
         try:
             if isinstance(state, QProduct):
+                operation = operation_of(self.module)
+                if operation is not None:
+                    refuse_unscalable(operation, self.recipe, state.shapes)
                 return QProduct(self.recipe, state.shapes, **own)
             return LayerState(norm_slots(self.module, self._norm), **own)
         except (TypeError, ValueError) as error:

@@ -59,6 +59,8 @@ class Summary:
         lines = [f"recipe     {self.conversion.recipe}"]
         if self.conversion.schedule:
             lines.append(f"schedule   {self.conversion.schedule}")
+        for name, what in self.conversion.left_out.items():
+            lines.append(f"leaves out {name}: {what}")
         lines.append(f"converted  {len(self.converted)}: {kinds}")
         for name, recipe in self.conversion.overridden.items():
             lines.append(f"override   {name}: {recipe}")

@@ -15,8 +15,17 @@ from ..layers.fused import QSequential, is_pair
 from ..norms.module import QNorm
 from ..products.call import located
 from ..products.module import QProduct, products_of
+from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
-from .kinds import convert_norm_, is_norm, norm_slots, plain_type, products, quantized_class
+from .kinds import (
+    convert_norm_,
+    is_norm,
+    norm_slots,
+    operation_of,
+    plain_type,
+    products,
+    quantized_class,
+)
 
 #: what a subclass must have left to nn.Sequential: how it runs, and how it is pickled
 _INHERITED = ("forward", "__reduce__", "__reduce_ex__")
@@ -60,6 +69,9 @@ def _children(
         path = ".".join(part for part in (name, "" if key == "product" else key) if part)
         path = path or "(model)"
         try:
+            operation = operation_of(module)
+            if operation is not None:
+                refuse_unscalable(operation, recipe, shapes)
             children[key] = QProduct(
                 recipe, shapes, name=path, seed=seed, stream=next(streams), device=device
             )

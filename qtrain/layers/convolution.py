@@ -42,6 +42,15 @@ def _operation(
     return Convolution(pair(stride, space), inner, dilation, groups, *more), outer
 
 
+def operation_of(module: nn.modules.conv._ConvNd) -> Convolution:
+    """A layer's convolution, without the padding that it cannot do itself."""
+    more: tuple[Any, ...] = ()
+    if module.transposed:
+        more = True, tuple(pair(module.output_padding, len(module.kernel_size)))
+    operation, _ = _operation(*QConvNd._window(module), *more)  # type: ignore[arg-type]
+    return operation
+
+
 class QConvNd(OneLine, nn.modules.conv._ConvNd):
     product: QProduct
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from ..slots import OPERANDS
 from .blockwise.matrices import matrices_of
 from .blockwise.product import in_blocks
 from .engines.choice import ENGINES, choose
@@ -27,30 +26,10 @@ from .engines.engine import Engine
 from .engines.epilogue import Epilogue
 from .engines.task import ANY, Note, Task
 from .integers import Served, corrected, direct, tasks
-from .operands import PLACES, Shape, lifted, lifted_shape
-from .operations import Operand
+from .operands import PLACES, Shape, is_cut, lifted, lifted_shape
 from .plan import Sketch, planned, sketches
 from .precision import half, significant
 from .product import Product
-
-
-def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
-    """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
-    _, summed = product.axes(operand, len(q.shape))
-    split = min(summed)
-    if q.scale is None:
-        return q.shape[split]
-    for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True)):
-        if block < size and axis in summed and (axis != split or block == 1):
-            kind = product.kind
-            raise ValueError(
-                f"{OPERANDS[kind][operand == 'b']} of {kind}: its scale varies along axis {axis} "
-                f"of shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
-                f"use a granularity that leaves this axis whole (per_block has rest='whole'; "
-                f"axis {split} may be cut into blocks of more than 1), or give this product its "
-                f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
-            )
-    return q.block[split]
 
 
 class _Plan(NamedTuple):
@@ -74,7 +53,7 @@ def _plan(
     unit: torch.dtype | None,
 ) -> _Plan:
     shapes = lifted_shape(product, "a", a), lifted_shape(product, "b", b)
-    if _is_cut(product, a, b):
+    if is_cut(product, a, b):
         return _Plan(shapes, None)
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
         forms = tasks(product, a, b)
@@ -88,32 +67,6 @@ def _plan(
             )
         ]  # fmt: skip
     return _Plan(shapes, choose(forms, device_type, engines))
-
-
-def _is_cut(product: Product, a: Sketch, b: Sketch) -> bool:
-    """Whether a scale varies along the sum, in blocks.
-
-    Raises ValueError where it varies along the sum otherwise, or the sums' lengths differ.
-    """
-    kind = product.kind
-    first, second = OPERANDS[kind]
-    cut = product.split_axis("a", len(a.shape))
-    step_a, step_b = _check_scales(product, "a", a), _check_scales(product, "b", b)
-    count, _ = product.terms(a.shape, b.shape)
-    taken = b.shape[product.split_axis("b", len(b.shape))]
-    if taken != count:
-        raise ValueError(
-            f"{first} of {kind} has shape {tuple(a.shape)}: {count} to sum "
-            f"along axis {cut} (of each group), where the {second} takes {taken}"
-        )
-    channels = a.shape[cut]
-    is_cut = min(step_a, step_b) < count
-    if channels != count and (is_cut or step_a < channels):
-        raise ValueError(
-            f"{first} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
-            f"groups=1; leave the axis whole"
-        )
-    return is_cut
 
 
 def multiply(

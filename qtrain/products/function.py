@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor, round_to
+from quantizers.numbers import in_dtype
 
 from ..autograd.differentiated import once
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
@@ -88,8 +89,8 @@ class Products(torch.autograd.Function):
             *(tensors_of(backward_w) if wants_input else none),
             *(tensors_of(backward_x) if wants_weight else none),
         )
-        ctx.given = len(tensors)
-        ctx.call, ctx.meta = call, (rest_of(backward_w), rest_of(backward_x))
+        ctx.call, ctx.given = call, len(tensors)
+        ctx.meta = rest_of(backward_w), rest_of(backward_x)
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
@@ -104,7 +105,7 @@ class Products(torch.autograd.Function):
         ctx.input = tuple(like.shape), tuple(like.stride())
         ctx.weight = tuple(weight.shape), tuple(weight.stride())
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
-        output = output.to(dtype)
+        output = in_dtype(output, dtype)
         return function_output(output) if OUTPUTS_ARE_COPIED else output
 
     @staticmethod
@@ -175,21 +176,21 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_input = one("grad_input", saved, shape, input_like, ctx.seen[0], ctx.dtypes[0])
         if input_state is not None:
             grad_input = call.own_backward("input", grad_input, input, input_state)
-        grad_input = grad_input.to(ctx.dtypes[0])
+        grad_input = in_dtype(grad_input, ctx.dtypes[0])
     if wants_weight:
         saved = joined(tensors[4:], ctx.meta[1])
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
             grad = call.own_backward("weight", grad, canonical, weight_state)
-        grad_weight = operation.raw(grad).to(ctx.dtypes[1])
+        grad_weight = in_dtype(operation.raw(grad), ctx.dtypes[1])
     if wants_bias:
         if "grad_weight" in call.recipe.off:
             canonical_like = operation.canonical(weight_like)
             grad_bias = operation.torch_grad_bias(grad_output, input_like, canonical_like)
         else:  # on the CPU that call would compute a whole grad_weight as well
             grad_bias = operation.grad_bias(grad_output)
-        grad_bias = grad_bias.to(ctx.dtypes[2])
+        grad_bias = in_dtype(grad_bias, ctx.dtypes[2])
     return grad_input, grad_weight, grad_bias
 
 
@@ -214,7 +215,7 @@ def apply(
     """
     operation, recipe = call.operation, call.recipe
     differentiable = call.training or torch.is_grad_enabled()
-    with torch.no_grad():
+    with without_grad():
         canonical = operation.canonical(weight)
         by = call.matrices("forward", input.shape, canonical.shape, input.shape)
         xq = call.quantize("forward", "input", input, key, by=by)

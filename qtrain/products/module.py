@@ -57,6 +57,10 @@ class QProduct(LayerState):
         assert isinstance(other, QProduct)
         self.recipe = other.recipe
 
+    def backward_moves(self, slot: tuple[str, str]) -> bool:
+        """A gradient's, or that of an operand which is quantized there alone."""
+        return super().backward_moves(slot) or self.recipe.slots[slot].late
+
     def forward(
         self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:

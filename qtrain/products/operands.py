@@ -6,13 +6,17 @@ A scale that differs from term to term of a sum is moved to the other operand.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from quantizers import QTensor
+from quantizers import QTensor, Quantizer
+from quantizers.granularity import compact_shape
 
-from .operations import Operand
+from ..recipe import Recipe
+from ..slots import OPERANDS
+from .operations import KINDS, Operand, Operation
 from .plan import Sketch, planned, sketches
 from .product import Product
 
@@ -98,3 +102,92 @@ def folded(product: Product, grad_output: Tensor, b: QTensor) -> tuple[Tensor | 
     else:
         factor = b.scale.reshape(shape)
     return factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)
+
+
+def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
+    """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
+    _, summed = product.axes(operand, len(q.shape))
+    split = min(summed)
+    if q.scale is None:
+        return q.shape[split]
+    for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True)):
+        if block < size and axis in summed and (axis != split or block == 1):
+            kind = product.kind
+            raise ValueError(
+                f"{OPERANDS[kind][operand == 'b']} of {kind}: its scale varies along axis {axis} "
+                f"of shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
+                f"use a granularity that leaves this axis whole (per_block has rest='whole'; "
+                f"axis {split} may be cut into blocks of more than 1), or give this product its "
+                f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
+            )
+    return q.block[split]
+
+
+def is_cut(product: Product, a: Sketch, b: Sketch) -> bool:
+    """Whether a scale varies along the sum, in blocks.
+
+    Raises ValueError where it varies along the sum otherwise, or the sums' lengths differ.
+    """
+    kind = product.kind
+    first, second = OPERANDS[kind]
+    cut = product.split_axis("a", len(a.shape))
+    step_a, step_b = _check_scales(product, "a", a), _check_scales(product, "b", b)
+    count, _ = product.terms(a.shape, b.shape)
+    taken = b.shape[product.split_axis("b", len(b.shape))]
+    if taken != count:
+        raise ValueError(
+            f"{first} of {kind} has shape {tuple(a.shape)}: {count} to sum "
+            f"along axis {cut} (of each group), where the {second} takes {taken}"
+        )
+    channels = a.shape[cut]
+    is_cut = min(step_a, step_b) < count
+    if channels != count and (is_cut or step_a < channels):
+        raise ValueError(
+            f"{first} of {kind}: blocks along the sum (axis {cut} of {channels}) need "
+            f"groups=1; leave the axis whole"
+        )
+    return is_cut
+
+
+#: the size of an axis that changes from batch to batch
+_LONG = 2**12
+
+
+def refuse_unscalable(
+    operation: Operation, recipe: Recipe, shapes: Sequence[Sequence[int | None]]
+) -> None:
+    """ValueError where a product of the operation cannot honour the scales of its operands, before
+    any tensor is seen.
+
+    shapes: of input, canonical weight and output, None for a size that changes.
+    """
+    sizes = [tuple(_LONG if size is None else size for size in shape) for shape in shapes]
+    by_operand = dict(zip(("input", "weight", "grad_output"), sizes, strict=True))
+    for kind in KINDS:
+        a, b = (
+            _sketch(
+                recipe.slots[kind, operand].quantizer, by_operand[operand],
+                operand != "weight" and "*" in operation.labels[0],
+            )
+            for operand in OPERANDS[kind]
+        )  # fmt: skip
+        if kind in recipe.cut or a is None or b is None:
+            continue
+        product = Product(operation, kind)
+        if kind != "forward" and b.scale is not None:
+            foldable, _ = _fold(product, b, len(a.shape))
+            b = b._replace(scale=None) if foldable else b
+        is_cut(product, a, b)
+
+
+def _sketch(quantizer: object, shape: tuple[int, ...], leading: bool) -> Sketch | None:
+    """Of what a quantizer makes of a tensor, which may have more leading axes; None where it names
+    others than the first and the last then."""
+    if type(quantizer) is not Quantizer or quantizer.range is None:
+        return Sketch(shape, None, shape, None, None)
+    granularity = quantizer.granularity
+    low, high = (-1, 0) if leading else (-len(shape), len(shape) - 1)
+    if any(not low <= axis <= high for axis, _ in granularity.sizes):
+        return None
+    block = granularity.block_shape(shape)
+    return Sketch(shape, quantizer.format, block, compact_shape(shape, block), None)

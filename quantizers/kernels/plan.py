@@ -82,9 +82,9 @@ def constants(
 def remembered(
     rule: RangeRule | None, running: bool, training: bool
 ) -> tuple[RangeRule | None, float | None, bool]:
-    """The rule of one tensor's range, and of a running one, where there is its memory, the momentum
-    and whether it is the quantizer's."""
-    if not running or not isinstance(rule, Ema):
+    """The rule of one tensor's range, and of a running one that counts it in, where there is its
+    memory, the momentum and whether it is the quantizer's."""
+    if not running or not isinstance(rule, Ema) or rule.use != "current":
         return rule, None, False
     return rule.rule, rule.momentum, not training or rule.train_on != "batch"
 

@@ -238,8 +238,14 @@ def _numbers() -> dict[str, Entry]:
                           names=("block",)),
         "ema": entry(
             q.ema, {"rule": CALLABLE, "momentum": kind.number(0, 1, above=True),
-                    "train_on": kind.one_of("running", "batch")},
-            lambda: {"rule": q.absmax, "momentum": 0.1, "train_on": "batch"},
+                    "train_on": kind.one_of("running", "batch"),
+                    "use": kind.one_of("current", "previous")},
+            lambda: {"rule": q.absmax, "momentum": 0.1, "train_on": "batch", "use": "current"},
+        ),
+        "history": entry(
+            q.history, {"window": kind.integer(1, 2**16), "use": kind.one_of("max", "last"),
+                        "rule": CALLABLE},
+            lambda: {"window": 16, "use": "max", "rule": q.absmax},
         ),
         "Rounding": entry(
             q.Rounding,
@@ -297,6 +303,18 @@ def _conversion() -> dict[str, Entry]:
                           names=("overrides",)),
         "quantize_": entry(qtrain.quantize_, {"model": MODULE, **settings}, good,
                            names=("overrides",)),
+        "set_recipe": entry(
+            qtrain.set_recipe,
+            {"model": MODULE, **{n: settings[n] for n in ("recipe", "overrides", "norm")}},
+            lambda: {"model": converted(), "recipe": "int8"}, names=("overrides",)),
+        "Schedule.at": method("at", {"step": kind.integer(0), "total": kind.integer(1, none=True)},
+                              lambda: (qtrain.Schedule({0: "int8"}), {"step": 3})),
+        "save_recipe": entry(
+            qtrain.save_recipe,
+            {"recipe": kind.of(qtrain.Recipe), "path": Kind(lambda v: not isinstance(v, str))},
+            lambda: {"recipe": qtrain.recipes.int8(), "path": _scratch("recipe.yaml")}),
+        "load_recipe": entry(qtrain.load_recipe, {"path": Kind(lambda v: True)},
+                             lambda: {"path": _scratch("none.yaml")}),
         "calibrate": entry(qtrain.calibrate, {"model": MODULE, "batches": Kind(_no_batches)},
                            lambda: {"model": converted(), "batches": [inputs, (inputs, 1)]},
                            names=("layer",)),

@@ -5,6 +5,7 @@ Torch's own operation runs on the elements; what lies outside a block is zero.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -142,11 +143,15 @@ def expected(
     integers = all(isinstance(q.format, IntFormat) for q in (a, b))
     total: Tensor | None = None
     bound = torch.zeros(())
-    for start in range(0, max(count, 1), step):
+    masks = [torch.ones((), dtype=torch.float64)]
+    if step < count and geometry.space and kind != "grad_weight":  # position by position
+        kernel = right.shape[3:]
+        masks = [*torch.eye(kernel.numel(), dtype=torch.float64).view(-1, *kernel)]
+    for mask, start in itertools.product(masks, range(0, max(count, 1), step)):
         inside = right
         if step < count:
             place = torch.arange(count).view([-1 if i == cut[1] else 1 for i in range(right.dim())])
-            inside = right * ((place >= start) & (place < start + step))
+            inside = right * ((place >= start) & (place < start + step)) * mask
         sums = geometry.product(kind, left, inside, x, w)
         parts = [
             geometry.lifted(kind, operand, scale, min(start, max(count - 1, 0)), left.dim())

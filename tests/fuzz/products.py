@@ -21,6 +21,7 @@ from qtrain import quantize as converted
 from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.cut import CutInt8
 from qtrain.products.engines.engine import Engine
+from qtrain.products.engines.float_units import RoundedSums, reference
 from qtrain.products.engines.matrices import MatricesInt8
 from qtrain.products.engines.onednn import OneDnnInt8
 from qtrain.products.engines.unfolded import UnfoldedInt8
@@ -391,7 +392,7 @@ def attack(draw: random.Random) -> str | None:
     engines = {
         "int8": (*UNITS, *usual),
         "unfolded": (UNITS[3], UNITS[5], *usual),
-        "float64": usual[-2:],  # of integers, and of floats
+        "float64": (reference, RoundedSums()),  # of integers, and of floats
     }
     with nullcontext() if fused else kernels.eager(), _served_by(engines.get(first, usual)):
         for name, wrong in of(case):

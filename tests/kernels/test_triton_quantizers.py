@@ -23,6 +23,7 @@ from quantizers import (
     e8m0,
     ema,
     fp16,
+    history,
     minmax,
     noise,
     per_axis,
@@ -207,6 +208,11 @@ def test_what_no_kernel_serves_is_declined() -> None:
     assert kernels.whole(x, plain, None, None, True, wide) is None
     assert kernels.whole(x.double(), plain, None, None, True) is None
     assert kernels.whole(x, plain, None, None, True) is not None
+    for rule in (ema(absmax, use="previous"), history(4), history(1, "last", absmax)):
+        past = Quantizer(format=IntFormat(8), range=rule)
+        state = {n: v.to(DEVICE) for n, v in past.init_state(x.shape).items()}
+        assert kernels.whole(x, past, state, None, True) is None
+        assert kernels.whole(x, past, state, None, False) is None
     for scale in (Scale(e8m0), Scale(e8m0, rule="rceil"), Scale(top=100), Scale(reciprocal=True)):
         assert kernels.whole(x, Quantizer(format=e4m3, scale=scale), None, None, True) is None
     for step, fits in ((2**29, True), (2**30, False)):  # places beyond int32

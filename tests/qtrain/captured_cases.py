@@ -15,7 +15,19 @@ import qtrain
 from qtrain import bound_weights, quantize, recipes, weight_norm
 from qtrain.norms import deviations
 from qtrain.norms.recipe import NormRecipe
-from quantizers import QTensor, Quantizer, ema, int8, minmax, stochastic
+from quantizers import (
+    QTensor,
+    Quantizer,
+    e4m3,
+    e5m2,
+    ema,
+    history,
+    int8,
+    minmax,
+    per_channel,
+    stochastic,
+    uint8,
+)
 
 NOISY = Quantizer(format=int8, rounding=stochastic())
 RECIPE = replace(
@@ -23,6 +35,26 @@ RECIPE = replace(
     forward=qtrain.Forward(input=NOISY, weight=NOISY),
     grad_input=qtrain.GradInput(grad_output=NOISY),
     grad_weight=qtrain.GradWeight(grad_output=replace(NOISY, range=ema(minmax))),
+)
+
+#: ranges from tensors before
+DELAYED = qtrain.Recipe(
+    name="delayed",
+    forward=qtrain.Forward(
+        input=Quantizer(format=e4m3, range=history(4)),
+        weight=Quantizer(format=e4m3, range=history(2), granularity=per_channel()),
+    ),
+    grad_input=qtrain.GradInput(grad_output=Quantizer(format=e5m2, range=history(4, "last"))),
+    grad_weight=qtrain.GradWeight(grad_output=Quantizer(format=e5m2, range=history(2))),
+)
+HINDSIGHT = qtrain.Recipe(
+    name="in hindsight",
+    forward=qtrain.Forward(
+        input=Quantizer(format=uint8, range=ema(use="previous")),
+        weight=Quantizer(format=int8, range=ema(use="previous"), granularity=per_channel()),
+    ),
+    grad_input=qtrain.GradInput(grad_output=replace(NOISY, range=ema(use="previous"))),
+    grad_weight=qtrain.GradWeight(grad_output=replace(NOISY, range=ema(use="previous"))),
 )
 
 
@@ -108,9 +140,12 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: quantize(Attention(), recipe=RECIPE),
     "bounded weights": lambda: bound_weights(quantize(convnet(), recipe=RECIPE)),
     "weight norm": lambda: weight_norm(quantize(convnet(), recipe=RECIPE), 1),
+    "delayed": lambda: quantize(convnet(), recipe=DELAYED),
+    "in hindsight": lambda: quantize(convnet(), recipe=HINDSIGHT),
     "own quantizer": lambda: quantize(convnet(), recipe=OWN),
     "checkpointed, reentrant": lambda: quantize(Checkpointed(True), recipe=RECIPE),
     "checkpointed": lambda: quantize(Checkpointed(False), recipe=RECIPE),
+    "checkpointed, delayed": lambda: quantize(Checkpointed(False), recipe=DELAYED),
 }
 
 

@@ -25,7 +25,7 @@ from block_cases import (
 )
 from torch import Tensor, nn
 
-from qtrain import GradInput, Matmul, inspect, quantize
+from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, inspect, quantize
 from quantizers import (
     OFF,
     Granularity,
@@ -40,7 +40,10 @@ from quantizers import (
     ema,
     fp32,
     minmax,
+    per_axis,
     per_channel,
+    per_tensor,
+    per_token,
     stochastic,
 )
 
@@ -166,10 +169,45 @@ def test_blocks_meet_other_operands(other: str) -> None:
     assert torch.equal(y, expected)
 
 
-def test_blocks_that_do_not_nest_name_layer_and_product() -> None:
-    model = quantize(nn.Linear(40, 6), recipe=recipe(MX, INT8))
-    with pytest.raises(ValueError, match=r"layer '\(model\)'.*forward: blocks of 8 and 6 .* nest"):
-        model(normal(5, 40))
+def test_blocks_that_do_not_nest_are_refused_with_the_recipe() -> None:
+    with pytest.raises(ValueError, match="forward: blocks of 6 and 8 along its sum do not nest"):
+        recipe(MX, INT8)
+    halves = replace(MX, granularity=blocks(16))
+    assert recipe(MX, halves).forward.weight == halves
+
+
+@pytest.mark.parametrize(
+    ("layer", "bad", "message"),
+    [
+        (nn.Conv2d(8, 4, 3), {"x": per_token}, "input of forward: its scale varies along axis 1"),
+        (nn.Linear(8, 4), {"g2": per_token}, "grad_output of grad_weight: .*axis 0"),
+        (nn.Linear(8, 4), {"w_back": per_axis(0, 1)}, None),  # folded into the gradient
+        (nn.Linear(8, 4), {"x": per_axis(-1)}, "input of forward: its scale varies along axis 1"),
+        (nn.Linear(8, 4), {"g": per_axis(-2)}, None),  # the last of any number of leading axes
+        (nn.ConvTranspose2d(8, 4, 3), {"g": per_axis(1)}, "grad_output of grad_input: .*axis 1"),
+        (nn.Conv2d(8, 4, 3), {"g2": per_axis(1), "x_back": per_axis(1)}, None),
+    ],
+)
+def test_scales_that_no_product_can_apply_are_refused_at_conversion(
+    layer: Any, bad: dict[str, Granularity], message: str | None
+) -> None:
+    q = {
+        name: Quantizer(format=IntFormat(8), granularity=bad.get(name, per_tensor))
+        for name in ("x", "w", "g", "w_back", "g2", "x_back")
+    }
+    r = Recipe(
+        name="axes",
+        forward=Forward(input=q["x"], weight=q["w"]),
+        grad_input=GradInput(grad_output=q["g"], weight=q["w_back"]),
+        grad_weight=GradWeight(grad_output=q["g2"], input=q["x_back"]),
+    )
+    model = nn.Sequential(copy.deepcopy(layer))
+    if message is not None:
+        with pytest.raises(ValueError, match=rf"layer '0': {message}"):
+            quantize(model, recipe=r)
+        return
+    shape = (2, 8) if isinstance(layer, nn.Linear) else (2, 8, 5, 5)
+    quantize(model, recipe=r)(normal(*shape).requires_grad_()).sum().backward()
 
 
 # Convolutions -------------------------------------------------------------------------------------
@@ -205,6 +243,34 @@ def test_convolutions_are_sums_over_positions_and_blocks_of_channels(kind: str, 
     if isinstance(plain, nn.ConvTranspose2d):
         canonical = canonical.transpose(1, 2)
     assert torch.equal(canonical, grad_weight)
+
+
+@pytest.mark.parametrize("layer", ["strided, padded", "transposed"])
+def test_blocks_of_samples_have_the_scale_of_their_samples(layer: str) -> None:
+    """Not of the padding that unfolding puts before them."""
+    plain, int8 = LAYERS[layer], Quantizer(format=IntFormat(8))
+    q = replace(int8, granularity=Granularity(((0, 2),)))
+    r = Recipe(
+        name="samples",
+        forward=Forward(input=int8, weight=int8),
+        grad_input=GradInput(grad_output=int8),
+        grad_weight=GradWeight(grad_output=q, input=q),
+    )
+    x = normal(5, plain.in_channels, 5, 6, seed=1)
+    model = quantize(copy.deepcopy(plain), recipe=r)
+    y = model(x)
+    g = normal(*y.shape, seed=2)
+    y.backward(g)
+    total: Any = 0
+    for start in range(0, 5, 2):
+        part = copy.deepcopy(plain).double()
+        one, other = (
+            (codes[start : start + 2].double(), scale.flatten()[start // 2])
+            for codes, scale in ((q(t).elements, q(t).scale) for t in (x, g))
+        )
+        part(one[0]).backward(other[0])
+        total = total + part.weight.grad.float() * (one[1] * other[1])
+    assert torch.equal(model.weight.grad, total)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(9, 4, 3, padding=1), nn.Conv3d(3, 4, 2, padding=1)])

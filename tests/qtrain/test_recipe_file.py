@@ -52,6 +52,7 @@ from quantizers import (
     fp16,
     fp32,
     half_away,
+    history,
     minmax,
     nearest_even,
     per_axis,
@@ -125,7 +126,11 @@ class _Draws:
     def range(self) -> Any:
         plain = self.one(absmax, minmax, chunked_minmax(), chunked_minmax(7), percentile(0.999))
         average = ema(plain, momentum=self.one(0.1, 1e-7, 1.0), train_on="running")
-        return self.one(plain, average)
+        before = (
+            ema(plain, use="previous"),
+            history(self.one(1, 1024), self.one("max", "last"), plain),
+        )
+        return self.one(plain, average, *before)
 
     def scale(self) -> Scale:
         levels = Scale(e4m3, over=Scale(fp32, top=448), reciprocal=self.one(True, False))

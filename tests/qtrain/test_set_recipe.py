@@ -552,6 +552,7 @@ def test_each_recipe_begins_where_begins_says(total: int) -> None:
         ({0: "int8", 0.5: "bf16", 3: "fp32"}, "not both"),
         ({0: "int8", 1.0: "bf16"}, "a fraction from 0, below 1"),
         ({0: "int8", -1: "bf16"}, "a step from 0 on"),
+        ({0: "int8", 10**5000: "bf16"}, "when: got an integer of 16610 bits, need a step from 0"),
         ({0: "int8", float("nan"): "bf16"}, "a fraction from 0, below 1"),
         ({0: "int8", True: "bf16"}, "when: got True, need a fraction of the run or a step"),
         ({0: "int8", "0.5": "bf16"}, "when: got '0.5'"),
@@ -571,6 +572,7 @@ def test_steps_outside_the_run_are_refused() -> None:
         (10, 10, "step: got 10, need an integer from 0 to 9"),
         (-1, 10, "step: got -1"),
         (0, 0, "total: got 0"),
+        (0, 10**5000, "total: got an integer of 16610 bits"),
     ):
         with pytest.raises(ValueError, match=says):
             schedule.at(step, total)

@@ -26,6 +26,7 @@ from quantizers import (
     int8,
     per_block,
     per_token,
+    percentile,
     random_bits,
     root_key,
     stochastic,
@@ -384,3 +385,13 @@ def test_empty_tensors_numbers_and_tensors_without_numbers(scale: Scale) -> None
     assert quantizer(torch.tensor(1.5)).dequantize().item() == pytest.approx(1.5, rel=near)
     blocks = Quantizer(format=e2m1, granularity=B16, scale=scale)(torch.ones(4, 40, device="meta"))
     assert blocks.scale is not None and blocks.scale.shape == (4, 3)
+
+
+def test_finite_numbers_far_beyond_the_range_are_the_largest_element() -> None:
+    x = torch.full((1, 64), 1e-3)
+    x[0, 3], x[0, 40] = 3e38, -3e38
+    single, two = Scale(reciprocal=True), SCALES["reciprocal"]
+    for scale in (single, two, Scale(e8m0, prescale=8.0)):
+        made = Quantizer(format=e2m1, range=percentile(0.9), scale=scale)(x)
+        assert made.elements[0, [3, 40]].tolist() == [6.0, -6.0]
+        assert bool(torch.isfinite(made.dequantize()).all())

@@ -353,3 +353,13 @@ def test_values_of_two_levels_stay_finite_where_they_may() -> None:
     codes, third = torch.tensor([3, -5], dtype=torch.int8), torch.tensor([1 / 3])
     halves = QTensor(codes, torch.tensor([0.5]), None, int8, (2,), third)
     assert same_bits(halves.dequantize(), torch.tensor([1.5, -2.5]) * third)
+
+
+def test_what_follows_from_extremes_alone() -> None:
+    for scale in (Scale(), Scale(e8m0), Scale(e8m0, rule="rceil"), Scale(top=100)):
+        assert Quantizer(format=int8, scale=scale).by_extremes
+    for scale in (
+        NVFP4, Scale(reciprocal=True), Scale(candidates=(100, 127)), Scale(prescale=0.5),
+        Scale(e8m0, rounding=stochastic()),
+    ):  # fmt: skip
+        assert not Quantizer(format=int8, scale=scale).by_extremes

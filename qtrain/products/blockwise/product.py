@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from quantizers import QTensor
 
@@ -66,7 +67,9 @@ def _cut(by: Matrices, product: Product, operand: Operand, q: QTensor) -> QTenso
     if product.kind == "grad_weight":  # the axes behind it lie along the sum, whole
         step = step * elements.shape[-1] // max(q.elements.shape[split], 1)
     spread = q.spread(q.scale).expand(q.elements.shape)
-    scale = by.cut(operand, spread)[..., ::step]
+    spread = by.cut(operand, spread)
+    # one a block, where unfolding put zeros between them
+    scale = F.pad(spread, (0, -spread.shape[-1] % step)).unflatten(-1, (-1, step)).amax(-1)
     return QTensor(elements, scale, None, q.format, (*batch, 1, step))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantizers.numbers import in_dtype
 from quantizers.qtensor import unshifted
 
 from ...autograd.selective import shown
@@ -104,12 +105,12 @@ class RoundedSums(Engine):
         operation, kind = task.product
         wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
         unit = task.unit or wide
-        a, b = a.to(unit), b.to(unit)
+        a, b = in_dtype(a, unit), in_dtype(b, unit)
         if task.unit == torch.float64:  # for sums that are exact there
-            total = plain_product(task.product, a, b, like).to(wide)
+            total = in_dtype(plain_product(task.product, a, b, like), wide)
         else:
             with self.mode() if a.is_cuda else nullcontext():
-                total = shown(operation.product, kind, a, b, like).to(wide)
+                total = in_dtype(shown(operation.product, kind, a, b, like), wide)
         return total if epilogue is None else epilogue.applied_(operation, total)
 
     def mode(self) -> AbstractContextManager[Any]:

@@ -1,15 +1,14 @@
-"""The named recipes."""
+"""Integers with zero points: the house default, and Banner et al. 2018."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from quantizers import (
     OFF,
-    FloatFormat,
     IntFormat,
     Quantizer,
     QuantizerLike,
@@ -17,24 +16,18 @@ from quantizers import (
     absmax,
     chunked_minmax,
     ema,
-    formats,
     minmax,
     per_channel,
     stochastic,
 )
 from quantizers import bf16 as bf16_format
-from quantizers import fp16 as fp16_format
-from quantizers.checks import suggestion
 
-from . import checks
-from .norms import deviations
-from .norms.recipe import NormRecipe
-from .recipe import Recipe
-from .slots import Forward, GradInput, GradWeight
-
-
-def _unscaled(fmt: FloatFormat) -> Quantizer:
-    return Quantizer(format=fmt, range=None)
+from .. import checks
+from ..norms import deviations
+from ..norms.recipe import NormRecipe
+from ..recipe import Recipe
+from ..slots import Forward, GradInput, GradWeight
+from .baselines import unscaled
 
 
 def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
@@ -57,8 +50,10 @@ def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
         grad_input=GradInput(
             grad_output=Quantizer(format=IntFormat(bits), range=absmax, rounding=stochastic())
         ),
-        grad_weight=GradWeight(grad_output=_unscaled(bf16_format), unit=unit),
+        grad_weight=GradWeight(grad_output=unscaled(bf16_format), unit=unit),
         with_bits=partial(int8, unit=unit),
+        source="this project; the bifurcation: Banner et al. 2018, arXiv 1805.11046",
+        when="integer units; the default, at 2 to 16 bits",
     )
 
 
@@ -117,81 +112,6 @@ def banner2018(
             grad_output=own(gradient),
         ),
         with_bits=partial(banner2018, variant=variant, weights=weights),
+        source="Banner et al. 2018, arXiv 1805.11046",
+        when="to reproduce the paper; convolutional networks with batch-norms",
     )
-
-
-def fp32() -> Recipe:
-    """Everything off: the model computes exactly what it did before."""
-    return Recipe(name="fp32")
-
-
-def _half(name: str, fmt: FloatFormat) -> Recipe:
-    operand = _unscaled(fmt)
-    return Recipe(
-        name=name,
-        forward=Forward(input=operand, weight=operand),
-        grad_input=GradInput(grad_output=operand),
-        grad_weight=GradWeight(grad_output=operand),
-        activation=fmt,
-    )
-
-
-def bf16() -> Recipe:
-    """bf16 operands in all three products, fp32 accumulation, bf16 outputs."""
-    return _half("bf16", bf16_format)
-
-
-def fp16() -> Recipe:
-    """fp16 operands in all three products, fp32 accumulation, fp16 outputs; overflow gives inf
-    (train it with a GradScaler, as real fp16)."""
-    return _half("fp16", fp16_format)
-
-
-_NAMED: dict[str, Callable[[], Recipe]] = {
-    made.__name__: made for made in (int8, banner2018, fp32, bf16, fp16)
-}
-
-
-def names() -> list[str]:
-    """The registered recipes' names."""
-    return list(_NAMED)
-
-
-def takes_bits(name: str) -> bool:
-    """Whether the named recipe takes bits=."""
-    return _made(name).with_bits is not None
-
-
-def hint(name: object, known: Iterable[str]) -> str:
-    """What to give in place of a name that no recipe has: "; did you mean ...?" and the like, or
-    nothing.  known: the names that there are."""
-    if not isinstance(name, str) or name.lower() not in formats.NAMED:
-        return suggestion(name, known)
-    number_format = formats.get(name.lower())
-    if isinstance(number_format, IntFormat) and number_format.signed:
-        bits = number_format.bits
-        return (
-            f"; did you mean 'int8' at {bits} bits? quantize(model, {bits}), recipes.int8({bits}), "
-            f"--bits {bits} in the shell"
-        )
-    return f"; that is a number format: Quantizer(format={name.lower()!r}) is one of a Recipe"
-
-
-def _made(name: str) -> Recipe:
-    if not isinstance(name, str) or name not in _NAMED:
-        near = hint(name, _NAMED)
-        raise ValueError(
-            f"unknown recipe {checks.shown(name)}{near}; known: {', '.join(_NAMED)}; any other is "
-            f"a Recipe of your own, of quantizers such as Quantizer(format=e4m3)"
-        )
-    return _NAMED[name]()
-
-
-def get(name: str, bits: int | None = None) -> Recipe:
-    """The named recipe, at `bits` bits where it takes them.
-
-    Raises ValueError for an unknown name (the nearest is suggested), for bits it does not take or
-    that are not from 2 to 16; TypeError for bits that are no integer.
-    """
-    recipe = _made(name)
-    return recipe if bits is None else recipe.at(bits)

@@ -1,0 +1,83 @@
+"""FP8: e4m3 and e5m2 with fp32 scales."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantizers import Quantizer, Scale, absmax, blocks, e4m3, e5m2, history
+
+from ..recipe import Recipe
+from ..slots import Forward, GradInput, GradWeight
+
+#: S = min(fl(largest / amax), M), elements round(fl(x * S))
+_BY_RECIPROCAL = Scale(reciprocal=True)
+
+
+def fp8() -> Recipe:
+    """FP8 with current scaling: e4m3 inputs and weights, e5m2 gradients, a scale for each tensor
+    from its own maximum.
+
+    TransformerEngine's Float8CurrentScaling with its defaults (common/recipe/__init__.py: format
+    HYBRID, scales that are no powers of two, amax_epsilon 0); formats: Micikevicius et al. 2022,
+    arXiv 2209.05433.  Left out: the FP8 units' accumulators (of 14 bits on Hopper).
+    """
+    forward = Quantizer(format=e4m3, scale=_BY_RECIPROCAL)
+    gradient = Quantizer(format=e5m2, scale=_BY_RECIPROCAL)
+    return Recipe(
+        name="fp8",
+        forward=Forward(input=forward, weight=forward),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        source="TransformerEngine Float8CurrentScaling; arXiv 2209.05433",
+        leaves_out="accumulators of the FP8 units",
+        when="Ada and Hopper; the simplest FP8",
+    )
+
+
+def fp8_delayed() -> Recipe:
+    """FP8 with delayed scaling: as `fp8`, each tensor under the largest maximum of the 1024 steps
+    before it; what lies beyond saturates.
+
+    TransformerEngine's DelayedScaling with its defaults (common/recipe/__init__.py: format HYBRID,
+    amax_history_len 1024, amax_compute_algo max, margin 0); Micikevicius et al. 2022, arXiv
+    2209.05433.  The first step, which has no history, takes the tensor's own maximum, where
+    TransformerEngine takes scale 1.  Left out: the FP8 units' accumulators, maxima shared between
+    ranks.
+    """
+    current, past = fp8(), history(1024, "max", absmax)
+    forward, gradient = (
+        replace(q, range=past)  # type: ignore[type-var]
+        for q in (current.forward.input, current.grad_input.grad_output)
+    )
+    return Recipe(
+        name="fp8-delayed",
+        forward=Forward(input=forward, weight=forward),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        source="TransformerEngine DelayedScaling; arXiv 2209.05433",
+        leaves_out="accumulators of the FP8 units; maxima over all ranks; scale 1 at first",
+        when="where a second pass over a tensor for its maximum costs too much",
+    )
+
+
+def deepseek_v3() -> Recipe:
+    """DeepSeek-V3: e4m3 everywhere, blocks of 128 along the sum, weights in tiles of 128 x 128,
+    fp32 scales amax / 448.
+
+    DeepSeek-AI 2024, arXiv 2412.19437, 3.3.2; inference/kernel.py of deepseek-ai/DeepSeek-V3
+    (act_quant, weight_quant).  The input of grad_weight is cut anew, along its tokens, from the
+    forward's 1 x 128 values, which are what is kept (3.5.2).  Left out: accumulation in 14 bits
+    promoted to fp32 every 128 (3.3.2), the E5M6 inputs behind attention and the scales of powers of
+    two there, bf16 optimizer moments.  Its layers in higher precision (embedding, output head,
+    norms, attention's products) are for `overrides`.
+    """
+    operand = Quantizer(format=e4m3, granularity=blocks(128))
+    return Recipe(
+        name="deepseek-v3",
+        forward=Forward(input=operand, weight=Quantizer(format=e4m3, granularity=blocks(128, 128))),
+        grad_input=GradInput(grad_output=operand),
+        grad_weight=GradWeight(grad_output=operand, input=operand, source="forward"),
+        source="arXiv 2412.19437, 3.3.2 and 3.5.2; deepseek-ai/DeepSeek-V3 inference/kernel.py",
+        leaves_out="14-bit accumulation promoted every 128; E5M6 behind attention; bf16 moments",
+        when="large Transformers on Hopper; outliers",
+    )

@@ -1,0 +1,76 @@
+"""Eight-bit integers with other scales than the house default's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantizers import IntFormat, Quantizer, blocks, int8, minmax, per_sample, stochastic
+from quantizers import bf16 as bf16_format
+
+from ..recipe import Recipe
+from ..slots import Forward, GradInput, GradWeight
+from .baselines import unscaled
+
+
+def switchback() -> Recipe:
+    """SwitchBack: int8 for the output and grad_input, 16 bits for grad_weight.
+
+    Wortsman et al. 2023, arXiv 2304.13013; bitsandbytes at 1273a5d,
+    nn/triton_based_modules.py (_switchback_global): inputs and gradients by rows, weights by
+    tensor, scales amax / 127, nearest; grad_weight from the unquantized tensors in the caller's
+    16-bit dtype, here bf16.  A convolution's rows are a position's channels.
+    """
+    rows, wide = Quantizer(format=int8, granularity=blocks(None)), unscaled(bf16_format)
+    return Recipe(
+        name="switchback",
+        forward=Forward(input=rows, weight=Quantizer(format=int8)),
+        grad_input=GradInput(grad_output=rows),
+        grad_weight=GradWeight(grad_output=wide, input=wide),
+        source="arXiv 2304.13013; bitsandbytes nn/triton_based_modules.py",
+        leaves_out="",
+        when="int8 where batches are large and grad_weight's sum long",
+    )
+
+
+def jetfire() -> Recipe:
+    """Jetfire: int8 in blocks of 32 x 32, gradients stochastic.
+
+    Xi et al. 2024, arXiv 2403.12422; thu-ml/Jetfire-INT8Training,
+    Jetfire/Nonlinear/quantize.py (scale amax / 127 by division) and INT8_GPT2/qmodel.py (gradients
+    stochastic, all else nearest).  Left out: activations and gradients that flow between layers as
+    int8 blocks, with int8 norms and GELUs; scales stored in fp16.  The two backward products draw
+    their own noise, where Jetfire's share one quantized gradient.
+    """
+    operand = Quantizer(format=int8, granularity=blocks(32, 32))
+    gradient = replace(operand, rounding=stochastic())
+    return Recipe(
+        name="jetfire",
+        forward=Forward(input=operand, weight=operand),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        source="arXiv 2403.12422; thu-ml/Jetfire-INT8Training Jetfire/Nonlinear/quantize.py",
+        leaves_out="int8 data between layers; fp16 scales",
+        when="Transformers on integer units",
+    )
+
+
+def statquant() -> Recipe:
+    """StatQuant's per-sample quantizer (PSQ): affine 8 bits, gradients stochastic, for grad_input
+    with a range of each sample's own.
+
+    Chen, Gai, Yao, Mahoney, Gonzalez 2020, arXiv 2010.14298; cjf00000/StatQuant (8 bits each
+    by default; the gradient taken twice, as in Banner et al. 2018).  grad_weight's copy has one
+    range for all.  Left out: the block Householder quantizer, and zeros that are not exact.
+    """
+    affine = IntFormat(8, signed=False, symmetric=False)
+    forward = Quantizer(format=affine, range=minmax)
+    copy = replace(forward, rounding=stochastic())
+    return Recipe(
+        name="statquant",
+        forward=Forward(input=forward, weight=forward),
+        grad_input=GradInput(grad_output=replace(copy, granularity=per_sample)),
+        grad_weight=GradWeight(grad_output=copy),
+        source="arXiv 2010.14298; cjf00000/StatQuant",
+        leaves_out="block Householder; ranges without an exact zero",
+        when="integers where few samples have large gradients",
+    )

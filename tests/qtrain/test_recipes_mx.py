@@ -1,0 +1,143 @@
+"""The MX and HBFP recipes: bits of every operand, planted errors, a training run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from quantizer_checks import same_bits
+from recipe_cases import CASES, Slots, ceil_log2, check, floor_log2, power, three, trained
+from recorded_results import Recorded, recorded
+from torch import nn
+
+from qtrain import GradInput, GradWeight, Recipe, Schedule, quantize, recipes, set_recipe
+from quantizers import Scale, blocks, e4m3, e5m2, e8m0, nearest_even
+
+MXFP8 = power("e4m3", 32, lambda a: ceil_log2(a, 448.0))
+OCP8 = power("e4m3", 32, lambda a: floor_log2(a) - 8)
+E3M2 = power("e3m2", 32, lambda a: floor_log2(a) - 4)
+INT8 = power("int8", 32, lambda a: floor_log2(a) - 6)
+TSENG = power("e2m1", 32, lambda a: floor_log2(a) - 2, 0.75).stochastic
+E2M1 = power("e2m1", 32, lambda a: ceil_log2(a, 6.0))
+E3M0 = power("e3m0", 32, lambda a: ceil_log2(a, 16.0)).stochastic
+HBFP4 = power("int4", 64, lambda a: ceil_log2(a, 1.0) - 3).stochastic
+HBFP6 = power("int6", 64, lambda a: ceil_log2(a, 1.0) - 5).stochastic
+
+RULES: dict[str, tuple[Recipe, Slots]] = {
+    "mxfp8": (recipes.mxfp8(), three(MXFP8, MXFP8, MXFP8, weight=MXFP8, input=MXFP8)),
+    "mxfp8, ocp": (
+        recipes.mxfp8(variant="ocp"), three(OCP8, OCP8, OCP8, weight=OCP8, input=OCP8)
+    ),
+    "mxfp6": (recipes.mxfp6(), three(E3M2, E3M2, E3M2, weight=E3M2, input=E3M2)),
+    "mxint8": (recipes.mxint8(), three(INT8, INT8, INT8, weight=INT8, input=INT8)),
+    "mxfp4": (recipes.mxfp4(), three(None, None, TSENG, weight=TSENG, input=TSENG)),
+    "mxfp4-e3m0": (recipes.mxfp4_e3m0(), three(E2M1, E2M1, E3M0, weight=E2M1, input=E2M1)),
+    "hbfp4": (recipes.hbfp4(), three(HBFP4, HBFP4, HBFP4, weight=HBFP4, input=HBFP4)),
+    "hbfp6": (recipes.hbfp6(), three(HBFP6, HBFP6, HBFP6, weight=HBFP6, input=HBFP6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "data"), CASES)
+@pytest.mark.parametrize("name", RULES)
+def test_operands_are_what_the_rule_says(name: str, layer: str, data: str) -> None:
+    check(*RULES[name], layer, data)
+
+
+def gradient(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with another gradient in grad_weight."""
+    own: Any = recipe.grad_weight.grad_output
+    return replace(
+        recipe, grad_weight=replace(recipe.grad_weight, grad_output=replace(own, **changes))
+    )
+
+
+PLANTED = {
+    "mxfp8": lambda r: gradient(r, format=e5m2),
+    "mxfp8, ocp": lambda r: gradient(r, scale=Scale(e8m0, rule="rceil")),
+    "mxfp6": lambda r: gradient(r, granularity=blocks(16)),
+    "mxint8": lambda r: gradient(r, scale=Scale(e8m0, rule="ocp_ceil")),
+    "mxfp4": lambda r: gradient(r, rounding=nearest_even),
+    "mxfp4-e3m0": lambda r: replace(r, grad_input=GradInput(grad_output=r.forward.input)),
+    "hbfp4": lambda r: gradient(r, scale=Scale(e8m0, rule="ocp_ceil")),
+    "hbfp6": lambda r: replace(r, grad_weight=GradWeight()),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_is_seen(name: str) -> None:
+    recipe, slots = RULES[name]
+    with pytest.raises(AssertionError):
+        check(PLANTED[name](recipe), slots, "2-D", "gaussian")
+
+
+TORCHAO = [
+    (case, name)
+    for name, fmt, rule in (("mxfp8", "e4m3", "rceil"), ("mxfp8, ocp", "e4m3", "floor"),
+                            ("mxfp6", "e3m2", "floor"), ("mxfp4-e3m0", "e2m1", "rceil"))
+    for case in recorded("torchao", "to_mx", format=fmt, rule=rule)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "name"), TORCHAO, ids=str)
+def test_operands_are_torchaos(case: Recorded, name: str) -> None:
+    recipe: Any = RULES[name][0]
+    for operand in (recipe.forward.input, recipe.forward.weight):
+        q, where = operand(case.operand), case.largest() > 0
+        assert same_bits(q.spread(q.scale).expand(where.shape)[where], case.spread()[where])
+        assert same_bits(q.elements[where], case["elements"][where])
+
+
+@pytest.mark.parametrize(
+    "case", recorded("microxcaling", format="int8", rule="floor", round="even"), ids=str
+)
+def test_mxint8_is_microxcalings(case: Recorded) -> None:
+    if case.data == "tiny":
+        pytest.skip("its scale of integers, times their largest power of two, ends at 2^-127 too")
+    operand: Any = recipes.mxint8().forward.input
+    made = operand(case.x).dequantize()
+    assert bool(((made == case["values"]) | case.spread("off_the_rule")).all())
+
+
+@pytest.mark.parametrize("case", recorded("nanogpt_mxfp4", exp_bits=2), ids=str)
+def test_the_forward_of_mxfp4_e3m0_is_nanogpts(case: Recorded) -> None:
+    if case.data in ("tiny", "huge", "edges"):
+        pytest.skip("its exponents come from fp32's log2, and leave e8m0's")
+    operand: Any = recipes.mxfp4_e3m0().forward.input
+    assert bool((operand(case.x).dequantize() == case["values"]).all())
+
+
+def test_the_gradients_of_mxfp4_are_quartets_to_nearest() -> None:
+    operand: Any = replace(recipes.mxfp4().grad_input.grad_output, rounding=nearest_even)  # type: ignore
+    for case in recorded("quartet", "mxfp4_forward_kernel", what="Tseng, nearest"):
+        made = operand(case.operand.view(-1, 32))
+        assert bool((made.dequantize() == case["values"].view(-1, 32)).all())
+
+
+@pytest.mark.parametrize(
+    "name", ["mxfp8", "mxfp6", "mxint8", "mxfp4", "mxfp4-e3m0", "hbfp4", "hbfp6"]
+)
+def test_digits_are_learned(name: str) -> None:
+    distance = {"mxfp4-e3m0": 0.05, "hbfp4": 0.08}.get(name, 0.03)
+    assert abs(trained(name) - trained("fp32")) < distance
+
+
+def test_accuracy_booster_is_hbfp_by_a_schedule_and_overrides() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    schedule = Schedule({0.0: "hbfp4", 0.9: "hbfp6"})
+    model = quantize(net, recipe=schedule, overrides={"0": "hbfp6", "2": "hbfp6"})
+    names = [[one.product.recipe.name for one in model]]  # type: ignore[union-attr]
+    set_recipe(model, schedule.at(9, 10))
+    names.append([one.product.recipe.name for one in model])  # type: ignore[union-attr]
+    assert names == [["hbfp6", "hbfp4", "hbfp6"], ["hbfp6"] * 3]
+    model(torch.ones(2, 8)).sum().backward()
+    with pytest.raises(ValueError, match="'accuracy-booster'; that is 'hbfp4', and 'hbfp6' in the"):
+        recipes.get("accuracy-booster")
+
+
+def test_the_variant_is_one_of_two() -> None:
+    assert recipes.mxfp8() == recipes.get("mxfp8") != recipes.mxfp8(variant="ocp")
+    assert recipes.mxfp8().forward.input.format == e4m3  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="variant: got 'floor'"):
+        recipes.mxfp8(variant="floor")  # type: ignore[arg-type]
