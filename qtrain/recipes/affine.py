@@ -57,6 +57,18 @@ def int8(bits: int = 8, *, unit: Literal["fp32", "bf16"] = "fp32") -> Recipe:
     )
 
 
+_BANNER_FROM = {
+    "paper": "arXiv 1805.11046",
+    "code": "eladhoffer/quantized.pytorch, e09c447",
+    "convnet": "eladhoffer/convNet.pytorch, ebec93d",
+}
+_BANNER_LACKS = {
+    "paper": "",
+    "code": "8-bit 1 / sigma of norms, 8-bit biases of layers",
+    "convnet": "16-bit biases of layers",
+}
+
+
 def banner2018(
     bits: int = 8,
     *,
@@ -112,6 +124,7 @@ def banner2018(
             grad_output=own(gradient),
         ),
         with_bits=partial(banner2018, variant=variant, weights=weights),
-        source="Banner et al. 2018, arXiv 1805.11046",
+        source=f"Banner et al. 2018, {_BANNER_FROM[variant]}",
+        leaves_out=_BANNER_LACKS[variant],
         when="to reproduce the paper; convolutional networks with batch-norms",
     )

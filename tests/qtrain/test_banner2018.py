@@ -193,7 +193,13 @@ def test_variants_keep_their_settings_at_other_widths_and_in_files(
     recipe = recipes.banner2018(variant=variant, weights="channel")
     assert recipe.at(4) == recipes.banner2018(4, variant=variant, weights="channel")
     assert inner(recipe.at(4).norm.grad_output).format.bits == 4  # type: ignore[union-attr]
-    assert load_recipe(save_recipe(recipe, tmp_path / "a.yaml")) == recipe
+    found = load_recipe(save_recipe(recipe, tmp_path / "a.yaml"))
+    assert found == recipe and (found.source, found.leaves_out) == (
+        recipe.source,
+        recipe.leaves_out,
+    )
+    assert "Banner et al. 2018" in recipe.source
+    assert ("biases" in recipe.leaves_out) is (variant != "paper")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
