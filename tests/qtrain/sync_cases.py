@@ -13,12 +13,13 @@ from training_cases import start
 
 from qtrain.conversion.kinds import convert_norm_
 from qtrain.norms.deviations import l1, l2, linf, none, range_, topk
+from qtrain.norms.module import QNorm
 from qtrain.norms.recipe import NormRecipe, StatisticsGradient
 from quantizers import Quantizer, fp16, int8
 
 DEVIATIONS = [
     l2(), l2(times=4), l1(), l1(times=0.25), linf(), linf("code"), topk(3), topk(40), range_(),
-    range_(1, "paper"), range_(2), range_(3), range_(16), none(),
+    range_(1, "paper"), range_(2), range_(3), range_(16), none(), topk(3, "code", smoothing=0.5),
 ]  # fmt: skip
 #: by the number of ranks, the samples of each; one is empty
 BATCHES = {2: [(4, 4), (3, 5), (0, 3)], 3: [(2, 2, 2), (4, 1, 2), (3, 0, 2)]}
@@ -112,6 +113,9 @@ def results(norm: Any, x: Tensor, grad: Tensor) -> Results:
     found = {"output": output, "grad_input": x.grad, "grad_weight": norm.weight.grad}
     found |= {"grad_bias": norm.bias.grad, "mean": norm.running_mean, "var": norm.running_var}
     found |= {"steps": norm.num_batches_tracked}
+    if isinstance(norm, QNorm):
+        kept = norm.state.named_buffers()
+        found |= {name: memory for name, memory in kept if name.startswith("norm_deviation_")}
     return {name: t.detach().clone() for name, t in found.items() if t is not None}
 
 
