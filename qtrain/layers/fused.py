@@ -17,8 +17,8 @@ from torch.nn.modules import module as hooks
 from quantizers import IntFormat, Quantizer, nearest_even
 from quantizers.protocol import straight_through
 
+from ..autograd.contexts import autocast_dtype
 from ..autograd.selective import unseen
-from ..layer_state import autocast_dtype
 from ..norms.batch import QBatchNorm
 from ..norms.operations import add_relu, masked
 from .convolution import QConvNd

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..autograd.contexts import autocast_dtype
 from ..autograd.selective import unseen
-from ..layer_state import autocast_dtype
 from . import deviations
 from .module import QNorm, Slots, role_slots
 from .normalize import Form

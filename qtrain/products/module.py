@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from quantizers.tensor_checks import REAL
 
 from ..autograd.capture import capturing
+from ..autograd.contexts import autocast_dtype, without_autocast
 from ..autograd.selective import hidden, torch_modes
-from ..layer_state import LayerState, autocast_dtype, without_autocast
+from ..layer_state import LayerState
 from ..recipe import Recipe
 from .call import Call, Probe, located
 from .function import apply

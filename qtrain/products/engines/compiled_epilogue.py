@@ -27,18 +27,12 @@ ROWS, CHANNELS, INNER, EACH, STEP_A, STEP_B, SUMS, SHIFT, A, B, BIAS = range(11)
 
 
 @function
-def _first(x: Any, y: Any) -> Any:
-    """y = x * z or x + z as torch has it: a NaN stays the one that it is."""
-    return x if x != x else y
-
-
-@function
 def _scale(words: Any, c: Any) -> Any:
     """fl24(a * b) of a channel, as scales.times."""
     a = f32_at(words[A])[words[STEP_A] * c] if words[A] != 0 else f32(1.0)
     b = f32_at(words[B])[words[STEP_B] * c] if words[B] != 0 else f32(1.0)
-    exact = _first(f64(a), f64(f64(a) * f64(b)))
-    bits = f64(exact).view(np.int64)
+    exact = f64(f64(a) * f64(b))
+    bits = exact.view(np.int64)
     rounded = i64(i64(bits + i64(0xFFFFFFF) + ((bits >> i64(29)) & i64(1))) & i64(~0x1FFFFFFF))
     return i64(rounded).view(np.float64) if abs(exact) < f64(np.inf) else exact
 
@@ -70,8 +64,7 @@ def finish(integer: bool) -> Any:
                 place, shared = row * channels, row // each * channels
                 for c in range(channels):
                     exact = _exact(integer, sums, place + c, shifts[shared + c])
-                    y = _first(exact, f32(exact * scales[c]))
-                    values[place + c] = _first(y, f32(y + bias[c]))
+                    values[place + c] = f32(exact * scales[c]) + bias[c]
         else:
             planes = rows * channels
             first, last = planes * thread() // threads(), planes * (thread() + 1) // threads()
@@ -83,7 +76,6 @@ def finish(integer: bool) -> Any:
                 for place in range(plane * inner, (plane + 1) * inner):
                     exact = _exact(integer, sums, place, shift)
                     y = f32(exact * scale) if held else f32(f64(exact) * wide)
-                    y = _first(exact, y)
-                    values[place] = _first(y, f32(y + bias[c]))
+                    values[place] = y + bias[c]
 
     return kernel(body)
