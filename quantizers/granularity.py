@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,13 +124,19 @@ def blocks(size: int | None, across: int = 1) -> Granularity:
 
 
 def per_block(sizes: Mapping[int, int], *, rest: Literal["whole", "each"] = "each") -> Granularity:
-    """Blocks of the given sizes; the other axes are cut into single indices, or left whole.
-
-    {-1: 32} is MX's 1x32; {1: 32} with rest="whole" cuts a convolution's channels.
-    """
+    """The spelling of before: blocks of the given sizes along axes of the tensor; the other axes
+    are cut into single indices, or left whole.  DeprecationWarning: `blocks` is cut along the sum in
+    every operand of a recipe, a `Granularity` of sizes along axes."""
     if not isinstance(sizes, Mapping):
         checks.refuse("sizes", sizes, "a mapping from axis to size, {-1: 32}")
-    return Granularity(tuple(sizes.items()), rest=rest)
+    made = Granularity(tuple(sizes.items()), rest=rest)
+    warnings.warn(
+        f"per_block is deprecated; give blocks({sizes.get(-1, 32)}), blocks along the sum of a "
+        f"product, or {made!r}, blocks along the tensor's own axes",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return made
 
 
 def compact_shape(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, models, quantize
 from quantizers import (
+    Granularity,
     IntFormat,
     Quantizer,
     Scale,
@@ -34,7 +35,6 @@ from quantizers import (
     e5m2,
     e8m0,
     kernels,
-    per_block,
     stochastic,
 )
 
@@ -108,7 +108,9 @@ def blocks(length: int) -> Recipe:
     """Blocks of 32 with scales of powers of two, as the MX formats."""
 
     def quantizer(axis: int) -> Quantizer:
-        return Quantizer(format=e4m3, granularity=per_block({axis: length}), scale=Scale(e8m0))
+        return Quantizer(
+            format=e4m3, granularity=Granularity(((axis, length),), rest="each"), scale=Scale(e8m0)
+        )
 
     return Recipe(
         name="blocks",

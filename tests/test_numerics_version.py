@@ -14,6 +14,7 @@ import qtrain
 from qtrain import quantize
 from quantizers import (
     FloatFormat,
+    Granularity,
     IntFormat,
     Quantizer,
     Scale,
@@ -30,7 +31,6 @@ from quantizers import (
     minmax,
     nearest_even,
     per_axis,
-    per_block,
     per_tensor,
     percentile,
     root_key,
@@ -65,7 +65,7 @@ def quantizations() -> list[Tensor]:
     x, found = numbers(6, 5, 32), []
     formats = (IntFormat(8), IntFormat(4, signed=False, symmetric=False), e4m3, e5m2, fp16)
     ranges = (absmax, minmax, chunked_minmax(3), percentile(0.9), ema())
-    granularities = (per_tensor, per_axis(1), per_block({-1: 8}))
+    granularities = (per_tensor, per_axis(1), Granularity(((-1, 8),), rest="each"))
     roundings = (nearest_even, floor, ceil, stochastic())
     for fmt, rule, granularity, rounding in itertools.product(
         formats, ranges, granularities, roundings

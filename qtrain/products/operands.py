@@ -116,7 +116,7 @@ def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
             raise ValueError(
                 f"{OPERANDS[kind][operand == 'b']} of {kind}: its scale varies along axis {axis} "
                 f"of shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
-                f"use a granularity that leaves this axis whole (per_block has rest='whole'; "
+                f"use a granularity that leaves this axis whole (Granularity(((axis, size),)); "
                 f"axis {split} may be cut into blocks of more than 1), or give this product its "
                 f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
             )

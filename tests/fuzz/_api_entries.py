@@ -6,6 +6,7 @@ import functools
 import math
 import random
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,13 @@ class Entry(NamedTuple):
     make: Callable[[random.Random], tuple[Callable[..., Any], dict[str, Any]]]
     names: tuple[str, ...] = ()
     spread: str = ""
+
+
+@functools.wraps(q.per_block)
+def _per_block(*args: Any, **settings: Any) -> q.Granularity:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return q.per_block(*args, **settings)
 
 
 def plain() -> nn.Module:
@@ -151,12 +159,16 @@ def _numbers() -> dict[str, Entry]:
             names=("granularity", "axis", "block size"),
         ),
         "Granularity.block_shape": method("block_shape", {"shape": kind.SHAPE},
-                                          lambda: (q.per_block({0: 2}, rest="whole"),
+                                          lambda: (q.Granularity(((0, 2),)),
                                                    {"shape": (4, 3)}), names=("granularity",)),
         "per_axis": entry(q.per_axis, {"axes": kind.integer(-8, 7)},
                           lambda: {"axes": 1}, spread="axes", names=("axis",)),
+        "blocks": entry(
+            q.blocks, {"size": kind.integer(1, 2**31), "across": kind.integer(1, 2**31)},
+            lambda: {"size": 32, "across": 2}, names=("block size",),
+        ),
         "per_block": entry(
-            q.per_block,
+            _per_block,
             {"sizes": Kind(lambda v: not isinstance(v, dict) or bool(v)),
              "rest": kind.one_of("whole", "each")},
             lambda: {"sizes": {-1: 2}, "rest": "whole"}, names=("axis", "block size"),

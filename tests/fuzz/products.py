@@ -38,7 +38,6 @@ from quantizers import (
     kernels,
     minmax,
     per_axis,
-    per_block,
     per_tensor,
 )
 from quantizers.granularity import Granularity
@@ -122,7 +121,7 @@ class Case:
         size = self.draw.choice([2, 3, 4, 5])
 
         def blocks(axis: int) -> Granularity:
-            return per_block({axis: size}, rest="whole")
+            return Granularity(((axis, size),))
 
         if geometry.family == "matmul":
             keep = (per_tensor, per_axis(0), per_axis(0, 1))

@@ -35,6 +35,7 @@ from qtrain import (
 from qtrain.hardware.energy import SZE2017, by_width, multiplier, width
 from quantizers import (
     FloatFormat,
+    Granularity,
     IntFormat,
     QTensor,
     Quantizer,
@@ -44,7 +45,6 @@ from quantizers import (
     e8m0,
     fp16,
     int8,
-    per_block,
 )
 
 PRODUCTS = ("forward", "grad_input", "grad_weight")
@@ -215,7 +215,9 @@ def test_fewer_bits_are_fewer_bytes_also_of_results() -> None:
 def test_scales_of_blocks_take_the_bits_of_their_format() -> None:
     def mx(axis: int, fmt: FloatFormat = e4m3) -> Quantizer:
         return Quantizer(
-            format=fmt, granularity=per_block({axis: 32}), scale=Scale(e8m0, rule="rceil")
+            format=fmt,
+            granularity=Granularity(((axis, 32),), rest="each"),
+            scale=Scale(e8m0, rule="rceil"),
         )
 
     recipe = Recipe(

@@ -24,8 +24,19 @@ from qtrain.norms import deviations
 from qtrain.products.module import products_of
 from qtrain.reports.progress import Progress
 from qtrain.training.interrupt import Interrupted
+from quantizers import (
+    Granularity,
+    absmax,
+    e4m3,
+    ema,
+    fp16,
+    int8,
+    kernels,
+    minmax,
+    stochastic,
+    uint8,
+)
 from quantizers import Quantizer as Q
-from quantizers import absmax, e4m3, ema, fp16, int8, kernels, minmax, per_block, stochastic, uint8
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:enable_nested_tensor is True",
@@ -139,7 +150,7 @@ NORMS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 NORMS["without parameters"] = (NORMS["without parameters"][0], (3, 4, 5, 6))
 
-MX = Q(format=e4m3, granularity=per_block({-1: 4}))
+MX = Q(format=e4m3, granularity=Granularity(((-1, 4),), rest="each"))
 RECIPES = {
     "int8": recipes.int8(),
     "banner2018": recipes.banner2018(),
@@ -150,7 +161,7 @@ RECIPES = {
         name="blocks",
         forward=qtrain.Forward(
             input=Q(format=uint8, range=ema(minmax)),
-            weight=Q(format=int8, granularity=per_block({2: 4}, rest="whole")),
+            weight=Q(format=int8, granularity=Granularity(((2, 4),))),
         ),
         grad_input=qtrain.GradInput(grad_output=Q(format=int8, rounding=stochastic())),
         grad_weight=qtrain.GradWeight(grad_output=Q(format=fp16, range=absmax)),

@@ -9,10 +9,21 @@ from qtrain.inspection.detail import Detail
 from qtrain.inspection.distributions import outlier
 from qtrain.inspection.pair import TensorPair
 from qtrain.inspection.sampling import block, sampled
-from quantizers import Quantizer, Scale, e2m1, e4m3, e8m0, per_block, random_bits, root_key
+from quantizers import (
+    Quantizer,
+    Scale,
+    blocks,
+    e2m1,
+    e4m3,
+    e8m0,
+    random_bits,
+    root_key,
+)
 
 TWO = Quantizer(
-    format=e2m1, granularity=per_block({-1: 16}), scale=Scale(e4m3, over=Scale(top=448))
+    format=e2m1,
+    granularity=blocks(16),
+    scale=Scale(e4m3, over=Scale(top=448)),
 )
 BEFORE = Quantizer(format=e2m1, scale=Scale(e8m0, rule="ocp_floor", prescale=0.75))
 X = random_bits(root_key(1), (24, 48)).float() / 2**29

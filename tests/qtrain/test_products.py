@@ -31,7 +31,6 @@ from quantizers import (
     fp16,
     minmax,
     per_axis,
-    per_block,
     per_sample,
     per_tensor,
     per_token,
@@ -246,7 +245,7 @@ SCALED = {
     "fp16 unscaled": Quantizer(format=fp16, range=None),
     "e4m3 with e8m0 scales": Quantizer(format=e4m3, scale=Scale(e8m0)),
     "e4m3 in blocks of 32 with e8m0 scales": Quantizer(
-        format=e4m3, scale=Scale(e8m0), granularity=per_block({-1: 32})
+        format=e4m3, scale=Scale(e8m0), granularity=Granularity(((-1, 32),), rest="each")
     ),
     "e4m3 per channel": Quantizer(format=e4m3, granularity=per_axis(0)),
 }
@@ -259,12 +258,12 @@ def test_float_formats_stay_within_their_bound_of_float64(name: str) -> None:
     block = base.granularity.rest == "each"
     tensor = per_tensor
     along = {
-        "x": per_block({1: 32}) if block else tensor,
-        "w": per_block({2: 32}) if block else tensor,
-        "g": per_block({1: 32}) if block else tensor,
-        "w_back": per_block({1: 32}) if block else tensor,
-        "g2": per_block({0: 32}) if block else tensor,
-        "x_back": per_block({0: 32}) if block else tensor,
+        "x": Granularity(((1, 32),), rest="each") if block else tensor,
+        "w": Granularity(((2, 32),), rest="each") if block else tensor,
+        "g": Granularity(((1, 32),), rest="each") if block else tensor,
+        "w_back": Granularity(((1, 32),), rest="each") if block else tensor,
+        "g2": Granularity(((0, 32),), rest="each") if block else tensor,
+        "x_back": Granularity(((0, 32),), rest="each") if block else tensor,
     }
     q = {role: base if base.range is None else each(base, own) for role, own in along.items()}
     r = recipe(q["x"], q["w"], q["g"], q["g2"], w_back=q["w_back"], x_back=q["x_back"])
@@ -321,10 +320,10 @@ REFUSED = {
         recipe(INT8, INT8, INT8, each(INT8, per_sample)), (2, 8),
         r"grad_output of grad_weight: .*axis 0 of shape"),
     "weight in 1x4 blocks, reused by grad_input": (
-        recipe(INT8, each(INT8, per_block({2: 4}))), (2, 8),
+        recipe(INT8, each(INT8, Granularity(((2, 4),), rest="each"))), (2, 8),
         r"weight of grad_input: .*axis 1 of shape"),
     "input in 1x4 blocks, reused by grad_weight": (
-        recipe(each(INT8, per_block({1: 4})), INT8), (2, 8),
+        recipe(each(INT8, Granularity(((1, 4),), rest="each")), INT8), (2, 8),
         r"input of grad_weight: .*axis 0 of shape"),
     "tokens of the gradient": (
         recipe(INT8, INT8, INT8, each(INT8, per_token)), (2, 3, 8),

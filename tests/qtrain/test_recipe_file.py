@@ -31,6 +31,7 @@ from qtrain.files.plain_yaml import dumped, parsed
 from quantizers import (
     OFF,
     FloatFormat,
+    Granularity,
     IntFormat,
     Off,
     QTensor,
@@ -56,7 +57,6 @@ from quantizers import (
     minmax,
     nearest_even,
     per_axis,
-    per_block,
     per_channel,
     per_sample,
     per_tensor,
@@ -149,7 +149,7 @@ class _Draws:
                 format=self.one(bf16, fp16, e4m3), range=None, rounding=self.rounding()
             )
         cut = (per_tensor, per_token, per_sample, per_channel(), per_axis(0, -1))
-        tiles = (per_block({-1: 32}), per_block({1: 4, -1: 8}, rest="whole"))
+        tiles = (Granularity(((-1, 32),), rest="each"), Granularity(((1, 4), (-1, 8))))
         return Quantizer(
             format=self.format(), range=self.range(),
             granularity=self.one(*cut, *tiles, blocks(32), blocks(16, 16)),
@@ -239,7 +239,9 @@ def test_a_file_by_hand_is_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(BY_HAND.replace("    weight: {}\n", ""))
     blocks = Quantizer(
-        format=e4m3, granularity=per_block({-1: 32}), scale=Scale(e8m0, rounding=ceil)
+        format=e4m3,
+        granularity=Granularity(((-1, 32),), rest="each"),
+        scale=Scale(e8m0, rounding=ceil),
     )
     gradient = Quantizer(format=FloatFormat(5, 2), rounding=stochastic(8))
     assert load_recipe(path) == Recipe(

@@ -19,6 +19,7 @@ from quantizers import (
     Quantizer,
     Scale,
     absmax,
+    blocks,
     ceil,
     chunked_minmax,
     ema,
@@ -27,7 +28,6 @@ from quantizers import (
     kernels,
     minmax,
     per_axis,
-    per_block,
     per_tensor,
     percentile,
     random_bits,
@@ -49,7 +49,7 @@ RULES = [
     absmax, minmax, chunked_minmax(), chunked_minmax(3), percentile(0.9), ema(),
     ema(absmax, momentum=0.3), ema(chunked_minmax(2), train_on="batch"),
 ]  # fmt: skip
-GRAINS = [per_tensor, per_axis(1), per_block({-1: 4})]
+GRAINS = [per_tensor, per_axis(1), blocks(4)]
 SCALES = [
     {}, {"scale": Scale(formats.e8m0, rounding=ceil)},
     {"scale": Scale(formats.e4m3, rounding=floor)}, {"scale": Scale(formats.e8m0)},

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from quantizers import (
     Granularity,
+    blocks,
     per_axis,
     per_block,
     per_sample,
@@ -51,9 +52,9 @@ def test_blocks_equal_the_loops(shape: list, sizes: list, named: int, rest: str)
         (per_axis(0, 1), (1, 1, 5, 40), "per axis 0,1"),
         (per_axis(-1), (8, 64, 5, 1), "per axis -1"),
         (per_token, (1, 1, 1, 40), "blocks -1:all"),
-        (per_block({-1: 32}), (1, 1, 1, 32), "blocks -1:32"),
-        (per_block({1: 16, 3: 16}), (1, 16, 1, 16), "blocks 1:16,3:16"),
-        (per_block({0: 32, 1: 32}), (8, 32, 1, 1), "blocks 0:32,1:32"),
+        (Granularity(((-1, 32),), rest="each"), (1, 1, 1, 32), "blocks -1:32"),
+        (Granularity(((1, 16), (3, 16)), rest="each"), (1, 16, 1, 16), "blocks 1:16,3:16"),
+        (Granularity(((0, 32), (1, 32)), rest="each"), (8, 32, 1, 1), "blocks 0:32,1:32"),
     ],
     ids=str,
 )
@@ -62,9 +63,21 @@ def test_named_granularities(granularity: Granularity, block: tuple, text: str) 
     assert str(granularity) == text
 
 
+def test_blocks_of_a_matrix_and_how_they_were_spelled() -> None:
+    assert blocks(32).block_shape((3, 5, 64)) == (1, 1, 32)
+    assert blocks(16, 8).block_shape((3, 50, 64)) == (1, 8, 16)
+    assert blocks(None).block_shape((3, 5, 64)) == (1, 1, 64)
+    assert blocks(16, 16).square and blocks(None, 1).square is False and not blocks(32).square
+    with pytest.warns(DeprecationWarning, match=r"per_block is deprecated; give blocks\(32\)"):
+        old = per_block({-1: 32})
+    assert old == Granularity(((-1, 32),), rest="each")
+    with pytest.raises(TypeError, match="sizes"):
+        per_block(32)  # type: ignore[arg-type]
+
+
 def test_an_axis_of_unknown_size_may_be_whole_and_not_cut() -> None:
     assert per_axis(1).block_shape((None, 3, None)) == (1, 1, 1)
-    for granularity in (per_sample, per_block({1: 2}), per_token):
+    for granularity in (per_sample, Granularity(((1, 2),), rest="each"), per_token):
         with pytest.raises(ValueError, match="changes from batch to batch"):
             granularity.block_shape((None, 3))
 
@@ -75,8 +88,8 @@ def test_an_axis_of_unknown_size_may_be_whole_and_not_cut() -> None:
         (lambda: per_axis(0, 0), "named twice"),
         (lambda: per_axis(1.5), "axis"),
         (lambda: per_axis(True), "axis"),
-        (lambda: per_block({0: 0}), "block size"),
-        (lambda: per_block({0: 2.0}), "block size"),
+        (lambda: Granularity(((0, 0),), rest="each"), "block size"),
+        (lambda: Granularity(((0, 2.0),), rest="each"), "block size"),
         (lambda: Granularity(rest="all"), "rest"),
         (lambda: per_axis(2).block_shape((3, 4)), "2 axes"),
         (lambda: per_axis(0).block_shape(()), "0 axes"),

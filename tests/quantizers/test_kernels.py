@@ -26,6 +26,7 @@ from quantizers import (
     Quantizer,
     Scale,
     absmax,
+    blocks,
     ceil,
     ema,
     formats,
@@ -34,7 +35,6 @@ from quantizers import (
     minmax,
     nearest_even,
     per_axis,
-    per_block,
     per_sample,
     per_tensor,
     per_token,
@@ -58,7 +58,11 @@ INT16, UINT16 = IntFormat(16), IntFormat(16, signed=False, symmetric=False)
 TARGETS = [int8, uint8, INT16, UINT16, formats.e4m3]
 FLOATS = [f for f in formats.NAMED.values() if isinstance(f, FloatFormat)] + VARIANTS
 PLAIN = [per_tensor, per_axis(0), per_axis(1), per_axis(-1), per_axis(0, 1), per_sample, per_token]
-CUT = [per_block({-1: 2}), per_block({-1: 3}), per_block({0: 3, 1: 2})]
+CUT = [
+    blocks(2),
+    blocks(3),
+    Granularity(((0, 3), (1, 2)), rest="each"),
+]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -187,7 +191,7 @@ def test_what_is_not_a_number_is_element_0(fmt: IntFormat) -> None:
         for sign in (1, -1):  # the quotients of one bad element's granule: NaN, 0 and -0
             x = sign * numbers(4, 6, 5, 3)
             x[1, 2, 3, 1] = bad
-            for grain in (per_tensor, per_axis(1), per_block({-1: 2})):
+            for grain in (per_tensor, per_axis(1), blocks(2)):
                 for rule in (absmax, minmax):
                     quantizer = Quantizer(format=fmt, range=rule, granularity=grain)
                     for values in (x, last(x), x.transpose(1, 3)):
@@ -277,7 +281,9 @@ def test_blocks_that_fill_their_axes_are_served(grain: Granularity, fmt: Format)
             check(quantizer, values)
             check(replace(quantizer, range=absmax, scale_format=formats.e4m3), values)
             check(replace(quantizer, rounding=nearest_even), values)
-    whole = per_block({-1: 32})  # a block as long as its axis is a granule for each row
+    whole = Granularity(
+        ((-1, 32),), rest="each"
+    )  # a block as long as its axis is a granule for each row
     check(replace(quantizer, granularity=whole), wild(6, 32))
 
 

@@ -21,6 +21,7 @@ from quantizers import (
     Quantizer,
     Scale,
     absmax,
+    blocks,
     ceil,
     chunked_minmax,
     ema,
@@ -32,7 +33,6 @@ from quantizers import (
     minmax,
     nearest_even,
     per_axis,
-    per_block,
     per_sample,
     per_tensor,
     percentile,
@@ -53,7 +53,13 @@ NAN, INF = float("nan"), float("inf")
 RULES = {absmax: reference.absmax, minmax: reference.minmax}
 INTS = [IntFormat(b, s, y) for b in (2, 4, 8, 16) for s in (True, False) for y in (True, False)]
 FLOATS = [formats.e4m3, formats.e5m2, formats.e2m1, formats.e3m0, formats.fp16]
-GRAINS = [per_tensor, per_axis(0), per_block({-1: 3}), per_block({-1: 2, 0: 2}), per_block({0: 32})]
+GRAINS = [
+    per_tensor,
+    per_axis(0),
+    blocks(3),
+    Granularity(((-1, 2), (0, 2)), rest="each"),
+    Granularity(((0, 32),), rest="each"),
+]
 MODES_OF_SCALES = [nearest_even, ceil, floor]
 QUANTIZERS = st.builds(
     Quantizer,
@@ -138,9 +144,9 @@ def test_usual_numbers_equal_the_reference(quantizer: Quantizer, x: Tensor) -> N
 @pytest.mark.parametrize(
     "grain",
     [
-        per_block({-1: 32}),
-        per_block({0: 16, 1: 16}),
-        per_block({0: 32, 1: 32}),
+        blocks(32),
+        Granularity(((0, 16), (1, 16)), rest="each"),
+        Granularity(((0, 32), (1, 32)), rest="each"),
         Granularity(((1, 32),)),
         per_sample,
     ],
@@ -356,7 +362,7 @@ def test_a_finite_value_beyond_a_range_follows_the_overflow_rule(fmt, served) ->
         for mode, range_, grain in itertools.product(
             (nearest_even, stochastic(), ceil),
             (ema(), ema(absmax), _Fixed(1e-30)),
-            (per_tensor, per_axis(0), per_block({-1: 7})),
+            (per_tensor, per_axis(0), blocks(7)),
         ):
             memory = isinstance(range_, Ema)
             if memory and (grain != per_tensor or dtype == torch.float64):
@@ -409,7 +415,12 @@ class _Fixed:
 def test_layouts_dtypes_and_scalars() -> None:
     x = numbers(2, 6, 4, 5)
     last = x.contiguous(memory_format=torch.channels_last)
-    for grain in (per_tensor, per_axis(1), per_block({1: 4}), per_block({1: 4, 3: 2})):
+    for grain in (
+        per_tensor,
+        per_axis(1),
+        Granularity(((1, 4),), rest="each"),
+        Granularity(((1, 4), (3, 2)), rest="each"),
+    ):
         for fmt in (int8, uint8, formats.e4m3):
             quantizer = Quantizer(format=fmt, granularity=grain, range=minmax)
             a, b = quantizer(x), quantizer(last)
@@ -478,7 +489,11 @@ def test_compiled_quantizers_equal_eager() -> None:
         Quantizer(format=uint8, range=minmax),
         Quantizer(format=int8, granularity=per_axis(0)),
         Quantizer(format=int8, rounding=stochastic()),
-        Quantizer(format=formats.e4m3, granularity=per_block({1: 32}), scale=Scale(formats.e8m0)),
+        Quantizer(
+            format=formats.e4m3,
+            granularity=Granularity(((1, 32),), rest="each"),
+            scale=Scale(formats.e8m0),
+        ),
     ]
 
     def run(x: Tensor, key: Tensor) -> list[QTensor]:
@@ -553,7 +568,7 @@ def test_a_missing_key_or_state_is_refused() -> None:
 @pytest.mark.parametrize("fmt", [int8, uint8, formats.e4m3, formats.e2m1], ids=str)
 def test_cuda_quantizers_equal_cpu(fmt) -> None:
     x = numbers(64, 96)
-    for grain in (per_tensor, per_axis(0), per_block({1: 32})):
+    for grain in (per_tensor, per_axis(0), Granularity(((1, 32),), rest="each")):
         for mode in (nearest_even, stochastic()):
             quantizer = Quantizer(format=fmt, granularity=grain, range=minmax, rounding=mode)
             fast, slow = quantizer(x.cuda(), key=KEY.cuda()), quantizer(x, key=KEY)

@@ -8,15 +8,16 @@ from quantizer_checks import needs_cuda, same_bits
 from torch import Tensor
 
 from quantizers import (
+    Granularity,
     Quantizer,
     RangeRule,
     absmax,
+    blocks,
     chunked_minmax,
     ema,
     int8,
     minmax,
     per_axis,
-    per_block,
     per_sample,
     per_tensor,
     percentile,
@@ -24,7 +25,13 @@ from quantizers import (
     root_key,
 )
 
-GRAINS = [per_tensor, per_axis(1), per_sample, per_block({-1: 4}), per_block({0: 2, 2: 3})]
+GRAINS = [
+    per_tensor,
+    per_axis(1),
+    per_sample,
+    blocks(4),
+    Granularity(((0, 2), (2, 3)), rest="each"),
+]
 RULES = [
     (absmax, reference.absmax),
     (minmax, reference.minmax),
@@ -62,7 +69,7 @@ def test_ranges_equal_the_reference(rule: RangeRule, slow, granularity) -> None:
 def test_ranges_do_not_depend_on_the_layout(rule: RangeRule) -> None:
     x = numbers(2, 8, 4, 4)
     last = x.contiguous(memory_format=torch.channels_last)
-    for granularity in (per_tensor, per_axis(1), per_block({1: 3})):
+    for granularity in (per_tensor, per_axis(1), Granularity(((1, 3),), rest="each")):
         block = granularity.block_shape(x.shape)
         for a, b in zip(rule(x, block), rule(last, block), strict=True):
             assert same_bits(a, b)
@@ -99,7 +106,7 @@ def test_chunked_minmax_takes_samples_by_default() -> None:
 
 @pytest.mark.parametrize("chunks", [None, 1, 2, 3])
 @pytest.mark.parametrize(
-    "grain", [per_block({0: 3}, rest="whole"), per_block({0: 2, 1: 3})], ids=str
+    "grain", [Granularity(((0, 3),)), Granularity(((0, 2), (1, 3)), rest="each")], ids=str
 )
 def test_a_shorter_last_block_is_chunked_by_its_own_elements(grain, chunks: int | None) -> None:
     x = numbers(8, 5, 4)
@@ -247,11 +254,15 @@ class Empty(Bare):
 
 
 @pytest.mark.parametrize("rule", [Bare(), Empty()], ids=["bare", "empty"])
-@pytest.mark.parametrize("grain", [*GRAINS, per_block({-1: 2, 0: 3})], ids=str)
+@pytest.mark.parametrize("grain", [*GRAINS, Granularity(((-1, 2), (0, 3)), rest="each")], ids=str)
 def test_a_users_rule_without_memory_works_in_blocks(rule, grain) -> None:
     own = Quantizer(format=int8, granularity=grain, range=rule)
     assert own.init_state((None, 8)) == {}
-    if grain in (per_sample, per_block({0: 2, 2: 3}), per_block({-1: 2, 0: 3})):
+    if grain in (
+        per_sample,
+        Granularity(((0, 2), (2, 3)), rest="each"),
+        Granularity(((-1, 2), (0, 3)), rest="each"),
+    ):
         with pytest.raises(ValueError, match="granules that stay"):
             Quantizer(format=int8, granularity=grain, range=Running()).init_state((None, 8, 3))
     x = numbers(4, 8, 3)

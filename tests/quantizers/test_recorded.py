@@ -7,7 +7,15 @@ import torch
 from quantizer_checks import same_bits
 from recorded_results import FOLDER, SOURCES, Recorded, given, recorded
 
-from quantizers import IntFormat, Quantizer, Scale, formats, fp32, per_block, round_to_float
+from quantizers import (
+    IntFormat,
+    Quantizer,
+    Scale,
+    blocks,
+    formats,
+    fp32,
+    round_to_float,
+)
 from quantizers.rounding import ceil
 
 NVFP4 = Scale(formats.e4m3, over=Scale(fp32, top=448), reciprocal=True)
@@ -39,7 +47,7 @@ def check(
 def test_power_of_two_scales_rounded_up_are_torchaos_rceil(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
-        granularity=per_block({-1: 32}),
+        granularity=blocks(32),
         scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer, case.spread() > 2.0**-127)
@@ -49,7 +57,7 @@ def test_power_of_two_scales_rounded_up_are_torchaos_rceil(case: Recorded) -> No
 def test_square_blocks_are_transformer_engines_mxfp8(case: Recorded) -> None:
     quantizer = Quantizer(
         format=formats.e4m3,
-        granularity=per_block({-2: 32, -1: 32}),
+        granularity=blocks(32, 32),
         scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer)
@@ -62,7 +70,7 @@ def test_power_of_two_scales_of_blocks_are_transformer_engines(case: Recorded) -
     rows, columns = case.settings["block"]
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
-        granularity=per_block({-2: rows, -1: columns}),
+        granularity=blocks(columns, rows),
         scale=Scale(formats.e8m0, rounding=ceil),
     )
     check(case, quantizer, case.largest() > 0)  # a block of zeros has scale 1 there
@@ -82,7 +90,9 @@ def test_a_power_of_two_scale_of_a_tensor_is_transformer_engines(case: Recorded)
 @pytest.mark.parametrize("case", recorded("torchao", "nvfp4", levels=1), ids=str)
 def test_e4m3_scales_are_torchaos_nvfp4_of_one_level(case: Recorded) -> None:
     quantizer = Quantizer(
-        format=formats.e2m1, granularity=per_block({-1: 16}), scale=Scale(formats.e4m3)
+        format=formats.e2m1,
+        granularity=blocks(16),
+        scale=Scale(formats.e4m3),
     )
     above = case.spread() > torch.finfo(torch.float8_e4m3fn).tiny  # torchao's smallest scale
     if case.data != "tiny":
@@ -98,7 +108,7 @@ def test_e4m3_scales_are_torchaos_nvfp4_of_one_level(case: Recorded) -> None:
     ids=str,
 )
 def test_groups_of_256_are_torchaos_fp8_states(case: Recorded) -> None:
-    made = Quantizer(format=formats.e4m3, granularity=per_block({-1: 256}))(case.x.view(-1, 256))
+    made = Quantizer(format=formats.e4m3, granularity=blocks(256))(case.x.view(-1, 256))
     assert made.scale is not None and same_bits(made.scale.flatten(), case["scale"])
     assert same_bits(made.elements.view_as(case.x), case["elements"])
 
@@ -113,7 +123,7 @@ def test_torchaos_contract_of_mxfp8_is_met(case: Recorded) -> None:
     """Zeros, infinities, NaN and fp32's ends, each under its name."""
     rule = {"floor": "ocp_floor", "rceil": "rceil"}[case.settings["rule"]]
     scale = Scale(formats.e8m0, rule=rule)  # type: ignore[arg-type]
-    made = Quantizer(format=formats.e4m3, granularity=per_block({-1: 32}), scale=scale)(case.x)
+    made = Quantizer(format=formats.e4m3, granularity=blocks(32), scale=scale)(case.x)
     assert made.scale is not None
     for row, name in enumerate(case.settings["names"]):
         assert same_bits(made.elements[row], case["elements"][row]), name
@@ -139,7 +149,7 @@ def test_rounding_up_to_powers_of_two_is_torchaos() -> None:
 def test_two_levels_by_division_are_torchaos(case: Recorded) -> None:
     """It multiplies x by (1 / outer) / scale, which differs in ties and block maxima of these."""
     scale = Scale(formats.e4m3, over=Scale(fp32, top=448))
-    quantizer = Quantizer(format=formats.e2m1, granularity=per_block({-1: 16}), scale=scale)
+    quantizer = Quantizer(format=formats.e2m1, granularity=blocks(16), scale=scale)
     made = quantizer(case.x)
     assert made.outer is not None and same_bits(made.outer.flatten(), case["outer"].flatten())
     check(case, quantizer, case.spread() > torch.finfo(torch.float8_e4m3fn).tiny)
@@ -147,7 +157,10 @@ def test_two_levels_by_division_are_torchaos(case: Recorded) -> None:
 
 @pytest.mark.parametrize("case", recorded("jetfire", stochastic=False), ids=str)
 def test_int8_tiles_of_32_are_jetfires(case: Recorded) -> None:
-    check(case, Quantizer(format=IntFormat(8), granularity=per_block({-2: 32, -1: 32})))
+    check(
+        case,
+        Quantizer(format=IntFormat(8), granularity=blocks(32, 32)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +172,7 @@ def test_e2m1_blocks_are_tetrajets(case: Recorded) -> None:
         1: Scale(formats.e8m0, rule="rceil"),
         3: Scale(formats.e8m0, rule="ocp_floor"),
     }[case.settings["MXScale"]]
-    quantizer = Quantizer(format=formats.e2m1, granularity=per_block({-1: 32}), scale=scale)
+    quantizer = Quantizer(format=formats.e2m1, granularity=blocks(32), scale=scale)
     check(case, quantizer, case.largest() > 0, zeros=False)
 
 
@@ -170,7 +183,7 @@ def test_e2m1_blocks_are_tetrajets(case: Recorded) -> None:
 )
 def test_e2m1_blocks_are_those_of_fp4_all_the_ways_author(case: Recorded) -> None:
     scale = Scale(formats.e8m0, rule="rceil")
-    made = Quantizer(format=formats.e2m1, granularity=per_block({-1: 32}), scale=scale)(case.x)
+    made = Quantizer(format=formats.e2m1, granularity=blocks(32), scale=scale)(case.x)
     assert torch.equal(made.dequantize(), case["values"])  # 0 for -0 there
 
 
@@ -179,20 +192,20 @@ def test_mxfp4_is_four_over_sixs(case: Recorded) -> None:
     """Its smallest scales, 2^-127 and 2^-126, are those of subnormal quotients, or of zero."""
     top = {"static_6": 6.0, "static_4": 4.0}[case.settings["scale_rule"]]
     scale = Scale(formats.e8m0, rule="rceil", top=top)
-    quantizer = Quantizer(format=formats.e2m1, granularity=per_block({-1: 32}), scale=scale)
+    quantizer = Quantizer(format=formats.e2m1, granularity=blocks(32), scale=scale)
     check(case, quantizer, case.spread() > 2.0**-126, zeros=False)
 
 
 @pytest.mark.parametrize("case", but(recorded("fouroversix", format="nvint4"), "halves"), ids=str)
 def test_int4_under_e4m3_scales_is_four_over_sixs(case: Recorded) -> None:
     """Where its scale is not 0; it divides before it multiplies: one scale of `halves` differs."""
-    quantizer = Quantizer(format=IntFormat(4), granularity=per_block({-1: 16}), scale=NVFP4)
+    quantizer = Quantizer(format=IntFormat(4), granularity=blocks(16), scale=NVFP4)
     check(case, quantizer, case.spread() > 0, zeros=False)
 
 
 def nvfp4(x: torch.Tensor, rows: int = 1, scale: Scale = NVFP4) -> torch.Tensor:
     """x quantized in tiles of rows x 16: fp64."""
-    grain = per_block({-2: rows, -1: 16})
+    grain = blocks(16, rows)
     made = Quantizer(format=formats.e2m1, granularity=grain, scale=scale)(x)
     assert made.scale is not None and made.outer is not None
     return made.elements.double() * made.spread(made.scale) * made.spread(made.outer)

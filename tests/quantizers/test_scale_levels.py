@@ -17,6 +17,7 @@ from torch import Tensor
 from quantizers import (
     Quantizer,
     Scale,
+    blocks,
     ceil,
     e2m1,
     e4m3,
@@ -24,7 +25,6 @@ from quantizers import (
     e8m0,
     fp32,
     int8,
-    per_block,
     per_token,
     percentile,
     random_bits,
@@ -36,7 +36,7 @@ F = np.float32
 MOST = np.finfo(np.float32).max
 TINY = F(2.0**-126)
 KEY = root_key(3)
-B16, TILE = per_block({-1: 16}), per_block({-2: 16, -1: 16})
+B16, TILE = blocks(16), blocks(16, 16)
 NVFP4 = Scale(e4m3, over=Scale(fp32, top=448))
 SIX = Scale(e4m3, over=Scale(fp32, top=256), candidates=(6, 4))
 
@@ -190,7 +190,7 @@ def test_the_order_of_roundings_is_the_one_that_is_stated(name: str) -> None:
 
 def test_a_ragged_tail_is_a_block_of_what_is_left() -> None:
     x = numbers("heavy")[:5, :39]
-    long = Scale(e4m3, over=Scale(top=448, granularity=per_block({-1: 32})))
+    long = Scale(e4m3, over=Scale(top=448, granularity=blocks(32)))
     for scale in (NVFP4, SIX, SCALES["absmax"], long):
         made = Quantizer(format=e2m1, granularity=B16, scale=scale)(x)
         assert made.scale is not None and made.scale.shape == (5, 3)
@@ -199,7 +199,7 @@ def test_a_ragged_tail_is_a_block_of_what_is_left() -> None:
             and scale.over.granularity != per_token
             and made.outer is not None
         ):
-            wanted = (5, 3) if scale.over.granularity == per_block({-1: 32}) else (1, 1)
+            wanted = (5, 3) if scale.over.granularity == blocks(32) else (1, 1)
             assert made.outer.shape == wanted
         padded = torch.cat([x, torch.zeros(5, 9)], 1)
         other = Quantizer(format=e2m1, granularity=B16, scale=scale)(padded)

@@ -11,13 +11,13 @@ from torch import Tensor
 from quantizers import (
     Quantizer,
     Scale,
+    blocks,
     e2m1,
     e4m3,
     e8m0,
     floor,
     formats,
     fp32,
-    per_block,
     per_tensor,
     per_token,
     rms,
@@ -45,7 +45,7 @@ def test_rules_of_powers_of_two_are_torchaos(case: Recorded) -> None:
     """Where amax is 0 its scale is 2^-127, and ours 0; "even" makes NaN of what goes to 2^128."""
     quantizer = Quantizer(
         format=formats.get(case.settings["format"]),
-        granularity=per_block({-1: 32}),
+        granularity=blocks(32),
         scale=Scale(e8m0, rule=RULES[case.settings["rule"]]),  # type: ignore[arg-type]
     )
     recorded_scale = case.spread()
@@ -66,7 +66,7 @@ def nvfp4(case: Recorded) -> Quantizer:
         by = case.settings["nvfp4_4over6_err_mode"].lower()
         over = Scale(fp32, top=case.settings["nvfp4_e4m3_max"])
         scale = Scale(e4m3, over=over, reciprocal=True, candidates=(6, 4), by=by)
-    return Quantizer(format=e2m1, granularity=per_block({-2: rows, -1: columns}), scale=scale)
+    return Quantizer(format=e2m1, granularity=blocks(columns, rows), scale=scale)
 
 
 OURS = recorded("transformer_engine", "NVFP4QuantizerRef.quantize", levels=2)
@@ -134,7 +134,7 @@ def test_fp32_scales_by_reciprocals_are_transformer_engines(case: Recorded) -> N
     grain = per_tensor
     if case.settings["block"] is not None:
         rows, columns = case.settings["block"]
-        grain = per_block({-2: rows, -1: columns})
+        grain = blocks(columns, rows)
     fmt = formats.get(case.settings["format"])
     quantizer = Quantizer(format=fmt, granularity=grain, scale=Scale(reciprocal=True))
     equal(case, quantizer, case.largest() > 0)  # a block of zeros has scale 1 there
@@ -160,7 +160,7 @@ def test_candidates_are_those_of_four_over_six(case: Recorded) -> None:
     if case.settings["scale_rule"] in BEST:
         by, over = BEST[case.settings["scale_rule"]], Scale(fp32, top=256)
         scale = Scale(e4m3, over=over, reciprocal=True, candidates=(6, 4), by=by)  # type: ignore[arg-type]
-    grain = per_block({-2: rows, -1: columns})
+    grain = blocks(columns, rows)
     equal(case, Quantizer(format=e2m1, granularity=grain, scale=scale), case.spread() > 0)
 
 
@@ -169,9 +169,7 @@ def test_candidates_are_those_of_four_over_six(case: Recorded) -> None:
 )
 def test_three_quarters_before_and_four_thirds_after_are_quartets(case: Recorded) -> None:
     scale = Scale(e8m0, rule="ocp_floor", prescale=3 / 4)
-    made = Quantizer(format=e2m1, granularity=per_block({-1: 32}), scale=scale)(
-        case.operand.view(-1, 32)
-    )
+    made = Quantizer(format=e2m1, granularity=blocks(32), scale=scale)(case.operand.view(-1, 32))
     assert torch.equal(made.dequantize(), case["values"].view(-1, 32))
 
 
@@ -186,7 +184,7 @@ def test_three_quarters_before_and_four_thirds_after_are_quartets(case: Recorded
 )
 def test_a_multiple_of_the_root_mean_square_is_quests(case: Recorded) -> None:
     quantizer = Quantizer(
-        format=e2m1, granularity=per_block({-1: 32}), range=rms(2.92247856),
+        format=e2m1, granularity=blocks(32), range=rms(2.92247856),
         scale=Scale(e8m0, rounding=floor),
     )  # fmt: skip
     made = quantizer(case.operand.view(-1, 32))
@@ -196,9 +194,9 @@ def test_a_multiple_of_the_root_mean_square_is_quests(case: Recorded) -> None:
 @pytest.mark.parametrize("case", recorded("tetrajet", "DoubleScale_fake_quantize_fused"), ids=str)
 def test_blocks_of_16_in_blocks_of_128_are_tetrajets(case: Recorded) -> None:
     """It multiplies the two scales before the element: a rounding or two apart."""
-    over = Scale(fp32, top=448, granularity=per_block({-1: 128}))
+    over = Scale(fp32, top=448, granularity=blocks(128))
     made = Quantizer(
-        format=e2m1, granularity=per_block({-1: 16}), scale=Scale(e4m3, over=over)
+        format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=over)
     )(case.x)  # fmt: skip
     assert made.outer is not None and made.outer.shape == (len(case.x), 1)
     torch.testing.assert_close(made.dequantize(), case["values"], rtol=2.0**-22, atol=1e-44)
@@ -212,6 +210,6 @@ def test_the_rule_of_ocp_is_microxcalings(case: Recorded) -> None:
         pytest.skip("it adds 1/2 to the number below 1/2 in fp32, which makes 1")
     fmt = formats.get(case.settings["format"])
     scale = Scale(e8m0, rule="ocp_floor")
-    made = Quantizer(format=fmt, granularity=per_block({-1: 32}), scale=scale)(case.x)
+    made = Quantizer(format=fmt, granularity=blocks(32), scale=scale)(case.x)
     same = made.dequantize() == case["values"]
     assert bool((same | case.spread("off_the_rule")).all())

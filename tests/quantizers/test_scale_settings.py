@@ -38,7 +38,6 @@ from quantizers import (
     int8,
     nearest_even,
     per_axis,
-    per_block,
     per_token,
     percentile,
     random_bits,
@@ -124,16 +123,14 @@ def test_quantizers_refuse_scales_that_do_not_fit(settings: dict[str, Any], mess
 
 
 def test_outer_blocks_are_whole_inner_ones() -> None:
-    over = Scale(top=448, granularity=per_block({-1: 40}))
-    quantizer = Quantizer(
-        format=e2m1, granularity=per_block({-1: 16}), scale=Scale(e4m3, over=over)
-    )
+    over = Scale(top=448, granularity=blocks(40))
+    quantizer = Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=over))
     with pytest.raises(ValueError, match="no multiple of the 16"):
         quantizer(torch.ones(2, 64))
     assert quantizer(torch.ones(2, 40)).outer is not None  # one block, shorter than its size
     tall = Quantizer(
         format=e2m1,
-        granularity=per_block({-2: 16, -1: 16}),
+        granularity=blocks(16, 16),
         scale=Scale(e4m3, over=Scale(top=448, granularity=per_token)),
     )
     with pytest.raises(ValueError, match="cuts axis 0"):
@@ -151,7 +148,7 @@ ALL = [
 
 @pytest.mark.parametrize("scale", ALL, ids=str)
 def test_a_scale_is_a_value(scale: Scale) -> None:
-    quantizer = Quantizer(format=e2m1, granularity=per_block({-1: 16}), scale=scale)
+    quantizer = Quantizer(format=e2m1, granularity=blocks(16), scale=scale)
     for one in (scale, quantizer):
         for other in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one), copy.copy(one)):
             assert other == one and hash(other) == hash(one)
