@@ -32,7 +32,7 @@ TENSOR_BY_TENSOR = {
     "quantizers/running_range.py: state['high'].view(high.shape) / share",
     "quantizers/running_range.py: state['low'].view(low.shape) / share",
     "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
-    "/ torch.where(share == 0, one, share)",
+    "/ torch.where(share == 0, 1.0, share)",
     "qtrain/weights/bounded.py: self.get_buffer('rho') / torch.where(off, 1.0, whole)",
     "qtrain/weights/bounded.py: self.size / torch.where(off, 1.0, norms)",
     "qtrain/data/transforms.py: (images.float() - mean) / std",
