@@ -125,8 +125,11 @@ def blocks(size: int | None, across: int = 1) -> Granularity:
 
 def per_block(sizes: Mapping[int, int], *, rest: Literal["whole", "each"] = "each") -> Granularity:
     """The spelling of before: blocks of the given sizes along axes of the tensor; the other axes
-    are cut into single indices, or left whole.  DeprecationWarning: `blocks` is cut along the sum in
-    every operand of a recipe, a `Granularity` of sizes along axes."""
+    are cut into single indices, or left whole.
+
+    DeprecationWarning: `blocks` are cut along the sum in every operand of a recipe, a `Granularity`
+    of sizes along axes of a tensor.
+    """
     if not isinstance(sizes, Mapping):
         checks.refuse("sizes", sizes, "a mapping from axis to size, {-1: 32}")
     made = Granularity(tuple(sizes.items()), rest=rest)
