@@ -123,6 +123,8 @@ class Slot(NamedTuple):
                        reused is quantized in the backward pass
     transform          of the product, or None
     of_forward         whether it quantizes the forward's value of the operand, not the operand
+    late               whether an operand of the forward is quantized for a backward product only:
+                       cut, and not reused
     """
 
     quantizer: QuantizerLike
@@ -133,11 +135,7 @@ class Slot(NamedTuple):
     cut: bool
     transform: Hadamard | None
     of_forward: bool
-
-    @property
-    def late(self) -> bool:
-        """Whether an operand of the forward is quantized for a backward product, and only there."""
-        return self.cut and not self.reused
+    late: bool
 
 
 def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
@@ -176,6 +174,7 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
     return Slot(
         quantizer, SLOTS.index((product, operand)), needs_key(quantizer),
         straight_through(quantizer), reused, cut, transform, source == "forward",
+        cut and not reused,
     )  # fmt: skip
 
 

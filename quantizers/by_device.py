@@ -42,8 +42,10 @@ class ByDevice(Generic[P, R]):
         self.declined: Callable[Concatenate[Tensor, P], None] | None = None
 
     def __call__(self, x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
-        forms = self.graphs if torch.compiler.is_compiling() else self.forms
-        form = forms.get("cpu" if x.is_cpu else x.device.type)  # naming a device takes longer
+        if torch.compiler.is_compiling():
+            form = self.graphs.get(x.device.type)
+        else:
+            form = self.forms.get("cpu" if x.is_cpu else x.device.type)  # a name takes longer
         made = None if form is None else form(x, *args, **kwargs)
         if made is not None:
             return made

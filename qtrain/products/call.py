@@ -143,7 +143,7 @@ class Call:
                 q = quantize(x, quantizer, state, key, self.training, factor if ours else None)
         except (TypeError, ValueError) as error:
             raise located(error, f"{operand} of {kind}") from error
-        if not slot.cut:
+        if q.outer is not None and not slot.cut:
             q = q.one_level()
         if self.probe is not None:
             seen = x * factor if factor is not None and ours else x

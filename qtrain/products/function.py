@@ -20,7 +20,7 @@ from .blockwise.matrices import turned
 from .call import Call, Computed, located
 from .operands import folded
 from .operations import Kind
-from .parts import joined, packed, rest_of, tensors_of, unpacked
+from .parts import joined, packed, tensors_of, unpacked
 from .product import Product
 
 
@@ -81,16 +81,14 @@ class Products(torch.autograd.Function):
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
-        none = (None, None, None, None)
         ctx.save_for_backward(
             key if wants_input or wants_weight else None,
             input if keep_input else None,
             weight if keep_weight else None,
-            *(tensors_of(backward_w) if wants_input else none),
-            *(tensors_of(backward_x) if wants_weight else none),
+            *tensors_of(backward_w if wants_input else None, backward_x if wants_weight else None),
         )
         ctx.call, ctx.given = call, len(tensors)
-        ctx.meta = rest_of(backward_w), rest_of(backward_x)
+        ctx.meta = backward_w[3:5], backward_x[3:5]
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,

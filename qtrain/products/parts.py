@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from quantizers import QTensor
 
-#: which tensors of an operand there are, its format and block; None: no operand
+#: the format and block of an operand, and which of its tensors there are; None: no operand
 Meta = tuple[Any, ...] | None
+#: elements, scale, zero point and outer scale, as they lie in a QTensor
+TENSORS = (0, 1, 2, 5)
 
 
-def tensors_of(q: QTensor) -> tuple[Tensor | None, ...]:
-    """elements, scale, zero point and outer scale."""
-    return q.elements, q.scale, q.zero_point, q.outer
-
-
-def rest_of(q: QTensor) -> tuple[Any, ...]:
-    """format and block."""
-    return q.format, q.block
+def tensors_of(*operands: QTensor | None) -> list[Tensor | None]:
+    """The four tensors of each; all None where there is no operand."""
+    found: list[Any] = []
+    for q in operands:
+        found += (None,) * 4 if q is None else (*q[:3], q[5])
+    return found
 
 
 def joined(tensors: Sequence[Any], rest: Sequence[Any]) -> QTensor:
-    """The operand of `tensors_of` and `rest_of`."""
-    elements, scale, zero_point, outer = tensors
-    fmt, block = rest
-    return QTensor(elements, scale, zero_point, fmt, block, outer)
+    """The operand of `tensors_of`, and its format and block."""
+    return QTensor(tensors[0], tensors[1], tensors[2], rest[0], rest[1], tensors[3])
 
 
 def packed(operands: Sequence[QTensor | None]) -> tuple[tuple[Meta, ...], list[Tensor]]:
@@ -38,20 +36,27 @@ def packed(operands: Sequence[QTensor | None]) -> tuple[tuple[Meta, ...], list[T
         if q is None:
             meta.append(None)
             continue
-        parts = tensors_of(q)
-        tensors += [part for part in parts if part is not None]
-        meta.append((tuple([part is not None for part in parts]), *rest_of(q)))
+        known: list[Any] = [q[3], q[4]]
+        for place in TENSORS:
+            part: Any = q[place]
+            known.append(part is not None)
+            if part is not None:
+                tensors.append(part)
+        meta.append(tuple(known))
     return tuple(meta), tensors
 
 
 def unpacked(meta: Sequence[Meta], tensors: Sequence[Tensor]) -> list[QTensor | None]:
     """The operands of `packed`."""
-    given: Iterator[Tensor] = iter(tensors)
     found: list[QTensor | None] = []
-    for kept in meta:
-        if kept is None:
+    place = 0
+    for known in meta:
+        if known is None:
             found.append(None)
             continue
-        there, *rest = kept
-        found.append(joined([next(given) if own else None for own in there], rest))
+        parts: list[Any] = []
+        for there in known[2:]:
+            parts.append(tensors[place] if there else None)
+            place += there
+        found.append(QTensor(parts[0], parts[1], parts[2], known[0], known[1], parts[3]))
     return found

@@ -25,7 +25,7 @@ def extremes(x: Tensor, block: Sequence[int]) -> tuple[Tensor, Tensor] | None:
     kernel = made("quantizers.kernels.compiled_extremes", "extremes", source)
     if kernel is None:
         return None
-    low, high = torch.empty((2, x.numel() // length), device=x.device)
+    low, high = x.new_empty((2, x.numel() // length), dtype=torch.float32)
     words = low.numel(), length, x.data_ptr(), low.data_ptr(), high.data_ptr()
     team.run(kernel.address, team.packed(*words), x.numel())
     return low, high

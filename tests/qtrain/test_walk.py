@@ -64,8 +64,8 @@ def model() -> nn.Module:
 
 def test_a_convolution_walks_no_further_than_it_must(model: nn.Module) -> None:
     (calls, changes), (back, back_changes) = step(model)
-    assert 20 < calls <= 50 and changes <= 30
-    assert 40 < back <= 73 and back_changes <= 50
+    assert 20 < calls <= 66 and changes <= 41
+    assert 40 < back <= 117 and back_changes <= 62  # of them 27 steps of generators
 
 
 def test_what_is_off_adds_no_call(model: nn.Module) -> None:

@@ -279,7 +279,7 @@ def test_blocks_that_fill_their_axes_are_served(grain: Granularity, fmt: Format)
     for shape in ((6, 12), (3, 6), (12, 24), (1, 6)):
         for values in (wild(*shape), numbers(*shape), numbers(*shape).bfloat16()):
             check(quantizer, values)
-            check(replace(quantizer, range=absmax, scale_format=formats.e4m3), values)
+            check(replace(quantizer, range=absmax, scale=Scale(formats.e4m3)), values)
             check(replace(quantizer, rounding=nearest_even), values)
     whole = Granularity(
         ((-1, 32),), rest="each"

@@ -173,16 +173,16 @@ def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
     across = -columns % tile
     source = b.elements.contiguous()
     shape = (*batch_b, (columns + across) // tile, others, tile)
-    right = torch.empty(shape, dtype=torch.float64 if wide else torch.float32)
+    right = source.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
     matrix = math.prod(batch_b), columns, others, source.data_ptr(), right.data_ptr()
     team.run(pack.address, team.packed(*matrix), right.numel())
     own = -(-terms // a.step)
     left = a.elements.contiguous()
-    scale = torch.ones((*batch_a, places, own)) if a.scale is None else a.scale.contiguous()
-    across_b = torch.ones((*batch_b, columns, positions * own)) if b.scale is None else b.scale
+    scale = left.new_ones((*batch_a, places, own)) if a.scale is None else a.scale.contiguous()
+    across_b = left.new_ones((*batch_b, columns, positions * own)) if b.scale is None else b.scale
     across_b = _padded(across_b, 2, across).transpose(-1, -2).contiguous()
-    result = torch.zeros((count, (columns + across) // tile, -(-rows // 4) * 4, tile))
-    zeros = torch.zeros(terms)
+    result = left.new_zeros((count, (columns + across) // tile, -(-rows // 4) * 4, tile))
+    zeros = left.new_zeros(terms)
     words = (
         count, count // math.prod(batch_a), count // math.prod(batch_b), rows, columns + across,
         positions, terms, a.step, places, served, chosen, left.data_ptr(), scale.data_ptr(),

@@ -172,12 +172,12 @@ def _grad_weight(
     panels = items * math.prod(kernel) * -(-columns // units.COLUMNS)
     part = min(512, -(-rows // max(1, -(-threads // panels))))
     part = -(-part // units.ROWS) * units.ROWS
-    result = torch.empty((items, rows, *kernel, columns), dtype=torch.float32)
+    result = g.new_empty((items, rows, *kernel, columns), dtype=torch.float32)
     blank = x.new_zeros(columns)
     if zero_point is not None:
         blank.copy_(zero_point.view(1))
     bytes_ = units.scratch(part)
-    scratch = torch.empty(bytes_ * threads, dtype=torch.uint8)
+    scratch = g.new_empty(bytes_ * threads, dtype=torch.uint8)
     beyond = ctypes.c_int32()
     found = [0 if t is None else t.data_ptr() for t in (g, x, blank, zero_point, scale, result)]
     words = (
