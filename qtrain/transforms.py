@@ -37,6 +37,8 @@ class Hadamard:
         checks.integer("hadamard: size", self.size, low=2, high=2**12)
         if self.size & (self.size - 1):
             raise ValueError(f"hadamard: size: got {self.size}, need a power of two such as 16")
+        if isinstance(self.signs, list):
+            object.__setattr__(self, "signs", tuple(self.signs))
         own = self.signs
         if isinstance(own, tuple):
             if len(own) != self.size or any(sign not in (1, -1) for sign in own):

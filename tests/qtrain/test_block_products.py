@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ from quantizers import (
     e8m0,
     ema,
     fp32,
+    kernels,
     minmax,
     per_axis,
     per_channel,
@@ -208,6 +210,40 @@ def test_scales_that_no_product_can_apply_are_refused_at_conversion(
         return
     shape = (2, 8) if isinstance(layer, nn.Linear) else (2, 8, 5, 5)
     quantize(model, recipe=r)(normal(*shape).requires_grad_()).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        (nn.Linear(33, 4), [(1, 4096)]),
+        (nn.Linear(4096, 4), [(2, 33)]),
+        (nn.Conv2d(8, 4, 3), [(2, 9, 5, 5)]),
+        (nn.Conv2d(8, 4, 3), [(2, 4, 5, 5)]),
+        (nn.Conv2d(8, 4, 3, groups=2), [(2, 6, 5, 5)]),
+        (nn.ConvTranspose2d(8, 4, 3), [(2, 12, 5, 5)]),
+        (nn.Conv2d(4, 6, 3), [(1, 4, 2, 2)]),
+        (Matmul(), [(3, 45), (44, 7)]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_operands_that_do_not_fit_are_refused_in_the_forward(
+    layer: Any, shapes: list[tuple[int, ...]], fused: bool
+) -> None:
+    """A kernel would read beyond the shorter one."""
+    model = quantize(nn.Sequential(copy.deepcopy(layer)), recipe=recipe(MX))[0]
+    with pytest.raises((ValueError, RuntimeError)), nullcontext() if fused else kernels.eager():
+        model(*[normal(*shape) for shape in shapes])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer", [nn.Linear(40, 5), nn.Conv2d(40, 5, 3, padding=1)])
+def test_an_empty_batch_has_empty_outputs_and_no_gradient(layer: Any, kind: str) -> None:
+    model = quantize(copy.deepcopy(layer), recipe=recipe(KINDS[kind]))
+    x = torch.zeros((0, 40) if isinstance(layer, nn.Linear) else (0, 40, 4, 4)).requires_grad_()
+    y = model(x)
+    y.sum().backward()
+    assert y.shape[0] == 0 and x.grad.shape == x.shape and bool((model.weight.grad == 0).all())
 
 
 # Convolutions -------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def test_signs_are_told_drawn_once_or_at_every_key() -> None:
     x, given = torch.eye(16), tuple(1 - 2 * (i % 3 == 0) for i in range(16))
     told = hadamard(16, given)(x) * 4
     assert torch.equal(told, torch.tensor(given).float()[:, None] * torch.from_numpy(sylvester(16)))
+    assert hadamard(16, list(given)) == hadamard(16, given)  # type: ignore[arg-type]
     fixed = hadamard(16)(x)
     assert torch.equal(fixed, hadamard(16, "fixed")(x, root_key(3)))
     drawn = [hadamard(16, "step")(x, root_key(seed)) for seed in range(6)]

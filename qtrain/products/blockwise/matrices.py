@@ -60,7 +60,9 @@ class Plain:
         return rows_of(q, step)
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
-        return found if self.kind == "grad_weight" else found.view(*like.shape[:-1], -1)
+        if self.kind == "grad_weight":
+            return found
+        return found.view(*like.shape[:-1], found.shape[-1])
 
 
 def matrices_of(

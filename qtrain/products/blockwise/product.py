@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from quantizers import QTensor
 
+from ...slots import OPERANDS
 from ..engines.epilogue import Epilogue
 from ..engines.task import Note
 from ..operands import PLACES
@@ -39,6 +40,7 @@ def in_blocks(
         note(product.kind, "block sums")
     given = zip(PLACES, (a, b), cut, strict=True)
     one, other = (q if was else _cut(by, product, place, q) for place, q, was in given)
+    _check_shapes(product, by, one, other, a.elements, b.elements)
     try:
         step = step_of(one, other)
     except ValueError as error:
@@ -50,6 +52,26 @@ def in_blocks(
         both = Epilogue(tuple(f for f in (factor, last) if f is not None))
         found = both.applied_(product.operation, found)
     return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
+
+
+def _check_shapes(
+    product: Product, by: Matrices, one: QTensor, other: QTensor, a: Tensor, b: Tensor
+) -> None:
+    """ValueError unless the matrices have as much to sum, and as many batches; a, b: the operands
+    as they were given."""
+    first, second = OPERANDS[product.kind]
+    count, taken = one.elements.shape[-1], other.elements.shape[-1]
+    if count != taken:
+        raise ValueError(
+            f"{first} of {product.kind} has shape {tuple(a.shape)}: {count} to sum, where the "
+            f"{second} takes {taken}"
+        )
+    batches = one.elements.shape[:-2], other.elements.shape[:-2]
+    if isinstance(by, Plain) and batches[0] != batches[1]:
+        raise ValueError(
+            f"{first} of {product.kind} has {tuple(batches[0])} batches of matrices, and the "
+            f"{second} {tuple(batches[1])}"
+        )
 
 
 def _cut(by: Matrices, product: Product, operand: Operand, q: QTensor) -> QTensor:

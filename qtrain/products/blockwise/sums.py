@@ -164,11 +164,13 @@ def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
         rows = places // max(chosen, 1) * served
     exact = a.largest and b.largest and a.largest * b.largest * a.step <= 2**24
     tile = 64 if columns > 32 else 32
+    if 0 in (rows, columns, terms, count):
+        return None
     far = _far(a.scale, b.scale)
     wide = 0 if exact else 1
     kernel = kernels.made(_KERNELS, "sums", wide, int(far), tile)
     pack = kernels.made(_KERNELS, "packed", wide, tile)
-    if kernel is None or pack is None or 0 in (rows, columns, terms, count):
+    if kernel is None or pack is None:
         return None
     across = -columns % tile
     source = b.elements.contiguous()

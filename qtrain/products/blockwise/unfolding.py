@@ -67,6 +67,10 @@ class Unfolded:
         else:
             window = Window(operation.stride, operation.padding, operation.dilation)
             result = tuple(window.gathered(size, kernel))
+        if any(n < 1 for n in result):
+            raise ValueError(
+                f"a kernel of {kernel} does not fit into an input of {size}, padding included"
+            )
         small, large = (size, result) if operation.transposed else (result, size)
         return Unfolded(operation, kind, input[0], small, large, kernel)
 
