@@ -86,7 +86,7 @@ class Quantizer(Settings):
             tensor_checks.key(key)
         if state is not None:
             rule = self.range
-            tensor_checks.state(state, rule.memory if isinstance(rule, Remembering) else ())
+            tensor_checks.state(state, rule.memory if isinstance(rule, Remembering) else (), x)
         checks.boolean("training", training)
         if factor is not None:
             tensor_checks.factor(factor, x.shape)

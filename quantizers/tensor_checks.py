@@ -74,8 +74,9 @@ def key(got: Any) -> Tensor:
     return got
 
 
-def state(got: Any, names: Iterable[str]) -> dict[str, Tensor]:
-    """`got` where it is a dict with tensors of these names; else TypeError or ValueError."""
+def state(got: Any, names: Iterable[str], x: Tensor | None = None) -> dict[str, Tensor]:
+    """`got` where it is a dict with tensors of these names, where x is; else TypeError or
+    ValueError."""
     need = "what quantizer.init_state(shape) returns"
     if not isinstance(got, dict):
         raise TypeError(f"state: got {shown(got)}, need {need}, a dict of tensors by name")
@@ -85,6 +86,10 @@ def state(got: Any, names: Iterable[str]) -> dict[str, Tensor]:
     for name in names:
         if name not in got:
             raise ValueError(f"state: got {shown(list(got))}, need {need}, with {', '.join(names)}")
+        if x is not None and got[name].device != x.device:
+            raise ValueError(
+                f"state: {name} is on {got[name].device}, and x on {x.device}; move one of them"
+            )
     return got
 
 

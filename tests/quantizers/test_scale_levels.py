@@ -142,7 +142,7 @@ def test_two_levels_are_those_of_numpy(name: str, kind: str) -> None:
         scale = SCALES[name]
         if per_row:
             assert scale.over is not None
-            over = Scale(fp32, top=scale.over.top, granularity=per_token)
+            over = Scale(fp32, top=scale.over.top, granularity=blocks(None))
             scale = Scale(
                 e4m3, over=over, headroom=scale.headroom, candidates=scale.candidates,
                 by=scale.by, reciprocal=scale.reciprocal,
@@ -180,7 +180,7 @@ def test_the_order_of_roundings_is_the_one_that_is_stated(name: str) -> None:
     near = np.minimum(near * (1 + draw.integers(-4, 5, 3000) * 2.0**-24), whole).astype(F)
     x = torch.zeros(3000, 32)
     x[:, 0], x[:, 16] = torch.from_numpy(whole), torch.from_numpy(near)
-    over = replace(scale.over, granularity=per_token)
+    over = replace(scale.over, granularity=blocks(None))
     made = Quantizer(format=e2m1, granularity=B16, scale=replace(scale, over=over))(x)
     assert made.scale is not None
     for row in range(3000):
@@ -351,7 +351,7 @@ def test_the_gradient_stops_at_both_levels_ends() -> None:
 @pytest.mark.parametrize(
     "scale",
     [NVFP4, SIX, Scale(e8m0, rule="even"), Scale(e8m0, rule="ocp_floor", prescale=0.75),
-     Scale(e4m3, rounding=stochastic(), over=Scale(top=448, granularity=per_token))],
+     Scale(e4m3, rounding=stochastic(), over=Scale(top=448, granularity=blocks(None)))],
     ids=str,
 )  # fmt: skip
 def test_a_compiled_graph_has_the_same_bits(scale: Scale) -> None:

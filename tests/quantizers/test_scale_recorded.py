@@ -19,7 +19,6 @@ from quantizers import (
     formats,
     fp32,
     per_tensor,
-    per_token,
     rms,
 )
 
@@ -60,7 +59,7 @@ def nvfp4(case: Recorded) -> Quantizer:
     rows, columns = case.settings["block"]
     over = Scale(fp32, top=448)
     if case.settings.get("row_scaled_nvfp4"):
-        over = Scale(fp32, top=448, granularity=per_token)
+        over = Scale(fp32, top=448, granularity=blocks(None))
     scale = Scale(e4m3, over=over, reciprocal=True)
     if case.settings.get("nvfp4_use_4over6"):
         by = case.settings["nvfp4_4over6_err_mode"].lower()
