@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from . import layout
 from .team import openmp
 
-f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
+f32, f64, i32, i64, u32 = np.float32, np.float64, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _KERNEL = types.void(types.voidptr)
 
@@ -80,6 +80,7 @@ def pointer(dtype: Any) -> Any:
 
 
 f32_at, i64_at, i32_at = pointer(types.float32), pointer(types.int64), pointer(types.int32)
+f64_at = pointer(types.float64)
 i8_at, u8_at = pointer(types.int8), pointer(types.uint8)
 i16_at, u16_at = pointer(types.int16), pointer(types.uint16)
 
@@ -92,6 +93,16 @@ def float_bits(x: Any) -> Any:
 @function
 def as_float(bits: Any) -> Any:
     return u32(bits).view(np.float32)
+
+
+@function
+def fl24(a: Any, b: Any) -> Any:
+    """The product of two fp32 numbers to 24 significant bits, ties to even, whatever its exponent:
+    float64."""
+    exact = f64(f64(a) * f64(b))
+    bits = exact.view(np.int64)
+    rounded = i64(i64(bits + i64(0xFFFFFFF) + ((bits >> i64(29)) & i64(1))) & i64(~0x1FFFFFFF))
+    return rounded.view(np.float64) if abs(exact) < f64(np.inf) else exact
 
 
 # LLVM ends the process where the target has no instruction for these: not with every CPU name.

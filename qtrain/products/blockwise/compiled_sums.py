@@ -15,34 +15,22 @@ from numba import types
 from quantizers.kernels.compiled import (
     f32,
     f32_at,
+    f64,
+    f64_at,
+    fl24,
     function,
     i64,
     i64_at,
     kernel,
-    pointer,
     thread,
     threads,
 )
 
-f64 = np.float64
-f64_at = pointer(types.float64)
 #: rows that are summed together, and how many of these meet a block while it lies in a cache
 ROWS, GROUPS = 4, 8
 
 #: products in a sum are exact, or are rounded with it: one instruction for both
 _added = numba.njit(error_model="numpy", boundscheck=False, fastmath={"contract"})
-
-
-@function
-def _once(scale: Any) -> Any:
-    """The product of two fp32 numbers, exact in fp64, to 24 significant bits, ties to even."""
-    size = abs(scale)
-    up, down = f64(1.0), f64(1.0)
-    if size < f64(2.0**-100):
-        up, down = f64(2.0**200), f64(2.0**-200)
-    if size > f64(2.0**100):
-        up, down = f64(2.0**-200), f64(2.0**200)
-    return f64(f32(scale * up)) * down
 
 
 def sums(wide: int, far: int, COLUMNS: int) -> Any:
@@ -99,8 +87,7 @@ def sums(wide: int, far: int, COLUMNS: int) -> Any:
         """result += fl32(total) * fl24(scale * others), a row of a tile; wild: as far."""
         for j in range(COLUMNS):
             if wild:
-                factor = _once(f64(scale) * f64(others[j]))
-                result[j] += f32(f64(f32(total[start + j])) * factor)
+                result[j] += f32(f64(f32(total[start + j])) * fl24(scale, others[j]))
             else:
                 result[j] += f32(total[start + j]) * f32(scale * others[j])
 

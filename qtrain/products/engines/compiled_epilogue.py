@@ -10,16 +10,16 @@ import numpy as np
 from quantizers.kernels.compiled import (
     f32,
     f32_at,
+    f64,
+    fl24,
     function,
     i32,
     i32_at,
-    i64,
     kernel,
     thread,
     threads,
 )
 
-f64 = np.float64
 #: places of the words: sizes (rows of channels of `inner` adjacent sums each), the rows that share
 #: a shift, steps from channel to channel in two scales, then addresses, 0 for scales of 1: of sums,
 #: shift (int32), the scales, bias (fp32); behind them four bytes a channel
@@ -31,10 +31,7 @@ def _scale(words: Any, c: Any) -> Any:
     """fl24(a * b) of a channel, as scales.times."""
     a = f32_at(words[A])[words[STEP_A] * c] if words[A] != 0 else f32(1.0)
     b = f32_at(words[B])[words[STEP_B] * c] if words[B] != 0 else f32(1.0)
-    exact = f64(f64(a) * f64(b))
-    bits = exact.view(np.int64)
-    rounded = i64(i64(bits + i64(0xFFFFFFF) + ((bits >> i64(29)) & i64(1))) & i64(~0x1FFFFFFF))
-    return i64(rounded).view(np.float64) if abs(exact) < f64(np.inf) else exact
+    return fl24(a, b)
 
 
 @function
