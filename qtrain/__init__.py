@@ -44,13 +44,15 @@ from .layers.matmul import Matmul as Matmul
 from .norms import deviations as deviations
 from .norms.arithmetic import Arithmetic as Arithmetic
 from .norms.recipe import NormRecipe as NormRecipe
+from .recipe import Forward as Forward
+from .recipe import GradInput as GradInput
+from .recipe import GradWeight as GradWeight
+from .recipe import Hadamard as Hadamard
 from .recipe import Recipe as Recipe
+from .recipe import hadamard as hadamard
 from .recipe_file import load_recipe as load_recipe
 from .recipe_file import save_recipe as save_recipe
 from .schedule import Schedule as Schedule
-from .slots import Forward as Forward
-from .slots import GradInput as GradInput
-from .slots import GradWeight as GradWeight
 from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
@@ -61,8 +63,6 @@ from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
 from .training.train import train as train
-from .transforms import Hadamard as Hadamard
-from .transforms import hadamard as hadamard
 from .version import VERSION
 from .weights.bounded import bound_weights as bound_weights
 from .weights.bounded import bound_weights_ as bound_weights_

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from quantizers import QuantizerLike, root_key
 from quantizers.checks import shown
 from quantizers.protocol import init_state, needs_key
-from quantizers.ranges import State
-from quantizers.running_range import with_share
+from quantizers.ranges.rules import State
+from quantizers.ranges.running import with_share
 
 from .autograd.recomputation import needs_gradient, recall
 

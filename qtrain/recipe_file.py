@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 #: where our own kinds of recipes and their parts are defined
 _ROOMS = (
-    "quantizers", "qtrain.recipe", "qtrain.slots", "qtrain.transforms", "qtrain.norms.recipe",
+    "quantizers", "qtrain.recipe", "qtrain.norms.recipe",
     "qtrain.norms.arithmetic", "qtrain.norms.deviations", "qtrain.norms.largest",
 )  # fmt: skip
 #: what a mapping is, where a field may be of several kinds

@@ -3,7 +3,6 @@
 import types
 
 from . import kernels as kernels
-from .clipping import ClippingScaleWarning as ClippingScaleWarning
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
 from .formats import IntFormat as IntFormat
@@ -28,7 +27,6 @@ from .granularity import per_channel as per_channel
 from .granularity import per_sample as per_sample
 from .granularity import per_tensor as per_tensor
 from .granularity import per_token as per_token
-from .history import history as history
 from .noise import fold as fold
 from .noise import random_bits as random_bits
 from .noise import root_key as root_key
@@ -37,12 +35,14 @@ from .off import Off as Off
 from .protocol import QuantizerLike as QuantizerLike
 from .qtensor import QTensor as QTensor
 from .quantizer import Quantizer as Quantizer
-from .ranges import RangeRule as RangeRule
-from .ranges import absmax as absmax
-from .ranges import chunked_minmax as chunked_minmax
-from .ranges import minmax as minmax
-from .ranges import percentile as percentile
-from .ranges import rms as rms
+from .ranges.history import history as history
+from .ranges.rules import RangeRule as RangeRule
+from .ranges.rules import absmax as absmax
+from .ranges.rules import chunked_minmax as chunked_minmax
+from .ranges.rules import minmax as minmax
+from .ranges.rules import percentile as percentile
+from .ranges.rules import rms as rms
+from .ranges.running import ema as ema
 from .real_offset import RealOffset as RealOffset
 from .rounding import Rounding as Rounding
 from .rounding import ceil as ceil
@@ -53,8 +53,8 @@ from .rounding import round_to as round_to
 from .rounding import round_to_float as round_to_float
 from .rounding import stochastic as stochastic
 from .rounding import toward_zero as toward_zero
-from .running_range import ema as ema
-from .scale import Scale as Scale
+from .scales.clipping import ClippingScaleWarning as ClippingScaleWarning
+from .scales.scale import Scale as Scale
 
 #: every name above, and no module they live in but `kernels`
 __all__ = sorted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .by_device import ByDevice
+from .devices.by_device import ByDevice
 from .formats import FloatFormat, Format
 from .granularity import expand
 from .kernels import quantize as kernels

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
+from .devices.memory import serves
 from .kernels.gpu import keys
-from .memory import serves
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

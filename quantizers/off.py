@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import checks
 from .qtensor import QTensor
-from .ranges import State
+from .ranges.rules import State
 
 
 class Off:

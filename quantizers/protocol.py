@@ -13,7 +13,7 @@ from .granularity import compact_shape
 from .off import Off
 from .qtensor import QTensor
 from .quantizer import Quantizer
-from .ranges import State
+from .ranges.rules import State
 from .steps import quantize
 
 

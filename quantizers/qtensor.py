@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .by_device import ByDevice
+from .devices.by_device import ByDevice
+from .devices.memory import serves
+from .devices.numbers import constant
 from .formats import FloatFormat, Format
 from .granularity import expand
 from .kernels import unshift
 from .kernels.gpu import values as gpu
-from .memory import serves
-from .numbers import constant
 
 #: times the largest element of any format with a scale (below 2^49) fp32 holds it
 _FAR_FROM_INFINITY = 2.0**64

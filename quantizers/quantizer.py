@@ -11,12 +11,12 @@ from . import checks, tensor_checks
 from .formats import Format, IntFormat
 from .granularity import Granularity, expand
 from .qtensor import QTensor
-from .ranges import RangeRule, State
+from .ranges.rules import RangeRule, State
+from .ranges.running import Remembering
 from .rounding import Rounding, nearest_even
-from .running_range import Remembering
-from .scale import Scale
+from .scales.scale import Scale
+from .scales.spellings import accepting_scale_format
 from .settings import Settings
-from .spellings import accepting_scale_format
 from .steps import as_real, measured, quantize
 
 

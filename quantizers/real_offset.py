@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
+from .devices.numbers import divided
 from .elements import as_real
 from .formats import IntFormat, fp32
 from .granularity import expand
 from .noise import random_bits
-from .numbers import divided
 from .qtensor import QTensor
 from .quantizer import Quantizer
-from .ranges import State
-from .scale import Scale
+from .ranges.rules import State
+from .scales.scale import Scale
 from .steps import range_of
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
+from .devices.numbers import constant
 from .formats import NATIVE, FloatFormat, Overflow
 from .noise import uniform_integers
-from .numbers import constant
 
 Mode = Literal["nearest_even", "half_away", "toward_zero", "floor", "ceil", "stochastic"]
 #: the modes that torch has

@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 
 from . import checks, tensor_checks
-from .by_device import spec
-from .clipping import warn_of_clipping
+from .devices.by_device import spec
 from .formats import NATIVE, FloatFormat, Format, IntFormat
 from .granularity import Granularity, compact_shape, per_tensor
 from .names import take_names
-from .ranges import AbsMax, MinMax, RangeRule, State, absmax, check_rule
+from .ranges.rules import AbsMax, MinMax, RangeRule, State, absmax, check_rule
+from .ranges.running import Ema, Remembering
 from .rounding import Rounding, nearest_even
-from .running_range import Ema, Remembering
-from .scale import Scale
-from .spellings import with_scale
+from .scales.clipping import warn_of_clipping
+from .scales.scale import Scale
+from .scales.spellings import with_scale
 
 #: what a range may scale to: 2^31 products of two such elements add up within fp32
 _LARGEST = 2.0**48

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from . import tensor_checks
-from .by_device import ByDevice, laid_out_like, restored
+from .devices.by_device import ByDevice, laid_out_like, restored
 from .elements import as_real as as_real
 from .elements import elements_of as elements_of
 from .formats import IntFormat
 from .granularity import compact_shape
 from .kernels import quantize as kernels
 from .kernels.gpu import quantizers as gpu
-from .levels import elements_by, outer_shape, step_of
 from .qtensor import QTensor
-from .ranges import Range, RangeRule, State
-from .scaling import scale_of
+from .ranges.rules import Range, RangeRule, State
+from .scales.levels import elements_by, outer_shape, step_of
+from .scales.rules import scale_of
 from .settings import Settings
 
 

@@ -60,7 +60,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         7,
-        "quantizers/scaling.py",
+        "quantizers/scales/rules.py",
         "    if fmt in (fp32,):\n",
         "    found = torch.where(found == 0, 1.0, found)\n    if fmt in (fp32,):\n",
     ),
@@ -72,7 +72,7 @@ BREAKS: list[tuple[int, str, str, str]] = [
     ),
     (
         8,
-        "quantizers/by_device.py",
+        "quantizers/devices/by_device.py",
         "        form = forms.get(x.device.type)\n",
         "        float(x.sum())\n        form = forms.get(x.device.type)\n",
     ),

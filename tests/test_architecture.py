@@ -140,8 +140,6 @@ ROOMS = (
     "data",
     "norms",
     "weights",
-    "transforms",
-    "slots",
     "recipe",
     "recipes",
     "schedule",

@@ -1,4 +1,4 @@
-"""A tensor is divided by a Python number in one place, `quantizers.numbers.divided`.
+"""A tensor is divided by a Python number in one place, `quantizers.devices.numbers.divided`.
 
 torch on CUDA multiplies by the reciprocal instead, which is off in the last bit: a scale, and with
 it every code, would depend on the device.  What divides in the files whose bits reach a result is
@@ -13,25 +13,27 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 #: files whose bits reach a result: all of quantizers, and of qtrain what runs in a training step
 CHECKED = (
-    "quantizers/*.py", "quantizers/kernels/*.py", "qtrain/layer_state.py", "qtrain/autograd/*.py",
-    "qtrain/norms/*.py", "qtrain/norms/kernels/*.py", "qtrain/products/*.py",
-    "qtrain/products/engines/*.py", "qtrain/layers/*.py", "qtrain/weights/bounded.py",
-    "qtrain/weights/decay.py", "qtrain/inspection/inspect.py", "qtrain/data/transforms.py",
+    "quantizers/*.py", "quantizers/[!k]*/*.py", "quantizers/kernels/*.py", "qtrain/layer_state.py",
+    "qtrain/recipe/transforms.py", "qtrain/autograd/*.py", "qtrain/products/blockwise/*.py",
+    "qtrain/products/engines/half/*.py", "qtrain/norms/*.py", "qtrain/norms/kernels/*.py",
+    "qtrain/products/*.py", "qtrain/products/engines/*.py",
+    "qtrain/layers/*.py", "qtrain/weights/bounded.py", "qtrain/weights/decay.py",
+    "qtrain/inspection/inspect.py", "qtrain/data/transforms.py",
 )  # fmt: skip
 #: constants, in Python's floats and numpy
 UNCHECKED = {"qtrain/norms/constants.py"}
 
 TENSOR_BY_TENSOR = {
-    "quantizers/float_format.py: magnitude / step",
-    "quantizers/numbers.py: x / constant(number, x)",
+    "quantizers/formats/float_format.py: magnitude / step",
+    "quantizers/devices/numbers.py: x / constant(number, x)",
     "quantizers/elements.py: x / expand(divisor, x.shape, block)",
-    "quantizers/levels.py: bound / outer.scale",
-    "quantizers/scaling.py: constant(number, x) / x",
-    "quantizers/scaling.py: low / divisor",
+    "quantizers/scales/levels.py: bound / outer.scale",
+    "quantizers/scales/rules.py: constant(number, x) / x",
+    "quantizers/scales/rules.py: low / divisor",
     "quantizers/real_offset.py: (x - low) / divisor",
-    "quantizers/running_range.py: state['high'].view(high.shape) / share",
-    "quantizers/running_range.py: state['low'].view(low.shape) / share",
-    "quantizers/running_range.py: torch.stack([state['low'], state['high']]) "
+    "quantizers/ranges/running.py: state['high'].view(high.shape) / share",
+    "quantizers/ranges/running.py: state['low'].view(low.shape) / share",
+    "quantizers/ranges/running.py: torch.stack([state['low'], state['high']]) "
     "/ torch.where(share == 0, 1.0, share)",
     "qtrain/weights/bounded.py: self.get_buffer('rho') / torch.where(off, 1.0, whole)",
     "qtrain/weights/bounded.py: self.size / torch.where(off, 1.0, norms)",
@@ -52,16 +54,18 @@ NUMBER_BY_TENSOR = {
     "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
-    "quantizers/clipping.py: down /= 2",
-    "quantizers/clipping.py: reach / scale.headroom",
-    "quantizers/clipping.py: reached(scale.over, scale.format) / scale.format.largest",
-    "quantizers/levels.py: max(tops) / scale.headroom",
-    "quantizers/levels.py: most / scale.headroom",
-    "quantizers/levels.py: most / top",
-    "quantizers/levels.py: top / over.headroom",
-    "quantizers/levels.py: top / scale.headroom",
-    "quantizers/scaling.py: (format.high - format.low) / 2",
-    "quantizers/scaling.py: top / scale.headroom",
+    "qtrain/recipe/transforms.py: 1 / math.sqrt(self.size)",
+    "qtrain/products/blockwise/sums.py: fmt.largest / fmt.smallest",
+    "quantizers/scales/clipping.py: down /= 2",
+    "quantizers/scales/clipping.py: reach / scale.headroom",
+    "quantizers/scales/clipping.py: reached(scale.over, scale.format) / scale.format.largest",
+    "quantizers/scales/levels.py: max(tops) / scale.headroom",
+    "quantizers/scales/levels.py: most / scale.headroom",
+    "quantizers/scales/levels.py: most / top",
+    "quantizers/scales/levels.py: top / over.headroom",
+    "quantizers/scales/levels.py: top / scale.headroom",
+    "quantizers/scales/rules.py: (format.high - format.low) / 2",
+    "quantizers/scales/rules.py: top / scale.headroom",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
     "qtrain/layers/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",
@@ -128,7 +132,7 @@ def test_nothing_divides_a_tensor_by_a_number() -> None:
         if name not in UNCHECKED
         for text in divisions(path.read_text())
     }
-    assert not found - ALLOWED, "divide by quantizers.numbers.divided, or say why it is safe"
+    assert not found - ALLOWED, "divide by devices.numbers.divided, or say why it is safe"
     assert not ALLOWED - found, "no longer there"
 
 

@@ -39,10 +39,10 @@ OPERATIONS: tuple[tuple[str, str], ...] = (
 #: calls (module, attribute) during which everything is one part, unless a nearer part says other
 CALLS: tuple[tuple[str, str, str], ...] = (
     *(
-        ("quantizers.ranges", f"{rule}.__call__", "range")
+        ("quantizers.ranges.rules", f"{rule}.__call__", "range")
         for rule in ("AbsMax", "MinMax", "ChunkedMinMax", "Percentile")
     ),
-    ("quantizers.running_range", "Ema.__call__", "range"),
+    ("quantizers.ranges.running", "Ema.__call__", "range"),
     ("quantizers", "Quantizer.__call__", "codes"),
     ("qtrain.norms.deferred", "Deferred.quantized", "codes"),
     ("qtrain.norms.batch", "QBatchNorm.forward", "norm"),

@@ -11,7 +11,7 @@ from ..files.whole import there
 from ..inspection.monitor import Monitor
 from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
 from ..inspection.rows import MonitorRow, read_monitor
-from ..slots import OPERANDS
+from ..recipe import OPERANDS
 from .figures import Rule
 from .rules import NOT_FINITE, RULES
 from .verdict import Finding, Verdict

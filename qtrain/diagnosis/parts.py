@@ -18,8 +18,7 @@ from ..inspection.row import OPERAND_ROLES, RESULTS, SLOT_OF
 from ..layers.attention import QMultiheadAttention
 from ..products.module import QProduct, products_of
 from ..products.operations import KINDS, Kind
-from ..recipe import Recipe
-from ..slots import OPERANDS
+from ..recipe import OPERANDS, Recipe
 
 #: A layer's name and one of the roles of `PRODUCT_ROLES`, as a report names both.
 Part = tuple[str, str]

@@ -20,8 +20,7 @@ from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from ..products.product import Product
-from ..recipe import Recipe
-from ..slots import OPERANDS
+from ..recipe import OPERANDS, Recipe
 from .energy import SZE2017, EnergyTable
 from .report import CostReport, CostRow
 

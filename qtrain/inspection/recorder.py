@@ -14,7 +14,7 @@ from quantizers import QTensor
 from ..autograd.recomputation import in_backward
 from ..products.call import Computed, Probe
 from ..products.operations import Kind
-from ..slots import OPERANDS
+from ..recipe import OPERANDS
 from .detail import Detail
 from .figures import Sums
 from .pair import TensorPair

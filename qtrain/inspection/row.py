@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..products.operations import KINDS, Kind
-from ..slots import OPERANDS, SLOTS
+from ..recipe import OPERANDS, SLOTS
 
 #: the role under which each operand slot is reported
 OPERAND_ROLES = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantizers import FloatFormat, fp32, round_to
-from quantizers.numbers import divided
+from quantizers.devices.numbers import divided
 
 from ..checks import choice, instance
 

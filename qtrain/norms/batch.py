@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import Off, bf16, fp16
-from quantizers.by_device import ByDevice
-from quantizers.ranges import State
+from quantizers.devices.by_device import ByDevice
+from quantizers.ranges.rules import State
 
 from ..autograd.selective import unseen
 from ..layer_state import Slot

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantizers.by_device import register
+from quantizers.devices.by_device import register
 
 Constant = Literal["exact", "paper", "code"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor, Quantizer
-from quantizers.ranges import State
+from quantizers.ranges.rules import State
 
 from .normalize import channels
 from .passes import Affine, Channels

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from quantizers.ranges import State
+from quantizers.ranges.rules import State
 
 from ..checks import choice, number
 from .constants import Constant

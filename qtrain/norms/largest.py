@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quantizers.ranges import State
+from quantizers.ranges.rules import State
 
 from ..checks import integer, number
 from .constants import factor

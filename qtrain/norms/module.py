@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from quantizers import FloatFormat, Off, QuantizerLike, fold, round_to
 from quantizers.protocol import quantized, straight_through
-from quantizers.ranges import State
+from quantizers.ranges.rules import State
 
 from ..autograd.function_output import function_output
 from ..layer_state import LayerState, Slot, rank

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from quantizers import FloatFormat
-from quantizers.by_device import ByDevice
-from quantizers.numbers import divided
+from quantizers.devices.by_device import ByDevice
+from quantizers.devices.numbers import divided
 
 from .arithmetic import Arithmetic
 from .deviations import Deviation

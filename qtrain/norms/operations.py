@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers.by_device import ByDevice, laid_out_like, restored
+from quantizers.devices.by_device import ByDevice, laid_out_like, restored
 
 from ..autograd.function_output import function_output
 from . import normalize as computation

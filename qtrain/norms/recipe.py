@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from quantizers import OFF, FloatFormat, Off, QuantizerLike
-from quantizers.by_device import spec
+from quantizers.devices.by_device import spec
 
 from .. import checks
 from . import deviations

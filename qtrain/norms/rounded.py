@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from quantizers.numbers import divided
+from quantizers.devices.numbers import divided
 
 from ..autograd.function_output import function_output
 from .arithmetic import Arithmetic, kept, length, rows

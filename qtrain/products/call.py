@@ -11,13 +11,12 @@ from torch import Tensor
 
 from quantizers import Off, QTensor, Quantizer, fold
 from quantizers.protocol import quantized
-from quantizers.ranges import State
+from quantizers.ranges.rules import State
 from quantizers.steps import quantize
 
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
-from ..recipe import Recipe
-from ..slots import OPERANDS, SLOTS
+from ..recipe import OPERANDS, SLOTS, Recipe
 from .blocks import multiply
 from .blockwise.matrices import Matrices, matrices_of, restored
 from .blockwise.product import in_blocks

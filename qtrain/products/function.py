@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor, round_to
-from quantizers.numbers import in_dtype
+from quantizers.devices.numbers import in_dtype
 
 from ..autograd.contexts import without_autocast, without_grad
 from ..autograd.differentiated import once
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
-from ..slots import OPERANDS
+from ..recipe import OPERANDS
 from .blockwise.matrices import turned
 from .call import Call, Computed, located
 from .operands import folded

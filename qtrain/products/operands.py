@@ -14,8 +14,7 @@ from torch import Tensor
 from quantizers import QTensor, Quantizer
 from quantizers.granularity import compact_shape
 
-from ..recipe import Recipe
-from ..slots import OPERANDS
+from ..recipe import OPERANDS, Recipe
 from .operations import KINDS, Operand, Operation
 from .plan import Sketch, planned, sketches
 from .product import Product

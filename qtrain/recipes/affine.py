@@ -25,8 +25,7 @@ from quantizers import bf16 as bf16_format
 from .. import checks
 from ..norms import deviations
 from ..norms.recipe import NormRecipe
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
+from ..recipe import Forward, GradInput, GradWeight, Recipe
 from .baselines import unscaled
 
 

@@ -6,8 +6,7 @@ from quantizers import FloatFormat, Quantizer
 from quantizers import bf16 as bf16_format
 from quantizers import fp16 as fp16_format
 
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
+from ..recipe import Forward, GradInput, GradWeight, Recipe
 
 
 def unscaled(fmt: FloatFormat) -> Quantizer:

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 from quantizers import Quantizer, Scale, blocks, e2m1, e4m3, fp32
 
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
-from ..transforms import Hadamard
+from ..recipe import Forward, GradInput, GradWeight, Hadamard, Recipe
 from .clipping import stochastically
 
 #: TransformerEngine's arithmetic: block scales up to 448, elements by reciprocals

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from quantizers import Quantizer, Scale, absmax, blocks, e4m3, e5m2, history
 
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
+from ..recipe import Forward, GradInput, GradWeight, Recipe
 
 #: S = min(fl(largest / amax), M), elements round(fl(x * S))
 _BY_RECIPROCAL = Scale(reciprocal=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from quantizers import IntFormat, Quantizer, Scale, blocks, e8m0
 
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
+from ..recipe import Forward, GradInput, GradWeight, Recipe
 from .clipping import stochastically
 
 

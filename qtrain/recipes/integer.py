@@ -7,8 +7,7 @@ from dataclasses import replace
 from quantizers import IntFormat, Quantizer, blocks, int8, minmax, per_sample, stochastic
 from quantizers import bf16 as bf16_format
 
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
+from ..recipe import Forward, GradInput, GradWeight, Recipe
 from .baselines import unscaled
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from quantizers import IntFormat, Quantizer, e3m0, stochastic
 
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
+from ..recipe import Forward, GradInput, GradWeight, Recipe
 
 
 def luq() -> Recipe:

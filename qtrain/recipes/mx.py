@@ -19,9 +19,7 @@ from quantizers import (
 )
 
 from .. import checks
-from ..recipe import Recipe
-from ..slots import Forward, GradInput, GradWeight
-from ..transforms import hadamard
+from ..recipe import Forward, GradInput, GradWeight, Recipe, hadamard
 from .clipping import stochastically
 
 #: the blocks of the OCP MX specification 1.0

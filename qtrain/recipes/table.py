@@ -9,8 +9,7 @@ from textwrap import wrap
 from quantizers import Off, Quantizer, QuantizerLike
 from quantizers.protocol import needs_key
 
-from ..recipe import Recipe
-from ..slots import OPERANDS, short
+from ..recipe import OPERANDS, Recipe, short
 
 HEADERS = ("recipe", "operands", "scales", "when to take it", "what it leaves out")
 #: of the columns in a terminal: 100 with two between

@@ -10,11 +10,10 @@ from pathlib import Path
 from ..diagnosis.diagnose import diagnose
 from ..diagnosis.verdict import verdict_section
 from ..inspection.page import Card, layers_section, measured_on, network_section, summary_section
-from ..recipe import Recipe
+from ..recipe import SLOTS, Recipe
 from ..reports.numbers import count
 from ..reports.page.shell import Section, page, part, save
 from ..reports.table import Table
-from ..slots import SLOTS
 from .config import OWN_NORM, TrainConfig, default_of
 from .curves import errors_section, training_section
 from .record import RunRecord

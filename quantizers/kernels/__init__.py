@@ -5,8 +5,8 @@ tensor, or numba is missing or fails (one warning), the functions return None an
 computes the same elements.
 """
 
-from quantizers.memory import eager as eager
-from quantizers.memory import serves as serves
+from quantizers.devices.memory import eager as eager
+from quantizers.devices.memory import serves as serves
 
 from .serving import is_dense as is_dense
 from .serving import made as made

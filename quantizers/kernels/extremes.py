@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quantizers.memory import serves
+from quantizers.devices.memory import serves
 
 from . import team
 from .serving import SOURCES, made

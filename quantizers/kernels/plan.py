@@ -11,9 +11,9 @@ import torch
 
 from quantizers.formats import Format, IntFormat
 from quantizers.granularity import Granularity, compact_shape
-from quantizers.ranges import RangeRule
+from quantizers.ranges.rules import RangeRule
+from quantizers.ranges.running import Ema
 from quantizers.rounding import Rounding
-from quantizers.running_range import Ema
 
 from .layout import Walk, contiguous, is_granule_major, walk
 from .serving import MODES, SOURCES, TARGETS

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.by_device import restored
+from quantizers.devices.by_device import restored
+from quantizers.devices.memory import serves
 from quantizers.formats import Format
-from quantizers.memory import serves
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax, MinMax
+from quantizers.ranges.rules import AbsMax, MinMax
 from quantizers.rounding import Rounding, nearest_even
 
 from . import team

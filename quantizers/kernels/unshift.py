@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.memory import serves
+from quantizers.devices.memory import serves
 
 from . import team
 from .serving import TARGETS, made

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from quantizers.qtensor import QTensor
-from quantizers.ranges import State
-from quantizers.running_range import Ema
+from quantizers.ranges.rules import State
+from quantizers.ranges.running import Ema
 from quantizers.settings import Settings
 
 #: of a running range: low, high, share, steps

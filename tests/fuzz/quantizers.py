@@ -36,7 +36,7 @@ from quantizers import (
     stochastic,
     toward_zero,
 )
-from quantizers.running_range import Ema
+from quantizers.ranges.running import Ema
 from tests.quantizers import reference
 
 _NAMED = [f for f in formats.NAMED.values() if isinstance(f, IntFormat) or f.bits <= 8]

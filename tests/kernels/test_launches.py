@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton_device import DEVICE, served
 
-import quantizers.by_device
 from qtrain import quantize
 from qtrain.products.engines import choice
 from quantizers import root_key
+from quantizers.devices.by_device import ByDevice
 from quantizers.kernels.gpu import keys, launcher
 from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.gpu.launcher import Launch
@@ -57,7 +57,7 @@ class Launches(TorchDispatchMode):
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     """With the CUDA forms and engines, admitted, also where the interpreter plays the device."""
     if INTERPRETED:
-        for form in [o for o in gc.get_objects() if type(o) is quantizers.by_device.ByDevice]:
+        for form in [o for o in gc.get_objects() if type(o) is ByDevice]:
             if "cuda" in form.forms:
                 monkeypatch.setitem(form.forms, "cpu", form.forms["cuda"])
         for file in ("qtrain.products.call", "qtrain.autograd.recomputation"):

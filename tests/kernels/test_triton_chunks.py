@@ -9,9 +9,9 @@ from triton_device import DEVICE, served
 
 from experiments.gpu.checks import same
 from quantizers import IntFormat, Quantizer, chunked_minmax, e4m3, ema, root_key, stochastic
+from quantizers.devices.memory import eager
 from quantizers.kernels.gpu import chunks
 from quantizers.kernels.gpu import quantizers as kernels
-from quantizers.memory import eager
 
 # the interpreter computes by numpy, which warns of infinities
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]

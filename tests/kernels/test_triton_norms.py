@@ -45,7 +45,7 @@ from quantizers import (
     minmax,
     uint8,
 )
-from quantizers.memory import eager
+from quantizers.devices.memory import eager
 
 # the interpreter computes by numpy, which warns of infinities
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]

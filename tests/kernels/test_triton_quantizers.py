@@ -32,9 +32,9 @@ from quantizers import (
     root_key,
     stochastic,
 )
+from quantizers.devices.memory import eager
 from quantizers.kernels.gpu import elements, extremes, keys, values
 from quantizers.kernels.gpu import quantizers as kernels
-from quantizers.memory import eager
 
 # the interpreter computes by numpy, which warns of infinities
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]

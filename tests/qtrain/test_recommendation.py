@@ -24,7 +24,7 @@ from qtrain import (
     sensitivity,
 )
 from qtrain.diagnosis.widening import TRIALS, greedy
-from qtrain.slots import GradInput
+from qtrain.recipe import GradInput
 from quantizers import IntFormat, Quantizer
 
 X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,7 @@ from qtrain import SensitivityReport, SensitivityRow, quantize, recipes, sensiti
 from qtrain.diagnosis.parts import BY, PRODUCTS, rounded_parts, switched_off
 from qtrain.diagnosis.sensitivity_report import RANKINGS
 from qtrain.models.characters import CharTransformer
-from qtrain.slots import GradInput, GradWeight
+from qtrain.recipe import GradInput, GradWeight
 from quantizers import IntFormat, Quantizer, e4m3, fp16
 
 X = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(1))

@@ -17,7 +17,7 @@ from qtrain.diagnosis.parts import (
     without,
 )
 from qtrain.inspection.inspect import inspect
-from qtrain.slots import GradInput
+from qtrain.recipe import GradInput
 from quantizers import Off, fp16
 
 

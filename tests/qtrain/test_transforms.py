@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, hadamard, quantize
 from qtrain.products import call
-from qtrain.transforms import Hadamard
+from qtrain.recipe import Hadamard
 from quantizers import (
     OFF,
     IntFormat,

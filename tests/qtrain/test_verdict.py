@@ -35,7 +35,7 @@ from qtrain.conversion.overrides import Asked, Chooser
 from qtrain.diagnosis.figures import OPERANDS, PRODUCTS, Rule, often
 from qtrain.diagnosis.rules import RULES
 from qtrain.inspection.row import ROLES
-from qtrain.slots import SLOTS
+from qtrain.recipe import SLOTS
 from quantizers import (
     Quantizer,
     Rounding,

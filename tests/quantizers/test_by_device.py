@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quantizers import Quantizer, int8, kernels
-from quantizers.by_device import ByDevice
+from quantizers.devices.by_device import ByDevice
 from quantizers.steps import quantize
 
 

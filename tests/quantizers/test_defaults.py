@@ -33,7 +33,7 @@ from quantizers import (
     random_bits,
     root_key,
 )
-from quantizers.running_range import Ema
+from quantizers.ranges.running import Ema
 
 #: scales and roundings are tried together at random
 pytestmark = pytest.mark.filterwarnings("ignore::quantizers.ClippingScaleWarning")

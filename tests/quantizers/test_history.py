@@ -37,7 +37,7 @@ from quantizers import (
     stochastic,
     uint8,
 )
-from quantizers.history import History
+from quantizers.ranges.history import History
 
 NAN, INF = float("nan"), float("inf")
 PASTS: dict[str, Any] = {

@@ -39,7 +39,6 @@ from quantizers import (
     per_tensor,
     per_token,
     random_bits,
-    ranges,
     root_key,
     stochastic,
     uint8,
@@ -48,6 +47,7 @@ from quantizers.kernels import compiled_elements, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
 from quantizers.kernels.quantize import elements
 from quantizers.kernels.unshift import unshifted
+from quantizers.ranges import rules
 from quantizers.steps import elements_of, quantize
 
 #: scales and roundings are tried together at random
@@ -300,16 +300,16 @@ def test_extremes_of_runs_are_found_in_one_pass() -> None:
     ):  # fmt: skip
         for dtype in DTYPES:
             x = wild(*shape).to(dtype)
-            found = ranges.extremes.forms["cpu"](x, block)
+            found = rules.extremes.forms["cpu"](x, block)
             assert found is not None
             with kernels.eager():
-                expected = ranges.extremes(x, block)
+                expected = rules.extremes(x, block)
             for one, other in zip(found, expected, strict=True):
                 assert torch.equal(one.isnan(), other.flatten().isnan())
                 assert torch.equal(one.nan_to_num(1.0), other.flatten().nan_to_num(1.0))
     for shape, block in (((6, 12), (2, 4)), ((6, 10), (1, 4)), ((0, 4), (1, 4))):
-        assert ranges.extremes.forms["cpu"](torch.zeros(shape), block) is None
-    assert ranges.extremes.forms["cpu"](numbers(4, 6).t(), (1, 4)) is None
+        assert rules.extremes.forms["cpu"](torch.zeros(shape), block) is None
+    assert rules.extremes.forms["cpu"](numbers(4, 6).t(), (1, 4)) is None
 
 
 def test_stochastic_elements_without_a_key_are_refused() -> None:

@@ -44,7 +44,7 @@ from quantizers import (
     uint8,
 )
 from quantizers.protocol import needs_key, straight_through
-from quantizers.running_range import Ema
+from quantizers.ranges.running import Ema
 
 #: scales and roundings are tried together at random
 pytestmark = pytest.mark.filterwarnings("ignore::quantizers.ClippingScaleWarning")

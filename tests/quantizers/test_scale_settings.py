@@ -48,10 +48,10 @@ from quantizers import (
     toward_zero,
     uint8,
 )
-from quantizers.by_device import restored, spec
-from quantizers.clipping import reached
+from quantizers.devices.by_device import restored, spec
 from quantizers.kernels.quantize import whole
 from quantizers.protocol import needs_key, quantized
+from quantizers.scales.clipping import reached
 
 NVFP4 = Scale(e4m3, over=Scale(fp32, top=448))
 REFUSED: list[tuple[dict[str, Any], str]] = [

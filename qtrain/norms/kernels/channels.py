@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from quantizers import FloatFormat, IntFormat, bf16, fp16, kernels, round_to
+from quantizers.devices.numbers import divided
 from quantizers.kernels.plan import constants
 from quantizers.kernels.serving import SOURCES, TARGETS
-from quantizers.numbers import divided
 
 from ..passes import Affine, Channels, Codes, Extra, Slope, Sums, centered_rows, flat_index
 from ..samples import Cut, Extremes, Sample

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from quantizers import QTensor
 
-from ...slots import OPERANDS
+from ...recipe import OPERANDS
 from ..engines.epilogue import Epilogue
 from ..engines.task import Note
 from ..operands import PLACES

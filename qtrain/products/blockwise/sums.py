@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import IntFormat, QTensor, kernels
-from quantizers.by_device import ByDevice
+from quantizers.devices.by_device import ByDevice
 from quantizers.formats import Format
 from quantizers.granularity import expand
 from quantizers.kernels import team

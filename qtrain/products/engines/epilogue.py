@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantizers import kernels
-from quantizers.by_device import ByDevice
+from quantizers.devices.by_device import ByDevice
 from quantizers.kernels import team
 from quantizers.kernels.layout import contiguous
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers.numbers import in_dtype
+from quantizers.devices.numbers import in_dtype
 from quantizers.qtensor import unshifted
 
 from ...autograd.selective import shown

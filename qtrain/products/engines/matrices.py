@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.by_device import register
+from quantizers.devices.by_device import register
 
 from ..operations import BatchedMatmul, Linear
 from .engine import Engine

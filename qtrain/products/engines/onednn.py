@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers.by_device import register
+from quantizers.devices.by_device import register
 
 from ..convolution import LAST, Convolution
 from .engine import Engine

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.by_device import restored
+from quantizers.devices.by_device import restored
 from quantizers.formats import Format
 from quantizers.qtensor import QTensor
-from quantizers.ranges import ChunkedMinMax
+from quantizers.ranges.rules import ChunkedMinMax
 
 from ..plan import plan_whole, remembered
 from .device import OPTIONS, RANGE, power_of_two, there

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers import memory
+from quantizers.devices import memory
 
 from ..serving import imported
 

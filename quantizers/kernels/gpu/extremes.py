@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.by_device import restored
+from quantizers.devices.by_device import restored
 from quantizers.formats import Format
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax
+from quantizers.ranges.rules import AbsMax
 
 from ..plan import Plan, plan_whole, remembered
 from .device import ELEMENTS, OPTIONS, RANGE, power_of_two, there

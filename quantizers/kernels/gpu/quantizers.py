@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.by_device import restored
+from quantizers.devices.by_device import restored
 from quantizers.formats import Format
 from quantizers.qtensor import QTensor
-from quantizers.ranges import AbsMax, ChunkedMinMax, MinMax
+from quantizers.ranges.rules import AbsMax, ChunkedMinMax, MinMax
 from quantizers.rounding import Rounding, nearest_even
 
 from ..plan import remembered

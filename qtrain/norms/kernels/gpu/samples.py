@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantizers.numbers import divided
+from quantizers.devices.numbers import divided
 
 from ...passes import centered_rows, flat_index
 from ...samples import Cut, Extremes, Sample

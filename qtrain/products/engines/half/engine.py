@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor, kernels
-from quantizers.by_device import register
+from quantizers.devices.by_device import register
 from quantizers.kernels import team
 from quantizers.kernels.serving import SOURCES, imported
 from quantizers.qtensor import unshifted

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from quantizers.by_device import register
+from quantizers.devices.by_device import register
 from quantizers.kernels.gpu.device import multiprocessors, there
 
 from .plan import Planned, Tensors, planned

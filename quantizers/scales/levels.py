@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .elements import as_real, elements_of
-from .formats import fp32
-from .granularity import compact_shape, expand
-from .noise import fold
-from .numbers import constant, divided
-from .ranges import absmax
-from .rounding import Rounding, nearest_even
+from ..devices.numbers import constant, divided
+from ..elements import as_real, elements_of
+from ..formats import fp32
+from ..granularity import compact_shape, expand
+from ..noise import fold
+from ..ranges.rules import absmax
+from ..rounding import Rounding, nearest_even
+from ..settings import Settings
+from .rules import MOST, bound_of, in_format, level, reciprocal
 from .scale import Scale
-from .scaling import MOST, bound_of, in_format, level, reciprocal
-from .settings import Settings
 
 
 class Step(NamedTuple):

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .formats import Format, IntFormat, fp32
-from .noise import fold, random_bits
-from .numbers import constant, divided
-from .rounding import nearest_even, power_of_two, round_to_float
+from ..devices.numbers import constant, divided
+from ..formats import Format, IntFormat, fp32
+from ..noise import fold, random_bits
+from ..rounding import nearest_even, power_of_two, round_to_float
 from .scale import Scale
 
 MOST = torch.finfo(torch.float32).max

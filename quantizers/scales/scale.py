@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Literal, get_args
 
-from . import checks
-from .formats import NAMED, FloatFormat, Format, IntFormat, fp32
-from .granularity import Granularity, per_tensor
-from .rounding import Rounding, nearest_even
+from .. import checks
+from ..formats import NAMED, FloatFormat, Format, IntFormat, fp32
+from ..granularity import Granularity, per_tensor
+from ..rounding import Rounding, nearest_even
 
 Rule = Literal["amax", "ocp_floor", "ocp_ceil", "even", "rceil"]
 By = Literal["mse", "mae", "absmax"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from quantizers import random_bits, root_key
 
-from . import checks
+from .. import checks
 
 Signs = Literal["fixed", "step"] | tuple[int, ...] | None
 

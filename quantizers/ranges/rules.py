@@ -15,11 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import checks, tensor_checks
-from .by_device import ByDevice
-from .granularity import blocked, compact_shape, is_plain
-from .kernels import extremes as kernels
-from .numbers import divided
+from .. import checks, tensor_checks
+from ..devices.by_device import ByDevice
+from ..devices.numbers import divided
+from ..granularity import blocked, compact_shape, is_plain
+from ..kernels import extremes as kernels
 
 State = dict[str, Tensor]
 Range = tuple[Tensor, Tensor]

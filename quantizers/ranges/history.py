@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import checks
-from .ranges import MinMax, Range, RangeRule, State, minmax
-from .running_range import Remembering, before, kept, seen
+from .. import checks
+from .rules import MinMax, Range, RangeRule, State, minmax
+from .running import Remembering, before, kept, seen
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import checks, tensor_checks
-from .numbers import constant
-from .ranges import MinMax, Range, RangeRule, State, check_rule, minmax
+from .. import checks, tensor_checks
+from ..devices.numbers import constant
+from .rules import MinMax, Range, RangeRule, State, check_rule, minmax
 
 
 class Remembering:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from .formats import Format, fp32
-from .rounding import Rounding
+from ..formats import Format, fp32
+from ..rounding import Rounding
+from .rules import exponent_of, mantissa_of
 from .scale import Scale
-from .scaling import exponent_of, mantissa_of
 
 #: by how much more than its rounding a scale must clip to be said to
 _SLACK = 1 + 2.0**-20

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 from quantizers import OFF, Granularity, QuantizerLike, per_tensor
 from quantizers.protocol import needs_key, straight_through
 
-from . import checks
+from .. import checks
 from .transforms import Hadamard
 
 Source = Literal["input", "forward"]

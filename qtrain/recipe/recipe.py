@@ -10,8 +10,8 @@ import torch
 from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, bf16
 from quantizers.formats import NATIVE
 
-from . import checks
-from .norms.recipe import NormRecipe
+from .. import checks
+from ..norms.recipe import NormRecipe
 from .slots import (
     OPERANDS,
     SLOTS,

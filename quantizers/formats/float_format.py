@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import checks, tensor_checks
+from .. import checks, tensor_checks
 
 Specials = Literal["ieee", "fn", "finite"]
 Overflow = Literal["inf", "nan", "saturate"]

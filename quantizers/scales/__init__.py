@@ -1,0 +1,1 @@
+"""From a range to a scale: what `Scale` says, one level, two levels, whether it clips."""
