@@ -37,6 +37,7 @@ class Computed(NamedTuple):
     bias       the forward's, or None
     result     what came out, in the dtype it was computed in
     dtype      the dtype in which the result is handed on
+    handed     the forward's result as the recipe's activation quantized it, or None
     """
 
     operation: Operation
@@ -47,6 +48,7 @@ class Computed(NamedTuple):
     bias: Tensor | None
     result: Tensor
     dtype: torch.dtype
+    handed: QTensor | None = None
 
 
 class Probe:

@@ -2,6 +2,7 @@
 
 from .recipe import Recipe as Recipe
 from .slots import OPERANDS as OPERANDS
+from .slots import OUTPUT as OUTPUT
 from .slots import SLOTS as SLOTS
 from .slots import Forward as Forward
 from .slots import GradInput as GradInput

@@ -19,6 +19,8 @@ OPERANDS: dict[str, tuple[str, str]] = {
     "grad_input": ("grad_output", "weight"),
     "grad_weight": ("grad_output", "input"),
 }
+#: the quantizer of what a layer hands on, where its recipe has one
+OUTPUT = ("forward", "output")
 #: The six operand slots, (product, operand), in the order that numbers their noise.
 SLOTS: tuple[tuple[str, str], ...] = tuple(
     (product, operand) for product, operands in OPERANDS.items() for operand in operands
@@ -114,13 +116,14 @@ class GradWeight:
 class Slot(NamedTuple):
     """What is known of an operand's quantizer before any tensor is seen.
 
-    number             its place in SLOTS, which numbers its noise
+    number             its place in SLOTS, which numbers its noise; -1: of an output
     noisy              whether its calls need a noise key
     straight_through   whether its backward is the identity
     reused             whether a backward product takes the operand as the forward quantized it
-    cut                whether it is quantized as a matrix of its product: for blocks along the sum,
-                       `quantizers.blocks`, or a transform.  One of a backward product that is not
-                       reused is quantized in the backward pass
+    cut                whether it is quantized as a matrix of its product (of an output: its rows
+                       of features): for blocks along the sum, `quantizers.blocks`, or a transform.
+                       One of a backward product that is not reused is quantized in the backward
+                       pass
     transform          of the product, or None
     of_forward         whether it quantizes the forward's value of the operand, not the operand
     late               whether an operand of the forward is quantized for a backward product only:
@@ -176,6 +179,18 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
         straight_through(quantizer), reused, cut, transform, source == "forward",
         cut and not reused,
     )  # fmt: skip
+
+
+def of_output(quantizer: QuantizerLike) -> dict[tuple[str, str], Slot]:
+    """The slot of outputs, whose noise `handed_on` numbers."""
+    granularity = getattr(quantizer, "granularity", per_tensor)
+    rows = isinstance(granularity, Granularity) and granularity.of == "product"
+    return {
+        OUTPUT: Slot(
+            quantizer, -1, needs_key(quantizer), straight_through(quantizer), reused=False,
+            cut=rows, transform=None, of_forward=False, late=False,
+        )
+    }  # fmt: skip
 
 
 def check_nested(product: str, *slots: Slot) -> None:

@@ -183,7 +183,7 @@ class _Draws:
                 transform=self.transform(),
                 source=self.one("input", "forward"),
             ),
-            activation=self.one(None, e4m3, FloatFormat(5, 1)),
+            activation=self.one(None, e4m3, FloatFormat(5, 1), self.valid(self.quantizer)),
             norm=self.one(None, self.valid(self.norm)),
         )
 
@@ -258,7 +258,7 @@ REFUSED = [
     ("name: x\nforward:\n  input:\n    fromat: int8", r"forward.input: field: .* 'format'"),
     ("name: x\nforward:\n  input:\n    rounding: floor", "forward.input: format is missing"),
     ("name: x\nactivation: bf61", r"activation: got 'bf61', which is no name .*'bf16'"),
-    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat or None"),
+    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat, a quantizer"),
     ("name: x\nforward:\n  input:\n    format: 8", "forward.input: format: got 8, need an IntF"),
     ("name: x\nforward:\n  input:\n    format:\n      bits: 8", "forward.input.format: got a map"),
     ("name: x\nforward:\n  input:\n    format: int8\n    rounding:\n      mode: up", "rounding"),
