@@ -169,7 +169,8 @@ def _made(tree: Mapping[str, Any], kind: type[T], where: str) -> T:
 def _parsed(value: Any, hint: Any, where: str) -> Any:
     """A field's value of plain data."""
     if isinstance(value, list):
-        return tuple(_parsed(each, Any, where) for each in value)
+        part = get_args(hint)[0] if get_origin(hint) is tuple else Any
+        return tuple(_parsed(each, part, where) for each in value)
     expected = _expected(hint)
     if isinstance(value, str) and expected is not None:
         if value not in _names():

@@ -61,9 +61,9 @@ class Products(torch.autograd.Function):
         if (slot := slots["grad_weight", "input"]).late:
             backward_x = xq if slot.of_forward else QTensor(input)
         backward_w, backward_x = backward_w or wq, backward_x or xq
-        like, by = xq.elements, None
+        like, by, canonical = xq.elements, None, call.operation.canonical(weight)
         if "forward" in call.recipe.cut:
-            like, shape = input, call.operation.canonical(weight).shape
+            like, shape = input, canonical.shape
             by = call.matrices("forward", input.shape, shape, input.shape)
         if by is None and _off(xq, wq):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
@@ -71,10 +71,9 @@ class Products(torch.autograd.Function):
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
             output = call.multiply("forward", xq, wq, like, by, bias)
-        computed = output
+        computed = call.corrected("forward", output, input, canonical, input)
         output, handed = handed_on(call, computed, key)
         if call.probe is not None:
-            canonical = call.operation.canonical(weight)
             call.probe.result(
                 Computed(
                     call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype,
@@ -149,6 +148,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         operand = OPERANDS[kind][1]
         slot = call.recipe.slots[kind, operand]
         by = call.matrices(kind, grad_output.shape, shape, like.shape)
+        x: Tensor | None = None
         if slot.late:
             x = saved.elements
             if slot.of_forward:
@@ -167,6 +167,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
             result = call.multiply(kind, gq, bare, like, by)
+        if x is not None:
+            result = call.corrected(kind, result, grad_output, x, like)
         if call.probe is not None and seen is not None:
             other = seen.unchanged()
             if other is not None and kind == "grad_input":
@@ -219,11 +221,11 @@ def apply(
         backward_w, backward_x = wq, xq
         if differentiable:
             slot = recipe.slots["grad_input", "weight"]
-            if not (slot.reused or slot.cut):
+            if not (slot.reused or slot.late):
                 x = call.value("weight", wq, canonical.shape) if slot.of_forward else canonical
                 backward_w = call.quantize("grad_input", "weight", x, key)
             slot = recipe.slots["grad_weight", "input"]
-            if not (slot.reused or slot.cut):
+            if not (slot.reused or slot.late):
                 x = call.value("input", xq, input.shape) if slot.of_forward else input
                 backward_x = call.quantize("grad_weight", "input", x, key)
     # a tensor is passed once: what the backward reuses, and an input that stays itself, are None

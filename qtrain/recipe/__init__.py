@@ -1,5 +1,7 @@
 """Recipe: the quantizer of every operand of every product, as one value."""
 
+from .center import Center as Center
+from .center import center as center
 from .recipe import Recipe as Recipe
 from .slots import OPERANDS as OPERANDS
 from .slots import OUTPUT as OUTPUT

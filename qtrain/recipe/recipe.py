@@ -76,6 +76,8 @@ class Recipe:
     noisy: bool = field(init=False, repr=False, compare=False)
     #: the products that are computed as matrices: with blocks along the sum, or a transform
     cut: frozenset[str] = field(init=False, repr=False, compare=False)
+    #: of each product, the operands whose means are taken off
+    centered: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
     #: the dtype of each product's units, None for fp32
     units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
 
@@ -115,6 +117,11 @@ class Recipe:
             check_nested(product, *[slots[product, operand] for operand in operands])
         noisy = {s.transform for s in slots.values() if s.transform is not None}
         object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
+        centered = {
+            product: tuple(operand for operand in operands if slots[product, operand].centered)
+            for product, operands in OPERANDS.items()
+        }
+        object.__setattr__(self, "centered", centered)
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)
         object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
