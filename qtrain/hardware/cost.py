@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, fp32
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, TableFormat, fp32
 from quantizers.formats import NAMED
 
 from .. import checks
@@ -99,12 +99,15 @@ def _macs(product: Computed) -> int:
 
 
 def _format(q: QTensor) -> str:
-    """What hardware needs to know of an operand's format; its dtype where it is not quantized."""
+    """What hardware needs to know of an operand's format; its dtype where it is not quantized; fp32
+    for a table, whose values are looked up."""
     if isinstance(q.format, IntFormat):
         return f"int{q.format.bits}"
     if isinstance(q.format, FloatFormat):
         named = NAMED.get(q.format.name) == q.format
         return q.format.name if named else f"e{q.format.exponent}m{q.format.mantissa}"
+    if isinstance(q.format, TableFormat):
+        return "fp32"
     return _DTYPES.get(q.values_dtype, str(q.values_dtype))
 
 

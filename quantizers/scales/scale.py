@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .. import checks
-from ..formats import NAMED, FloatFormat, Format, IntFormat, fp32
+from ..formats import NAMED, FloatFormat, Format, IntFormat, TableFormat, fp32
 from ..granularity import Granularity, per_tensor
 from ..names import take_names
 from ..rounding import Rounding, nearest_even
@@ -194,6 +194,11 @@ class Scale:
                 f"scale.granularity: got {self.granularity}, which is for an outer scale, "
                 f"Scale(e4m3, over=Scale(fp32, granularity=...)); the elements' own scale has the "
                 f"quantizer's granularity"
+            )
+        if isinstance(elements, TableFormat) and self.rule != "amax":
+            raise ValueError(
+                f"scale.rule: got {self.rule!r} for {elements}, whose values have no exponents; "
+                f"give rule='amax', amax over the largest magnitude of the table"
             )
         affine = isinstance(elements, IntFormat) and not elements.symmetric
         if affine and self != Scale(self.format, rounding=self.rounding):

@@ -78,7 +78,8 @@ def cases() -> Iterator[Case]:
                 plain = Quantizer(format=fmt, range=None, rounding=mode)
                 yield Case(f"{fmt} {mode}", plain, {})
         for i, rule in enumerate(RULES if fmt.largest < 2**48 else []):
-            mode = MODES[(number + i) % len(MODES)]
+            modes = TABLE_MODES if isinstance(fmt, TableFormat) else MODES
+            mode = modes[(number + i) % len(modes)]
             grain = GRAINS[(number + 2 * i) % len(GRAINS)]
             if isinstance(rule, Ema) and grain == GRAINS[2]:
                 grain = per_axis(1)
