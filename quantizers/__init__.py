@@ -25,6 +25,7 @@ from .formats import udynamic8 as udynamic8
 from .formats import uint8 as uint8
 from .granularity import Granularity as Granularity
 from .granularity import blocks as blocks
+from .granularity import groups as groups
 from .granularity import per_axis as per_axis
 from .granularity import per_block as per_block
 from .granularity import per_channel as per_channel

@@ -99,6 +99,8 @@ class Quantizer(Settings):
             raise ValueError(f"grad: got {checks.shown(grad)}, need x's shape {tuple(x.shape)}")
         if self.straight_through == "identity":
             return grad
+        if self.granularity.of == "flat" and x.dim() != 1:
+            return self.backward(grad.reshape(-1), x.reshape(-1), state).view(grad.shape)
         x = as_real(x)
         if self.range is None:
             low: Tensor | float = self.format.low

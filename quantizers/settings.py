@@ -69,10 +69,11 @@ class Settings:
                     f"pass range=None (elements are x rounded to {self.format}), or a format that "
                     f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
                 )
-        if isinstance(self.range, Remembering) and self.granularity.of == "product":
+        if isinstance(self.range, Remembering) and self.granularity.of != "tensor":
             raise ValueError(
                 f"range: got {self.range!r}, which has a memory, with {self.granularity}, which "
-                f"are others in every product; use a range without one, or a granularity by axes"
+                f"are others in every product or shape; use a range without one, or a granularity "
+                f"by axes"
             )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(
@@ -108,7 +109,8 @@ class Settings:
         if outer != per_tensor and outer.of != self.granularity.of:
             raise ValueError(
                 f"scale.over: got {outer}, but elements share scales in {self.granularity}; give "
-                f"both by axes of the tensor, or both of the product, as blocks(128) is"
+                f"both by axes of the tensor, both of the product, as blocks(128) is, or both "
+                f"flat, as groups(128) is"
             )
         if self.straight_through != "identity" and scale.random_bits:
             raise ValueError(
@@ -154,7 +156,7 @@ class Settings:
         if make is None:
             return {}
         try:
-            if self.granularity.of == "product":
+            if self.granularity.of != "tensor":
                 raise ValueError(f"range: {self.range!r} has a memory, and {self.granularity} none")
             block = self.granularity.block_shape(shape)
         except ValueError:  # blocks whose number changes from batch to batch

@@ -164,6 +164,11 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
     transform = asked.then if isinstance(asked, Center) else asked
     granularity = getattr(quantizer, "granularity", per_tensor)
     along = isinstance(granularity, Granularity) and granularity.of == "product"
+    if isinstance(granularity, Granularity) and granularity.of == "flat":
+        raise ValueError(
+            f"{product}.{operand}: got {granularity} in C order, which lie across the sums of a "
+            f"product; use blocks(...) along these, blocks(None) for a scale a row, or per_tensor"
+        )
     cut, place = along or transform is not None, f"{product}.{operand}"
     if (cut or asked is not None) and not straight_through(quantizer):
         raise ValueError(

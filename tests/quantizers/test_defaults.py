@@ -18,6 +18,7 @@ from quantizers import (
     IntFormat,
     Quantizer,
     Scale,
+    TableFormat,
     absmax,
     blocks,
     ceil,
@@ -55,6 +56,7 @@ SCALES = [
     {"scale": Scale(formats.e4m3, rounding=floor)}, {"scale": Scale(formats.e8m0)},
 ]  # fmt: skip
 KEY = root_key(3)
+TABLE_MODES = [mode for mode in MODES if mode.mode in ("nearest_even", "stochastic")]
 
 
 def numbers() -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from quantizers import (
-    FloatFormat,
+    Format,
     IntFormat,
     Quantizer,
     Scale,
