@@ -195,9 +195,8 @@ class Call:
     def corrected(self, kind: Kind, result: Tensor, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         """A product with the part of the means that were taken off its operands; a, b: these, as
         they were before."""
-        operands = self.recipe.centered[kind]
         product = Product(self.operation, kind)
-        return corrected(product, operands, a, b, like, result) if operands else result
+        return corrected(product, self.recipe.centered[kind], a, b, like, result)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""

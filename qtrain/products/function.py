@@ -61,9 +61,9 @@ class Products(torch.autograd.Function):
         if (slot := slots["grad_weight", "input"]).late:
             backward_x = xq if slot.of_forward else QTensor(input)
         backward_w, backward_x = backward_w or wq, backward_x or xq
-        like, by, canonical = xq.elements, None, call.operation.canonical(weight)
+        like, by = xq.elements, None
         if "forward" in call.recipe.cut:
-            like, shape = input, canonical.shape
+            like, shape = input, call.operation.canonical(weight).shape
             by = call.matrices("forward", input.shape, shape, input.shape)
         if by is None and _off(xq, wq):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
@@ -71,9 +71,14 @@ class Products(torch.autograd.Function):
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
             output = call.multiply("forward", xq, wq, like, by, bias)
-        computed = call.corrected("forward", output, input, canonical, input)
-        output, handed = handed_on(call, computed, key)
+        if call.recipe.centered["forward"]:
+            canonical = call.operation.canonical(weight)
+            output = call.corrected("forward", output, input, canonical, input)
+        computed, handed = output, None
+        if call.recipe.activation is not None:
+            output, handed = handed_on(call, computed, key)
         if call.probe is not None:
+            canonical = call.operation.canonical(weight)
             call.probe.result(
                 Computed(
                     call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype,
@@ -167,7 +172,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
             result = call.multiply(kind, gq, bare, like, by)
-        if x is not None:
+        if x is not None and call.recipe.centered[kind]:
             result = call.corrected(kind, result, grad_output, x, like)
         if call.probe is not None and seen is not None:
             other = seen.unchanged()

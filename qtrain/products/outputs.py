@@ -31,8 +31,7 @@ def handed_on(call: Call, output: Tensor, key: Tensor | None) -> tuple[Tensor, Q
     output: as it was computed, fp32 as a rule; key: the forward's.
     """
     activation = call.recipe.activation
-    if activation is None:
-        return output, None
+    assert activation is not None
     if isinstance(activation, FloatFormat):
         return round_to(output, activation), None
     slot = call.recipe.slots[OUTPUT]
