@@ -228,6 +228,18 @@ def test_names_files_and_refusals() -> None:
         )
 
 
+def test_a_file_by_hand(tmp_path: Path) -> None:
+    lines = ["name: handed", "activation:", "  format: int8", "  granularity: per_tensor"]
+    path = tmp_path / "own.yaml"
+    path.write_text("\n".join(lines))
+    assert load_recipe(path) == recipe(Quantizer(format=int8))
+    lines = ["name: handed", "activation:", "  FloatFormat:", "    exponent: 3", "    mantissa: 4"]
+    path.write_text("\n".join(lines))
+    assert load_recipe(path) == recipe(FloatFormat(3, 4))
+    path.write_text("name: handed\nactivation: bf16\n")
+    assert load_recipe(path) == recipe("bf16")
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_file_keeps_it(name: str, tmp_path: Path) -> None:
     own = recipe(QUANTIZERS[name])
