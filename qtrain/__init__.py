@@ -44,11 +44,13 @@ from .layers.matmul import Matmul as Matmul
 from .norms import deviations as deviations
 from .norms.arithmetic import Arithmetic as Arithmetic
 from .norms.recipe import NormRecipe as NormRecipe
+from .recipe import Center as Center
 from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Hadamard as Hadamard
 from .recipe import Recipe as Recipe
+from .recipe import center as center
 from .recipe import hadamard as hadamard
 from .recipe_file import load_recipe as load_recipe
 from .recipe_file import save_recipe as save_recipe

@@ -20,7 +20,7 @@ from . import checks, recipes
 from .files.plain_yaml import dumped, parsed
 from .files.whole import read_bytes, write_atomically
 from .norms import deviations
-from .recipe import Recipe
+from .recipe import Hadamard, Recipe
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _ROOMS = (
     "qtrain.norms.arithmetic", "qtrain.norms.deviations", "qtrain.norms.largest",
 )  # fmt: skip
 #: what a mapping is, where a field may be of several kinds
-_USUAL: dict[type, type] = {QuantizerLike: Quantizer}
+_USUAL: dict[type, type] = {QuantizerLike: Quantizer, Hadamard: Hadamard}
 
 
 def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> Path:
@@ -169,7 +169,8 @@ def _made(tree: Mapping[str, Any], kind: type[T], where: str) -> T:
 def _parsed(value: Any, hint: Any, where: str) -> Any:
     """A field's value of plain data."""
     if isinstance(value, list):
-        return tuple(_parsed(each, Any, where) for each in value)
+        part = get_args(hint)[0] if get_origin(hint) is tuple else Any
+        return tuple(_parsed(each, part, where) for each in value)
     expected = _expected(hint)
     if isinstance(value, str) and expected is not None:
         if value not in _names():
@@ -196,4 +197,5 @@ def _expected(hint: Any) -> Any:
     own = [one for one in options if isinstance(one, type) and one.__module__ != "builtins"]
     if not own:
         return None
-    return _USUAL.get(own[0], own[0]) if len(own) == 1 else object
+    usual = [_USUAL[one] for one in own if one in _USUAL]
+    return usual[0] if usual else own[0] if len(own) == 1 else object

@@ -6,7 +6,9 @@ from . import kernels as kernels
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
 from .formats import IntFormat as IntFormat
+from .formats import TableFormat as TableFormat
 from .formats import bf16 as bf16
+from .formats import dynamic8 as dynamic8
 from .formats import e2m1 as e2m1
 from .formats import e2m3 as e2m3
 from .formats import e3m0 as e3m0
@@ -17,10 +19,13 @@ from .formats import e8m0 as e8m0
 from .formats import fp16 as fp16
 from .formats import fp32 as fp32
 from .formats import int8 as int8
+from .formats import nf4 as nf4
 from .formats import tf32 as tf32
+from .formats import udynamic8 as udynamic8
 from .formats import uint8 as uint8
 from .granularity import Granularity as Granularity
 from .granularity import blocks as blocks
+from .granularity import groups as groups
 from .granularity import per_axis as per_axis
 from .granularity import per_block as per_block
 from .granularity import per_channel as per_channel
@@ -55,6 +60,7 @@ from .rounding import stochastic as stochastic
 from .rounding import toward_zero as toward_zero
 from .scales.clipping import ClippingScaleWarning as ClippingScaleWarning
 from .scales.scale import Scale as Scale
+from .table_rounding import round_to_table as round_to_table
 
 #: every name above, and no module they live in but `kernels`
 __all__ = sorted(

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from .devices.by_device import ByDevice
-from .formats import FloatFormat, Format
+from .formats import FloatFormat, Format, TableFormat
 from .granularity import expand
 from .kernels import quantize as kernels
 from .kernels.gpu import quantizers as gpu
 from .noise import random_bits
 from .rounding import Rounding, nearest_even, round_to_float
+from .table_rounding import round_to_table
 
 
 def as_real(x: Tensor) -> Tensor:
@@ -31,8 +32,8 @@ def _elements_of(
     """round(x / scale) + zero_point, clamped to the format: see Quantizer.
 
     x: fp16, bf16, fp32 or fp64; scale, zero_point: one entry a block, None for 1 and for 0; key:
-    0-d int64, for a stochastic rounding.  -> the format's integer dtype, or for a FloatFormat fp32
-    (fp64 for fp64 x), x's shape.
+    0-d int64, for a stochastic rounding.  -> an IntFormat's integer dtype, or fp32 (fp64 for fp64
+    x), x's shape.
     """
     scaled = x = as_real(x)
     if scale is not None:
@@ -43,6 +44,8 @@ def _elements_of(
     if isinstance(format, FloatFormat):
         overflow = None if scale is None else format.when_clipped
         return round_to_float(scaled, format, rounding, bits, overflow=overflow, source=x)
+    if isinstance(format, TableFormat):
+        return round_to_table(scaled, format, rounding, bits, source=x)
     elements = rounding(scaled, bits)
     if zero_point is not None:
         elements = elements + expand(zero_point, x.shape, block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ class Granularity:
     sizes   ((axis, size), ...); negative axes count from the end; the last block may be shorter
     rest    "whole": unnamed axes are not cut;  "each": every index has its own block
     of      "tensor": axes are the tensor's own;  "product": of the matrix that a product sees in an
-            operand, whose last axis it sums over: see `blocks`
+            operand, whose last axis it sums over: see `blocks`;  "flat": of all elements in C
+            order, as one axis: see `groups`
     """
 
     sizes: tuple[tuple[int, int | None], ...] = ()
     rest: Literal["whole", "each"] = "whole"
-    of: Literal["tensor", "product"] = "tensor"
+    of: Literal["tensor", "product", "flat"] = "tensor"
 
     def __post_init__(self) -> None:
         pairs = self.sizes
@@ -41,16 +43,26 @@ class Granularity:
         if len(set(axes)) != len(axes):
             raise ValueError(f"granularity: axis named twice in {axes}")
         checks.choice("rest", self.rest, ("whole", "each"))
-        checks.choice("of", self.of, ("tensor", "product"))
+        checks.choice("of", self.of, ("tensor", "product", "flat"))
+        if self.of == "flat" and (axes != [-1] or pairs[0][1] is None):
+            raise ValueError(f"granularity: got {pairs} of a flat tensor; use groups(128)")
+
+    def seen(self, shape: Sequence[int | None]) -> Sequence[int | None]:
+        """The shape of the tensor that is cut: of all elements in a row, where it is cut flat."""
+        if self.of != "flat" or None in shape:
+            return shape
+        return torch.Size([math.prod(shape)])  # type: ignore[arg-type]
 
     def block_shape(self, shape: Sequence[int | None]) -> tuple[int, ...]:
-        """Block size along each axis of a tensor of `shape`, at most the axis itself, at least 1.
+        """Block size along each axis of a tensor of `shape`, at most the axis itself, at least 1;
+        along the one axis of all its elements, where they are cut flat.
 
         An axis of unknown size (None) may be left whole (its block size is then 1) and must not
         be cut: ValueError.
         """
         if not isinstance(shape, torch.Size):
             tensor_checks.shape("shape", shape, unknown=True)
+        shape = self.seen(shape)
         blocks: list[int | None] = [None if self.rest == "whole" else 1] * len(shape)
         seen = set()
         for axis, size in self.sizes:
@@ -85,6 +97,8 @@ class Granularity:
             if along is None:
                 return "per row of the product" if kept == 1 else f"per {kept} rows of the product"
             return f"blocks of {along} along the sum" + (f", {kept} across" if kept != 1 else "")
+        if self.of == "flat":
+            return f"groups of {self.sizes[0][1]}"
         if not self.sizes:
             return "per tensor" if self.rest == "whole" else "per element"
         if self.rest == "whole" and all(size == 1 for _, size in self.sizes):
@@ -121,6 +135,17 @@ def blocks(size: int | None, across: int = 1) -> Granularity:
     return Granularity(
         (((-1, size),) if across == 1 else ((-2, across), (-1, size))), rest="each", of="product"
     )
+
+
+def groups(size: int) -> Granularity:
+    """Groups of `size` elements that follow one another in C order, whatever the axes, share a
+    scale; the last may be shorter.  groups(128), as optimizers keep their states (Dettmers et al.
+    2021, arXiv 2110.02861; COAT, arXiv 2410.19313).
+
+    A QTensor then has one axis of scales and one size in `block`.  Not for operands of a product,
+    whose sums run through groups: `blocks` are cut along these.
+    """
+    return Granularity(((-1, size),), rest="each", of="flat")
 
 
 def per_block(sizes: Mapping[int, int], *, rest: Literal["whole", "each"] = "each") -> Granularity:

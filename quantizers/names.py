@@ -9,10 +9,11 @@ from . import formats, rounding
 _GET: dict[str, Callable[[str], object]] = {"format": formats.get, "rounding": rounding.get}
 
 
-def take_names(owner: object, **kinds: str) -> None:
+def take_names(owner: object, place: str = "", **kinds: str) -> None:
     """Replace names in the fields of a frozen dataclass by what they name.
 
-    kinds   field -> "format" or "rounding".  ValueError for a name that none has.
+    kinds   field -> "format" or "rounding".  ValueError for a name that none has, with the field,
+            behind its `place`.
     """
     for field, kind in kinds.items():
         got = getattr(owner, field)
@@ -20,4 +21,4 @@ def take_names(owner: object, **kinds: str) -> None:
             try:
                 object.__setattr__(owner, field, _GET[kind](got))
             except ValueError as error:
-                raise ValueError(f"{field}: {error}") from error
+                raise ValueError(f"{place}{field}: {error}") from error

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .formats import FloatFormat, IntFormat
+from .formats import Format, IntFormat
 from .granularity import compact_shape
 from .off import Off
 from .qtensor import QTensor
@@ -119,7 +119,7 @@ def _check(q: QTensor, x: Tensor) -> None:
         raise ValueError(
             f"the quantizer returned elements {got}, need a tensor of {tuple(x.shape)}"
         )
-    if not isinstance(q.format, IntFormat | FloatFormat | None):
+    if not isinstance(q.format, Format | None):
         raise TypeError(f"the quantizer returned format {q.format!r}, need a format or None")
     integer = isinstance(q.format, IntFormat)
     dtype = q.elements.dtype

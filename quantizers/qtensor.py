@@ -63,7 +63,8 @@ class QTensor(NamedTuple):
     scale        fp32, one entry per block, or None for 1
     zero_point   int32, scale's shape, or None for 0
     format       the elements' format, or None where nothing was quantized
-    block        block size along each axis of elements
+    block        block size along each axis of elements; one size along all of them in C order,
+                 where they are cut flat (`groups`)
     outer        fp32, the scale of the scales (`Scale.over`) or a constant, broadcastable to the
                  shape of `scale`, or None for 1
     """
@@ -85,7 +86,10 @@ class QTensor(NamedTuple):
         if compact is self.outer and self.scale is not None:
             compact = compact.expand(self.scale.shape)
         shape = tuple(self.elements.shape)
-        return expand(compact, shape, self.block)
+        if len(self.block) == len(shape):
+            return expand(compact, shape, self.block)
+        count = self.elements.numel()
+        return expand(compact, (count,), self.block).expand(count).view(shape)
 
     def one_level(self) -> QTensor:
         """The same with fl32(scale * outer) in the place of both."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from . import checks, tensor_checks
-from .formats import Format, IntFormat
+from .formats import Format
 from .granularity import Granularity, expand
 from .qtensor import QTensor
 from .ranges.rules import RangeRule, State
@@ -25,7 +25,8 @@ from .steps import as_real, measured, quantize
 class Quantizer(Settings):
     """Range, scale, rounding, format: `quantizer(x) -> QTensor`.
 
-    format            IntFormat or FloatFormat of the elements, or its name: "int4", "e4m3", ...
+    format            IntFormat, FloatFormat or TableFormat of the elements, or its name: "int4",
+                      "e4m3", "nf4", ...
     granularity       which elements share a scale
     range             a range rule, or None: no scale, the elements are x rounded (a FloatFormat's
                       way, and the only one of those as wide as fp32, bf16 and tf32 among them)
@@ -98,19 +99,19 @@ class Quantizer(Settings):
             raise ValueError(f"grad: got {checks.shown(grad)}, need x's shape {tuple(x.shape)}")
         if self.straight_through == "identity":
             return grad
+        if self.granularity.of == "flat" and x.dim() != 1:
+            return self.backward(grad.reshape(-1), x.reshape(-1), state).view(grad.shape)
         x = as_real(x)
         if self.range is None:
-            low: Tensor | float = -self.format.largest if self.format.signed else 0.0
-            high: Tensor | float = self.format.largest
+            low: Tensor | float = self.format.low
+            high: Tensor | float = self.format.high
         else:
             block = self.granularity.block_shape(x.shape)
             scale, zero_point, outer = measured(x, self, block, state, training=False)
             scale = scale if outer is None else scale * outer
-            lowest = self.format.low if isinstance(self.format, IntFormat) else None
-            bottom = lowest if lowest is not None else -self.format.largest * self.format.signed
             shift = 0.0 if zero_point is None else zero_point.to(scale.dtype)
-            low = expand((bottom - shift) * scale, x.shape, block)
-            high = expand((self.format.largest - shift) * scale, x.shape, block)
+            low = expand((self.format.low - shift) * scale, x.shape, block)
+            high = expand((self.format.high - shift) * scale, x.shape, block)
         strict = self.straight_through == "strict"
         inside = (x > low) & (x < high) if strict else (x >= low) & (x <= high)
         return grad * inside

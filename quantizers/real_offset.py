@@ -57,9 +57,9 @@ class RealOffset:
                 f"of: got scale {self.of.scale}, but an offset is real, and its step fp64; leave "
                 f"scale out"
             )
-        if self.of.granularity.of == "product":
+        if self.of.granularity.of != "tensor":
             raise ValueError(
-                f"of: got {self.of.granularity}, which a product cuts for a Quantizer alone; give "
+                f"of: got {self.of.granularity}, which are cut for a Quantizer alone; give "
                 f"a granularity by axes, such as per_channel()"
             )
         if self.of.straight_through != "identity":

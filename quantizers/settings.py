@@ -10,7 +10,7 @@ import torch
 
 from . import checks, tensor_checks
 from .devices.by_device import spec
-from .formats import NATIVE, FloatFormat, Format, IntFormat
+from .formats import NATIVE, Format, IntFormat, TableFormat
 from .granularity import Granularity, compact_shape, per_tensor
 from .names import take_names
 from .ranges.rules import AbsMax, MinMax, RangeRule, State, absmax, check_rule
@@ -19,6 +19,7 @@ from .rounding import Rounding, nearest_even
 from .scales.clipping import warn_of_clipping
 from .scales.scale import Scale
 from .scales.spellings import with_scale
+from .table_rounding import MODES
 
 #: what a range may scale to: 2^31 products of two such elements add up within fp32
 _LARGEST = 2.0**48
@@ -43,13 +44,18 @@ class Settings:
     def __post_init__(self) -> None:
         take_names(self, format="format", rounding="rounding")
         for name, kind, need in (
-            ("format", IntFormat | FloatFormat, "an IntFormat or a FloatFormat"),
+            ("format", Format, "an IntFormat, a FloatFormat or a TableFormat"),
             ("granularity", Granularity, "a Granularity such as per_tensor"),
             ("scale", Scale, "a Scale such as Scale(e8m0)"),
             ("rounding", Rounding, "a Rounding such as nearest_even"),
         ):
             if not isinstance(getattr(self, name), kind):
                 checks.refuse(name, getattr(self, name), need)
+        if isinstance(self.format, TableFormat) and self.rounding.mode not in MODES:
+            raise ValueError(
+                f"rounding: got {self.rounding} for {self.format}, whose values have no steps; "
+                f"give nearest_even, to the nearest value, or stochastic()"
+            )
         if self.range is None and isinstance(self.format, IntFormat):
             raise ValueError(
                 f"range: got None, but {self.format} needs a range rule such as absmax"
@@ -63,10 +69,11 @@ class Settings:
                     f"pass range=None (elements are x rounded to {self.format}), or a format that "
                     f"reaches 2^48 at most, by fewer exponent bits or a larger bias"
                 )
-        if isinstance(self.range, Remembering) and self.granularity.of == "product":
+        if isinstance(self.range, Remembering) and self.granularity.of != "tensor":
             raise ValueError(
                 f"range: got {self.range!r}, which has a memory, with {self.granularity}, which "
-                f"are others in every product; use a range without one, or a granularity by axes"
+                f"are others in every product or shape; use a range without one, or a granularity "
+                f"by axes"
             )
         if self.range is None and self.granularity != per_tensor:
             raise ValueError(
@@ -102,7 +109,8 @@ class Settings:
         if outer != per_tensor and outer.of != self.granularity.of:
             raise ValueError(
                 f"scale.over: got {outer}, but elements share scales in {self.granularity}; give "
-                f"both by axes of the tensor, or both of the product, as blocks(128) is"
+                f"both by axes of the tensor, both of the product, as blocks(128) is, or both "
+                f"flat, as groups(128) is"
             )
         if self.straight_through != "identity" and scale.random_bits:
             raise ValueError(
@@ -148,7 +156,7 @@ class Settings:
         if make is None:
             return {}
         try:
-            if self.granularity.of == "product":
+            if self.granularity.of != "tensor":
                 raise ValueError(f"range: {self.range!r} has a memory, and {self.granularity} none")
             block = self.granularity.block_shape(shape)
         except ValueError:  # blocks whose number changes from batch to batch

@@ -82,6 +82,9 @@ def _quantize(
     layer made itself, at every step, or that `Quantizer` has checked."""
     x = tensor_checks.real(x).detach()  # no graph grows through elements, scales or the state
     x = x if factor is None else x * factor
+    if by.granularity.of == "flat" and x.dim() != 1:
+        q = quantize(x.reshape(-1), by, state, key, training)
+        return q._replace(elements=q.elements.view(x.shape))
     if by.range is None:
         # one block
         block = tuple(x.shape) if x.numel() else by.granularity.block_shape(x.shape)
@@ -156,13 +159,14 @@ def _shapes(x: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor, Tensor]
     by: Settings = restored(str(others[-1]))
     integer = isinstance(by.format, IntFormat)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    block = by.granularity.block_shape(x.shape)
-    shape = [0] if by.range is None else list(compact_shape(x.shape, block))
+    seen = torch.Size(by.granularity.seen(x.shape))  # type: ignore[arg-type]
+    block = by.granularity.block_shape(seen)
+    shape = [0] if by.range is None else list(compact_shape(seen, block))
     return (
         torch.empty_like(x, dtype=by.format.dtype if integer else wide),
         x.new_empty(shape, dtype=torch.float32),
         x.new_empty(shape if by.affine else [0], dtype=torch.int32),
-        x.new_empty(outer_shape(x.shape, block, by.scale), dtype=torch.float32),
+        x.new_empty(outer_shape(seen, block, by.scale), dtype=torch.float32),
     )
 
 

@@ -60,7 +60,12 @@ def _with_norm(recipe: Recipe, norm: Norm) -> Recipe:
         norm = deviations.get(checks.choice("norm", norm, deviations.names()))
     if isinstance(norm, Deviation):
         # the recipe's outputs are rounded after every converted layer, norms included
-        own = recipe.norm or NormRecipe(activation=recipe.activation)
+        if recipe.norm is None and recipe.quantizes_output is not None:
+            raise ValueError(
+                f"norm: got {norm}, but recipe {recipe.name!r} hands on outputs of a quantizer, "
+                f"and a norm's are rounded to a float format: give norm=NormRecipe(deviation=...)"
+            )
+        own = recipe.norm or NormRecipe(activation=recipe.activation)  # type: ignore[arg-type]
         norm = replace(own, deviation=norm)
     if not isinstance(norm, NormRecipe):
         names = ", ".join(deviations.names())

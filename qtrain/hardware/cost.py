@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, fp32
+from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, TableFormat, fp32
 from quantizers.formats import NAMED
 
 from .. import checks
@@ -65,15 +65,18 @@ class Counter(Probe):
             _bits(q, self.recipe.slots[kind, operand].quantizer)
             for q, operand in zip((a, b), OPERANDS[kind], strict=True)
         ]
-        own.add(macs, bits, elements * self._result_bits(kind, product.dtype), stores=stores)
+        own.add(macs, bits, self._result_bits(product), stores=stores)
         wide = [32 * a.elements.numel(), 32 * b.elements.numel()]
         exact.add(macs, wide, 32 * elements, stores=stores)
 
-    def _result_bits(self, kind: Kind, dtype: torch.dtype) -> int:
-        """Of an element of a product's result, as it is handed on."""
-        if kind == "forward" and self.recipe.activation is not None:
-            return self.recipe.activation.bits
-        return 8 * (self.recipe.units[kind] or dtype).itemsize
+    def _result_bits(self, product: Computed) -> int:
+        """Of a product's result, as it is handed on."""
+        activation, elements = self.recipe.activation, product.result.numel()
+        if product.handed is not None:
+            return _bits(product.handed, activation)
+        if product.kind == "forward" and isinstance(activation, FloatFormat):
+            return elements * activation.bits
+        return elements * 8 * (self.recipe.units[product.kind] or product.dtype).itemsize
 
 
 def _macs(product: Computed) -> int:
@@ -96,12 +99,15 @@ def _macs(product: Computed) -> int:
 
 
 def _format(q: QTensor) -> str:
-    """What hardware needs to know of an operand's format; its dtype where it is not quantized."""
+    """What hardware needs to know of an operand's format; its dtype where it is not quantized; fp32
+    for a table, whose values are looked up."""
     if isinstance(q.format, IntFormat):
         return f"int{q.format.bits}"
     if isinstance(q.format, FloatFormat):
         named = NAMED.get(q.format.name) == q.format
         return q.format.name if named else f"e{q.format.exponent}m{q.format.mantissa}"
+    if isinstance(q.format, TableFormat):
+        return "fp32"
     return _DTYPES.get(q.values_dtype, str(q.values_dtype))
 
 
@@ -133,7 +139,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     written once.  Bytes stored: the operand that a backward product keeps from the forward, the
     input for grad_weight and the weight for grad_input, each layer its own.  Integers and floats
     take their bits, scales those of their format (fp32 for a quantizer that names none), zero
-    points those of the elements; results their dtype, or the activation format.
+    points those of the elements; results their dtype, or as the recipe's activation has them.
 
     Not counted: what is done once for each element of an operand or a result (quantizing, scales,
     zero points, biases and their gradients), adding the sums of blocks, norms, softmax, the loss,

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from quantizers import IntFormat, QTensor
+from quantizers import IntFormat, QTensor, TableFormat
 
 
 class TensorPair:
@@ -52,6 +52,14 @@ class TensorPair:
         if fmt is None or isinstance(fmt, IntFormat):
             return self.scale
         unscaled = self.x / self.scale
+        if isinstance(fmt, TableFormat):
+            values = torch.tensor(fmt.values, dtype=unscaled.dtype, device=unscaled.device)
+            below = (
+                torch.bucketize(unscaled.contiguous(), values, right=True)
+                .sub(1)
+                .clamp(0, len(values) - 2)
+            )
+            return self.scale * (values[below + 1] - values[below])
         low = fmt.min_exponent
         exponent = (torch.frexp(unscaled).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
         exponent = torch.where(torch.isfinite(unscaled) & (unscaled != 0), exponent, low)
@@ -72,8 +80,10 @@ class TensorPair:
             shift = q.spread(q.zero_point) if q.zero_point is not None else 0
             low, high = (q.format.low - shift) * self.scale, (q.format.high - shift) * self.scale
             return (self.x < low - self.scale / 2) | (self.x > high + self.scale / 2)
-        largest = q.format.largest * self.scale * (1 + 2.0**-20)  # the scale's own rounding
-        return self.x.abs() > largest
+        reach = self.scale * (1 + 2.0**-20)  # the scale's own rounding
+        if isinstance(q.format, TableFormat):
+            return (self.x < q.format.low * reach) | (self.x > q.format.high * reach)
+        return self.x.abs() > q.format.largest * reach
 
     @cached_property
     def saturated(self) -> Tensor:
@@ -82,7 +92,7 @@ class TensorPair:
         q = self.q
         if q.format is None:
             return torch.zeros_like(self._x, dtype=torch.bool)
-        if isinstance(q.format, IntFormat):
+        if isinstance(q.format, IntFormat | TableFormat):
             ends = (q.elements == q.format.low) | (q.elements == q.format.high)
             return ends & (self.value != 0)
         return q.elements.abs() >= q.format.largest

@@ -76,7 +76,7 @@ class Recorder(Probe):
             sums.note = f"grad_output times the {other}'s scale, as it is quantized"
 
     def result(self, product: Computed) -> None:
-        operation, kind, a, b, _, bias, result, _ = product
+        operation, kind, a, b, _, bias, result, *_ = product
         if kind == "forward" and in_backward():
             return
         role = RESULTS[kind]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from quantizers import FloatFormat, QTensor
+from quantizers import FloatFormat, QTensor, TableFormat
 
 from .pair import TensorPair
 from .sampling import sampled
@@ -54,6 +54,8 @@ def parameter(weight: Tensor) -> bool:
 def numbered(q: QTensor) -> Tensor:
     """Elements, less their zero point, as integers of which neighbours on the format's grid differ
     by 1: int64.  What is not finite counts as 0."""
+    if isinstance(q.format, TableFormat):
+        return q.format.encode(q.elements.nan_to_num(q.format.low))
     if not isinstance(q.format, FloatFormat):
         return q.unshifted().long()
     magnitude = q.elements.abs().double().nan_to_num(0.0, 0.0, 0.0)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from quantizers import OFF, FloatFormat, Off, QuantizerLike
 from quantizers.devices.by_device import spec
+from quantizers.names import take_names
 
 from .. import checks
 from . import deviations
@@ -32,7 +33,8 @@ class NormRecipe:
                           input;  "detached", nothing.  The mean always passes its own back.
     input, weight, bias   quantizers of x, the scale and the shift (straight-through)
     grad_output           quantizer of the gradient that enters the norm's backward
-    activation            the float format in which the output is rounded, or None: not at all
+    activation            the float format in which the output is rounded, or its name, or None: not
+                          at all
     arithmetic            what every operation and every partial sum is rounded to, forward and
                           backward, or None: fp32, fp64 for fp64
     """
@@ -61,6 +63,7 @@ class NormRecipe:
             )
         for name, quantizer in self._quantizers.items():
             checks.quantizer(f"norm.{name}", quantizer)
+        take_names(self, activation="format")
         if not isinstance(self.activation, FloatFormat | None):
             checks.refuse("activation", self.activation, "a FloatFormat or None")
         if not isinstance(self.arithmetic, Arithmetic | None):

@@ -20,6 +20,7 @@ from ..recipe import OPERANDS, SLOTS, Recipe
 from .blocks import multiply
 from .blockwise.matrices import Matrices, matrices_of, restored
 from .blockwise.product import in_blocks
+from .centering import centered, corrected
 from .engines.engine import Engine
 from .operations import Kind, Operation
 from .product import Product
@@ -37,6 +38,7 @@ class Computed(NamedTuple):
     bias       the forward's, or None
     result     what came out, in the dtype it was computed in
     dtype      the dtype in which the result is handed on
+    handed     the forward's result as the recipe's activation quantized it, or None
     """
 
     operation: Operation
@@ -47,6 +49,7 @@ class Computed(NamedTuple):
     bias: Tensor | None
     result: Tensor
     dtype: torch.dtype
+    handed: QTensor | None = None
 
 
 class Probe:
@@ -108,6 +111,8 @@ class Call:
         slot = self.recipe.slots[kind, operand]
         quantizer, number = slot.quantizer, slot.number
         ours = type(quantizer) is Quantizer
+        if slot.centered:
+            x = centered(self.operation, operand, x)
         if factor is not None and (not ours or slot.cut):
             x, ours = x * factor, False
         if slot.cut:
@@ -146,7 +151,7 @@ class Call:
             q = q.one_level()
         if self.probe is not None:
             seen = x * factor if factor is not None and ours else x
-            backward = operand == "grad_output" or (slot.cut and kind != "forward")
+            backward = operand == "grad_output" or slot.late
             self.probe.operand(kind, operand, seen, q, factor is not None, backward)
         return q
 
@@ -186,6 +191,12 @@ class Call:
             )  # fmt: skip
         first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
         return in_blocks(product, by, a, b, like, cut=(first, second), bias=bias, note=note)
+
+    def corrected(self, kind: Kind, result: Tensor, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        """A product with the part of the means that were taken off its operands; a, b: these, as
+        they were before."""
+        product = Product(self.operation, kind)
+        return corrected(product, self.recipe.centered[kind], a, b, like, result)
 
     def snapshot(self, operand: str) -> State:
         """The state of an operand's forward quantizer as it is now: later forwards move it on."""

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizers import QTensor, round_to
+from quantizers import QTensor
 from quantizers.devices.numbers import in_dtype
 
 from ..autograd.contexts import without_autocast, without_grad
 from ..autograd.differentiated import once
 from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
 from ..autograd.selective import shown
-from ..recipe import OPERANDS
+from ..recipe import OPERANDS, OUTPUT
 from .blockwise.matrices import turned
 from .call import Call, Computed, located
 from .operands import folded
 from .operations import Kind
-from .parts import joined, packed, tensors_of, unpacked
+from .outputs import handed_on, passed_back
+from .parts import Seen, joined, packed, tensors_of, unpacked
 from .product import Product
 
 
@@ -34,8 +35,8 @@ class Products(torch.autograd.Function):
     forward takes (call, output dtype, noise key, input, weight, bias, then what `packed` makes of:
     input and weight as the forward takes them, weight as grad_input takes it, input as grad_weight
     takes it; None for the latter two where they are the forward's, or quantized in the
-    backward pass only).  Saved: the operands the two backward products need; the float input or
-    weight only for these and for a quantizer with its own backward.
+    backward pass only).  Saved: the operands the two backward products need; the float input,
+    weight or output only for these and for a quantizer with its own backward.
     """
 
     @staticmethod
@@ -70,21 +71,30 @@ class Products(torch.autograd.Function):
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
             output = call.multiply("forward", xq, wq, like, by, bias)
+        if call.recipe.centered["forward"]:
+            canonical = call.operation.canonical(weight)
+            output = call.corrected("forward", output, input, canonical, input)
+        computed, handed = output, None
         if call.recipe.activation is not None:
-            output = round_to(output, call.recipe.activation)
+            output, handed = handed_on(call, computed, key)
         if call.probe is not None:
             canonical = call.operation.canonical(weight)
             call.probe.result(
-                Computed(call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype)
-            )
+                Computed(
+                    call.operation, "forward", input, canonical, (xq, wq), bias, output, dtype,
+                    handed,
+                )
+            )  # fmt: skip
 
         wants_input, wants_weight = ctx.needs_input_grad[3:5]
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
+        keep_output = OUTPUT in slots and not slots[OUTPUT].straight_through
         ctx.save_for_backward(
             key if wants_input or wants_weight else None,
             input if keep_input else None,
             weight if keep_weight else None,
+            computed if keep_output else None,
             *tensors_of(backward_w if wants_input else None, backward_x if wants_weight else None),
         )
         ctx.call, ctx.given = call, len(tensors)
@@ -92,13 +102,14 @@ class Products(torch.autograd.Function):
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
             call.snapshot("weight") if keep_weight else None,
+            call.snapshot("output") if keep_output else None,
         )
         # not saved: what a probe looks at must neither change what a checkpointed segment saves nor
         # forbid a later operation in place
         probing = call.probe is not None
         ctx.seen = (
-            _Seen(weight) if probing and wants_input else None,
-            _Seen(input) if probing and wants_weight else None,
+            Seen(weight) if probing and wants_input else None,
+            Seen(input) if probing and wants_weight else None,
         )
         ctx.input = tuple(like.shape), tuple(like.stride())
         ctx.weight = tuple(weight.shape), tuple(weight.stride())
@@ -121,9 +132,11 @@ class Products(torch.autograd.Function):
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     call: Call = ctx.call
     operation = call.operation
-    key, input, weight, *tensors = ctx.saved_tensors
+    key, input, weight, computed, *tensors = ctx.saved_tensors
     wants_input, wants_weight, wants_bias = ctx.needs_input_grad[3:6]
-    input_state, weight_state = ctx.snapshots
+    input_state, weight_state, output_state = ctx.snapshots
+    if computed is not None:
+        grad_output = passed_back(call, grad_output, computed, output_state)
     input_like = grad_output.new_empty_strided(*ctx.input)
     weight_like = grad_output.new_empty_strided(*ctx.weight)
     canonical = None if weight is None else operation.canonical(weight)
@@ -134,12 +147,13 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         saved: QTensor,
         shape: Sequence[int],
         like: Tensor,
-        seen: _Seen | None,
+        seen: Seen | None,
         dtype: torch.dtype,
     ) -> Tensor:
         operand = OPERANDS[kind][1]
         slot = call.recipe.slots[kind, operand]
         by = call.matrices(kind, grad_output.shape, shape, like.shape)
+        x: Tensor | None = None
         if slot.late:
             x = saved.elements
             if slot.of_forward:
@@ -158,6 +172,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
             result = call.multiply(kind, gq, bare, like, by)
+        if x is not None and call.recipe.centered[kind]:
+            result = call.corrected(kind, result, grad_output, x, like)
         if call.probe is not None and seen is not None:
             other = seen.unchanged()
             if other is not None and kind == "grad_input":
@@ -192,17 +208,6 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad_input, grad_weight, grad_bias
 
 
-class _Seen:
-    """A tensor as a probe saw it, for as long as nothing is written into it."""
-
-    def __init__(self, x: Tensor) -> None:
-        self._x = x.detach()  # shares its version
-        self._version = self._x._version
-
-    def unchanged(self) -> Tensor | None:
-        return self._x if self._x._version == self._version else None
-
-
 def apply(
     call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor | None
 ) -> Tensor:
@@ -221,11 +226,11 @@ def apply(
         backward_w, backward_x = wq, xq
         if differentiable:
             slot = recipe.slots["grad_input", "weight"]
-            if not (slot.reused or slot.cut):
+            if not (slot.reused or slot.late):
                 x = call.value("weight", wq, canonical.shape) if slot.of_forward else canonical
                 backward_w = call.quantize("grad_input", "weight", x, key)
             slot = recipe.slots["grad_weight", "input"]
-            if not (slot.reused or slot.cut):
+            if not (slot.reused or slot.late):
                 x = call.value("input", xq, input.shape) if slot.of_forward else input
                 backward_x = call.quantize("grad_weight", "input", x, key)
     # a tensor is passed once: what the backward reuses, and an input that stays itself, are None

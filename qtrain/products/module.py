@@ -39,7 +39,8 @@ class QProduct(LayerState):
         stream: int,
         device: torch.device,
     ) -> None:
-        by_operand = dict(zip(("input", "weight", "grad_output"), shapes, strict=True))
+        by_operand = dict(zip(("input", "weight", "output"), shapes, strict=True))
+        by_operand["grad_output"] = by_operand["output"]
         quantizers = {
             (kind, operand): (slot.quantizer, by_operand[operand])
             for (kind, operand), slot in recipe.slots.items()

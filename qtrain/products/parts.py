@@ -60,3 +60,14 @@ def unpacked(meta: Sequence[Meta], tensors: Sequence[Tensor]) -> list[QTensor | 
             place += there
         found.append(QTensor(parts[0], parts[1], parts[2], known[0], known[1], parts[3]))
     return found
+
+
+class Seen:
+    """A tensor as a probe saw it, for as long as nothing is written into it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x.detach()  # shares its version
+        self._version = self._x._version
+
+    def unchanged(self) -> Tensor | None:
+        return self._x if self._x._version == self._version else None

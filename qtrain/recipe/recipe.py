@@ -9,6 +9,7 @@ import torch
 
 from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, bf16
 from quantizers.formats import NATIVE
+from quantizers.names import take_names
 
 from .. import checks
 from ..norms.recipe import NormRecipe
@@ -20,6 +21,7 @@ from .slots import (
     GradWeight,
     Slot,
     check_nested,
+    of_output,
     short,
     slot_of,
 )
@@ -37,7 +39,10 @@ class Recipe:
     """How a layer's products, its output and the norms are simulated.
 
     forward, grad_input, grad_weight   the three products' operand quantizers
-    activation   the float format in which outputs are rounded (nearest even), or None: not at all
+    activation   what outputs are rounded to: a float format or its name (nearest even, no scale);
+                 any quantizer, whose values are handed on (its gradient that of an operand's);
+                 None: not at all.  Its granularity takes axes of the output, or, as blocks(32),
+                 neighbouring features (channels) of the rows that a next layer would see
     narrow       whether outputs are also kept in that format's own dtype (fp16, bf16); the
                  gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
@@ -54,7 +59,7 @@ class Recipe:
     forward: Forward = field(default_factory=Forward)
     grad_input: GradInput = field(default_factory=GradInput)
     grad_weight: GradWeight = field(default_factory=GradWeight)
-    activation: FloatFormat | None = None
+    activation: FloatFormat | QuantizerLike | None = None
     narrow: bool = False
     norm: NormRecipe | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
@@ -71,6 +76,8 @@ class Recipe:
     noisy: bool = field(init=False, repr=False, compare=False)
     #: the products that are computed as matrices: with blocks along the sum, or a transform
     cut: frozenset[str] = field(init=False, repr=False, compare=False)
+    #: of each product, the operands whose means are taken off
+    centered: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
     #: the dtype of each product's units, None for fp32
     units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
 
@@ -83,8 +90,8 @@ class Recipe:
         ):
             if not isinstance(getattr(self, name), kind):
                 checks.refuse(name, getattr(self, name), f"{kind.__name__}(...)")
-        if not isinstance(self.activation, FloatFormat | None):
-            checks.refuse("activation", self.activation, "a FloatFormat or None")
+        take_names(self, activation="format")
+        self._check_activation()
         if not isinstance(self.norm, NormRecipe | None):
             checks.refuse("norm", self.norm, "a NormRecipe or None")
         checks.boolean("narrow", self.narrow)
@@ -94,11 +101,6 @@ class Recipe:
         if self.with_bits is not None:
             need = "a function of the number of bits that returns a Recipe, or None"
             checks.function("with_bits", self.with_bits, need, 8)
-        if self.narrow and self.activation not in NATIVE:
-            raise ValueError(
-                f"narrow: activation is {self.activation}, which has no torch dtype of 16 bits to "
-                f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
-            )
 
         slots = {
             (product, operand): slot_of(product, operand, getattr(self, product), self.forward)
@@ -109,11 +111,17 @@ class Recipe:
             for (product, _), s in slots.items()
             if s.cut or not isinstance(s.quantizer, Off)
         }
-        object.__setattr__(self, "slots", slots)
+        own = {} if self.quantizes_output is None else of_output(self.quantizes_output)
+        object.__setattr__(self, "slots", {**slots, **own})
         for product, operands in OPERANDS.items():
             check_nested(product, *[slots[product, operand] for operand in operands])
         noisy = {s.transform for s in slots.values() if s.transform is not None}
         object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
+        centered = {
+            product: tuple(operand for operand in operands if slots[product, operand].centered)
+            for product, operands in OPERANDS.items()
+        }
+        object.__setattr__(self, "centered", centered)
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)
         object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
@@ -124,6 +132,27 @@ class Recipe:
             unit = torch.bfloat16
         units = {"forward": None, "grad_input": None, "grad_weight": unit}
         object.__setattr__(self, "units", units)
+
+    def _check_activation(self) -> None:
+        if isinstance(self.activation, Off):
+            object.__setattr__(self, "activation", None)
+        given = self.activation
+        if isinstance(given, IntFormat):
+            need = "a FloatFormat, a quantizer such as Quantizer(format=...), or None"
+            checks.refuse("activation", given, need)
+        if not isinstance(given, FloatFormat | None):
+            checks.quantizer("activation", given)
+        if self.narrow and (not isinstance(given, FloatFormat) or given not in NATIVE):
+            text = None if given is None else short(given)  # type: ignore[arg-type]
+            raise ValueError(
+                f"narrow: activation is {text}, which has no torch dtype of 16 bits to "
+                f"keep outputs in; set activation=quantizers.fp16 or quantizers.bf16"
+            )
+
+    @property
+    def quantizes_output(self) -> QuantizerLike | None:
+        """The quantizer of outputs, where `activation` is one, not a format."""
+        return None if isinstance(self.activation, FloatFormat) else self.activation
 
     def _check_bf16_unit(self) -> None:
         if "grad_weight" in self.cut:
@@ -148,7 +177,7 @@ class Recipe:
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of outputs where the caller's is `dtype`."""
-        return NATIVE[self.activation] if self.narrow else dtype
+        return NATIVE[self.activation] if self.narrow else dtype  # type: ignore[index]
 
     def slot(self, product: str, operand: str) -> QuantizerLike:
         """The quantizer in force for an operand: the forward's where a product names none."""
@@ -169,6 +198,13 @@ class Recipe:
         if not isinstance(made, Recipe):
             checks.refuse(f"with_bits({bits})", made, "a Recipe")
         return replace(made, activation=self.activation, narrow=self.narrow)
+
+    @property
+    def stored_as(self) -> str:
+        """What outputs are rounded to, in words."""
+        if self.activation is None:
+            return "not rounded"
+        return f"{short(self.activation)}{' kept in 16 bits' if self.narrow else ''}"  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         if self.products_off:
@@ -193,5 +229,5 @@ class Recipe:
             if transform is not None:
                 text += f"; {product} after {transform}"
         if self.activation is not None:
-            text += f"; output {self.activation}{' kept in 16 bits' if self.narrow else ''}"
+            text += f"; output {self.stored_as}"
         return text

@@ -9,8 +9,10 @@ from quantizers import OFF, Granularity, QuantizerLike, per_tensor
 from quantizers.protocol import needs_key, straight_through
 
 from .. import checks
+from .center import Center
 from .transforms import Hadamard
 
+Transform = Hadamard | Center
 Source = Literal["input", "forward"]
 
 #: each product's two operands
@@ -19,6 +21,8 @@ OPERANDS: dict[str, tuple[str, str]] = {
     "grad_input": ("grad_output", "weight"),
     "grad_weight": ("grad_output", "input"),
 }
+#: the quantizer of what a layer hands on, where its recipe has one
+OUTPUT = ("forward", "output")
 #: The six operand slots, (product, operand), in the order that numbers their noise.
 SLOTS: tuple[tuple[str, str], ...] = tuple(
     (product, operand) for product, operands in OPERANDS.items() for operand in operands
@@ -35,8 +39,14 @@ def short(quantizer: QuantizerLike) -> str:
 def _check(owner: str, transform: object, **quantizers: object) -> None:
     for name, quantizer in quantizers.items():
         checks.quantizer(f"{owner}.{name}", quantizer)
-    if not isinstance(transform, Hadamard | None):
-        checks.refuse(f"{owner}.transform", transform, "hadamard(...) or None")
+    if not isinstance(transform, Transform | None):
+        checks.refuse(f"{owner}.transform", transform, "hadamard(...), center(...) or None")
+    unknown = set(transform.operands) - set(quantizers) if isinstance(transform, Center) else ()
+    if unknown:
+        raise ValueError(
+            f"{owner}.transform: center got {sorted(unknown)}, but its operands are "
+            f"{' and '.join(quantizers)}"
+        )
 
 
 def _check_source(owner: str, operand: str, source: object, own: QuantizerLike | None) -> None:
@@ -52,12 +62,12 @@ def _check_source(owner: str, operand: str, source: object, own: QuantizerLike |
 class Forward:
     """output = input (x) weight.
 
-    transform   of both operands along the sum, before they are quantized, or None; see `Hadamard`
+    transform   of the operands, before they are quantized, or None; see `Hadamard`, `Center`
     """
 
     input: QuantizerLike = OFF
     weight: QuantizerLike = OFF
-    transform: Hadamard | None = None
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         _check("forward", self.transform, input=self.input, weight=self.weight)
@@ -78,7 +88,7 @@ class GradInput:
     grad_output: QuantizerLike = OFF
     weight: QuantizerLike | None = None
     source: Source = "input"
-    transform: Hadamard | None = None
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         weight = OFF if self.weight is None else self.weight
@@ -102,7 +112,7 @@ class GradWeight:
     input: QuantizerLike | None = None
     unit: Literal["fp32", "bf16"] = "fp32"
     source: Source = "input"
-    transform: Hadamard | None = None
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         own = OFF if self.input is None else self.input
@@ -114,17 +124,19 @@ class GradWeight:
 class Slot(NamedTuple):
     """What is known of an operand's quantizer before any tensor is seen.
 
-    number             its place in SLOTS, which numbers its noise
+    number             its place in SLOTS, which numbers its noise; -1: of an output
     noisy              whether its calls need a noise key
     straight_through   whether its backward is the identity
     reused             whether a backward product takes the operand as the forward quantized it
-    cut                whether it is quantized as a matrix of its product: for blocks along the sum,
-                       `quantizers.blocks`, or a transform.  One of a backward product that is not
-                       reused is quantized in the backward pass
-    transform          of the product, or None
+    cut                whether it is quantized as a matrix of its product (of an output: its rows
+                       of features): for blocks along the sum, `quantizers.blocks`, or a transform.
+                       One of a backward product that is not reused is quantized in the backward
+                       pass
+    transform          the product's rotation, or None
+    centered           whether the mean over tokens is taken off it
     of_forward         whether it quantizes the forward's value of the operand, not the operand
-    late               whether an operand of the forward is quantized for a backward product only:
-                       cut, and not reused
+    late               whether an operand of the forward is quantized in the backward pass, for that
+                       product alone: cut or of a product with a transform, and not reused
     """
 
     quantizer: QuantizerLike
@@ -134,6 +146,7 @@ class Slot(NamedTuple):
     reused: bool
     cut: bool
     transform: Hadamard | None
+    centered: bool
     of_forward: bool
     late: bool
 
@@ -147,11 +160,17 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
     given: QuantizerLike | None = getattr(forward, operand, None)
     quantizer = given if own is None else own
     assert quantizer is not None
-    transform: Hadamard | None = getattr(of, "transform", None)
+    asked: Transform | None = getattr(of, "transform", None)
+    transform = asked.then if isinstance(asked, Center) else asked
     granularity = getattr(quantizer, "granularity", per_tensor)
     along = isinstance(granularity, Granularity) and granularity.of == "product"
+    if isinstance(granularity, Granularity) and granularity.of == "flat":
+        raise ValueError(
+            f"{product}.{operand}: got {granularity} in C order, which lie across the sums of a "
+            f"product; use blocks(...) along these, blocks(None) for a scale a row, or per_tensor"
+        )
     cut, place = along or transform is not None, f"{product}.{operand}"
-    if cut and not straight_through(quantizer):
+    if (cut or asked is not None) and not straight_through(quantizer):
         raise ValueError(
             f"{place}: {short(quantizer)} has a backward of its own, and "
             f"{'blocks along the sum' if along else 'a transform'}; use straight_through='identity'"
@@ -163,7 +182,7 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
         )
     # along another sum a weight's square blocks are the same ones
     same = not cut or (operand == "weight" and along and granularity.square)
-    same = same and transform is None and forward.transform is None
+    same = same and asked is None and forward.transform is None
     source: Source = "input" if operand == "grad_output" else getattr(of, "source", "input")
     if source == "forward" and forward.transform is not None:
         raise ValueError(
@@ -171,11 +190,25 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
             f"use source='input'"
         )
     reused = product != "forward" and same and source == "input" and own in (None, given)
+    late = product != "forward" and operand != "grad_output" and not reused
     return Slot(
         quantizer, SLOTS.index((product, operand)), needs_key(quantizer),
-        straight_through(quantizer), reused, cut, transform, source == "forward",
-        cut and not reused,
+        straight_through(quantizer), reused, cut, transform,
+        isinstance(asked, Center) and operand in asked.operands, source == "forward",
+        late and (cut or asked is not None),
     )  # fmt: skip
+
+
+def of_output(quantizer: QuantizerLike) -> dict[tuple[str, str], Slot]:
+    """The slot of outputs, whose noise `handed_on` numbers."""
+    granularity = getattr(quantizer, "granularity", per_tensor)
+    rows = isinstance(granularity, Granularity) and granularity.of == "product"
+    return {
+        OUTPUT: Slot(
+            quantizer, -1, needs_key(quantizer), straight_through(quantizer), reused=False,
+            cut=rows, transform=None, centered=False, of_forward=False, late=False,
+        )
+    }  # fmt: skip
 
 
 def check_nested(product: str, *slots: Slot) -> None:

@@ -32,13 +32,15 @@ def switchback() -> Recipe:
 
 
 def jetfire() -> Recipe:
-    """Jetfire: int8 in blocks of 32 x 32, gradients stochastic.
+    """Jetfire: int8 in blocks of 32 x 32, gradients stochastic, and int8 between layers.
 
     Xi et al. 2024, arXiv 2403.12422; thu-ml/Jetfire-INT8Training,
-    Jetfire/Nonlinear/quantize.py (scale amax / 127 by division) and INT8_GPT2/qmodel.py (gradients
-    stochastic, all else nearest).  Left out: activations and gradients that flow between layers as
-    int8 blocks, with int8 norms and GELUs; scales stored in fp16.  The two backward products draw
-    their own noise, where Jetfire's share one quantized gradient.
+    Jetfire/Nonlinear/quantize.py (scale amax / 127 by division), Jetfire/Linear/linear_fwd.py (what
+    a linear layer hands on are int8 blocks) and INT8_GPT2/qmodel.py (gradients stochastic, all else
+    nearest; residual sums in full precision).  Left out: int8 norms and GELUs, and gradients that
+    flow between layers as int8 blocks; scales stored in fp16.  The two backward products draw their
+    own noise, where Jetfire's share one quantized gradient.  Jetfire's attention is not quantized:
+    override its products with None.
     """
     operand = Quantizer(format=int8, granularity=blocks(32, 32))
     gradient = replace(operand, rounding=stochastic())
@@ -47,8 +49,9 @@ def jetfire() -> Recipe:
         forward=Forward(input=operand, weight=operand),
         grad_input=GradInput(grad_output=gradient),
         grad_weight=GradWeight(grad_output=gradient),
+        activation=operand,
         source="arXiv 2403.12422; thu-ml/Jetfire-INT8Training Jetfire/Nonlinear/quantize.py",
-        leaves_out="int8 data between layers; fp16 scales",
+        leaves_out="int8 norms and GELUs, gradients between layers; fp16 scales",
         when="Transformers on integer units",
     )
 

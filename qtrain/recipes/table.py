@@ -55,10 +55,13 @@ def operands(recipe: Recipe) -> str:
         transform = getattr(recipe, product).transform
         said[product] = text if transform is None else f"{text}, {transform}"
     if len(set(said.values())) == 1:
-        return said["forward"]
-    if said["grad_input"] == said["grad_weight"]:
-        return f"forward {said['forward']}; backward {said['grad_input']}"
-    return "; ".join(f"{product} {text}" for product, text in said.items())
+        text = said["forward"]
+    elif said["grad_input"] == said["grad_weight"]:
+        text = f"forward {said['forward']}; backward {said['grad_input']}"
+    else:
+        text = "; ".join(f"{product} {text}" for product, text in said.items())
+    output = recipe.quantizes_output
+    return text if output is None else f"{text}; output {_element(output)}"
 
 
 def scales(recipe: Recipe) -> str:

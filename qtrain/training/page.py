@@ -109,8 +109,7 @@ def _recipe(record: RunRecord) -> Section | None:
 
 def _recipe_table(config: TrainConfig, recipe: Recipe, when: str) -> Table:
     rows = [[product, operand, _quantizer(recipe, product, operand)] for product, operand in SLOTS]
-    kept = f"{recipe.activation}{', kept in 16 bits' if recipe.narrow else ''}"
-    rows.append(["every product", "output", kept if recipe.activation else "not rounded"])
+    rows.append(["every product", "output", recipe.stored_as])
     rows.append(["norms", "", _norm(config, recipe)])
     if recipe.grad_weight.unit != "fp32":
         rows.append(["grad_weight", "unit", recipe.grad_weight.unit])

@@ -7,6 +7,7 @@ from .named import NAMED as NAMED
 from .named import NATIVE as NATIVE
 from .named import Format as Format
 from .named import bf16 as bf16
+from .named import dynamic8 as dynamic8
 from .named import e2m1 as e2m1
 from .named import e2m3 as e2m3
 from .named import e3m0 as e3m0
@@ -18,5 +19,8 @@ from .named import fp16 as fp16
 from .named import fp32 as fp32
 from .named import get as get
 from .named import int8 as int8
+from .named import nf4 as nf4
 from .named import tf32 as tf32
+from .named import udynamic8 as udynamic8
 from .named import uint8 as uint8
+from .table_format import TableFormat as TableFormat

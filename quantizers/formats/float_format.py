@@ -103,6 +103,14 @@ class FloatFormat:
         return math.ldexp(ones, top - 1 - self.mantissa)
 
     @property
+    def low(self) -> float:
+        return -self.largest if self.signed else 0.0
+
+    @property
+    def high(self) -> float:
+        return self.largest
+
+    @property
     def has_inf(self) -> bool:
         return self.specials == "ieee"
 

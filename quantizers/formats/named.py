@@ -7,8 +7,9 @@ import torch
 from .. import checks
 from .float_format import FloatFormat
 from .int_format import IntFormat
+from .table_format import NF4, TableFormat, dynamic
 
-Format = IntFormat | FloatFormat
+Format = IntFormat | FloatFormat | TableFormat
 
 int8 = IntFormat(8)
 uint8 = IntFormat(8, signed=False, symmetric=False)
@@ -23,6 +24,9 @@ e2m3 = FloatFormat(2, 3, specials="finite", name="e2m3")
 e2m1 = FloatFormat(2, 1, specials="finite", name="e2m1")
 e3m0 = FloatFormat(3, 0, specials="finite", name="e3m0")  # power of two, 1-3-0
 e8m0 = FloatFormat(8, 0, bias=127, specials="fn", signed=False, zero=False, name="e8m0")
+nf4 = TableFormat(NF4, name="nf4")
+dynamic8 = TableFormat(dynamic(signed=True), name="dynamic8")
+udynamic8 = TableFormat(dynamic(signed=False), name="udynamic8")
 
 #: formats that torch has a dtype of 16 bits for
 NATIVE: dict[Format | None, torch.dtype] = {fp16: torch.float16, bf16: torch.bfloat16}
@@ -30,7 +34,7 @@ NATIVE: dict[Format | None, torch.dtype] = {fp16: torch.float16, bf16: torch.bfl
 NAMED: dict[str, Format] = {
     **{f"int{bits}": IntFormat(bits) for bits in range(2, 17)},
     **{f"uint{bits}": IntFormat(bits, signed=False, symmetric=False) for bits in range(2, 17)},
-    **{f.name: f for f in vars().copy().values() if isinstance(f, FloatFormat)},
+    **{f.name: f for f in vars().copy().values() if isinstance(f, FloatFormat | TableFormat)},
 }
 
 
@@ -43,6 +47,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("float16", "half"), "'fp16'"),
     **dict.fromkeys(("float32", "float", "single"), "'fp32'"),
     "bfloat16": "'bf16'",
+    "dynamic": "'dynamic8' (signed) or 'udynamic8' (not negative)",
 }
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from quantizers.formats import Format, IntFormat
+from quantizers.formats import FloatFormat, Format, IntFormat, TableFormat
 from quantizers.granularity import Granularity, compact_shape
 from quantizers.ranges.rules import RangeRule
 from quantizers.ranges.running import Ema
@@ -51,6 +51,8 @@ def plan(
     block: the size of the walk's granules."""
     if dtype not in SOURCES or rounding.mode not in MODES or 0 in shape:
         return None
+    if isinstance(format, TableFormat):
+        return None
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
     path = walk(shape, strides, like, block, rounding.random_bits > 0)
@@ -63,7 +65,7 @@ def plan(
 
 @lru_cache(maxsize=256)
 def constants(
-    format: Format, scaled: bool = True, momentum: float = 0.0
+    format: IntFormat | FloatFormat, scaled: bool = True, momentum: float = 0.0
 ) -> ctypes.Array[ctypes.c_float]:
     """8 numbers for elements, all exact in fp32, then the format's largest, the momentum."""
     if isinstance(format, IntFormat):

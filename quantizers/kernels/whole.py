@@ -45,6 +45,8 @@ def form(
         training: bool,
         factor: Tensor | None = None,
     ) -> QTensor | None:
+        if by.granularity.of == "flat" and x.dim() != 1:
+            return None
         kept: tuple[Tensor, ...] = ()
         read = [x]
         if type(by.range) is Ema and state is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..devices.numbers import constant, divided
-from ..formats import Format, IntFormat, fp32
+from ..formats import FloatFormat, Format, IntFormat, fp32
 from ..noise import fold, random_bits
 from ..rounding import nearest_even, power_of_two, round_to_float
 from .scale import Scale
@@ -126,4 +126,5 @@ def mantissa_of(elements: Format) -> int:
     """The bits behind the point of the significand of the format's largest numbers."""
     if isinstance(elements, IntFormat):
         return exponent_of(elements.largest)
+    assert isinstance(elements, FloatFormat)  # a table has no such rule
     return elements.mantissa

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .. import checks
-from ..formats import NAMED, FloatFormat, Format, IntFormat, fp32
+from ..formats import NAMED, FloatFormat, Format, IntFormat, TableFormat, fp32
 from ..granularity import Granularity, per_tensor
+from ..names import take_names
 from ..rounding import Rounding, nearest_even
 
 Rule = Literal["amax", "ocp_floor", "ocp_ceil", "even", "rceil"]
@@ -18,7 +19,7 @@ By = Literal["mse", "mae", "absmax"]
 class Scale:
     """How the bound of a granule, its largest magnitude amax, becomes the scale of its elements.
 
-    format        of the scale: fp32, e8m0 (powers of two), e4m3, ...
+    format        of the scale: fp32, e8m0 (powers of two), e4m3, ..., or its name
     rule          "amax"       headroom * amax / top, rounded to the format by `rounding`
                   "ocp_floor"  2^(floor(log2 a) - emax), a = headroom * amax     (OCP MX v1.0, 6.3)
                   "ocp_ceil"   2^(ceil(log2 a) - emax)
@@ -27,8 +28,8 @@ class Scale:
                   "rceil"      2^ceil(log2(a / top))       (cuBLAS; torchao: RCEIL)
                   emax is the exponent of the elements' largest number.  All but "amax" are exact,
                   and need a format of powers of two (no mantissa), whose ends they keep to
-    rounding      of the quotient to the format, stochastic too (noise of its own, of the
-                  quantizer's key); fp32 takes the quotient as it is
+    rounding      of the quotient to the format, or its name, stochastic too (noise of its own, of
+                  the quantizer's key); fp32 takes the quotient as it is
     headroom      amax is multiplied by: 17/16 leaves room for an e4m3 scale rounded down, 12/7 with
                   rounding=floor is Overflow-Aware Scaling for e2m1 (arXiv 2603.08713)
     prescale      elements are x * prescale / scale, the value is divided by it: 3/4 with
@@ -77,7 +78,26 @@ class Scale:
     granularity: Granularity = per_tensor
     reciprocal: bool = False
 
+    if TYPE_CHECKING:  # the fields, of which some take a name
+
+        def __init__(
+            self,
+            format: FloatFormat | str = ...,
+            *,
+            rule: Rule = ...,
+            rounding: Rounding | str = ...,
+            headroom: float = ...,
+            prescale: float = ...,
+            top: float | None = ...,
+            candidates: tuple[float, ...] = ...,
+            by: By = ...,
+            over: Scale | None = ...,
+            granularity: Granularity = ...,
+            reciprocal: bool = ...,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
+        take_names(self, "scale.", format="format", rounding="rounding")
         checks.instance("scale.format", self.format, FloatFormat, "a FloatFormat such as e8m0")
         checks.choice("scale.rule", self.rule, get_args(Rule))
         checks.instance("scale.rounding", self.rounding, Rounding, "a Rounding such as ceil")
@@ -174,6 +194,11 @@ class Scale:
                 f"scale.granularity: got {self.granularity}, which is for an outer scale, "
                 f"Scale(e4m3, over=Scale(fp32, granularity=...)); the elements' own scale has the "
                 f"quantizer's granularity"
+            )
+        if isinstance(elements, TableFormat) and self.rule != "amax":
+            raise ValueError(
+                f"scale.rule: got {self.rule!r} for {elements}, whose values have no exponents; "
+                f"give rule='amax', amax over the largest magnitude of the table"
             )
         affine = isinstance(elements, IntFormat) and not elements.symmetric
         if affine and self != Scale(self.format, rounding=self.rounding):

@@ -358,7 +358,7 @@ def _conversion() -> dict[str, Entry]:
             {
                 "name": kind.STR, "forward": kind.of(qtrain.Forward),
                 "grad_input": kind.of(qtrain.GradInput), "grad_weight": kind.of(qtrain.GradWeight),
-                "activation": kind.of(q.FloatFormat, none=True), "narrow": BOOL,
+                "activation": kind.ACTIVATION, "narrow": BOOL,
                 "norm": kind.of(qtrain.NormRecipe, none=True), "with_bits": _or_none(CALLABLE),
             },
             lambda: {"name": "mine", "activation": q.fp16},

@@ -174,8 +174,13 @@ INTEGERS = of(Tensor, also=lambda x: x.dtype == torch.int64)
 KEY = of(Tensor, none=True, also=lambda x: x.dtype == torch.int64 and x.dim() == 0)
 MODULE = of(nn.Module)
 SHAPE = of(tuple, list, range, torch.Size, also=lambda s: all(type(n) is int and n >= 0 for n in s))
-FORMAT = of(q.IntFormat, q.FloatFormat)
+FORMAT = of(q.IntFormat, q.FloatFormat, q.TableFormat)
 FLOAT = of(q.FloatFormat)
+ACTIVATION = Kind(
+    lambda v: (
+        not (v is None or isinstance(v, q.FloatFormat)) and (not callable(v) or isinstance(v, type))
+    )
+)
 QUANTIZER = Kind(lambda v: not callable(v) or isinstance(v, type))
 RULE = Kind(lambda v: v is not None and (not callable(v) or isinstance(v, type)))
 PATTERNS = Kind(

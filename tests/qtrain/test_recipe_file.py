@@ -20,6 +20,7 @@ from qtrain import (
     GradWeight,
     NormRecipe,
     Recipe,
+    center,
     deviations,
     hadamard,
     load_recipe,
@@ -38,6 +39,7 @@ from quantizers import (
     Quantizer,
     Rounding,
     Scale,
+    TableFormat,
     absmax,
     bf16,
     blocks,
@@ -52,10 +54,12 @@ from quantizers import (
     floor,
     fp16,
     fp32,
+    groups,
     half_away,
     history,
     minmax,
     nearest_even,
+    nf4,
     per_axis,
     per_channel,
     per_sample,
@@ -117,7 +121,8 @@ class _Draws:
             4, 3, bias=11, specials="fn", overflow="nan", signed=self.one(True, False)
         )
         integer = IntFormat(bits, signed=self.one(True, False), symmetric=self.one(True, False))
-        return self.one(integer, e4m3, e5m2, e2m1, e3m0, FloatFormat(3, 4, name="mine"), own)
+        named = (e4m3, e5m2, e2m1, e3m0, nf4, TableFormat((-1.0, 0.0, 0.25)))
+        return self.one(integer, *named, FloatFormat(3, 4, name="mine"), own)
 
     def rounding(self) -> Rounding:
         plain = (nearest_even, half_away, toward_zero, floor, ceil)
@@ -139,7 +144,8 @@ class _Draws:
         return self.one(plain, Scale(), Scale(e8m0, rule="rceil", headroom=1.0625), levels, tried)
 
     def transform(self) -> Any:
-        return self.one(None, hadamard(), hadamard(4, (1, -1, -1, 1)), hadamard(32, "step"))
+        rotation = self.one(hadamard(), hadamard(4, (1, -1, -1, 1)), hadamard(32, "step"))
+        return self.one(None, rotation, center("grad_output", "input", then=rotation))
 
     def quantizer(self) -> Any:
         if self.random.random() < 0.15:
@@ -183,7 +189,13 @@ class _Draws:
                 transform=self.transform(),
                 source=self.one("input", "forward"),
             ),
-            activation=self.one(None, e4m3, FloatFormat(5, 1)),
+            activation=self.one(
+                None,
+                e4m3,
+                FloatFormat(5, 1),
+                self.valid(self.quantizer),
+                Quantizer(format=nf4, granularity=groups(64)),
+            ),
             norm=self.one(None, self.valid(self.norm)),
         )
 
@@ -258,7 +270,7 @@ REFUSED = [
     ("name: x\nforward:\n  input:\n    fromat: int8", r"forward.input: field: .* 'format'"),
     ("name: x\nforward:\n  input:\n    rounding: floor", "forward.input: format is missing"),
     ("name: x\nactivation: bf61", r"activation: got 'bf61', which is no name .*'bf16'"),
-    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat or None"),
+    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat, a quantizer"),
     ("name: x\nforward:\n  input:\n    format: 8", "forward.input: format: got 8, need an IntF"),
     ("name: x\nforward:\n  input:\n    format:\n      bits: 8", "forward.input.format: got a map"),
     ("name: x\nforward:\n  input:\n    format: int8\n    rounding:\n      mode: up", "rounding"),

@@ -106,7 +106,7 @@ def test_bad_names_and_bits(name: str, bits: Any, error: Any, message: str) -> N
     [
         (lambda: Recipe(name="x", forward=8), r"forward: got 8, need Forward\(\.\.\.\)"),  # type: ignore
         (lambda: Recipe(name="x", grad_input=Forward()), "grad_input: got .*need GradInput"),  # type: ignore
-        (lambda: Recipe(name="x", activation="fp16"), "activation: got 'fp16'"),  # type: ignore
+        (lambda: Recipe(name="x", activation=16), "activation: got 16"),  # type: ignore
         (lambda: Recipe(name="x", norm="range"), "norm: got 'range'"),  # type: ignore
         (lambda: Forward(weight=int8), r"forward\.weight: got IntFormat"),  # type: ignore
         (lambda: GradInput(grad_output=None), r"grad_input\.grad_output: got None"),  # type: ignore

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from quantizers import (
-    FloatFormat,
+    Format,
     IntFormat,
     Quantizer,
+    Scale,
+    ceil,
     e4m3,
     formats,
     int8,
@@ -24,7 +26,7 @@ def test_every_format_has_its_name(name: str) -> None:
     wide = formats.NAMED[name].largest > 2.0**48
     by_name = Quantizer(format=name, range=None) if wide else Quantizer(format=name)
     assert by_name == replace(by_name, format=formats.NAMED[name])
-    assert isinstance(by_name.format, IntFormat | FloatFormat)
+    assert isinstance(by_name.format, Format)
 
 
 @pytest.mark.parametrize("name", rounding.NAMED)
@@ -41,6 +43,16 @@ def test_what_a_rounding_prints_as_is_its_name() -> None:
     modes = ("nearest_even", "half_away", "toward_zero", "floor", "ceil")
     assert all(rounding.get(mode) == rounding.Rounding(mode) for mode in modes)
     assert rounding.get("stochastic") == drawn()
+
+
+def test_a_scales_format_and_rounding_have_names() -> None:
+    for name in ("e8m0", "e4m3", "fp32"):
+        assert Scale(name) == Scale(format=name) == Scale(formats.NAMED[name])  # type: ignore[arg-type]
+    two = Scale("e4m3", rounding="stochastic(8)", over=Scale("fp32", top=448))
+    assert two == Scale(e4m3, rounding=drawn(8), over=Scale(top=448)) and two.random_bits == 8
+    assert hash(two) == hash(Scale(e4m3, rounding=drawn(8), over=Scale(top=448)))
+    assert replace(Scale("e8m0"), rounding="ceil") == Scale(formats.NAMED["e8m0"], rounding=ceil)  # type: ignore[arg-type]
+    assert repr(Scale("e8m0", rule="rceil")) == "Scale(e8m0, rule='rceil')"
 
 
 def test_names_serve_where_a_setting_is_changed() -> None:

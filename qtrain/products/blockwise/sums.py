@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantizers import IntFormat, QTensor, kernels
+from quantizers import FloatFormat, IntFormat, QTensor, kernels
 from quantizers.devices.by_device import ByDevice
 from quantizers.formats import Format
 from quantizers.granularity import expand
@@ -109,7 +109,7 @@ def _largest(fmt: Format | None) -> int | None:
     """The largest element of a format, in units of the smallest."""
     if isinstance(fmt, IntFormat):
         return fmt.high - fmt.low
-    found = math.inf if fmt is None else fmt.largest / fmt.smallest
+    found = fmt.largest / fmt.smallest if isinstance(fmt, FloatFormat) else math.inf
     return int(found) if found < 2**24 else None
 
 
