@@ -65,7 +65,7 @@ def _bounds(values: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
     next, or what is below it."""
     found = []
     for low, high in pairwise(values):
-        middle = (Fraction(low) + Fraction(high)) / 2
+        middle = (Fraction(low) + Fraction(high)) * Fraction(1, 2)
         bound = torch.tensor(float(middle), dtype=dtype, device="cpu")
         while Fraction(bound.item()) > middle:
             bound = torch.nextafter(bound, bound.new_tensor(-math.inf))

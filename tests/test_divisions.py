@@ -27,6 +27,7 @@ TENSOR_BY_TENSOR = {
     "quantizers/formats/float_format.py: magnitude / step",
     "quantizers/devices/numbers.py: x / constant(number, x)",
     "quantizers/elements.py: x / expand(divisor, x.shape, block)",
+    "quantizers/table_rounding.py: (packed.double() - low) / (high - low)",
     "quantizers/scales/levels.py: bound / outer.scale",
     "quantizers/scales/rules.py: constant(number, x) / x",
     "quantizers/scales/rules.py: low / divisor",

@@ -121,12 +121,12 @@ def dynamic(signed: bool) -> tuple[float, ...]:
     low = fp32(0.1)
     for decade in range(7):
         count = 2 ** (decade + (not signed))
-        step, power = fp32(fp32(1 - low) / count), fp32(math.pow(10, decade - 6))
+        step, power = math.ldexp(fp32(1 - low), -decade - (not signed)), fp32(10.0 ** (decade - 6))
         ends = [
             fp32(low + step * k) if k < (count + 1) // 2 else fp32(1 - step * (count - k))
             for k in range(count + 1)
         ]
-        middles = [fp32(a + b) / 2 for a, b in pairwise(ends)]
+        middles = [fp32(a + b) * 0.5 for a, b in pairwise(ends)]
         scaled = [fp32(power * middle) for middle in middles]
         found += [*scaled, *(-value for value in scaled)] if signed else scaled
     return tuple(sorted(found))
