@@ -11,8 +11,10 @@ from .fp4 import nvfp4 as nvfp4
 from .fp8 import deepseek_v3 as deepseek_v3
 from .fp8 import fp8 as fp8
 from .fp8 import fp8_delayed as fp8_delayed
+from .fp8 import hfp8 as hfp8
 from .hbfp import hbfp4 as hbfp4
 from .hbfp import hbfp6 as hbfp6
+from .integer import in_hindsight as in_hindsight
 from .integer import jetfire as jetfire
 from .integer import statquant as statquant
 from .integer import switchback as switchback
@@ -22,6 +24,7 @@ from .mx import mxfp4_e3m0 as mxfp4_e3m0
 from .mx import mxfp6 as mxfp6
 from .mx import mxfp8 as mxfp8
 from .mx import mxint8 as mxint8
+from .mx import tetrajet as tetrajet
 from .named import get as get
 from .named import hint as hint
 from .named import names as names

@@ -22,6 +22,7 @@ from quantizers import QTensor
 
 Array = np.ndarray[Any, Any]
 Slots = dict[tuple[str, str], "Rule | None"]
+Place = tuple[int, str, str]  # number of the product, product, operand
 LARGEST = np.finfo(np.float32).max
 
 
@@ -190,14 +191,17 @@ def te(tile: Tile = (1, 16), most: float = 448, top: float = 6, other: float | N
 
 
 class Seen(Probe):
-    def __init__(self) -> None:
-        self.found: list[tuple[tuple[str, str], Tensor, QTensor]] = []
+    """Keeps what its product quantized; a list may be shared."""
+
+    def __init__(self, found: list[Any] | None = None, number: int = 0) -> None:
+        self.found: list[tuple[Place, Tensor, QTensor]] = [] if found is None else found
+        self.number = number
 
     def operand(
         self, kind: Any, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
     ) -> None:
         assert not folded
-        self.found.append(((kind, operand), x.detach().clone(), q))
+        self.found.append(((self.number, kind, operand), x.detach().clone(), q))
 
 
 def numbers(kind: str, *shape: int, seed: int) -> Tensor:
@@ -228,21 +232,30 @@ CASES = [
 ]
 
 
-def operands(recipe: Recipe, layer: str, kind: str) -> list[tuple[tuple[str, str], Any, QTensor]]:
-    """Every operand that a layer quantized in one step, before and after."""
+def steps(
+    recipe: Recipe, layer: str, kind: str, factors: tuple[float, ...]
+) -> list[tuple[Place, Any, QTensor]]:
+    """Every operand that a layer quantized, before and after, in a step for each factor of its
+    input and of its output's gradient."""
     torch.manual_seed(0)
     make, shape = LAYERS[layer]
     plain, x = make(), numbers(kind, *shape, seed=1)
     with torch.no_grad():
         if layer != "attention":
             plain.weight.copy_(numbers(kind, *plain.weight.shape, seed=2))  # type: ignore
-    model, probe = quantize(nn.Sequential(plain), recipe=recipe), Seen()
-    for one in products_of(model):
-        one.probe = probe
-    x.requires_grad_()
-    y = model[0](x, x, x)[0] if layer == "attention" else model(x)
-    y.backward(numbers(kind, *y.shape, seed=3))
-    return probe.found
+    model, found = quantize(nn.Sequential(plain), recipe=recipe), []
+    for number, one in enumerate(products_of(model)):
+        one.probe = Seen(found, number)
+    for factor in factors:
+        z = (x * factor).requires_grad_()
+        y = model[0](z, z, z)[0] if layer == "attention" else model(z)
+        y.backward(numbers(kind, *y.shape, seed=3) * factor)
+    return found
+
+
+def operands(recipe: Recipe, layer: str, kind: str) -> list[tuple[tuple[str, str], Any, QTensor]]:
+    """Those of one step."""
+    return [(place[1:], x, q) for place, x, q in steps(recipe, layer, kind, (1,))]
 
 
 def check(recipe: Recipe, slots: Slots, layer: str, kind: str) -> None:
