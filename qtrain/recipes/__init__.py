@@ -8,6 +8,7 @@ from .baselines import fp32 as fp32
 from .fp4 import four_over_six as four_over_six
 from .fp4 import fp4_all_the_way as fp4_all_the_way
 from .fp4 import nvfp4 as nvfp4
+from .fp4 import quartet2 as quartet2
 from .fp8 import deepseek_v3 as deepseek_v3
 from .fp8 import fp8 as fp8
 from .fp8 import fp8_delayed as fp8_delayed
@@ -18,6 +19,7 @@ from .integer import in_hindsight as in_hindsight
 from .integer import jetfire as jetfire
 from .integer import statquant as statquant
 from .integer import switchback as switchback
+from .integer import unified_int8 as unified_int8
 from .luq import luq as luq
 from .mx import mxfp4 as mxfp4
 from .mx import mxfp4_e3m0 as mxfp4_e3m0

@@ -8,6 +8,7 @@ from quantizers import (
     IntFormat,
     Quantizer,
     RealOffset,
+    Scale,
     blocks,
     ema,
     int8,
@@ -19,6 +20,7 @@ from quantizers import bf16 as bf16_format
 
 from ..recipe import Forward, GradInput, GradWeight, Recipe
 from .baselines import unscaled
+from .clipping import stochastically
 
 
 def switchback() -> Recipe:
@@ -113,4 +115,27 @@ def in_hindsight(*, momentum: float = 0.1) -> Recipe:
         source="arXiv 2105.04246",
         leaves_out="one quantized gradient for both backward products",
         when="integers on hardware that must know a range before the tensor",
+    )
+
+
+def unified_int8() -> Recipe:
+    """Unified INT8: int8 by tensor, gradients stochastic and clipped where the angle between them
+    and their quantized values is the smallest (direction sensitive gradient clipping).
+
+    Zhu et al. 2019, "Towards Unified INT8 Training for Convolutional Neural Network", arXiv
+    1912.12607: the deviation is 1 - the cosine of that angle.  Here the clip is one of nine, from
+    the maximum to 1/16 of it by factors of sqrt(2), tried at every step.  Left out: the learning
+    rate times max(exp(-20 d), 0.1) for a deviation d (deviation counteractive scaling).
+    """
+    tensor = Quantizer(format=int8)
+    clips = tuple(127 * 2 ** (step / 2) for step in range(9))
+    gradient = stochastically(replace(tensor, scale=Scale(candidates=clips, by="cosine")))
+    return Recipe(
+        name="unified-int8",
+        forward=Forward(input=tensor, weight=tensor),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        source="arXiv 1912.12607",
+        leaves_out="learning rates by the deviation; a clip is one of nine",
+        when="convolutional networks on integer units, gradients with outliers",
     )

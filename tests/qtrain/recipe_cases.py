@@ -149,20 +149,38 @@ def e2m1_under(x: Array, scale: Array, outer: Array, times: bool) -> Scaled:
     return np.where(scale > 0, t, one(0)).astype(one), both
 
 
-def by_division(tile: Tile = (1, 16)) -> Rule:
-    """outer = fl(amax of all / (6 * 448)), scale = e4m3(fl(fl(amax / outer) / 6))."""
+def least(x: Array, tile: Tile, scales: list[Array], outer: Array, times: bool) -> Scaled:
+    """Of two e4m3 scales of each block the one that errs less in squares, the first of equals."""
+    tries, errors = [], []
+    for scale in scales:
+        t, both = e2m1_under(x, scale, outer, times)
+        near = np.copysign(around(np.abs(t.astype(np.float64)), grid("e2m1"))[2], t)
+        value = near * (scale.astype(np.float64) * outer)
+        tries.append((t, both))
+        errors.append(over_blocks(np.square(value - x), tile, np.sum))
+    (a, scale_a), (b, scale_b) = tries
+    better = errors[1] < errors[0]
+    return np.where(better, b, a), np.where(better, scale_b, scale_a)
+
+
+def by_division(tile: Tile = (1, 16), most: float = 448, other: float | None = None) -> Rule:
+    """outer = fl(amax of all / (6 most)), scale = e4m3(fl(fl(amax / outer) / 6)), or with another
+    top the better one."""
 
     def of(x: Array, tile: Tile) -> Scaled:
-        outer = np.maximum(amax(x, None) / one(6 * 448), one(2.0**-126))
-        scale = e4m3((amax(x, tile) / outer).astype(one) / one(6))
-        return e2m1_under(x, scale, outer, times=False)
+        outer = np.maximum(amax(x, None) / one(6 * most), one(2.0**-126))
+        share = (amax(x, tile) / outer).astype(one)
+        if other is None:
+            return e2m1_under(x, e4m3(share / one(6)), outer, times=False)
+        scales = [e4m3(share / one(top)) for top in (6, other)]
+        return least(x, tile, scales, outer, times=False)
 
     return Rule("e2m1", tile, of)
 
 
 def te(tile: Tile = (1, 16), most: float = 448, top: float = 6, other: float | None = None) -> Rule:
     """TransformerEngine's arithmetic: S = fl(top most / amax of all), scale = e4m3(fl(amax fl(S
-    fl(1 / top)))); with another top, the one of which errs less in squares, the first of equals."""
+    fl(1 / top)))); with another factor of that the better one."""
 
     def of(x: Array, tile: Tile) -> Scaled:
         whole, block = amax(x, None), amax(x, tile)
@@ -172,17 +190,8 @@ def te(tile: Tile = (1, 16), most: float = 448, top: float = 6, other: float | N
             scale = e4m3((block * (s * (one(1) / one(top))).astype(one)).astype(one))
             return e2m1_under(x, scale, outer, times=True)
         share = ((block / one(top)).astype(one) * s).astype(one)
-        tries, errors = [], []
-        for factor in (1, other):
-            scale = e4m3((share * one(factor)).astype(one))
-            t, both = e2m1_under(x, scale, outer, times=True)
-            near = np.copysign(around(np.abs(t.astype(np.float64)), grid("e2m1"))[2], t)
-            value = near * (scale.astype(np.float64) * outer)
-            tries.append((t, both))
-            errors.append(over_blocks(np.square(value - x), tile, np.sum))
-        (a, scale_a), (b, scale_b) = tries
-        better = errors[1] < errors[0]
-        return np.where(better, b, a), np.where(better, scale_b, scale_a)
+        scales = [e4m3((share * one(factor)).astype(one)) for factor in (1, other)]
+        return least(x, tile, scales, outer, times=True)
 
     return Rule("e2m1", tile, of)
 
