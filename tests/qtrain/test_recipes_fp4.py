@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published import RECORDED
 from quantizer_checks import same_bits
 from recipe_cases import (
     CASES,
@@ -206,14 +207,7 @@ def equal(case: Recorded, own: Any) -> None:
     assert bool((zero == 0).all())
 
 
-TE = recorded("transformer_engine", "NVFP4QuantizerRef.quantize", levels=2)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [c for c in TE if not {"nvfp4_use_4over6", "row_scaled_nvfp4"} & set(c.settings)],
-    ids=str,
-)
+@pytest.mark.parametrize("case", RECORDED["nvfp4"], ids=str)
 def test_nvfp4_is_transformer_engines(case: Recorded) -> None:
     """Rotated operands too, which it records after the rotation."""
     recipe: Any = recipes.nvfp4()
@@ -223,14 +217,8 @@ def test_nvfp4_is_transformer_engines(case: Recorded) -> None:
         equal(case, drawn_nearest(recipe))
 
 
-@pytest.mark.parametrize(
-    "case",
-    recorded("fouroversix", format="nvfp4", round_style="nearest", scale_rule="mse"),
-    ids=str,
-)
+@pytest.mark.parametrize("case", RECORDED["four-over-six"], ids=str)
 def test_four_over_six_is_its_authors(case: Recorded) -> None:
-    if case.data in ("tiny", "huge", "halves", "midpoints"):
-        pytest.skip("fp32 decides between two errors that are equal, overflow or vanish")
     recipe: Any = recipes.four_over_six()
     tile = case.settings["block"] == [16, 16]
     equal(case, recipe.forward.weight if tile else recipe.forward.input)
@@ -246,21 +234,17 @@ def test_its_gradients_have_the_authors_scales() -> None:
         assert same_bits(made.spread(made.scale).expand(wanted.shape), wanted)
 
 
-#: without ties of e2m1, which go away from 0 there
-UNTIED = ("gaussian", "heavy_tailed", "edges", "spread")
+FORWARD = [case for case in RECORDED["quartet2"] if "rtn_1x16s" in case.function]
+BACKWARD = [case for case in RECORDED["quartet2"] if "eden_1x16s" in case.function]
 
 
-@pytest.mark.parametrize(
-    "case", recorded("quartet", "rtn_1x16s", UNTIED, four_over_six=True), ids=str
-)
+@pytest.mark.parametrize("case", FORWARD, ids=str)
 def test_quartet2s_forward_is_its_authors(case: Recorded) -> None:
     made: Any = recipes.quartet2().forward.input(case.x, state=None)
     torch.testing.assert_close(made.dequantize(), case["values"], rtol=2.0**-22, atol=0)
 
 
-@pytest.mark.parametrize(
-    "case", recorded("quartet", "eden_1x16s", UNTIED, scale_override=17 / 16 * 0.93), ids=str
-)
+@pytest.mark.parametrize("case", BACKWARD, ids=str)
 def test_quartet2s_backward_is_its_authors(case: Recorded) -> None:
     """Of 32 neighbours, as it was recorded: its draws are ours rounded down or up."""
     own: Any = recipes.quartet2().grad_input.grad_output

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from published import RECORDED
 from quantizer_checks import same_bits
 from recipe_cases import (
     CASES,
@@ -23,7 +24,7 @@ from recipe_cases import (
     three,
     trained,
 )
-from recorded_results import Recorded, recorded
+from recorded_results import Recorded
 
 from qtrain import GradWeight, Recipe, recipes
 from quantizers import FloatFormat, Scale, absmax, blocks, e4m3, history
@@ -63,9 +64,7 @@ def test_a_planted_error_is_seen(name: str) -> None:
         check(planted(name), RULES[name][1], "2-D", "gaussian")
 
 
-@pytest.mark.parametrize(
-    "case", recorded("transformer_engine", "CurrentScaling", pow_2_scales=False), ids=str
-)
+@pytest.mark.parametrize("case", RECORDED["fp8"], ids=str)
 def test_fp8_is_transformer_engines(case: Recorded) -> None:
     recipe: Any = recipes.fp8()
     own = (
@@ -76,9 +75,7 @@ def test_fp8_is_transformer_engines(case: Recorded) -> None:
     assert torch.equal(q.elements[where], case["elements"][where])
 
 
-@pytest.mark.parametrize(
-    "case", recorded("transformer_engine", "Blockwise", pow_2_scales=False, format="e4m3"), ids=str
-)
+@pytest.mark.parametrize("case", RECORDED["deepseek-v3"], ids=str)
 def test_deepseeks_blocks_are_transformer_engines_by_reciprocals(case: Recorded) -> None:
     """Which multiplies by them, where DeepSeek's kernel divides."""
     recipe: Any = recipes.deepseek_v3()

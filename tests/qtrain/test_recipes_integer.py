@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from published import RECORDED
 from quantizer_checks import same_bits
 from recipe_cases import (
     CASES,
@@ -25,7 +26,7 @@ from recipe_cases import (
     three,
     trained,
 )
-from recorded_results import Recorded, recorded
+from recorded_results import Recorded
 
 from qtrain import GradInput, Recipe, recipes
 from quantizers import (
@@ -228,7 +229,7 @@ def test_planted_errors_of_statquant_are_seen() -> None:
             check_statquant(recipe, "2-D", "gaussian")
 
 
-@pytest.mark.parametrize("case", recorded("jetfire", stochastic=False), ids=str)
+@pytest.mark.parametrize("case", RECORDED["jetfire"], ids=str)
 def test_jetfires_elements_are_its_kernels(case: Recorded) -> None:
     """Recorded before it stores its scales in fp16."""
     recipe: Any = recipes.jetfire()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published import RECORDED
 from quantizer_checks import same_bits
 from recipe_cases import (
     CASES,
@@ -107,9 +108,7 @@ def test_tetrajet_quantizes_the_forwards_values() -> None:
             check_twice(replace(recipe, grad_weight=own), layer)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in recorded("tetrajet", "twice") if c.data not in ("huge", "edges")], ids=str
-)
+@pytest.mark.parametrize("case", RECORDED["tetrajet"], ids=str)
 def test_operands_are_tetrajets(case: Recorded) -> None:
     """Its first quantization, the scales of the second one, and its draws between our neighbours;
     recorded/README.md says what the exponents of fp32's log2 do to the other two inputs."""
@@ -129,10 +128,9 @@ def test_operands_are_tetrajets(case: Recorded) -> None:
 
 TORCHAO = [
     (case, name)
-    for name, fmt, rule in (("mxfp8", "e4m3", "rceil"), ("mxfp8, ocp", "e4m3", "floor"),
-                            ("mxfp6", "e3m2", "floor"), ("mxfp4-e3m0", "e2m1", "rceil"))
-    for case in recorded("torchao", "to_mx", format=fmt, rule=rule)
-]  # fmt: skip
+    for name in ("mxfp8", "mxfp8, ocp", "mxfp6", "mxfp4-e3m0")
+    for case in RECORDED[name]
+]
 
 
 @pytest.mark.parametrize(("case", "name"), TORCHAO, ids=str)
@@ -144,12 +142,8 @@ def test_operands_are_torchaos(case: Recorded, name: str) -> None:
         assert same_bits(q.elements[where], case["elements"][where])
 
 
-@pytest.mark.parametrize(
-    "case", recorded("microxcaling", format="int8", rule="floor", round="even"), ids=str
-)
+@pytest.mark.parametrize("case", RECORDED["mxint8"], ids=str)
 def test_mxint8_is_microxcalings(case: Recorded) -> None:
-    if case.data == "tiny":
-        pytest.skip("its scale of integers, times their largest power of two, ends at 2^-127 too")
     operand: Any = recipes.mxint8().forward.input
     made = operand(case.x).dequantize()
     assert bool(((made == case["values"]) | case.spread("off_the_rule")).all())
@@ -165,7 +159,7 @@ def test_the_forward_of_mxfp4_e3m0_is_nanogpts(case: Recorded) -> None:
 
 def test_the_gradients_of_mxfp4_are_quartets_to_nearest() -> None:
     operand: Any = replace(recipes.mxfp4().grad_input.grad_output, rounding=nearest_even)  # type: ignore
-    for case in recorded("quartet", "mxfp4_forward_kernel", what="Tseng, nearest"):
+    for case in RECORDED["mxfp4"]:
         made = operand(case.operand.view(-1, 32))
         assert bool((made.dequantize() == case["values"].view(-1, 32)).all())
 
