@@ -105,12 +105,18 @@ class Settings:
                 )
             return
         scale.check(self.format)
-        outer = per_tensor if scale.over is None else scale.over.granularity
-        if outer != per_tensor and outer.of != self.granularity.of:
+        over = per_tensor if scale.over is None else scale.over.granularity
+        for name, outer in (("over", over), ("correction", scale.correction or per_tensor)):
+            if outer != per_tensor and outer.of != self.granularity.of:
+                raise ValueError(
+                    f"scale.{name}: got {outer}, but elements share scales in {self.granularity}; "
+                    f"give both by axes of the tensor, both of the product, as blocks(128) is, or "
+                    f"both flat, as groups(128) is"
+                )
+        if scale.correction is not None and self.rounding.random_bits:
             raise ValueError(
-                f"scale.over: got {outer}, but elements share scales in {self.granularity}; give "
-                f"both by axes of the tensor, both of the product, as blocks(128) is, or both "
-                f"flat, as groups(128) is"
+                f"scale.correction: got {scale.correction}, which corrects elements to nearest, "
+                f"with rounding {self.rounding}; leave one of them out"
             )
         if self.straight_through != "identity" and scale.random_bits:
             raise ValueError(

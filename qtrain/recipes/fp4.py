@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantizers import Quantizer, Scale, blocks, e2m1, e4m3, fp32
+from quantizers import Quantizer, Scale, blocks, e2m1, e4m3, fp32, stochastic
 
-from ..recipe import Forward, GradInput, GradWeight, Hadamard, Recipe
+from ..recipe import Forward, GradInput, GradWeight, Hadamard, Recipe, hadamard
 from .clipping import stochastically
 
 #: TransformerEngine's arithmetic: block scales up to 448, elements by reciprocals
@@ -86,4 +86,38 @@ def fp4_all_the_way() -> Recipe:
         source="arXiv 2505.19115",
         leaves_out="Gaudi's e4m3 (to 240); precise last steps; scales clip, a bias of about 1 %",
         when="FP4 in all products without a rotation",
+    )
+
+
+def quartet2() -> Recipe:
+    """Quartet II: Four Over Six in the forward; MS-EDEN in both backward products, of the values
+    that the forward multiplied: rotated, to nearest under scales for the least error, which are
+    then corrected and rounded stochastically, which leaves gradients nearly no bias.
+
+    Panferov, Schultheis, Tabesh, Alistarh 2026, arXiv 2601.22813; IST-DASLab/Quartet-II at 8776a90,
+    src/models/quantization/schemes/quartet_2.py (e4m3 scales up to 255.99, 6 as 17/16 * 0.93 of it,
+    corrected over the rotation) and scripts/quartetv2_sweep.sh (128 wide, maxima of the step
+    itself), kernels/python/quartet2/linear.py (four_over_six).  Ties go away from 0 there, and one
+    draw of signs serves both products.  Left out: rotations in bf16.
+    """
+    best = Scale(e4m3, over=Scale(fp32, top=256), candidates=(6, 4))
+    forward = Quantizer(format=e2m1, granularity=blocks(16), scale=best)
+    eden = Scale(
+        e4m3,
+        rounding=stochastic(),
+        headroom=17 / 16 * 0.93,
+        over=Scale(fp32, top=255.99),
+        correction=blocks(128),
+    )
+    drawn, rotation = replace(forward, scale=eden), hadamard(128, "step")
+    return Recipe(
+        name="quartet2",
+        forward=Forward(input=forward, weight=forward),
+        grad_input=GradInput(grad_output=drawn, weight=drawn, source="forward", transform=rotation),
+        grad_weight=GradWeight(
+            grad_output=drawn, input=drawn, source="forward", transform=rotation
+        ),
+        source="arXiv 2601.22813; IST-DASLab/Quartet-II schemes/quartet_2.py",
+        leaves_out="rotations in bf16",
+        when="NVFP4 in all products, nearly unbiased gradients of less noise",
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantizers import Quantizer, Scale, absmax, blocks, e4m3, e5m2, history
+from quantizers import FloatFormat, Quantizer, Scale, absmax, blocks, e4m3, e5m2, history
 
 from ..recipe import Forward, GradInput, GradWeight, Recipe
+from .baselines import unscaled
 
 #: S = min(fl(largest / amax), M), elements round(fl(x * S))
 _BY_RECIPROCAL = Scale(reciprocal=True)
@@ -79,4 +80,27 @@ def deepseek_v3() -> Recipe:
         source="arXiv 2412.19437, 3.3.2 and 3.5.2; deepseek-ai/DeepSeek-V3 inference/kernel.py",
         leaves_out="14-bit accumulation promoted every 128; E5M6 behind attention; bf16 moments",
         when="large Transformers on Hopper; outliers",
+    )
+
+
+def hfp8() -> Recipe:
+    """HFP8: hybrid FP8 without scales, inputs and weights in 1-4-3 to 30, gradients in 1-5-2.
+
+    Sun et al. 2019, "Hybrid 8-bit Floating Point (HFP8) Training and Inference for Deep Neural
+    Networks", NeurIPS.  The 1-4-3 has bias 11, no infinity and no NaN beside 0, as MLIR's
+    Float8E4M3B11FNUZType has it from that paper.  Gradients below 2^-17 vanish and those beyond
+    57344 are infinite: train it with a GradScaler, as the paper scales its loss.  Left out:
+    accumulators of 16 bits in chunks (of Wang et al. 2018, arXiv 1812.08011), 16-bit weights in the
+    update, the first and last layers in 16 bits (`overrides`); subnormal numbers are kept.
+    """
+    forward = unscaled(FloatFormat(4, 3, bias=11, specials="finite", name="e4m3b11"))
+    gradient = unscaled(e5m2)
+    return Recipe(
+        name="hfp8",
+        forward=Forward(input=forward, weight=forward),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        source="Sun et al. 2019, NeurIPS; MLIR Float8E4M3B11FNUZType",
+        leaves_out="16-bit accumulators in chunks; 16-bit weight updates",
+        when="FP8 without scales; with a GradScaler",
     )

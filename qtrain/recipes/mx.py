@@ -135,3 +135,26 @@ def mxfp4_e3m0() -> Recipe:
         leaves_out="",
         when="FP4 in all products with scales of powers of two",
     )
+
+
+def tetrajet() -> Recipe:
+    """TetraJet: MXFP4 throughout, e2m1 under scales rounded up, which clip nothing; to nearest in
+    the forward, stochastic in both backward products, which quantize the values that the forward
+    multiplied (double quantization), so that their gradients are unbiased ones of its output.
+
+    Chen, Xi, Zhu, Chen 2025, arXiv 2502.20853; thu-ml/TetraJet-MXFP4Training at bbe9bd6,
+    quantization/QLinear.py (Q1 to Q6) and QuantizerFP_torch.py (MXScale 1), as
+    scripts/Pretrain-TetraJet runs it.  Left out: the paper's remedies for weights that oscillate,
+    the rounding towards a running mean (Q-EMA) and the optimizer's (Q-Ramping); inputs in bf16.
+    """
+    operand = _mx(e2m1, _RCEIL)
+    drawn = stochastically(operand)
+    return Recipe(
+        name="tetrajet",
+        forward=Forward(input=operand, weight=operand),
+        grad_input=GradInput(grad_output=drawn, weight=drawn, source="forward"),
+        grad_weight=GradWeight(grad_output=drawn, input=drawn, source="forward"),
+        source="arXiv 2502.20853; thu-ml/TetraJet-MXFP4Training quantization/QLinear.py",
+        leaves_out="Q-EMA and Q-Ramping, against weights that oscillate; bf16 inputs",
+        when="FP4 in all products, gradients unbiased, scales of powers of two",
+    )

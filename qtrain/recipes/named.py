@@ -11,21 +11,21 @@ from .. import checks
 from ..recipe import Recipe
 from .affine import banner2018, int8
 from .baselines import bf16, fp16, fp32
-from .fp4 import four_over_six, fp4_all_the_way, nvfp4
-from .fp8 import deepseek_v3, fp8, fp8_delayed
+from .fp4 import four_over_six, fp4_all_the_way, nvfp4, quartet2
+from .fp8 import deepseek_v3, fp8, fp8_delayed, hfp8
 from .hbfp import hbfp4, hbfp6
-from .integer import jetfire, statquant, switchback
+from .integer import in_hindsight, jetfire, statquant, switchback, unified_int8
 from .luq import luq
-from .mx import mxfp4, mxfp4_e3m0, mxfp6, mxfp8, mxint8
+from .mx import mxfp4, mxfp4_e3m0, mxfp6, mxfp8, mxint8, tetrajet
 
 _NAMED: dict[str, Callable[[], Recipe]] = {
     made.__name__.replace("_", "-"): made
     for made in (
         fp32, bf16, fp16,
-        int8, banner2018, switchback, jetfire, statquant,
-        fp8, fp8_delayed, deepseek_v3,
-        mxfp8, mxfp6, mxint8, mxfp4, mxfp4_e3m0,
-        nvfp4, four_over_six, fp4_all_the_way,
+        int8, banner2018, switchback, jetfire, statquant, in_hindsight, unified_int8,
+        fp8, fp8_delayed, deepseek_v3, hfp8,
+        mxfp8, mxfp6, mxint8, mxfp4, mxfp4_e3m0, tetrajet,
+        nvfp4, four_over_six, fp4_all_the_way, quartet2,
         hbfp4, hbfp6, luq,
     )
 }  # fmt: skip

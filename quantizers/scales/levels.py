@@ -3,7 +3,8 @@ quotient a granule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from ..devices.numbers import constant, divided
 from ..elements import as_real, elements_of
-from ..formats import fp32
-from ..granularity import compact_shape, expand
+from ..formats import Format, fp32
+from ..granularity import Granularity, compact_shape, expand
 from ..noise import fold
 from ..ranges.rules import absmax
 from ..rounding import Rounding, nearest_even
 from ..settings import Settings
+from .errors import error_of, folded
 from .rules import MOST, bound_of, in_format, level, reciprocal
 from .scale import Scale
 
@@ -31,6 +33,12 @@ class Step(NamedTuple):
     scale: Tensor
     outer: Tensor | None
     by: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """What elements are multiplied by: fp64."""
+        whole = self.scale.double()
+        return whole if self.outer is None else whole * self.outer.double()
 
 
 class _Outer(NamedTuple):
@@ -49,10 +57,12 @@ def step_of(
     """
     scale, bound = by.scale, bound_of(low, high, by.format)
     tops = scale.tops(by.format)
+    if scale.correction is not None:  # only what is corrected is rounded as it says
+        scale = replace(scale, rounding=nearest_even)
     outer = None
     if scale.over is not None:
         outer = _outer(bound, x.shape, block, max(tops) / scale.headroom, scale, key)
-    steps = [_step(bound, top, by, outer, key) for top in tops]
+    steps = [_step(bound, top, by.format, scale, outer, key) for top in tops]
     best = steps[0]
     if len(steps) > 1:
         real = as_real(x).double()
@@ -63,7 +73,7 @@ def step_of(
             pairs = zip((best.scale, best.by), (other.scale, other.by), strict=True)
             chosen = [torch.where(better, new, old) for old, new in pairs]
             best, least = Step(chosen[0], best.outer, chosen[1]), torch.where(better, error, least)
-    return best
+    return best if scale.correction is None else _corrected(x, best, by, block, key)
 
 
 def elements_by(
@@ -92,10 +102,14 @@ def elements_by(
 
 
 def _step(
-    bound: Tensor, top: float, by: Settings, outer: _Outer | None, key: Tensor | None
+    bound: Tensor,
+    top: float,
+    format: Format,
+    scale: Scale,
+    outer: _Outer | None,
+    key: Tensor | None,
 ) -> Step:
     """That makes the bounds the element `top`."""
-    scale = by.scale
     reach = top / scale.headroom
     made: Tensor | None = None
     if outer is None:
@@ -105,13 +119,13 @@ def _step(
             step = found = torch.where(known, reciprocal(factor), bound)
             made = torch.where(bound == 0, 0.0, factor)
         else:
-            step = found = level(bound, bound, top, by.format, scale, key)
+            step = found = level(bound, bound, top, format, scale, key)
     else:
         if scale.reciprocal:
             found = in_format(_by_factor(bound, top, outer, scale), bound, scale, key)
         else:
             local = bound / outer.scale
-            found = level(local, bound, top, by.format, scale, key)
+            found = level(local, bound, top, format, scale, key)
         step = found * outer.scale
     if scale.reciprocal and made is None:
         made = torch.where(step == 0, 0.0, reciprocal(step))
@@ -146,7 +160,7 @@ def _outer(
     """The scale of the scales that make bounds the element `reach`, broadcastable to the bounds."""
     over = scale.over
     assert over is not None
-    ratio = _nested(shape, block, over.granularity.block_shape(shape), over)
+    ratio = _nested(shape, block, over.granularity, "over")
     finite = torch.where(torch.isfinite(bound), bound, 0.0)
     _, whole = absmax(finite, ratio)
     top = reach * over.tops(scale.format)[0]
@@ -168,24 +182,41 @@ def outer_shape(shape: Sequence[int], block: Sequence[int], scale: Scale) -> lis
     if scale.over is None:
         return [1] * len(shape) if scale.outer else [0]
     compact = compact_shape(shape, block)
-    ratio = _nested(shape, block, scale.over.granularity.block_shape(shape), scale.over)
+    ratio = _nested(shape, block, scale.over.granularity, "over")
     return [1 if b >= count else count for count, b in zip(compact, ratio, strict=True)]
 
 
 def _nested(
-    shape: Sequence[int], block: Sequence[int], outer: Sequence[int], over: Scale
+    shape: Sequence[int], block: Sequence[int], granularity: Granularity, field: str
 ) -> list[int]:
-    """The blocks of an outer scale, in blocks of the inner one."""
-    found = []
+    """The blocks of another granularity, a field of Scale, in blocks of the quantizer's."""
+    found, outer = [], granularity.block_shape(shape)
     for axis, (size, b, whole) in enumerate(zip(shape, block, outer, strict=True)):
         if whole < size and whole % b:
             raise ValueError(
-                f"scale.over: {over.granularity} cuts axis {axis} of a tensor of shape "
+                f"scale.{field}: {granularity} cuts axis {axis} of a tensor of shape "
                 f"{tuple(shape)} into {whole}, which is no multiple of the {b} that share an inner "
-                f"scale; give an outer granularity of whole blocks, or per_tensor"
+                f"scale; give a granularity of whole blocks, or per_tensor"
             )
         found.append(max(-(-whole // b), 1))
     return found
+
+
+def _corrected(
+    x: Tensor, step: Step, by: Settings, block: tuple[int, ...], key: Tensor | None
+) -> Step:
+    """Its scales times sum y^2 / sum(y e) of each granule of `Scale.correction`, and rounded."""
+    scale, finite = by.scale, torch.isfinite(step.scale)
+    assert scale.correction is not None
+    ratio = _nested(x.shape, block, scale.correction, "correction")
+    whole = torch.where(finite & (step.scale != 0), step.whole, float("inf"))
+    y = as_real(x).double() / expand(whole, x.shape, block)
+    elements = elements_by(x, step, by, block, nearest_even).double()
+    sums = (folded(y * other, block, torch.add) for other in (y, elements))
+    own, dot = (folded(torch.where(finite, one, 0.0), ratio, torch.add) for one in sums)
+    factor = expand(torch.where(dot > 0, own / dot, 1.0), step.scale.shape, ratio)
+    found = (step.scale.double() * factor).float()
+    return step._replace(scale=in_format(found, step.scale, scale, key))
 
 
 def _error(real: Tensor, x: Tensor, step: Step, by: Settings, block: tuple[int, ...]) -> Tensor:
@@ -194,29 +225,4 @@ def _error(real: Tensor, x: Tensor, step: Step, by: Settings, block: tuple[int, 
     real: x in fp64.
     """
     elements = elements_by(x, step, by, block, nearest_even).double()
-    whole = step.scale.double()
-    if step.outer is not None:
-        whole = whole * step.outer.double()
-    error = (elements * expand(whole, x.shape, block) - real).abs()
-    if by.scale.by == "absmax":
-        return _folded(error, block, torch.maximum)
-    return _folded(error if by.scale.by == "mae" else error * error, block, torch.add)
-
-
-def _folded(x: Tensor, block: Sequence[int], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The elements of each block combined, in an order that the shape alone decides: along each
-    axis in turn the second half onto the first, again and again.  A short block ends in zeros."""
-    shape = compact_shape(x.shape, block)
-    for axis, (count, size) in enumerate(zip(shape, block, strict=True)):
-        missing = count * size - x.shape[axis]
-        if missing:
-            rest = x.new_zeros([*x.shape[:axis], missing, *x.shape[axis + 1 :]])
-            x = torch.cat([x, rest], axis)
-        x = x.unflatten(axis, (count, size))
-        while (size := x.shape[axis + 1]) > 1:
-            half = -(-size // 2)
-            first, second = x.narrow(axis + 1, 0, half), x.narrow(axis + 1, half, size - half)
-            both = combine(first.narrow(axis + 1, 0, size - half), second)
-            x = torch.cat([both, first.narrow(axis + 1, size - half, 2 * half - size)], axis + 1)
-        x = x.squeeze(axis + 1)
-    return x
+    return error_of(elements * expand(step.whole, x.shape, block), real, block, by.scale.by)

@@ -12,7 +12,7 @@ from ..names import take_names
 from ..rounding import Rounding, nearest_even
 
 Rule = Literal["amax", "ocp_floor", "ocp_ceil", "even", "rceil"]
-By = Literal["mse", "mae", "absmax"]
+By = Literal["mse", "mae", "absmax", "cosine"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,10 +38,17 @@ class Scale:
     candidates    several tops, each tried; a granule keeps the one of the least error, the first
                   of equals: (6, 4) is Four Over Six (arXiv 2512.02010).  Elements of every try are
                   rounded to nearest, so that stochastic ones stay unbiased
-    by            that error, of values against x in fp64: "mse", "mae", or the largest, "absmax"
+    by            that error, of values against x in fp64: "mse", "mae", the largest, "absmax", or
+                  "cosine", 1 - the cosine of the angle between them: with tops beyond the elements'
+                  largest a search for where to clip, as Unified INT8's (arXiv 1912.12607)
     over          a scale of the scales, whose elements they are, or None: Scale(fp32, top=448)
                   aims at 448 for the largest of e4m3 scales (NVFP4; 256 for Four Over Six)
     granularity   of an `over`, in elements of x: blocks of it are whole blocks of the quantizer's
+    correction    granules of whole blocks, or None: scales are multiplied by sum y^2 / sum(y e), y
+                  and e a granule's elements before and after they were rounded (to nearest), and
+                  `rounding` rounds what comes of it: the projection on x is exact but for that,
+                  and after a random rotation nearly all bias is gone, with stochastic scales
+                  (MS-EDEN: Panferov et al. 2026, arXiv 2601.22813)
     reciprocal    elements by multiplication with the fp32 reciprocal, as TransformerEngine's
                   kernels make them, not by division
 
@@ -76,6 +83,7 @@ class Scale:
     by: By = "mse"
     over: Scale | None = None
     granularity: Granularity = per_tensor
+    correction: Granularity | None = None
     reciprocal: bool = False
 
     if TYPE_CHECKING:  # the fields, of which some take a name
@@ -103,6 +111,8 @@ class Scale:
         checks.instance("scale.rounding", self.rounding, Rounding, "a Rounding such as ceil")
         checks.choice("scale.by", self.by, get_args(By))
         checks.instance("scale.granularity", self.granularity, Granularity, "a Granularity")
+        if not isinstance(self.correction, Granularity | None):
+            checks.refuse("scale.correction", self.correction, "a Granularity or None")
         checks.boolean("scale.reciprocal", self.reciprocal)
         for name in ("headroom", "prescale"):
             checks.number(f"scale.{name}", getattr(self, name), low=2.0**-20, high=2.0**20)
@@ -133,11 +143,12 @@ class Scale:
                 f"scale.rule: {self.rule!r} gives powers of two, got the format {self.format}; "
                 f"give one without a mantissa, Scale(e8m0, rule={self.rule!r})"
             )
-        if self.rounding != nearest_even:
-            raise ValueError(
-                f"scale.rounding: got {self.rounding}, but {self.rule!r} leaves nothing to round; "
-                f"leave it out, or give rule='amax'"
-            )
+        for name, default in (("rounding", nearest_even), ("correction", None)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"scale.{name}: got {getattr(self, name)}, but {self.rule!r} leaves nothing to "
+                    f"round; leave it out, or give rule='amax'"
+                )
         if self.rule != "rceil" and (self.top is not None or self.candidates):
             raise ValueError(
                 f"scale.top: {self.rule!r} takes its exponent from the elements' format, and no "
@@ -157,7 +168,8 @@ class Scale:
                 f"give over=Scale({over.format}, top=...)"
             )
         plain = replace(
-            over, prescale=1.0, candidates=(), by="mse", over=None, reciprocal=False
+            over, prescale=1.0, candidates=(), by="mse", over=None, correction=None,
+            reciprocal=False,
         )  # fmt: skip
         if plain != over or over.rule not in ("amax", "rceil"):
             raise ValueError(
@@ -169,7 +181,11 @@ class Scale:
     def simple(self) -> bool:
         """Whether elements are x / scale for one scale a granule, that follows from its range."""
         return (
-            self.over is None and not self.candidates and not self.reciprocal and self.prescale == 1
+            self.over is None
+            and self.correction is None
+            and not self.candidates
+            and not self.reciprocal
+            and self.prescale == 1
         )
 
     @property
@@ -227,10 +243,14 @@ class Scale:
         if self.top is not None:
             parts.append(f"top {self.top:g}")
         if self.candidates:
-            parts.append(f"best {'/'.join(f'{top:g}' for top in self.candidates)} by {self.by}")
+            few = "/".join(f"{top:g}" for top in self.candidates[:3])
+            tops = few if len(self.candidates) < 4 else f"of {len(self.candidates)} tops"
+            parts.append(f"best {tops} by {self.by}")
         for name in ("headroom", "prescale"):
             if getattr(self, name) != 1:
                 parts.append(f"{name} {getattr(self, name):g}")
+        if self.correction is not None:
+            parts.append(f"corrected in {self.correction}")
         if self.reciprocal:
             parts.append("reciprocal")
         if self.granularity != per_tensor:

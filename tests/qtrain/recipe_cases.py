@@ -22,6 +22,7 @@ from quantizers import QTensor
 
 Array = np.ndarray[Any, Any]
 Slots = dict[tuple[str, str], "Rule | None"]
+Place = tuple[int, str, str]  # number of the product, product, operand
 LARGEST = np.finfo(np.float32).max
 
 
@@ -148,20 +149,38 @@ def e2m1_under(x: Array, scale: Array, outer: Array, times: bool) -> Scaled:
     return np.where(scale > 0, t, one(0)).astype(one), both
 
 
-def by_division(tile: Tile = (1, 16)) -> Rule:
-    """outer = fl(amax of all / (6 * 448)), scale = e4m3(fl(fl(amax / outer) / 6))."""
+def least(x: Array, tile: Tile, scales: list[Array], outer: Array, times: bool) -> Scaled:
+    """Of two e4m3 scales of each block the one that errs less in squares, the first of equals."""
+    tries, errors = [], []
+    for scale in scales:
+        t, both = e2m1_under(x, scale, outer, times)
+        near = np.copysign(around(np.abs(t.astype(np.float64)), grid("e2m1"))[2], t)
+        value = near * (scale.astype(np.float64) * outer)
+        tries.append((t, both))
+        errors.append(over_blocks(np.square(value - x), tile, np.sum))
+    (a, scale_a), (b, scale_b) = tries
+    better = errors[1] < errors[0]
+    return np.where(better, b, a), np.where(better, scale_b, scale_a)
+
+
+def by_division(tile: Tile = (1, 16), most: float = 448, other: float | None = None) -> Rule:
+    """outer = fl(amax of all / (6 most)), scale = e4m3(fl(fl(amax / outer) / 6)), or with another
+    top the better one."""
 
     def of(x: Array, tile: Tile) -> Scaled:
-        outer = np.maximum(amax(x, None) / one(6 * 448), one(2.0**-126))
-        scale = e4m3((amax(x, tile) / outer).astype(one) / one(6))
-        return e2m1_under(x, scale, outer, times=False)
+        outer = np.maximum(amax(x, None) / one(6 * most), one(2.0**-126))
+        share = (amax(x, tile) / outer).astype(one)
+        if other is None:
+            return e2m1_under(x, e4m3(share / one(6)), outer, times=False)
+        scales = [e4m3(share / one(top)) for top in (6, other)]
+        return least(x, tile, scales, outer, times=False)
 
     return Rule("e2m1", tile, of)
 
 
 def te(tile: Tile = (1, 16), most: float = 448, top: float = 6, other: float | None = None) -> Rule:
     """TransformerEngine's arithmetic: S = fl(top most / amax of all), scale = e4m3(fl(amax fl(S
-    fl(1 / top)))); with another top, the one of which errs less in squares, the first of equals."""
+    fl(1 / top)))); with another factor of that the better one."""
 
     def of(x: Array, tile: Tile) -> Scaled:
         whole, block = amax(x, None), amax(x, tile)
@@ -171,17 +190,8 @@ def te(tile: Tile = (1, 16), most: float = 448, top: float = 6, other: float | N
             scale = e4m3((block * (s * (one(1) / one(top))).astype(one)).astype(one))
             return e2m1_under(x, scale, outer, times=True)
         share = ((block / one(top)).astype(one) * s).astype(one)
-        tries, errors = [], []
-        for factor in (1, other):
-            scale = e4m3((share * one(factor)).astype(one))
-            t, both = e2m1_under(x, scale, outer, times=True)
-            near = np.copysign(around(np.abs(t.astype(np.float64)), grid("e2m1"))[2], t)
-            value = near * (scale.astype(np.float64) * outer)
-            tries.append((t, both))
-            errors.append(over_blocks(np.square(value - x), tile, np.sum))
-        (a, scale_a), (b, scale_b) = tries
-        better = errors[1] < errors[0]
-        return np.where(better, b, a), np.where(better, scale_b, scale_a)
+        scales = [e4m3((share * one(factor)).astype(one)) for factor in (1, other)]
+        return least(x, tile, scales, outer, times=True)
 
     return Rule("e2m1", tile, of)
 
@@ -190,14 +200,17 @@ def te(tile: Tile = (1, 16), most: float = 448, top: float = 6, other: float | N
 
 
 class Seen(Probe):
-    def __init__(self) -> None:
-        self.found: list[tuple[tuple[str, str], Tensor, QTensor]] = []
+    """Keeps what its product quantized; a list may be shared."""
+
+    def __init__(self, found: list[Any] | None = None, number: int = 0) -> None:
+        self.found: list[tuple[Place, Tensor, QTensor]] = [] if found is None else found
+        self.number = number
 
     def operand(
         self, kind: Any, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
     ) -> None:
         assert not folded
-        self.found.append(((kind, operand), x.detach().clone(), q))
+        self.found.append(((self.number, kind, operand), x.detach().clone(), q))
 
 
 def numbers(kind: str, *shape: int, seed: int) -> Tensor:
@@ -228,21 +241,30 @@ CASES = [
 ]
 
 
-def operands(recipe: Recipe, layer: str, kind: str) -> list[tuple[tuple[str, str], Any, QTensor]]:
-    """Every operand that a layer quantized in one step, before and after."""
+def steps(
+    recipe: Recipe, layer: str, kind: str, factors: tuple[float, ...]
+) -> list[tuple[Place, Any, QTensor]]:
+    """Every operand that a layer quantized, before and after, in a step for each factor of its
+    input and of its output's gradient."""
     torch.manual_seed(0)
     make, shape = LAYERS[layer]
     plain, x = make(), numbers(kind, *shape, seed=1)
     with torch.no_grad():
         if layer != "attention":
             plain.weight.copy_(numbers(kind, *plain.weight.shape, seed=2))  # type: ignore
-    model, probe = quantize(nn.Sequential(plain), recipe=recipe), Seen()
-    for one in products_of(model):
-        one.probe = probe
-    x.requires_grad_()
-    y = model[0](x, x, x)[0] if layer == "attention" else model(x)
-    y.backward(numbers(kind, *y.shape, seed=3))
-    return probe.found
+    model, found = quantize(nn.Sequential(plain), recipe=recipe), []
+    for number, one in enumerate(products_of(model)):
+        one.probe = Seen(found, number)
+    for factor in factors:
+        z = (x * factor).requires_grad_()
+        y = model[0](z, z, z)[0] if layer == "attention" else model(z)
+        y.backward(numbers(kind, *y.shape, seed=3) * factor)
+    return found
+
+
+def operands(recipe: Recipe, layer: str, kind: str) -> list[tuple[tuple[str, str], Any, QTensor]]:
+    """Those of one step."""
+    return [(place[1:], x, q) for place, x, q in steps(recipe, layer, kind, (1,))]
 
 
 def check(recipe: Recipe, slots: Slots, layer: str, kind: str) -> None:

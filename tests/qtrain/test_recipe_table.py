@@ -7,14 +7,16 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import published
 import pytest
 import torch
 from torch import nn
 
-from qtrain import Recipe, load_recipe, quantize, recipes, save_recipe, summary
+from qtrain import Forward, Recipe, load_recipe, quantize, recipes, save_recipe, summary
 from qtrain.recipes import table
-from quantizers import ClippingScaleWarning
+from quantizers import ClippingScaleWarning, Quantizer, int8, per_axis
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 #: write the table anew, QTRAIN_WRITE_DOCS=1, where a recipe has changed
@@ -25,14 +27,24 @@ def every() -> list[Recipe]:
     return [recipes.get(name) for name in recipes.names()]
 
 
-def test_the_page_has_the_table_of_the_code() -> None:
+@pytest.mark.parametrize("module", [table, published])
+def test_the_page_has_the_tables_of_the_code(module: Any) -> None:
+    wanted = module.markdown(every()) if module is table else module.markdown()
     text = PAGE.read_text(encoding="utf-8")
-    parts = re.split(r"(?<=table.markdown -->\n)(.*?)(?=\n<!-- end)", text, flags=re.DOTALL)
+    begin = f"(?<={re.escape(module.__name__)} -->\n)"
+    parts = re.split(begin + r"(.*?)(?=\n<!-- end)", text, flags=re.DOTALL)
     assert len(parts) == 3
     if WRITE:
-        PAGE.write_text("".join([parts[0], table.markdown(every()), parts[2]]), encoding="utf-8")
+        PAGE.write_text("".join([parts[0], wanted, parts[2]]), encoding="utf-8")
     else:
-        assert parts[1] == table.markdown(every())
+        assert parts[1] == wanted
+
+
+def test_a_layer_that_a_recipe_refuses_or_leaves_alone_is_no_yes() -> None:
+    channels = Quantizer(format=int8, granularity=per_axis(1))
+    refused = Recipe(name="own", forward=Forward(input=channels))
+    assert "yes" not in {published.runs(refused, layer) for layer in ("2-D", "convolution")}
+    assert published.runs(recipes.fp32(), "2-D") == "no"
 
 
 def test_in_a_terminal_it_has_100_columns_and_every_cell() -> None:

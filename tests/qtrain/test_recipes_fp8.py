@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -9,25 +10,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from published import RECORDED
 from quantizer_checks import same_bits
 from recipe_cases import (
     CASES,
-    Seen,
+    Place,
     Slots,
     by_reciprocal,
     check,
     divided,
-    numbers,
     operands,
+    steps,
     three,
     trained,
 )
-from recorded_results import Recorded, recorded
-from torch import nn
+from recorded_results import Recorded
 
-from qtrain import GradWeight, Recipe, quantize, recipes
-from qtrain.products.module import products_of
-from quantizers import Scale, absmax, blocks, e4m3, e5m2, history
+from qtrain import GradWeight, Recipe, recipes
+from quantizers import FloatFormat, Scale, absmax, blocks, e4m3, history
 
 E4M3, E5M2 = by_reciprocal("e4m3"), by_reciprocal("e5m2")
 ROWS, TILES = divided("e4m3", (1, 128)), divided("e4m3", (128, 128))
@@ -64,9 +64,7 @@ def test_a_planted_error_is_seen(name: str) -> None:
         check(planted(name), RULES[name][1], "2-D", "gaussian")
 
 
-@pytest.mark.parametrize(
-    "case", recorded("transformer_engine", "CurrentScaling", pow_2_scales=False), ids=str
-)
+@pytest.mark.parametrize("case", RECORDED["fp8"], ids=str)
 def test_fp8_is_transformer_engines(case: Recorded) -> None:
     recipe: Any = recipes.fp8()
     own = (
@@ -77,9 +75,7 @@ def test_fp8_is_transformer_engines(case: Recorded) -> None:
     assert torch.equal(q.elements[where], case["elements"][where])
 
 
-@pytest.mark.parametrize(
-    "case", recorded("transformer_engine", "Blockwise", pow_2_scales=False, format="e4m3"), ids=str
-)
+@pytest.mark.parametrize("case", RECORDED["deepseek-v3"], ids=str)
 def test_deepseeks_blocks_are_transformer_engines_by_reciprocals(case: Recorded) -> None:
     """Which multiplies by them, where DeepSeek's kernel divides."""
     recipe: Any = recipes.deepseek_v3()
@@ -94,34 +90,77 @@ def test_deepseeks_blocks_are_transformer_engines_by_reciprocals(case: Recorded)
     assert differ.double().mean() < 0.01 and own.format == e4m3
 
 
-def test_delayed_scales_are_those_of_the_maxima_before() -> None:
-    """Three steps, the second's input the largest: it saturates, and the third knows of it."""
-    layer = nn.Sequential(nn.Linear(8, 6))
-    model, probe = quantize(layer, recipe="fp8-delayed"), Seen()
-    for one in products_of(model):
-        one.probe = probe
-    inputs = [
-        numbers("gaussian", 5, 8, seed=seed) * factor for seed, factor in enumerate((1, 9, 1))
-    ]
-    for x in inputs:
-        y = model(x.requires_grad_())
-        y.backward(torch.ones_like(y))
-    found = [q for slot, _, q in probe.found if slot == ("forward", "input")]
-    maxima = [x.detach().abs().max().numpy() for x in inputs]
-    for q, x, bound in zip(found, inputs, (maxima[0], maxima[0], max(maxima[:2])), strict=True):
-        factor = np.minimum(np.float32(448) / bound, np.finfo(np.float32).max)
+def check_delayed(recipe: Recipe, layer: str, data: str) -> None:
+    """Four steps, the second's operands the largest: they saturate, and the later ones know."""
+    before: dict[Place, list[Any]] = defaultdict(list)
+    for place, x, q in steps(recipe, layer, data, (1, 9, 1, 1)):
+        maxima = before[place]
+        maxima.append(x.abs().max().numpy())
+        bound = max(maxima[:-1], default=maxima[0])
+        forward = place[1] == "forward"
+        kind = ml_dtypes.float8_e4m3fn if forward else ml_dtypes.float8_e5m2
+        most = np.float32(ml_dtypes.finfo(kind).max)
+        with np.errstate(over="ignore"):
+            factor = np.minimum(most / bound, np.finfo(np.float32).max)
         assert q.scale is not None and q.scale.item() == np.float32(1) / factor
-        exact = np.clip(x.detach().numpy() * factor, -448, 448).astype(ml_dtypes.float8_e4m3fn)
-        assert np.array_equal(q.elements.numpy(), exact.astype(np.float32))
-    assert found[1].elements.abs().max() == 448
-    delayed: Any = recipes.fp8_delayed()
-    assert delayed.grad_weight.grad_output.format == e5m2
-    assert {q.range for q in (delayed.forward.weight, delayed.grad_input.grad_output)} == {
-        history(1024, "max", absmax)
-    }
+        exact = np.clip(x.numpy() * factor, -most, most).astype(kind)
+        assert np.array_equal(q.elements.numpy(), exact.astype(np.float32)), place
+        if len(maxima) == 2 and place[2] != "weight" and data != "tiny":
+            assert q.elements.abs().max() == most
+    assert {len(maxima) for maxima in before.values()} == {4}
 
 
-@pytest.mark.parametrize("name", [*RULES, "fp8-delayed"])
+DELAYED = [("2-D", "gaussian"), ("3-D", "heavy-tailed"), ("convolution", "tied"),
+           ("attention", "bf16"), ("2-D", "tiny")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "data"), DELAYED)
+def test_delayed_scales_are_those_of_the_maxima_before(layer: str, data: str) -> None:
+    check_delayed(recipes.fp8_delayed(), layer, data)
+
+
+@pytest.mark.parametrize(
+    "range", [absmax, history(1024, "last", absmax), history(1, "max", absmax)]
+)
+def test_a_planted_past_is_seen(range: Any) -> None:
+    recipe: Any = recipes.fp8_delayed()
+    wrong = replace(recipe.grad_weight.grad_output, range=range)
+    with pytest.raises(AssertionError):
+        check_delayed(replace(recipe, grad_weight=GradWeight(grad_output=wrong)), "2-D", "gaussian")
+
+
+def test_the_history_is_of_1024_maxima() -> None:
+    slots = recipes.fp8_delayed().slots.values()
+    assert {slot.quantizer.range for slot in slots} == {history(1024, "max", absmax)}  # type: ignore
+
+
+def check_hfp8(recipe: Recipe, layer: str, data: str) -> None:
+    """1-4-3 with bias 11 saturates at 30; 1-5-2 becomes infinite."""
+    for slot, x, q in operands(recipe, layer, data):
+        kind = ml_dtypes.float8_e5m2
+        if slot[0] == "forward":
+            kind, x = ml_dtypes.float8_e4m3b11fnuz, x.clamp(-30, 30)
+        assert q.scale is None
+        with np.errstate(over="ignore"):
+            exact = x.numpy().astype(kind).astype(np.float32)
+        assert np.array_equal(q.elements.float().numpy(), exact), slot
+
+
+@pytest.mark.parametrize(("layer", "data"), CASES)
+def test_hfp8_rounds_to_its_two_formats(layer: str, data: str) -> None:
+    check_hfp8(recipes.hfp8(), layer, data)
+    assert len({slot for slot, _, _ in operands(recipes.hfp8(), layer, data)}) == 4
+
+
+@pytest.mark.parametrize("bias", [7, 10])
+def test_another_bias_of_hfp8_is_seen(bias: int) -> None:
+    recipe: Any = recipes.hfp8()
+    own = replace(recipe.forward.input, format=FloatFormat(4, 3, bias=bias, specials="finite"))
+    with pytest.raises(AssertionError):
+        check_hfp8(replace(recipe, forward=replace(recipe.forward, input=own)), "2-D", "gaussian")
+
+
+@pytest.mark.parametrize("name", [*RULES, "fp8-delayed", "hfp8"])
 def test_digits_are_learned(name: str) -> None:
     assert abs(trained(name) - trained("fp32")) < 0.02
     assert np.isfinite(trained(name))

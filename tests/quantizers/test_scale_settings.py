@@ -39,6 +39,7 @@ from quantizers import (
     int8,
     nearest_even,
     per_axis,
+    per_tensor,
     per_token,
     percentile,
     random_bits,
@@ -83,6 +84,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"over": Scale()}, "top="),
     ({"format": e8m0, "over": Scale()}, "top="),
     ({"granularity": 16}, "scale.granularity"),
+    ({"correction": 32}, "scale.correction: got 32"),
+    ({"format": e8m0, "rule": "rceil", "correction": blocks(32)}, "nothing to round"),
+    ({"over": Scale(top=4, correction=blocks(32))}, "belongs to the inner"),
     ({"reciprocal": 1}, "scale.reciprocal"),
 ]
 
@@ -118,6 +122,23 @@ def test_what_no_rule_honours_is_refused(fields: dict[str, Any], message: str) -
             },
             "both of the product",
         ),
+        (
+            {
+                "format": e2m1,
+                "granularity": blocks(16),
+                "scale": Scale(e4m3, correction=per_axis(0)),
+            },
+            "scale.correction: got .*both of the product",
+        ),
+        (
+            {
+                "format": e2m1,
+                "scale": Scale(e8m0, rounding=ceil, correction=per_tensor),
+                "rounding": stochastic(),
+            },
+            "elements to nearest",
+        ),
+        ({"format": uint8, "scale": Scale(correction=per_tensor)}, "symmetric"),
     ],
 )
 def test_quantizers_refuse_scales_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
@@ -146,6 +167,8 @@ ALL = [
     Scale(e4m3, rounding=stochastic(8), over=Scale(fp32, top=448, granularity=per_token)),
     Scale(e4m3, candidates=(6, 4), by="absmax", over=Scale(top=256), reciprocal=True),
     Scale(top=2.5), Scale(replace(e4m3, bias=9, name="")),
+    Scale(e4m3, rounding=stochastic(8), over=Scale(top=255), correction=per_tensor),
+    Scale(candidates=(6, 9, 12), by="cosine"),
 ]  # fmt: skip
 
 
