@@ -30,7 +30,7 @@ _KERNEL = types.void(types.voidptr)
 
 def function(body: Any) -> Any:
     """A function that kernels call."""
-    return numba.njit(**_OPTIONS)(body)
+    return numba.njit(forceinline=True, **_OPTIONS)(body)
 
 
 @cache

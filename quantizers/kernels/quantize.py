@@ -96,7 +96,7 @@ def _whole(
         path = plan(dtype, shape, strides, shape, format, rounding, False)
         if path is None or factor is not None:
             return None
-        kernel = _ELEMENTS, "quantize", *path.numbers, False
+        kernel = _ELEMENTS, "quantize", *path.numbers, 0
         return _Whole(kernel, _words(path, rounding), path, format, tuple(shape), None, False)
     rule, momentum, use = remembered(by.range, running, training)
     if type(rule) not in (AbsMax, MinMax) or not by._plain:
@@ -126,11 +126,13 @@ def elements(
     format: Format,
     rounding: Rounding = nearest_even,
     key: Tensor | None = None,
+    multiplied: bool = False,
 ) -> Tensor | None:
     """round(x / scale) + zero_point, clamped to the format: elements as a Quantizer makes them.
 
     x: fp16, bf16 or fp32; scale (fp32), zero_point (int32): compact, scale None for no division;
-    key: 0-d int64.
+    key: 0-d int64; multiplied: x * scale, fp32's largest where that passes it, in the place of
+    x / scale.
     -> the format's integer dtype, or fp32 for a FloatFormat, in x's layout; None where no kernel
     serves x.
     """
@@ -145,8 +147,10 @@ def elements(
             read.append(part)
     if not serves(*read):
         return None
-    scaled = scale is not None
-    path = plan(x.dtype, x.shape, x.stride(), block, format, rounding, scaled)
+    scaled = 0 if scale is None else 2 if multiplied else 1
+    path = plan(
+        x.dtype, x.shape, x.stride(), block, format, rounding, scaled > 0, runs=scaled > 0
+    )  # fmt: skip
     if (
         path is None
         or (scale is not None and scale.shape != path.compact)

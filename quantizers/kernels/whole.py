@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import State
 from quantizers.ranges.running import Ema
-from quantizers.settings import Settings
+
+if TYPE_CHECKING:  # which imports the elements, and these their kernels
+    from quantizers.settings import Settings
 
 #: of a running range: low, high, share, steps
 _MEMORY = (torch.float32,) * 3 + (torch.int64,)

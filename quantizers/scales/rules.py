@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..devices.numbers import constant, divided
+from ..elements import elements_of
 from ..formats import Format, IntFormat, fp32
-from ..noise import fold, random_bits
+from ..noise import fold
 from ..rounding import nearest_even, power_of_two, round_to_float
 from .scale import Scale
 
@@ -81,12 +82,12 @@ def in_format(found: Tensor, measured: Tensor, scale: Scale, key: Tensor | None)
     fmt, rounding = scale.format, scale.rounding
     if fmt in (fp32,):
         return found
-    bits = None
     if rounding.random_bits:
         if key is None:
             raise ValueError("a stochastic scale needs a key: pass key=root_key(seed, ...)")
-        bits = random_bits(fold(key, _NOISE), found.shape)
-    rounded = round_to_float(found, fmt, rounding, bits, overflow=fmt.when_clipped)
+        key = fold(key, _NOISE)
+    one, whole = found.new_ones([1] * found.dim()), tuple(found.shape)
+    rounded = elements_of(found, one, None, whole, fmt, rounding, key)
     return torch.where(measured == 0, found, rounded)
 
 
