@@ -10,7 +10,6 @@ significant bits, `engines.scales`).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantizers import IntFormat, QTensor, kernels
+from quantizers import IntFormat, QTensor
 from quantizers.devices.by_device import ByDevice
 from quantizers.formats import Format
 from quantizers.granularity import expand
-from quantizers.kernels import team
 
 from ..engines.scales import times
+from . import fused
 
 
 def step_of(a: QTensor, b: QTensor) -> int:
@@ -71,12 +70,14 @@ class Rows(NamedTuple):
     scale     (*batch, rows or places, blocks), fp32, or None for 1
     step      terms of a block, which starts anew at each position
     windows   what puts the rows together, or None
-    largest   element there can be, in units of the smallest; None: no integer below 2^24, unknown
+    unit      what all elements are multiples of
+    largest   element there can be, in units; None: no integer below 2^24, unknown
     """
 
     elements: Tensor
     scale: Tensor | None
     step: int
+    unit: float
     largest: int | None
     windows: Windows | None = None
 
@@ -86,7 +87,7 @@ class Rows(NamedTuple):
             return self
         scale = None if self.scale is None else self.windows.of(self.scale)
         elements = self.windows.of(F.pad(self.elements, (0, -self.elements.shape[-1] % self.step)))
-        return Rows(elements, scale, self.step, self.largest)
+        return Rows(elements, scale, self.step, self.unit, self.largest)
 
 
 def rows_of(q: QTensor, step: int) -> Rows:
@@ -102,15 +103,16 @@ def rows_of(q: QTensor, step: int) -> Rows:
         shape = (*scale.shape[:-2], rows, scale.shape[-1])
         scale = expand(scale, shape, (*[1] * (scale.dim() - 2), q.block[-2], 1))
         scale = scale.expand(*batch, rows, -1)
-    return Rows(elements, scale, step, _largest(q.format))
+    return Rows(elements, scale, step, *_span(q.format))
 
 
-def _largest(fmt: Format | None) -> int | None:
-    """The largest element of a format, in units of the smallest."""
+def _span(fmt: Format | None) -> tuple[float, int | None]:
+    """What all elements of a format are multiples of, and the largest, in units of that."""
     if isinstance(fmt, IntFormat):
-        return fmt.high - fmt.low
-    found = math.inf if fmt is None else fmt.largest / fmt.smallest
-    return int(found) if found < 2**24 else None
+        return 1.0, fmt.high - fmt.low
+    if fmt is None or fmt.largest / fmt.smallest >= 2**24:
+        return 1.0, None
+    return fmt.smallest, int(fmt.largest / fmt.smallest)
 
 
 def block_sums(a: Rows, b: Rows) -> Tensor:
@@ -141,74 +143,4 @@ def _by_blocks(_: Tensor, a: Rows, b: Rows) -> Tensor:
     return total
 
 
-_KERNELS = "qtrain.products.blockwise.compiled_sums"
-
-
-def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
-    """The same in one pass; None where no kernel serves the operands."""
-    parts = [part for q in (a, b) for part in (q.elements, q.scale) if part is not None]
-    if any(part.dtype != torch.float32 or not kernels.serves(part) for part in parts):
-        return None
-    *batch_a, places, terms = a.elements.shape
-    *batch_b, columns, others = b.elements.shape
-    if a.windows is None and math.prod(batch_a) < math.prod(batch_b):
-        # what all share is laid out anew, what they do not is read as it lies
-        found = _compiled(_, b, a)
-        return None if found is None else found.transpose(-1, -2)
-    batch = torch.broadcast_shapes(batch_a, batch_b)
-    count, (positions, rows, table) = math.prod(batch), (1, places, None)
-    served = chosen = max(places, 1)
-    if a.windows is not None:
-        table, chosen = a.windows.table, a.windows.places
-        served, positions = table.shape
-        rows = places // max(chosen, 1) * served
-    exact = a.largest and b.largest and a.largest * b.largest * a.step <= 2**24
-    tile = 64 if columns > 32 else 32
-    if 0 in (rows, columns, terms, count):
-        return None
-    far = _far(a.scale, b.scale)
-    wide = 0 if exact else 1
-    kernel = kernels.made(_KERNELS, "sums", wide, int(far), tile)
-    pack = kernels.made(_KERNELS, "packed", wide, tile)
-    if kernel is None or pack is None:
-        return None
-    across = -columns % tile
-    source = b.elements.contiguous()
-    shape = (*batch_b, (columns + across) // tile, others, tile)
-    right = source.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
-    matrix = math.prod(batch_b), columns, others, source.data_ptr(), right.data_ptr()
-    team.run(pack.address, team.packed(*matrix), right.numel())
-    own = -(-terms // a.step)
-    left = a.elements.contiguous()
-    scale = left.new_ones((*batch_a, places, own)) if a.scale is None else a.scale.contiguous()
-    across_b = left.new_ones((*batch_b, columns, positions * own)) if b.scale is None else b.scale
-    across_b = _padded(across_b, 2, across).transpose(-1, -2).contiguous()
-    result = left.new_zeros((count, (columns + across) // tile, -(-rows // 4) * 4, tile))
-    zeros = left.new_zeros(terms)
-    words = (
-        count, count // math.prod(batch_a), count // math.prod(batch_b), rows, columns + across,
-        positions, terms, a.step, places, served, chosen, left.data_ptr(), scale.data_ptr(),
-        0 if table is None else table.ctypes.data, right.data_ptr(), across_b.data_ptr(),
-        result.data_ptr(), zeros.data_ptr(), others // positions,
-    )  # fmt: skip
-    team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
-    found = result.transpose(1, 2).flatten(2)[:, :rows, :columns]
-    return found.reshape(*batch, rows, columns)
-
-
-def _far(*scales: Tensor | None) -> bool:
-    """Whether the product of two scales may be no normal number of fp32."""
-    low = high = 1.0
-    for scale in scales:
-        if scale is not None:
-            least = torch.where(scale == 0, 1.0, scale).amin().item()
-            low, high = low * least, high * scale.amax().item()
-    return not (low >= 2.0**-126 and high < 2.0**127)
-
-
-def _padded(x: Tensor, axis: int, more: int) -> Tensor:
-    """Zeros added at the end of an axis, counted from the last, 1."""
-    return F.pad(x, (0, 0) * (axis - 1) + (0, more)) if more else x
-
-
-_summed = ByDevice(_by_blocks, cpu=_compiled)
+_summed = ByDevice(_by_blocks, cpu=fused.summed)
