@@ -55,7 +55,7 @@ NUMBER_BY_TENSOR = {
 }
 PYTHON = {
     "qtrain/recipe/transforms.py: 1 / math.sqrt(self.size)",
-    "qtrain/products/blockwise/sums.py: fmt.largest / fmt.smallest",
+    "qtrain/products/blockwise/rows.py: fmt.largest / fmt.smallest",
     "quantizers/scales/clipping.py: down /= 2",
     "quantizers/scales/clipping.py: reach / scale.headroom",
     "quantizers/scales/clipping.py: reached(scale.over, scale.format) / scale.format.largest",
@@ -87,7 +87,7 @@ PYTHON = {
 }
 #: numba's own numbers, on the CPU alone
 COMPILED = {
-    "quantizers/kernels/compiled_elements.py: v / scale",
+    "quantizers/kernels/compiled_elements.py: x / step",
     "quantizers/kernels/compiled_whole.py: half / f32(f32(largest - lowest) * f32(0.5))",
     "quantizers/kernels/compiled_whole.py: low / divisor",
     "quantizers/kernels/compiled_whole.py: running_high[0] / divisor",

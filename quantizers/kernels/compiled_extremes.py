@@ -25,7 +25,8 @@ def extremes(source: int) -> Any:
         at, last = blocks * thread() // threads(), blocks * (thread() + 1) // threads()
         while at < last:
             group, block = at // own % groups, at % own
-            row, many = at // own // groups * rows + group * across, min(across, rows - group * across)
+            row = at // own // groups * rows + group * across
+            many = min(across, rows - group * across)
             for _ in range(min(own - block, last - at)):
                 length = min(step, terms - block * step)
                 smallest, largest = i32(0x7FFFFFFF), i32(-0x80000000)

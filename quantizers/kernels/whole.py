@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch import Tensor
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import State
 from quantizers.ranges.running import Ema
-
-if TYPE_CHECKING:  # which imports the elements, and these their kernels
-    from quantizers.settings import Settings
+from quantizers.settings import Settings
 
 #: of a running range: low, high, share, steps
 _MEMORY = (torch.float32,) * 3 + (torch.int64,)

@@ -12,7 +12,7 @@ from ..elements import elements_of
 from ..formats import Format, IntFormat, fp32
 from ..noise import fold
 from ..rounding import nearest_even, power_of_two, round_to_float
-from .scale import Scale
+from .scale import Scale, exponent_of, mantissa_of
 
 MOST = torch.finfo(torch.float32).max
 #: bits behind the point of an fp64 number, and all of them set
@@ -116,15 +116,3 @@ def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
 def reciprocal(x: Tensor, number: float = 1.0) -> Tensor:
     """number / x, rounded once to fp32, at most its largest."""
     return (constant(number, x) / x).clamp(max=MOST)
-
-
-def exponent_of(number: float) -> int:
-    """floor(log2 number) of a positive number, exact."""
-    return math.frexp(number)[1] - 1
-
-
-def mantissa_of(elements: Format) -> int:
-    """The bits behind the point of the significand of the format's largest numbers."""
-    if isinstance(elements, IntFormat):
-        return exponent_of(elements.largest)
-    return elements.mantissa

@@ -9,14 +9,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types
 
 from quantizers.kernels.compiled import (
     f32,
     f32_at,
-    f64,
     f64_at,
-    fl24,
     function,
     i32,
     i32_at,
@@ -56,18 +53,7 @@ def sums(unit: int, far: int) -> Any:
 
     a and b as `compiled_tile` takes them; of int8 units, a block is filled up to fours of terms.
     """
-    columns, added = COLUMNS[unit], tile(unit)
-    size = ROWS * columns
-    number = (types.float32, types.float64, types.int32)[unit]
-
-    @function
-    def finished(total: Any, start: Any, scale: Any, others: Any, result: Any) -> None:
-        """result += fl32(total) * fl24(scale * others), a row of a tile."""
-        for j in range(columns):
-            if far:
-                result[j] += f32(f64(f32(total[start + j])) * fl24(scale, others[j]))
-            else:
-                result[j] += f32(total[start + j]) * f32(scale * others[j])
+    columns, added = COLUMNS[unit], tile(unit, far)
 
     def body(data: Any) -> None:
         words = numba.carray(data, (23,), np.int64)
@@ -77,8 +63,8 @@ def sums(unit: int, far: int) -> Any:
         tiles, groups = words[4] // columns, -(-rows // ROWS)
         start = batches * groups * thread() // threads()
         stop = batches * groups * (thread() + 1) // threads()
-        total, places = np.empty(size, number), np.empty(ROWS * GROUPS, np.int64)
-        at, scale = np.empty(ROWS, np.int64), np.empty(ROWS, np.float32)
+        places, at = np.empty(ROWS * GROUPS, np.int64), np.empty(ROWS, np.int64)
+        scale = np.empty(ROWS, np.float32)
         while start < stop:
             batch = start // groups
             end = min(stop, (batch + 1) * groups, start + GROUPS)
@@ -103,7 +89,7 @@ def sums(unit: int, far: int) -> Any:
                     line = (of_tile * positions + position) * own + block
                     begin = words[20] + 4 * columns * line
                     column = (of_b * positions * own + position * own + block) * words[4]
-                    others = f32_at(words[21] + 4 * (column + part // positions * columns))
+                    others = words[21] + 4 * (column + part // positions * columns)
                     for group in range(start, end):
                         for i in range(ROWS):
                             place = places[(group - start) * ROWS + i]
@@ -111,12 +97,11 @@ def sums(unit: int, far: int) -> Any:
                             if place >= 0:
                                 at[i] = words[11] + place * words[12] + block * words[13]
                                 scale[i] = scales[place * own + block]
-                        added(at[0], at[1], at[2], at[3], b, begin, length, total.ctypes.data)
                         line = (batch * tiles + part // positions) * groups + group - batch * groups
-                        result = words[22] + 4 * line * size
-                        for i in range(ROWS):
-                            out = f32_at(result + 4 * i * columns)
-                            finished(total, i * columns, scale[i], others, out)
+                        added(
+                            at[0], at[1], at[2], at[3], b, begin, length, scale.ctypes.data, others,
+                            words[22] + 4 * line * ROWS * columns,
+                        )  # fmt: skip
             start = end
 
     return kernel(body)
@@ -189,9 +174,9 @@ def bytes_of_columns() -> Any:
     """Columns beside one another, as many as a tile has, four terms of each together.
 
     words: matrices, columns, positions, terms of one, of a block; addresses of b (fp32, (matrices,
-    columns, positions, terms)), of the result (int8), of what its sums start from (int32, (matrices,
-    tiles, blocks, columns of a tile): -SHIFT times the sum of each column), of an int32 that becomes
-    1 as in `bytes_of_rows`; the inverse of the unit.
+    columns, positions, terms)), of the result, of what its sums start from (int32, (matrices,
+    tiles, blocks, columns of a tile): -SHIFT times the sum of each column), of an int32 that
+    becomes 1 as in `bytes_of_rows`; the inverse of the unit.
     """
     across = COLUMNS[INTEGER]
 

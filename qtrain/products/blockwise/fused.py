@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from quantizers import kernels
 from quantizers.kernels import team
 from quantizers.kernels.serving import imported
 
-if TYPE_CHECKING:  # which imports these
-    from .sums import Rows
+from .rows import Rows
 
 _KERNELS = f"{__package__}.compiled_sums"
 _TILES = f"{__package__}.compiled_tile"
@@ -122,9 +121,10 @@ def _in_bytes(a: Rows, b: Rows, positions: int) -> _Laid | None:
     pack_a = kernels.made(_KERNELS, "bytes_of_rows")
     pack_b = kernels.made(_KERNELS, "bytes_of_columns")
     unit = a.unit * b.unit
-    scale = None if a.scale is None else a.scale * unit
-    if scale is None and unit != 1:
-        scale = a.elements.new_full((1,), unit).expand(*a.elements.shape[:-1], -(-a.elements.shape[-1] // a.step))
+    scale = a.scale if a.scale is None else a.scale * unit
+    if scale is None:
+        shape = *a.elements.shape[:-1], -(-a.elements.shape[-1] // a.step)
+        scale = a.elements.new_full(shape, unit)
     if pack_a is None or pack_b is None or _far(scale) or _far(scale, b.scale):
         return None
     *batch, columns, terms = b.elements.shape
@@ -133,14 +133,15 @@ def _in_bytes(a: Rows, b: Rows, positions: int) -> _Laid | None:
     *leading, last = one.shape
     own, beyond = -(-last // a.step), ctypes.c_int32()
     left = one.new_empty((*leading, own * each), dtype=torch.uint8)
-    words = math.prod(leading), last, a.step, one.data_ptr(), left.data_ptr(), ctypes.addressof(beyond)
+    told = ctypes.addressof(beyond)
+    words = math.prod(leading), last, a.step, one.data_ptr(), left.data_ptr(), told
     team.run(pack_a.address, team.packed(*words) + struct.pack("d", 1 / a.unit), one.numel())
     lines = *batch, -(-columns // tile), positions * own
     right = one.new_empty((*lines, each // 4, tile), dtype=torch.int32)
     start = one.new_empty((*lines, tile), dtype=torch.int32)
     words = (
         math.prod(batch), columns, positions, terms, a.step, other.data_ptr(), right.data_ptr(),
-        start.data_ptr(), ctypes.addressof(beyond),
+        start.data_ptr(), told,
     )  # fmt: skip
     team.run(pack_b.address, team.packed(*words) + struct.pack("d", 1 / b.unit), other.numel())
     if beyond.value:

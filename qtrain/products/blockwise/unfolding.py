@@ -31,7 +31,7 @@ from ..convolution import LAST, Convolution, is_channels_last
 from ..engines.geometry import Window
 from ..operations import Kind, Operand
 from ..plan import planned
-from .sums import Rows, Windows, rows_of
+from .rows import Rows, Windows, rows_of
 
 Sizes = tuple[int, ...]
 
