@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from quantizers import kernels, random_bits, root_key
 from quantizers.devices.by_device import ByDevice
+from quantizers.devices.memory import fresh
 from quantizers.kernels import team
 from quantizers.kernels.serving import SOURCES
 
@@ -107,7 +108,7 @@ def _compiled(x: Tensor, signs: Tensor | None, size: int) -> Tensor | None:
     if kernel is None:
         return None
     *lines, terms = x.shape
-    found = x.new_empty((*lines, -(-terms // size) * size), dtype=torch.float32)
+    found = fresh((*lines, -(-terms // size) * size), None, torch.float32, x)
     words = math.prod(lines), terms, x.data_ptr(), signs.data_ptr(), found.data_ptr()
     team.run(kernel.address, team.packed(*words) + pack("d", 1 / math.sqrt(size)), found.numel())
     return found

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..devices.by_device import ByDevice
 from ..devices.numbers import constant, divided
 from ..elements import elements_of
-from ..formats import Format, IntFormat, fp32
+from ..formats import FloatFormat, Format, IntFormat, fp32
+from ..kernels import scales as kernels
 from ..noise import fold
 from ..rounding import nearest_even, power_of_two, round_to_float
 from .scale import Scale, exponent_of, mantissa_of
@@ -104,13 +106,23 @@ def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
     else:
         emax = exponent_of(top)
         edge = int(math.ldexp(top, _BITS - emax)) & _ONES
-    number = (amax.double() * scale.headroom).view(torch.int64)
+    return _powers(amax, scale.headroom, emax, edge, scale.format)
+
+
+def _by_bits(
+    amax: Tensor, headroom: float, emax: int, edge: int, format: FloatFormat
+) -> Tensor:
+    """edge: the bits behind the point of s; format: of powers of two."""
+    number = (amax.double() * headroom).view(torch.int64)
     exponent = (number >> _BITS) - 1023 + ((number & _ONES) > edge).to(torch.int64) - emax
-    exponent = exponent.clamp(min=scale.format.min_exponent, max=1023)
+    exponent = exponent.clamp(min=format.min_exponent, max=1023)
     found = power_of_two(exponent, torch.float64)
-    found = round_to_float(found, scale.format, nearest_even, overflow=scale.format.when_clipped)
+    found = round_to_float(found, format, nearest_even, overflow=format.when_clipped)
     found = torch.where(torch.isfinite(amax), found.float(), float("nan"))
     return torch.where(amax == 0, 0.0, found)
+
+
+_powers = ByDevice(_by_bits, cpu=kernels.powers)
 
 
 def reciprocal(x: Tensor, number: float = 1.0) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import kernels
+from quantizers.devices.memory import fresh
 from quantizers.kernels import team
 from quantizers.kernels.serving import imported
 
@@ -100,7 +101,7 @@ def _in_floats(a: Rows, b: Rows, positions: int) -> _Laid | None:
         return None
     left, source = a.elements.contiguous(), b.elements.contiguous()
     dtype = torch.float32 if exact else torch.float64
-    right = source.new_empty((*batch, -(-columns // tile), terms, tile), dtype=dtype)
+    right = fresh((*batch, -(-columns // tile), terms, tile), None, dtype, source)
     words = math.prod(batch), columns, terms, source.data_ptr(), right.data_ptr()
     team.run(pack.address, team.packed(*words), right.numel())
     wide = tile * right.element_size()
@@ -132,12 +133,12 @@ def _in_bytes(a: Rows, b: Rows, positions: int) -> _Laid | None:
     one, other = a.elements.contiguous(), b.elements.contiguous()
     *leading, last = one.shape
     own, beyond = -(-last // a.step), ctypes.c_int32()
-    left = one.new_empty((*leading, own * each), dtype=torch.uint8)
+    left = fresh((*leading, own * each), None, torch.uint8, one)
     told = ctypes.addressof(beyond)
     words = math.prod(leading), last, a.step, one.data_ptr(), left.data_ptr(), told
     team.run(pack_a.address, team.packed(*words) + struct.pack("d", 1 / a.unit), one.numel())
     lines = *batch, -(-columns // tile), positions * own
-    right = one.new_empty((*lines, each // 4, tile), dtype=torch.int32)
+    right = fresh((*lines, each // 4, tile), None, torch.int32, one)
     start = one.new_empty((*lines, tile), dtype=torch.int32)
     words = (
         math.prod(batch), columns, positions, terms, a.step, other.data_ptr(), right.data_ptr(),
