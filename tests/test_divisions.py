@@ -54,7 +54,7 @@ NUMBER_BY_TENSOR = {
     "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
-    "qtrain/recipe/transforms.py: 1 / math.sqrt(self.size)",
+    "qtrain/recipe/transforms.py: 1 / math.sqrt(size)",
     "qtrain/products/blockwise/rows.py: fmt.largest / fmt.smallest",
     "quantizers/scales/clipping.py: down /= 2",
     "quantizers/scales/clipping.py: reach / scale.headroom",
@@ -67,6 +67,7 @@ PYTHON = {
     "quantizers/scales/rules.py: (format.high - format.low) / 2",
     "quantizers/scales/rules.py: top / scale.headroom",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
+    "qtrain/products/blockwise/fused.py: 1 / by.unit",
     "qtrain/layers/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",
     "qtrain/data/transforms.py: (second * count - first * first) / count ** 2",

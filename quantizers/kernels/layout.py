@@ -74,8 +74,8 @@ def walk(
         if merged:
             outer = merged[-1]
             free = (1, 2) if not indexed else (1, 2, 3)
-            unit = run if axis is axes[-1] else 1
-            same = outer[4] * unit == axis[4] * axis[0]
+            each = run if axis is axes[-1] else 1
+            same = outer[4] * each == axis[4] * axis[0]
             if same and all(outer[i] == axis[i] * axis[0] for i in free):
                 merged[-1] = [outer[0] * axis[0], *axis[1:]]
                 continue

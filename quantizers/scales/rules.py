@@ -109,9 +109,7 @@ def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
     return _powers(amax, scale.headroom, emax, edge, scale.format)
 
 
-def _by_bits(
-    amax: Tensor, headroom: float, emax: int, edge: int, format: FloatFormat
-) -> Tensor:
+def _by_bits(amax: Tensor, headroom: float, emax: int, edge: int, format: FloatFormat) -> Tensor:
     """edge: the bits behind the point of s; format: of powers of two."""
     number = (amax.double() * headroom).view(torch.int64)
     exponent = (number >> _BITS) - 1023 + ((number & _ONES) > edge).to(torch.int64) - emax

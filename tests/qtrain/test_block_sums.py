@@ -52,7 +52,7 @@ def rows(x: Tensor, fmt: Format, step: int) -> Rows:
 
 
 def unit_of(a: Rows, b: Rows, positions: int = 1) -> str | None:
-    laid = fused._in_bytes(a, b, positions) or fused._in_floats(a, b, positions)
+    laid = fused._in_bytes(UNITS, a, b, positions) or fused._in_floats(UNITS, a, b, positions)
     return None if laid is None else {0: FLOAT, 1: DOUBLE, 2: "int8"}[laid.unit]
 
 
@@ -103,6 +103,14 @@ def test_elements_that_bytes_do_not_hold_go_to_wider_units(bad: float) -> None:
         assert unit_of(*pair) != "int8"
         if not bad == 0.3:  # whose sums fp32 rounds
             check(*pair)
+
+
+def test_columns_that_are_laid_out_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_AT_ONCE", 2**11)
+    for fmt in (formats.e4m3, formats.e3m2):
+        a, b = rows(numbers(3, 6, 40, seed=1), fmt, 16), rows(numbers(3, 200, 40, seed=2), fmt, 16)
+        check(a, b)
+        check(a, b._replace(scale=None))
 
 
 @pytest.mark.parametrize(("one", "unit"), [(formats.e2m1, INTEGER), (formats.e4m3, DOUBLE)])

@@ -25,12 +25,11 @@ from quantizers.kernels.compiled import (
     u8_at,
 )
 
-from .compiled_tile import COLUMNS, DOUBLE, INTEGER, ROWS, tile
+from .compiled_tile import COLUMNS, DOUBLE, INTEGER, ROWS, SHIFT, tile
+from .compiled_transpose import LANES, turned
 
 #: groups of ROWS rows that meet a block while it lies in a cache
-GROUPS = 8
-#: what makes a signed byte an unsigned one, which the first operand of int8 units is
-SHIFT = 128
+GROUPS = 16
 
 
 def sums(unit: int, far: int) -> Any:
@@ -110,24 +109,34 @@ def sums(unit: int, far: int) -> Any:
 def packed(unit: int) -> Any:
     """Columns beside one another, as many as a tile has, zeros behind the last.
 
-    words: matrices, columns, terms, and the addresses of b (fp32, (matrices, columns, terms)) and
-    of the result (fp64 or fp32, (matrices, tiles, terms, columns of a tile)).
+    words: matrices, columns, terms, and the addresses of b (32 bits each, (matrices, columns,
+    terms)) and of the result ((matrices, tiles, terms, columns of a tile), fp64 for that unit).
     """
     wide, across = unit == DOUBLE, COLUMNS[unit]
+    turn, size = turned(wide), 8 if wide else 4
 
     def body(data: Any) -> None:
         words = numba.carray(data, (5,), np.int64)
         columns, terms = words[1], words[2]
-        tiles = -(-columns // across)
+        tiles, runs = -(-columns // across), -(-terms // LANES)
         b, result = f32_at(words[3]), f64_at(words[4]) if wide else f32_at(words[4])
-        lines = words[0] * tiles * terms
+        lines = words[0] * tiles * runs
         for line in range(lines * thread() // threads(), lines * (thread() + 1) // threads()):
-            matrix, first, k = line // terms // tiles, line // terms % tiles * across, line % terms
-            source, count = (matrix * columns + first) * terms + k, min(across, columns - first)
-            for j in range(count):
-                result[line * across + j] = b[source + j * terms]
-            for j in range(count, across):
-                result[line * across + j] = f32(0.0)
+            place, start = line // runs, line % runs * LANES
+            first, length = place % tiles * across, min(i64(LANES), terms - start)
+            source = (place // tiles * columns + first) * terms + start
+            to = (place * terms + start) * across
+            for j in range(0, across, LANES):
+                if (length == LANES) & (first + j + LANES <= columns):
+                    turn(
+                        words[3] + 4 * (source + j * terms), 4 * terms,
+                        words[4] + size * (to + j), i64(size * across),
+                    )  # fmt: skip
+                else:
+                    for i in range(j, j + LANES):
+                        for k in range(length):
+                            one = b[source + i * terms + k] if first + i < columns else f32(0.0)
+                            result[to + k * across + i] = one
 
     return kernel(body)
 
@@ -140,85 +149,40 @@ def _byte(x: Any, up: Any) -> Any:
     return i32(v if inside else f32(0.0)), not inside
 
 
-def bytes_of_rows() -> Any:
-    """Rows of unsigned bytes, SHIFT for 0, blocks filled up to fours of terms.
+def rows_by_blocks(unit: int, shift: int) -> Any:
+    """Rows as a unit takes them, their blocks filled up: fp32 as it is, or bytes, `shift` for 0, in
+    fours.
 
-    words: rows, terms, terms of a block, address of a (fp32), of the result, of an int32 that
-    becomes 1 where an element is no integer of a byte; the inverse of what elements count in, as
-    the bits of fp64.
+    words: rows, terms, terms of a block, numbers from a row to the next, from a block to the next;
+    addresses of x (fp32), of the result, of the sums of a block's bytes times -SHIFT (int32, (rows,
+    blocks)), of an int32 that becomes 1 where an element is no integer of a byte; the inverse of
+    what elements count in, as the bits of fp64.
     """
-
-    def body(data: Any) -> None:
-        words = numba.carray(data, (7,), np.int64)
-        up, terms, step = f32(numba.carray(data, (7,), np.float64)[6]), words[1], words[2]
-        own, each = -(-terms // step), (step + 3) // 4 * 4
-        beyond = False
-        for row in range(words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()):
-            for block in range(own):
-                x = f32_at(words[3] + 4 * (row * terms + block * step))
-                out = u8_at(words[4] + (row * own + block) * each)
-                length = min(step, terms - block * step)
-                for k in range(length):
-                    v, bad = _byte(x[k], up)
-                    beyond |= bad
-                    out[k] = np.uint8(v + i32(SHIFT))
-                for k in range(length, each):
-                    out[k] = np.uint8(SHIFT)
-        if beyond:
-            i32_at(words[5])[0] = i32(1)
-
-    return kernel(body)
-
-
-def bytes_of_columns() -> Any:
-    """Columns beside one another, as many as a tile has, four terms of each together.
-
-    words: matrices, columns, positions, terms of one, of a block; addresses of b (fp32, (matrices,
-    columns, positions, terms)), of the result, of what its sums start from (int32, (matrices,
-    tiles, blocks, columns of a tile): -SHIFT times the sum of each column), of an int32 that
-    becomes 1 as in `bytes_of_rows`; the inverse of the unit.
-    """
-    across = COLUMNS[INTEGER]
 
     def body(data: Any) -> None:
         words = numba.carray(data, (10,), np.int64)
-        up = f32(numba.carray(data, (10,), np.float64)[9])
-        columns, positions, terms, step = words[1], words[2], words[3], words[4]
-        own, fours, tiles = -(-terms // step), (step + 3) // 4, -(-columns // across)
-        blocks = positions * own
-        lines, beyond = words[0] * tiles * blocks, False
-        for line in range(lines * thread() // threads(), lines * (thread() + 1) // threads()):
-            block, first = line % blocks, line // blocks % tiles * across
-            low = block // own * terms + block % own * step
-            length = min(step, terms - block % own * step)
-            source = (line // blocks // tiles * columns + first) * positions * terms + low
-            out = i32_at(words[6] + 4 * line * fours * across)
-            start, count = i32_at(words[7] + 4 * line * across), min(across, columns - first)
-            for j in range(count):
-                x, total = f32_at(words[5] + 4 * (source + j * positions * terms)), i32(0)
-                for k in range(0, length // 4 * 4, 4):
-                    v0, bad0 = _byte(x[k], up)
-                    v1, bad1 = _byte(x[k + 1], up)
-                    v2, bad2 = _byte(x[k + 2], up)
-                    v3, bad3 = _byte(x[k + 3], up)
-                    beyond |= bad0 | bad1 | bad2 | bad3
-                    total += v0 + v1 + v2 + v3
-                    one, other = (v0 & 255) | (v1 & 255) << 8, (v2 & 255) | (v3 & 255) << 8
-                    out[k // 4 * across + j] = i32(one | other << 16)
-                rest = i32(0)
-                for k in range(length // 4 * 4, length):
-                    v, bad = _byte(x[k], up)
-                    beyond |= bad
-                    total += v
-                    rest |= (v & 255) << (8 * (k % 4))
-                for k in range(length // 4, fours):
-                    out[k * across + j] = rest
-                    rest = i32(0)
-                start[j] = i32(-SHIFT) * total
-            for j in range(count, across):
-                start[j] = i32(0)
-                for k in range(fours):
-                    out[k * across + j] = i32(0)
+        up, terms, step = f32(numba.carray(data, (10,), np.float64)[9]), words[1], words[2]
+        own, each, beyond = -(-terms // step), (step + 3) // 4 * 4, False
+        for row in range(words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()):
+            for block in range(own):
+                x, length = (
+                    f32_at(words[5] + 4 * (row * terms + block * step)),
+                    terms - block * step,
+                )
+                place, total = row * words[3] + block * words[4], i32(0)
+                if unit == INTEGER:
+                    out = u8_at(words[6] + place)
+                    for k in range(min(step, length)):
+                        v, bad = _byte(x[k], up)
+                        beyond |= bad
+                        total += v
+                        out[k] = np.uint8(v + i32(shift))
+                    for k in range(min(step, length), each):
+                        out[k] = np.uint8(shift)
+                    i32_at(words[7])[row * own + block] = i32(-SHIFT) * total
+                else:
+                    for k in range(min(step, length)):
+                        f32_at(words[6] + 4 * place)[k] = x[k]
         if beyond:
             i32_at(words[8])[0] = i32(1)
 

@@ -14,8 +14,8 @@ from quantizers.kernels.compiled import has
 #: units: fp32, fp64, int8 (four terms an entry)
 FLOAT, DOUBLE, INTEGER = 0, 1, 2
 ROWS, COLUMNS = 4, (64, 32, 64)
-#: bytes of a term in a's memory, in b's
-BYTES = ((4, 4), (4, 8), (1, 1))
+#: what makes a signed byte an unsigned one, which the first operand of int8 units is
+SHIFT = 128
 _F32, _F64, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
 _LANES = 16
 
@@ -45,8 +45,7 @@ def tile(unit: int, far: int) -> Any:
     width = _LANES if integer else columns
     one_type = (_F32, _F64, _I32)[unit]
     vector, floats = ir.VectorType(one_type, width), ir.VectorType(_F32, width)
-    vectors = columns // width
-    step_a, step_b = (size * (4 if integer else 1) for size in BYTES[unit])
+    vectors, size = columns // width, 8 if unit == DOUBLE else 4
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         *rows, b, start, terms, scale, others, result = args
@@ -77,13 +76,14 @@ def tile(unit: int, far: int) -> Any:
         index = builder.phi(_I64)
         index.add_incoming(ir.Constant(_I64, 0), before)
         sums = [builder.phi(vector) for _ in range(ROWS * vectors)]
-        of_a = builder.mul(index, ir.Constant(_I64, step_a))
-        of_b = builder.add(b, builder.mul(index, ir.Constant(_I64, columns * step_b)))
-        entries = [load(of_b, width * step_b * v, vector) for v in range(vectors)]
+        of_a = builder.mul(index, ir.Constant(_I64, 4))
+        of_b = builder.add(b, builder.mul(index, ir.Constant(_I64, columns * size)))
+        entries = [load(of_b, size * width * v, vector) for v in range(vectors)]
         ends = []
         for r, row in enumerate(rows):
             one = load(row, of_a, _I32 if integer else _F32)
-            one = spread(builder.fpext(one, _F64) if unit == DOUBLE else one)
+            one = spread(one)
+            one = builder.fpext(one, vector) if unit == DOUBLE else one
             for v, entry in enumerate(entries):
                 total = sums[r * vectors + v]
                 if integer:

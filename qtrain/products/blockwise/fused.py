@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,28 +20,33 @@ from quantizers.kernels.serving import imported
 from .rows import Rows
 
 _KERNELS = f"{__package__}.compiled_sums"
-_TILES = f"{__package__}.compiled_tile"
 
 
-class _Laid(NamedTuple):
-    """Operands as `compiled_sums.sums` takes them.
+#: elements of b that are laid out at once, so that they stay in a cache
+_AT_ONCE = 1 << 20
 
-    unit          in which a block is summed
-    left, right   their elements, as bytes or numbers of the unit
-    left_steps    bytes of a place, of a block in it;  right_steps: of a position, of a block in it
-    scale         of a, None for 1
-    blank         a place of zeros
-    start         what the sums of b's blocks start from, or None
+
+class _Side(NamedTuple):
+    """An operand as `compiled_sums.sums` takes it.
+
+    data    its elements, as bytes or numbers
+    steps   bytes of a place of a, a position of b; and of a block in it
+    extra   of a, a place of zeros; of b, what the sums of its blocks start from, or None
     """
 
+    data: Tensor
+    steps: tuple[int, int]
+    extra: Tensor | None
+
+
+class _Sides(NamedTuple):
+    """unit: in which blocks are summed; scale: of a, None for 1; right: of b, columns of it after
+    columns, with which they are."""
+
     unit: int
-    left: Tensor
-    left_steps: tuple[int, int]
-    right: Tensor
-    right_steps: tuple[int, int]
     scale: Tensor | None
-    blank: Tensor
-    start: Tensor | None
+    left: _Side
+    right: Iterable[tuple[slice, _Side]]
 
 
 def summed(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
@@ -49,7 +55,7 @@ def summed(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
     if any(part.dtype != torch.float32 or not kernels.serves(part) for part in parts):
         return None
     *batch_a, places, terms = a.elements.shape
-    *batch_b, columns, _ = b.elements.shape
+    *batch_b, columns = b.elements.shape[:-1]
     if a.windows is None and math.prod(batch_a) < math.prod(batch_b):
         # what all share is laid out anew, what they do not is read as it lies
         found = summed(_, b, a)
@@ -61,97 +67,133 @@ def summed(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
         table, chosen = a.windows.table, a.windows.places
         served, positions = table.shape
         rows = places // max(chosen, 1) * served
-    if 0 in (rows, columns, terms, count):
+    tiles = imported(f"{__package__}.compiled_tile")
+    if 0 in (rows, columns, terms, count) or tiles is None:
         return None
-    laid = _in_bytes(a, b, positions) or _in_floats(a, b, positions)
-    kernel = laid and kernels.made(_KERNELS, "sums", laid.unit, int(_far(laid.scale, b.scale)))
-    if laid is None or kernel is None:
+    sides = _in_bytes(tiles, a, b, positions) or _in_floats(tiles, a, b, positions)
+    far = sides and _far(sides.scale, b.scale)
+    kernel = sides and kernels.made(_KERNELS, "sums", sides.unit, int(bool(far)))
+    if sides is None or kernel is None:
         return None
-    tile, own = laid.right.shape[-1], -(-terms // a.step)
-    across = -columns % tile
-    scale, of_b = laid.scale, b.scale
+    unit, scale, left, right = sides
+    tile, own = tiles.COLUMNS[unit], -(-terms // a.step)
     ones = a.elements.new_ones
     scale = ones((*batch_a, places, own)) if scale is None else scale.contiguous()
-    of_b = ones((*batch_b, columns, positions * own)) if of_b is None else of_b
-    of_b = F.pad(of_b, (0, 0, 0, across)).transpose(-1, -2).contiguous()
-    result = ones(()).new_zeros((count, (columns + across) // tile, -(-rows // 4) * 4, tile))
-    words = (
-        count, count // math.prod(batch_a), count // math.prod(batch_b), rows, columns + across,
-        positions, terms, a.step, places, served, chosen,
-        laid.left.data_ptr(), *laid.left_steps, scale.data_ptr(),
-        0 if table is None else table.ctypes.data, laid.blank.data_ptr(),
-        laid.right.data_ptr(), *laid.right_steps,
-        0 if laid.start is None else laid.start.data_ptr(), of_b.data_ptr(), result.data_ptr(),
-    )  # fmt: skip
-    team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
-    found = result.transpose(1, 2).flatten(2)[:, :rows, :columns]
+    of_b = ones((*batch_b, columns, positions * own)) if b.scale is None else b.scale
+    spans = []
+    for span, side in right:
+        others = of_b[..., span, :]
+        width = others.shape[-2]
+        others = F.pad(others, (0, 0, 0, -width % tile)).transpose(-1, -2).contiguous()
+        result = scale.new_zeros((count, -(-width // tile), -(-rows // 4) * 4, tile))
+        words = (
+            count, count // math.prod(batch_a), count // math.prod(batch_b), rows,
+            others.shape[-1], positions, terms, a.step, places, served, chosen,
+            left.data.data_ptr(), *left.steps, scale.data_ptr(),
+            0 if table is None else table.ctypes.data, _address(left.extra),
+            side.data.data_ptr(), *side.steps, _address(side.extra),
+            others.data_ptr(), result.data_ptr(),
+        )  # fmt: skip
+        team.run(kernel.address, team.packed(*words), count * rows * width * terms)
+        spans.append(result.transpose(1, 2).flatten(2)[:, :rows, :width])
+    found = spans[0] if len(spans) == 1 else torch.cat(spans, -1)
     return found.reshape(*batch, rows, columns)
 
 
-def _in_floats(a: Rows, b: Rows, positions: int) -> _Laid | None:
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _in_floats(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
     """For units of fp32, where they are exact, or fp64."""
-    tiles = imported(_TILES)
-    if tiles is None:
-        return None
     exact = a.largest and b.largest and a.largest * b.largest * a.step <= 2**24
     unit = tiles.FLOAT if exact else tiles.DOUBLE
-    *batch, columns, terms = b.elements.shape
-    tile, pack = tiles.COLUMNS[unit], kernels.made(_KERNELS, "packed", unit)
-    if pack is None:
-        return None
-    left, source = a.elements.contiguous(), b.elements.contiguous()
     dtype = torch.float32 if exact else torch.float64
-    right = fresh((*batch, -(-columns // tile), terms, tile), None, dtype, source)
-    words = math.prod(batch), columns, terms, source.data_ptr(), right.data_ptr()
-    team.run(pack.address, team.packed(*words), right.numel())
-    wide = tile * right.element_size()
-    return _Laid(
-        unit, left, (4 * left.shape[-1], 4 * a.step),
-        right, (terms // positions * wide, a.step * wide),
-        a.scale, left.new_zeros(left.shape[-1]), None,
-    )  # fmt: skip
+    left = _by_blocks(a, a.elements, unit, 0, together=True)
+    pack = kernels.made(_KERNELS, "packed", unit)
+    if pack is None or left is None:
+        return None
+    each, blank = 4 * a.step, a.elements.new_zeros(a.step)
+    *batch, columns, terms = b.elements.shape
+    tile, wide = tiles.COLUMNS[unit], tiles.COLUMNS[unit] * (4 if exact else 8)
+    at_once = max(_AT_ONCE // (math.prod(batch) * terms * tile), 1) * tile
+
+    def right() -> Iterator[tuple[slice, _Side]]:
+        tiles_at_once = -(-min(at_once, columns) // tile)
+        memory = fresh((*batch, tiles_at_once, terms, tile), None, dtype, a.elements)
+        for start in range(0, columns, at_once):
+            span = slice(start, start + at_once)
+            _pack(pack, b.elements[..., span, :].contiguous(), memory)
+            yield span, _Side(memory, (wide * (terms // positions), wide * a.step), None)
+
+    steps = each, each * left[1].shape[0]
+    return _Sides(unit, a.scale, _Side(left[0], steps, blank), right())
 
 
-def _in_bytes(a: Rows, b: Rows, positions: int) -> _Laid | None:
+def _in_bytes(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
     """For units of int8, which add four products of bytes at a time; None where there are none, or
     they cannot hold the operands."""
-    tiles = imported(_TILES)
     most = 0 if not a.largest or not b.largest else max(a.largest, b.largest)
-    if tiles is None or not 0 < most <= 127 or a.step > 2**15 or not tiles.has_int8():
+    if not 0 < most <= 127 or a.step > 2**15 or not tiles.has_int8():
         return None
-    pack_a = kernels.made(_KERNELS, "bytes_of_rows")
-    pack_b = kernels.made(_KERNELS, "bytes_of_columns")
-    unit = a.unit * b.unit
-    scale = a.scale if a.scale is None else a.scale * unit
+    unit, own = tiles.INTEGER, -(-a.elements.shape[-1] // a.step)
+    scale = a.scale
     if scale is None:
-        shape = *a.elements.shape[:-1], -(-a.elements.shape[-1] // a.step)
-        scale = a.elements.new_full(shape, unit)
-    if pack_a is None or pack_b is None or _far(scale) or _far(scale, b.scale):
+        scale = a.elements.new_ones((*a.elements.shape[:-1], own))
+    scale = scale * (a.unit * b.unit)  # exact, unless it is far
+    if _far(scale) or _far(scale, b.scale):
         return None
     *batch, columns, terms = b.elements.shape
-    tile, each, terms = tiles.COLUMNS[tiles.INTEGER], -(-a.step // 4) * 4, terms // positions
-    one, other = a.elements.contiguous(), b.elements.contiguous()
-    *leading, last = one.shape
-    own, beyond = -(-last // a.step), ctypes.c_int32()
-    left = fresh((*leading, own * each), None, torch.uint8, one)
-    told = ctypes.addressof(beyond)
-    words = math.prod(leading), last, a.step, one.data_ptr(), left.data_ptr(), told
-    team.run(pack_a.address, team.packed(*words) + struct.pack("d", 1 / a.unit), one.numel())
-    lines = *batch, -(-columns // tile), positions * own
-    right = fresh((*lines, each // 4, tile), None, torch.int32, one)
-    start = one.new_empty((*lines, tile), dtype=torch.int32)
-    words = (
-        math.prod(batch), columns, positions, terms, a.step, other.data_ptr(), right.data_ptr(),
-        start.data_ptr(), told,
-    )  # fmt: skip
-    team.run(pack_b.address, team.packed(*words) + struct.pack("d", 1 / b.unit), other.numel())
-    if beyond.value:
+    left = _by_blocks(a, a.elements, unit, tiles.SHIFT, together=True)
+    apart = b.elements.unflatten(-1, (positions, terms // positions))
+    lines = left and _by_blocks(b, apart, unit, 0, together=False)
+    pack = kernels.made(_KERNELS, "packed", unit)
+    if pack is None or not left or not lines:
         return None
-    blank = one.new_full((each,), 128, dtype=torch.uint8)
-    return _Laid(
-        tiles.INTEGER, left, (own * each, each), right, (own * each * tile, each * tile), scale,
-        blank, start,
+    tile, each = tiles.COLUMNS[unit], -(-a.step // 4) * 4
+    fours = lines[0].view(torch.float32).view(*batch, columns, -1)
+    data = fresh((*batch, -(-columns // tile), fours.shape[-1], tile), None, torch.int32, fours)
+    _pack(pack, fours, data)
+    start = F.pad(lines[1].view(*batch, columns, -1), (0, 0, 0, -columns % tile))
+    start = start.unflatten(-2, (-1, tile)).transpose(-1, -2).contiguous()
+    right = _Side(data, (own * each * tile, each * tile), start)
+    blank = left[0].new_full((each,), tiles.SHIFT)
+    one = _Side(left[0], (each, each * left[1].shape[0]), blank)
+    return _Sides(unit, scale, one, [(slice(None), right)])
+
+
+def _by_blocks(
+    by: Rows, x: Tensor, unit: int, shift: int, together: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Elements as a unit takes them, `shift` for 0, each block filled up, and the sums of blocks
+    of bytes, (rows, blocks), times -SHIFT; None where one is no integer of a byte, in units.
+
+    together: the same block of all rows, else the blocks of a row, lie one after the other.  Rows
+    of a long sum lie so far apart that the cache lines of one drive out another's.
+    """
+    kernel = kernels.made(_KERNELS, "rows_by_blocks", unit, shift)
+    if kernel is None:
+        return None
+    terms, step, x = x.shape[-1], by.step, x.contiguous()
+    rows, own, beyond = x.numel() // terms, -(-terms // step), ctypes.c_int32()
+    integer = unit == imported(f"{__package__}.compiled_tile").INTEGER
+    each, dtype = (-(-step // 4) * 4, torch.uint8) if integer else (step, torch.float32)
+    made = fresh((rows * own * each,), None, dtype, x)
+    sums = x.new_empty((rows, own), dtype=torch.int32)
+    steps = (each, rows * each) if together else (own * each, each)
+    words = (
+        rows, terms, step, *steps, x.data_ptr(), made.data_ptr(), sums.data_ptr(),
+        ctypes.addressof(beyond),
     )  # fmt: skip
+    team.run(kernel.address, team.packed(*words) + struct.pack("d", 1 / by.unit), x.numel())
+    return None if beyond.value else (made, sums)
+
+
+def _pack(kernel: Any, x: Tensor, to: Tensor) -> None:
+    """(*batch, columns, terms) of 32 bits -> (*batch, tiles, terms, columns of a tile)."""
+    *batch, columns, terms = x.shape
+    words = math.prod(batch), columns, terms, x.data_ptr(), to.data_ptr()
+    team.run(kernel.address, team.packed(*words), x.numel())
 
 
 def _far(*scales: Tensor | None) -> bool:
