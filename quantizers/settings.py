@@ -17,6 +17,7 @@ from .ranges.rules import AbsMax, MinMax, RangeRule, State, absmax, check_rule
 from .ranges.running import Ema, Remembering
 from .rounding import Rounding, nearest_even
 from .scales.clipping import warn_of_clipping
+from .scales.elements import check_elements
 from .scales.scale import Scale
 from .scales.spellings import with_scale
 from .table_rounding import MODES
@@ -104,7 +105,7 @@ class Settings:
                     f"or give a range rule such as absmax"
                 )
             return
-        scale.check(self.format)
+        check_elements(scale, self.format)
         over = per_tensor if scale.over is None else scale.over.granularity
         for name, outer in (("over", over), ("correction", scale.correction or per_tensor)):
             if outer != per_tensor and outer.of != self.granularity.of:

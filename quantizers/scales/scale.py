@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .. import checks
-from ..formats import NAMED, FloatFormat, Format, IntFormat, TableFormat, fp32
+from ..formats import NAMED, FloatFormat, Format, fp32
 from ..granularity import Granularity, per_tensor
 from ..names import take_names
 from ..rounding import Rounding, nearest_even
@@ -101,6 +101,7 @@ class Scale:
             by: By = ...,
             over: Scale | None = ...,
             granularity: Granularity = ...,
+            correction: Granularity | None = ...,
             reciprocal: bool = ...,
         ) -> None: ...
 
@@ -202,26 +203,6 @@ class Scale:
     def tops(self, elements: Format) -> tuple[float, ...]:
         """What amax becomes, in elements of the format: one number, or the candidates."""
         return self.candidates or (self.top or elements.largest,)
-
-    def check(self, elements: Format) -> None:
-        """ValueError unless elements of this format can be scaled so."""
-        if self.granularity != per_tensor:
-            raise ValueError(
-                f"scale.granularity: got {self.granularity}, which is for an outer scale, "
-                f"Scale(e4m3, over=Scale(fp32, granularity=...)); the elements' own scale has the "
-                f"quantizer's granularity"
-            )
-        if isinstance(elements, TableFormat) and self.rule != "amax":
-            raise ValueError(
-                f"scale.rule: got {self.rule!r} for {elements}, whose values have no exponents; "
-                f"give rule='amax', amax over the largest magnitude of the table"
-            )
-        affine = isinstance(elements, IntFormat) and not elements.symmetric
-        if affine and self != Scale(self.format, rounding=self.rounding):
-            raise ValueError(
-                f"scale: got {self} for {elements}, whose scale spreads low .. high over codes; "
-                f"such a format takes a scale's format and rounding alone; give a symmetric one"
-            )
 
     def __repr__(self) -> str:
         """What it was made with, defaults left out."""
