@@ -1,0 +1,49 @@
+"""What Triton makes of the kernel of sums in blocks; see test_ahead_of_time."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from test_ahead_of_time import HALVES, SHARED, compiled, stack, well_made
+from triton_device import INSTALLED
+
+from quantizers.kernels.gpu.device import INTERPRETED
+
+pytestmark = pytest.mark.skipif(
+    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
+)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("two", [0, 1, 2])
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("deep", [16, 32])
+def test_sums_in_blocks_are_on_tensor_cores(arch: int, deep: int, single: bool, two: int) -> None:
+    """Of fp16, whose sums are exact: those of fp8 keep 13 bits."""
+    from qtrain.products.blockwise.gpu.triton_sums import block_sums
+
+    constants = {
+        "WIDE": False, "WINDOWS": deep == 32, "TWO_A": two > 0, "TWO_B": two > 1, "SINGLE": single,
+        "LONG": two > 0, "ROWS": 64, "ACROSS": 64 if single and not two else 32, "DEEP": deep,
+        "BAND": 8,
+    }  # fmt: skip
+    types = {
+        "a": "!*fp16", "b": "!*fp16", "y": "!*fp32", "scale_a": "*fp32", "scale_b": "*fp32",
+        "table": "*i64", "unit": "fp32",
+    }  # fmt: skip
+    made = compiled(block_sums, constants, types, arch, {"num_warps": 4})
+    ptx = well_made(made, arch)
+    assert re.search(HALVES[arch], ptx) and not re.search("mma.*e4m3", ptx) and stack(made) == 0
+    assert ("cvt.rn.f32.s64" in ptx) == (two > 0)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("two", [True, False])
+def test_digits_of_blocks(arch: int, two: bool) -> None:
+    from qtrain.products.blockwise.gpu.triton_sums import digits
+
+    constants = {"WIDE": False, "TWO": two, "DEEP": 32, "ROWS": 64}
+    types = {"x": "!*fp32", "y": "!*fp16", "per_unit": "fp32"}
+    made = compiled(digits, constants, types, arch, {"num_warps": 4})
+    assert "st.global" in well_made(made, arch) and stack(made) == 0
