@@ -16,6 +16,7 @@ from qtrain.products.blockwise import sums
 from qtrain.products.blockwise.gpu import sums as kernels
 from qtrain.products.blockwise.rows import Rows, Windows, rows_of
 from quantizers import FloatFormat, IntFormat, Quantizer, blocks, e2m1, e4m3, e5m2, fp16
+from quantizers.devices.memory import eager
 from quantizers.formats import Format
 
 # the interpreter computes by numpy, which warns of infinities
@@ -83,7 +84,7 @@ def test_views_and_operands_without_a_scale() -> None:
 
 
 def test_scales_whose_product_fp32_does_not_hold() -> None:
-    a, b = operand(e4m3, (1, 6, 64), 16, 1), operand(e4m3, (1, 5, 64), 16, 2)
+    a, b = operand(e4m3, (1, 6, 32), 16, 1), operand(e4m3, (1, 5, 32), 16, 2)
     assert a.scale is not None and b.scale is not None
     for left, right in ((1e-30, 1e-12), (1e25, 1e18), (1e-38, 1e-6)):
         check(a._replace(scale=a.scale * left), b._replace(scale=b.scale * right))
@@ -122,8 +123,8 @@ def test_what_no_kernel_serves_is_declined() -> None:
 
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "strided": (lambda: nn.Conv2d(36, 5, (3, 2), stride=2, padding=1), (1, 36, 4, 3)),
     "linear": (lambda: nn.Linear(72, 40), (3, 5, 72)),
-    "strided": (lambda: nn.Conv2d(40, 6, 3, stride=2, padding=1), (1, 40, 5, 4)),
     "groups": (lambda: nn.Conv2d(8, 12, 3, groups=2, padding=1), (2, 8, 4, 4)),
     "transposed": (lambda: nn.ConvTranspose2d(6, 5, 3, stride=2), (2, 6, 3, 4)),
     "1d": (lambda: nn.Conv1d(36, 8, 3, padding=1), (2, 36, 9)),
@@ -151,7 +152,8 @@ def test_a_layer_has_the_cpus_bits(name: str, recipe: str, monkeypatch: pytest.M
         assert leaf.grad is not None and weight.grad is not None
         return [t.detach().cpu() for t in (output, leaf.grad, weight.grad)]
 
-    want = run(copy.deepcopy(model), "cpu")
+    with eager():
+        want = run(copy.deepcopy(model), "cpu")
     found: list[Tensor | None] = []
 
     def form(x: Tensor, a: Rows, b: Rows) -> Tensor | None:

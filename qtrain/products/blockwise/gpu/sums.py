@@ -130,7 +130,7 @@ def summed(a: Rows, b: Rows) -> Tensor:
         *other.scale.stride(), a.unit * b.unit, WIDE=wide, WINDOWS=table is not None,
         TWO_A=one.two, TWO_B=other.two, SINGLE=single,
         LONG=a.largest * b.largest * min(a.step, terms) >= 2**31, ROWS=_ROWS, ACROSS=across,
-        DEEP=deep, BAND=8, num_warps=4, num_stages=3, **OPTIONS,
+        DEEP=deep, BAND=8, num_warps=4 if single else 8, num_stages=3, **OPTIONS,
     )  # fmt: skip
     return y.view(*batch, rows, columns)
 
