@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..devices.numbers import constant, divided
-from ..formats import FloatFormat, Format, IntFormat, fp32
+from ..formats import Format, IntFormat, fp32
 from ..noise import fold, random_bits
 from ..rounding import nearest_even, power_of_two, round_to_float
+from .powers import BITS, ONES, edge_of
 from .scale import Scale
 
 MOST = torch.finfo(torch.float32).max
-#: bits behind the point of an fp64 number, and all of them set
-_BITS = 52
-_ONES = (1 << _BITS) - 1
 #: what a quantizer's key is folded with for the noise of its scales; its elements take the key
 _NOISE = 1
 
@@ -93,18 +89,9 @@ def in_format(found: Tensor, measured: Tensor, scale: Scale, key: Tensor | None)
 def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
     """2^(e - emax + (s > edge)), amax * headroom being s * 2^e with 1 <= s < 2: where a rule goes
     to the next power of two is all that tells it from another.  In integers, exact."""
-    emax = exponent_of(format.largest)
-    if scale.rule == "ocp_floor":
-        edge = _ONES
-    elif scale.rule == "ocp_ceil":
-        edge = 0
-    elif scale.rule == "even":
-        edge = _ONES - (1 << (_BITS - 1 - mantissa_of(format)))
-    else:
-        emax = exponent_of(top)
-        edge = int(math.ldexp(top, _BITS - emax)) & _ONES
+    edge, emax = edge_of(top, format, scale)
     number = (amax.double() * scale.headroom).view(torch.int64)
-    exponent = (number >> _BITS) - 1023 + ((number & _ONES) > edge).to(torch.int64) - emax
+    exponent = (number >> BITS) - 1023 + ((number & ONES) > edge).to(torch.int64) - emax
     exponent = exponent.clamp(min=scale.format.min_exponent, max=1023)
     found = power_of_two(exponent, torch.float64)
     found = round_to_float(found, scale.format, nearest_even, overflow=scale.format.when_clipped)
@@ -115,16 +102,3 @@ def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
 def reciprocal(x: Tensor, number: float = 1.0) -> Tensor:
     """number / x, rounded once to fp32, at most its largest."""
     return (constant(number, x) / x).clamp(max=MOST)
-
-
-def exponent_of(number: float) -> int:
-    """floor(log2 number) of a positive number, exact."""
-    return math.frexp(number)[1] - 1
-
-
-def mantissa_of(elements: Format) -> int:
-    """The bits behind the point of the significand of the format's largest numbers."""
-    if isinstance(elements, IntFormat):
-        return exponent_of(elements.largest)
-    assert isinstance(elements, FloatFormat)  # a table has no such rule
-    return elements.mantissa

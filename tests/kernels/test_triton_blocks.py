@@ -123,7 +123,7 @@ def test_what_no_kernel_serves_is_declined() -> None:
 
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "strided": (lambda: nn.Conv2d(36, 5, (3, 2), stride=2, padding=1), (1, 36, 4, 3)),
+    "strided": (lambda: nn.Conv2d(36, 5, (3, 2), stride=2, padding=1), (2, 36, 3, 2)),
     "linear": (lambda: nn.Linear(72, 40), (3, 5, 72)),
     "groups": (lambda: nn.Conv2d(8, 12, 3, groups=2, padding=1), (2, 8, 4, 4)),
     "transposed": (lambda: nn.ConvTranspose2d(6, 5, 3, stride=2), (2, 6, 3, 4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -53,15 +54,23 @@ def path(
     axes = next((OUTER - n for n, size in enumerate(fields[0]) if size != 1), 0)
     words: tuple[Any, ...] = row.row, row.index_step, row.granule_step
     words += tuple(tuple(field[OUTER - axes :]) or (1,) for field in fields)
+    return Path(found, words, axes, *known_of(format, rounding, found.constants))
+
+
+def known_of(
+    format: IntFormat | FloatFormat, rounding: Rounding, found: ctypes.Array[ctypes.c_float]
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """Numbers and flags of a format and a rounding, as kernels take them, of its
+    `plan.constants`."""
     flags: dict[str, Any] = {"INTEGER": True, "ZERO": True, "INF": False}
-    first, second, *others = found.constants[:8]
+    first, second, *others = found[:8]
     constants = (first, second, 0.0, 0.0, 0.0)
     if isinstance(format, FloatFormat):
         largest, over, _, zero, smallest, infinite = others
         constants = (int(first), int(second), largest, over, smallest)
         flags = {"INTEGER": False, "ZERO": bool(zero), "INF": bool(infinite)}
     flags |= {"SIGNED": format.signed, "RANDOM": rounding.random_bits, "MODE": rounding.mode}
-    return Path(found, words, axes, constants, flags)
+    return constants, flags
 
 
 def programs_of(size: int, most: int) -> tuple[int, int]:
