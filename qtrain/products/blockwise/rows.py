@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import FloatFormat, IntFormat, QTensor
-from quantizers.devices.memory import serves
 from quantizers.formats import Format
 from quantizers.granularity import expand
 
@@ -46,12 +45,13 @@ class Windows:
     _there: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def on(self, x: Tensor) -> Tensor:
-        """The table on the device of x: kept, so that no step but the first copies it, which the
-        capture of a CUDA graph would refuse."""
-        if not serves(x, on=x.device.type):
-            return torch.from_numpy(self.table).to(x.device)
+        """The table on the device of x: copied there once, so that a step after the first waits for
+        nothing, and can be captured in a CUDA graph."""
+        if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+            return torch.from_numpy(self.table).to(x.device)  # of what only looks like a tensor
         if x.device not in self._there:
-            self._there[x.device] = torch.from_numpy(self.table).to(x.device)
+            with torch.inference_mode(False):
+                self._there[x.device] = torch.from_numpy(self.table).to(x.device)
         return self._there[x.device]
 
     def of(self, x: Tensor) -> Tensor:
