@@ -51,22 +51,29 @@ def test_digits_of_blocks(arch: int, two: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("power", "integer", "random"), [(True, False, 23), (False, False, 0), (False, True, 23)]
+    ("power", "integer", "random", "levels"),
+    [(True, False, 23, 1), (False, False, 8, 2), (False, True, 0, 1)],
 )
 @pytest.mark.parametrize("arch", SHARED)
-def test_a_quantizer_in_blocks(arch: int, power: bool, integer: bool, random: int) -> None:
-    from quantizers.kernels.gpu.triton_blocks import quantize
+def test_a_quantizer_in_blocks(
+    arch: int, power: bool, integer: bool, random: int, levels: int
+) -> None:
+    from quantizers.kernels.gpu.triton_blocks import measure, quantize
 
+    tile = {"ADJACENT": 1, "BANDS": 8, "ACROSS": 8, "DEEP": 32}
     constants = {
-        "ADJACENT": 1, "POWER": power, "NARROW": True, "S_SIGNED": power, "S_ZERO": not power,
-        "S_INF": False, "S_MODE": "nearest_even", "INTEGER": integer, "SIGNED": True, "ZERO": True,
-        "INF": False, "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
-        "BANDS": 8, "ACROSS": 8, "DEEP": 32,
+        **tile, "LEVELS": levels, "RECIPROCAL": not power, "PRESCALED": power, "POWER": power,
+        "NARROW": not integer, "S_SIGNED": not power, "S_ZERO": not power, "S_INF": False,
+        "S_MODE": "nearest_even", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
+        "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
     }  # fmt: skip
-    floats = ["reach", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
+    floats = ["reach", "number", "prescale", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
     types = dict.fromkeys(floats, "fp32") | {
         "x": "!*fp32", "result": "!*i8" if integer else "!*fp32", "scale": "*fp32", "key": "*i64",
-        "headroom": "i64", "edge": "i64", **({"c0": "fp32", "c1": "fp32"} if integer else {}),
+        "outer": "*fp32", "ends": "*i32", "headroom": "i64", "edge": "i64",
+        **({"c0": "fp32", "c1": "fp32"} if integer else {}),
     }  # fmt: skip
     made = compiled(quantize, constants, types, arch, {"num_warps": 4})
     assert "div.rn.f32" in well_made(made, arch) and stack(made) == 0
+    made = compiled(measure, tile, types, arch, {"num_warps": 4})
+    assert "max.s32" in well_made(made, arch) and stack(made) == 0

@@ -1,4 +1,4 @@
-"""Triton's quantizer in blocks has the bits of the eager path: elements and scales."""
+"""Triton's quantizer in blocks has the bits of the eager path: elements, scales of both levels."""
 
 from __future__ import annotations
 
@@ -68,6 +68,10 @@ SCALES = (
     Scale(e8m0, rule="ocp_ceil"), Scale(e8m0, rule="even"), Scale(e4m3, headroom=17 / 16),
     Scale(e8m0, rule="rceil", headroom=12 / 7), Scale(e8m0, rounding=ceil),
     Scale(FloatFormat(5, 0, specials="finite"), rule="rceil"), Scale(top=4.0),
+    Scale(e4m3, over=Scale(top=448)), Scale(e4m3, over=Scale(top=448), reciprocal=True),
+    Scale(reciprocal=True), Scale(e8m0, reciprocal=True), Scale(prescale=0.75, reciprocal=True),
+    Scale(e8m0, rule="ocp_floor", prescale=0.75), Scale(e4m3, over=Scale(top=448), prescale=0.75),
+    Scale(e4m3, over=Scale(top=448, headroom=17 / 16), headroom=12 / 7, reciprocal=True),
 )  # fmt: skip
 FORMATS: tuple[tuple[Format, Granularity], ...] = (
     (e4m3, blocks(32)), (e2m1, blocks(16, 4)), (IntFormat(8), blocks(None)), (e5m2, blocks(7, 3)),
@@ -82,6 +86,7 @@ def check(x: Tensor, by: Quantizer) -> None:
     got = kernels.whole(x.to(DEVICE), by, None, key.to(DEVICE), True)
     assert got is not None and got.block == want.block
     assert same(got.elements, want.elements) and same(got.scale, want.scale)
+    assert same(got.outer, want.outer)
     assert got.elements.stride() == want.elements.stride()
 
 
@@ -110,11 +115,12 @@ def test_formats(format: Format, granularity: Granularity) -> None:
 
 def test_what_no_kernel_serves_is_declined() -> None:
     x, key = wide(4, 64).to(DEVICE), root_key(1).to(DEVICE)
-    two, drawn = Scale(e4m3, over=Scale(top=448)), Scale(e4m3, rounding=stochastic())
+    drawn, rows = Scale(e4m3, rounding=stochastic()), Scale(top=448, granularity=blocks(None))
+    best = Scale(e4m3, over=Scale(top=256), candidates=(6, 4))
     affine = IntFormat(8, signed=False, symmetric=False)
     for by, like in (
-        (Quantizer(format=e2m1, granularity=blocks(16), scale=two), x),
-        (Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(reciprocal=True)), x),
+        (Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=rows)), x),
+        (Quantizer(format=e2m1, granularity=blocks(16), scale=best), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=drawn), x),
         (Quantizer(format=affine, granularity=blocks(16), range=minmax), x),
         (Quantizer(format=IntFormat(4, signed=False), granularity=blocks(16), range=minmax), x),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantizers.devices.by_device import restored
 from quantizers.formats import Format, IntFormat, fp32
-from quantizers.granularity import compact_shape
+from quantizers.granularity import compact_shape, per_tensor
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
 from quantizers.scales.powers import edge_of
@@ -36,6 +36,8 @@ class Blocks(NamedTuple):
     """What quantizes tensors of one dtype, shape and layout, as extremes.Whole does.
 
     dtype, strides   of the elements;  scales: shape of the scales
+    outer            whether there is a second level of scales, or a constant in its place
+    measure          the launch that finds the largest magnitude of all, where a scale needs it
     """
 
     dtype: torch.dtype
@@ -43,6 +45,8 @@ class Blocks(NamedTuple):
     format: Format
     block: tuple[int, ...]
     scales: tuple[int, ...]
+    outer: bool
+    measure: Launch | None
     launch: Launch
     programs: int
 
@@ -52,17 +56,25 @@ class Blocks(NamedTuple):
         """See whole.Planned; factor: None; running: nothing."""
         elements = torch.empty_strided(x.shape, self.strides, dtype=self.dtype, device=x.device)
         scale = torch.empty(self.scales, dtype=torch.float32, device=x.device)
+        outer = ends = None
+        if self.outer:
+            outer = torch.empty([1] * x.dim(), dtype=torch.float32, device=x.device)
+        if self.measure is not None:
+            ends = torch.zeros(1, dtype=torch.int32, device=x.device)
+        read = (x if t is None else t for t in (outer, ends, key))
         with there(x):
-            self.launch((self.programs, 1, 1), x, elements, scale, x if key is None else key)
-        return QTensor(elements, scale, None, self.format, self.block)
+            if self.measure is not None and ends is not None:
+                self.measure((self.programs, 1, 1), x, ends)
+            self.launch((self.programs, 1, 1), x, elements, scale, *read)
+        return QTensor(elements, scale, None, self.format, self.block, outer)
 
 
 @lru_cache(maxsize=4096)
 def whole(
     dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], spec: str
 ) -> Blocks | None:
-    """For a quantizer's `spec`, without memory and factor.  None where no kernel serves: a scale
-    that is not `simple`, or stochastic, blocks of several matrices, or large ones."""
+    """For a quantizer's `spec`, without memory and factor.  None where no kernel serves: scales
+    among candidates, stochastic ones, outer ones but of a whole tensor in fp32, large blocks."""
     by = restored(spec)
     format, rounding, rule = by.format, by.rounding, _rule(by.scale, by.format)
     signed = type(by.range) is MinMax and format.signed
@@ -85,18 +97,22 @@ def whole(
     numbers, flags = known_of(format, rounding, constants(format))
     count, blocks = -(-rows // across), -(-terms // step)
     bands = min(max(_BLOCK // (down * deep), 1), power_of_two(count))
+    sizes = rows, terms, across, step, count, blocks
+    tile = {
+        "ADJACENT": 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0,
+        "BANDS": bands, "ACROSS": down, "DEEP": deep,
+        "num_warps": max(1, min(8, bands * down * deep // 512)), **OPTIONS,
+    }  # fmt: skip
+    over = by.scale.over is not None
+    measure = Launch(KERNELS, "measure", (*sizes, *steps), **tile) if over else None
     launch = Launch(
-        KERNELS, "quantize",
-        (rows, terms, across, step, count, blocks, *steps, *to, *rule.numbers, *numbers,
-         *rule.constants),
-        ADJACENT=1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0,
-        **rule.flags, **flags, BANDS=bands, ACROSS=down, DEEP=deep,
-        num_warps=max(1, min(8, bands * down * deep // 512)), **OPTIONS,
+        KERNELS, "quantize", (*sizes, *steps, *to, *rule.numbers, *numbers, *rule.constants),
+        **rule.flags, **flags, **tile,
     )  # fmt: skip
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     scales = compact_shape(shape, block)
     programs = batches * -(-count // bands) * blocks
-    return Blocks(target, like, format, block, scales, launch, programs)
+    return Blocks(target, like, format, block, scales, by.scale.outer, measure, launch, programs)
 
 
 def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix, _Matrix] | None:
@@ -121,15 +137,25 @@ class _Rule(NamedTuple):
 
 def _rule(scale: Scale, format: Format) -> _Rule | None:
     """None where the kernel has no such rule."""
-    to = scale.format
-    if not scale.simple or scale.random_bits or to.largest < 2.0**-126:
+    to, over = scale.format, scale.over
+    if scale.candidates or scale.random_bits or to.largest < 2.0**-126:
+        return None
+    if over is not None and (over.format != fp32 or over.granularity != per_tensor):
         return None
     (bits,) = struct.unpack("q", struct.pack("d", scale.headroom))
     edge = emax = 0
     top = scale.tops(format)[0]
+    reach = number = top / scale.headroom
+    if over is not None:
+        number = reach * over.tops(to)[0] / over.headroom
     if scale.rule != "amax":
         edge, emax = edge_of(top, format, scale)
-    numbers = top / scale.headroom, bits, edge, emax, to.min_exponent, exponent_of(to.largest)
+    exponents = to.min_exponent, exponent_of(to.largest)
     known, flags = known_of(to, scale.rounding, constants(to))
+    chosen = {
+        "LEVELS": 1 if over is None else 2, "RECIPROCAL": scale.reciprocal,
+        "PRESCALED": scale.prescale != 1, "POWER": scale.rule != "amax", "NARROW": to != fp32,
+    }  # fmt: skip
     named = {f"S_{name}": flags[name] for name in ("SIGNED", "ZERO", "INF", "MODE")}
-    return _Rule(numbers, known, {"POWER": scale.rule != "amax", "NARROW": to != fp32, **named})
+    numbers = reach, number, scale.prescale, bits, edge, emax, *exponents
+    return _Rule(numbers, known, {**chosen, **named})
