@@ -25,6 +25,7 @@ from quantizers import (
     e8m0,
     minmax,
     nearest_even,
+    nf4,
     root_key,
     stochastic,
 )
@@ -122,6 +123,7 @@ def test_what_no_kernel_serves_is_declined() -> None:
         (Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=rows)), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=best), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=drawn), x),
+        (Quantizer(format=nf4, granularity=blocks(16)), x),
         (Quantizer(format=affine, granularity=blocks(16), range=minmax), x),
         (Quantizer(format=IntFormat(4, signed=False), granularity=blocks(16), range=minmax), x),
         (Quantizer(format=e4m3, granularity=blocks(16)), x.double()),

@@ -54,7 +54,7 @@ def check(a: Rows, b: Rows) -> None:
 
 #: one digit, two, and integers
 FORMATS: tuple[Format, ...] = (
-    e2m1, e4m3, FloatFormat(3, 2, specials="finite"), IntFormat(8), IntFormat(16)
+    e2m1, e4m3, FloatFormat(3, 2, specials="finite", zero=False), IntFormat(8), IntFormat(16)
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantizers.devices.by_device import restored
-from quantizers.formats import Format, IntFormat, fp32
+from quantizers.formats import Format, IntFormat, TableFormat, fp32
 from quantizers.granularity import compact_shape, per_tensor
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
@@ -21,7 +21,7 @@ from quantizers.scales.powers import edge_of
 from quantizers.scales.scale import Scale, exponent_of
 
 from ..plan import constants
-from ..serving import MODES, SOURCES
+from ..serving import SOURCES
 from .device import OPTIONS, power_of_two, there
 from .elements import known_of
 from .launcher import Launch
@@ -76,11 +76,12 @@ def whole(
     """For a quantizer's `spec`, without memory and factor.  None where no kernel serves: scales
     among candidates, stochastic ones, outer ones but of a whole tensor in fp32, large blocks."""
     by = restored(spec)
-    format, rounding, rule = by.format, by.rounding, _rule(by.scale, by.format)
-    signed = type(by.range) is MinMax and format.signed
-    if rule is None or by.affine or not (type(by.range) is AbsMax or signed):
+    format, rounding = by.format, by.rounding
+    if isinstance(format, TableFormat) or dtype not in SOURCES or 0 in shape:
         return None
-    if dtype not in SOURCES or rounding.mode not in MODES or 0 in shape:
+    signed = type(by.range) is MinMax and format.signed
+    rule = _rule(by.scale, format)
+    if rule is None or by.affine or not (type(by.range) is AbsMax or signed):
         return None
     block = by.granularity.block_shape(shape)
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()

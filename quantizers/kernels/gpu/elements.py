@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.formats import FloatFormat, Format
+from quantizers.formats import FloatFormat, Format, IntFormat, TableFormat
 from quantizers.rounding import Rounding
 
 from ..layout import OUTER
@@ -49,6 +49,7 @@ def path(
     span = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if found is None or span >= 2**31 - BLOCK * MAKERS or format.largest < 2.0**-126:
         return None
+    assert not isinstance(format, TableFormat)  # which has no plan
     row = found.walk
     fields = [row.outer[start : start + OUTER] for start in range(0, 5 * OUTER, OUTER)]
     axes = next((OUTER - n for n, size in enumerate(fields[0]) if size != 1), 0)
