@@ -118,7 +118,7 @@ def text(result: dict[str, Any]) -> str:
 
 _BESIDE = {
     "gradients": "grad_weight of", "norms": "norm of N,C,H",
-    "blocks": "blocks of rows, columns, terms",
+    "blocks": "blocks, tokens, out, in",
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from quantizers.formats import Format, IntFormat, TableFormat, fp32
 from quantizers.granularity import compact_shape, per_tensor
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
-from quantizers.scales.powers import edge_of
-from quantizers.scales.scale import Scale, exponent_of
+from quantizers.scales.powers import edge_of, exponent_of
+from quantizers.scales.scale import Scale
 
 from ..plan import constants
 from ..serving import SOURCES
