@@ -59,7 +59,7 @@ NUMBER_BY_TENSOR = {
 }
 PYTHON = {
     "qtrain/recipe/transforms.py: 1 / math.sqrt(size)",
-    "qtrain/products/blockwise/rows.py: fmt.largest / fmt.smallest",
+    "qtrain/products/blockwise/rows.py: fmt.largest / unit",
     "quantizers/scales/clipping.py: down /= 2",
     "quantizers/scales/clipping.py: reach / scale.headroom",
     "quantizers/scales/clipping.py: reached(scale.over, scale.format) / scale.format.largest",

@@ -16,11 +16,14 @@ from quantizers import (
     FloatFormat,
     IntFormat,
     Quantizer,
+    Scale,
     absmax,
     bf16,
+    blocks,
     ceil,
     e4m3,
     e5m2,
+    e8m0,
     ema,
     floor,
     fp16,
@@ -62,20 +65,26 @@ def inputs() -> dict[str, Tensor]:
 
 
 def quantizers_of(seed: int = 0) -> Iterator[tuple[str, Tensor, Quantizer]]:
-    """Inputs and quantizers, in an order that any part of samples evenly."""
+    """Inputs and quantizers, in an order of which any part samples evenly."""
     formats = (
         IntFormat(8), IntFormat(8, signed=False, symmetric=False), IntFormat(4, signed=False),
         IntFormat(16, signed=False, symmetric=False), fp16, bf16, e4m3, e5m2, FloatFormat(2, 1),
     )  # fmt: skip
     roundings = nearest_even, half_away, toward_zero, floor, ceil, stochastic()
     rules = absmax, minmax, ema(minmax), None
-    every = list(
-        itertools.product(inputs().items(), formats, roundings, (per_tensor, per_axis(0)), rules)
-    )
+    cuts = (
+        (per_tensor, Scale()), (per_axis(0), Scale()), (blocks(None), Scale()),
+        (blocks(32), Scale(e8m0, rule="rceil")), (blocks(16, 4), Scale(e4m3, headroom=17 / 16)),
+    )  # fmt: skip
+    every = list(itertools.product(inputs().items(), formats, roundings, cuts, rules))
     random.Random(seed).shuffle(every)
-    for (name, x), format, rounding, granularity, rule in every:
+    for (name, x), format, rounding, (granularity, scale), rule in every:
+        if x.dim() == 1 and granularity == blocks(16, 4):
+            continue
         try:
-            by = Quantizer(format=format, range=rule, granularity=granularity, rounding=rounding)
+            by = Quantizer(
+                format=format, range=rule, granularity=granularity, rounding=rounding, scale=scale
+            )
         except ValueError:  # a format without a range, or too wide for one
             continue
         yield f"{name}: {by}", x, by
@@ -121,11 +130,35 @@ def layers() -> dict[str, tuple[Any, tuple[int, ...]]]:
     }
 
 
+#: recipes in blocks along the sum, and those that also rotate operands of grad_weight, by products
+#: in fp32 whose last bit may move an element
+BLOCKS = ("mxfp8", "mxfp6", "mxint8", "hbfp4", "deepseek-v3", "jetfire", "fp4-all-the-way")
+ROTATED = ("nvfp4", "four-over-six")
+
+
 def check_layer(name: str, bits: int, channels_last: bool) -> bool:
     """Output and grad_input are the CPU's bits; grad_weight is near."""
+    (y, dx, dw), (y2, dx2, dw2) = _on_both(name, channels_last, bits=bits)
+    near = all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(dw, dw2, strict=True))
+    return torch.equal(y, y2) and torch.equal(dx, dx2) and near
+
+
+def check_blocks(name: str, recipe: str, channels_last: bool) -> bool:
+    """Output, grad_input and the gradient of the weight are the CPU's bits; a bias' is near, and
+    what is made of rotated operands, by its norm."""
+    (y, dx, (dw, *more)), (y2, dx2, (dw2, *more2)) = _on_both(name, channels_last, recipe=recipe)
+    near = all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(more, more2, strict=True))
+    same = torch.equal(dw, dw2)
+    if recipe in ROTATED:
+        same = bool((dw - dw2).norm() <= 0.1 * dw.norm())
+    return torch.equal(y, y2) and torch.equal(dx, dx2) and same and near
+
+
+def _on_both(name: str, channels_last: bool, **settings: Any) -> list[Any]:
+    """Output, grad_input, gradients of the parameters, on the CPU and on the GPU."""
     make, shape = layers()[name]
     torch.manual_seed(0)
-    model = quantize(nn.Sequential(make()), bits=bits)
+    model = quantize(nn.Sequential(make()), **settings)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     if channels_last and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -138,14 +171,19 @@ def check_layer(name: str, bits: int, channels_last: bool) -> bool:
         grads = [p.grad.cpu() for p in own.parameters() if p.grad is not None]
         assert leaf.grad is not None
         found.append((output.detach().cpu(), leaf.grad.cpu(), grads))
-    (y, dx, dw), (y2, dx2, dw2) = found
-    near = all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(dw, dw2, strict=True))
-    return torch.equal(y, y2) and torch.equal(dx, dx2) and near
+    return found
 
 
 def run(budget: Budget, done: Callable[[object], None]) -> dict[str, Any]:
     """Layers, then as many quantizers as there is time for."""
-    wrong, count = [], {"layers": 0, "quantizers": 0}
+    wrong, count = [], {"layers": 0, "blocks": 0, "quantizers": 0}
+    half = budget.left / 2
+    for recipe, name, last in itertools.product((*BLOCKS, *ROTATED), layers(), (False, True)):
+        if budget.left < half:
+            break
+        count["blocks"] += 1
+        if not check_blocks(name, recipe, last):
+            wrong.append(f"{name}, {recipe}{', channels last' if last else ''}")
     for name, bits, last in itertools.product(layers(), (8, 4, 16), (False, True)):
         if budget.left < 0:
             break

@@ -1,4 +1,5 @@
-"""The kernels by themselves: a quantizer's bandwidth, convolutions and norms beside cuDNN's."""
+"""The kernels by themselves: a quantizer's bandwidth, convolutions and norms beside cuDNN's, sums
+in blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
 
-from . import gradients, norms
+from . import blocks, gradients, norms
 from .clock import Budget, captured, milliseconds
 
 #: N, C, H, K, R, stride
@@ -94,6 +95,7 @@ def run(budget: Budget, done: Callable[[object], None], *, rounds: int = 7) -> d
         "convolutions": _convolutions(budget, rounds),
         "gradients": gradients.run(budget, rounds, ((128, 3, 32, 64, 3, 1), *SHAPES)),
         "norms": norms.run(budget, rounds),
+        "blocks": blocks.run(budget, rounds),
     }
 
 
@@ -114,7 +116,10 @@ def text(result: dict[str, Any]) -> str:
     return "\n\n".join([first, second, *others])
 
 
-_BESIDE = {"gradients": "grad_weight of", "norms": "norm of N,C,H"}
+_BESIDE = {
+    "gradients": "grad_weight of", "norms": "norm of N,C,H",
+    "blocks": "blocks, tokens, out, in",
+}  # fmt: skip
 
 
 def _beside(rows: list[dict[str, Any]], what: str) -> str:

@@ -6,7 +6,7 @@ import warnings
 
 from ..formats import Format, fp32
 from ..rounding import Rounding
-from .elements import exponent_of, mantissa_of
+from .powers import exponent_of, mantissa_of
 from .scale import Scale
 
 #: by how much more than its rounding a scale must clip to be said to

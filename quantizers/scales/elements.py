@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from ..formats import FloatFormat, Format, IntFormat, TableFormat
+from ..formats import Format, IntFormat, TableFormat
 from ..granularity import per_tensor
 from .scale import Scale
 
@@ -28,16 +26,3 @@ def check_elements(scale: Scale, elements: Format) -> None:
             f"scale: got {scale} for {elements}, whose scale spreads low .. high over codes; "
             f"such a format takes a scale's format and rounding alone; give a symmetric one"
         )
-
-
-def exponent_of(number: float) -> int:
-    """floor(log2 number) of a positive number, exact."""
-    return math.frexp(number)[1] - 1
-
-
-def mantissa_of(elements: Format) -> int:
-    """The bits behind the point of the significand of the format's largest numbers."""
-    if isinstance(elements, IntFormat):
-        return exponent_of(elements.largest)
-    assert isinstance(elements, FloatFormat)  # a table has no such rule
-    return elements.mantissa

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,13 +12,10 @@ from ..formats import FloatFormat, Format, IntFormat, fp32
 from ..kernels import scales as kernels
 from ..noise import fold
 from ..rounding import nearest_even, power_of_two, round_to_float
-from .elements import exponent_of, mantissa_of
+from .powers import BITS, ONES, edge_of
 from .scale import Scale
 
 MOST = torch.finfo(torch.float32).max
-#: bits behind the point of an fp64 number, and all of them set
-_BITS = 52
-_ONES = (1 << _BITS) - 1
 #: what a quantizer's key is folded with for the noise of its scales; its elements take the key
 _NOISE = 1
 
@@ -97,23 +92,14 @@ def in_format(found: Tensor, measured: Tensor, scale: Scale, key: Tensor | None)
 def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
     """2^(e - emax + (s > edge)), amax * headroom being s * 2^e with 1 <= s < 2: where a rule goes
     to the next power of two is all that tells it from another.  In integers, exact."""
-    emax = exponent_of(format.largest)
-    if scale.rule == "ocp_floor":
-        edge = _ONES
-    elif scale.rule == "ocp_ceil":
-        edge = 0
-    elif scale.rule == "even":
-        edge = _ONES - (1 << (_BITS - 1 - mantissa_of(format)))
-    else:
-        emax = exponent_of(top)
-        edge = int(math.ldexp(top, _BITS - emax)) & _ONES
+    edge, emax = edge_of(top, format, scale)
     return _powers(amax, scale.headroom, emax, edge, scale.format)
 
 
 def _by_bits(amax: Tensor, headroom: float, emax: int, edge: int, format: FloatFormat) -> Tensor:
     """edge: the bits behind the point of s; format: of powers of two."""
     number = (amax.double() * headroom).view(torch.int64)
-    exponent = (number >> _BITS) - 1023 + ((number & _ONES) > edge).to(torch.int64) - emax
+    exponent = (number >> BITS) - 1023 + ((number & ONES) > edge).to(torch.int64) - emax
     exponent = exponent.clamp(min=format.min_exponent, max=1023)
     found = power_of_two(exponent, torch.float64)
     found = round_to_float(found, format, nearest_even, overflow=format.when_clipped)

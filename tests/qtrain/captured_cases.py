@@ -137,6 +137,8 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "cumulative average": lambda: quantize(convnet(momentum=None), norm="l1"),
     "banner2018": lambda: quantize(convnet(), recipe="banner2018"),
     "bf16": lambda: quantize(convnet(), recipe="bf16"),
+    "blocks": lambda: quantize(convnet(), recipe="mxfp8"),
+    "blocks, rotated": lambda: quantize(convnet(), recipe="nvfp4"),
     "attention": lambda: quantize(Attention(), recipe=RECIPE),
     "bounded weights": lambda: bound_weights(quantize(convnet(), recipe=RECIPE)),
     "weight norm": lambda: weight_norm(quantize(convnet(), recipe=RECIPE), 1),

@@ -93,7 +93,7 @@ def test_integer_products_have_the_cpus_bits(name: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("recipe", ["int8", "banner2018", "bf16", "fp16"])
+@pytest.mark.parametrize("recipe", ["int8", "banner2018", "bf16", "fp16", "mxfp8"])
 def test_every_layer_trains_as_on_the_cpu(name: str, recipe: str) -> None:
     cpu, cuda = both(name, recipe=recipe)
     for a, b in zip(cpu, cuda, strict=True):
@@ -156,6 +156,13 @@ def test_a_compiled_step_is_one_graph(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", checks.layers())
 def test_a_layer_has_the_cpus_bits(name: str, bits: int, channels_last: bool) -> None:
     assert checks.check_layer(name, bits, channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("recipe", [*checks.BLOCKS, *checks.ROTATED])
+@pytest.mark.parametrize("name", checks.layers())
+def test_a_layer_in_blocks_has_the_cpus_bits(name: str, recipe: str, channels_last: bool) -> None:
+    assert checks.check_blocks(name, recipe, channels_last)
 
 
 @pytest.mark.parametrize("first", range(14))

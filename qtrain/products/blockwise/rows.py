@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantizers import IntFormat, QTensor
+from quantizers import FloatFormat, IntFormat, QTensor
 from quantizers.formats import Format
 from quantizers.granularity import expand
 
@@ -31,7 +32,8 @@ def step_of(a: QTensor, b: QTensor) -> int:
     return step
 
 
-class Windows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Windows:
     """What rows are made of that are put together from places.
 
     table    (rows, positions), int64: the place of each position of a row; -1 for none: zeros
@@ -40,11 +42,22 @@ class Windows(NamedTuple):
 
     table: NDArray[np.int64]
     places: int
+    _there: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+
+    def on(self, x: Tensor) -> Tensor:
+        """The table on the device of x: copied there once, so that a step after the first waits for
+        nothing, and can be captured in a CUDA graph."""
+        if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+            return torch.from_numpy(self.table).to(x.device)  # of what only looks like a tensor
+        if x.device not in self._there:
+            with torch.inference_mode(False):
+                self._there[x.device] = torch.from_numpy(self.table).to(x.device)
+        return self._there[x.device]
 
     def of(self, x: Tensor) -> Tensor:
         """(*batch, places, terms) -> (*batch, rows, positions * terms)."""
         rows, positions = self.table.shape
-        table = torch.from_numpy(self.table.ravel()).to(x.device)
+        table = self.on(x).flatten()
         each = F.pad(x.unflatten(-2, (-1, self.places)), (0, 0, 0, 1))  # a place of zeros
         found = each.index_select(-2, torch.where(table < 0, self.places, table))
         joined: Tensor = found.unflatten(-2, (rows, positions)).flatten(-2).flatten(-3, -2)
@@ -98,6 +111,8 @@ def _span(fmt: Format | None) -> tuple[float, int | None]:
     """What all elements of a format are multiples of, and the largest, in units of that."""
     if isinstance(fmt, IntFormat):
         return 1.0, fmt.high if fmt.symmetric else fmt.high - fmt.low
-    if fmt is None or fmt.largest / fmt.smallest >= 2**24:
+    if not isinstance(fmt, FloatFormat):
         return 1.0, None
-    return fmt.smallest, int(fmt.largest / fmt.smallest)
+    unit = 2.0 ** (fmt.min_exponent - fmt.mantissa)
+    largest = fmt.largest / unit
+    return unit, int(largest) if largest < 2**24 else None

@@ -17,6 +17,7 @@ from quantizers.devices.by_device import ByDevice
 
 from ..engines.scales import times
 from . import fused
+from .gpu import sums as gpu
 from .rows import Rows
 
 
@@ -48,4 +49,4 @@ def _by_blocks(_: Tensor, a: Rows, b: Rows) -> Tensor:
     return total
 
 
-_summed = ByDevice(_by_blocks, cpu=fused.summed)
+_summed = ByDevice(_by_blocks, cpu=fused.summed, cuda=gpu.block_sums)

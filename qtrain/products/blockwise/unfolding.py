@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,8 +104,7 @@ class Unfolded:
 
     def _windows(self, gathers: bool) -> Windows:
         window = self.operation.stride, self.operation.padding, self.operation.dilation
-        table = _met(self.smaller, self.larger, self.kernel, *window, gathers)
-        return Windows(table, math.prod(self.larger if gathers else self.smaller))
+        return _met(self.smaller, self.larger, self.kernel, *window, gathers)
 
     def _unfolded(self, x: Tensor) -> Tensor:
         """The larger map, (N, groups * channels, *S) -> (groups, positions, channels, N * places of
@@ -152,7 +150,7 @@ def _met(
     padding: Sizes,
     dilation: Sizes,
     gathers: bool,
-) -> NDArray[np.int64]:
+) -> Windows:
     """For each place of one map and each position of the kernel, in C order, the place of the other
     that they meet, in C order, -1 where they meet none: (places, positions)."""
     places, others = (smaller, larger) if gathers else (larger, smaller)
@@ -171,4 +169,5 @@ def _met(
         shape[axis], shape[dims + axis] = size, k
         found = found * other + at.reshape(shape)
         inside = inside & good.reshape(shape)
-    return np.where(inside, found, -1).reshape(math.prod(places), math.prod(kernel))
+    table = np.where(inside, found, -1).reshape(math.prod(places), math.prod(kernel))
+    return Windows(table, math.prod(others))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantizers.formats import FloatFormat, Format
+from quantizers.formats import FloatFormat, Format, IntFormat, TableFormat
 from quantizers.rounding import Rounding
 
 from ..layout import OUTER
@@ -48,20 +49,29 @@ def path(
     span = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     if found is None or span >= 2**31 - BLOCK * MAKERS or format.largest < 2.0**-126:
         return None
+    assert not isinstance(format, TableFormat)  # which has no plan
     row = found.walk
     fields = [row.outer[start : start + OUTER] for start in range(0, 5 * OUTER, OUTER)]
     axes = next((OUTER - n for n, size in enumerate(fields[0]) if size != 1), 0)
     words: tuple[Any, ...] = row.row, row.index_step, row.granule_step
     words += tuple(tuple(field[OUTER - axes :]) or (1,) for field in fields)
+    return Path(found, words, axes, *known_of(format, rounding, found.constants))
+
+
+def known_of(
+    format: IntFormat | FloatFormat, rounding: Rounding, found: ctypes.Array[ctypes.c_float]
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """Numbers and flags of a format and a rounding, as kernels take them, of its
+    `plan.constants`."""
     flags: dict[str, Any] = {"INTEGER": True, "ZERO": True, "INF": False}
-    first, second, *others = found.constants[:8]
+    first, second, *others = found[:8]
     constants = (first, second, 0.0, 0.0, 0.0)
     if isinstance(format, FloatFormat):
         largest, over, _, zero, smallest, infinite = others
         constants = (int(first), int(second), largest, over, smallest)
         flags = {"INTEGER": False, "ZERO": bool(zero), "INF": bool(infinite)}
     flags |= {"SIGNED": format.signed, "RANDOM": rounding.random_bits, "MODE": rounding.mode}
-    return Path(found, words, axes, constants, flags)
+    return constants, flags
 
 
 def programs_of(size: int, most: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from quantizers.rounding import Rounding, nearest_even
 
 from ..plan import remembered
 from ..whole import Planned, form
-from . import chunks, extremes
+from . import blocks, chunks, extremes
 from .device import serves
 from .elements import Elements
 from .elements import elements as elements_by
@@ -83,6 +83,8 @@ def _whole(
     if by.range is None:
         found = elements_by(dtype, shape, strides, shape, by.format, by.rounding, False, False)
         return None if found is None or factor is not None else _Rounded(found, by.format)
+    if by.granularity.of == "product" and not running and factor is None:
+        return blocks.whole(dtype, shape, strides, spec)
     rule, _, _ = remembered(by.range, running, training)
     if type(rule) not in (AbsMax, MinMax, ChunkedMinMax) or not by._plain:
         return None

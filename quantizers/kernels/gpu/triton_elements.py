@@ -17,7 +17,7 @@ _UNSPECIAL = ["granule_step", "index_step", "c0", "c1", "parts"]
 
 
 @triton.jit
-def _made(
+def made(
     source, own, zero, index, key, c0, c1, c2, c3, c4, SCALED: tl.constexpr, INTEGER: tl.constexpr,
     SIGNED: tl.constexpr, ZERO: tl.constexpr, INF: tl.constexpr, RANDOM: tl.constexpr,
     MODE: tl.constexpr,
@@ -126,7 +126,7 @@ def elements(
             by = tl.load(scale + granule, mask=inside, other=1.0)
             if AFFINE:
                 shift = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
-        v = _made(
+        v = made(
             v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
             RANDOM, MODE,
         )  # fmt: skip
@@ -200,7 +200,7 @@ def whole(
         running_high, running_share, running_low, running_high, running_share, running_steps,
         program >= 0, momentum, SYMMETRIC, RUNNING, UPDATE, USE, AFFINE, SIGNED,
     )  # fmt: skip
-    v = _made(
+    v = made(
         v, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF, RANDOM,
         MODE,
     )  # fmt: skip

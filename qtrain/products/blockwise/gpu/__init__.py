@@ -1,0 +1,1 @@
+"""Sums in blocks on tensor cores, by a Triton kernel."""

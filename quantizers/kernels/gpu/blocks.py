@@ -1,0 +1,162 @@
+"""A quantizer in blocks of a matrix, whose scale follows from the block's largest magnitude: one
+launch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantizers.devices.by_device import restored
+from quantizers.formats import Format, IntFormat, TableFormat, fp32
+from quantizers.granularity import compact_shape, per_tensor
+from quantizers.qtensor import QTensor
+from quantizers.ranges.rules import AbsMax, MinMax
+from quantizers.scales.powers import edge_of, exponent_of
+from quantizers.scales.scale import Scale
+
+from ..plan import constants
+from ..serving import SOURCES
+from .device import OPTIONS, power_of_two, there
+from .elements import known_of
+from .launcher import Launch
+
+KERNELS = "quantizers.kernels.gpu.triton_blocks"
+#: elements that a program takes at once: about so many, and at most
+_BLOCK, _MOST = 2048, 2**14
+_Matrix = tuple[int, int, int]
+
+
+class Blocks(NamedTuple):
+    """What quantizes tensors of one dtype, shape and layout, as extremes.Whole does.
+
+    dtype, strides   of the elements;  scales: shape of the scales
+    outer            whether there is a second level of scales, or a constant in its place
+    measure          the launch that finds the largest magnitude of all, where a scale needs it
+    """
+
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+    format: Format
+    block: tuple[int, ...]
+    scales: tuple[int, ...]
+    outer: bool
+    measure: Launch | None
+    launch: Launch
+    programs: int
+
+    def __call__(
+        self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
+    ) -> QTensor:
+        """See whole.Planned; factor: None; running: nothing."""
+        elements = torch.empty_strided(x.shape, self.strides, dtype=self.dtype, device=x.device)
+        scale = torch.empty(self.scales, dtype=torch.float32, device=x.device)
+        outer = ends = None
+        if self.outer:
+            outer = torch.empty([1] * x.dim(), dtype=torch.float32, device=x.device)
+        if self.measure is not None:
+            ends = torch.zeros(1, dtype=torch.int32, device=x.device)
+        read = (x if t is None else t for t in (outer, ends, key))
+        with there(x):
+            if self.measure is not None and ends is not None:
+                self.measure((self.programs, 1, 1), x, ends)
+            self.launch((self.programs, 1, 1), x, elements, scale, *read)
+        return QTensor(elements, scale, None, self.format, self.block, outer)
+
+
+@lru_cache(maxsize=4096)
+def whole(
+    dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], spec: str
+) -> Blocks | None:
+    """For a quantizer's `spec`, without memory and factor.  None where no kernel serves: scales
+    among candidates, stochastic ones, outer ones but of a whole tensor in fp32, large blocks."""
+    by = restored(spec)
+    format, rounding = by.format, by.rounding
+    if isinstance(format, TableFormat) or dtype not in SOURCES or 0 in shape:
+        return None
+    signed = type(by.range) is MinMax and format.signed
+    rule = _rule(by.scale, format)
+    if rule is None or by.affine or not (type(by.range) is AbsMax or signed):
+        return None
+    block = by.granularity.block_shape(shape)
+    like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    given, result = _matrices(shape, strides), _matrices(shape, like)
+    if given is None or result is None or any(b > 1 for b in block[:-2]):
+        return None
+    (batches, rows, terms), steps = given
+    _, to = result
+    across, step = (1, 1, *block)[-2:]
+    down, deep = power_of_two(across), power_of_two(step)
+    span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if format.largest < 2.0**-126 or down * deep > _MOST or max(span, math.prod(shape)) >= 2**30:
+        return None
+    numbers, flags = known_of(format, rounding, constants(format))
+    count, blocks = -(-rows // across), -(-terms // step)
+    bands = min(max(_BLOCK // (down * deep), 1), power_of_two(count))
+    sizes = rows, terms, across, step, count, blocks
+    tile = {
+        "ADJACENT": 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0,
+        "BANDS": bands, "ACROSS": down, "DEEP": deep,
+        "num_warps": max(1, min(8, bands * down * deep // 512)), **OPTIONS,
+    }  # fmt: skip
+    over = by.scale.over is not None
+    measure = Launch(KERNELS, "measure", (*sizes, *steps), **tile) if over else None
+    launch = Launch(
+        KERNELS, "quantize", (*sizes, *steps, *to, *rule.numbers, *numbers, *rule.constants),
+        **rule.flags, **flags, **tile,
+    )  # fmt: skip
+    target = format.dtype if isinstance(format, IntFormat) else torch.float32
+    scales = compact_shape(shape, block)
+    programs = batches * -(-count // bands) * blocks
+    return Blocks(target, like, format, block, scales, by.scale.outer, measure, launch, programs)
+
+
+def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix, _Matrix] | None:
+    """(batches, rows, terms) of a tensor, and their strides; None where batches are not evenly
+    apart."""
+    outer = [(n, step) for n, step in zip(shape[:-2], strides[:-2], strict=True) if n > 1]
+    if any(a[1] != b[0] * b[1] for a, b in itertools.pairwise(outer)):
+        return None
+    rows, terms = (1, 1, *shape)[-2:]
+    down, along = (0, 0, *strides)[-2:]
+    each = outer[-1][1] if outer else 0
+    return (math.prod(shape[:-2]), rows, terms), (each, down, along)
+
+
+class _Rule(NamedTuple):
+    """A scale's rule as the kernel takes it; constants: of its format."""
+
+    numbers: tuple[Any, ...]
+    constants: tuple[float, ...]
+    flags: dict[str, Any]
+
+
+def _rule(scale: Scale, format: Format) -> _Rule | None:
+    """None where the kernel has no such rule."""
+    to, over = scale.format, scale.over
+    if scale.candidates or scale.random_bits or to.largest < 2.0**-126:
+        return None
+    if over is not None and (over.format != fp32 or over.granularity != per_tensor):
+        return None
+    (bits,) = struct.unpack("q", struct.pack("d", scale.headroom))
+    edge = emax = 0
+    top = scale.tops(format)[0]
+    reach = number = top / scale.headroom
+    if over is not None:
+        number = reach * over.tops(to)[0] / over.headroom
+    if scale.rule != "amax":
+        edge, emax = edge_of(top, format, scale)
+    exponents = to.min_exponent, exponent_of(to.largest)
+    known, flags = known_of(to, scale.rounding, constants(to))
+    chosen = {
+        "LEVELS": 1 if over is None else 2, "RECIPROCAL": scale.reciprocal,
+        "PRESCALED": scale.prescale != 1, "POWER": scale.rule != "amax", "NARROW": to != fp32,
+    }  # fmt: skip
+    named = {f"S_{name}": flags[name] for name in ("SIGNED", "ZERO", "INF", "MODE")}
+    numbers = reach, number, scale.prescale, bits, edge, emax, *exponents
+    return _Rule(numbers, known, {**chosen, **named})

@@ -1,0 +1,79 @@
+"""What Triton makes of the kernel of sums in blocks; see test_ahead_of_time."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from test_ahead_of_time import HALVES, SHARED, compiled, stack, well_made
+from triton_device import INSTALLED
+
+from quantizers.kernels.gpu.device import INTERPRETED
+
+pytestmark = pytest.mark.skipif(
+    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
+)
+
+
+@pytest.mark.parametrize(
+    ("deep", "single", "two"),
+    [(32, True, 2), (32, True, 0), (16, True, 1), (32, False, 0), (32, False, 2)],
+)
+@pytest.mark.parametrize("arch", SHARED)
+def test_sums_in_blocks_are_on_tensor_cores(arch: int, deep: int, single: bool, two: int) -> None:
+    """Of fp16, whose sums are exact: those of fp8 keep 13 bits."""
+    from qtrain.products.blockwise.gpu.triton_sums import block_sums
+
+    constants = {
+        "WIDE": False, "WINDOWS": deep == 32, "TWO_A": two > 0, "TWO_B": two > 1, "SINGLE": single,
+        "LONG": two > 0, "ROWS": 64, "ACROSS": 64 if single and not two else 32, "DEEP": deep,
+        "BAND": 8,
+    }  # fmt: skip
+    types = {
+        "a": "!*fp16", "b": "!*fp16", "y": "!*fp32", "scale_a": "*fp32", "scale_b": "*fp32",
+        "table": "*i64", "unit": "fp32",
+    }  # fmt: skip
+    made = compiled(block_sums, constants, types, arch, {"num_warps": 4 if single else 8})
+    ptx = well_made(made, arch)
+    assert re.search(HALVES[arch], ptx) and not re.search("mma.*e4m3", ptx) and stack(made) == 0
+    assert ("cvt.rn.f32.s64" in ptx) == (two > 0)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("two", [True, False])
+def test_digits_of_blocks(arch: int, two: bool) -> None:
+    from qtrain.products.blockwise.gpu.triton_sums import digits
+
+    constants = {"WIDE": False, "TWO": two, "DEEP": 32, "ROWS": 64}
+    types = {"x": "!*fp32", "y": "!*fp16", "per_unit": "fp32"}
+    made = compiled(digits, constants, types, arch, {"num_warps": 4})
+    assert "st.global" in well_made(made, arch) and stack(made) == 0
+
+
+@pytest.mark.parametrize(
+    ("power", "integer", "random", "levels"),
+    [(True, False, 23, 1), (False, False, 8, 2), (False, True, 0, 1)],
+)
+@pytest.mark.parametrize("arch", SHARED)
+def test_a_quantizer_in_blocks(
+    arch: int, power: bool, integer: bool, random: int, levels: int
+) -> None:
+    from quantizers.kernels.gpu.triton_blocks import measure, quantize
+
+    tile = {"ADJACENT": 1, "BANDS": 8, "ACROSS": 8, "DEEP": 32}
+    constants = {
+        **tile, "LEVELS": levels, "RECIPROCAL": not power, "PRESCALED": power, "POWER": power,
+        "NARROW": not integer, "S_SIGNED": not power, "S_ZERO": not power, "S_INF": False,
+        "S_MODE": "nearest_even", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
+        "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
+    }  # fmt: skip
+    floats = ["reach", "number", "prescale", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
+    types = dict.fromkeys(floats, "fp32") | {
+        "x": "!*fp32", "result": "!*i8" if integer else "!*fp32", "scale": "*fp32", "key": "*i64",
+        "outer": "*fp32", "ends": "*i32", "headroom": "i64", "edge": "i64",
+        **({"c0": "fp32", "c1": "fp32"} if integer else {}),
+    }  # fmt: skip
+    made = compiled(quantize, constants, types, arch, {"num_warps": 4})
+    assert "div.rn.f32" in well_made(made, arch) and stack(made) == 0
+    made = compiled(measure, tile, types, arch, {"num_warps": 4})
+    assert "max.s32" in well_made(made, arch) and stack(made) == 0

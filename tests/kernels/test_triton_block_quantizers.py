@@ -1,0 +1,133 @@
+"""Triton's quantizer in blocks has the bits of the eager path: elements, scales of both levels."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from triton_device import DEVICE, served
+
+from experiments.gpu.checks import same
+from quantizers import (
+    FloatFormat,
+    Granularity,
+    IntFormat,
+    Quantizer,
+    Scale,
+    absmax,
+    blocks,
+    ceil,
+    e2m1,
+    e4m3,
+    e5m2,
+    e8m0,
+    minmax,
+    nearest_even,
+    nf4,
+    root_key,
+    stochastic,
+)
+from quantizers.devices.memory import eager
+from quantizers.formats import Format
+from quantizers.kernels.gpu import quantizers as kernels
+
+# the interpreter computes by numpy, which warns of infinities
+pytestmark = [
+    served,
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:.*clip"),
+]
+
+
+def wide(*shape: int) -> Tensor:
+    draw = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=draw) * torch.randn(shape, generator=draw).mul(4).exp()
+
+
+def odd() -> Tensor:
+    x = wide(2, 5, 40)
+    x[0, 3, 5], x[1, 2, 39], x[0, 1], x[1, 4, :8] = float("nan"), float("inf"), 0.0, -0.0
+    return x
+
+
+INPUTS = {
+    "matrices": wide(2, 9, 70),
+    "turned": wide(2, 33, 12).mT,
+    "not finite": odd(),
+    "bf16": wide(3, 40).bfloat16(),
+    "a vector": wide(70),
+    "batches": wide(2, 2, 3, 33),
+    "huge": (wide(4, 33) * 1e36).clamp(-3.4e38, 3.4e38),
+    "subnormal": wide(4, 33) * 1e-41,
+    # amax on both sides of every edge between two powers
+    "edges": torch.tensor([[m * 2.0**e] for m in (1, 1.5, 1.75, 1.875, 1.9999999) for e in (0, 7)]),
+}
+SCALES = (
+    Scale(), Scale(e8m0, rule="rceil"), Scale(e8m0, rule="ocp_floor"), Scale(e8m0),
+    Scale(e8m0, rule="ocp_ceil"), Scale(e8m0, rule="even"), Scale(e4m3, headroom=17 / 16),
+    Scale(e8m0, rule="rceil", headroom=12 / 7), Scale(e8m0, rounding=ceil),
+    Scale(FloatFormat(5, 0, specials="finite"), rule="rceil"), Scale(top=4.0),
+    Scale(e4m3, over=Scale(top=448)), Scale(e4m3, over=Scale(top=448), reciprocal=True),
+    Scale(reciprocal=True), Scale(e8m0, reciprocal=True), Scale(prescale=0.75, reciprocal=True),
+    Scale(e8m0, rule="ocp_floor", prescale=0.75), Scale(e4m3, over=Scale(top=448), prescale=0.75),
+    Scale(e4m3, over=Scale(top=448, headroom=17 / 16), headroom=12 / 7, reciprocal=True),
+)  # fmt: skip
+FORMATS: tuple[tuple[Format, Granularity], ...] = (
+    (e4m3, blocks(32)), (e2m1, blocks(16, 4)), (IntFormat(8), blocks(None)), (e5m2, blocks(7, 3)),
+    (IntFormat(4, signed=False), blocks(32)),
+)  # fmt: skip
+
+
+def check(x: Tensor, by: Quantizer) -> None:
+    key = root_key(3)
+    with eager():
+        want = by(x, key=key)
+    got = kernels.whole(x.to(DEVICE), by, None, key.to(DEVICE), True)
+    assert got is not None and got.block == want.block
+    assert same(got.elements, want.elements) and same(got.scale, want.scale)
+    assert same(got.outer, want.outer)
+    assert got.elements.stride() == want.elements.stride()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+def test_scales(scale: Scale, name: str) -> None:
+    format, granularity = FORMATS[(SCALES.index(scale) + list(INPUTS).index(name)) % len(FORMATS)]
+    if INPUTS[name].dim() == 1:
+        granularity = blocks(32)
+    for rounding, rule in ((nearest_even, absmax), (stochastic(), minmax)):
+        signed = format.signed or rule is absmax
+        check(
+            INPUTS[name],
+            Quantizer(
+                format=format, granularity=granularity, scale=scale, rounding=rounding,
+                range=rule if signed else absmax,
+            ),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "granularity"), FORMATS, ids=[f"{f}, {g}" for f, g in FORMATS])
+def test_formats(format: Format, granularity: Granularity) -> None:
+    for x, scale in itertools.product((INPUTS["matrices"], INPUTS["not finite"]), SCALES[:2]):
+        check(x, Quantizer(format=format, granularity=granularity, scale=scale))
+
+
+def test_what_no_kernel_serves_is_declined() -> None:
+    x, key = wide(4, 64).to(DEVICE), root_key(1).to(DEVICE)
+    drawn, rows = Scale(e4m3, rounding=stochastic()), Scale(top=448, granularity=blocks(None))
+    best = Scale(e4m3, over=Scale(top=256), candidates=(6, 4))
+    affine = IntFormat(8, signed=False, symmetric=False)
+    for by, like in (
+        (Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=rows)), x),
+        (Quantizer(format=e2m1, granularity=blocks(16), scale=best), x),
+        (Quantizer(format=e2m1, granularity=blocks(16), scale=drawn), x),
+        (Quantizer(format=nf4, granularity=blocks(16)), x),
+        (Quantizer(format=affine, granularity=blocks(16), range=minmax), x),
+        (Quantizer(format=IntFormat(4, signed=False), granularity=blocks(16), range=minmax), x),
+        (Quantizer(format=e4m3, granularity=blocks(16)), x.double()),
+        (Quantizer(format=e4m3, granularity=blocks(16)), x[:0]),
+        (Quantizer(format=e4m3, granularity=blocks(16)), wide(2, 5, 2, 8)[:, ::3].to(DEVICE)),
+    ):  # fmt: skip
+        assert kernels.whole(like, by, None, key, True) is None
