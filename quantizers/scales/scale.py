@@ -101,6 +101,7 @@ class Scale:
             by: By = ...,
             over: Scale | None = ...,
             granularity: Granularity = ...,
+            correction: Granularity | None = ...,
             reciprocal: bool = ...,
         ) -> None: ...
 
