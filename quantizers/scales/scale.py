@@ -39,16 +39,13 @@ class Scale:
                   of equals: (6, 4) is Four Over Six (arXiv 2512.02010).  Elements of every try are
                   rounded to nearest, so that stochastic ones stay unbiased
     by            that error, of values against x in fp64: "mse", "mae", the largest, "absmax", or
-                  "cosine", 1 - the cosine of the angle between them: with tops beyond the elements'
-                  largest a search for where to clip, as Unified INT8's (arXiv 1912.12607)
+                  "cosine", of the angle: a search for where to clip (arXiv 1912.12607)
     over          a scale of the scales, whose elements they are, or None: Scale(fp32, top=448)
                   aims at 448 for the largest of e4m3 scales (NVFP4; 256 for Four Over Six)
     granularity   of an `over`, in elements of x: blocks of it are whole blocks of the quantizer's
-    correction    granules of whole blocks, or None: scales are multiplied by sum y^2 / sum(y e), y
-                  and e a granule's elements before and after they were rounded (to nearest), and
-                  `rounding` rounds what comes of it: the projection on x is exact but for that,
-                  and after a random rotation nearly all bias is gone, with stochastic scales
-                  (MS-EDEN: Panferov et al. 2026, arXiv 2601.22813)
+    correction    granules of whole blocks, or None: scales times sum y^2 / sum(y e), y and e their
+                  elements before and after rounding (to nearest), are what `rounding` rounds:
+                  nearly no bias is left after a rotation (MS-EDEN: arXiv 2601.22813)
     reciprocal    elements by multiplication with the fp32 reciprocal, as TransformerEngine's
                   kernels make them, not by division
 
@@ -112,8 +109,8 @@ class Scale:
         checks.instance("scale.rounding", self.rounding, Rounding, "a Rounding such as ceil")
         checks.choice("scale.by", self.by, get_args(By))
         checks.instance("scale.granularity", self.granularity, Granularity, "a Granularity")
-        if not isinstance(self.correction, Granularity | None):
-            checks.refuse("scale.correction", self.correction, "a Granularity or None")
+        wider = per_tensor if self.correction is None else self.correction
+        checks.instance("scale.correction", wider, Granularity, "a Granularity or None")
         checks.boolean("scale.reciprocal", self.reciprocal)
         for name in ("headroom", "prescale"):
             checks.number(f"scale.{name}", getattr(self, name), low=2.0**-20, high=2.0**20)
@@ -168,10 +165,8 @@ class Scale:
                 f"scale.over: got no top, and the largest inner scale of {self.format} is no aim; "
                 f"give over=Scale({over.format}, top=...)"
             )
-        plain = replace(
-            over, prescale=1.0, candidates=(), by="mse", over=None, correction=None,
-            reciprocal=False,
-        )  # fmt: skip
+        plain = replace(over, prescale=1.0, candidates=(), by="mse", over=None,
+                        correction=None, reciprocal=False)  # fmt: skip
         if plain != over or over.rule not in ("amax", "rceil"):
             raise ValueError(
                 f"scale.over: got {over}; an outer scale has a format, rounding, headroom, top and "
@@ -181,13 +176,8 @@ class Scale:
     @property
     def simple(self) -> bool:
         """Whether elements are x / scale for one scale a granule, that follows from its range."""
-        return (
-            self.over is None
-            and self.correction is None
-            and not self.candidates
-            and not self.reciprocal
-            and self.prescale == 1
-        )
+        more = self.over or self.correction or self.candidates or self.reciprocal
+        return not more and self.prescale == 1
 
     @property
     def outer(self) -> bool:
@@ -224,12 +214,11 @@ class Scale:
         if self.top is not None:
             parts.append(f"top {self.top:g}")
         if self.candidates:
-            few = "/".join(f"{top:g}" for top in self.candidates[:3])
-            tops = few if len(self.candidates) < 4 else f"of {len(self.candidates)} tops"
+            count, few = len(self.candidates), "/".join(f"{top:g}" for top in self.candidates)
+            tops = few if count < 4 else f"of {count} tops"
             parts.append(f"best {tops} by {self.by}")
-        for name in ("headroom", "prescale"):
-            if getattr(self, name) != 1:
-                parts.append(f"{name} {getattr(self, name):g}")
+        numbers = {"headroom": self.headroom, "prescale": self.prescale}
+        parts += [f"{name} {value:g}" for name, value in numbers.items() if value != 1]
         if self.correction is not None:
             parts.append(f"corrected in {self.correction}")
         if self.reciprocal:
