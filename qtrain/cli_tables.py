@@ -5,7 +5,7 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from quantizers import Off
-from quantizers.formats import NAMED, Format, IntFormat
+from quantizers.formats import NAMED, Format, IntFormat, TableFormat
 
 from . import recipes
 from .recipe import SLOTS, Recipe, short
@@ -27,6 +27,10 @@ def _format_row(number_format: Format) -> list[str]:
     if isinstance(number_format, IntFormat):
         bounds = f"{number_format.low} to {number_format.high}"
         return [str(number_format.bits), bounds, "1", "-", "no", "no", "clips"]
+    if isinstance(number_format, TableFormat):
+        bounds = f"{number_format.low:.6g} to {number_format.high:.6g}"
+        least = f"{number_format.smallest:.6g}"
+        return [str(number_format.bits), bounds, least, "-", "no", "no", "clips"]
     f = number_format
     subnormal = f"{f.smallest:.6g}" if f.smallest < f.smallest_normal else "-"
     return [

@@ -52,7 +52,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     path = _path("load_recipe", path)
     if not path.is_file():
-        raise ValueError(f"load_recipe: {path} is no file")
+        raise ValueError(f"recipe: {path} is no file")
     try:
         return _of_text(read_bytes(path).decode("utf-8-sig"))
     except (TypeError, ValueError) as error:
@@ -101,6 +101,15 @@ def lasting(name: str) -> str:
         if found.name in recipes.names() and recipes.get(found.name) == found
         else text_of(found)
     )
+
+
+def apart(a: object, b: object) -> tuple[object, object]:
+    """Two values, of recipes' files the lines that the other has not."""
+    if not is_text(a) or not is_text(b):
+        return a, b
+    one, other = (str(text).splitlines() for text in (a, b))
+    lines = [line.strip() for line in one if line not in other]
+    return "; ".join(lines), "; ".join(line.strip() for line in other if line not in one)
 
 
 def _path(field: str, got: object) -> Path:

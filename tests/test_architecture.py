@@ -154,6 +154,7 @@ ROOMS = (
     "diagnosis",
     "training",
     "cli_arguments",
+    "cli_tables",
     "cli",
 )
 

@@ -11,7 +11,7 @@ import quantizers
 from .. import checks, data, models
 from ..norms import deviations
 from ..recipe import Recipe
-from ..recipe_file import find, lasting
+from ..recipe_file import apart, find, lasting
 from ..schedule import Schedule, beginnings
 from .fit import check_device, check_fit
 
@@ -168,10 +168,9 @@ class TrainConfig:
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Fields, with both values, in which a stored run would compute something else."""
         mine, theirs = self.to_dict(), {**_SINCE, **stored}
+        names = [n for n in mine if n not in NOT_COMPARED and theirs.get(n) != mine[n]]
         return [
-            f"{n} (stored {theirs.get(n)!r}, now {mine[n]!r})"
-            for n in mine
-            if n not in NOT_COMPARED and theirs.get(n) != mine[n]
+            "{} (stored {!r}, now {!r})".format(n, *apart(theirs.get(n), mine[n])) for n in names
         ]
 
 
