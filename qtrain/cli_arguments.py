@@ -30,6 +30,8 @@ class Parser(argparse.ArgumentParser):
             known = self._option_string_actions  # of this sub-command alone
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
+            if unknown[0].split("=")[0] == "--recipe":
+                hint = "; a recipe, or its file, comes first: qtrain train mine.yaml"
             self.error(f"unknown argument {unknown[0]!r}{hint}")
         return parsed, unknown
 

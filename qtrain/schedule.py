@@ -134,7 +134,7 @@ def beginnings(texts: Iterable[str]) -> list[tuple[float, str]]:
 
 def _beginning(text: str) -> tuple[float, str]:
     when, _, name = checks.text("switch", text).partition(":")
-    for number in (int, float):
+    for number in (int, float) if name.strip(" ") else ():
         try:
             return number(when), name.strip(" ")
         except ValueError:
