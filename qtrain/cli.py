@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from . import checks
-from .cli_arguments import build_parser, formats_table, recipes_table, train_settings
+from .cli_arguments import build_parser, train_settings
+from .cli_tables import formats_table, recipe_page, recipes_table, run_line
 from .diagnosis.diagnose import diagnose
 from .diagnosis.sensitivity import sensitivity
 from .files import terminal
@@ -25,9 +26,10 @@ from .hardware.cost import cost
 from .hardware.doctor import doctor
 from .inspection.inspect import accumulated, inspect
 from .inspection.tensorboard import to_tensorboard
+from .recipe_file import find, save_recipe
 from .training.compare import compare
 from .training.interrupt import Interrupted
-from .training.named import training_recipe
+from .training.named import TRAINING_RECIPES, training_recipe
 from .training.nonfinite import NonFiniteError
 from .training.page import save_page
 from .training.record import read_run
@@ -135,6 +137,20 @@ def _diagnose(parsed: argparse.Namespace) -> None:
     _give(parsed, verdict, verdict.save)
 
 
+def _recipes(parsed: argparse.Namespace) -> None:
+    if parsed.recipe is None:
+        if parsed.save is not None:
+            raise ValueError("save: say which recipe, qtrain recipes mxfp8 --save mine.yaml")
+        terminal.show(recipes_table())
+        return
+    run = TRAINING_RECIPES.get(parsed.recipe)
+    if run is not None:
+        terminal.show(run_line(parsed.recipe) + "\n")
+    recipe = find(parsed.recipe if run is None else run["recipe"])
+    terminal.show(recipe_page(recipe))
+    _write("save", parsed.save, partial(save_recipe, recipe))
+
+
 def _give(
     parsed: argparse.Namespace,
     found: object,
@@ -168,7 +184,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "report": _report,
     "sensitivity": _sensitivity,
     "doctor": lambda parsed: terminal.show(doctor()),
-    "recipes": lambda parsed: terminal.show(recipes_table()),
+    "recipes": _recipes,
     "formats": lambda parsed: terminal.show(formats_table()),
 }
 

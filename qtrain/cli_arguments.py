@@ -1,5 +1,4 @@
-"""The shell's arguments, those of `qtrain train` made from TrainConfig's fields, and tables of what
-there is to choose from."""
+"""The shell's arguments, those of `qtrain train` made from TrainConfig's fields."""
 
 from __future__ import annotations
 
@@ -9,15 +8,8 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from tabulate import tabulate
-
-from quantizers.formats import NAMED, Format, IntFormat, TableFormat
-
-from . import recipes
 from .files.terminal import printable
-from .recipes.table import text
 from .training.config import TrainConfig, default_of
-from .training.named import TRAINING_RECIPES
 from .version import VERSION
 
 
@@ -38,6 +30,8 @@ class Parser(argparse.ArgumentParser):
             known = self._option_string_actions  # of this sub-command alone
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
+            if unknown[0].split("=")[0] == "--recipe":
+                hint = "; a recipe, or its file, comes first: qtrain train mine.yaml"
             self.error(f"unknown argument {unknown[0]!r}{hint}")
         return parsed, unknown
 
@@ -50,7 +44,9 @@ def build_parser() -> Parser:
     train = commands.add_parser(
         "train", help="train a quantized model beside full precision", description=_TRAIN
     )
-    train.add_argument("recipe", help="a named run or quantization recipe; see qtrain recipes")
+    train.add_argument(
+        "recipe", help="a named run or quantization recipe, see qtrain recipes, or its .yaml file"
+    )
     kinds = get_type_hints(TrainConfig)
     for option in fields(TrainConfig):
         if option.name != "recipe":
@@ -89,7 +85,9 @@ def build_parser() -> Parser:
     judge.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
     judge.add_argument("--save", metavar="FILE", help="write the findings to a .json or .csv too")
     commands.add_parser("doctor", help="what this machine computes with, for a report of a bug")
-    commands.add_parser("recipes", help="list recipes")
+    known = commands.add_parser("recipes", help="list recipes, or show one in full")
+    known.add_argument("recipe", nargs="?", help="a recipe's name or its .yaml file")
+    known.add_argument("--save", metavar="FILE", help="write that recipe to a .yaml file, to edit")
     commands.add_parser("formats", help="list number formats")
     return parser
 
@@ -132,44 +130,3 @@ def _reader(kind: Any) -> Callable[[str], object]:
         return text
 
     return read
-
-
-def formats_table() -> str:
-    """One row per named format: bits, bounds, what lies beyond them."""
-    headers = [
-        "format", "bits", "largest", "smallest\nnormal", "smallest\nsubnormal", "inf", "NaN",
-        "overflow",
-    ]  # fmt: skip
-    rows = [[name, *_format_row(number_format)] for name, number_format in NAMED.items()]
-    return tabulate(rows, headers=headers, disable_numparse=True, colalign=["left", "right"])
-
-
-def _format_row(number_format: Format) -> list[str]:
-    if isinstance(number_format, IntFormat):
-        bounds = f"{number_format.low} to {number_format.high}"
-        return [str(number_format.bits), bounds, "1", "-", "no", "no", "clips"]
-    if isinstance(number_format, TableFormat):
-        bounds = f"{number_format.low:.6g} to {number_format.high:.6g}"
-        least = f"{number_format.smallest:.6g}"
-        return [str(number_format.bits), bounds, least, "-", "no", "no", "clips"]
-    f = number_format
-    subnormal = f"{f.smallest:.6g}" if f.smallest < f.smallest_normal else "-"
-    return [
-        str(f.bits),
-        f"{f.largest:.8g}",
-        f"{f.smallest_normal:.6g}",
-        subnormal,
-        "yes" if f.has_inf else "no",
-        "yes" if f.has_nan else "no",
-        f.on_overflow,
-    ]
-
-
-def recipes_table() -> str:
-    """The quantization recipes, then the named training runs."""
-    lines = ["Quantization recipes (x parts a product's operands, blocks lie along its sum):", ""]
-    lines.append(text(map(recipes.get, recipes.names())))
-    lines += ["Training runs (a recipe with a model, data and settings):", ""]
-    for name, settings in TRAINING_RECIPES.items():
-        lines.append(f"  {name}: {', '.join(f'{k}={v}' for k, v in settings.items())}")
-    return "\n".join(lines)

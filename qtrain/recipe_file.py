@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 import types
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import quantizers
-from quantizers import Quantizer, QuantizerLike, formats, per_channel, stochastic
-from quantizers.checks import suggestion
+from quantizers import Quantizer, QuantizerLike
 
 from . import checks, recipes
 from .files.plain_yaml import dumped, parsed
 from .files.whole import read_bytes, write_atomically
-from .norms import deviations
 from .recipe import Hadamard, Recipe
+from .recipe_words import call, kinds, named, names, spelled
 
 T = TypeVar("T")
 
-#: where our own kinds of recipes and their parts are defined
-_ROOMS = (
-    "quantizers", "qtrain.recipe", "qtrain.norms.recipe",
-    "qtrain.norms.arithmetic", "qtrain.norms.deviations", "qtrain.norms.largest",
-)  # fmt: skip
 #: what a mapping is, where a field may be of several kinds
 _USUAL: dict[type, type] = {QuantizerLike: Quantizer, Hadamard: Hadamard}
 
@@ -42,9 +33,14 @@ def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> Path:
     """
     checks.instance("recipe", recipe, Recipe, "a Recipe; recipes.get(name) makes one")
     path = _path("save_recipe", path)
-    text = dumped(_plain(recipe, ""))
+    text = text_of(recipe)
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
+
+
+def text_of(recipe: Recipe) -> str:
+    """What `save_recipe` writes."""
+    return dumped(_plain(recipe, ""))
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -56,19 +52,64 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     path = _path("load_recipe", path)
     if not path.is_file():
-        raise ValueError(f"load_recipe: {path} is no file")
+        raise ValueError(f"recipe: {path} is no file")
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            found = _made(parsed(read_bytes(path).decode("utf-8-sig")), Recipe, "")
+        return _of_text(read_bytes(path).decode("utf-8-sig"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    named = recipes.get(found.name) if found.name in recipes.names() else None
-    if named is not None and named == found:
-        return named
+
+
+def _of_text(text: str) -> Recipe:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = _made(parsed(text), Recipe, "")
+    known = recipes.get(found.name) if found.name in recipes.names() else None
+    if known is not None and known == found:
+        return known
     for warning in said:  # a recipe of the user's own
-        warnings.warn(warning.message, stacklevel=2)
+        warnings.warn(warning.message, stacklevel=3)
     return found
+
+
+def find(name: str, bits: int | None = None) -> Recipe:
+    """The recipe of a name, of a file, by its path, or of such a file's text; at `bits` bits where
+    it takes them.  ValueError for anything else, with the nearest name."""
+    if not is_file(name) and not is_text(name):
+        return recipes.get(name, bits)
+    found = _of_text(name) if is_text(name) else load_recipe(name)
+    return found if bits is None else found.at(bits)
+
+
+def is_file(name: object) -> bool:
+    """Whether what is given for a recipe's name is the path of a file."""
+    return isinstance(name, str) and name.endswith((".yaml", ".yml")) and not is_text(name)
+
+
+def is_text(name: object) -> bool:
+    """Whether it is the text of a file."""
+    return isinstance(name, str) and "\n" in name
+
+
+def lasting(name: str) -> str:
+    """The same recipe as `find`'s without its file: the text of what a path leads to, or its name
+    where it has one; any other name as it is."""
+    if not is_file(name):
+        return name
+    found = load_recipe(name)
+    return (
+        found.name
+        if found.name in recipes.names() and recipes.get(found.name) == found
+        else text_of(found)
+    )
+
+
+def apart(a: object, b: object) -> tuple[object, object]:
+    """Two values, of recipes' files the lines that the other has not."""
+    if not is_text(a) or not is_text(b):
+        return a, b
+    one, other = (str(text).splitlines() for text in (a, b))
+    lines = [line.strip() for line in one if line not in other]
+    return "; ".join(lines), "; ".join(line.strip() for line in other if line not in one)
 
 
 def _path(field: str, got: object) -> Path:
@@ -76,28 +117,6 @@ def _path(field: str, got: object) -> Path:
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"{field}: got {str(path)!r}, need a path that ends in .yaml or .yml")
     return path
-
-
-@cache
-def _kinds() -> dict[str, type]:
-    """Our kinds, by name."""
-    rooms = [m for n, m in [*sys.modules.items()] if n.startswith(_ROOMS) and ".kernels" not in n]
-    return {
-        kind.__name__.lstrip("_"): kind
-        for room in rooms
-        for kind in vars(room).values()
-        if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == room.__name__
-    }
-
-
-@cache
-def _names() -> dict[str, Any]:
-    """What has a name, by it."""
-    ours = {n: v for n, v in vars(quantizers).items() if type(v) in _kinds().values()}
-    drawn = {str(rounding): rounding for rounding in map(stochastic, range(1, 24))}
-    norms = {name: deviations.get(name) for name in deviations.names()}
-    found = {"OFF": quantizers.OFF, "per_channel": per_channel()}
-    return {**found, **formats.NAMED, **ours, **drawn, **norms}
 
 
 def _fields(kind: Any) -> dict[str, Field[Any]]:
@@ -136,12 +155,15 @@ def _value(value: Any, expected: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_value(each, None, where) for each in value]
-    named = [name for name, known in _names().items() if _same(known, value)]
+    named = [name for name, known in names().items() if _same(known, value)]
     if named:
         return named[0]
+    made = spelled(value)
+    if made is not None and _same(_called(made, where), value):
+        return made
     kind = type(value)
     tag = kind.__name__.lstrip("_")
-    if _kinds().get(tag) is not kind:
+    if kinds().get(tag) is not kind:
         raise ValueError(
             f"{where}: {checks.shown(value)} is of a class of its own ({kind.__name__}), and a "
             f"file holds no code; keep the recipe in Python, or use what quantizers has"
@@ -173,21 +195,30 @@ def _parsed(value: Any, hint: Any, where: str) -> Any:
         return tuple(_parsed(each, part, where) for each in value)
     expected = _expected(hint)
     if isinstance(value, str) and expected is not None:
-        if value not in _names():
-            near = suggestion(value, _names())
-            raise ValueError(f"{where}: got {value!r}, which is no name that quantizers has{near}")
-        return _names()[value]
+        return _called(value, where) if "(" in value else named(value, where)
     if not isinstance(value, Mapping):
         return value
     (tag, *others) = value or [""]
-    if not others and tag in _kinds() and isinstance(value[tag], Mapping):
-        return _made(value[tag], _kinds()[tag], where)
-    if expected is None or expected not in _kinds().values():
+    if not others and tag in kinds() and isinstance(value[tag], Mapping):
+        return _made(value[tag], kinds()[tag], where)
+    if expected is None or expected not in kinds().values():
         raise ValueError(
             f"{where}: got a mapping of {', '.join(value)}, need a name, or one kind and its "
-            f"fields, {{FloatFormat: {{exponent: 4, mantissa: 3}}}} in two lines"
+            f"fields, {{FloatFormat: {{exponent: 4, mantissa: 3}}}}"
         )
     return _made(value, expected, where)
+
+
+def _called(text: str, where: str) -> Any:
+    """What a call such as blocks(32) makes."""
+    maker, given = call(text, where)
+    hints = get_type_hints(maker)
+    for name, value in given.arguments.items():
+        given.arguments[name] = _parsed(value, hints[name], f"{where}: {text}: {name}")
+    try:
+        return maker(*given.args, **given.kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {text}: {error}") from error
 
 
 def _expected(hint: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from . import checks, recipes
+from . import checks
 from .recipe import Recipe
+from .recipe_file import find
 
 #: of a run, at the most
 _STEPS = 10**15
@@ -17,8 +18,8 @@ _NEED = 'a mapping from when to a recipe, {0.0: "int8", 0.9: "bf16"}'
 class Schedule:
     """Which recipe is in force at each step of a run: `Schedule({0.0: "int8", 0.9: "bf16"})`.
 
-    recipes   when a recipe begins -> the recipe, or its name.  When: a fraction of the run, floats
-              from 0.0 and below 1, or a step, integers from 0; the first begins at 0
+    recipes   when a recipe begins -> the recipe, its name or its file.  When: a fraction of the
+              run, floats from 0.0 and below 1, or a step, integers from 0; the first begins at 0
 
     A function of the step alone, so there is no state to save.  `quantize(model, recipe=schedule)`
     converts for all its recipes and begins with the first; before each step,
@@ -47,7 +48,7 @@ class Schedule:
                 checks.refuse("recipes: when", when, need, error=ValueError)
             if isinstance(recipe, str):
                 try:
-                    recipe = recipes.get(recipe)
+                    recipe = find(recipe)
                 except ValueError as error:
                     raise ValueError(f"recipes[{when}]: {error}") from error
             checks.instance(f"recipes[{when}]", recipe, Recipe, "a Recipe or the name of one")
@@ -133,9 +134,9 @@ def beginnings(texts: Iterable[str]) -> list[tuple[float, str]]:
 
 def _beginning(text: str) -> tuple[float, str]:
     when, _, name = checks.text("switch", text).partition(":")
-    for number in (int, float):
+    for number in (int, float) if name.strip(" ") else ():
         try:
-            return number(when), name.strip()
+            return number(when), name.strip(" ")
         except ValueError:
             continue
     need = "when and the name of a recipe, 0.9:bf16 (a fraction of the run) or 500:bf16 (a step)"

@@ -143,8 +143,9 @@ ROOMS = (
     "weights",
     "recipe",
     "recipes",
-    "schedule",
+    "recipe_words",
     "recipe_file",
+    "schedule",
     "products",
     "layers",
     "conversion",
@@ -154,6 +155,7 @@ ROOMS = (
     "diagnosis",
     "training",
     "cli_arguments",
+    "cli_tables",
     "cli",
 )
 

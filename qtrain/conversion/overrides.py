@@ -13,6 +13,7 @@ from ..norms import deviations
 from ..norms.deviations import Deviation
 from ..norms.recipe import NormRecipe
 from ..recipe import Recipe
+from ..recipe_file import find
 
 Override = Recipe | int | str | None
 Norm = str | Deviation | NormRecipe | None
@@ -42,8 +43,9 @@ class Asked:
     ) -> Asked:
         """TypeError or ValueError for what is no recipe, norm or mapping."""
         if not isinstance(recipe, Recipe | str):
-            checks.refuse("recipe", recipe, f"a Recipe or one of {', '.join(recipes.names())}")
-        base = recipes.get(recipe) if isinstance(recipe, str) else recipe
+            known = ", ".join(recipes.names())
+            checks.refuse("recipe", recipe, f"a Recipe, a .yaml file or one of {known}")
+        base = find(recipe) if isinstance(recipe, str) else recipe
         if bits is not None:
             base = base.at(bits)
         given = {} if overrides is None else overrides
@@ -84,7 +86,7 @@ class Chooser:
                 raise TypeError(f"overrides: pattern {checks.shown(pattern)} is not a string")
             try:
                 if isinstance(value, str):
-                    value = recipes.get(value)
+                    value = find(value)
                 elif isinstance(value, int) and not isinstance(value, bool):
                     value = _with_norm(base.at(value), asked.norm)
             except ValueError as error:
@@ -92,7 +94,7 @@ class Chooser:
             if value is None or isinstance(value, Recipe):
                 self.rules[pattern] = value
             else:
-                need = "None (leave), an int (bits), a Recipe or the name of one"
+                need = "None (leave), an int (bits), a Recipe, its name or its file"
                 checks.refuse(f"overrides[{pattern!r}]", value, need)
         #: which layers each override decided, and which it matched at all
         self.decided: dict[str, list[str]] = {pattern: [] for pattern in self.rules}

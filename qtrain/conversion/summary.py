@@ -14,7 +14,7 @@ from ..layer_state import device_of
 from ..names import some
 from ..products.call import Probe
 from ..products.engines.choice import ENGINES
-from ..products.engines.engine import admitted
+from ..products.engines.engine import was_refused
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .declined import Declined
@@ -123,9 +123,8 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     if conversion is None:
         raise ValueError("summary: this model was not converted by quantize or quantize_")
     device = device_of(model).type
-    refused = [engine.name for engine in ENGINES[device] if not admitted(engine, device)]
     if not inputs and not kwargs:
-        return Summary(conversion, None, None, refused, device=device)
+        return Summary(conversion, None, None, _refused(device), device=device)
     model = twin(model)
     probes: dict[str, _Engines] = {}
     for product in products_of(model):
@@ -134,4 +133,11 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
     outside, never_ran = watch.outside, watch.never_ran()
-    return Summary(conversion, outside, never_ran, refused, engines, device, declined.quantizers)
+    return Summary(
+        conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers
+    )
+
+
+def _refused(device: str) -> list[str]:
+    """Engines that a product of this process asked for, and that were inexact."""
+    return [engine.name for engine in ENGINES[device] if was_refused(engine, device)]

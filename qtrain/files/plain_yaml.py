@@ -1,5 +1,5 @@
 """Plain data as YAML: a strict subset, nested mappings of scalars and lists, read without a library
-that knows more than that.
+that knows more than that, takes `off` for False, and the second of two equal keys.
 
 What is written is YAML 1.1 and 1.2 alike, and reads the same with any reader of either.
 """
@@ -12,16 +12,25 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-#: what needs no quotes
-_PLAIN = re.compile(r"[A-Za-z_][\w.()/-]*(?: [\w.()/-]+)*", re.ASCII)
+#: what needs no quotes behind a colon; in brackets and braces a comma parts values
+_PLAIN = re.compile(r"[A-Za-z_][\w.()/,=-]*(?: [\w.()/,=-]+)*", re.ASCII)
+#: what else is read as text behind a colon: blocks(None), history(16, use="max")
+_CALL = re.compile(r"[A-Za-z_]\w*\((?!.*: ).*\)", re.ASCII)
+_PLAIN_INSIDE = re.compile(_PLAIN.pattern.replace(",", ""), re.ASCII)
 #: what other readers take for something else
 _RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:e[+-]?[0-9]+)?")
 _CONSTANTS = {"null": None, "true": True, "false": False}
 _LINE = re.compile(r"( *)([A-Za-z_]\w*):(?: +(.*))?", re.ASCII)
-#: a token of a list, or the rest of a line
-_TOKEN = re.compile(r'\s*(?:([\[\],])|("(?:[^"\\]|\\.)*")|([^\[\],"#\s][^\[\],"#]*))')
+#: a token in brackets or braces: a mark, a field, a text in quotes, any other
+_TOKEN = re.compile(
+    r"\s*(?:([\[\]{},])"
+    r"|([A-Za-z_]\w*):(?=\s|$)"
+    r'|("(?:[^"\\]|\\.)*")'
+    r'|([^\[\]{},"#\s][^\[\]{},"#]*))',
+    re.ASCII,
+)
 
 
 def dumped(tree: Mapping[str, Any]) -> str:
@@ -40,20 +49,23 @@ def _lines(tree: Mapping[str, Any], indent: str) -> list[str]:
     return found
 
 
-def _inline(value: Any) -> str:
+def _inline(value: Any, plain: re.Pattern[str] = _PLAIN) -> str:
     if isinstance(value, Mapping):
         return "{}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_inline, value))}]"
+        return f"[{', '.join(_inline(each, _PLAIN_INSIDE) for each in value)}]"
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"got {value}, need a finite number")
         text = repr(value)
         return text if "." in text else text.replace("e", ".0e")
     if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
-        return value if plain else json.dumps(value)
+        return value if _is_plain(value, plain) else json.dumps(value)
     return json.dumps(value)
+
+
+def _is_plain(text: str, plain: re.Pattern[str]) -> bool:
+    return plain.fullmatch(text) is not None and text.lower() not in _RESERVED
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -107,8 +119,8 @@ def _mapping(lines: _Lines, least: int) -> tuple[dict[str, Any], _Lines]:
 
 def _value(text: str, number: int) -> Any:
     """What stands behind a colon."""
-    if re.fullmatch(r"\{\s*\}\s*(#.*)?", text):
-        return {}
+    if text[0] not in '[{"':
+        return _scalar(re.split(r"\s#", text)[0].rstrip(), number, _PLAIN)
     tokens = []
     at = 0
     while at < len(text) and not re.match(r"\s*(#|$)", text[at:]):
@@ -123,29 +135,40 @@ def _value(text: str, number: int) -> Any:
     return value
 
 
-def _item(tokens: Sequence[re.Match[str]], number: int) -> tuple[Any, Sequence[re.Match[str]]]:
+_Tokens = Sequence[re.Match[str]]
+
+
+def _item(tokens: _Tokens, number: int) -> tuple[Any, _Tokens]:
     """The first value of these tokens, and what follows it."""
-    if not tokens or tokens[0][1] in ("]", ","):
+    if not tokens or (tokens[0][1] or "[") not in "[{":
         _refuse(number, "a value is missing")
     first, rest = tokens[0], tokens[1:]
+    if first[2]:
+        _refuse(number, f"'{first[2]}:' is a field; a mapping in one line stands in braces")
     if first[1] is None:
-        return _scalar(first[2] or first[3].rstrip(), number), rest
-    found: list[Any] = []
-    while rest and rest[0][1] != "]":
-        value, rest = _item(rest, number)
-        found.append(value)
-        if rest and rest[0][1] == ",":
-            rest = rest[1:]
-        elif not rest or rest[0][1] != "]":
+        return _scalar(first[3] or first[4].rstrip(), number, _PLAIN_INSIDE), rest
+    end, pairs = {"[": ("]", False), "{": ("}", True)}[first[1]]
+    items: list[Any] = []
+    fields: dict[str, Any] = {}
+    while rest and rest[0][1] != end:
+        key = rest[0][2]
+        if pairs and not key:
+            _refuse(number, f"{rest[0][0].strip()!r:.40} in braces, need `name: value`")
+        if key in fields:
+            _refuse(number, f"{key} stands here a second time")
+        value, rest = _item(rest[1:] if pairs else rest, number)
+        if pairs:
+            fields[key] = value
+        items.append(value)
+        if not rest or rest[0][1] not in (",", end):
             break
-    if not rest:
-        _refuse(number, "a list without its ]")
-    if rest[0][1] != "]":
-        _refuse(number, "a list without a comma")
-    return found, rest[1:]
+        rest = rest[1:] if rest[0][1] == "," else rest
+    if not rest or rest[0][1] != end:
+        _refuse(number, f"a {end} or a comma is missing")
+    return fields if pairs else items, rest[1:]
 
 
-def _scalar(text: str, number: int) -> Any:
+def _scalar(text: str, number: int, plain: re.Pattern[str]) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
@@ -157,7 +180,20 @@ def _scalar(text: str, number: int) -> Any:
             return json.loads(text)
         except ValueError:
             _refuse(number, f"{text!r:.40} is no string in double quotes")
-    if not _PLAIN.fullmatch(text) or text.lower() in _RESERVED:
+    if plain is _PLAIN_INSIDE and text.count("(") > text.count(")"):
+        _refuse(
+            number,
+            f"{text!r:.40}: in brackets and braces a comma parts values; put the text in double "
+            f"quotes, or in a line of its own",
+        )
+    if text.lower() in _RESERVED:
+        _refuse(
+            number,
+            f"{text!r} is true, false or null to other readers of YAML; as a name it stands in "
+            f'double quotes, "{text}"',
+        )
+    called = plain is _PLAIN and _CALL.fullmatch(text)
+    if not called and not plain.fullmatch(text):
         _refuse(number, f"{text!r:.40} is no name or number; other text stands in double quotes")
     return text
 

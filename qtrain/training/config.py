@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 import quantizers
 
-from .. import checks, data, models, recipes
+from .. import checks, data, models
 from ..norms import deviations
 from ..recipe import Recipe
+from ..recipe_file import apart, find, lasting
 from ..schedule import Schedule, beginnings
+from .fit import check_device, check_fit
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -35,10 +36,15 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What to train, on what, how; checked at construction (ValueError or TypeError)."""
+    """What to train, on what, how; checked at construction (ValueError or TypeError).
 
-    recipe: str = field(metadata={"help": "quantization recipe"})
-    switch: tuple[str, ...] = _option((), "later recipes: 0.9:bf16 for the last tenth, 500:bf16")
+    A recipe that is given as a file is kept as the file's text, so that a run needs no file.
+    """
+
+    recipe: str = field(metadata={"help": "quantization recipe, its name or its .yaml file"})
+    switch: tuple[str, ...] = _option(
+        (), "later recipes: 0.9:bf16 for the last tenth, 500:mine.yaml from step 500"
+    )
     bits: int | None = _option(None, "bits of a recipe that takes them, 2 to 16")
     norm: str | None = _option(
         None,
@@ -84,12 +90,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.instance("switch", self.switch, tuple, 'a tuple such as ("0.9:bf16",)')
+        later = tuple(f"{when}:{lasting(name)}" for when, name in beginnings(self.switch))
+        object.__setattr__(self, "recipe", lasting(self.recipe))
+        object.__setattr__(self, "switch", later)
         self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
         models.check(self.model, zero_init_residual=self.zero_init_residual)
         checks.choice("data", self.data, data.names())
-        _check_fit(self.model, self.data)
+        check_fit(self.model, self.data)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
         for name in ("data_dir", "cache_dir", "name"):
@@ -97,7 +106,7 @@ class TrainConfig:
                 raise TypeError(f"{name}: got {checks.shown(getattr(self, name))}, need a string")
         _check_numbers(self)
         _check_combinations(self)
-        _check_device(self.device)
+        check_device(self.device)
 
     @property
     def run_name(self) -> str:
@@ -105,8 +114,9 @@ class TrainConfig:
         if self.name is not None:
             return self.name
         bits = [] if self.bits is None else [f"{self.bits}bit"]
-        later = [f"{name}@{when:g}" for when, name in beginnings(self.switch)]
-        return "-".join([self.recipe, *bits, *later, self.model, self.data, f"seed{self.seed}"])
+        (_, first), *later = self._names()
+        own = [first, *bits, *(f"{name}@{when:g}" for when, name in later)]
+        return "-".join([*own, self.model, self.data, f"seed{self.seed}"])
 
     @property
     def warmup_epochs(self) -> float:
@@ -116,16 +126,22 @@ class TrainConfig:
     @property
     def label(self) -> str:
         """How tables and plots call the quantized curve."""
-        first = self.recipe if self.bits is None else f"{self.recipe} at {self.bits} bits"
-        return ", ".join([first, *(f"{name} from {w:g}" for w, name in beginnings(self.switch))])
+        (_, first), *later = self._names()
+        bits = "" if self.bits is None else f" at {self.bits} bits"
+        return ", ".join([first + bits, *(f"{name} from {when:g}" for when, name in later)])
+
+    def _names(self) -> list[tuple[float, str]]:
+        """When each recipe begins, and its name."""
+        given = [(0.0, self.recipe), *beginnings(self.switch)]
+        return [(when, find(name).name) for when, name in given]
 
     def quantization(self) -> Recipe:
         """The recipe with its bits and activation format; ValueError where it takes none."""
-        return self._with_outputs(recipes.get(self.recipe, self.bits))
+        return self._with_outputs(find(self.recipe, self.bits))
 
     def quantizations(self) -> Schedule:
         """The same, and those that it switches to."""
-        later = {w: self._with_outputs(recipes.get(name)) for w, name in beginnings(self.switch)}
+        later = {w: self._with_outputs(find(name)) for w, name in beginnings(self.switch)}
         return Schedule({0: self.quantization(), **later})
 
     def _with_outputs(self, recipe: Recipe) -> Recipe:
@@ -152,26 +168,15 @@ class TrainConfig:
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Fields, with both values, in which a stored run would compute something else."""
         mine, theirs = self.to_dict(), {**_SINCE, **stored}
+        names = [n for n in mine if n not in NOT_COMPARED and theirs.get(n) != mine[n]]
         return [
-            f"{n} (stored {theirs.get(n)!r}, now {mine[n]!r})"
-            for n in mine
-            if n not in NOT_COMPARED and theirs.get(n) != mine[n]
+            "{} (stored {!r}, now {!r})".format(n, *apart(theirs.get(n), mine[n])) for n in names
         ]
 
 
 def default_of(option: Field[Any]) -> Any:
     """A field's default, or None where it has none."""
     return None if option.default is MISSING else option.default
-
-
-def _check_fit(model: str, data_name: str) -> None:
-    kind = data.kind(data_name)
-    fitting = models.names(kind)
-    if model not in fitting:
-        raise ValueError(
-            f"model: got {model!r}, but data {data_name!r} holds {kind}; models of {kind} are "
-            f"{', '.join(fitting)}"
-        )
 
 
 def _check_numbers(c: TrainConfig) -> None:
@@ -227,8 +232,8 @@ def _check_combinations(c: TrainConfig) -> None:
         )
     if c.monitor is not None and c.quantization().products_off:
         raise ValueError(
-            f"monitor: got {c.monitor}, but recipe {c.recipe!r} quantizes no product: there is no "
-            "error to record; leave monitor out, or choose another recipe"
+            f"monitor: got {c.monitor}, but recipe {c.quantization().name!r} quantizes no product: "
+            "there is no error to record; leave monitor out, or choose another recipe"
         )
     if c.resume and c.overwrite:
         raise ValueError("resume and overwrite: got both; resume keeps what overwrite deletes")
@@ -239,12 +244,6 @@ def _check_combinations(c: TrainConfig) -> None:
     bad = c.run_name in ("", ".", "..") or not c.run_name.isprintable()
     if bad or any(s in c.run_name for s in "/\\"):
         raise ValueError(
-            f"name: got {c.name!r}, need the name of a folder, with no slash in it and no "
-            "character that does not print"
+            f"name: got {c.name!r}, which makes {c.run_name!r}; need the name of a folder, with no "
+            "slash in it and no character that does not print"
         )
-
-
-def _check_device(device: object) -> None:
-    known = r"auto|cpu|cuda(:(0|[1-9][0-9]?))?"
-    if not isinstance(device, str) or not re.fullmatch(known, device):
-        raise ValueError(f"device: got {device!r:.60}, need auto, cpu, cuda or cuda:N, N up to 99")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import checks, recipes
+from ..recipe_file import is_file, is_text, lasting
 from .config import TrainConfig
 
 TRAINING_RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -25,13 +26,18 @@ def names() -> list[str]:
 
 
 def training_recipe(name: str, /, **changes: Any) -> TrainConfig:
-    """The configuration of a named run with `changes`; a quantization recipe's name does too.
+    """The configuration of a named run with `changes`; a quantization recipe's name,
+    or its file, does too.
 
     Full precision alone (fp32) has no baseline beside it unless one is asked for.
     """
-    if not isinstance(name, str) or name not in names():
+    if is_file(name):
+        name = lasting(name)
+    if not isinstance(name, str) or (name not in names() and not is_text(name)):
         near = recipes.hint(name, names())
         known = ", ".join(names())
-        raise ValueError(f"recipe: got {checks.shown(name)}, need one of {known}{near}")
+        raise ValueError(
+            f"recipe: got {checks.shown(name)}, need one of {known}, or a .yaml file{near}"
+        )
     base = TRAINING_RECIPES.get(name, {"recipe": name, "baseline": name != "fp32"})
     return TrainConfig(**{**base, **changes})

@@ -67,6 +67,14 @@ BAD = [
     ("compare {tmp} {tmp}", "config.json, environment.json, metrics.jsonl missing"),
     ("compare {tmp}", "run_b"),
     ("", "command"),
+    ("train {tmp}/none.yaml", "none.yaml is no file"),
+    ("train int8 --switch 0.5:{tmp}/none.yaml", "none.yaml is no file"),
+    ("train int8 --switch 0.5", "switch: got '0.5', need when and the name of a recipe"),
+    ("train int8 --switch 0.5:", "switch: got '0.5:', need when and the name of a recipe"),
+    ("train int8 --recipe mine.yaml", "comes first: qtrain train mine.yaml"),
+    ("recipes nvfp", "'nvfp4'"),
+    ("recipes {tmp}/none.yml", "none.yml is no file"),
+    ("recipes --save x.yaml", "say which recipe"),
 ]  # fmt: skip
 
 
@@ -188,6 +196,38 @@ def test_recipes_and_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert set(NAMED) <= set(rows)
     assert rows["e4m3"][1:] == ["8", "448", "0.015625", "0.00195312", "no", "yes", "saturate"]
+
+
+@pytest.mark.parametrize("name", [*recipes.names(), "int8-resnet18"])
+def test_a_recipe_is_shown_in_full(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    status, out, _ = run(capsys, "recipes", name)
+    recipe = recipes.get(name.removesuffix("-resnet18"))
+    words = " ".join(out.split())
+    assert status == 0 and all(product in out for product in ("forward.input", "grad_weight.input"))
+    for said in (name, recipe.when, recipe.source, recipe.leaves_out):
+        assert said in words
+    for quantizer in (recipe.forward.input, recipe.grad_weight.grad_output):
+        assert str(quantizer) in words
+
+
+def test_a_recipe_is_saved_shown_and_trained_from_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, late = tmp_path / "mine.yaml", tmp_path / "late.yml"
+    status, *_ = run(capsys, "recipes", "fp8", "--save", str(path))
+    path.write_text(path.read_text().replace("name: fp8", "name: mine"))
+    late.write_text("name: later\nforward: {input: {format: e4m3, granularity: blocks(32)}}\n")
+    assert status == 0 and run(capsys, "recipes", str(path))[1].startswith("mine: Ada and Hopper")
+    line = f"train {path} --switch 0.5:{late} --model mlp --epochs 2 --batch-size 256 --runs-dir"
+    status, _, err = run(capsys, *line.split(), str(tmp_path / "runs"))
+    assert status == 0 and "mine, later from 0.5: loss" in err
+    path.unlink(), late.unlink()  # a run needs no file
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "mine-later@0.5-mlp-digits-seed0"
+    for command in ("inspect", "cost", "sensitivity"):
+        status, _, err = run(capsys, command, str(folder / "checkpoint.pt"))
+        assert status == 0, err
+    assert run(capsys, "compare", str(folder), str(folder))[0] == 0
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

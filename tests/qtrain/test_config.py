@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
+from qtrain import recipes, save_recipe
 from qtrain.training.config import TrainConfig
 from qtrain.training.named import training_recipe
 from qtrain.training.trainee import build_optimizer, learning_rate, parameter_groups
@@ -193,3 +196,31 @@ def test_norms_and_biases_do_not_decay(optimizer: str) -> None:
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     everything = parameter_groups(model, TrainConfig(recipe="int8", decay_all=True))
     assert len(everything) == 1
+
+
+def test_a_file_is_kept_as_its_text(tmp_path: Path) -> None:
+    path = save_recipe(replace(recipes.fp8(), name="mine"), tmp_path / "a.yaml")
+    config = training_recipe(str(path), switch=(f"0.5:{path}",), model="mlp")
+    path.unlink()
+    assert config.quantization() == replace(recipes.fp8(), name="mine")
+    assert config.run_name == "mine-mine@0.5-mlp-digits-seed0"
+    assert config.label == "mine, mine from 0.5"
+    again = TrainConfig.from_dict(config.to_dict())
+    assert again == config and again.quantizations() == config.quantizations()
+    other = replace(config, recipe=config.recipe.replace("e5m2", "e4m3"))
+    (difference,) = other.differences(config.to_dict())
+    assert difference == "recipe (stored 'format: e5m2; format: e5m2', now '')"
+
+
+def test_a_file_of_a_named_recipe_is_that_recipe(tmp_path: Path) -> None:
+    path = save_recipe(recipes.int8(), tmp_path / "a.yml")
+    config = training_recipe(str(path), bits=4)
+    assert config == training_recipe("int8", bits=4)
+    assert not training_recipe(str(save_recipe(recipes.fp32(), path))).baseline
+
+
+def test_a_folder_cannot_have_every_recipes_name(tmp_path: Path) -> None:
+    path = save_recipe(replace(recipes.fp8(), name="a/b"), tmp_path / "a.yml")
+    with pytest.raises(ValueError, match=r"name: got None, which makes 'a/b-resnet18"):
+        training_recipe(str(path))
+    assert training_recipe(str(path), name="ab").run_name == "ab"

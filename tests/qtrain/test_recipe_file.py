@@ -287,7 +287,13 @@ REFUSED = [
     ("name: !!python/object/apply:os.system [ls]", "line 1: .* is no name or number"),
     ("name: x\nname: y", "line 2: name stands here a second time"),
     ("- name", "line 1: need `name: value`"),
-    ("name: off", "line 1: 'off' is no name or number; other text stands in double quotes"),
+    ("name: off", "line 1: 'off' is true, false or null .* in double quotes, \"off\""),
+    ("name: x\nforward: {input: OFF}", "line 2: 'OFF' is true, false"),
+    ("name: x\nforward: {input: {format: e4m3}", "line 2: a } or a comma is missing"),
+    ("name: x\nforward: {input: null, input: null}", "line 2: input stands here a second time"),
+    ("name: x\nforward: {null}", "line 2: 'null' in braces, need `name: value`"),
+    ("name: x\nforward: [input: null]", "line 2: 'input:' is a field; .* braces"),
+    ("name: x\nforward: {input: {granularity: blocks(16, 16)}}", "'blocks.16': in brackets and br"),
     ("name: " + "[" * 100_000, "nested too deeply"),
     ("name: " + "9" * 10_000, "line 1: a number of too many digits"),
 ]
@@ -299,6 +305,94 @@ def test_what_is_no_recipe_is_refused_by_its_place(text: str, says: str, tmp_pat
     path.write_text(text)
     with pytest.raises(ValueError, match=f"(?s)a.yaml: .*{says}"):
         load_recipe(path)
+
+
+IN_WORDS = """\
+name: by hand
+forward:
+  input: {format: e4m3, granularity: blocks(32), scale: {format: e8m0, rule: rceil}}
+  weight:
+    format: IntFormat(4)
+    granularity: blocks(16, 16)   # a tile
+    scale: Scale(e4m3, over=Scale(fp32, top=448), rounding=ceil)
+grad_input:
+  grad_output: Quantizer(format=e5m2, rounding=stochastic(8), granularity=per_axis(0, -1))
+  weight: {format: e4m3, granularity: per_channel(), range: "history(16, max)"}
+grad_weight:
+  grad_output:
+    format: e4m3
+    granularity: per_tensor
+    range: ema(percentile(0.999), momentum=0.01)
+  transform: hadamard(4, [1, -1, -1, 1])
+norm:
+  deviation: topk(3)
+"""
+
+
+def test_a_file_by_hand_says_things_as_python_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(IN_WORDS)
+    drawn = Quantizer(format=e5m2, rounding=stochastic(8), granularity=per_axis(0, -1))
+    over = Scale(e4m3, over=Scale(fp32, top=448), rounding=ceil)
+    assert load_recipe(path) == Recipe(
+        name="by hand",
+        forward=Forward(
+            input=Quantizer(
+                format=e4m3, granularity=blocks(32), scale=Scale(e8m0, rule="rceil")
+            ),
+            weight=Quantizer(
+                format=IntFormat(4), granularity=blocks(16, 16), scale=over
+            ),
+        ),
+        grad_input=GradInput(
+            grad_output=drawn,
+            weight=Quantizer(format=e4m3, granularity=per_channel(), range=history(16)),
+        ),
+        grad_weight=GradWeight(
+            grad_output=Quantizer(
+                format=e4m3, range=ema(percentile(0.999), momentum=0.01)
+            ),
+            transform=hadamard(4, (1, -1, -1, 1)),
+        ),
+        norm=NormRecipe(deviation=deviations.topk(3)),
+    )  # fmt: skip
+
+
+WORDS = [
+    ("granularity: blokcs(32)", "granularity: got 'blokcs.32.', need one of .*mean 'blocks'"),
+    ("granularity: blocks", r"granularity: got 'blocks', which is called: blocks.size, across=1"),
+    ("granularity: per_tensor()", "per_tensor takes no arguments: write per_tensor"),
+    ("granularity: blocks()", r"need blocks\(size, across=1\) \(missing a required argument"),
+    ("granularity: blocks(0)", r"granularity: blocks\(0\): block size: got 0, need"),
+    ("granularity: blocks(1, 2, 3)", "need blocks.*too many"),
+    ("granularity: blocks(16, acros=2)", "need blocks.*unexpected keyword argument 'acros'"),
+    ("granularity: blocks(2 ** 9)", r"2 \*\* 9 is no number, name or call"),
+    ("granularity: blocks(__import__('os').x)", "is no number, name or call"),
+    ("granularity: exec('1')", "got .exec.*need one of"),
+    ("granularity: (lambda: 1)(2)", "is no name or number"),
+    ("granularity: blocks(32)(1)", "it is no call"),
+    ("granularity: blocks(32))", "granularity: got 'blocks.32..', need a name with its arguments"),
+    ("granularity: stochastic(8)", "input: granularity: got Rounding"),
+    ("rounding: stochastic(99)", r"rounding: stochastic\(99\): random_bits: got 99"),
+    ("range: ema(minmx)", "range: ema.minmx.: rule: got 'minmx', .*mean 'minmax'"),
+    ("scale: Scale(e8m0, rule=rciel)", "scale: Scale.*rule: got 'rciel'.*mean 'rceil'"),
+    ("granularity: " + "blocks(" * 5000 + ")" * 5000, "granularity: got 'blocks.*need a name"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), WORDS, ids=[line[:30] for line, _ in WORDS])
+def test_words_that_say_nothing_are_refused(line: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: x\nforward:\n  input:\n    format: e4m3\n    {line}\n")
+    with pytest.raises(ValueError, match=says):
+        load_recipe(path)
+
+
+def test_granularities_and_transforms_are_written_as_python_does(tmp_path: Path) -> None:
+    text = save_recipe(recipes.mxfp4(), tmp_path / "a.yaml").read_text()
+    assert "granularity: blocks(32)\n" in text and "transform: hadamard(32, step)\n" in text
+    text = save_recipe(recipes.nvfp4(), tmp_path / "b.yaml").read_text()
+    assert "granularity: blocks(16, 16)\n" in text
 
 
 class SlowScale:
@@ -346,6 +440,8 @@ TREES: list[tuple[str, Mapping[str, Any]]] = [
     ("a: [[0, 1], [-1, null], []]\n", {"a": [[0, 1], [-1, None], []]}),
     ("a: 1.0e-07\nb: 0.1\nc: 1.5e+300\n", {"a": 1e-07, "b": 0.1, "c": 1.5e300}),
     ('a: "off"\nb: "1.0"\nc: "x: y"\n', {"a": "off", "b": "1.0", "c": "x: y"}),
+    ("a: blocks(16, 16)\nb: [x, z]\n", {"a": "blocks(16, 16)", "b": ["x", "z"]}),
+    ('a: ["x, y", "{", "a: b"]\n', {"a": ["x, y", "{", "a: b"]}),
     ('a: stochastic(8)\nb: at 4 bits\nc: ""\n', {"a": "stochastic(8)", "b": "at 4 bits", "c": ""}),
 ]  # fmt: skip
 

@@ -287,7 +287,7 @@ def _state(model: nn.Module) -> tuple[object, ...]:
 
 REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("unknown", {"recipe": "int9"}, "unknown recipe 'int9'; did you mean 'int8'"),
-    ("no recipe", {"recipe": 8}, "recipe: got 8, need a Recipe or one of"),
+    ("no recipe", {"recipe": 8}, "recipe: got 8, need a Recipe, a .yaml file or one of"),
     ("schedule", {"recipe": Schedule({0: "int8"})}, "got a Schedule; give its recipe of a step"),
     ("never", {"recipe": "bf16", "overrides": {"3": "int8"}}, "was not converted.*by an override"),
     ("nothing", {"recipe": "bf16", "overrides": {"9": "int8"}}, "match no layer"),

@@ -125,6 +125,15 @@ _SPANS = (
 )
 
 
+#: engines that were tried on a kind of device and broke their promise there
+_refused: set[tuple[Engine, str]] = set()
+
+
+def was_refused(engine: Engine, device_type: str) -> bool:
+    """Whether the engine was tried on this kind of device, and is not `admitted`."""
+    return (engine, device_type) in _refused
+
+
 @cache
 def admitted(engine: Engine, device_type: str) -> bool:
     """Whether the engine's products on this kind of device are what it promises, extreme operands
@@ -145,11 +154,14 @@ def admitted(engine: Engine, device_type: str) -> bool:
     keeps = {"exact": _is_exact, "float": _is_near}[engine.promise]
     # no mode, such as the watch over a model's first forward, and no default device of the user's
     with _disable_current_modes(), torch.device("cpu"):
-        return all(
+        kept = all(
             keeps(engine, product, a, b, like, torch.device(device_type))
             for case in _CASES
             for product, a, b, like in _products(*case)
         )
+    if not kept:
+        _refused.add((engine, device_type))
+    return kept
 
 
 def _products(
