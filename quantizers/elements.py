@@ -28,15 +28,18 @@ def _elements_of(
     format: Format,
     rounding: Rounding = nearest_even,
     key: Tensor | None = None,
+    multiplied: bool = False,
 ) -> Tensor:
     """round(x / scale) + zero_point, clamped to the format: see Quantizer.
 
     x: fp16, bf16, fp32 or fp64; scale, zero_point: one entry a block, None for 1 and for 0; key:
-    0-d int64, for a stochastic rounding.  -> an IntFormat's integer dtype, or fp32 (fp64 for fp64
-    x), x's shape.
+    0-d int64, for a stochastic rounding; multiplied: x * scale in the place of x / scale.  -> the
+    format's integer dtype, or fp32 (fp64 for fp64 x), x's shape.
     """
     scaled = x = as_real(x)
-    if scale is not None:
+    if scale is not None and multiplied:
+        scaled = x * expand(scale, x.shape, block)
+    elif scale is not None:
         # x / inf = 0: where the scale is zero, so is every element, without a branch
         divisor = torch.where(scale == 0, float("inf"), scale)
         scaled = x / expand(divisor, x.shape, block)

@@ -57,6 +57,7 @@ def test_quantizers_imports_torch_alone(path: Path) -> None:
         "compiled_elements.py": {"numpy", "numba"},
         "compiled_extremes.py": {"numpy", "numba"},
         "compiled_rounding.py": {"numpy"},
+        "compiled_scales.py": {"numpy", "numba"},
         "compiled_whole.py": {"numpy", "numba", "llvmlite"},
         "device.py": {"triton"},  # in its interpreter
     }

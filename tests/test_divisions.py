@@ -58,8 +58,8 @@ NUMBER_BY_TENSOR = {
     "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
-    "qtrain/recipe/transforms.py: 1 / math.sqrt(self.size)",
-    "qtrain/products/blockwise/sums.py: fmt.largest / fmt.smallest",
+    "qtrain/recipe/transforms.py: 1 / math.sqrt(size)",
+    "qtrain/products/blockwise/rows.py: fmt.largest / fmt.smallest",
     "quantizers/scales/clipping.py: down /= 2",
     "quantizers/scales/clipping.py: reach / scale.headroom",
     "quantizers/scales/clipping.py: reached(scale.over, scale.format) / scale.format.largest",
@@ -71,6 +71,7 @@ PYTHON = {
     "quantizers/scales/rules.py: (format.high - format.low) / 2",
     "quantizers/scales/rules.py: top / scale.headroom",
     "quantizers/kernels/team.py: Path(torch.__file__).parent / 'lib'",
+    "qtrain/products/blockwise/fused.py: 1 / by.unit",
     "qtrain/layers/attend.py: 1 / math.sqrt(query.shape[-1])",
     "qtrain/data/transforms.py: (height - side) / 2",
     "qtrain/data/transforms.py: (second * count - first * first) / count ** 2",
@@ -91,7 +92,7 @@ PYTHON = {
 }
 #: numba's own numbers, on the CPU alone
 COMPILED = {
-    "quantizers/kernels/compiled_elements.py: v / scale",
+    "quantizers/kernels/compiled_elements.py: x / step",
     "quantizers/kernels/compiled_whole.py: half / f32(f32(largest - lowest) * f32(0.5))",
     "quantizers/kernels/compiled_whole.py: low / divisor",
     "quantizers/kernels/compiled_whole.py: running_high[0] / divisor",

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from struct import pack
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantizers import random_bits, root_key
+from quantizers import kernels, random_bits, root_key
+from quantizers.devices.by_device import ByDevice
+from quantizers.devices.memory import fresh
+from quantizers.kernels import team
+from quantizers.kernels.serving import SOURCES
 
 from .. import checks
 
@@ -57,21 +62,10 @@ class Hadamard:
         """x: (*, K), fp16, bf16, fp32 or fp64 -> (*, K rounded up to a multiple of size), fp32 or
         fp64: log2(size) additions an element, each rounded, neighbours a power of two apart, the
         nearest first, then the division.  key: 0-d int64, for signs of each step."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        found = F.pad(wide, (0, -x.shape[-1] % self.size)).unflatten(-1, (-1, self.size))
-        signs = self._signs(x, key)
-        if signs is not None:
-            found = found * signs
-        step = 1
-        while step < self.size:
-            pairs = found.unflatten(-1, (-1, 2, step))
-            one, other = pairs.unbind(-2)
-            found = torch.stack((one + other, one - other), -2).flatten(-3)
-            step *= 2
-        scaled: Tensor = (found * (1 / math.sqrt(self.size))).flatten(-2)
-        return scaled
+        return _rotated(x, self._signs(x, key), self.size)
 
     def _signs(self, x: Tensor, key: Tensor | None) -> Tensor | None:
+        """(size), fp32, or fp64 for fp64 x."""
         if self.signs is None:
             return None
         if isinstance(self.signs, tuple):
@@ -87,6 +81,40 @@ class Hadamard:
     def __str__(self) -> str:
         signs = "given" if isinstance(self.signs, tuple) else self.signs
         return f"hadamard {self.size}" + ("" if signs is None else f", {signs} signs")
+
+
+def _by_halves(x: Tensor, signs: Tensor | None, size: int) -> Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    found = F.pad(wide, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
+    if signs is not None:
+        found = found * signs
+    step = 1
+    while step < size:
+        pairs = found.unflatten(-1, (-1, 2, step))
+        one, other = pairs.unbind(-2)
+        found = torch.stack((one + other, one - other), -2).flatten(-3)
+        step *= 2
+    scaled: Tensor = (found * (1 / math.sqrt(size))).flatten(-2)
+    return scaled
+
+
+def _compiled(x: Tensor, signs: Tensor | None, size: int) -> Tensor | None:
+    """The same in one pass; None where no kernel serves x."""
+    source = SOURCES.get(x.dtype)
+    signs = x.new_ones(size, dtype=torch.float32) if signs is None else signs
+    if source is None or x.numel() == 0 or not x.is_contiguous() or not kernels.serves(x, signs):
+        return None
+    kernel = kernels.made(f"{__package__}.compiled_hadamard", "rotated", source, size)
+    if kernel is None:
+        return None
+    *lines, terms = x.shape
+    found = fresh((*lines, -(-terms // size) * size), None, torch.float32, x)
+    words = math.prod(lines), terms, x.data_ptr(), signs.data_ptr(), found.data_ptr()
+    team.run(kernel.address, team.packed(*words) + pack("d", 1 / math.sqrt(size)), found.numel())
+    return found
+
+
+_rotated = ByDevice(_by_halves, cpu=_compiled)
 
 
 def hadamard(size: int = 16, signs: Signs = "fixed") -> Hadamard:

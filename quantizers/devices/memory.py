@@ -1,10 +1,14 @@
-"""When a tensor's numbers may be read from its memory, unseen by torch."""
+"""When a tensor's numbers may be read from its memory, unseen by torch; memory for results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from typing import Any
 
 import torch
 import torch.utils._python_dispatch
@@ -59,3 +63,43 @@ def serves(*tensors: Tensor, on: str = "cpu") -> bool:
 def _all_watch() -> bool:
     modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     return all(getattr(mode, "lets_kernels_pass", False) for mode in modes)
+
+
+#: bytes from which glibc asks the system for memory each time, and gives it back (malloc(3):
+#: DEFAULT_MMAP_THRESHOLD_MAX), in pages of 4 KiB whose first touch takes longer than most kernels
+_LARGE = 1 << 25
+
+
+def fresh(
+    shape: Sequence[int], strides: Sequence[int] | None, dtype: torch.dtype, like: Tensor
+) -> Tensor:
+    """Memory for what a kernel makes of `like`, on its device; in C order without strides.
+
+    Much of it lies in large pages, where Linux has them for those that ask (madvise(2)).
+    """
+    if strides is None:
+        made = like.new_empty(shape, dtype=dtype)
+    else:  # takes two thirds of the time of empty
+        made = torch.empty_strided(shape, strides, dtype=dtype, device=like.device)
+    if torch.compiler.is_compiling():
+        return made
+    size = made.numel() * made.element_size()
+    if size >= _LARGE and serves(made) and _madvise() is not None:
+        start = -(-made.data_ptr() // 4096) * 4096
+        _madvise()(start, made.data_ptr() + size - start, _HUGEPAGE)
+    return made
+
+
+#: MADV_HUGEPAGE of Linux
+_HUGEPAGE = 14
+
+
+@cache
+def _madvise() -> Any:
+    """madvise, or None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    found = getattr(ctypes.CDLL(None), "madvise", None)
+    if found is not None:
+        found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return found

@@ -30,7 +30,7 @@ _KERNEL = types.void(types.voidptr)
 
 def function(body: Any) -> Any:
     """A function that kernels call."""
-    return numba.njit(**_OPTIONS)(body)
+    return numba.njit(forceinline=True, **_OPTIONS)(body)
 
 
 @cache
@@ -109,12 +109,17 @@ def fl24(a: Any, b: Any) -> Any:
 _TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 
 
+def has(feature: str) -> bool:
+    """Whether kernels may use what LLVM calls so."""
+    return f"+{feature}" in _FEATURES
+
+
 def has_bf16() -> bool:
     """Whether kernels may use bf16 units of 512 bits, and no faster ones of torch's lie idle."""
-    return "+avx512bf16" in _FEATURES and "+amx-bf16" not in _FEATURES
+    return has("avx512bf16") and not has("amx-bf16")
 
 
-if "+f16c" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64")):
+if has("f16c") or _TRIPLE.startswith(("aarch64", "arm64")):
 
     @intrinsic
     def widened(typingctx: Any, half: Any) -> Any:

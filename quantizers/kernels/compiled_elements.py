@@ -38,25 +38,25 @@ from .layout import OUTER
 #: not, of a running range's memory among them; then two int32 a thread.
 #: symmetric: whether the range is; signed: whether the format is; update, use: whether a running
 #: range moves, and is used
-SIZE, ROW, INDEX_STEP, GRANULE_STEP = range(4)
-SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(4, 4 + 5 * OUTER, OUTER)
+SIZE, ROW, INDEX_STEP, GRANULE_STEP, RUN = range(5)
+SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(5, 5 + 5 * OUTER, OUTER)
 RANDOM_BITS, CONSTANTS, GRANULES, SYMMETRIC, SIGNED, UPDATE, USE = range(
-    4 + 5 * OUTER, 11 + 5 * OUTER
+    5 + 5 * OUTER, 12 + 5 * OUTER
 )
 X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, LOW, HIGH, SHARE, STEPS = range(
-    11 + 5 * OUTER, 21 + 5 * OUTER
+    12 + 5 * OUTER, 22 + 5 * OUTER
 )
 WORDS = STEPS + 1
 
 
 @function
 def row(words: Any, position: Any, end: Any) -> Any:
-    """The run of elements at a position of the walk: its length, and its place in x, the result,
-    the logical index and the granules."""
-    inner = words[ROW]
+    """The row at a position of the walk: its length from there, its place in x, the result, the
+    logical index and the granules, and how many elements begin it in the first granule."""
+    inner, run = words[ROW], words[RUN]
     outer, column = position // inner, position % inner
     x, y = column, column
-    index, granule = column * words[INDEX_STEP], column * words[GRANULE_STEP]
+    index, granule = column * words[INDEX_STEP], column // run * words[GRANULE_STEP]
     for axis in range(OUTER - 1, -1, -1):
         size = words[SIZES + axis]
         if size > 1:
@@ -66,19 +66,26 @@ def row(words: Any, position: Any, end: Any) -> Any:
             y += at * words[RESULT_STEPS + axis]
             index += at * words[INDEX_STEPS + axis]
             granule += at * words[GRANULE_STEPS + axis]
-    return min(inner - column, end - position), x, y, index, granule
-
-
-@function
-def _divisor(scales: Any, granule: Any) -> Any:
-    """What x is divided by: where the scale is zero, so is x / inf."""
-    scale = f32_at(scales)[granule]
-    return f32(np.inf) if scale == f32(0.0) else scale
+    length = min(inner - column, end - position)
+    first = length if words[GRANULE_STEP] == 0 else min(length, run - column % run)
+    return length, x, y, index, granule, first
 
 
 @function
 def _zero_point(zeros: Any, granule: Any) -> Any:
     return f32(i32_at(zeros)[granule]) if zeros != 0 else f32(0.0)
+
+
+@function
+def _step(scaled: Any, scales: Any, granule: Any) -> Any:
+    """What x is divided by: where the scale is zero, so is x / inf; or multiplied with."""
+    scale = f32_at(scales)[granule]
+    return f32(np.inf) if (scaled == 1) & (scale == f32(0.0)) else scale
+
+
+@function
+def _scaled(scaled: Any, x: Any, step: Any) -> Any:
+    return f32(x / step) if scaled == 1 else f32(x * step) if scaled == 2 else x
 
 
 @function
@@ -88,9 +95,10 @@ def codes(
 ) -> None:  # fmt: skip
     """The elements of the walk from position to end.
 
-    scaled: x is divided by the scale of its granule and moved by its zero point; folded: it is
-    multiplied by a factor before, whose granules are those of the walk, and has one scale.
-    striped: whether granules may change along a row.
+    scaled: 1 where x is divided by the scale of its granule and moved by its zero point, 2 where it
+    is multiplied with it, 0 for neither; folded: it is multiplied by a factor before, whose
+    granules are those of the walk, and has one scale.  striped: whether granules may change along a
+    row.
     """
     noisy = mode == 5  # stochastic
     low, high = u32(0), u32(0)
@@ -104,37 +112,50 @@ def codes(
     step, along = u32(words[INDEX_STEP]), striped and words[GRANULE_STEP] != 0
     scale, zero, factor = f32(1.0), f32(0.0), f32(1.0)
     while position < end:
-        length, x, y, index, granule = row(words, position, end)
+        length, x, y, index, granule, first = row(words, position, end)
         x, y = words[X] + SOURCE_BYTES[source] * x, words[RESULT] + TARGET_BYTES[target] * y
-        first, own = u32(index), i64(0) if folded else granule
-        if scaled:
-            scale, zero = _divisor(scales, own), _zero_point(zeros, own)
-        if folded:
-            factor = f32_at(factors)[granule]
-        if along:
+        start = u32(index)
+        if along and words[RUN] == 1:
+            if scaled:
+                own = i64(0) if folded else granule
+                scale, zero = _step(scaled, scales, own), _zero_point(zeros, own)
             for i in range(length):
                 if folded:
                     factor = f32_at(factors)[granule + i]
                 elif scaled:
-                    scale, zero = _divisor(scales, own + i), _zero_point(zeros, own + i)
-                bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    scale = _step(scaled, scales, granule + i)
+                    zero = _zero_point(zeros, granule + i)
+                bits = noise(u32(start + u32(u32(i) * step)), low, high) if noisy else u32(0)
                 v = load(source, x, i)
                 v = f32(v * factor) if folded else v
-                e = f32(v / scale) if scaled else v
-                e = element(target, mode, e, v, zero, bits, shift, top, constants)
+                e = element(
+                    target, mode, _scaled(scaled, v, scale), v, zero, bits, shift, top, constants
+                )  # fmt: skip
                 store(target, y, i, e)
         else:
-            for i in range(length):
-                bits = noise(u32(first + u32(u32(i) * step)), low, high) if noisy else u32(0)
-                v = load(source, x, i)
-                v = f32(v * factor) if folded else v
-                e = f32(v / scale) if scaled else v
-                e = element(target, mode, e, v, zero, bits, shift, top, constants)
-                store(target, y, i, e)
+            done = i64(0)
+            while done < length:
+                own = i64(0) if folded else granule
+                if scaled:
+                    scale, zero = _step(scaled, scales, own), _zero_point(zeros, own)
+                if folded:
+                    factor = f32_at(factors)[granule]
+                for i in range(done, done + first):
+                    bits = noise(u32(start + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    v = load(source, x, i)
+                    v = f32(v * factor) if folded else v
+                    e = element(
+                        target, mode, _scaled(scaled, v, scale), v, zero, bits, shift, top,
+                        constants,
+                    )  # fmt: skip
+                    store(target, y, i, e)
+                done += first
+                granule += 1
+                first = min(words[RUN], length - done)
         position += length
 
 
-def quantize(source: int, target: int, mode: int, scaled: bool) -> Any:
+def quantize(source: int, target: int, mode: int, scaled: int) -> Any:
     """The kernel from a source to elements of a target, by a rounding mode."""
 
     def body(data: Any) -> None:

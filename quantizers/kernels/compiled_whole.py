@@ -92,7 +92,7 @@ def _extremes(source: Any, folded: Any, words: Any, position: Any, end: Any) -> 
     """Smallest and largest, ordered, of the elements of the walk from position to end."""
     low, high = i32(0x7FFFFFFF), i32(-0x80000000)
     while position < end:
-        length, x, _, _, factor = row(words, position, end)
+        length, x, _, _, factor, _ = row(words, position, end)
         x = words[X] + SOURCE_BYTES[source] * x
         if folded and words[GRANULE_STEP] != 0:
             for i in range(length):
@@ -221,6 +221,6 @@ def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
                 _measured(words, granule, low, high)
             if shared:
                 _barrier()
-            codes(source, target, mode, True, folded, folded, words, start, end)
+            codes(source, target, mode, 1, folded, folded, words, start, end)
 
     return kernel(body)

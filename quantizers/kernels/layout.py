@@ -15,8 +15,9 @@ class Walk(NamedTuple):
 
     size           all elements
     row            elements of a row; they are adjacent in x and in the result
-    index_step, granule_step   what one step along the row adds to the logical index and to the
-                   granule's
+    index_step     what one step along the row adds to the logical index
+    granule_step   what the next granule along the row, after `run` elements of each, adds to the
+                   granule's number; 0 where a row lies in one
     outer          sizes, then strides in x, result, logical index and granule, of OUTER axes
     """
 
@@ -24,6 +25,7 @@ class Walk(NamedTuple):
     row: int
     index_step: int
     granule_step: int
+    run: int
     outer: tuple[int, ...]
 
 
@@ -42,18 +44,26 @@ def walk(
     result: tuple[int, ...],
     block: tuple[int, ...],
     indexed: bool,
+    runs: bool = False,
 ) -> Walk | None:
     """The walk over x (shape, strides) and a result with strides `result`; None where a kernel
     cannot: ragged blocks, rows that are not adjacent in memory, too many axes.
 
     block     block size along each axis; granules are numbered in C order
     indexed   whether the kernel needs logical indices (for noise)
+    runs      whether a row may hold several elements of each of several granules: blocks along the
+              innermost axis may then be ragged
     """
+    run = 1
     granules = contiguous(compact_shape(shape, block))
     logical = contiguous(shape) if indexed else (0,) * len(shape)
     axes: list[tuple[int, ...]] = []
     every = zip(shape, block, strides, result, logical, granules, strict=True)
     for size, b, *steps, granule in every:
+        if runs and 1 < b < size and steps[0] == steps[1] == 1:
+            run = b
+            axes += ((size, *steps, granule),)
+            continue
         if b < size and size % b:
             return None
         axes += ((max(size // b, 1), *(step * b for step in steps), granule),)
@@ -63,8 +73,10 @@ def walk(
     for axis in axes:
         if merged:
             outer = merged[-1]
-            free = (1, 2, 4) if not indexed else (1, 2, 3, 4)
-            if all(outer[i] == axis[i] * axis[0] for i in free):
+            free = (1, 2) if not indexed else (1, 2, 3)
+            each = run if axis is axes[-1] else 1
+            same = outer[4] * each == axis[4] * axis[0]
+            if same and all(outer[i] == axis[i] * axis[0] for i in free):
                 merged[-1] = [outer[0] * axis[0], *axis[1:]]
                 continue
         merged.append(list(axis))
@@ -81,7 +93,7 @@ def walk(
     unit = [1, 0, 0, 0, 0]
     padded = [unit] * (OUTER - len(merged)) + merged
     flat = tuple(numbers[field] for field in range(5) for numbers in padded)
-    return Walk(count, size, index, granule, flat)
+    return Walk(count, size, index, granule, run, flat)
 
 
 def is_granule_major(path: Walk) -> bool:

@@ -46,20 +46,21 @@ def plan(
     rounding: Rounding,
     scaled: bool,
     momentum: float = 0.0,
+    runs: bool = False,
 ) -> Plan | None:
     """For a tensor x; None where no kernel serves it.  The elements are laid out as empty_like(x);
-    block: the size of the walk's granules."""
+    block: the size of the walk's granules; runs: see `walk`."""
     if dtype not in SOURCES or rounding.mode not in MODES or 0 in shape:
         return None
     if isinstance(format, TableFormat):
         return None
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
-    path = walk(shape, strides, like, block, rounding.random_bits > 0)
+    path = walk(shape, strides, like, block, rounding.random_bits > 0, runs)
     if path is None:
         return None
     numbers = SOURCES[dtype], TARGETS[target], MODES[rounding.mode]
-    known, words = constants(format, scaled, momentum), (*path[:4], *path.outer)
+    known, words = constants(format, scaled, momentum), (*path[:5], *path.outer)
     return Plan(target, like, compact_shape(shape, block), numbers, path, words, known)
 
 

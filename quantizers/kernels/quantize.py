@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quantizers.devices.by_device import restored
-from quantizers.devices.memory import serves
+from quantizers.devices.memory import fresh, serves
 from quantizers.formats import Format
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
@@ -58,8 +58,7 @@ class _Whole(NamedTuple):
         if kernel is None:
             return None
         path, device = self.plan, x.device
-        # empty_strided takes two thirds of the time of empty
-        elements = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=device)
+        elements = fresh(x.shape, path.strides, path.dtype, x)
         scale = zero_point = None
         first = second = 0
         if self.scales is not None:
@@ -96,7 +95,7 @@ def _whole(
         path = plan(dtype, shape, strides, shape, format, rounding, False)
         if path is None or factor is not None:
             return None
-        kernel = _ELEMENTS, "quantize", *path.numbers, False
+        kernel = _ELEMENTS, "quantize", *path.numbers, 0
         return _Whole(kernel, _words(path, rounding), path, format, tuple(shape), None, False)
     rule, momentum, use = remembered(by.range, running, training)
     if type(rule) not in (AbsMax, MinMax) or not by._plain:
@@ -126,11 +125,13 @@ def elements(
     format: Format,
     rounding: Rounding = nearest_even,
     key: Tensor | None = None,
+    multiplied: bool = False,
 ) -> Tensor | None:
     """round(x / scale) + zero_point, clamped to the format: elements as a Quantizer makes them.
 
     x: fp16, bf16 or fp32; scale (fp32), zero_point (int32): compact, scale None for no division;
-    key: 0-d int64.
+    key: 0-d int64; multiplied: x * scale, fp32's largest where that passes it, in the place of
+    x / scale.
     -> the format's integer dtype, or fp32 for a FloatFormat, in x's layout; None where no kernel
     serves x.
     """
@@ -145,8 +146,10 @@ def elements(
             read.append(part)
     if not serves(*read):
         return None
-    scaled = scale is not None
-    path = plan(x.dtype, x.shape, x.stride(), block, format, rounding, scaled)
+    scaled = 0 if scale is None else 2 if multiplied else 1
+    path = plan(
+        x.dtype, x.shape, x.stride(), block, format, rounding, scaled > 0, runs=scaled > 0
+    )  # fmt: skip
     if (
         path is None
         or (scale is not None and scale.shape != path.compact)
@@ -156,7 +159,7 @@ def elements(
     kernel = made(_ELEMENTS, "quantize", *path.numbers, scaled)
     if kernel is None:
         return None
-    result = torch.empty_strided(x.shape, path.strides, dtype=path.dtype, device=x.device)
+    result = fresh(x.shape, path.strides, path.dtype, x)
     # what must live until the kernel has run
     held = [None if t is None else t.contiguous() for t in (scale, zero_point, noise)]
     places = [0 if t is None else t.data_ptr() for t in held]

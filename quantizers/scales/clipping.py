@@ -6,8 +6,7 @@ import warnings
 
 from ..formats import Format, fp32
 from ..rounding import Rounding
-from .rules import exponent_of, mantissa_of
-from .scale import Scale
+from .scale import Scale, exponent_of, mantissa_of
 
 #: by how much more than its rounding a scale must clip to be said to
 _SLACK = 1 + 2.0**-20

@@ -88,17 +88,13 @@ def elements_by(
 
     -> the format's integer dtype, or for a FloatFormat fp32 (fp64 for fp64 x), x's shape.
     """
-    scale, divisor = by.scale, step.by
-    if scale.prescale != 1 or scale.reciprocal:
-        y = as_real(x)
-        if scale.prescale != 1:
-            y = y * constant(scale.prescale, y)
-        if scale.reciprocal:
-            y = y * expand(divisor, x.shape, block)
-            divisor = torch.where(divisor == 0, divisor, torch.ones_like(divisor))
+    scale = by.scale
+    if scale.prescale != 1:
+        y = as_real(x) * constant(scale.prescale, as_real(x))
         most = torch.finfo(y.dtype).max  # what passes that is no infinity
-        x = torch.where(torch.isfinite(x), y.clamp(-most, most), y)
-    return elements_of(x, divisor, None, block, by.format, rounding, key)
+        finite = scale.prescale < 1 or torch.isfinite(x)
+        x = y if finite is True else torch.where(finite, y.clamp(-most, most), y)
+    return elements_of(x, step.by, None, block, by.format, rounding, key, scale.reciprocal)
 
 
 def _step(

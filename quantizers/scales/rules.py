@@ -7,11 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from ..devices.by_device import ByDevice
 from ..devices.numbers import constant, divided
+from ..elements import elements_of
 from ..formats import FloatFormat, Format, IntFormat, fp32
-from ..noise import fold, random_bits
+from ..kernels import scales as kernels
+from ..noise import fold
 from ..rounding import nearest_even, power_of_two, round_to_float
-from .scale import Scale
+from .scale import Scale, exponent_of, mantissa_of
 
 MOST = torch.finfo(torch.float32).max
 #: bits behind the point of an fp64 number, and all of them set
@@ -81,12 +84,12 @@ def in_format(found: Tensor, measured: Tensor, scale: Scale, key: Tensor | None)
     fmt, rounding = scale.format, scale.rounding
     if fmt in (fp32,):
         return found
-    bits = None
     if rounding.random_bits:
         if key is None:
             raise ValueError("a stochastic scale needs a key: pass key=root_key(seed, ...)")
-        bits = random_bits(fold(key, _NOISE), found.shape)
-    rounded = round_to_float(found, fmt, rounding, bits, overflow=fmt.when_clipped)
+        key = fold(key, _NOISE)
+    one, whole = found.new_ones([1] * found.dim()), tuple(found.shape)
+    rounded = elements_of(found, one, None, whole, fmt, rounding, key)
     return torch.where(measured == 0, found, rounded)
 
 
@@ -103,28 +106,23 @@ def _power(amax: Tensor, top: float, format: Format, scale: Scale) -> Tensor:
     else:
         emax = exponent_of(top)
         edge = int(math.ldexp(top, _BITS - emax)) & _ONES
-    number = (amax.double() * scale.headroom).view(torch.int64)
+    return _powers(amax, scale.headroom, emax, edge, scale.format)
+
+
+def _by_bits(amax: Tensor, headroom: float, emax: int, edge: int, format: FloatFormat) -> Tensor:
+    """edge: the bits behind the point of s; format: of powers of two."""
+    number = (amax.double() * headroom).view(torch.int64)
     exponent = (number >> _BITS) - 1023 + ((number & _ONES) > edge).to(torch.int64) - emax
-    exponent = exponent.clamp(min=scale.format.min_exponent, max=1023)
+    exponent = exponent.clamp(min=format.min_exponent, max=1023)
     found = power_of_two(exponent, torch.float64)
-    found = round_to_float(found, scale.format, nearest_even, overflow=scale.format.when_clipped)
+    found = round_to_float(found, format, nearest_even, overflow=format.when_clipped)
     found = torch.where(torch.isfinite(amax), found.float(), float("nan"))
     return torch.where(amax == 0, 0.0, found)
+
+
+_powers = ByDevice(_by_bits, cpu=kernels.powers)
 
 
 def reciprocal(x: Tensor, number: float = 1.0) -> Tensor:
     """number / x, rounded once to fp32, at most its largest."""
     return (constant(number, x) / x).clamp(max=MOST)
-
-
-def exponent_of(number: float) -> int:
-    """floor(log2 number) of a positive number, exact."""
-    return math.frexp(number)[1] - 1
-
-
-def mantissa_of(elements: Format) -> int:
-    """The bits behind the point of the significand of the format's largest numbers."""
-    if isinstance(elements, IntFormat):
-        return exponent_of(elements.largest)
-    assert isinstance(elements, FloatFormat)  # a table has no such rule
-    return elements.mantissa

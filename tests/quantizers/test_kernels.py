@@ -287,16 +287,40 @@ def test_blocks_that_fill_their_axes_are_served(grain: Granularity, fmt: Format)
     check(replace(quantizer, granularity=whole), wild(6, 32))
 
 
-@pytest.mark.parametrize("grain", CUT, ids=str)
-def test_shorter_last_blocks_fall_back(grain: Granularity) -> None:
-    quantizer = Quantizer(format=int8, granularity=grain, rounding=stochastic())
-    check(quantizer, wild(7, 11), served=False)
+@pytest.mark.parametrize("mode", [nearest_even, stochastic()], ids=str)
+@pytest.mark.parametrize("fmt", [int8, uint8, formats.e2m1], ids=str)
+def test_shorter_last_blocks_are_served_along_the_innermost_axis(fmt: Format, mode) -> None:
+    quantizer = Quantizer(format=fmt, granularity=blocks(3), range=minmax, rounding=mode)
+    tile = Granularity(((0, 2), (1, 4)), rest="each")
+    for shape in ((7, 11), (1, 5), (4, 6), (6, 3, 7), (40, 67)):
+        for values in (wild(*shape), numbers(*shape).half()):
+            check(quantizer, values)
+            check(replace(quantizer, granularity=blocks(16)), values)
+    for rows in (4, 6):
+        check(replace(quantizer, granularity=tile), wild(rows, 9))
+    check(replace(quantizer, granularity=tile), wild(5, 8), served=False)
+    check(quantizer, wild(11, 7).t(), served=False)
 
 
-def test_extremes_of_runs_are_found_in_one_pass() -> None:
+@pytest.mark.parametrize("mode", [*MODES, stochastic(8)], ids=str)
+@pytest.mark.parametrize("fmt", [int8, formats.e4m3, formats.e5m2, formats.e2m1], ids=str)
+def test_elements_by_multiplication(fmt: Format, mode) -> None:
+    """Of every kind of number, by factors that take them beyond fp32 and below it."""
+    factors = torch.tensor([1.0, 0.3, 0.0, 1e38, 3e38, 1e-30, 1e-45, NAN, INF, 7.0])
+    x = wild(10, 96)
+    for block, scale in (((1, 96), factors.view(10, 1)), ((10, 96), factors[1:2].view(1, 1)),
+                         ((1, 10), factors.repeat(10).view(10, 10))):  # fmt: skip
+        own = elements(x, scale, None, block, fmt, mode, KEY, True)
+        with kernels.eager():
+            assert same(own, elements_of(x, scale, None, block, fmt, mode, KEY, True))
+
+
+def test_extremes_of_blocks_are_found_in_one_pass() -> None:
     for shape, block in (
         ((6, 12), (1, 4)), ((6, 12), (1, 12)), ((6, 12), (3, 12)), ((2, 3, 4), (1, 3, 4)),
-        ((2, 3, 4), (2, 3, 4)), ((5, 1), (1, 1)), ((7,), (7,)),
+        ((2, 3, 4), (2, 3, 4)), ((5, 1), (1, 1)), ((7,), (7,)), ((6, 12), (2, 4)),
+        ((6, 10), (1, 4)), ((7, 10), (2, 4)), ((3, 7, 10), (1, 2, 4)), ((2, 3, 8, 8), (1, 3, 2, 8)),
+        ((3, 40, 67), (1, 1, 16)),
     ):  # fmt: skip
         for dtype in DTYPES:
             x = wild(*shape).to(dtype)
@@ -307,7 +331,7 @@ def test_extremes_of_runs_are_found_in_one_pass() -> None:
             for one, other in zip(found, expected, strict=True):
                 assert torch.equal(one.isnan(), other.flatten().isnan())
                 assert torch.equal(one.nan_to_num(1.0), other.flatten().nan_to_num(1.0))
-    for shape, block in (((6, 12), (2, 4)), ((6, 10), (1, 4)), ((0, 4), (1, 4))):
+    for shape, block in (((4, 6, 12), (2, 2, 4)), ((0, 4), (1, 4))):
         assert rules.extremes.forms["cpu"](torch.zeros(shape), block) is None
     assert rules.extremes.forms["cpu"](numbers(4, 6).t(), (1, 4)) is None
 

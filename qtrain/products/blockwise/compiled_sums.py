@@ -1,7 +1,6 @@
 """Sums in blocks, compiled as the fused quantizers are: see `sums`.
 
-Outputs are innermost: four rows and a tile of columns at a time, whose sums stay in the nearest
-cache while a block's terms are added to them.
+Outputs are innermost: a tile of four rows and some columns at a time, see `compiled_tile`.
 """
 
 from __future__ import annotations
@@ -10,156 +9,181 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types
 
 from quantizers.kernels.compiled import (
     f32,
     f32_at,
-    f64,
     f64_at,
-    fl24,
     function,
+    i32,
+    i32_at,
     i64,
     i64_at,
     kernel,
     thread,
     threads,
+    u8_at,
 )
 
-#: rows that are summed together, and how many of these meet a block while it lies in a cache
-ROWS, GROUPS = 4, 8
+from .compiled_tile import COLUMNS, DOUBLE, INTEGER, ROWS, SHIFT, tile
+from .compiled_transpose import LANES, turned
 
-#: products in a sum are exact, or are rounded with it: one instruction for both
-_added = numba.njit(error_model="numpy", boundscheck=False, fastmath={"contract"})
+#: groups of ROWS rows that meet a block while it lies in a cache
+GROUPS = 16
 
 
-def sums(wide: int, far: int, COLUMNS: int) -> Any:
+def sums(unit: int, far: int) -> Any:
     """result[i, j] += fl32(S) * fl24(scale_a[i] * scale_b[j]) of every block, in order.
 
-    wide: whether S is taken in fp64, else in fp32; far: whether the product of two scales may leave
-    fp32's normal numbers; COLUMNS: of a tile.  words, A places' and B columns' own:
+    unit: in which S is taken; far: whether the product of two scales may leave fp32's normal
+    numbers.  words, A places' and B columns' own:
 
     0  batches; 1, 2  result's batches that share one of a, one of b; 3  rows of the result;
-    4  its columns (a multiple of COLUMNS)
+    4  its columns (a multiple of a tile's)
     5  positions; 6  terms of one, 7  of a block;  8  places of a batch of a
     9  rows that one table of places serves, of as many places; 10  those it chooses among
-    11 a (fp32, (batch, places, terms of a position)); 12  its scales (fp32, (batch, places, blocks
-       of a position)); 13  the table (int64, (rows, positions), -1 for none), 0 where place is row
-    14 b (fp64 or fp32, (batch, columns / COLUMNS, positions, terms of one of b's, COLUMNS));
-       15  its scales (fp32, (batch, blocks, columns))
-    16 the result (fp32, (batch, columns / COLUMNS, rows up to a multiple of ROWS, COLUMNS), zeros);
-    17 as many zeros as a position has terms; 18  the terms of a position that b has
+    11 a (batch, places, terms of a position); 12, 13  bytes of a place, of a block in it
+    14 its scales (fp32, (batch, places, blocks of a position));
+    15 the table (int64, (rows, positions), -1 for none), 0 where place is row;  16  a place of 0s
+    17 b (batch, tiles, positions, terms of one, columns of a tile); 18, 19  bytes of a position, of
+       a block in it;  20  what its blocks' sums start from (int32, (batch, tiles, blocks, columns))
+    21 its scales (fp32, (batch, blocks, columns))
+    22 the result (fp32, (batch, tiles, rows up to a multiple of ROWS, columns of a tile), zeros)
+
+    a and b as `compiled_tile` takes them; of int8 units, a block is filled up to fours of terms.
     """
-    real, real_at = (f64, f64_at) if wide else (f32, f32_at)
-    real_type = types.float64 if wide else types.float32
-    tile_size, width = ROWS * COLUMNS, 8 if wide else 4
-
-    @_added  # type: ignore[untyped-decorator]
-    def added(a0: Any, a1: Any, a2: Any, a3: Any, b: Any, total: Any, length: Any) -> None:
-        """total: (ROWS, COLUMNS), the sums of `length` terms of four rows."""
-        for j in range(tile_size):
-            total[j] = real(0.0)
-        whole = length // 4 * 4
-        for k in range(0, whole, 4):
-            p0, p1, p2, p3 = real(a0[k]), real(a0[k + 1]), real(a0[k + 2]), real(a0[k + 3])
-            q0, q1, q2, q3 = real(a1[k]), real(a1[k + 1]), real(a1[k + 2]), real(a1[k + 3])
-            r0, r1, r2, r3 = real(a2[k]), real(a2[k + 1]), real(a2[k + 2]), real(a2[k + 3])
-            s0, s1, s2, s3 = real(a3[k]), real(a3[k + 1]), real(a3[k + 2]), real(a3[k + 3])
-            place = k * COLUMNS
-            for j in range(COLUMNS):
-                b0, b1 = b[place + j], b[place + COLUMNS + j]
-                b2, b3 = b[place + 2 * COLUMNS + j], b[place + 3 * COLUMNS + j]
-                total[j] += p0 * b0 + p1 * b1 + p2 * b2 + p3 * b3
-                total[COLUMNS + j] += q0 * b0 + q1 * b1 + q2 * b2 + q3 * b3
-                total[2 * COLUMNS + j] += r0 * b0 + r1 * b1 + r2 * b2 + r3 * b3
-                total[3 * COLUMNS + j] += s0 * b0 + s1 * b1 + s2 * b2 + s3 * b3
-        for k in range(whole, length):
-            p0, q0, r0, s0 = real(a0[k]), real(a1[k]), real(a2[k]), real(a3[k])
-            for j in range(COLUMNS):
-                b0 = b[k * COLUMNS + j]
-                total[j] += p0 * b0
-                total[COLUMNS + j] += q0 * b0
-                total[2 * COLUMNS + j] += r0 * b0
-                total[3 * COLUMNS + j] += s0 * b0
-
-    @function
-    def finished(total: Any, start: Any, scale: Any, others: Any, result: Any, wild: Any) -> None:
-        """result += fl32(total) * fl24(scale * others), a row of a tile; wild: as far."""
-        for j in range(COLUMNS):
-            if wild:
-                result[j] += f32(f64(f32(total[start + j])) * fl24(scale, others[j]))
-            else:
-                result[j] += f32(total[start + j]) * f32(scale * others[j])
+    columns, added = COLUMNS[unit], tile(unit, far)
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (19,), np.int64)
-        batches, rows, columns = words[0], words[3], words[4]
-        positions, terms, step, places = words[5], words[6], words[7], words[8]
-        served, chosen, table = words[9], words[10], i64_at(words[13])
+        words = numba.carray(data, (23,), np.int64)
+        batches, rows, positions, terms, step = words[0], words[3], words[5], words[6], words[7]
+        served, table, scales = words[9], i64_at(words[15]), f32_at(words[14])
         own = -(-terms // step)  # blocks of a position
-        blocks, tiles, groups = positions * own, columns // COLUMNS, -(-rows // ROWS)
+        tiles, groups = words[4] // columns, -(-rows // ROWS)
         start = batches * groups * thread() // threads()
         stop = batches * groups * (thread() + 1) // threads()
-        total = np.empty(tile_size, real_type)
-        at, scales = np.empty(ROWS, np.int64), np.empty(ROWS, np.float32)
+        places, at = np.empty(ROWS * GROUPS, np.int64), np.empty(ROWS, np.int64)
+        scale = np.empty(ROWS, np.float32)
         while start < stop:
             batch = start // groups
             end = min(stop, (batch + 1) * groups, start + GROUPS)
             of_a, of_b = batch // words[1], batch // words[2]
-            for tile in range(tiles):
-                for block in range(blocks):
-                    position, low = block // own, block % own * step
-                    length = min(step, terms - low)
-                    first = ((of_b * tiles + tile) * positions + position) * words[18] + low
-                    b = real_at(words[14] + width * first * COLUMNS)
-                    column = (of_b * blocks + block) * columns + tile * COLUMNS
-                    others = f32_at(words[15] + 4 * column)
-                    for group in range(start - batch * groups, end - batch * groups):
+            first = (start - batch * groups) * ROWS
+            for part in range(tiles * positions):
+                of_tile, position = of_b * tiles + part // positions, part % positions
+                row, base = first % served, of_a * words[8] + first // served * words[10]
+                for i in range((end - start) * ROWS):
+                    place = base + row if words[15] == 0 else table[row * positions + position]
+                    if words[15] != 0 and place >= 0:
+                        place += base
+                    places[i] = place if first + i < rows else i64(-1)
+                    row += 1
+                    if row == served:
+                        row, base = i64(0), base + words[10]
+                for block in range(own):
+                    length = min(step, terms - block * step)
+                    if unit == INTEGER:
+                        length = (step + 3) // 4
+                    b = words[17] + (of_tile * positions + position) * words[18] + block * words[19]
+                    line = (of_tile * positions + position) * own + block
+                    begin = words[20] + 4 * columns * line
+                    column = (of_b * positions * own + position * own + block) * words[4]
+                    others = words[21] + 4 * (column + part // positions * columns)
+                    for group in range(start, end):
                         for i in range(ROWS):
-                            row = group * ROWS + i
-                            place = row if row < rows else i64(-1)
-                            if words[13] != 0 and place >= 0:
-                                place = table[row % served * positions + position]
-                                if place >= 0:
-                                    place += row // served * chosen
-                            at[i], scales[i] = words[17], f32(0.0)
+                            place = places[(group - start) * ROWS + i]
+                            at[i], scale[i] = words[16], f32(0.0)
                             if place >= 0:
-                                place += of_a * places
-                                at[i] = words[11] + 4 * (place * terms + low)
-                                scales[i] = f32_at(words[12])[place * own + block % own]
+                                at[i] = words[11] + place * words[12] + block * words[13]
+                                scale[i] = scales[place * own + block]
+                        line = (batch * tiles + part // positions) * groups + group - batch * groups
                         added(
-                            f32_at(at[0]), f32_at(at[1]), f32_at(at[2]), f32_at(at[3]), b, total,
-                            length,
+                            at[0], at[1], at[2], at[3], b, begin, length, scale.ctypes.data, others,
+                            words[22] + 4 * line * ROWS * columns,
                         )  # fmt: skip
-                        line = ((batch * tiles + tile) * groups + group) * tile_size
-                        for i in range(ROWS):
-                            result = f32_at(words[16] + 4 * (line + i * COLUMNS))
-                            finished(total, i * COLUMNS, scales[i], others, result, far)
             start = end
 
     return kernel(body)
 
 
-def packed(wide: int, COLUMNS: int) -> Any:
-    """Columns beside one another, COLUMNS at a time, zeros behind the last.
+def packed(unit: int) -> Any:
+    """Columns beside one another, as many as a tile has, zeros behind the last.
 
-    words: matrices, columns, terms, and the addresses of b (fp32, (matrices, columns, terms)) and
-    of the result (fp64 or fp32, (matrices, columns / COLUMNS rounded up, terms, COLUMNS)).
+    words: matrices, columns, terms, and the addresses of b (32 bits each, (matrices, columns,
+    terms)) and of the result ((matrices, tiles, terms, columns of a tile), fp64 for that unit).
     """
-    real, real_at = (f64, f64_at) if wide else (f32, f32_at)
+    wide, across = unit == DOUBLE, COLUMNS[unit]
+    turn, size = turned(wide), 8 if wide else 4
 
     def body(data: Any) -> None:
         words = numba.carray(data, (5,), np.int64)
         columns, terms = words[1], words[2]
-        tiles = -(-columns // COLUMNS)
-        b, result = f32_at(words[3]), real_at(words[4])
-        lines = words[0] * tiles * terms
+        tiles, runs = -(-columns // across), -(-terms // LANES)
+        b, result = f32_at(words[3]), f64_at(words[4]) if wide else f32_at(words[4])
+        lines = words[0] * tiles * runs
         for line in range(lines * thread() // threads(), lines * (thread() + 1) // threads()):
-            matrix, first, k = line // terms // tiles, line // terms % tiles * COLUMNS, line % terms
-            source, count = (matrix * columns + first) * terms + k, min(COLUMNS, columns - first)
-            for j in range(count):
-                result[line * COLUMNS + j] = real(b[source + j * terms])
-            for j in range(count, COLUMNS):
-                result[line * COLUMNS + j] = real(0.0)
+            place, start = line // runs, line % runs * LANES
+            first, length = place % tiles * across, min(i64(LANES), terms - start)
+            source = (place // tiles * columns + first) * terms + start
+            to = (place * terms + start) * across
+            for j in range(0, across, LANES):
+                if (length == LANES) & (first + j + LANES <= columns):
+                    turn(
+                        words[3] + 4 * (source + j * terms), 4 * terms,
+                        words[4] + size * (to + j), i64(size * across),
+                    )  # fmt: skip
+                else:
+                    for i in range(j, j + LANES):
+                        for k in range(length):
+                            one = b[source + i * terms + k] if first + i < columns else f32(0.0)
+                            result[to + k * across + i] = one
+
+    return kernel(body)
+
+
+@function
+def _byte(x: Any, up: Any) -> Any:
+    """x in what `up` is the inverse of, or 0 where it is no integer of a byte there; whether so."""
+    v = f32(x * up)
+    inside = (f32(abs(v)) <= f32(127.0)) & (v == f32(np.rint(v)))
+    return i32(v if inside else f32(0.0)), not inside
+
+
+def rows_by_blocks(unit: int, shift: int) -> Any:
+    """Rows as a unit takes them, their blocks filled up: fp32 as it is, or bytes, `shift` for 0, in
+    fours.
+
+    words: rows, terms, terms of a block, numbers from a row to the next, from a block to the next;
+    addresses of x (fp32), of the result, of the sums of a block's bytes times -SHIFT (int32, (rows,
+    blocks)), of an int32 that becomes 1 where an element is no integer of a byte; the inverse of
+    what elements count in, as the bits of fp64.
+    """
+
+    def body(data: Any) -> None:
+        words = numba.carray(data, (10,), np.int64)
+        up, terms, step = f32(numba.carray(data, (10,), np.float64)[9]), words[1], words[2]
+        own, each, beyond = -(-terms // step), (step + 3) // 4 * 4, False
+        for row in range(words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()):
+            for block in range(own):
+                x, length = (
+                    f32_at(words[5] + 4 * (row * terms + block * step)),
+                    terms - block * step,
+                )
+                place, total = row * words[3] + block * words[4], i32(0)
+                if unit == INTEGER:
+                    out = u8_at(words[6] + place)
+                    for k in range(min(step, length)):
+                        v, bad = _byte(x[k], up)
+                        beyond |= bad
+                        total += v
+                        out[k] = np.uint8(v + i32(shift))
+                    for k in range(min(step, length), each):
+                        out[k] = np.uint8(shift)
+                    i32_at(words[7])[row * own + block] = i32(-SHIFT) * total
+                else:
+                    for k in range(min(step, length)):
+                        f32_at(words[6] + 4 * place)[k] = x[k]
+        if beyond:
+            i32_at(words[8])[0] = i32(1)
 
     return kernel(body)

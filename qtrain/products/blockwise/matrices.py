@@ -24,7 +24,7 @@ from quantizers import QTensor
 from ..convolution import Convolution
 from ..operations import Kind, Linear, Operand, Operation
 from ..product import Product
-from .sums import Rows, rows_of
+from .rows import Rows, rows_of
 from .unfolding import Unfolded
 
 

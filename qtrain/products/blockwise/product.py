@@ -14,7 +14,8 @@ from ..operands import PLACES
 from ..operations import Operand
 from ..product import Product
 from .matrices import Matrices, Plain
-from .sums import block_sums, step_of
+from .rows import step_of
+from .sums import block_sums
 
 
 def in_blocks(

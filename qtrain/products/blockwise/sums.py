@@ -10,107 +10,14 @@ significant bits, `engines.scales`).
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from quantizers import FloatFormat, IntFormat, QTensor, kernels
 from quantizers.devices.by_device import ByDevice
-from quantizers.formats import Format
-from quantizers.granularity import expand
-from quantizers.kernels import team
 
 from ..engines.scales import times
-
-
-def step_of(a: QTensor, b: QTensor) -> int:
-    """The length of the blocks in which a product of two matrices is summed: the shorter of theirs.
-
-    ValueError where a longer one is no multiple of it.
-    """
-    length = a.elements.shape[-1]
-    sizes = [min(q.block[-1], max(length, 1)) for q in (a, b)]
-    step = min(sizes)
-    if any(size < length and size % step for size in sizes):
-        raise ValueError(
-            f"blocks of {sizes[0]} and {sizes[1]} along a sum of {length} do not nest; make one a "
-            f"multiple of the other"
-        )
-    return step
-
-
-class Windows(NamedTuple):
-    """What rows are made of that are put together from places.
-
-    table    (rows, positions), int64: the place of each position of a row; -1 for none: zeros
-    places   how many the table chooses among; the next so many serve the next rows
-    """
-
-    table: NDArray[np.int64]
-    places: int
-
-    def of(self, x: Tensor) -> Tensor:
-        """(*batch, places, terms) -> (*batch, rows, positions * terms)."""
-        rows, positions = self.table.shape
-        table = torch.from_numpy(self.table.ravel()).to(x.device)
-        each = F.pad(x.unflatten(-2, (-1, self.places)), (0, 0, 0, 1))  # a place of zeros
-        found = each.index_select(-2, torch.where(table < 0, self.places, table))
-        joined: Tensor = found.unflatten(-2, (rows, positions)).flatten(-2).flatten(-3, -2)
-        return joined
-
-
-class Rows(NamedTuple):
-    """A matrix (*batch, rows, terms) whose rows have a scale for every block of their terms.
-
-    elements  (*batch, rows, terms); with windows (*batch, places, terms of a position)
-    scale     (*batch, rows or places, blocks), fp32, or None for 1
-    step      terms of a block, which starts anew at each position
-    windows   what puts the rows together, or None
-    largest   element there can be, in units of the smallest; None: no integer below 2^24, unknown
-    """
-
-    elements: Tensor
-    scale: Tensor | None
-    step: int
-    largest: int | None
-    windows: Windows | None = None
-
-    def joined(self) -> Rows:
-        """Without windows; positions are whole blocks."""
-        if self.windows is None:
-            return self
-        scale = None if self.scale is None else self.windows.of(self.scale)
-        elements = self.windows.of(F.pad(self.elements, (0, -self.elements.shape[-1] % self.step)))
-        return Rows(elements, scale, self.step, self.largest)
-
-
-def rows_of(q: QTensor, step: int) -> Rows:
-    """A quantized matrix (*batch, rows, terms), with a scale for every `step` along its last axis,
-    which its blocks there are multiples of."""
-    elements, scale = q.unshifted(), q.scale
-    *batch, rows, terms = elements.shape
-    if scale is not None:
-        if q.block[-1] != step:
-            count = max(-(-terms // step), 1)
-            index = torch.arange(count, device=scale.device) * step // q.block[-1]
-            scale = scale.index_select(-1, index)
-        shape = (*scale.shape[:-2], rows, scale.shape[-1])
-        scale = expand(scale, shape, (*[1] * (scale.dim() - 2), q.block[-2], 1))
-        scale = scale.expand(*batch, rows, -1)
-    return Rows(elements, scale, step, _largest(q.format))
-
-
-def _largest(fmt: Format | None) -> int | None:
-    """The largest element of a format, in units of the smallest."""
-    if isinstance(fmt, IntFormat):
-        return fmt.high - fmt.low
-    found = fmt.largest / fmt.smallest if isinstance(fmt, FloatFormat) else math.inf
-    return int(found) if found < 2**24 else None
+from . import fused
+from .rows import Rows
 
 
 def block_sums(a: Rows, b: Rows) -> Tensor:
@@ -141,74 +48,4 @@ def _by_blocks(_: Tensor, a: Rows, b: Rows) -> Tensor:
     return total
 
 
-_KERNELS = "qtrain.products.blockwise.compiled_sums"
-
-
-def _compiled(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
-    """The same in one pass; None where no kernel serves the operands."""
-    parts = [part for q in (a, b) for part in (q.elements, q.scale) if part is not None]
-    if any(part.dtype != torch.float32 or not kernels.serves(part) for part in parts):
-        return None
-    *batch_a, places, terms = a.elements.shape
-    *batch_b, columns, others = b.elements.shape
-    if a.windows is None and math.prod(batch_a) < math.prod(batch_b):
-        # what all share is laid out anew, what they do not is read as it lies
-        found = _compiled(_, b, a)
-        return None if found is None else found.transpose(-1, -2)
-    batch = torch.broadcast_shapes(batch_a, batch_b)
-    count, (positions, rows, table) = math.prod(batch), (1, places, None)
-    served = chosen = max(places, 1)
-    if a.windows is not None:
-        table, chosen = a.windows.table, a.windows.places
-        served, positions = table.shape
-        rows = places // max(chosen, 1) * served
-    exact = a.largest and b.largest and a.largest * b.largest * a.step <= 2**24
-    tile = 64 if columns > 32 else 32
-    if 0 in (rows, columns, terms, count):
-        return None
-    far = _far(a.scale, b.scale)
-    wide = 0 if exact else 1
-    kernel = kernels.made(_KERNELS, "sums", wide, int(far), tile)
-    pack = kernels.made(_KERNELS, "packed", wide, tile)
-    if kernel is None or pack is None:
-        return None
-    across = -columns % tile
-    source = b.elements.contiguous()
-    shape = (*batch_b, (columns + across) // tile, others, tile)
-    right = source.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
-    matrix = math.prod(batch_b), columns, others, source.data_ptr(), right.data_ptr()
-    team.run(pack.address, team.packed(*matrix), right.numel())
-    own = -(-terms // a.step)
-    left = a.elements.contiguous()
-    scale = left.new_ones((*batch_a, places, own)) if a.scale is None else a.scale.contiguous()
-    across_b = left.new_ones((*batch_b, columns, positions * own)) if b.scale is None else b.scale
-    across_b = _padded(across_b, 2, across).transpose(-1, -2).contiguous()
-    result = left.new_zeros((count, (columns + across) // tile, -(-rows // 4) * 4, tile))
-    zeros = left.new_zeros(terms)
-    words = (
-        count, count // math.prod(batch_a), count // math.prod(batch_b), rows, columns + across,
-        positions, terms, a.step, places, served, chosen, left.data_ptr(), scale.data_ptr(),
-        0 if table is None else table.ctypes.data, right.data_ptr(), across_b.data_ptr(),
-        result.data_ptr(), zeros.data_ptr(), others // positions,
-    )  # fmt: skip
-    team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
-    found = result.transpose(1, 2).flatten(2)[:, :rows, :columns]
-    return found.reshape(*batch, rows, columns)
-
-
-def _far(*scales: Tensor | None) -> bool:
-    """Whether the product of two scales may be no normal number of fp32."""
-    low = high = 1.0
-    for scale in scales:
-        if scale is not None:
-            least = torch.where(scale == 0, 1.0, scale).amin().item()
-            low, high = low * least, high * scale.amax().item()
-    return not (low >= 2.0**-126 and high < 2.0**127)
-
-
-def _padded(x: Tensor, axis: int, more: int) -> Tensor:
-    """Zeros added at the end of an axis, counted from the last, 1."""
-    return F.pad(x, (0, 0) * (axis - 1) + (0, more)) if more else x
-
-
-_summed = ByDevice(_by_blocks, cpu=_compiled)
+_summed = ByDevice(_by_blocks, cpu=fused.summed)

@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import QTensor
+from quantizers.devices.memory import fresh
 
 from ..convolution import LAST, Convolution, is_channels_last
 from ..engines.geometry import Window
 from ..operations import Kind, Operand
 from ..plan import planned
-from .sums import Rows, Windows, rows_of
+from .rows import Rows, Windows, rows_of
 
 Sizes = tuple[int, ...]
 
@@ -126,7 +127,8 @@ class Unfolded:
             (padded.shape[0], *self.kernel, *padded.shape[1:3], *self.smaller),
             (groups, *taps, channels, batch, *moves),
         )
-        return found.flatten(1, space).flatten(3)
+        made = fresh(found.shape, None, x.dtype, x).copy_(found)
+        return made.flatten(1, space).flatten(3)
 
     def result(self, found: Tensor, like: Tensor) -> Tensor:
         if self.kind == "grad_weight":

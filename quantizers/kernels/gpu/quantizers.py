@@ -34,10 +34,12 @@ def elements(
     format: Format,
     rounding: Rounding = nearest_even,
     key: Tensor | None = None,
+    multiplied: bool = False,
 ) -> Tensor | None:
     """See steps.elements_of."""
     key = key if rounding.random_bits else None
-    if (rounding.random_bits and not _is_key(key)) or not serves(x, scale, zero_point, key):
+    unkeyed = bool(rounding.random_bits) and not _is_key(key)
+    if multiplied or unkeyed or not serves(x, scale, zero_point, key):
         return None
     by = elements_by(
         x.dtype, x.shape, x.stride(), block, format, rounding, scale is not None,
