@@ -6,7 +6,8 @@ import warnings
 
 from ..formats import Format, fp32
 from ..rounding import Rounding
-from .scale import Scale, exponent_of, mantissa_of
+from .exponents import exponent_of, mantissa_of
+from .scale import Scale
 
 #: by how much more than its rounding a scale must clip to be said to
 _SLACK = 1 + 2.0**-20

@@ -14,7 +14,8 @@ from ..formats import FloatFormat, Format, IntFormat, fp32
 from ..kernels import scales as kernels
 from ..noise import fold
 from ..rounding import nearest_even, power_of_two, round_to_float
-from .scale import Scale, exponent_of, mantissa_of
+from .exponents import exponent_of, mantissa_of
+from .scale import Scale
 
 MOST = torch.finfo(torch.float32).max
 #: bits behind the point of an fp64 number, and all of them set

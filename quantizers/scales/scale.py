@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -259,16 +258,3 @@ class Scale:
         if self.over is not None:
             parts.append(f"over {self.over}")
         return " ".join(parts)
-
-
-def exponent_of(number: float) -> int:
-    """floor(log2 number) of a positive number, exact."""
-    return math.frexp(number)[1] - 1
-
-
-def mantissa_of(elements: Format) -> int:
-    """The bits behind the point of the significand of the format's largest numbers."""
-    if isinstance(elements, IntFormat):
-        return exponent_of(elements.largest)
-    assert isinstance(elements, FloatFormat)  # a table has no such rule
-    return elements.mantissa
