@@ -22,6 +22,8 @@ from .rows import Rows
 _KERNELS = f"{__package__}.compiled_sums"
 
 
+#: rows and columns that are worth no tile, where they have more terms
+_FEW = 16
 #: elements of b that are laid out at once, so that they stay in a cache
 _AT_ONCE = 1 << 20
 
@@ -56,6 +58,8 @@ def summed(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
         return None
     *batch_a, places, terms = a.elements.shape
     *batch_b, columns = b.elements.shape[:-1]
+    if a.windows is None and max(places, columns) < _FEW < terms:
+        return None  # a tile would be all but empty
     if a.windows is None and math.prod(batch_a) < math.prod(batch_b):
         # what all share is laid out anew, what they do not is read as it lies
         found = summed(_, b, a)
