@@ -2,7 +2,9 @@
 
 import types
 
+from . import accumulators as accumulators
 from . import kernels as kernels
+from .accumulators import accumulate as accumulate
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
 from .formats import IntFormat as IntFormat
@@ -56,11 +58,12 @@ from .rounding import toward_zero as toward_zero
 from .scales.clipping import ClippingScaleWarning as ClippingScaleWarning
 from .scales.scale import Scale as Scale
 
-#: every name above, and no module they live in but `kernels`
+#: every name above, and no module they live in but two
 __all__ = sorted(
     name
     for name, value in globals().items()
-    if not name.startswith("_") and (name == "kernels" or not isinstance(value, types.ModuleType))
+    if not name.startswith("_")
+    and (name in ("accumulators", "kernels") or not isinstance(value, types.ModuleType))
 )
 
 
