@@ -33,9 +33,9 @@ def exact_sum(terms: Tensor) -> Tensor:
     rest = torch.where(torch.isfinite(terms), terms, 0.0)
     digits = []
     for place in reversed(range(_COUNT)):
-        unit = 2.0 ** (_LOWEST + _DIGIT * place)
-        part = (rest * (1 / unit)).trunc()
-        rest = rest - part * unit
+        exponent = _LOWEST + _DIGIT * place
+        part = (rest * 2.0**-exponent).trunc()
+        rest = rest - part * 2.0**exponent
         digits.append(part.sum(-1).to(torch.int64))
     total = _of_digits(torch.stack(digits[::-1]))
     return torch.where(torch.isfinite(terms).all(-1), total, terms.sum(-1))

@@ -28,63 +28,13 @@ from quantizers.kernels.compiled import (
 )
 from quantizers.kernels.compiled_rounding import noise
 
+from .compiled_numbers import bits_of, number_of, odd_sum, rounded
+
 #: kinds of accumulators, and columns of a tile
 SEQUENTIAL, ALIGNED, SATURATED = 0, 1, 2
 COLUMNS = 64
 #: rows that meet a tile of columns while it lies in a cache
 ROWS = 8
-
-
-@function
-def _bits(x: Any) -> Any:
-    return f64(x).view(np.int64)
-
-
-@function
-def _number(bits: Any) -> Any:
-    return i64(bits).view(np.float64)
-
-
-@function
-def _odd(a: Any, b: Any) -> Any:
-    """a + b, rounded to odd: `accumulators.exactness.odd_sum`."""
-    total = f64(a + b)
-    other = f64(total - a)
-    error = f64(f64(a - f64(total - other)) + f64(b - other))
-    bits = _bits(total)
-    step = i64(1) if (error > 0.0) == (total > 0.0) else i64(-1)
-    inexact = (error != 0.0) & (abs(total) < np.inf) & ((bits & i64(1)) == i64(0))
-    return _number(bits + step) if inexact else total
-
-
-@function
-def _whole(mode: Any, x: Any, draw: Any, share: Any) -> Any:
-    """x rounded to an integer; draw: u + 1/2 of a stochastic rounding, share: 2^bits of them."""
-    if mode == 0:
-        return f64(np.rint(x))
-    if mode == 1:
-        return f64(np.trunc(x))
-    if mode == 2:
-        return f64(np.floor(x))
-    if mode == 3:
-        return f64(np.ceil(x))
-    size = f64(abs(x))
-    whole = f64(np.floor(size))
-    rest = f64(size - whole)
-    up = rest >= 0.5 if mode == 4 else draw < f64(rest * share)
-    return f64(np.copysign(whole + (1.0 if up else 0.0), x))
-
-
-@function
-def rounded(mode: Any, x: Any, draw: Any, share: Any, format: Any) -> Any:
-    """x to a format: mantissa, smallest exponent, largest, and what overflows and infinity are."""
-    exponent = max(i64((_bits(x) >> i64(52)) & i64(0x7FF)), i64(format[1]) + i64(1023))
-    shift = i64(exponent - i64(format[0]))  # that of a step
-    y = _whole(mode, f64(x * _number((i64(2046) - shift) << i64(52))), draw, share)
-    y = f64(y * _number(shift << i64(52)))
-    y = f64(np.copysign(format[3], x)) if abs(y) > format[2] else y
-    y = f64(x + format[4]) if abs(x) == np.inf else y
-    return y if x == x else x
 
 
 def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
@@ -114,7 +64,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
 
     @function
     def plus(x: Any, y: Any, draw: Any, share: Any, format: Any) -> Any:
-        total = _odd(x, y) if odd else f64(x + y)
+        total = odd_sum(x, y) if odd else f64(x + y)
         return rounded(mode, total, draw, share, format)
 
     @function
@@ -162,7 +112,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
 
     @function
     def exponent(x: Any, smallest: Any) -> Any:
-        return max(i64((_bits(x) >> i64(52)) & i64(0x7FF)) - i64(1023), smallest)
+        return max(i64((bits_of(x) >> i64(52)) & i64(0x7FF)) - i64(1023), smallest)
 
     @function
     def unit(
@@ -186,21 +136,21 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
                 for j in range(COLUMNS):
                     tops[j] = max(tops[j], own + exponent(b[k * COLUMNS + j], of_b))
             for j in range(COLUMNS):
-                up = _number((i64(1023) + bits - tops[j]) << i64(52))
+                up = number_of((i64(1023) + bits - tops[j]) << i64(52))
                 group[j] = f64(np.trunc(f64(total[j] * up)))
             for k in range(low, high):
                 left = f64(a[k])
                 for j in range(COLUMNS):
-                    up = _number((i64(1023) + bits - tops[j]) << i64(52))
+                    up = number_of((i64(1023) + bits - tops[j]) << i64(52))
                     group[j] += f64(np.trunc(f64(f64(left * b[k * COLUMNS + j]) * up)))
             for j in range(COLUMNS):
-                found = f64(group[j] * _number((i64(1023) - bits + tops[j]) << i64(52)))
+                found = f64(group[j] * number_of((i64(1023) - bits + tops[j]) << i64(52)))
                 total[j] = rounded(1, found, 0.0, 0.0, constants)
             done = high == last or (promote != 0 and (high - first) % promote == 0)
             if done:
                 for j in range(COLUMNS):
                     if promote != 0:
-                        outer[j] = rounded(0, _odd(outer[j], total[j]), 0.0, 0.0, constants[5:])
+                        outer[j] = rounded(0, odd_sum(outer[j], total[j]), 0.0, 0.0, constants[5:])
                         total[j] = 0.0
                     else:
                         outer[j] = total[j]
