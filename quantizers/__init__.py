@@ -2,7 +2,9 @@
 
 import types
 
+from . import accumulators as accumulators
 from . import kernels as kernels
+from .accumulators import accumulate as accumulate
 from .formats import FloatFormat as FloatFormat
 from .formats import Format as Format
 from .formats import IntFormat as IntFormat
@@ -62,11 +64,12 @@ from .scales.clipping import ClippingScaleWarning as ClippingScaleWarning
 from .scales.scale import Scale as Scale
 from .table_rounding import round_to_table as round_to_table
 
-#: every name above, and no module they live in but `kernels`
+#: every name above, and no module they live in but two
 __all__ = sorted(
     name
     for name, value in globals().items()
-    if not name.startswith("_") and (name == "kernels" or not isinstance(value, types.ModuleType))
+    if not name.startswith("_")
+    and (name in ("accumulators", "kernels") or not isinstance(value, types.ModuleType))
 )
 
 

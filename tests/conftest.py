@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,21 @@ from PIL import Image
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--hardware-data", type=Path, help="folder of outputs recorded on real tensor cores"
+    )
+
+
+@pytest.fixture
+def hardware_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of GPU_format.npz: a, b (cases, K), c, d (cases,), fp32; d = c + sum of a b."""
+    found: Path | None = request.config.getoption("--hardware-data")
+    if found is None:
+        pytest.skip("needs --hardware-data DIR")
+    return found
 
 
 @pytest.fixture(scope="module")

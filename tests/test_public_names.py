@@ -13,7 +13,7 @@ import quantizers
 
 MODULES = {
     qtrain: ["data", "deviations", "energy", "fused", "models", "recipes", "rules"],
-    quantizers: ["kernels"],
+    quantizers: ["accumulators", "kernels"],
 }
 
 

@@ -1,0 +1,1 @@
+"""Products whose sums an accumulator computes, term by term."""

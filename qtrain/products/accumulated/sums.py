@@ -1,0 +1,148 @@
+"""Products of matrices by an accumulator: `quantizers.accumulate` of every row and column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantizers import FloatFormat, accumulate, fold, fp32, kernels
+from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
+from quantizers.devices.by_device import ByDevice
+from quantizers.kernels import team
+from quantizers.kernels.serving import MODES
+
+Formats = tuple[FloatFormat | None, FloatFormat | None]
+#: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
+_SPREAD = 2**24
+
+
+def accumulated(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None = None
+) -> Tensor:
+    """a: (*batch, i, k), b: (*batch, j, k) -> (*batch, i, j) fp32, or int64 as `Integer`'s.
+
+    As `quantizers.accumulate` of a[..., :, None, :] and b[..., None, :, :].
+    """
+    return _accumulated(a, b, accumulator, formats, key)
+
+
+def _by_rows(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
+) -> Tensor:
+    noisy = isinstance(accumulator, Sequential) and accumulator.rounding.mode == "stochastic"
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    each = max(math.prod(batch) * b.shape[-2] * b.shape[-1], 1)
+    rows = a.shape[-2] if noisy else max(_SPREAD // each, 1)  # noise is numbered through all rows
+    parts = [
+        accumulate(part.unsqueeze(-2), b.unsqueeze(-3), accumulator, formats=formats, key=key)
+        for part in a.split(rows, -2)
+    ]
+    return torch.cat(parts, -2)
+
+
+_KERNELS = "qtrain.products.accumulated.compiled_sums"
+
+
+def _compiled(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
+) -> Tensor | None:
+    """The same by a kernel; None where none serves."""
+    told = _told(accumulator, formats)
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    rows, columns, terms = a.shape[-2], b.shape[-2], a.shape[-1]
+    count = math.prod(batch)
+    if told is None or 0 in (rows, columns, terms, count) or not kernels.serves(a, b):
+        return None
+    if any(x.dtype != torch.float32 for x in (a, b)) or count * rows * columns >= 2**31:
+        return None
+    numbers, constants, chunk, promote = told
+    kernel = kernels.made(_KERNELS, "sums", *numbers)
+    pack = kernels.made("qtrain.products.blockwise.compiled_sums", "packed", 1, 64)
+    if kernel is None or pack is None:
+        return None
+    tiles = -(-columns // 64)
+    source, left = b.contiguous(), a.contiguous()
+    right = source.new_empty((*b.shape[:-2], tiles, terms, 64), dtype=torch.float64)
+    matrix = math.prod(b.shape[:-2]), columns, terms, source.data_ptr(), right.data_ptr()
+    team.run(pack.address, team.packed(*matrix), right.numel())
+    result = left.new_empty((count, tiles, rows, 64), dtype=torch.float64)
+    keys = _keys(accumulator, key, terms)
+    ends = np.array([terms], np.int64)
+    words = (
+        count, count // math.prod(a.shape[:-2]), count // math.prod(b.shape[:-2]), rows, columns,
+        terms, left.data_ptr(), right.data_ptr(), result.data_ptr(), tiles, 1, ends.ctypes.data,
+        0, 0, constants.ctypes.data, chunk, keys[0].data_ptr(), promote, keys[1].data_ptr(),
+    )  # fmt: skip
+    team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
+    found = result.permute(0, 2, 1, 3).flatten(2)[:, :, :columns].reshape(*batch, rows, columns)
+    return found.to(torch.int64 if isinstance(accumulator, Integer) else torch.float32)
+
+
+def _keys(accumulator: Accumulator, key: Tensor | None, terms: int) -> tuple[Tensor, Tensor]:
+    """Of the additions and of the products, numbered as `accumulate` numbers them."""
+    none = torch.zeros(1, dtype=torch.int64, device="cpu")
+    if not isinstance(accumulator, Sequential) or accumulator.rounding.mode != "stochastic":
+        return none, none
+    if key is None:
+        raise ValueError(f"key: got None; {accumulator} needs random bits")
+    numbers = torch.arange(2 * terms + 1, device="cpu")
+    spread = key.expand(numbers.shape).contiguous()
+    return fold(spread, 2 * numbers), fold(spread, 2 * numbers + 1)
+
+
+def _told(
+    accumulator: Accumulator, formats: Formats
+) -> tuple[tuple[int, ...], np.ndarray[tuple[int], np.dtype[np.float64]], int, int] | None:
+    """The kernel's numbers, constants, chunk and promotion; None where there is no kernel."""
+    if isinstance(accumulator, Exact):
+        return None
+    if isinstance(accumulator, Integer):
+        if accumulator.overflow == "wrap":
+            return None
+        half = 2.0 ** (accumulator.bits - 1)
+        return (2, 0, 0, 0, 0), np.array([-half, half - 1, *[0.0] * 12]), 0, 0
+    if isinstance(accumulator, Aligned):
+        least = [(one or fp32).min_exponent for one in formats]
+        kept = FloatFormat(8, accumulator.kept)
+        constants = [*_constants(kept), *_constants(fp32), 0.0, *least, accumulator.bits]
+        return (1, 0, 1, 0, 0), np.array(constants), accumulator.terms, accumulator.promote or 0
+    if accumulator.inside == "exact":
+        return None
+    rounding, product = accumulator.rounding, accumulator.product
+    own = [*_constants(accumulator.format), *_constants(product or fp32)]
+    constants = [*own, 2.0**rounding.random_bits, 0.0, 0.0, 0.0]
+    odd = not _plain(accumulator, formats)
+    numbers = 0, MODES[rounding.mode], odd, product is not None, accumulator.compensated
+    return tuple(map(int, numbers)), np.array(constants), accumulator.chunk or 0, 0
+
+
+def _plain(accumulator: Sequential, formats: Formats) -> bool:
+    """Whether a sum that was rounded to fp64 first is rounded to the same value.
+
+    To nearest, where terms have no more bits than the format: a sum that fp64 does not hold is of
+    one that the format holds and of far less than half a step, which neither rounding sees.
+    """
+    if accumulator.rounding.mode not in ("nearest_even", "half_away") or accumulator.compensated:
+        return False
+    format = accumulator.format
+    if accumulator.product is not None:
+        bits, step = accumulator.product.mantissa + 1, accumulator.product.smallest
+    elif formats[0] is None or formats[1] is None:
+        return False
+    else:
+        bits = sum(one.mantissa + 1 for one in formats if one is not None)
+        step = formats[0].smallest * formats[1].smallest
+    return bits <= format.mantissa + 1 and step * 2.0**53 >= format.smallest_normal
+
+
+def _constants(format: FloatFormat) -> Sequence[float]:
+    over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[format.on_overflow]
+    infinite = 0.0 if format.has_inf else math.nan
+    return format.mantissa, format.min_exponent, format.largest, over, infinite
+
+
+_accumulated = ByDevice(_by_rows, cpu=_compiled)

@@ -1,0 +1,95 @@
+"""Products by an accumulator: kernels give what `accumulate` gives, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qtrain.products.accumulated.sums import _by_rows, _compiled, accumulated
+from quantizers import (
+    FloatFormat,
+    accumulators,
+    bf16,
+    e4m3,
+    e5m2,
+    fp16,
+    fp32,
+    kernels,
+    root_key,
+    round_to,
+    stochastic,
+    toward_zero,
+)
+
+KEY = root_key(3)
+E6M9 = FloatFormat(6, 9)
+sequential = accumulators.sequential
+#: accumulators and the formats of the operands
+UNITS: list[tuple[Any, tuple[FloatFormat, FloatFormat]]] = [
+    (sequential(E6M9), (e5m2, e4m3)),  # terms that the format holds
+    (sequential(FloatFormat(4, 7, specials="finite"), chunk=8), (e4m3, e4m3)),
+    (sequential(fp16), (fp16, e5m2)),  # and wider ones, whose sums are rounded to odd
+    (sequential(bf16), (fp32, fp32)),
+    (sequential(fp16, rounding=toward_zero, chunk=5), (e4m3, e4m3)),
+    (sequential(bf16, rounding=stochastic(3), product=fp16, chunk=6), (fp16, e4m3)),
+    (sequential(fp16, product=fp16), (fp16, fp16)),
+    (sequential(bf16, compensated=True, chunk=9), (fp16, fp16)),
+    (accumulators.get("V100", "fp16"), (fp16, fp16)),
+    (accumulators.get("H100", "e4m3", promote=64), (e4m3, e5m2)),
+    (accumulators.get("Ada", "e5m2"), (e5m2, e5m2)),
+    (accumulators.integer(12, overflow="saturate"), (fp32, fp32)),
+]  # fmt: skip
+
+
+def drawn(format: FloatFormat, *shape: int, seed: int, spread: float, whole: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator) * spread
+    x = x * torch.exp2(torch.randint(-6, 7, shape, generator=generator).float())
+    x[torch.rand(*shape, generator=generator) < 0.1] = 0.0
+    return x.round().clamp(-99, 99) if whole else round_to(x, format)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+@pytest.mark.parametrize("spread", [2.0**-9, 1.0, 2.0**6], ids="x {}".format)
+@pytest.mark.parametrize(("unit", "formats"), UNITS, ids=str)
+def test_a_kernel_gives_every_bit(unit: Any, formats: Any, spread: float) -> None:
+    whole = isinstance(unit, accumulators.Integer)
+    a = drawn(formats[0], 2, 5, 41, seed=1, spread=spread, whole=whole)
+    b = drawn(formats[1], 2, 70, 41, seed=2, spread=spread, whole=whole)
+    want = _by_rows(a, b, unit, formats, KEY)
+    got = _compiled(a, b, unit, formats, KEY)
+    assert got is not None and same(got, want)
+    with kernels.eager():
+        assert same(accumulated(a, b, unit, formats, KEY), want)
+    one = _compiled(a, b[:1], unit, formats, KEY)  # shared by both batches
+    assert one is not None and same(one, _by_rows(a, b[:1], unit, formats, KEY))
+
+
+def test_infinite_operands_and_overflows() -> None:
+    a, b = torch.full((3, 9), 60000.0), torch.ones(2, 9)
+    a[1, 4], b[1, 3] = float("inf"), -1.0
+    a[2, :2] = torch.tensor([float("inf"), float("-inf")])
+    for unit in (sequential(fp16), sequential(bf16), accumulators.get("A100", "bf16")):
+        got = _compiled(a, b, unit, (None, None), None)
+        assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+
+
+def test_what_no_kernel_serves_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (drawn(bf16, 6, 20, seed=s, spread=1.0, whole=False) for s in (1, 2))
+    for unit in (
+        accumulators.exact(),
+        sequential(fp16, chunk=8, inside="exact"),
+        accumulators.integer(9, overflow="wrap"),
+    ):
+        one, other = (x.round() for x in (a, b)) if "int9" in str(unit) else (a, b)
+        assert _compiled(one, other, unit, (None, None), None) is None
+        whole = accumulated(one, other, unit, (None, None))
+        monkeypatch.setattr("qtrain.products.accumulated.sums._SPREAD", 300)
+        assert same(accumulated(one, other, unit, (None, None)), whole)
+        monkeypatch.undo()
