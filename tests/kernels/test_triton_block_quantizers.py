@@ -118,10 +118,12 @@ def test_what_no_kernel_serves_is_declined() -> None:
     x, key = wide(4, 64).to(DEVICE), root_key(1).to(DEVICE)
     drawn, rows = Scale(e4m3, rounding=stochastic()), Scale(top=448, granularity=blocks(None))
     best = Scale(e4m3, over=Scale(top=256), candidates=(6, 4))
+    corrected = Scale(e4m3, correction=blocks(32))
     affine = IntFormat(8, signed=False, symmetric=False)
     for by, like in (
         (Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=rows)), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=best), x),
+        (Quantizer(format=e2m1, granularity=blocks(16), scale=corrected), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=drawn), x),
         (Quantizer(format=nf4, granularity=blocks(16)), x),
         (Quantizer(format=affine, granularity=blocks(16), range=minmax), x),

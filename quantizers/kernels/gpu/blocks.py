@@ -139,7 +139,8 @@ class _Rule(NamedTuple):
 def _rule(scale: Scale, format: Format) -> _Rule | None:
     """None where the kernel has no such rule."""
     to, over = scale.format, scale.over
-    if scale.candidates or scale.random_bits or to.largest < 2.0**-126:
+    declined = scale.candidates or scale.correction is not None or scale.random_bits
+    if declined or to.largest < 2.0**-126:
         return None
     if over is not None and (over.format != fp32 or over.granularity != per_tensor):
         return None
