@@ -162,12 +162,12 @@ class LayerState(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the model: half() and double() leave ranges in the dtype they are kept in,
-        to_empty() leaves them their values."""
+        to_empty() leaves them their values, no memory format is of their axes."""
         own = {id(buffer): name for name, buffer in self.named_buffers(recurse=False)}
         initial = cache(self._initial)  # made once, and only where a buffer leaves meta
 
         def moved(tensor: Tensor) -> Tensor:
-            found: Tensor = fn(tensor)
+            found: Tensor = fn(tensor.view(-1))
             if tensor.is_meta and not found.is_meta:
                 tensor = initial()[own[id(tensor)]]
             return tensor.to(found.device)

@@ -143,6 +143,7 @@ def test_a_convolutional_network_learns_under_every_recipe(name: str) -> None:
     y = (x[:, 0, :, :4].mean((1, 2)) > x[:, 0, :, 4:].mean((1, 2))).long()
     losses = {}
     for label, model in (("plain", plain), (name, quantize(plain, recipe=name))):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
         for _ in range(40):
             optimizer.zero_grad()

@@ -3,8 +3,8 @@
     result[i, j] = sum over blocks, in order, of fl32(S) * fl24(scale_a[i] * scale_b[j]),
     S = sum within the block of a[i, k] b[j, k]
 
-S is taken in fp64, where it is exact for formats of up to 8 bits and blocks of up to 2^20; the
-product with the scales and the addition of a block are each rounded once, to fp32 (fl24: 24
+S is taken in fp64, where it is exact for integers and floats of up to 8 bits and blocks of up to
+2^16, but for two formats with e5m2's exponents, whose products may lie further apart; the product with the scales and the addition of a block are each rounded once, to fp32 (fl24: 24
 significant bits, `engines.scales`).
 """
 
