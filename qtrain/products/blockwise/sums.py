@@ -4,8 +4,9 @@
     S = sum within the block of a[i, k] b[j, k]
 
 S is taken in fp64, where it is exact for integers and floats of up to 8 bits and blocks of up to
-2^16, but for two formats with e5m2's exponents, whose products may lie further apart; the product with the scales and the addition of a block are each rounded once, to fp32 (fl24: 24
-significant bits, `engines.scales`).
+2^16, but for two formats with e5m2's exponents, whose products may lie further apart.  The product
+with the scales and the addition of a block are each rounded once, to fp32 (fl24: 24 significant
+bits, `engines.scales`).
 """
 
 from __future__ import annotations
