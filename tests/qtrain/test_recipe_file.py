@@ -323,7 +323,9 @@ grad_weight:
     format: e4m3
     granularity: per_tensor
     range: ema(percentile(0.999), momentum=0.01)
-  transform: hadamard(4, [1, -1, -1, 1])
+  transform: center(grad_output, input, then=hadamard(4, [1, -1, -1, 1]))
+  input: {format: e4m3, granularity: blocks(None)}
+activation: {format: nf4, granularity: groups(64)}
 norm:
   deviation: topk(3)
 """
@@ -352,8 +354,10 @@ def test_a_file_by_hand_says_things_as_python_does(tmp_path: Path) -> None:
             grad_output=Quantizer(
                 format=e4m3, range=ema(percentile(0.999), momentum=0.01)
             ),
-            transform=hadamard(4, (1, -1, -1, 1)),
+            input=Quantizer(format=e4m3, granularity=blocks(None)),
+            transform=center("grad_output", "input", then=hadamard(4, (1, -1, -1, 1))),
         ),
+        activation=Quantizer(format=nf4, granularity=groups(64)),
         norm=NormRecipe(deviation=deviations.topk(3)),
     )  # fmt: skip
 
