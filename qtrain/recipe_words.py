@@ -11,11 +11,11 @@ from functools import cache
 from typing import Any
 
 import quantizers
-from quantizers import Granularity, blocks, formats, per_axis, per_channel, rounding
+from quantizers import Granularity, blocks, formats, groups, per_axis, per_channel, rounding
 from quantizers.checks import suggestion
 
 from .norms import deviations
-from .recipe import Hadamard, hadamard
+from .recipe import Hadamard, center, hadamard
 
 #: where our own kinds of recipes and their parts are defined
 _ROOMS = (
@@ -24,7 +24,8 @@ _ROOMS = (
 )  # fmt: skip
 #: functions of ours that make parts of recipes, beside the kinds themselves
 _FUNCTIONS = (
-    blocks, per_axis, per_channel, hadamard, quantizers.stochastic, quantizers.chunked_minmax,
+    blocks, groups, per_axis, per_channel, hadamard, center,
+    quantizers.stochastic, quantizers.chunked_minmax,
     quantizers.percentile, quantizers.rms, quantizers.ema, quantizers.history,
     deviations.l2, deviations.l1, deviations.linf, deviations.topk, deviations.range_,
 )  # fmt: skip
@@ -124,6 +125,8 @@ def spelled(value: object) -> str | None:
         return f"hadamard({value.size}, {value.signs or 'null'})"
     if isinstance(value, Granularity) and value.sizes:
         sizes = dict(value.sizes)
+        if value.of == "flat":
+            return f"groups({sizes.get(-1)})"
         if value.of == "tensor":
             return f"per_axis({', '.join(map(str, sizes))})"
         across = f", {sizes[-2]}" if -2 in sizes else ""

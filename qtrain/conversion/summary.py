@@ -31,7 +31,8 @@ class Summary:
     outside           module path -> the products that ran there outside qtrain's Function; None
                       where no inputs were given
     never_ran         converted layers that the forward did not reach; None likewise
-    refused           engines that failed their exactness test on this machine
+    refused           engines that a product of this process asked for, and that failed their
+                      exactness test on this machine; `doctor` tries all
     engines           layer -> product -> the engine that served it, of those that ran; several are
                       joined by " + "; None likewise
     device            the kind of device that the model is on

@@ -201,6 +201,7 @@ def test_norms_and_biases_do_not_decay(optimizer: str) -> None:
 def test_a_file_is_kept_as_its_text(tmp_path: Path) -> None:
     path = save_recipe(replace(recipes.fp8(), name="mine"), tmp_path / "a.yaml")
     config = training_recipe(str(path), switch=(f"0.5:{path}",), model="mlp")
+    assert TrainConfig(recipe=str(path), switch=config.switch, model="mlp") == config
     path.unlink()
     assert config.quantization() == replace(recipes.fp8(), name="mine")
     assert config.run_name == "mine-mine@0.5-mlp-digits-seed0"

@@ -339,8 +339,12 @@ def test_contract_3_engines_are_admitted_here_and_chosen_from_bounds() -> None:
 def test_contract_3_a_refused_engine_has_a_line_in_the_summary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qtrain.conversion.summary.ENGINES", {"cpu": (_Saturating(), reference)})
-    assert "refused    engine saturating" in str(summary(quantize(mlp())))
+    asked, other = _Saturating(), _Late()
+    monkeypatch.setattr("qtrain.conversion.summary.ENGINES", {"cpu": (asked, other, reference)})
+    assert "refused " not in str(summary(quantize(mlp())))  # none was asked for: none is tried
+    assert chosen(4096, 128, 127, (asked, reference)) == "float64"
+    text = str(summary(quantize(mlp())))
+    assert "refused    engine saturating" in text and other.name not in text
 
 
 def test_contract_3_results_are_exact_where_the_processor_lacks_int8_instructions() -> None:

@@ -323,7 +323,9 @@ grad_weight:
     format: e4m3
     granularity: per_tensor
     range: ema(percentile(0.999), momentum=0.01)
-  transform: hadamard(4, [1, -1, -1, 1])
+  transform: center(grad_output, input, then=hadamard(4, [1, -1, -1, 1]))
+  input: {format: e4m3, granularity: blocks(None)}
+activation: {format: nf4, granularity: groups(64)}
 norm:
   deviation: topk(3)
 """
@@ -352,8 +354,10 @@ def test_a_file_by_hand_says_things_as_python_does(tmp_path: Path) -> None:
             grad_output=Quantizer(
                 format=e4m3, range=ema(percentile(0.999), momentum=0.01)
             ),
-            transform=hadamard(4, (1, -1, -1, 1)),
+            input=Quantizer(format=e4m3, granularity=blocks(None)),
+            transform=center("grad_output", "input", then=hadamard(4, (1, -1, -1, 1))),
         ),
+        activation=Quantizer(format=nf4, granularity=groups(64)),
         norm=NormRecipe(deviation=deviations.topk(3)),
     )  # fmt: skip
 
@@ -391,6 +395,8 @@ def test_words_that_say_nothing_are_refused(line: str, says: str, tmp_path: Path
 def test_granularities_and_transforms_are_written_as_python_does(tmp_path: Path) -> None:
     text = save_recipe(recipes.mxfp4(), tmp_path / "a.yaml").read_text()
     assert "granularity: blocks(32)\n" in text and "transform: hadamard(32, step)\n" in text
+    flat = Recipe(name="x", activation=Quantizer(format=nf4, granularity=groups(64)))
+    assert "granularity: groups(64)\n" in save_recipe(flat, tmp_path / "c.yaml").read_text()
     text = save_recipe(recipes.nvfp4(), tmp_path / "b.yaml").read_text()
     assert "granularity: blocks(16, 16)\n" in text
 
