@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from quantizers import FloatFormat, accumulate, fold, fp32, kernels
 from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
@@ -61,14 +62,12 @@ def _compiled(
         return None
     numbers, constants, chunk, promote = told
     kernel = kernels.made(_KERNELS, "sums", *numbers)
-    pack = kernels.made("qtrain.products.blockwise.compiled_sums", "packed", 1, 64)
-    if kernel is None or pack is None:
+    if kernel is None:
         return None
     tiles = -(-columns // 64)
-    source, left = b.contiguous(), a.contiguous()
-    right = source.new_empty((*b.shape[:-2], tiles, terms, 64), dtype=torch.float64)
-    matrix = math.prod(b.shape[:-2]), columns, terms, source.data_ptr(), right.data_ptr()
-    team.run(pack.address, team.packed(*matrix), right.numel())
+    left = a.contiguous()
+    columns_together = F.pad(b, (0, 0, 0, -columns % 64)).unflatten(-2, (tiles, 64))
+    right = columns_together.transpose(-1, -2).to(torch.float64).contiguous()
     result = left.new_empty((count, tiles, rows, 64), dtype=torch.float64)
     keys = _keys(accumulator, key, terms)
     ends = np.array([terms], np.int64)
