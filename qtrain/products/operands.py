@@ -103,6 +103,14 @@ def folded(product: Product, grad_output: Tensor, b: QTensor) -> tuple[Tensor | 
     return factor, QTensor(b.elements, None, b.zero_point, b.format, b.block)
 
 
+#: stands for the size of an axis that changes from batch to batch; no axis has it
+_ANY = 2**31 - 1
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return f"({', '.join('any' if size == _ANY else str(size) for size in shape)})"
+
+
 def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
     """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
     _, summed = product.axes(operand, len(q.shape))
@@ -114,7 +122,7 @@ def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
             kind = product.kind
             raise ValueError(
                 f"{OPERANDS[kind][operand == 'b']} of {kind}: its scale varies along axis {axis} "
-                f"of shape {tuple(q.shape)}, which {kind} sums over, in blocks of {block}; "
+                f"of shape {_sizes(q.shape)}, which {kind} sums over, in blocks of {block}; "
                 f"use a granularity that leaves this axis whole (Granularity(((axis, size),)); "
                 f"axis {split} may be cut into blocks of more than 1), or give this product its "
                 f"own quantizer: GradInput(weight=...), GradWeight(input=...)"
@@ -135,7 +143,7 @@ def is_cut(product: Product, a: Sketch, b: Sketch) -> bool:
     taken = b.shape[product.split_axis("b", len(b.shape))]
     if taken != count:
         raise ValueError(
-            f"{first} of {kind} has shape {tuple(a.shape)}: {count} to sum "
+            f"{first} of {kind} has shape {_sizes(a.shape)}: {count} to sum "
             f"along axis {cut} (of each group), where the {second} takes {taken}"
         )
     channels = a.shape[cut]
@@ -148,10 +156,6 @@ def is_cut(product: Product, a: Sketch, b: Sketch) -> bool:
     return is_cut
 
 
-#: the size of an axis that changes from batch to batch
-_LONG = 2**12
-
-
 def refuse_unscalable(
     operation: Operation, recipe: Recipe, shapes: Sequence[Sequence[int | None]]
 ) -> None:
@@ -160,7 +164,7 @@ def refuse_unscalable(
 
     shapes: of input, canonical weight and output, None for a size that changes.
     """
-    sizes = [tuple(_LONG if size is None else size for size in shape) for shape in shapes]
+    sizes = [tuple(_ANY if size is None else size for size in shape) for shape in shapes]
     by_operand = dict(zip(("input", "weight", "grad_output"), sizes, strict=True))
     for kind in KINDS:
         a, b = (
