@@ -11,5 +11,8 @@ OUTPUTS_ARE_COPIED = torch.__version__ < "2.12"
 
 
 def function_output(x: Tensor) -> Tensor:
-    """A tensor that a Function's forward computed, to be returned from it."""
-    return x.clone() if OUTPUTS_ARE_COPIED and torch.compiler.is_compiling() else x
+    """A tensor that a Function's forward computed, to be returned from it: no view, which nothing
+    behind might change in place."""
+    if torch.compiler.is_compiling():
+        return x.clone() if OUTPUTS_ARE_COPIED else x
+    return x.data if x._is_view() else x

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, TableFormat, fp32
 from quantizers.formats import NAMED
@@ -61,13 +61,16 @@ class Counter(Probe):
         kind, (a, b) = product.kind, product.operands
         own, exact = self.sums.setdefault((kind, _format(a), _format(b)), (Sums(), Sums()))
         macs, stores, elements = _macs(product), kind != "forward", product.result.numel()
+        sizes = [x.numel() for x in _given(product)]
         bits = [
+            # what is multiplied as a matrix of unfolded windows is read once, too
             _bits(q, self.recipe.slots[kind, operand].quantizer)
-            for q, operand in zip((a, b), OPERANDS[kind], strict=True)
+            * size
+            // max(q.elements.numel(), 1)
+            for q, operand, size in zip((a, b), OPERANDS[kind], sizes, strict=True)
         ]
         own.add(macs, bits, self._result_bits(product), stores=stores)
-        wide = [32 * a.elements.numel(), 32 * b.elements.numel()]
-        exact.add(macs, wide, 32 * elements, stores=stores)
+        exact.add(macs, [32 * size for size in sizes], 32 * elements, stores=stores)
 
     def _result_bits(self, product: Computed) -> int:
         """Of a product's result, as it is handed on."""
@@ -79,14 +82,19 @@ class Counter(Probe):
         return elements * 8 * (self.recipe.units[product.kind] or product.dtype).itemsize
 
 
+def _given(product: Computed) -> tuple[Tensor, Tensor]:
+    """The operands as the operation takes them: where blocks are cut, matrices are multiplied."""
+    other = product.operands[1].elements if product.b is None else product.b
+    return product.a, other
+
+
 def _macs(product: Computed) -> int:
     """Multiplications of a product.
 
     output = input (x) weight is a sum of terms input * weight, and each backward product
     differentiates it: all three multiply as often, each weight once at each position it meets.
     """
-    a, b = (q.elements for q in product.operands)
-    kind, result = product.kind, product.result
+    (a, b), kind, result = _given(product), product.kind, product.result
     shapes = {
         "forward": (a, b, result),
         "grad_input": (result, b, a),

@@ -13,7 +13,7 @@ from quantizers.devices.numbers import in_dtype
 
 from ..autograd.contexts import without_autocast, without_grad
 from ..autograd.differentiated import once
-from ..autograd.function_output import OUTPUTS_ARE_COPIED, function_output
+from ..autograd.function_output import function_output
 from ..autograd.selective import shown
 from ..recipe import OPERANDS, OUTPUT
 from .blockwise.matrices import turned
@@ -115,7 +115,7 @@ class Products(torch.autograd.Function):
         ctx.weight = tuple(weight.shape), tuple(weight.stride())
         ctx.dtypes = input.dtype, weight.dtype, None if bias is None else bias.dtype
         output = in_dtype(output, dtype)
-        return function_output(output) if OUTPUTS_ARE_COPIED else output
+        return function_output(output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:

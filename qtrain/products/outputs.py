@@ -44,7 +44,7 @@ def handed_on(call: Call, output: Tensor, key: Tensor | None) -> tuple[Tensor, Q
     except (TypeError, ValueError) as error:
         raise located(error, "output of forward") from error
     found = q.dequantize()
-    return (restored(call.operation, found, output.shape) if slot.cut else found), q
+    return (restored(call.operation, found, output) if slot.cut else found), q
 
 
 def passed_back(call: Call, grad: Tensor, output: Tensor, state: State) -> Tensor:
@@ -55,7 +55,7 @@ def passed_back(call: Call, grad: Tensor, output: Tensor, state: State) -> Tenso
     if not call.recipe.slots[OUTPUT].cut:
         return call.own_backward("output", grad, output, state)
     grad, x = rows(call.operation, grad), rows(call.operation, output)
-    return restored(call.operation, call.own_backward("output", grad, x, state), output.shape)
+    return restored(call.operation, call.own_backward("output", grad, x, state), output)
 
 
 def rows(operation: Operation, output: Tensor) -> Tensor:
@@ -66,10 +66,11 @@ def rows(operation: Operation, output: Tensor) -> Tensor:
     return output.movedim(features, -1).flatten(0, -2)
 
 
-def restored(operation: Operation, rows: Tensor, shape: torch.Size) -> Tensor:
-    """The output, of a shape, that these are the rows of."""
+def restored(operation: Operation, rows: Tensor, like: Tensor) -> Tensor:
+    """What these are the rows of, laid out as `like` and no view, which layers behind may change in
+    place."""
     if isinstance(operation, BatchedMatmul):
         return rows
-    features = operation.channel_axis(len(shape))
-    kept = [*shape[:features], *shape[features + 1 :], shape[features]]
-    return rows.reshape(kept).movedim(-1, features)
+    features = operation.channel_axis(like.dim())
+    kept = [*like.shape[:features], *like.shape[features + 1 :], like.shape[features]]
+    return torch.empty_like(like, dtype=rows.dtype).copy_(rows.reshape(kept).movedim(-1, features))

@@ -11,11 +11,13 @@ from qtrain.products.blockwise import fused
 from qtrain.products.blockwise.rows import Rows, Windows, rows_of
 from qtrain.products.blockwise.sums import block_sums
 from quantizers import (
+    FloatFormat,
     Format,
     Granularity,
     IntFormat,
     QTensor,
     Quantizer,
+    e2m1,
     formats,
     int8,
     kernels,
@@ -129,3 +131,20 @@ def test_quantized_operands_keep_the_unit_of_their_format() -> None:
     q = Quantizer(format=formats.e2m1)(numbers(4, 8, seed=1))
     assert rows_of(q, 8)[2:5] == (8, 0.5, 12)
     assert rows_of(QTensor(q.elements), 8)[2:5] == (8, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("format", "size", "other"),
+    [
+        (FloatFormat(3, 2, bias=80, specials="finite"), 1.0, 1.0),  # products below 2^-126
+        (e2m1, 6e-45, 1e30),  # scales times units, too
+    ],
+    ids=str,
+)
+def test_products_below_fp32s_normal_numbers_are_not_lost(
+    format: Format, size: float, other: float
+) -> None:
+    a = rows(numbers(6, 64, seed=1).sign() * size, format, 16)
+    b = rows(numbers(40, 64, seed=2) * other, format, 16)
+    check(a, b)
+    assert block_sums(a, b).abs().max() > 0

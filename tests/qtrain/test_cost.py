@@ -519,3 +519,20 @@ def test_costs_join_errors_by_layer_and_product(tmp_path: Path) -> None:
         cost(model, X).against(errors)
     with pytest.raises(ValueError, match="has no product among the costs"):
         report.against(replace(errors, rows=()))
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_multiplies_as_often(name: str) -> None:
+    """Blocks in convolutions are of unfolded matrices, which no hardware reads; what a layer hands
+    on may be changed in place."""
+    net = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3, groups=2),
+        nn.ReLU(inplace=True), nn.ConvTranspose2d(4, 4, 3, stride=2), nn.Flatten(2),
+        nn.Linear(81, 5), nn.ReLU(inplace=True),
+    )  # fmt: skip
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    found, plain = cost(quantize(net, recipe=name), x), cost(net, x)
+    for row, full, exact in zip(found.rows, found.fp32, plain.rows, strict=True):
+        assert row.macs == full.macs == exact.macs
+        assert full.moved_bytes == exact.moved_bytes
+        assert row.moved_bytes <= exact.moved_bytes

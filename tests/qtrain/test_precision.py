@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qtrain.products.precision import half, significant
-from quantizers import FloatFormat, IntFormat
+from quantizers import FloatFormat, IntFormat, TableFormat
 from quantizers.formats import NAMED, Format
 
 FORMATS: dict[str, Format] = {
@@ -17,6 +17,11 @@ FORMATS: dict[str, Format] = {
     "narrow and large": FloatFormat(5, 7, bias=14, specials="finite"),
     "int11 affine": IntFormat(11, symmetric=False),
 }
+TABLES = [name for name, format in NAMED.items() if isinstance(format, TableFormat)]
+
+
+def test_nothing_is_said_of_a_table() -> None:
+    assert TABLES and all(half(NAMED[name]) is significant(NAMED[name]) is None for name in TABLES)
 
 
 def numbers(format: Format) -> Tensor:
@@ -28,7 +33,7 @@ def numbers(format: Format) -> Tensor:
     return values[values.isfinite()]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "fp32"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("fp32", *TABLES)])
 def test_the_16_bit_dtype_holds_every_element(name: str) -> None:
     format = FORMATS[name]
     values = numbers(format)

@@ -111,6 +111,7 @@ def _address(x: Tensor | None) -> int:
 def _in_floats(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
     """For units of fp32, where they are exact, or fp64."""
     exact = a.largest and b.largest and a.largest * b.largest * a.step <= 2**24
+    exact = exact and 2.0**-126 <= a.unit * b.unit < 2.0**96  # as subnormal numbers are not
     unit = tiles.FLOAT if exact else tiles.DOUBLE
     dtype = torch.float32 if exact else torch.float64
     left = _by_blocks(a, a.elements, unit, 0, together=True)
@@ -144,9 +145,10 @@ def _in_bytes(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
     scale = a.scale
     if scale is None:
         scale = a.elements.new_ones((*a.elements.shape[:-1], own))
-    scale = scale * (a.unit * b.unit)  # exact, unless it is far
-    if _far(scale) or _far(scale, b.scale):
+    by = a.unit * b.unit
+    if not 2.0**-126 <= by < 2.0**96 or _far(scale, by=by) or _far(scale, b.scale, by=by):
         return None
+    scale = scale * by  # exact
     *batch, columns, terms = b.elements.shape
     left = _by_blocks(a, a.elements, unit, tiles.SHIFT, together=True)
     apart = b.elements.unflatten(-1, (positions, terms // positions))
@@ -200,9 +202,9 @@ def _pack(kernel: Any, x: Tensor, to: Tensor) -> None:
     team.run(kernel.address, team.packed(*words), x.numel())
 
 
-def _far(*scales: Tensor | None) -> bool:
-    """Whether the product of scales may be no normal number of fp32."""
-    low = high = 1.0
+def _far(*scales: Tensor | None, by: float = 1.0) -> bool:
+    """Whether the product of scales and `by` may be no normal number of fp32."""
+    low = high = by
     for scale in scales:
         if scale is not None:
             least = torch.where(scale == 0, 1.0, scale).amin().item()
