@@ -65,7 +65,7 @@ def model() -> nn.Module:
 def test_a_convolution_walks_no_further_than_it_must(model: nn.Module) -> None:
     (calls, changes), (back, back_changes) = step(model)
     assert 20 < calls <= 71 and changes <= 46
-    assert 40 < back <= 117 and back_changes <= 62  # of them 27 steps of generators
+    assert 40 < back <= 124 and back_changes <= 68  # of them 27 steps of generators
 
 
 def test_what_is_off_adds_no_call(model: nn.Module) -> None:
