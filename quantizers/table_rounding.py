@@ -47,7 +47,7 @@ def round_to_table(
         if bits is None:
             raise ValueError("stochastic rounding needs random bits; pass key= to the quantizer")
         tensor_checks.random("bits", bits, x)
-        lower = torch.bucketize(packed, values, right=True).sub_(1).clamp_(0, len(values) - 2)
+        lower = below(packed, values)
         low, high = values[lower].double(), values[lower + 1].double()
         fraction = ((packed.double() - low) / (high - low)).clamp_(0.0, 1.0)
         draw = uniform_integers(bits, rounding.random_bits).double().add_(0.5)
@@ -57,6 +57,12 @@ def round_to_table(
         place = torch.bucketize(packed, bounds)
     known = torch.isfinite(x if source is None else source)
     return laid_out_like(torch.where(known, values[place], float("nan")), x)
+
+
+def below(x: Tensor, values: Tensor) -> Tensor:
+    """The place of the lower of the two neighbours that x lies between, int64; beyond the ends, of
+    the outermost two.  x: contiguous; values: ascending."""
+    return torch.bucketize(x, values, right=True).sub_(1).clamp_(0, len(values) - 2)
 
 
 @lru_cache(maxsize=256)

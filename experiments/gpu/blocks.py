@@ -12,7 +12,7 @@ from torch import nn
 from qtrain import quantize
 from quantizers import Quantizer, Scale, blocks, e2m1, e4m3, e8m0
 
-from .clock import Budget, captured, milliseconds
+from .clock import Budget, captured, each, milliseconds
 
 #: tokens, features out, features in
 SHAPES = ((8192, 1024, 1024), (8192, 4096, 1024), (1024, 1024, 8192))
@@ -56,9 +56,4 @@ def timed(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
 
 
 def run(budget: Budget, rounds: int) -> list[dict[str, Any]]:
-    found = []
-    for shape in SHAPES:
-        if budget.left < 0:
-            break
-        found.append(timed(shape, rounds))
-    return found
+    return each(SHAPES, timed, budget, rounds)

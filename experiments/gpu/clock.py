@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from timing import Spread, interleaved, spread
+
+Shape = TypeVar("Shape", bound=tuple[int, ...])
 
 
 class Budget:
@@ -18,6 +21,21 @@ class Budget:
     @property
     def left(self) -> float:
         return self.end - time.monotonic()
+
+
+def each(
+    shapes: Iterable[Shape],
+    timed: Callable[[Shape, int], dict[str, Any]],
+    budget: Budget,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """What `timed` finds of as many shapes as there is time for."""
+    found = []
+    for shape in shapes:
+        if budget.left < 0:
+            break
+        found.append(timed(shape, rounds))
+    return found
 
 
 def milliseconds(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clock import Budget, captured, milliseconds
+from .clock import Budget, captured, each, milliseconds
 
 
 def _last(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,9 +67,4 @@ def timed(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
 
 
 def run(budget: Budget, rounds: int, shapes: tuple[tuple[int, ...], ...]) -> list[dict[str, Any]]:
-    found = []
-    for shape in shapes:
-        if budget.left < 0:
-            break
-        found.append(timed(shape, rounds))
-    return found
+    return each(shapes, timed, budget, rounds)

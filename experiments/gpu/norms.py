@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qtrain import NormRecipe, deviations, quantize
 
-from .clock import Budget, captured, milliseconds
+from .clock import Budget, captured, each, milliseconds
 
 #: N, C, H
 SHAPES = ((128, 64, 32), (128, 512, 4), (64, 256, 56), (64, 2048, 7))
@@ -64,9 +64,4 @@ def _error(got: Tensor, want: Tensor) -> float:
 
 
 def run(budget: Budget, rounds: int) -> list[dict[str, Any]]:
-    found = []
-    for shape in SHAPES:
-        if budget.left < 0:
-            break
-        found.append(timed(shape, rounds))
-    return found
+    return each(SHAPES, timed, budget, rounds)

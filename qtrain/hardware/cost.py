@@ -60,15 +60,13 @@ class Counter(Probe):
     def result(self, product: Computed) -> None:
         kind, (a, b) = product.kind, product.operands
         own, exact = self.sums.setdefault((kind, _format(a), _format(b)), (Sums(), Sums()))
-        macs, stores, elements = _macs(product), kind != "forward", product.result.numel()
-        sizes = [x.numel() for x in _given(product)]
-        bits = [
+        given = _given(product)
+        macs, stores, elements = _macs(product, *given), kind != "forward", product.result.numel()
+        sizes, bits = [x.numel() for x in given], []
+        for q, operand, size in zip((a, b), OPERANDS[kind], sizes, strict=True):
+            multiplied = _bits(q, self.recipe.slots[kind, operand].quantizer)
             # what is multiplied as a matrix of unfolded windows is read once, too
-            _bits(q, self.recipe.slots[kind, operand].quantizer)
-            * size
-            // max(q.elements.numel(), 1)
-            for q, operand, size in zip((a, b), OPERANDS[kind], sizes, strict=True)
-        ]
+            bits.append(multiplied * size // max(q.elements.numel(), 1))
         own.add(macs, bits, self._result_bits(product), stores=stores)
         exact.add(macs, [32 * size for size in sizes], 32 * elements, stores=stores)
 
@@ -88,13 +86,13 @@ def _given(product: Computed) -> tuple[Tensor, Tensor]:
     return product.a, other
 
 
-def _macs(product: Computed) -> int:
-    """Multiplications of a product.
+def _macs(product: Computed, a: Tensor, b: Tensor) -> int:
+    """Multiplications of a product of operands as the operation takes them.
 
     output = input (x) weight is a sum of terms input * weight, and each backward product
     differentiates it: all three multiply as often, each weight once at each position it meets.
     """
-    (a, b), kind, result = _given(product), product.kind, product.result
+    kind, result = product.kind, product.result
     shapes = {
         "forward": (a, b, result),
         "grad_input": (result, b, a),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor, TableFormat
+from quantizers.table_rounding import below
 
 
 class TensorPair:
@@ -54,12 +55,8 @@ class TensorPair:
         unscaled = self.x / self.scale
         if isinstance(fmt, TableFormat):
             values = torch.tensor(fmt.values, dtype=unscaled.dtype, device=unscaled.device)
-            below = (
-                torch.bucketize(unscaled.contiguous(), values, right=True)
-                .sub(1)
-                .clamp(0, len(values) - 2)
-            )
-            return self.scale * (values[below + 1] - values[below])
+            lower = below(unscaled.contiguous(), values)
+            return self.scale * (values[lower + 1] - values[lower])
         low = fmt.min_exponent
         exponent = (torch.frexp(unscaled).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
         exponent = torch.where(torch.isfinite(unscaled) & (unscaled != 0), exponent, low)

@@ -13,11 +13,9 @@ import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
-    f32,
     f32_at,
     f64,
     f64_at,
-    fl24,
     function,
     i64,
     i64_at,
@@ -45,11 +43,9 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
     0  batches; 1, 2  those that share one of a, one of b; 3  rows; 4  columns; 5  terms
     6  a (fp32, (batch, rows, terms)); 7  b (fp64, (batch, tiles, terms, COLUMNS)); 8  the result
        (fp64, (batch, tiles, rows, COLUMNS)); 9  tiles
-    10 blocks; 11  where they end (int64); 12  a's scales (fp32, (batch, rows, blocks)), 0 for none;
-       13  b's (fp32, (batch, blocks, tiles * COLUMNS))
-    14 constants (fp64): format, format of the products, random bits' share, then of a unit
-    15 chunk, or terms of a unit; 16  keys (int64), of the additions; 17  a unit's promotion
-    18 keys of the products
+    10 chunk, or terms of a unit; 11  keys (int64), of the additions; 12  a unit's promotion
+    13 constants (fp64): format, format of the products, random bits' share, then of a unit
+    14 keys of the products
     """
 
     @function
@@ -79,8 +75,8 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
 
     @function
     def sequential(
-        a: Any, b: Any, first: Any, last: Any, chunk: Any, work: Any, keys: Any, others: Any,
-        constants: Any, index: Any, count: Any,
+        a: Any, b: Any, terms: Any, chunk: Any, work: Any, keys: Any, others: Any,
+        constants: Any, index: Any,
     ) -> None:  # fmt: skip
         """work: (4, COLUMNS): the sum, its lost part, a chunk's, and that one's."""
         format = constants[0], constants[1], constants[2], constants[3], constants[4]
@@ -88,7 +84,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
         share, at = constants[10], i64(0) if chunk == 0 else i64(2 * COLUMNS)
         for j in range(4 * COLUMNS):
             work[j] = 0.0
-        for k in range(first, last):
+        for k in range(terms):
             left, place = f64(a[k]), k * COLUMNS
             for j in range(COLUMNS):
                 term = f64(left * b[place + j])
@@ -100,8 +96,8 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
                 work[own], work[own + COLUMNS] = add(
                     work[own], work[own + COLUMNS], term, draw, share, format
                 )
-            if chunk != 0 and ((k - first + 1) % chunk == 0 or k + 1 == last):
-                number = count + (k - first) // chunk
+            if chunk != 0 and ((k + 1) % chunk == 0 or k + 1 == terms):
+                number = terms + k // chunk
                 for j in range(COLUMNS):
                     draw = draw_of(keys, number, index + j, share)
                     work[j], work[j + COLUMNS] = add(
@@ -116,19 +112,16 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
 
     @function
     def unit(
-        a: Any, b: Any, first: Any, last: Any, terms: Any, promote: Any, work: Any, tops: Any,
-        constants: Any,
+        a: Any, b: Any, terms: Any, each: Any, promote: Any, work: Any, tops: Any, constants: Any
     ) -> None:  # fmt: skip
         """work: (4, COLUMNS): the result, then of a group the sum before it and its own."""
         for j in range(4 * COLUMNS):
             work[j] = 0.0
         outer, total, group = work[:COLUMNS], work[COLUMNS : 2 * COLUMNS], work[2 * COLUMNS :]
         of_a, of_b, bits = i64(constants[11]), i64(constants[12]), i64(constants[13])
-        low = first
-        while low < last:
-            high = min(low + terms, last)
-            if promote != 0:
-                high = min(high, first + (low - first) // promote * promote + promote)
+        low = i64(0)
+        while low < terms:
+            high = min(low + each, terms)
             for j in range(COLUMNS):
                 tops[j] = exponent(total[j], i64(-126))
             for k in range(low, high):
@@ -146,7 +139,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
             for j in range(COLUMNS):
                 found = f64(group[j] * number_of((i64(1023) - bits + tops[j]) << i64(52)))
                 total[j] = rounded(1, found, 0.0, 0.0, constants)
-            done = high == last or (promote != 0 and (high - first) % promote == 0)
+            done = high == terms or (promote != 0 and high % promote == 0)
             if done:
                 for j in range(COLUMNS):
                     if promote != 0:
@@ -157,22 +150,21 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
             low = high
 
     @function
-    def saturated(a: Any, b: Any, first: Any, last: Any, work: Any, constants: Any) -> None:
+    def saturated(a: Any, b: Any, terms: Any, work: Any, constants: Any) -> None:
         for j in range(COLUMNS):
             work[j] = 0.0
         low, high = constants[0], constants[1]
-        for k in range(first, last):
+        for k in range(terms):
             left, place = f64(a[k]), k * COLUMNS
             for j in range(COLUMNS):
                 total = f64(work[j] + f64(left * b[place + j]))
                 work[j] = min(max(total, low), high)
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (19,), np.int64)
+        words = numba.carray(data, (15,), np.int64)
         batches, rows, columns, terms, tiles = words[0], words[3], words[4], words[5], words[9]
-        blocks, ends = words[10], i64_at(words[11])
-        constants = numba.carray(f64_at(words[14]), (14,))
-        keys, others = i64_at(words[16]), i64_at(words[18])
+        constants = numba.carray(f64_at(words[13]), (14,))
+        keys, others = i64_at(words[11]), i64_at(words[14])
         work, tops = np.empty(4 * COLUMNS, np.float64), np.empty(COLUMNS, np.int64)
         groups = -(-rows // ROWS)
         for group in range(
@@ -187,28 +179,13 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
                     line = (batch * tiles + tile) * rows + row
                     result = f64_at(words[8] + 8 * line * COLUMNS)
                     index = (batch * rows + row) * columns + tile * COLUMNS
-                    first = i64(0)
-                    for block in range(blocks):
-                        last = ends[block]
-                        if kind == SEQUENTIAL:
-                            sequential(
-                                a, b, first, last, words[15], work, keys, others, constants, index,
-                                terms,
-                            )  # fmt: skip
-                        elif kind == ALIGNED:
-                            unit(a, b, first, last, words[15], words[17], work, tops, constants)
-                        else:
-                            saturated(a, b, first, last, work, constants)
-                        first = last
-                        if words[12] == 0:
-                            for j in range(COLUMNS):
-                                result[j] = work[j]
-                        else:
-                            scale = f32_at(words[12])[(of_a * rows + row) * blocks + block]
-                            place = (of_b * blocks + block) * tiles * COLUMNS + tile * COLUMNS
-                            for j in range(COLUMNS):
-                                factor = fl24(scale, f32_at(words[13])[place + j])
-                                part = f32(f64(f32(work[j])) * factor)
-                                result[j] = f64(f32(f32(result[j]) + part))
+                    if kind == SEQUENTIAL:
+                        sequential(a, b, terms, words[10], work, keys, others, constants, index)
+                    elif kind == ALIGNED:
+                        unit(a, b, terms, words[10], words[12], work, tops, constants)
+                    else:
+                        saturated(a, b, terms, work, constants)
+                    for j in range(COLUMNS):
+                        result[j] = work[j]
 
     return kernel(body)

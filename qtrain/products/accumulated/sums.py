@@ -14,7 +14,7 @@ from quantizers import FloatFormat, accumulate, fold, fp32, kernels
 from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
 from quantizers.devices.by_device import ByDevice
 from quantizers.kernels import team
-from quantizers.kernels.serving import MODES
+from quantizers.kernels.serving import MODES, imported
 
 Formats = tuple[FloatFormat | None, FloatFormat | None]
 #: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
@@ -31,13 +31,18 @@ def accumulated(
     return _accumulated(a, b, accumulator, formats, key)
 
 
+def _noisy(accumulator: Accumulator) -> bool:
+    return isinstance(accumulator, Sequential) and accumulator.rounding.random_bits > 0
+
+
 def _by_rows(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor:
-    noisy = isinstance(accumulator, Sequential) and accumulator.rounding.mode == "stochastic"
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     each = max(math.prod(batch) * b.shape[-2] * b.shape[-1], 1)
-    rows = a.shape[-2] if noisy else max(_SPREAD // each, 1)  # noise is numbered through all rows
+    rows = (
+        a.shape[-2] if _noisy(accumulator) else max(_SPREAD // each, 1)
+    )  # noise is numbered through all rows
     parts = [
         accumulate(part.unsqueeze(-2), b.unsqueeze(-3), accumulator, formats=formats, key=key)
         for part in a.split(rows, -2)
@@ -52,29 +57,31 @@ def _compiled(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor | None:
     """The same by a kernel; None where none serves."""
-    told = _told(accumulator, formats)
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns, terms = a.shape[-2], b.shape[-2], a.shape[-1]
     count = math.prod(batch)
-    if told is None or 0 in (rows, columns, terms, count) or not kernels.serves(a, b):
+    if 0 in (rows, columns, terms, count) or not kernels.serves(a, b):
         return None
     if any(x.dtype != torch.float32 for x in (a, b)) or count * rows * columns >= 2**31:
+        return None
+    told = _told(accumulator, formats)
+    if told is None:
         return None
     numbers, constants, chunk, promote = told
     kernel = kernels.made(_KERNELS, "sums", *numbers)
     if kernel is None:
         return None
-    tiles = -(-columns // 64)
+    width = imported(_KERNELS).COLUMNS
+    tiles = -(-columns // width)
     left = a.contiguous()
-    columns_together = F.pad(b, (0, 0, 0, -columns % 64)).unflatten(-2, (tiles, 64))
+    columns_together = F.pad(b, (0, 0, 0, -columns % width)).unflatten(-2, (tiles, width))
     right = columns_together.transpose(-1, -2).to(torch.float64).contiguous()
-    result = left.new_empty((count, tiles, rows, 64), dtype=torch.float64)
+    result = left.new_empty((count, tiles, rows, width), dtype=torch.float64)
     keys = _keys(accumulator, key, terms)
-    ends = np.array([terms], np.int64)
     words = (
         count, count // math.prod(a.shape[:-2]), count // math.prod(b.shape[:-2]), rows, columns,
-        terms, left.data_ptr(), right.data_ptr(), result.data_ptr(), tiles, 1, ends.ctypes.data,
-        0, 0, constants.ctypes.data, chunk, keys[0].data_ptr(), promote, keys[1].data_ptr(),
+        terms, left.data_ptr(), right.data_ptr(), result.data_ptr(), tiles, chunk,
+        keys[0].data_ptr(), promote, constants.ctypes.data, keys[1].data_ptr(),
     )  # fmt: skip
     team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
     found = result.permute(0, 2, 1, 3).flatten(2)[:, :, :columns].reshape(*batch, rows, columns)
@@ -84,7 +91,7 @@ def _compiled(
 def _keys(accumulator: Accumulator, key: Tensor | None, terms: int) -> tuple[Tensor, Tensor]:
     """Of the additions and of the products, numbered as `accumulate` numbers them."""
     none = torch.zeros(1, dtype=torch.int64, device="cpu")
-    if not isinstance(accumulator, Sequential) or accumulator.rounding.mode != "stochastic":
+    if not _noisy(accumulator):
         return none, none
     if key is None:
         raise ValueError(f"key: got None; {accumulator} needs random bits")
@@ -97,25 +104,33 @@ def _told(
     accumulator: Accumulator, formats: Formats
 ) -> tuple[tuple[int, ...], np.ndarray[tuple[int], np.dtype[np.float64]], int, int] | None:
     """The kernel's numbers, constants, chunk and promotion; None where there is no kernel."""
-    if isinstance(accumulator, Exact):
+    own = imported(_KERNELS)
+    if isinstance(accumulator, Exact) or own is None:
         return None
     if isinstance(accumulator, Integer):
         if accumulator.overflow == "wrap":
             return None
         half = 2.0 ** (accumulator.bits - 1)
-        return (2, 0, 0, 0, 0), np.array([-half, half - 1, *[0.0] * 12]), 0, 0
+        return (own.SATURATED, 0, 0, 0, 0), np.array([-half, half - 1, *[0.0] * 12]), 0, 0
     if isinstance(accumulator, Aligned):
         least = [(one or fp32).min_exponent for one in formats]
         kept = FloatFormat(8, accumulator.kept)
         constants = [*_constants(kept), *_constants(fp32), 0.0, *least, accumulator.bits]
-        return (1, 0, 1, 0, 0), np.array(constants), accumulator.terms, accumulator.promote or 0
+        return (
+            (own.ALIGNED, 0, 1, 0, 0),
+            np.array(constants),
+            accumulator.terms,
+            accumulator.promote or 0,
+        )
     if accumulator.inside == "exact":
         return None
     rounding, product = accumulator.rounding, accumulator.product
-    own = [*_constants(accumulator.format), *_constants(product or fp32)]
-    constants = [*own, 2.0**rounding.random_bits, 0.0, 0.0, 0.0]
+    formats_of = [*_constants(accumulator.format), *_constants(product or fp32)]
+    constants = [*formats_of, 2.0**rounding.random_bits, 0.0, 0.0, 0.0]
     odd = not _plain(accumulator, formats)
-    numbers = 0, MODES[rounding.mode], odd, product is not None, accumulator.compensated
+    numbers = (
+        own.SEQUENTIAL, MODES[rounding.mode], odd, product is not None, accumulator.compensated
+    )  # fmt: skip
     return tuple(map(int, numbers)), np.array(constants), accumulator.chunk or 0, 0
 
 

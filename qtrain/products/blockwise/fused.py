@@ -42,10 +42,11 @@ class _Side(NamedTuple):
 
 
 class _Sides(NamedTuple):
-    """unit: in which blocks are summed; scale: of a, None for 1; right: of b, columns of it after
-    columns, with which they are."""
+    """unit: in which blocks are summed; far: see `_far`; scale: of a, None for 1; right: of b,
+    columns of it after columns, with which they are."""
 
     unit: int
+    far: bool
     scale: Tensor | None
     left: _Side
     right: Iterable[tuple[slice, _Side]]
@@ -75,11 +76,10 @@ def summed(_: Tensor, a: Rows, b: Rows) -> Tensor | None:
     if 0 in (rows, columns, terms, count) or tiles is None:
         return None
     sides = _in_bytes(tiles, a, b, positions) or _in_floats(tiles, a, b, positions)
-    far = sides and _far(sides.scale, b.scale)
-    kernel = sides and kernels.made(_KERNELS, "sums", sides.unit, int(bool(far)))
+    kernel = sides and kernels.made(_KERNELS, "sums", sides.unit, int(sides.far))
     if sides is None or kernel is None:
         return None
-    unit, scale, left, right = sides
+    unit, scale, left, right = sides.unit, sides.scale, sides.left, sides.right
     tile, own = tiles.COLUMNS[unit], -(-terms // a.step)
     ones = a.elements.new_ones
     scale = ones((*batch_a, places, own)) if scale is None else scale.contiguous()
@@ -132,7 +132,7 @@ def _in_floats(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
             yield span, _Side(memory, (wide * (terms // positions), wide * a.step), None)
 
     steps = each, each * left[1].shape[0]
-    return _Sides(unit, a.scale, _Side(left[0], steps, blank), right())
+    return _Sides(unit, _far(a.scale, b.scale), a.scale, _Side(left[0], steps, blank), right())
 
 
 def _in_bytes(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
@@ -165,7 +165,7 @@ def _in_bytes(tiles: Any, a: Rows, b: Rows, positions: int) -> _Sides | None:
     right = _Side(data, (own * each * tile, each * tile), start)
     blank = left[0].new_full((each,), tiles.SHIFT)
     one = _Side(left[0], (each, each * left[1].shape[0]), blank)
-    return _Sides(unit, scale, one, [(slice(None), right)])
+    return _Sides(unit, False, scale, one, [(slice(None), right)])
 
 
 def _by_blocks(
