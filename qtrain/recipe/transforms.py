@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import pack
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from quantizers import kernels, random_bits, root_key
 from quantizers.devices.by_device import ByDevice
 from quantizers.devices.memory import fresh
+from quantizers.devices.placed import Placed
 from quantizers.kernels import team
 from quantizers.kernels.serving import SOURCES
 
@@ -66,21 +69,37 @@ class Hadamard:
 
     def _signs(self, x: Tensor, key: Tensor | None) -> Tensor | None:
         """(size), fp32, or fp64 for fp64 x."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         if self.signs is None:
             return None
-        if isinstance(self.signs, tuple):
-            signs = torch.tensor(self.signs, device=x.device)
-        else:
-            if self.signs == "fixed":
-                key = root_key(0, self.size).to(x.device)
-            elif key is None:
+        if self.signs == "step":
+            if key is None:
                 raise ValueError("hadamard: signs of each step need a key: pass key=root_key(seed)")
-            signs = 1 - 2 * (random_bits(key, (self.size,)) & 1)
-        return signs.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+            return _drawn(key, self.size).to(dtype)
+        if torch.compiler.is_compiling():
+            return _stated(self.size, self.signs).to(x.device, dtype)
+        return _kept(self.size, self.signs, dtype).on(x)
 
     def __str__(self) -> str:
         signs = "given" if isinstance(self.signs, tuple) else self.signs
         return f"hadamard {self.size}" + ("" if signs is None else f", {signs} signs")
+
+
+def _drawn(key: Tensor, size: int) -> Tensor:
+    return 1 - 2 * (random_bits(key, (size,)) & 1)
+
+
+def _stated(size: int, signs: Signs) -> Tensor:
+    """Signs that stay, on the CPU."""
+    if isinstance(signs, tuple):
+        return torch.tensor(signs, device="cpu")
+    return _drawn(root_key(0, size), size)
+
+
+@lru_cache(maxsize=64)
+def _kept(size: int, signs: Signs, dtype: torch.dtype) -> Placed:
+    with torch.inference_mode(False), _disable_current_modes():
+        return Placed(_stated(size, signs).to(dtype))
 
 
 def _by_halves(x: Tensor, signs: Tensor | None, size: int) -> Tensor:

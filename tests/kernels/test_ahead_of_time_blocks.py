@@ -70,10 +70,13 @@ def test_a_quantizer_in_blocks(
     floats = ["reach", "number", "prescale", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
     types = dict.fromkeys(floats, "fp32") | {
         "x": "!*fp32", "result": "!*i8" if integer else "!*fp32", "scale": "*fp32", "key": "*i64",
-        "outer": "*fp32", "ends": "*i32", "headroom": "i64", "edge": "i64",
+        "outer": "*fp32", "ends": "*i32",
         **({"c0": "fp32", "c1": "fp32"} if integer else {}),
     }  # fmt: skip
     made = compiled(quantize, constants, types, arch, {"num_warps": 4})
-    assert "div.rn.f32" in well_made(made, arch) and stack(made) == 0
+    ptx = well_made(made, arch)
+    assert "div.rn.f32" in ptx and stack(made) == 0
+    # of what a warp has in common, wide arithmetic came out wrong on a GPU
+    assert not re.search(r"\.f64|(min|max|sub)\.s64", ptx)
     made = compiled(measure, tile, types, arch, {"num_warps": 4})
     assert "max.s32" in well_made(made, arch) and stack(made) == 0

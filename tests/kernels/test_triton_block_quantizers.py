@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ from quantizers import (
 from quantizers.devices.memory import eager
 from quantizers.formats import Format
 from quantizers.kernels.gpu import quantizers as kernels
+from quantizers.kernels.gpu.blocks import _threshold
+from quantizers.scales.powers import edge_of
+from quantizers.scales.rules import level
 
 # the interpreter computes by numpy, which warns of infinities
 pytestmark = [
@@ -91,6 +95,21 @@ def check(x: Tensor, by: Quantizer) -> None:
     assert got.elements.stride() == want.elements.stride()
 
 
+@pytest.mark.parametrize("headroom", [1.0, 17 / 16, 12 / 7, 0.3, 2.0, 1.9999999, 448.0])
+@pytest.mark.parametrize("rule", ["ocp_floor", "ocp_ceil", "even", "rceil"])
+def test_where_a_power_of_two_becomes_the_next(rule: Any, headroom: float) -> None:
+    """A few numbers below the threshold and above it, and both ends of a binade."""
+    for format in (e4m3, e2m1, IntFormat(8)):
+        scale = Scale(e8m0, rule=rule, headroom=headroom)
+        top = scale.tops(format)[0]
+        beyond, ahead = _threshold(headroom, *edge_of(top, format, scale))
+        for near in (0, beyond, 2**23 - 1):
+            for fraction in range(max(near - 2, 0), min(near + 3, 2**23)):
+                amax = torch.tensor(1 + fraction * 2.0**-23)
+                want = level(amax, amax, top, format, scale, None)
+                assert want == 2.0 ** (ahead + (fraction >= beyond))
+
+
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("scale", SCALES, ids=str)
 def test_scales(scale: Scale, name: str) -> None:
@@ -130,6 +149,6 @@ def test_what_no_kernel_serves_is_declined() -> None:
         (Quantizer(format=IntFormat(4, signed=False), granularity=blocks(16), range=minmax), x),
         (Quantizer(format=e4m3, granularity=blocks(16)), x.double()),
         (Quantizer(format=e4m3, granularity=blocks(16)), x[:0]),
-        (Quantizer(format=e4m3, granularity=blocks(16)), wide(2, 5, 2, 8)[:, ::3].to(DEVICE)),
+        (Quantizer(format=e4m3, granularity=blocks(16)), wide(2, 5, 2, 8).to(DEVICE)[:, ::3]),
     ):  # fmt: skip
         assert kernels.whole(like, by, None, key, True) is None

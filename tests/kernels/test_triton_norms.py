@@ -249,7 +249,7 @@ def test_extremes_are_the_first_of_equal_ones(
         magnitudes = (rows - mean.unsqueeze(1)).abs()
         top = magnitudes.amax(1, keepdim=True)
         assert same(largest[:, 0], (magnitudes == top).int().argmax(1))
-        assert same(ours.take(largest), (rows - mean.unsqueeze(1)).gather(1, largest))
+        assert same(ours.take(largest), (rows - mean.unsqueeze(1)).gather(1, largest.cpu()))
         made = whole.normalize(x, None, None, form(range_(chunks), dtype))
         assert made is not None
         known = range_(chunks).of(theirs)

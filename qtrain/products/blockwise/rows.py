@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import FloatFormat, IntFormat, QTensor
+from quantizers.devices.placed import Placed
 from quantizers.formats import Format
 from quantizers.granularity import expand
 
@@ -42,17 +43,14 @@ class Windows:
 
     table: NDArray[np.int64]
     places: int
-    _there: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+    _placed: Placed = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_placed", Placed(torch.from_numpy(self.table)))
 
     def on(self, x: Tensor) -> Tensor:
-        """The table on the device of x: copied there once, so that a step after the first waits for
-        nothing, and can be captured in a CUDA graph."""
-        if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
-            return torch.from_numpy(self.table).to(x.device)  # of what only looks like a tensor
-        if x.device not in self._there:
-            with torch.inference_mode(False):
-                self._there[x.device] = torch.from_numpy(self.table).to(x.device)
-        return self._there[x.device]
+        """The table, on the device of x."""
+        return self._placed.on(x)
 
     def of(self, x: Tensor) -> Tensor:
         """(*batch, places, terms) -> (*batch, rows, positions * terms)."""

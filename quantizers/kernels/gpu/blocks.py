@@ -3,9 +3,9 @@ launch."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from quantizers.formats import Format, IntFormat, TableFormat, fp32
 from quantizers.granularity import compact_shape, per_tensor
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
-from quantizers.scales.powers import edge_of, exponent_of
+from quantizers.scales.powers import BITS, edge_of, exponent_of
 from quantizers.scales.scale import Scale
 
 from ..plan import constants
@@ -144,14 +144,13 @@ def _rule(scale: Scale, format: Format) -> _Rule | None:
         return None
     if over is not None and (over.format != fp32 or over.granularity != per_tensor):
         return None
-    (bits,) = struct.unpack("q", struct.pack("d", scale.headroom))
-    edge = emax = 0
+    power = 0, 0
     top = scale.tops(format)[0]
     reach = number = top / scale.headroom
     if over is not None:
         number = reach * over.tops(to)[0] / over.headroom
     if scale.rule != "amax":
-        edge, emax = edge_of(top, format, scale)
+        power = _threshold(scale.headroom, *edge_of(top, format, scale))
     exponents = to.min_exponent, exponent_of(to.largest)
     known, flags = known_of(to, scale.rounding, constants(to))
     chosen = {
@@ -159,5 +158,20 @@ def _rule(scale: Scale, format: Format) -> _Rule | None:
         "PRESCALED": scale.prescale != 1, "POWER": scale.rule != "amax", "NARROW": to != fp32,
     }  # fmt: skip
     named = {f"S_{name}": flags[name] for name in ("SIGNED", "ZERO", "INF", "MODE")}
-    numbers = reach, number, scale.prescale, bits, edge, emax, *exponents
+    numbers = reach, number, scale.prescale, *power, *exponents
     return _Rule(numbers, known, {**chosen, **named})
+
+
+@lru_cache(maxsize=256)
+def _threshold(headroom: float, edge: int, emax: int) -> tuple[int, int]:
+    """beyond, ahead: the scale of 1.fraction * 2^e is 2^(e + ahead), from a fraction of 23 bits on,
+    `beyond`, twice that: what rules._by_bits finds, whose every power of two is the next one's."""
+
+    def exponent(fraction: int) -> int:
+        number = (1 + fraction * 2.0**-23) * headroom
+        significand, power = math.frexp(number)
+        return power - 1 + (math.ldexp(2 * significand - 1, BITS) > edge) - emax
+
+    first = exponent(0)
+    fractions = range(1 << 23)
+    return bisect.bisect_right(fractions, first, key=exponent), first

@@ -11,7 +11,7 @@ from .triton_numbers import as_float, float_bits, is_finite
 
 _SIZES = ["rows", "terms", "across", "step", "bands", "blocks"]
 _STEPS = ["x_n", "x_i", "x_k", "y_n", "y_i", "y_k"]
-_RULE = ["headroom", "edge", "emax", "lowest", "top", "c0", "c1", "s0", "s1"]
+_RULE = ["beyond", "ahead", "lowest", "top", "c0", "c1", "s0", "s1"]
 
 
 @triton.jit
@@ -93,9 +93,8 @@ def quantize(
     reach,
     number,
     prescale,
-    headroom,
-    edge,
-    emax,
+    beyond,
+    ahead,
     lowest,
     top,
     c0,
@@ -156,7 +155,7 @@ def quantize(
             outer + tl.arange(0, 1), tl.div_rn(whole, tl.zeros_like(whole) + prescale), mask=first
         )
     found, by = step_of(
-        bound, whole, factor, reach, headroom, edge, emax, lowest, top, s0, s1, s2, s3, s4, LEVELS,
+        bound, whole, factor, reach, beyond, ahead, lowest, top, s0, s1, s2, s3, s4, LEVELS,
         RECIPROCAL, POWER, NARROW, S_SIGNED, S_ZERO, S_INF, S_MODE,
     )  # fmt: skip
     tl.store(scale + (batch * bands + band) * blocks + block, found, mask=band < bands)

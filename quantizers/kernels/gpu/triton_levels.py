@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_numbers import floating, is_finite
+from .triton_numbers import as_float, float_bits, floating, is_finite
 
 
 @triton.jit
@@ -32,18 +32,23 @@ def _quotient(amax, reach):
 
 
 @triton.jit
-def _power(bound, headroom, edge, emax, lowest, top, over):
-    """rules._power: 2^(e - emax + (s > edge)), s * 2^e being bound * headroom.
+def _power(bound, beyond, ahead, lowest, top, over):
+    """rules._power: 2^(e + ahead + (fraction >= beyond)), bound being 1.fraction * 2^e.
 
-    headroom: the bits of an fp64 number; lowest, top: exponents of the scale's format; over: what
-    lies beyond.
+    beyond, ahead: see blocks._threshold; lowest, top: exponents of the scale's format; over: what
+    lies beyond.  In integers of 32 bits: of 64, or in fp64, what a reduction left in a register
+    of the whole warp came out wrong on an H200 (ptxas 12.8).
     """
-    number = bound.to(tl.float64) * headroom.to(tl.float64, bitcast=True)
-    bits = number.to(tl.int64, bitcast=True)
-    exponent = (bits >> 52) - 1023 + ((bits & 0xFFFFFFFFFFFFF) > edge).to(tl.int64) - emax
+    # 2^24 times as large no subnormal is one
+    small = bound < 1.1754943508222875e-38
+    bits = float_bits(tl.where(small, bound * 16777216.0, bound)).to(tl.int32)
+    exponent = (bits >> 23) - tl.where(small, 151, 127) + ahead
+    exponent += ((bits & 0x7FFFFF) >= beyond).to(tl.int32)
     exponent = tl.maximum(exponent, lowest)
-    power = ((tl.minimum(exponent, top) + 1023) << 52).to(tl.float64, bitcast=True)
-    found = tl.where(exponent > top, over, power.to(tl.float32))
+    own = tl.minimum(exponent, top)
+    normal, subnormal = (own + 127) << 23, 1 << tl.minimum(tl.maximum(own + 149, 0), 22)
+    power = as_float(tl.where(own < -126, subnormal, normal).to(tl.uint32))
+    found = tl.where(exponent > top, over, power)
     found = tl.where(is_finite(bound), found, float("nan"))
     return tl.where(bound == 0.0, 0.0, found)
 
@@ -65,7 +70,7 @@ def outer_of(whole, number, RECIPROCAL: tl.constexpr):
 
 @triton.jit
 def step_of(
-    bound, outer, factor, reach, headroom, edge, emax, lowest, top, s0, s1, s2, s3, s4,
+    bound, outer, factor, reach, beyond, ahead, lowest, top, s0, s1, s2, s3, s4,
     LEVELS: tl.constexpr, RECIPROCAL: tl.constexpr, POWER: tl.constexpr, NARROW: tl.constexpr,
     S_SIGNED: tl.constexpr, S_ZERO: tl.constexpr, S_INF: tl.constexpr, S_MODE: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +80,7 @@ def step_of(
     is rounded to a format, s0..: see triton_numbers.floating.
     """
     if POWER:
-        found = _power(bound, headroom, edge, emax, lowest, top, s3)
+        found = _power(bound, beyond, ahead, lowest, top, s3)
     elif RECIPROCAL and LEVELS == 2:
         found = bound * (factor * _inverse(tl.zeros_like(factor) + reach, 1.0))
         found = tl.where(bound == float("inf"), found, _most(found))
