@@ -99,7 +99,7 @@ def _stated(size: int, signs: Signs) -> Tensor:
 @lru_cache(maxsize=64)
 def _kept(size: int, signs: Signs, dtype: torch.dtype) -> Placed:
     with torch.inference_mode(False), _disable_current_modes():
-        return Placed(_stated(size, signs).to(dtype))
+        return Placed(_stated(size, signs).to(dtype).numpy())
 
 
 def _by_halves(x: Tensor, signs: Tensor | None, size: int) -> Tensor:
@@ -118,8 +118,10 @@ def _by_halves(x: Tensor, signs: Tensor | None, size: int) -> Tensor:
 
 
 def _compiled(x: Tensor, signs: Tensor | None, size: int) -> Tensor | None:
-    """The same in one pass; None where no kernel serves x."""
+    """The same in one pass; None where no kernel serves x, or its gradient is wanted."""
     source = SOURCES.get(x.dtype)
+    if x.requires_grad and torch.is_grad_enabled():
+        return None
     signs = x.new_ones(size, dtype=torch.float32) if signs is None else signs
     if source is None or x.numel() == 0 or not x.is_contiguous() or not kernels.serves(x, signs):
         return None

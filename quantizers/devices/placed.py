@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 class Placed:
-    """A tensor on the CPU and its copies elsewhere: copied to a device once, so that a step after
-    the first waits for nothing, and can be captured in a CUDA graph."""
+    """An array, as a tensor on any device: copied there once, so that a step after the first waits
+    for nothing, and can be captured in a CUDA graph."""
 
-    def __init__(self, own: Tensor) -> None:
+    def __init__(self, own: NDArray[Any]) -> None:
         self.own = own
         self._there: dict[torch.device, Tensor] = {}
 
     def on(self, x: Tensor) -> Tensor:
         """The numbers, on the device of x."""
         if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
-            return self.own.to(x.device)  # of what only looks like a tensor
+            return torch.from_numpy(self.own).to(x.device)  # of what only looks like a tensor
         if x.device not in self._there:
             with torch.inference_mode(False):
-                self._there[x.device] = self.own.to(x.device)
+                self._there[x.device] = torch.from_numpy(self.own).to(x.device)
         return self._there[x.device]

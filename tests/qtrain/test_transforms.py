@@ -12,6 +12,7 @@ import torch
 from block_cases import KINDS, MX, kept, normal, product
 from recorded_results import recorded
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, hadamard, quantize
@@ -74,6 +75,17 @@ def test_signs_are_told_drawn_once_or_at_every_key() -> None:
         assert set((matrix * 4).flatten().tolist()) == {1.0, -1.0}
     with pytest.raises(ValueError, match="signs of each step need a key"):
         hadamard(16, "step")(x)
+
+
+def test_it_has_a_gradient_and_runs_where_tensors_only_look_like_ones() -> None:
+    """The gradient of an orthogonal transform is the other way; fake tensors leave nothing."""
+    rotation, x = hadamard(8), normal(3, 16).requires_grad_()
+    assert not torch.equal(rotation(x), x)
+    (grad,) = torch.autograd.grad(rotation(x), x, rotation(normal(3, 16)).detach())
+    torch.testing.assert_close(grad, normal(3, 16))
+    with FakeTensorMode():
+        assert hadamard(4)(torch.randn(2, 8)).shape == (2, 8)
+    assert torch.equal(hadamard(4, "fixed")(x), hadamard(4)(x))
 
 
 def test_neighbours_that_do_not_fill_a_transform_are_filled_up() -> None:

@@ -46,7 +46,7 @@ class Windows:
     _placed: Placed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_placed", Placed(torch.from_numpy(self.table)))
+        object.__setattr__(self, "_placed", Placed(self.table))
 
     def on(self, x: Tensor) -> Tensor:
         """The table, on the device of x."""
