@@ -13,6 +13,7 @@ from torch import Tensor
 from . import checks, tensor_checks
 from .devices.by_device import laid_out_like
 from .formats import TableFormat
+from .formats.table_format import below
 from .noise import uniform_integers
 from .rounding import Rounding, nearest_even
 
@@ -57,12 +58,6 @@ def round_to_table(
         place = torch.bucketize(packed, bounds)
     known = torch.isfinite(x if source is None else source)
     return laid_out_like(torch.where(known, values[place], float("nan")), x)
-
-
-def below(x: Tensor, values: Tensor) -> Tensor:
-    """The place of the lower of the two neighbours that x lies between, int64; beyond the ends, of
-    the outermost two.  x: contiguous; values: ascending."""
-    return torch.bucketize(x, values, right=True).sub_(1).clamp_(0, len(values) - 2)
 
 
 @lru_cache(maxsize=256)

@@ -7,8 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from quantizers import IntFormat, QTensor, TableFormat
-from quantizers.table_rounding import below
+from quantizers import IntFormat, QTensor
 
 
 class TensorPair:
@@ -50,17 +49,7 @@ class TensorPair:
         """The distance between the two values of its format that x lies between, broadcastable to
         x; of the quantized value it would be another where x was rounded up to a power of two."""
         fmt = self.q.format
-        if fmt is None or isinstance(fmt, IntFormat):
-            return self.scale
-        unscaled = self.x / self.scale
-        if isinstance(fmt, TableFormat):
-            values = torch.tensor(fmt.values, dtype=unscaled.dtype, device=unscaled.device)
-            lower = below(unscaled.contiguous(), values)
-            return self.scale * (values[lower + 1] - values[lower])
-        low = fmt.min_exponent
-        exponent = (torch.frexp(unscaled).exponent - 1).clamp(min=low)  # frexp: 0.5 <= |m| < 1
-        exponent = torch.where(torch.isfinite(unscaled) & (unscaled != 0), exponent, low)
-        return self.scale * torch.ldexp(torch.ones_like(unscaled), exponent - fmt.mantissa)
+        return self.scale if fmt is None else self.scale * fmt.spacing(self.x / self.scale)
 
     @cached_property
     def position(self) -> Tensor:
@@ -78,9 +67,7 @@ class TensorPair:
             low, high = (q.format.low - shift) * self.scale, (q.format.high - shift) * self.scale
             return (self.x < low - self.scale / 2) | (self.x > high + self.scale / 2)
         reach = self.scale * (1 + 2.0**-20)  # the scale's own rounding
-        if isinstance(q.format, TableFormat):
-            return (self.x < q.format.low * reach) | (self.x > q.format.high * reach)
-        return self.x.abs() > q.format.largest * reach
+        return (self.x < q.format.low * reach) | (self.x > q.format.high * reach)
 
     @cached_property
     def saturated(self) -> Tensor:
@@ -89,7 +76,5 @@ class TensorPair:
         q = self.q
         if q.format is None:
             return torch.zeros_like(self._x, dtype=torch.bool)
-        if isinstance(q.format, IntFormat | TableFormat):
-            ends = (q.elements == q.format.low) | (q.elements == q.format.high)
-            return ends & (self.value != 0)
-        return q.elements.abs() >= q.format.largest
+        ends = (q.elements <= q.format.low) | (q.elements >= q.format.high)
+        return ends & (self.value != 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from quantizers import FloatFormat, QTensor, TableFormat
+from quantizers import QTensor
 
 from .pair import TensorPair
 from .sampling import sampled
@@ -54,16 +54,9 @@ def parameter(weight: Tensor) -> bool:
 def numbered(q: QTensor) -> Tensor:
     """Elements, less their zero point, as integers of which neighbours on the format's grid differ
     by 1: int64.  What is not finite counts as 0."""
-    if isinstance(q.format, TableFormat):
-        return q.format.encode(q.elements.nan_to_num(q.format.low))
-    if not isinstance(q.format, FloatFormat):
+    if q.format is None or q.zero_point is not None:
         return q.unshifted().long()
-    magnitude = q.elements.abs().double().nan_to_num(0.0, 0.0, 0.0)
-    lowest, mantissa = q.format.min_exponent, q.format.mantissa
-    exponent = (torch.frexp(magnitude).exponent - 1).clamp(min=lowest)  # frexp: 0.5 <= |m| < 1
-    exponent = torch.where(magnitude == 0, lowest, exponent)
-    significand = torch.ldexp(magnitude, mantissa - exponent).round().long()
-    return q.elements.sign().long() * (((exponent - lowest) << mantissa) + significand)
+    return q.format.ordinals(q.elements)
 
 
 def oscillation(history: Sequence[Sequence[int]]) -> float | None:

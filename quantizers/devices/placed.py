@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
 class Placed:
-    """An array, as a tensor on any device: copied there once, so that a step after the first waits
-    for nothing, and can be captured in a CUDA graph."""
+    """A numpy array, as a tensor on any device: copied there once, so that a step after the first
+    waits for nothing, and can be captured in a CUDA graph."""
 
-    def __init__(self, own: NDArray[Any]) -> None:
+    def __init__(self, own: Any) -> None:
         self.own = own
         self._there: dict[torch.device, Tensor] = {}
 

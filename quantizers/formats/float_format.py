@@ -165,9 +165,7 @@ class FloatFormat:
         if value.is_meta:
             raise ValueError("elements: got a tensor on the meta device, which holds no values")
         magnitude = value.abs()
-        exponent = torch.frexp(magnitude).exponent.to(torch.int64) - 1
-        exponent = exponent.clamp(min=self.min_exponent)
-        exponent = torch.where(magnitude == 0, self.min_exponent, exponent)
+        exponent = self._exponents(magnitude).long()
         step = torch.ldexp(torch.ones_like(value), (exponent - self.mantissa).double())
         # significand counts steps; its implicit bit adds the 1 that subnormals lack
         significand = torch.nan_to_num(magnitude / step, 0.0, 0.0).to(torch.int64)
@@ -187,6 +185,28 @@ class FloatFormat:
         if not bool(torch.equal(good.nan_to_num(1.5), value.nan_to_num(1.5))):
             raise ValueError(f"encode: an element is not a value of {self}; round it first")
         return code
+
+    def spacing(self, x: Tensor) -> Tensor:
+        """The distance between the two values that each x lies between, or would without a largest
+        value; of what is not finite, the smallest.  x: fp64, any shape -> fp64, same shape."""
+        steps = self._exponents(x.abs()) - self.mantissa
+        return torch.ldexp(torch.ones_like(x), steps)
+
+    def ordinals(self, elements: Tensor) -> Tensor:
+        """Whole numbers, of the sign of the value, of which those of neighbouring values differ by 1
+        (by more where 0 would lie in a format without it); of what is not finite, 0.
+        Elements -> int64, same shape."""
+        magnitude = elements.abs().double().nan_to_num(0.0, 0.0, 0.0)
+        exponent = self._exponents(magnitude)
+        significand = torch.ldexp(magnitude, self.mantissa - exponent).round().long()
+        steps = ((exponent.long() - self.min_exponent) << self.mantissa) + significand
+        return elements.sign().long() * steps
+
+    def _exponents(self, magnitude: Tensor) -> Tensor:
+        """Of the binade in which a value of this magnitude lies, min_exponent at least; int32."""
+        exponent = torch.frexp(magnitude).exponent - 1  # frexp: 0.5 <= |m| < 1
+        normal = torch.isfinite(magnitude) & (magnitude != 0)
+        return torch.where(normal, exponent, self.min_exponent).clamp(min=self.min_exponent)
 
     def codes(self) -> Tensor:
         """Every bit pattern; shape (2^bits,), int64."""

@@ -58,6 +58,14 @@ class IntFormat:
         """Every element, ascending; shape (high - low + 1,), `dtype`."""
         return torch.arange(self.low, self.high + 1).to(self.dtype)
 
+    def spacing(self, x: Tensor) -> Tensor:
+        """The distance between the two values that each x lies between: 1.  fp64, 0-d."""
+        return torch.ones((), dtype=torch.float64, device=x.device)
+
+    def ordinals(self, elements: Tensor) -> Tensor:
+        """Whole numbers of which those of neighbouring values differ by 1.  Elements -> int64."""
+        return elements.to(torch.int64)
+
     def __str__(self) -> str:
         name = f"{'' if self.signed else 'u'}int{self.bits}"
         return name if self.symmetric else f"{name} affine"

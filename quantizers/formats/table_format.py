@@ -99,8 +99,26 @@ class TableFormat:
             raise ValueError(f"encode: an element is not a value of {self}; round it first")
         return code
 
+    def spacing(self, x: Tensor) -> Tensor:
+        """The distance between the two values that each x lies between, or the outermost two.
+        x: fp64, any shape -> fp64, same shape."""
+        values = torch.tensor(self.values, dtype=torch.float64, device=x.device)
+        lower = below(x.contiguous(), values)
+        return values[lower + 1] - values[lower]
+
+    def ordinals(self, elements: Tensor) -> Tensor:
+        """Codes, of which those of neighbouring values differ by 1; NaN as the lowest value.
+        Elements -> int64."""
+        return self.encode(elements.nan_to_num(self.low))
+
     def __str__(self) -> str:
         return self.name or f"table of {len(self.values)} values up to {self.largest:g}"
+
+
+def below(x: Tensor, values: Tensor) -> Tensor:
+    """The place of the lower of the two neighbours that x lies between, int64; beyond the ends, of
+    the outermost two.  x: contiguous; values: ascending."""
+    return torch.bucketize(x, values, right=True).sub_(1).clamp_(0, len(values) - 2)
 
 
 def fp32(number: float) -> float:

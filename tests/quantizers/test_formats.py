@@ -140,6 +140,21 @@ def test_int_identities(fmt: IntFormat) -> None:
     assert smaller is None or torch.iinfo(smaller).max < fmt.high
 
 
+@pytest.mark.parametrize(
+    "fmt", [*SMALL, *VARIANTS, IntFormat(4), formats.nf4, formats.dynamic8, formats.e8m0], ids=str
+)
+def test_neighbours_are_numbered_and_as_far_apart_as_is_said(fmt: formats.Format) -> None:
+    values = torch.unique(fmt.decode(fmt.codes()) if hasattr(fmt, "decode") else fmt.codes())
+    values = values[torch.isfinite(values)]
+    if not getattr(fmt, "zero", True):  # there is a gap where 0 would be
+        values = values[values > 0]
+    numbers = fmt.ordinals(values)
+    assert torch.equal(numbers.diff(), torch.ones_like(numbers[1:]))
+    gaps = values.double().diff()
+    between = values[:-1].double() + gaps / 4
+    assert torch.equal(fmt.spacing(between).expand_as(gaps), gaps)
+
+
 @pytest.mark.parametrize("bits", [0, 1, 17, -8, 7.5, True, "eight", None])
 def test_bad_bits_are_refused_by_name(bits: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"bits: got .*need an integer from 2 to 16"):
