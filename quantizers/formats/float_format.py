@@ -193,7 +193,7 @@ class FloatFormat:
         return torch.ldexp(torch.ones_like(x), steps)
 
     def ordinals(self, elements: Tensor) -> Tensor:
-        """Whole numbers, of the sign of the value, of which those of neighbouring values differ by 1
+        """Whole numbers, of the value's sign, of which those of neighbouring values differ by 1
         (by more where 0 would lie in a format without it); of what is not finite, 0.
         Elements -> int64, same shape."""
         magnitude = elements.abs().double().nan_to_num(0.0, 0.0, 0.0)
