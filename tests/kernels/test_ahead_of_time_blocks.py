@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_ahead_of_time import HALVES, SHARED, compiled, stack, well_made
+from test_ahead_of_time import HALVES, NUMBERS, SHARED, compiled, stack, well_made
 from triton_device import INSTALLED
 
 from quantizers.kernels.gpu.device import INTERPRETED
@@ -67,8 +67,8 @@ def test_a_quantizer_in_blocks(
         "S_MODE": "nearest_even", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
         "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
     }  # fmt: skip
-    floats = ["reach", "number", "prescale", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
-    types = dict.fromkeys(floats, "fp32") | {
+    types = {
+        **NUMBERS, "c0": "i32", "c1": "i32",
         "x": "!*fp32", "result": "!*i8" if integer else "!*fp32", "scale": "*fp32", "key": "*i64",
         "outer": "*fp32", "ends": "*i32",
         **({"c0": "fp32", "c1": "fp32"} if integer else {}),

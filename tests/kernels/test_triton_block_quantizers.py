@@ -33,7 +33,7 @@ from quantizers import (
 from quantizers.devices.memory import eager
 from quantizers.formats import Format
 from quantizers.kernels.gpu import quantizers as kernels
-from quantizers.kernels.gpu.blocks import _threshold
+from quantizers.kernels.gpu.rules import _threshold
 from quantizers.scales.powers import edge_of
 from quantizers.scales.rules import level
 

@@ -35,7 +35,7 @@ def _quotient(amax, reach):
 def _power(bound, beyond, ahead, lowest, top, over):
     """rules._power: 2^(e + ahead + (fraction >= beyond)), bound being 1.fraction * 2^e.
 
-    beyond, ahead: see blocks._threshold; lowest, top: exponents of the scale's format; over: what
+    beyond, ahead: see rules._threshold; lowest, top: exponents of the scale's format; over: what
     lies beyond.  In integers of 32 bits: of 64, or in fp64, what a reduction left in a register
     of the whole warp came out wrong on an H200 (ptxas 12.8).
     """
@@ -69,6 +69,17 @@ def outer_of(whole, number, RECIPROCAL: tl.constexpr):
 
 
 @triton.jit
+def narrow(
+    found, measured, s0, s1, s2, s3, s4, S_SIGNED: tl.constexpr, S_ZERO: tl.constexpr,
+    S_INF: tl.constexpr, S_MODE: tl.constexpr,
+):  # fmt: skip
+    """rules.in_format."""
+    bits = tl.zeros(found.shape, tl.uint32)
+    rounded = floating(found, found, bits, s0, s1, s2, s3, s4, S_SIGNED, S_ZERO, S_INF, 0, S_MODE)
+    return tl.where(measured == 0.0, found, rounded)
+
+
+@triton.jit
 def step_of(
     bound, outer, factor, reach, beyond, ahead, lowest, top, s0, s1, s2, s3, s4,
     LEVELS: tl.constexpr, RECIPROCAL: tl.constexpr, POWER: tl.constexpr, NARROW: tl.constexpr,
@@ -93,11 +104,7 @@ def step_of(
     else:
         found = _quotient(bound, reach)
     if NARROW and not POWER:
-        bits = tl.zeros(found.shape, tl.uint32)
-        narrow = floating(
-            found, found, bits, s0, s1, s2, s3, s4, S_SIGNED, S_ZERO, S_INF, 0, S_MODE
-        )
-        found = tl.where(bound == 0.0, found, narrow)
+        found = narrow(found, bound, s0, s1, s2, s3, s4, S_SIGNED, S_ZERO, S_INF, S_MODE)
     by = found
     if LEVELS == 2:
         by = found * outer
