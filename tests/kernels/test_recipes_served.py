@@ -17,22 +17,14 @@ from quantizers.ranges.running import Remembering
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs triton")
 
-CANDIDATES = "scales chosen among candidates, by errors in fp64 that are summed in a given order"
+CANDIDATES = "a tensor's scale among candidates, by cosines summed in an order of the whole tensor"
 OFFSET = "a real offset, in fp64"
 #: recipe -> the places of its quantizers that torch's own operations make, and why
 DECLINED = {
-    "four-over-six": dict.fromkeys(
-        ("forward.input", "forward.weight", "grad_input.grad_output", "grad_input.weight",
-         "grad_weight.grad_output", "grad_weight.input"), CANDIDATES,
+    "quartet2": dict.fromkeys(
+        ("grad_input.grad_output", "grad_input.weight", "grad_weight.grad_output",
+         "grad_weight.input"), "corrected scales, rounded stochastically",
     ),
-    "quartet2": {
-        **dict.fromkeys(("forward.input", "forward.weight"), CANDIDATES),
-        **dict.fromkeys(
-            ("grad_input.grad_output", "grad_input.weight", "grad_weight.grad_output",
-             "grad_weight.input"),
-            "corrected scales, rounded stochastically",
-        ),
-    },
     "unified-int8": dict.fromkeys(
         ("grad_input.grad_output", "grad_weight.grad_output"), CANDIDATES
     ),

@@ -72,7 +72,7 @@ def whole(
     dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], spec: str
 ) -> Blocks | None:
     """For a quantizer's `spec`, without memory and factor.  None where no kernel serves: scales
-    among candidates, stochastic ones, outer ones but of a whole tensor in fp32, large blocks."""
+    corrected or stochastic, outer ones but of a whole tensor in fp32, large blocks."""
     by = restored(spec)
     format, rounding = by.format, by.rounding
     if isinstance(format, TableFormat) or dtype not in SOURCES or 0 in shape:
@@ -90,6 +90,8 @@ def whole(
     _, to = result
     across, step = (1, 1, *block)[-2:]
     down, deep = power_of_two(across), power_of_two(step)
+    if rule.tops and max(down - across, deep - step) > 1:
+        return None  # errors would be added up in another order
     span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if format.largest < 2.0**-126 or down * deep > _MOST or max(span, math.prod(shape)) >= 2**30:
         return None
@@ -105,8 +107,8 @@ def whole(
     over = by.scale.over is not None
     measure = Launch(KERNELS, "measure", (*sizes, *steps), **tile) if over else None
     launch = Launch(
-        KERNELS, "quantize", (*sizes, *steps, *to, *rule.numbers, *numbers),
-        **rule.flags, **flags, **tile,
+        KERNELS, "quantize", (*sizes, *steps, *to, *rule.numbers, rule.tops or (1.0,), *numbers),
+        CANDIDATES=len(rule.tops) // 2, SQUARED=rule.squared, **rule.flags, **flags, **tile,
     )  # fmt: skip
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     scales = compact_shape(shape, block)

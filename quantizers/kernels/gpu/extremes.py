@@ -97,7 +97,7 @@ def whole(
         return None
     own = path(known.plan, format, by.rounding, shape, strides)
     rule, granules = rule_of(by.scale, format), math.prod(known.compact)
-    if own is None or rule is None or (by.scale.over is not None and granules > 1):
+    if own is None or rule is None or rule.tops or (by.scale.over is not None and granules > 1):
         return None
     each = own.plan.walk.size // granules
     past = memory.momentum or 0.0, memory.window

@@ -21,10 +21,14 @@ class Rule(NamedTuple):
 
     numbers   what the largest magnitude of all becomes under an outer scale, the prescale, then
               two tuples: a block's own rule, see triton_levels.step_of, and of the scale's format
+    tops      of each candidate, see triton_candidates.best_of; none where there are none
+    squared   whether these are chosen by squares of errors, or by errors as they are
     flags     see triton_levels.step_of
     """
 
     numbers: tuple[float, float, tuple[float, ...], tuple[float, ...]]
+    tops: tuple[float, ...]
+    squared: bool
     flags: dict[str, Any]
 
 
@@ -32,13 +36,16 @@ class Rule(NamedTuple):
 def rule_of(scale: Scale, format: Format) -> Rule | None:
     """None where the kernel has no such rule."""
     to, over = scale.format, scale.over
-    declined = scale.candidates or scale.correction is not None or scale.random_bits
-    if declined or to.largest < 2.0**-126:
+    tried = len(scale.candidates) > 1
+    if tried and (scale.rule != "amax" or scale.by not in ("mse", "mae")):
+        return None
+    if scale.correction is not None or scale.random_bits or to.largest < 2.0**-126:
         return None
     if over is not None and (over.format != fp32 or over.granularity != per_tensor):
         return None
     power = 0, 0
-    top = scale.tops(format)[0]
+    tops = scale.tops(format)
+    top = max(tops)
     reach = number = top / scale.headroom
     if over is not None:
         number = reach * over.tops(to)[0] / over.headroom
@@ -52,7 +59,11 @@ def rule_of(scale: Scale, format: Format) -> Rule | None:
     }  # fmt: skip
     named = {f"S_{name}": flags[name] for name in ("SIGNED", "ZERO", "INF", "MODE")}
     own = reach, *power, *exponents
-    return Rule((number, scale.prescale, own, known), {**chosen, **named})
+    each = [number for one in tops for number in (one / scale.headroom, top / one)]
+    return Rule(
+        (number, scale.prescale, own, known), tuple(each) if tried else (), scale.by == "mse",
+        {**chosen, **named},
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)

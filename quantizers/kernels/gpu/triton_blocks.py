@@ -5,13 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_candidates import best_of
 from .triton_levels import outer_of, step_of
 from .triton_made import before, made
 from .triton_numbers import as_float, float_bits, is_finite
 
 _SIZES = ["rows", "terms", "across", "step", "bands", "blocks"]
 _STEPS = ["x_n", "x_i", "x_k", "y_n", "y_i", "y_k"]
-_RULE = ["rule", "target", "c0", "c1"]
+_RULE = ["rule", "target", "tops", "c0", "c1"]
 
 
 @triton.jit
@@ -94,12 +95,15 @@ def quantize(
     prescale,
     rule,
     target,
+    tops,
     c0,
     c1,
     c2,
     c3,
     c4,
     ADJACENT: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    SQUARED: tl.constexpr,
     LEVELS: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     PRESCALED: tl.constexpr,
@@ -123,9 +127,10 @@ def quantize(
     scale (batches, bands, blocks), of each the largest magnitude by a rule, and the elements.
 
     x_n.., y_n..: strides of x and of the result; ADJACENT: 1 where those of terms are 1, 2 where
-    those of rows are.  c0..: of the format, see triton_elements.elements; rule, target:
-    see triton_levels.step_of.  LEVELS 2: outer follows from ends, see `measure`, and reach, what
-    the largest magnitude becomes.  PRESCALED: elements of x * prescale, by which outer is divided.
+    those of rows are.  c0..: of the format, see triton_elements.elements; rule, target: see
+    triton_levels.step_of.  LEVELS 2: outer follows from ends, see `measure`, and reach, what the
+    largest magnitude becomes.  PRESCALED: elements of x * prescale, by which outer is divided.
+    CANDIDATES: how many tops are tried, see triton_candidates.best_of; 0: one of `rule`.
     Program: BANDS bands of a batch, one block of each; ACROSS, DEEP: powers of two, at least across
     and step.
     """
@@ -141,15 +146,22 @@ def quantize(
     if LEVELS == 2:
         bits = tl.load(ends + tl.arange(0, 1))
         whole, factor = outer_of(as_float(bits.to(tl.uint32)), reach, RECIPROCAL)
+    stored = whole
     if LEVELS == 2 or PRESCALED:
+        stored = tl.div_rn(whole, tl.zeros_like(whole) + prescale)
         first = (tl.program_id(0) + tl.arange(0, 1)) == 0
-        tl.store(
-            outer + tl.arange(0, 1), tl.div_rn(whole, tl.zeros_like(whole) + prescale), mask=first
-        )
-    found, by = step_of(
-        bound, whole, factor, *rule, *target, LEVELS, RECIPROCAL, POWER, NARROW, S_SIGNED, S_ZERO,
-        S_INF, S_MODE,
-    )  # fmt: skip
+        tl.store(outer + tl.arange(0, 1), stored, mask=first)
+    if CANDIDATES > 0:
+        found, by = best_of(
+            v, inside, bound, whole, factor, stored, prescale, tops, rule, target, c0, c1, c2, c3,
+            c4, CANDIDATES, SQUARED, LEVELS, RECIPROCAL, PRESCALED, NARROW, S_SIGNED, S_ZERO, S_INF,
+            S_MODE, INTEGER, SIGNED, ZERO, INF, ACROSS, DEEP,
+        )  # fmt: skip
+    else:
+        found, by = step_of(
+            bound, whole, factor, *rule, *target, LEVELS, RECIPROCAL, POWER, NARROW, S_SIGNED,
+            S_ZERO, S_INF, S_MODE,
+        )  # fmt: skip
     tl.store(scale + (batch * bands + band) * blocks + block, found, mask=band < bands)
     v, by = before(v, by[:, None, None], prescale, PRESCALED, RECIPROCAL)
     index = ((batch * rows + row) * terms)[:, :, None] + term[None, None, :]
