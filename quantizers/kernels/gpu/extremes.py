@@ -110,7 +110,8 @@ def whole(
     scales = known.compact, known.steps
     if each <= SMALL:
         size = max(power_of_two(each), 16)
-        constants |= {"BLOCK": size, "num_warps": max(1, min(8, size // 256))}
+        warps = max(1, min(8, max(size, 2 * memory.flags["WINDOW"]) // 256))
+        constants |= {"BLOCK": size, "num_warps": warps}
         launch = Launch(ELEMENTS, "whole", (each, *numbers), **constants)
         last = launch, (granules, 1, 1)
         return Whole(

@@ -10,6 +10,9 @@ from quantizers.ranges.running import Ema
 
 from .device import power_of_two
 
+#: the longest history that a program moves at once
+_MOST = 4096
+
 
 class Memory(NamedTuple):
     """rule             of one tensor's range
@@ -24,10 +27,11 @@ class Memory(NamedTuple):
 
 
 def memory_of(rule: RangeRule | None, running: bool, training: bool) -> Memory:
-    """Of a quantizer's rule; running: its memory is there; training: it moves."""
+    """Of a quantizer's rule; running: its memory is there; training: it moves.  Its `rule` is still
+    one with a memory where no kernel has that."""
     momentum, window, past, use = None, 0, "", running
     one = rule
-    if running and type(rule) is History:
+    if running and type(rule) is History and rule.window <= _MOST:
         one, momentum, window, past = rule.rule, 0.0, rule.window, str(rule.use)
     elif running and type(rule) is Ema:
         one, momentum = rule.rule, rule.momentum
