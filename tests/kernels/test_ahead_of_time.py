@@ -138,6 +138,20 @@ def test_rules_of_scales(arch: int, scale: str) -> None:
 
 
 @pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("random", [0, 23])
+def test_offsets(arch: int, random: int) -> None:
+    from quantizers.kernels.gpu.triton_offset import offset
+
+    constants = {
+        "AXES": 2, "SYMMETRIC": False, "RANDOM": random, "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
+    }  # fmt: skip
+    types = {**WALK, **POINTERS, "result": "!*fp32", "levels": "fp32"}
+    made = compiled(offset, constants, types, arch)
+    ptx = well_made(made, arch)
+    assert "div.rn.f64" in ptx and "fma.rn.f64" not in ptx and stack(made) == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
 def test_extremes(arch: int) -> None:
     from quantizers.kernels.gpu.triton_range import extremes
 

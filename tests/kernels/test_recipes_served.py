@@ -11,14 +11,14 @@ from torch import Tensor
 from triton_device import INSTALLED
 
 from qtrain import Recipe, recipes
-from quantizers import FloatFormat, Off, Quantizer, QuantizerLike
+from quantizers import FloatFormat, Off, Quantizer, QuantizerLike, RealOffset
+from quantizers.kernels.gpu import offset
 from quantizers.kernels.gpu import quantizers as kernels
 from quantizers.ranges.running import Remembering
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs triton")
 
 CANDIDATES = "a tensor's scale among candidates, by cosines summed in an order of the whole tensor"
-OFFSET = "a real offset, in fp64"
 #: recipe -> the places of its quantizers that torch's own operations make, and why
 DECLINED = {
     "quartet2": dict.fromkeys(
@@ -27,9 +27,6 @@ DECLINED = {
     ),
     "unified-int8": dict.fromkeys(
         ("grad_input.grad_output", "grad_weight.grad_output"), CANDIDATES
-    ),
-    "statquant": dict.fromkeys(
-        ("forward.input", "grad_input.grad_output", "grad_weight.input"), OFFSET
     ),
 }  # fmt: skip
 
@@ -65,6 +62,9 @@ def quantizers_of(recipe: Recipe) -> Iterator[tuple[str, QuantizerLike, tuple[Te
 
 
 def served(by: QuantizerLike, x: Tensor) -> bool:
+    if isinstance(by, RealOffset):
+        assert by.of._spec is not None
+        return offset.plan(x.dtype, x.shape, x.stride(), by.of._spec) is not None
     if not isinstance(by, Quantizer) or by._spec is None:
         return False
     running = isinstance(by.range, Remembering)

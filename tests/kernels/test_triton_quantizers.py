@@ -217,7 +217,8 @@ def test_what_no_kernel_serves_is_declined() -> None:
             wide = {**state, part: state[part].expand(2, *state[part].shape)}
             assert kernels.whole(x, past, wide, None, True) is None
     past = Quantizer(format=IntFormat(8), range=history(5000))
-    assert kernels.whole(x, past, past.init_state(x.shape), None, True) is None
+    state = {n: v.to(DEVICE) for n, v in past.init_state(x.shape).items()}
+    assert kernels.whole(x, past, state, None, True) is None
     best, rows = Scale(candidates=(6, 4)), Scale(e4m3, over=Scale(top=448))
     assert kernels.whole(x, Quantizer(format=e4m3, scale=best), None, None, True) is None
     by = Quantizer(format=e4m3, scale=rows, granularity=per_axis(0))

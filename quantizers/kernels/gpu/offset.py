@@ -33,9 +33,7 @@ class Offset(NamedTuple):
     values: tuple[Launch, _Grid]
 
     def __call__(self, x: Tensor, key: Tensor | None) -> Tensor:
-        made = torch.empty_strided(
-            x.shape, self.plan.strides, dtype=torch.float32, device=x.device
-        )
+        made = torch.empty_strided(x.shape, self.plan.strides, dtype=torch.float32, device=x.device)
         ends = torch.empty(self.ends, dtype=torch.int32, device=x.device)
         (first, parts), (second, programs) = self.extremes, self.values
         with there(x):
