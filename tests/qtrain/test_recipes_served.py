@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from triton_device import INSTALLED
 
 from qtrain import Recipe, recipes
 from quantizers import FloatFormat, Off, Quantizer, QuantizerLike, RealOffset
@@ -16,7 +15,7 @@ from quantizers.kernels.gpu import offset
 from quantizers.kernels.gpu import quantizers as kernels
 from quantizers.ranges.running import Remembering
 
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs triton")
+pytest.importorskip("triton", reason="pip install triton: plans of its kernels need no GPU")
 
 CANDIDATES = "a tensor's scale among candidates, by cosines summed in an order of the whole tensor"
 #: recipe -> the places of its quantizers that torch's own operations make, and why
@@ -39,9 +38,13 @@ def like(*shape: int) -> Tensor:
 OPERANDS = (
     like(256, 96), like(8, 32, 96), like(4, 16, 9, 9),
     like(4, 16, 32, 32).contiguous(memory_format=torch.channels_last), like(16, 4, 32, 64),
+    like(16, 32, 4, 64).transpose(1, 2),
 )  # fmt: skip
 #: weights, as (groups, out, in, *kernel)
-WEIGHTS = like(1, 64, 96), like(1, 16, 16, 3, 3), like(4, 4, 1, 3, 3)
+WEIGHTS = (
+    like(1, 64, 96), like(1, 16, 16, 3, 3), like(4, 4, 1, 3, 3),
+    like(16, 16, 3, 3).contiguous(memory_format=torch.channels_last)[None],
+)  # fmt: skip
 #: as a product's matrices, and turned
 MATRICES = like(1, 256, 96), like(1, 96, 256).mT, like(4, 64, 128)
 #: norms' scales and shifts
