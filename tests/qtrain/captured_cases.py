@@ -137,6 +137,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "cumulative average": lambda: quantize(convnet(momentum=None), norm="l1"),
     "banner2018": lambda: quantize(convnet(), recipe="banner2018"),
     "bf16": lambda: quantize(convnet(), recipe="bf16"),
+    "fp8": lambda: quantize(convnet(), recipe="fp8-delayed"),
     "blocks": lambda: quantize(convnet(), recipe="mxfp8"),
     "blocks, rotated": lambda: quantize(convnet(), recipe="nvfp4"),
     "attention": lambda: quantize(Attention(), recipe=RECIPE),
