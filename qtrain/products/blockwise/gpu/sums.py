@@ -37,8 +37,8 @@ _EXACT = 2**24
 _DEEP = 64
 #: units of which no sum of products leaves fp32's normal numbers
 _LEAST, _LARGEST = 2.0**-48, 2.0**30
-#: rows of a program that makes digits
-_DOWN = 64
+#: scales of a block lie in whole such runs
+_PAD = 128
 
 
 class Tile(NamedTuple):
@@ -49,17 +49,18 @@ class Tile(NamedTuple):
     turn: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 #: of large results, smaller ones, and those of few rows and columns, whose sums are long
-TILES = Tile(128, 64, 1, 8, 3), Tile(64, 64, 1, 4, 3), Tile(32, 32, 2, 4, 4), Tile(16, 32, 4, 4, 3)
+TILES = Tile(128, 64, 1, 8, 3), Tile(64, 64, 1, 4, 3, 168), Tile(32, 32, 2, 4, 4), Tile(16, 32, 4, 4, 3)
 #: programs a multiprocessor is to have
 _PROGRAMS = 2
 
 
 class _Digits(NamedTuple):
     """An operand as the kernel takes it: elements (batches, rows, blocks, digits, length), scale
-    (batches, blocks, rows)."""
+    (batches, blocks, rows and more, up to whole runs)."""
 
     elements: Tensor
     scale: Tensor
@@ -148,16 +149,19 @@ def summed(a: Rows, b: Rows) -> Tensor:
     y = one.scale.new_empty((count, rows, columns))
     own, length = one.elements.shape[2], one.elements.shape[4]
     blocks = positions * own
+    parts = length // deep
     tile = _tile(rows, columns, count, y.device)
+    turn = tile.turn if parts == 1 else 1
     launched(
         KERNELS, "block_sums", (-(-rows // tile.rows) * -(-columns // tile.across) * count, 1, 1),
         one.elements, other.elements, y, one.scale, other.scale, y if table is None else table,
-        rows, columns, own, blocks, bound(-(-blocks // tile.turn)), bound(length // deep), served,
-        chosen, places, count // len(one.scale), count // len(other.scale), one.unit * other.unit,
+        rows, columns, own, blocks, bound(-(-blocks * parts // turn)), served, chosen,
+        places, count // len(one.scale), count // len(other.scale),
+        one.scale.shape[-1] // _PAD, other.scale.shape[-1] // _PAD, one.unit * other.unit,
         WIDE=any(is_wide(x.shape, x.stride()) for x in (one.elements, other.elements, y)),
         WINDOWS=table is not None, TWO_A=one.two, TWO_B=other.two, SUM=_way(a, b, step, deep),
-        ROWS=tile.rows, ACROSS=tile.across, DEEP=deep, TURN=tile.turn, BAND=8,
-        num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
+        PARTS=parts,        ROWS=tile.rows, ACROSS=tile.across, DEEP=deep, TURN=turn, BAND=8,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
     )  # fmt: skip
     return y.view(*batch, rows, columns)
 
@@ -172,14 +176,14 @@ def _tile(rows: int, columns: int, count: int, device: torch.device) -> Tile:
 
 
 def _way(a: Rows, b: Rows, step: int, deep: int) -> str:
-    """How the parts of a block's sum are added: see triton_sums._block."""
+    """How the parts of a block's sum are added: see triton_sums._part."""
     assert a.largest is not None and b.largest is not None
     both = _digits_of(a) + _digits_of(b)
     most = a.largest * b.largest * step
+    parts = -(-step // deep)
     if both == 2 and most <= _EXACT:
         return "chained"
-    parts = -(-step // deep)
-    if parts == 1 and both > 2:
+    if both > 2 and parts == 1:
         return "single"
     # products of second digits, and what two sums a part lose: half of their last place
     lost = (step * (BASE // 2) ** 2 if both == 4 else 0) + 2 * parts * most / 2**23
@@ -193,15 +197,16 @@ def _digits(q: Rows, positions: int, deep: int) -> _Digits:
     own, count = -(-terms // q.step), _digits_of(q)
     blocks, parts = positions * own, -(-min(q.step, terms) // deep)
     y = x.new_empty((batches, rows, blocks, count, parts * deep), dtype=torch.float16)
-    z = x.new_empty((batches, blocks, rows))
-    scale = x.new_ones(()).expand(z.mT.shape) if q.scale is None else q.scale.flatten(0, -3)
+    runs = -(-rows // _PAD)
+    z = x.new_empty((batches, blocks, runs * _PAD))
+    scale = x.new_ones(()).expand(batches, rows, blocks) if q.scale is None else q.scale.flatten(0, -3)
     unit = q.unit * (BASE if count == 2 else 1)
     launched(
-        DIGITS, "digits", (batches * -(-rows // _DOWN) * blocks * parts, 1, 1), x, scale, y, z,
+        DIGITS, "digits", (batches * runs * blocks * parts, 1, 1), x, scale, y, z,
         rows, blocks, parts, q.step, own, terms, x.stride(0), x.stride(1), terms * x.stride(2),
         x.stride(2), *scale.stride(), unit**-1,
         ADJACENT=1 if x.stride(2) == 1 else 2 if x.stride(1) == 1 else 0,
         WIDE=any(is_wide(t.shape, t.stride()) for t in (x, y)), TWO=count == 2, DEEP=deep,
-        ROWS=_DOWN, num_warps=4, **OPTIONS,
+        num_warps=8, **OPTIONS,
     )  # fmt: skip
     return _Digits(y, z, unit)

@@ -12,6 +12,9 @@ import triton.language as tl
 
 from quantizers.kernels.gpu.triton_numbers import is_finite, nearest
 
+#: scales of a block lie in whole such runs
+PAD = tl.constexpr(128)
+
 
 @triton.jit(
     do_not_specialize=[
@@ -42,17 +45,17 @@ def digits(
     WIDE: tl.constexpr,
     TWO: tl.constexpr,
     DEEP: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
     """y (batches, rows, blocks, digits, length), fp16, of x (batches, rows, positions, terms),
     fp32, in blocks of `step` terms, `own` a position; zeros behind a block, up to a multiple of
-    DEEP.  z (batches, blocks, rows), fp32: their scales, of `scale` (batches, rows, blocks).
+    DEEP.  z (batches, blocks, rows), fp32: their scales, of `scale` (batches, rows, blocks); 1
+    behind them, up to a multiple of PAD.
 
     A scale of 0 becomes 1, and its elements 0, or NaN where they are not finite: with that every
     product is as it was.
     per_unit: elements times it are integers, or first digits and parts of 1; TWO: digits; ADJACENT:
     1 where x_k is 1, 2 where x_i is; WIDE: places in x or y pass int32.
-    Program: ROWS rows of a batch, one of `parts` of a block, DEEP terms.
+    Program: PAD rows of a batch, one of `parts` of a block, DEEP terms.
     """
     if ADJACENT == 1:
         x_k = 1
@@ -60,8 +63,8 @@ def digits(
         x_i = 1
     part, rest = tl.program_id(0) % parts, tl.program_id(0) // parts
     block, rest = rest % blocks, rest // blocks
-    tall = tl.cdiv(rows, ROWS)
-    batch, m = rest // tall, rest % tall * ROWS + tl.arange(0, ROWS)
+    tall = tl.cdiv(rows, PAD)
+    batch, m = rest // tall, rest % tall * PAD + tl.arange(0, PAD)
     position, within = block // own, block % own
     if WIDE:
         batch, m, block, position = (
@@ -73,7 +76,7 @@ def digits(
     by = tl.load(scale + batch * scale_n + m * scale_i + block * scale_k, mask=there, other=1.0)
     none = by == 0.0
     if part == 0:
-        tl.store(z + (batch * blocks + block) * rows + m, tl.where(none, 1.0, by), mask=there)
+        tl.store(z + (batch * blocks + block) * (tall * PAD) + m, tl.where(none, 1.0, by))
     v = tl.load(
         x + (batch * x_n + m * x_i)[:, None] + (position * x_p + at * x_k)[None, :],
         mask=there[:, None] & ((k < step) & (at < terms))[None, :],
