@@ -98,22 +98,35 @@ def whole(
     numbers, flags = known_of(format, rounding, constants(format))
     count, blocks = -(-rows // across), -(-terms // step)
     bands = min(max(_BLOCK // (down * deep), 1), power_of_two(count))
-    sizes = rows, terms, across, step, count, blocks
+    adjacent = 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0
+    even = step == deep and terms % step == 0
+    sizes, apart, unit = (rows, terms, across, step, count, blocks), (*steps, *to), 1
+    if adjacent == 1 and even:
+        unit, apart = _in_units(*(0 if place % 3 == 2 else n for place, n in enumerate(apart)))
+    elif adjacent == 2 and across == 1:
+        own = (0 if place % 3 == 1 else n for place, n in enumerate(apart))
+        unit, (first, *apart) = _in_units(rows, *own)
+        sizes = first, *sizes[1:]
     tile = {
-        "ADJACENT": 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0,
-        "BANDS": bands, "ACROSS": down, "DEEP": deep,
-        "num_warps": max(1, min(8, bands * down * deep // 512)), **OPTIONS,
+        "ADJACENT": adjacent, "UNIT": unit, "WHOLE": even, "BANDS": bands, "ACROSS": down,
+        "DEEP": deep, "num_warps": max(1, min(8, bands * down * deep // 512)), **OPTIONS,
     }  # fmt: skip
     over = by.scale.over is not None
-    measure = Launch(KERNELS, "measure", (*sizes, *steps), **tile) if over else None
+    measure = Launch(KERNELS, "measure", (*sizes, *apart[:3]), **tile) if over else None
     launch = Launch(
-        KERNELS, "quantize", (*sizes, *steps, *to, *rule.numbers, *numbers, *rule.constants),
+        KERNELS, "quantize", (*sizes, *apart, *rule.numbers, *numbers, *rule.constants),
         **rule.flags, **flags, **tile,
     )  # fmt: skip
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     scales = compact_shape(shape, block)
     programs = batches * -(-count // bands) * blocks
     return Blocks(target, like, format, block, scales, by.scale.outer, measure, launch, programs)
+
+
+def _in_units(*numbers: int) -> tuple[int, tuple[int, ...]]:
+    """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
+    unit = 1 if any(number % 16 for number in numbers) else 16
+    return unit, tuple(number // unit for number in numbers)
 
 
 def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix, _Matrix] | None:
@@ -156,6 +169,8 @@ def _rule(scale: Scale, format: Format) -> _Rule | None:
     chosen = {
         "LEVELS": 1 if over is None else 2, "RECIPROCAL": scale.reciprocal,
         "PRESCALED": scale.prescale != 1, "POWER": scale.rule != "amax", "NARROW": to != fp32,
+        "INVERSE": scale.rule != "amax" and over is None and not scale.reciprocal
+        and to.min_exponent >= -127,
     }  # fmt: skip
     named = {f"S_{name}": flags[name] for name in ("SIGNED", "ZERO", "INF", "MODE")}
     numbers = reach, number, scale.prescale, *power, *exponents

@@ -53,7 +53,10 @@ class Tile(NamedTuple):
 
 
 #: of large results, smaller ones, and those of few rows and columns, whose sums are long
-TILES = Tile(128, 64, 1, 8, 3), Tile(64, 64, 1, 4, 3, 168), Tile(32, 32, 2, 4, 4), Tile(16, 32, 4, 4, 3)
+TILES = (
+    Tile(128, 64, 1, 8, 3), Tile(64, 64, 1, 4, 3), Tile(64, 32, 1, 4, 3), Tile(32, 32, 2, 4, 4),
+    Tile(16, 32, 2, 4, 4),
+)  # fmt: skip
 #: programs a multiprocessor is to have
 _PROGRAMS = 2
 
@@ -150,8 +153,9 @@ def summed(a: Rows, b: Rows) -> Tensor:
     own, length = one.elements.shape[2], one.elements.shape[4]
     blocks = positions * own
     parts = length // deep
-    tile = _tile(rows, columns, count, y.device)
-    turn = tile.turn if parts == 1 else 1
+    way = _way(a, b, step, deep)
+    tile = _tile(rows, columns, count, y.device, table is not None and way == "pair")
+    turn = tile.turn if parts == 1 and table is None else 1
     launched(
         KERNELS, "block_sums", (-(-rows // tile.rows) * -(-columns // tile.across) * count, 1, 1),
         one.elements, other.elements, y, one.scale, other.scale, y if table is None else table,
@@ -159,17 +163,20 @@ def summed(a: Rows, b: Rows) -> Tensor:
         places, count // len(one.scale), count // len(other.scale),
         one.scale.shape[-1] // _PAD, other.scale.shape[-1] // _PAD, one.unit * other.unit,
         WIDE=any(is_wide(x.shape, x.stride()) for x in (one.elements, other.elements, y)),
-        WINDOWS=table is not None, TWO_A=one.two, TWO_B=other.two, SUM=_way(a, b, step, deep),
+        WINDOWS=table is not None, TWO_A=one.two, TWO_B=other.two, SUM=way,
         PARTS=parts,        ROWS=tile.rows, ACROSS=tile.across, DEEP=deep, TURN=turn, BAND=8,
         num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
     )  # fmt: skip
     return y.view(*batch, rows, columns)
 
 
-def _tile(rows: int, columns: int, count: int, device: torch.device) -> Tile:
-    """The largest of which there are enough; none much larger than the result."""
+def _tile(rows: int, columns: int, count: int, device: torch.device, many: bool) -> Tile:
+    """The largest of which there are enough; not the first two where registers do not suffice:
+    before Hopper, whose tensor cores read operands from shared memory, and for what takes `many`.
+    """
     enough = _PROGRAMS * multiprocessors(device)
-    for tile in TILES[:-1]:
+    large = INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
+    for tile in TILES[0 if large and not many else 2 : -1]:
         if -(-rows // tile.rows) * -(-columns // tile.across) * count >= enough:
             return tile
     return TILES[-1]
@@ -199,7 +206,9 @@ def _digits(q: Rows, positions: int, deep: int) -> _Digits:
     y = x.new_empty((batches, rows, blocks, count, parts * deep), dtype=torch.float16)
     runs = -(-rows // _PAD)
     z = x.new_empty((batches, blocks, runs * _PAD))
-    scale = x.new_ones(()).expand(batches, rows, blocks) if q.scale is None else q.scale.flatten(0, -3)
+    scale = (
+        x.new_ones(()).expand(batches, rows, blocks) if q.scale is None else q.scale.flatten(0, -3)
+    )
     unit = q.unit * (BASE if count == 2 else 1)
     launched(
         DIGITS, "digits", (batches * runs * blocks * parts, 1, 1), x, scale, y, z,

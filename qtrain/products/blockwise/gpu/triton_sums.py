@@ -147,7 +147,10 @@ def _summed(
                 there = found >= 0
                 row = found + m // served * chosen
                 within = block % own
-            of_a, of_b = scale_a + within * (wide_a * PAD) + row, scale_b + block * (wide_b * PAD) + p
+            of_a, of_b = (
+                scale_a + within * (wide_a * PAD) + row,
+                scale_b + block * (wide_b * PAD) + p,
+            )
             if WINDOWS or TURN > 1:
                 one = tl.load(of_a, mask=there, other=1.0)
             else:
