@@ -81,8 +81,8 @@ def test_a_quantizer_in_blocks(
     constants = {
         **tile, "LEVELS": levels, "RECIPROCAL": not power, "PRESCALED": False, "POWER": power,
         "INVERSE": power, "NARROW": not integer, "S_SIGNED": not power, "S_ZERO": not power,
-        "S_INF": False, "S_MODE": "near", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
-        "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
+        "S_INF": False, "S_MODE": "near", "INTEGER": integer, "SIGNED": True, "ZERO": True,
+        "INF": False, "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
     }  # fmt: skip
     floats = ["reach", "number", "prescale", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
     types = dict.fromkeys(floats, "fp32") | {

@@ -29,7 +29,8 @@ def rotated(x: Tensor, signs: Tensor | None, size: int) -> Tensor | None:
     batches, rows, _ = given.shape
     wide = -(-terms // size) * size
     found = torch.empty((*lead, wide), dtype=torch.float32, device=x.device)
-    if max(found.numel(), sum((n - 1) * s for n, s in zip(given.shape, given.stride()))) >= 2**30:
+    span = sum((n - 1) * s for n, s in zip(given.shape, given.stride(), strict=True))
+    if max(found.numel(), span) >= 2**30:
         return None
     deep = min(max(size, _DEEP), max(power_of_two(wide), 16))
     high = min(_TILE // deep, power_of_two(rows))

@@ -27,8 +27,8 @@ from .elements import known_of
 from .launcher import Launch
 
 KERNELS = "quantizers.kernels.gpu.triton_blocks"
-#: elements that a program takes at once: about so many, and at most
-_BLOCK, _MOST = 2048, 2**14
+#: elements that a program takes at once: about so many, at most, and a warp
+_BLOCK, _MOST, _EACH = 2048, 2**14, 512
 _Matrix = tuple[int, int, int]
 
 
@@ -109,7 +109,7 @@ def whole(
         sizes = first, *sizes[1:]
     tile = {
         "ADJACENT": adjacent, "UNIT": unit, "WHOLE": even, "BANDS": bands, "ACROSS": down,
-        "DEEP": deep, "num_warps": max(1, min(8, bands * down * deep // 512)), **OPTIONS,
+        "DEEP": deep, "num_warps": max(1, min(8, bands * down * deep // _EACH)), **OPTIONS,
     }  # fmt: skip
     over = by.scale.over is not None
     measure = Launch(KERNELS, "measure", (*sizes, *apart[:3]), **tile) if over else None

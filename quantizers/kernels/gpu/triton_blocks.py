@@ -146,10 +146,11 @@ def quantize(
     scale (batches, bands, blocks), of each the largest magnitude by a rule, and the elements.
 
     x_n.., y_n..: strides of x and of the result, in UNIT; ADJACENT: 1 where those of terms are 1, 2
-    where those of rows are, and rows are in UNIT.  WHOLE: no block is shorter than DEEP.  c0..: of the format, see triton_elements.elements; the scale: see
-    triton_levels.step_of.  LEVELS 2: outer follows from ends, see `measure`, and the number, see
-    outer_of.  PRESCALED: elements of x * prescale, by which outer is divided.  INVERSE: scales are
-    powers of two that have an inverse: products with it are the quotients.
+    where those of rows are, and rows are in UNIT.  WHOLE: no block is shorter than DEEP.
+    c0..: of the format, see triton_elements.elements; the scale: see triton_levels.step_of.
+    LEVELS 2: outer follows from ends, see `measure`, and the number, see outer_of.  PRESCALED:
+    elements of x * prescale, by which outer is divided.  INVERSE: scales are powers of two that
+    have an inverse: products with it are the quotients.
     Program: BANDS bands of a batch, one block of each; ACROSS, DEEP: powers of two, at least across
     and step.
     """

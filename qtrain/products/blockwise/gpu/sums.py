@@ -183,7 +183,7 @@ def _tile(rows: int, columns: int, count: int, device: torch.device, many: bool)
 
 
 def _way(a: Rows, b: Rows, step: int, deep: int) -> str:
-    """How the parts of a block's sum are added: see triton_sums._part."""
+    """How the parts of a block's sum are added: see triton_parts.part."""
     assert a.largest is not None and b.largest is not None
     both = _digits_of(a) + _digits_of(b)
     most = a.largest * b.largest * step
