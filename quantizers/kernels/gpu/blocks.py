@@ -30,6 +30,7 @@ KERNELS = "quantizers.kernels.gpu.triton_blocks"
 #: elements that a program takes at once: about so many, at most, and a warp
 _BLOCK, _MOST, _EACH = 2048, 2**14, 512
 _Matrix = tuple[int, int, int]
+_Strides = tuple[int, ...]
 
 
 class Blocks(NamedTuple):
@@ -100,13 +101,11 @@ def whole(
     bands = min(max(_BLOCK // (down * deep), 1), power_of_two(count))
     adjacent = 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0
     even = step == deep and terms % step == 0
-    sizes, apart, unit = (rows, terms, across, step, count, blocks), (*steps, *to), 1
-    if adjacent == 1 and even:
-        unit, apart = _in_units(*(0 if place % 3 == 2 else n for place, n in enumerate(apart)))
-    elif adjacent == 2 and across == 1:
-        own = (0 if place % 3 == 1 else n for place, n in enumerate(apart))
-        unit, (first, *apart) = _in_units(rows, *own)
-        sizes = first, *sizes[1:]
+    apart: _Strides = (*steps, *to)
+    unit, tall = 1, rows
+    if (adjacent == 1 and even) or (adjacent == 2 and across == 1):
+        unit, tall, apart = _in_units(adjacent, rows, apart)
+    sizes = tall, terms, across, step, count, blocks
     tile = {
         "ADJACENT": adjacent, "UNIT": unit, "WHOLE": even, "BANDS": bands, "ACROSS": down,
         "DEEP": deep, "num_warps": max(1, min(8, bands * down * deep // _EACH)), **OPTIONS,
@@ -123,10 +122,14 @@ def whole(
     return Blocks(target, like, format, block, scales, by.scale.outer, measure, launch, programs)
 
 
-def _in_units(*numbers: int) -> tuple[int, tuple[int, ...]]:
-    """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
-    unit = 1 if any(number % 16 for number in numbers) else 16
-    return unit, tuple(number // unit for number in numbers)
+def _in_units(adjacent: int, rows: int, apart: _Strides) -> tuple[int, int, _Strides]:
+    """16 where it divides all that a kernel is to know of, else 1, and in it: rows, where they are
+    adjacent, and strides, 0 for those that are 1."""
+    known = tuple(0 if at % 3 == 3 - adjacent else step for at, step in enumerate(apart))
+    tall = rows if adjacent == 2 else 0
+    if any(n % 16 for n in (*known, tall)):
+        return 1, rows, known
+    return 16, tall // 16 or rows, tuple(n // 16 for n in known)
 
 
 def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix, _Matrix] | None:
