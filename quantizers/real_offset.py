@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from . import checks, tensor_checks
+from .devices.by_device import ByDevice
 from .devices.numbers import divided
 from .elements import as_real
 from .formats import IntFormat, fp32
 from .granularity import expand
+from .kernels.gpu import offset as gpu
 from .noise import random_bits
 from .qtensor import QTensor
 from .quantizer import Quantizer
 from .ranges.rules import State
 from .scales.scale import Scale
+from .settings import Settings
 from .steps import range_of
 
 
@@ -80,23 +83,33 @@ class RealOffset:
         training: bool = True,
     ) -> QTensor:
         """x, state, key, training: as a Quantizer's, and so are the errors."""
-        x = as_real(tensor_checks.real(x).detach())
-        of, fmt = self.of, self.of.format
-        assert of.range is not None and isinstance(fmt, IntFormat)
-        bits = None
-        if of.rounding.random_bits:
+        x = tensor_checks.real(x).detach()
+        if self.of.rounding.random_bits:
             if key is None:
                 raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
-            bits = random_bits(tensor_checks.key(key), x.shape)
-        block = of.granularity.block_shape(x.shape)
-        ends = range_of(x, of.range, block, state or None, training)
-        low, high = (expand(end.double(), x.shape, block) for end in ends)
-        most = fmt.high - fmt.low
-        step = divided(high - low, most)
-        divisor = torch.where(step == 0, float("inf"), step)
-        levels = of.rounding((x - low) / divisor, bits)
-        values = low + step * levels.clamp(0, most)
-        return QTensor(values.float(), None, None, fp32, tuple(max(size, 1) for size in x.shape))
+            tensor_checks.key(key)
+        made = values(x, self.of, state, key, training)
+        return QTensor(made, None, None, fp32, tuple(max(size, 1) for size in x.shape))
 
     def __str__(self) -> str:
         return f"{self.of}, real offset"
+
+
+def _values(
+    x: Tensor, of: Settings, state: State | None, key: Tensor | None, training: bool
+) -> Tensor:
+    """The values of x, fp32, by an affine quantizer; not looked at."""
+    x, fmt = as_real(x), of.format
+    assert of.range is not None and isinstance(fmt, IntFormat)
+    bits = None if key is None or not of.rounding.random_bits else random_bits(key, x.shape)
+    block = of.granularity.block_shape(x.shape)
+    ends = range_of(x, of.range, block, state or None, training)
+    low, high = (expand(end.double(), x.shape, block) for end in ends)
+    most = fmt.high - fmt.low
+    step = divided(high - low, most)
+    divisor = torch.where(step == 0, float("inf"), step)
+    levels = of.rounding((x - low) / divisor, bits)
+    return (low + step * levels.clamp(0, most)).float()
+
+
+values = ByDevice(_values, cuda=gpu.values)

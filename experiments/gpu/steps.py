@@ -22,7 +22,10 @@ TF32 = "TF32"
 #: of a step's kernels, those that take longest
 SHOWN = 12
 #: of those that are timed on a CPU
-METHODS = (FP32, "bf16 autocast", "int8", "int8 range-norm", "banner2018", "QPyTorch")
+METHODS = (
+    FP32, "bf16 autocast", "int8", "int8 range-norm", "int8 range-norm fp16-stored", "fp8", "mxfp8",
+    "banner2018", "QPyTorch",
+)  # fmt: skip
 
 
 def networks_of(quick: bool) -> list[tuple[Network, int]]:

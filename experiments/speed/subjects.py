@@ -115,6 +115,8 @@ def methods(network: Network) -> list[Method]:
         _ours(f"{prefix} bf16-units", recipes.int8(unit="bf16"), norm),
         _ours(f"{prefix} fp16-outputs", rounded, norm, compilable=False),
         _ours(f"{prefix} fp16-stored", replace(rounded, narrow=True), norm, compilable=False),
+        _ours("fp8", recipes.fp8(), compilable=False),
+        _ours("mxfp8", recipes.mxfp8(), compilable=False),
         _ours("banner2018", recipes.banner2018(), compilable=False),
         Method(name="QPyTorch", convert=peers.qtorch, package="qtorch"),
         Method(name="microxcaling", convert=peers.microxcaling, package="mx"),

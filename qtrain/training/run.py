@@ -149,6 +149,7 @@ class Run:
         set_recipe(self.branches[-1].model, self._recipe_of(self.done))
         recipe = self.switches.get(self.done)
         if recipe is not None and self.done:
+            self.branches[-1].passes.restart()
             key = self.branches[-1].key
             self.log.write(kind="recipe", step=self.done, branch=key, recipe=str(recipe))
         for branch in self.branches:

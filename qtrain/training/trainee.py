@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inspection.step import cross_entropy
+from .captured import Captured
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
 from .nonfinite import NonFiniteError, first_nonfinite
@@ -56,6 +57,7 @@ class Branch:
     """A model in training.
 
     key, label      "baseline" or "quantized", and what tables call it
+    passes          a step's forward and backward, as a CUDA graph where there is one
     loss_sum, samples, seconds   of the running epoch; seconds without evaluation
     """
 
@@ -65,6 +67,8 @@ class Branch:
         self.model = model
         self.optimizer = build_optimizer(model, config)
         self._config = config
+        wanted = config.capture and config.monitor is None  # which sees no replayed step
+        self.passes = Captured(model, self._passes, wanted=wanted)
         self.reset_sums()
 
     def reset_sums(self) -> None:
@@ -78,29 +82,32 @@ class Branch:
         """
         start = time.perf_counter()
         self.model.train()
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        self.optimizer.zero_grad(set_to_none=True)
         _seed(self._config.seed, step)
-        loss = self._loss(inputs, targets)
-        loss.backward()
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        # the one wait for the device in a step
-        value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()
-        if not (math.isfinite(value) and math.isfinite(norm_value)):
+        figures = self.passes(inputs, targets)
+        value, norm = figures.tolist()  # the one wait for the device in a step
+        if not (math.isfinite(value) and math.isfinite(norm)):
             with torch.no_grad():
-                for buffer, before in buffers:
+                for buffer, before in self._buffers:
                     buffer.copy_(before)
             raise self._fault(inputs, targets, step, value)
-        if self._config.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self._config.clip_grad, norm)
+        if (most := self._config.clip_grad) is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), most, figures[1])
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.loss_sum += value * len(targets)
         self.samples += len(targets)
         self.seconds += time.perf_counter() - start
-        return {"loss": value, "grad_norm": norm_value}
+        return {"loss": value, "grad_norm": norm}
+
+    def _passes(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward: the loss and the norm of all gradients, fp32, shape (2,)."""
+        self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        loss = self._loss(inputs, targets)
+        loss.backward()
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        return torch.stack([loss.detach().float(), norm.float()])
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         smoothing = self._config.label_smoothing

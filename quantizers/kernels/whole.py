@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from quantizers.qtensor import QTensor
-from quantizers.ranges.rules import State
+from quantizers.ranges.history import History
+from quantizers.ranges.rules import RangeRule, State
 from quantizers.ranges.running import Ema
 from quantizers.settings import Settings
 
-#: of a running range: low, high, share, steps
-_MEMORY = (torch.float32,) * 3 + (torch.int64,)
+#: of what a range remembers, low, high, share, steps, lows and highs
+_STEPS = 3
 
 
 class Planned(Protocol):
@@ -24,7 +25,24 @@ class Planned(Protocol):
         self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
     ) -> QTensor | None:
         """running: low, high, share (fp32, one entry) and steps (int64) of a running range, which
-        it may move (see running_range.Ema), or nothing.  None where the kernel cannot be had."""
+        it may move (see ranges.Ema; of a History lows and highs too), or nothing.  None where the
+        kernel cannot be had."""
+
+
+def _memory(rule: RangeRule | None, state: State) -> tuple[Tensor, ...] | None:
+    """What a rule of ours remembers, as kernels take it: see Planned; None where they cannot."""
+    window = 1
+    if type(rule) is History:
+        window = rule.window
+    elif type(rule) is not Ema:
+        return ()
+    kept = tuple([state[name] for name in rule.memory])
+    for n, part in enumerate(kept):
+        dtype = torch.int64 if n == _STEPS else torch.float32
+        size = window if n > _STEPS else 1
+        if part.dtype is not dtype or part.numel() != size or not part.is_contiguous():
+            return None
+    return kept
 
 
 def form(
@@ -47,14 +65,10 @@ def form(
     ) -> QTensor | None:
         if by.granularity.of == "flat" and x.dim() != 1:
             return None
-        kept: tuple[Tensor, ...] = ()
-        read = [x]
-        if type(by.range) is Ema and state is not None:
-            kept = tuple([state[name] for name in Ema.memory])
-            for part, dtype in zip(kept, _MEMORY, strict=True):
-                if part.dtype is not dtype or part.numel() != 1:
-                    return None
-            read += kept
+        kept = () if state is None else _memory(by.range, state)
+        if kept is None:
+            return None
+        read = [x, *kept]
         if not by.rounding.random_bits:
             key = None
         elif key is None or key.dtype is not torch.int64 or key.dim():

@@ -615,7 +615,9 @@ _CONFIG: dict[str, Kind] = {
     "milestones": Kind(lambda v: not isinstance(v, tuple) or bool(v)), "seed": kind.integer(),
     **{name: Kind(lambda v: not isinstance(v, str) or v in ("x", "", "unsigned", "int8"))
        for name in _STRINGS if name != "runs_dir"},
-    **dict.fromkeys(("nesterov", "baseline", "resume", "overwrite", "zero_init_residual"), BOOL),
+    **dict.fromkeys(
+        ("nesterov", "baseline", "capture", "resume", "overwrite", "zero_init_residual"), BOOL
+    ),
     "data_dir": kind.of(str, none=True), "name": kind.of(str, none=True),
     "runs_dir": kind.of(str, also=bool), "monitor": kind.integer(1, none=True),
     "threads": kind.integer(1, none=True), "label_smoothing": kind.number(0, 1),

@@ -70,13 +70,27 @@ def stack(made: Any) -> int:
 WALK = dict.fromkeys(
     ("sizes", "x_steps", "result_steps", "index_steps", "granule_steps"), PAIR
 )  # fmt: skip
-NUMBERS = {**{f"c{n}": "fp32" for n in range(5)}, "momentum": "fp32"}
+NUMBERS = {
+    **dict.fromkeys((*(f"c{n}" for n in range(5)), "momentum", "reach", "prescale"), "fp32"),
+    "rule": ("fp32", "i32", "i32", "i32", "i32"), "target": ("i32", "i32", "fp32", "fp32", "fp32"),
+}  # fmt: skip
 POINTERS = {
     "x": "!*fp32", "scale": "*fp32", "zero_point": "*i32", "factor": "*fp32", "key": "*i64",
     "ends": "!*i32", "kept": "*fp32", "running_low": "*fp32", "running_high": "*fp32",
-    "running_share": "*fp32", "running_steps": "*i64",
+    "running_share": "*fp32", "running_steps": "*i64", "outer": "*fp32", "lows": "*fp32",
+    "highs": "*fp32",
 }  # fmt: skip
-RULE = dict.fromkeys(("SYMMETRIC", "RUNNING", "UPDATE", "USE"), True)
+RULE = {
+    **dict.fromkeys(("SYMMETRIC", "RUNNING", "UPDATE", "USE"), True), "PAST": "", "WINDOW": 0,
+    **dict.fromkeys(("RECIPROCAL", "PRESCALED", "POWER", "NARROW"), False), "LEVELS": 1,
+    **dict.fromkeys(("S_SIGNED", "S_ZERO", "S_INF"), True), "S_MODE": "nearest_even",
+}  # fmt: skip
+#: other rules of a scale, and ranges from before
+SCALES = {
+    "fp8": {"RECIPROCAL": True}, "delayed": {"RECIPROCAL": True, "PAST": "max", "WINDOW": 1024},
+    "hindsight": {"PAST": "ema"}, "power": {"POWER": True, "PRESCALED": True},
+    "levels": {"LEVELS": 2, "NARROW": True, "RECIPROCAL": True},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", SHARED)
@@ -101,6 +115,40 @@ def test_elements(arch: int, mode: str, integer: bool, measured: bool) -> None:
     # every thread has read the running range before one of them moves it
     read, _ = ptx.split("st.global", 1)
     assert "bar.sync" in read.rsplit("ld.global", 1)[1]
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("scale", SCALES)
+def test_rules_of_scales(arch: int, scale: str) -> None:
+    from quantizers.kernels.gpu.triton_elements import elements, whole
+
+    constants = {
+        "AXES": 0, "ALONE": False, "SCALED": True, "MEASURED": True, "AFFINE": False,
+        "FOLDED": False, **RULE, **SCALES[scale], "INTEGER": False, "SIGNED": True, "ZERO": True,
+        "INF": False, "RANDOM": 0, "MODE": "nearest_even", "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
+    }  # fmt: skip
+    types = {**WALK, **NUMBERS, **POINTERS, "result": "!*fp32", "c0": "i32", "c1": "i32"}
+    for kernel in (elements, whole):
+        own = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        made = compiled(kernel, own, types, arch)
+        ptx = well_made(made, arch)
+        # of what a warp has in common, wide arithmetic came out wrong on a GPU
+        assert "div.rn.f32" in ptx and not re.search(r"\.f64|(min|max|sub)\.s64", ptx)
+        assert stack(made) == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("random", [0, 23])
+def test_offsets(arch: int, random: int) -> None:
+    from quantizers.kernels.gpu.triton_offset import offset
+
+    constants = {
+        "AXES": 2, "SYMMETRIC": False, "RANDOM": random, "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
+    }  # fmt: skip
+    types = {**WALK, **POINTERS, "result": "!*fp32", "levels": "fp32"}
+    made = compiled(offset, constants, types, arch)
+    ptx = well_made(made, arch)
+    assert "div.rn.f64" in ptx and "fma.rn.f64" not in ptx and stack(made) == 0
 
 
 @pytest.mark.parametrize("arch", SHARED)
@@ -189,13 +237,9 @@ def test_digits_and_chunks(arch: int) -> None:
     types = {"x": "!*i32", "y": "!*fp32", "scale": "*fp64", "bias": "*fp32"}
     made = compiled(combine, constants, types, arch)
     assert "cvt.rn.f32.s64" in well_made(made, arch) and stack(made) == 0
-    running = ("running_low", "running_high", "running_share", "scale")
-    types = {
-        **dict.fromkeys(running, "*fp32"), "running_steps": "*i64", "zero_point": "*i32",
-        "ends": "*i32", "lowest": "fp32", "largest": "fp32", "momentum": "fp32",
-    }  # fmt: skip
-    flags = dict.fromkeys(("RUNNING", "UPDATE", "USE", "AFFINE", "SIGNED"), True)
-    constants = {**flags, "CHUNKS": 128, "PARTS": 32}
+    types = {**NUMBERS, **POINTERS, "lowest": "fp32", "largest": "fp32"}
+    constants = {**RULE, "AFFINE": True, "SIGNED": True, "CHUNKS": 128, "PARTS": 32}
+    constants = {name: constants[name] for name in chunked_scale.arg_names if name in constants}
     made = compiled(chunked_scale, constants, types, arch)
     assert "div.rn.f64" in well_made(made, arch) and stack(made) == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_ahead_of_time import HALVES, SHARED, compiled, stack, well_made
+from test_ahead_of_time import HALVES, NUMBERS, SHARED, compiled, stack, well_made
 from triton_device import INSTALLED
 
 from quantizers.kernels.gpu.device import INTERPRETED
@@ -66,12 +66,13 @@ def test_digits_of_blocks(arch: int, two: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("power", "integer", "random", "levels"),
-    [(True, False, 23, 1), (False, False, 8, 2), (False, True, 0, 1)],
-)
+    ("power", "integer", "random", "levels", "candidates"),
+    [(True, False, 23, 1, 0), (False, False, 8, 2, 0), (False, True, 0, 1, 0),
+     (False, False, 0, 2, 2)],
+)  # fmt: skip
 @pytest.mark.parametrize("arch", SHARED)
 def test_a_quantizer_in_blocks(
-    arch: int, power: bool, integer: bool, random: int, levels: int
+    arch: int, power: bool, integer: bool, random: int, levels: int, candidates: int
 ) -> None:
     from quantizers.kernels.gpu.triton_blocks import measure, quantize
 
@@ -79,13 +80,14 @@ def test_a_quantizer_in_blocks(
         "ADJACENT": 1, "UNIT": 16, "WHOLE": True, "BANDS": 8, "ACROSS": 8, "DEEP": 32
     }  # fmt: skip
     constants = {
-        **tile, "LEVELS": levels, "RECIPROCAL": not power, "PRESCALED": False, "POWER": power,
-        "INVERSE": power, "NARROW": not integer, "S_SIGNED": not power, "S_ZERO": not power,
-        "S_INF": False, "S_MODE": "near", "INTEGER": integer, "SIGNED": True, "ZERO": True,
-        "INF": False, "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
+        **tile, "CANDIDATES": candidates, "SQUARED": True, "LEVELS": levels,
+        "RECIPROCAL": not power, "PRESCALED": False, "POWER": power, "INVERSE": power,
+        "NARROW": not integer, "S_SIGNED": not power, "S_ZERO": not power, "S_INF": False,
+        "S_MODE": "near", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
+        "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
     }  # fmt: skip
-    floats = ["reach", "number", "prescale", *(f"{of}{n}" for of in "cs" for n in range(2, 5))]
-    types = dict.fromkeys(floats, "fp32") | {
+    types = {
+        **NUMBERS, "c0": "i32", "c1": "i32", "tops": ("fp32",) * max(2 * candidates, 1),
         "x": "!*fp32", "result": "!*i8" if integer else "!*fp32", "scale": "*fp32", "key": "*i64",
         "outer": "*fp32", "ends": "*i32",
         **({"c0": "fp32", "c1": "fp32"} if integer else {}),
@@ -94,7 +96,7 @@ def test_a_quantizer_in_blocks(
     ptx = well_made(made, arch)
     assert "div.rn.f32" in ptx and stack(made) == 0
     # of what a warp has in common, wide arithmetic came out wrong on a GPU
-    assert not re.search(r"\.f64|(min|max|sub)\.s64", ptx)
+    assert candidates or not re.search(r"\.f64|(min|max|sub)\.s64", ptx)
     made = compiled(measure, tile, types, arch, {"num_warps": 4})
     assert "max.s32" in well_made(made, arch) and stack(made) == 0
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton_device import DEVICE, served
 
-from qtrain import quantize
+from qtrain import quantize, recipes
 from qtrain.products.engines import choice
-from quantizers import root_key
+from quantizers import Quantizer, root_key
 from quantizers.devices.by_device import ByDevice
 from quantizers.kernels.gpu import keys, launcher
 from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.gpu.launcher import Launch
+from quantizers.kernels.gpu.quantizers import whole
 
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 #: operations that launch nothing
@@ -99,6 +100,22 @@ def test_a_layer(launches: Launches) -> None:
     assert 10 < len(found) <= 14, found
     found = count(launches, quantize(nn.Sequential(nn.Linear(96, 96))), torch.randn(100, 96))
     assert 10 < len(found) <= 14, found
+
+
+@pytest.mark.parametrize("name", ["fp8", "fp8-delayed", "in-hindsight", "int8"])
+def test_a_quantizer(launches: Launches, name: str) -> None:
+    """Nothing of torch's, so nothing that a captured graph would have to copy from the CPU."""
+    recipe, x, key = recipes.get(name), torch.randn(3, 3001).to(DEVICE), root_key(1).to(DEVICE)
+    for by in (recipe.forward.input, recipe.grad_input.grad_output):
+        assert isinstance(by, Quantizer)
+        for size, kernels in ((3001, ["extremes", "elements"]), (33, ["whole"])):
+            tensor = x[:, :size].contiguous()
+            state = {name: part.to(DEVICE) for name, part in by.init_state(tensor.shape).items()}
+            launches.found.clear()
+            with launches:
+                made = whole(tensor, by, state or None, key, True)
+            assert made is not None
+            assert launches.found == [f"{kernel} (Triton)" for kernel in kernels]
 
 
 def test_a_norm(launches: Launches) -> None:

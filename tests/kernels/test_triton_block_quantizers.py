@@ -34,8 +34,8 @@ from quantizers.devices.by_device import spec
 from quantizers.devices.memory import eager
 from quantizers.formats import Format
 from quantizers.kernels.gpu import quantizers as kernels
-from quantizers.kernels.gpu.blocks import _threshold
 from quantizers.kernels.gpu.blocks import whole as planned
+from quantizers.kernels.gpu.rules import _threshold
 from quantizers.scales.powers import edge_of
 from quantizers.scales.rules import level
 
@@ -79,6 +79,9 @@ SCALES = (
     Scale(reciprocal=True), Scale(e8m0, reciprocal=True), Scale(prescale=0.75, reciprocal=True),
     Scale(e8m0, rule="ocp_floor", prescale=0.75), Scale(e4m3, over=Scale(top=448), prescale=0.75),
     Scale(e4m3, over=Scale(top=448, headroom=17 / 16), headroom=12 / 7, reciprocal=True),
+    Scale(e4m3, over=Scale(top=256), candidates=(6, 4)), Scale(candidates=(4, 6, 5), by="mae"),
+    Scale(e4m3, over=Scale(top=256), candidates=(4, 6), reciprocal=True, headroom=17 / 16),
+    Scale(reciprocal=True, candidates=(6, 4), prescale=0.75),
 )  # fmt: skip
 FORMATS: tuple[tuple[Format, Granularity], ...] = (
     (e4m3, blocks(32)), (e2m1, blocks(16, 4)), (IntFormat(8), blocks(None)), (e5m2, blocks(7, 3)),
@@ -116,7 +119,7 @@ def test_where_a_power_of_two_becomes_the_next(rule: Any, headroom: float) -> No
 @pytest.mark.parametrize("scale", SCALES, ids=str)
 def test_scales(scale: Scale, name: str) -> None:
     format, granularity = FORMATS[(SCALES.index(scale) + list(INPUTS).index(name)) % len(FORMATS)]
-    if INPUTS[name].dim() == 1:
+    if INPUTS[name].dim() == 1 or (scale.candidates and granularity == blocks(None)):
         granularity = blocks(32)
     for rounding, rule in ((nearest_even, absmax), (stochastic(), minmax)):
         signed = format.signed or rule is absmax
@@ -169,13 +172,15 @@ def test_nearest_of_every_number(format: FloatFormat) -> None:
 def test_what_no_kernel_serves_is_declined() -> None:
     x, key = wide(4, 64).to(DEVICE), root_key(1).to(DEVICE)
     drawn, rows = Scale(e4m3, rounding=stochastic()), Scale(top=448, granularity=blocks(None))
-    best = Scale(e4m3, over=Scale(top=256), candidates=(6, 4))
+    best = Scale(e4m3, over=Scale(top=256), candidates=(6, 4), by="cosine")
+    tried = Scale(candidates=(6, 4))  # errors are added up as 6 and 6
     corrected = Scale(e4m3, correction=blocks(32))
     affine = IntFormat(8, signed=False, symmetric=False)
     for by, like in (
         (Quantizer(format=e2m1, granularity=blocks(16), scale=Scale(e4m3, over=rows)), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=best), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=corrected), x),
+        (Quantizer(format=e2m1, granularity=blocks(12), scale=tried), x),
         (Quantizer(format=e2m1, granularity=blocks(16), scale=drawn), x),
         (Quantizer(format=nf4, granularity=blocks(16)), x),
         (Quantizer(format=affine, granularity=blocks(16), range=minmax), x),

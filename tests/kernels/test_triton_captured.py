@@ -107,7 +107,12 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, recipes.int8()], ids=["noise everywhere", "int8"])
+RECIPES = {
+    "noise everywhere": RECIPE, "int8": recipes.int8(), "in-hindsight": recipes.in_hindsight(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_replay_is_the_next_step_bit_for_bit(recipe: Any, as_on_a_gpu: Launches) -> None:
     model = quantize(network(), recipe=recipe)
     plain, captured = Small(copy.deepcopy(model)), Small(model)

@@ -208,13 +208,21 @@ def test_what_no_kernel_serves_is_declined() -> None:
     assert kernels.whole(x, plain, None, None, True, wide) is None
     assert kernels.whole(x.double(), plain, None, None, True) is None
     assert kernels.whole(x, plain, None, None, True) is not None
-    for rule in (ema(absmax, use="previous"), history(4), history(1, "last", absmax)):
+    for rule in (ema(absmax, use="previous"), history(4)):
         past = Quantizer(format=IntFormat(8), range=rule)
         state = {n: v.to(DEVICE) for n, v in past.init_state(x.shape).items()}
-        assert kernels.whole(x, past, state, None, True) is None
-        assert kernels.whole(x, past, state, None, False) is None
-    for scale in (Scale(e8m0), Scale(e8m0, rule="rceil"), Scale(top=100), Scale(reciprocal=True)):
-        assert kernels.whole(x, Quantizer(format=e4m3, scale=scale), None, None, True) is None
+        assert kernels.whole(x, past, state, None, True) is not None
+        assert kernels.whole(x, past, None, None, True) is None
+        for part in ("low", *(("lows",) if "lows" in state else ())):
+            wide = {**state, part: state[part].expand(2, *state[part].shape)}
+            assert kernels.whole(x, past, wide, None, True) is None
+    past = Quantizer(format=IntFormat(8), range=history(5000))
+    state = {n: v.to(DEVICE) for n, v in past.init_state(x.shape).items()}
+    assert kernels.whole(x, past, state, None, True) is None
+    best, rows = Scale(candidates=(6, 4)), Scale(e4m3, over=Scale(top=448))
+    assert kernels.whole(x, Quantizer(format=e4m3, scale=best), None, None, True) is None
+    by = Quantizer(format=e4m3, scale=rows, granularity=per_axis(0))
+    assert kernels.whole(x, by, None, None, True) is None
     for step, fits in ((2**29, True), (2**30, False)):  # places beyond int32
         far = (3, 4), (step, 1), (1, 4), IntFormat(8), quantizers.nearest_even, True, False
         assert (elements.elements(torch.float32, *far) is not None) is fits

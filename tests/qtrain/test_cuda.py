@@ -93,7 +93,7 @@ def test_integer_products_have_the_cpus_bits(name: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("recipe", ["int8", "banner2018", "bf16", "fp16", "mxfp8"])
+@pytest.mark.parametrize("recipe", ["int8", "banner2018", "bf16", "fp16", "fp8", "mxfp8"])
 def test_every_layer_trains_as_on_the_cpu(name: str, recipe: str) -> None:
     cpu, cuda = both(name, recipe=recipe)
     for a, b in zip(cpu, cuda, strict=True):

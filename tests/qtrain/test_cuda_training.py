@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from qtrain.products.engines.task import Span, Task
 from qtrain.products.operations import KINDS
 from qtrain.products.product import Product
 from qtrain.reports.progress import Progress
+from qtrain.training import captured
+from qtrain.training.captured import WARM as BEFORE
+from qtrain.training.captured import Captured, graph
 from qtrain.training.interrupt import Interrupted
 from qtrain.weights.channels import channel_norms
 from quantizers import Quantizer, int8, percentile
@@ -287,6 +290,40 @@ def test_a_run_that_is_resumed_is_the_one_that_was_not_stopped(
         qtrain.train(small(tmp_path, name="parts", **settings), say=quiet)
     qtrain.train(small(tmp_path, name="parts", resume=True, **settings), say=quiet)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("recipe", ["int8", "banner2018", "nvfp4"])
+def test_a_run_of_replayed_passes_is_the_run(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def noted(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        made.append(graph(run))
+        return made[-1]
+
+    monkeypatch.setattr(captured, "graph", noted)
+    for capture in (True, False):
+        settings: dict[str, Any] = {"device": DEVICE, "recipe": recipe, "model": "resnet20"}
+        config = small(tmp_path, name=str(capture), capture=capture, clip_grad=1.0, **settings)
+        qtrain.train(config, say=quiet)
+        assert len(made) == 2  # of the baseline and of the quantized model
+    assert_same_run(tmp_path / "True", tmp_path / "False")
+
+
+def test_a_capture_that_fails_leaves_a_run_as_it_was() -> None:
+    model = nn.Linear(3, 2).to(DEVICE)
+
+    def passes(x: Tensor, y: Tensor) -> Tensor:
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss.detach() * (1 + 0 * loss.item())
+
+    step, pair = Captured(model, passes), (torch.ones(4, 3).to(DEVICE), torch.ones(4, 2).to(DEVICE))
+    found = [step(*pair) for _ in range(BEFORE)]
+    with pytest.warns(UserWarning, match="not captured as a CUDA graph"):
+        found.append(step(*pair))
+    assert len({float(loss) for loss in [*found, step(*pair)]}) == 1
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])

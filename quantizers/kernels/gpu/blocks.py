@@ -3,21 +3,19 @@ launch."""
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from quantizers.devices.by_device import restored
-from quantizers.formats import Format, IntFormat, TableFormat, fp32
-from quantizers.granularity import compact_shape, per_tensor
+from quantizers.formats import Format, IntFormat, TableFormat
+from quantizers.granularity import compact_shape
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
-from quantizers.scales.powers import BITS, edge_of, exponent_of
 from quantizers.scales.scale import Scale
 
 from ..plan import constants
@@ -25,6 +23,7 @@ from ..serving import SOURCES
 from .device import OPTIONS, power_of_two, there
 from .elements import known_of
 from .launcher import Launch
+from .rules import rule_of
 
 KERNELS = "quantizers.kernels.gpu.triton_blocks"
 #: elements that a program takes at once: about so many, at most, and a warp
@@ -75,13 +74,13 @@ def whole(
     dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], spec: str
 ) -> Blocks | None:
     """For a quantizer's `spec`, without memory and factor.  None where no kernel serves: scales
-    among candidates, stochastic ones, outer ones but of a whole tensor in fp32, large blocks."""
+    corrected or stochastic, outer ones but of a whole tensor in fp32, large blocks."""
     by = restored(spec)
     format, rounding = by.format, by.rounding
     if isinstance(format, TableFormat) or dtype not in SOURCES or 0 in shape:
         return None
     signed = type(by.range) is MinMax and format.signed
-    rule = _rule(by.scale, format)
+    rule = rule_of(by.scale, format)
     if rule is None or by.affine or not (type(by.range) is AbsMax or signed):
         return None
     block = by.granularity.block_shape(shape)
@@ -93,6 +92,8 @@ def whole(
     _, to = result
     across, step = (1, 1, *block)[-2:]
     down, deep = power_of_two(across), power_of_two(step)
+    if rule.tops and max(down - across, deep - step) > 1:
+        return None  # errors would be added up in another order
     span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if format.largest < 2.0**-126 or down * deep > _MOST or max(span, math.prod(shape)) >= 2**30:
         return None
@@ -113,7 +114,8 @@ def whole(
     over = by.scale.over is not None
     measure = Launch(KERNELS, "measure", (*sizes, *apart[:3]), **tile) if over else None
     launch = Launch(
-        KERNELS, "quantize", (*sizes, *apart, *rule.numbers, *numbers, *rule.constants),
+        KERNELS, "quantize", (*sizes, *apart, *rule.numbers, rule.tops or (1.0,), *numbers),
+        CANDIDATES=len(rule.tops) // 2, SQUARED=rule.squared, INVERSE=_has_inverse(by.scale),
         **rule.flags, **flags, **tile,
     )  # fmt: skip
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
@@ -144,52 +146,7 @@ def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix
     return (math.prod(shape[:-2]), rows, terms), (each, down, along)
 
 
-class _Rule(NamedTuple):
-    """A scale's rule as the kernel takes it; constants: of its format."""
-
-    numbers: tuple[Any, ...]
-    constants: tuple[float, ...]
-    flags: dict[str, Any]
-
-
-def _rule(scale: Scale, format: Format) -> _Rule | None:
-    """None where the kernel has no such rule."""
-    to, over = scale.format, scale.over
-    declined = scale.candidates or scale.correction is not None or scale.random_bits
-    if declined or to.largest < 2.0**-126:
-        return None
-    if over is not None and (over.format != fp32 or over.granularity != per_tensor):
-        return None
-    power = 0, 0
-    top = scale.tops(format)[0]
-    reach = number = top / scale.headroom
-    if over is not None:
-        number = reach * over.tops(to)[0] / over.headroom
-    if scale.rule != "amax":
-        power = _threshold(scale.headroom, *edge_of(top, format, scale))
-    exponents = to.min_exponent, exponent_of(to.largest)
-    known, flags = known_of(to, scale.rounding, constants(to))
-    chosen = {
-        "LEVELS": 1 if over is None else 2, "RECIPROCAL": scale.reciprocal,
-        "PRESCALED": scale.prescale != 1, "POWER": scale.rule != "amax", "NARROW": to != fp32,
-        "INVERSE": scale.rule != "amax" and over is None and not scale.reciprocal
-        and to.min_exponent >= -127,
-    }  # fmt: skip
-    named = {f"S_{name}": flags[name] for name in ("SIGNED", "ZERO", "INF", "MODE")}
-    numbers = reach, number, scale.prescale, *power, *exponents
-    return _Rule(numbers, known, {**chosen, **named})
-
-
-@lru_cache(maxsize=256)
-def _threshold(headroom: float, edge: int, emax: int) -> tuple[int, int]:
-    """beyond, ahead: the scale of 1.fraction * 2^e is 2^(e + ahead), from a fraction of 23 bits on,
-    `beyond`, twice that: what rules._by_bits finds, whose every power of two is the next one's."""
-
-    def exponent(fraction: int) -> int:
-        number = (1 + fraction * 2.0**-23) * headroom
-        significand, power = math.frexp(number)
-        return power - 1 + (math.ldexp(2 * significand - 1, BITS) > edge) - emax
-
-    first = exponent(0)
-    fractions = range(1 << 23)
-    return bisect.bisect_right(fractions, first, key=exponent), first
+def _has_inverse(scale: Scale) -> bool:
+    """Whether scales are powers of two above 2^-128, and divide the elements."""
+    alone = scale.over is None and not (scale.candidates or scale.reciprocal)
+    return alone and scale.rule != "amax" and scale.format.min_exponent >= -127

@@ -16,10 +16,12 @@ from quantizers.formats import Format
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import ChunkedMinMax
 
-from ..plan import plan_whole, remembered
+from ..plan import plan_whole
 from .device import OPTIONS, RANGE, power_of_two, there
 from .elements import BLOCK, Elements, elements, path
 from .launcher import Launch
+from .memory import memory_of
+from .rules import rule_of
 
 CHUNKS = "quantizers.kernels.gpu.triton_chunks"
 #: the most extremes that one program reduces
@@ -72,7 +74,8 @@ class Chunked(NamedTuple):
         shift = scale if zero_point is None else zero_point
         with there(x):
             first(programs, x, ends, x, x, x, x, x)
-            self.scale((1, 1, 1), ends, scale, shift, *(running or (scale,) * 4))
+            running += (scale,) * (6 - len(running))
+            self.scale((1, 1, 1), ends, scale, shift, *running)
         elements = self.elements(x, scale, zero_point, key)
         return QTensor(elements, scale, zero_point, self.format, self.block)
 
@@ -91,15 +94,18 @@ def whole(
     of the walk."""
     by = restored(spec)
     format = by.format
-    rule, momentum, use = remembered(by.range, running, training)
-    known = plan_whole(dtype, shape, strides, by.granularity, format, by.rounding, momentum, factor)
-    if known is None or factor is not None or math.prod(known.compact) != 1:
+    memory = memory_of(by.range, running, training)
+    known = plan_whole(
+        dtype, shape, strides, by.granularity, format, by.rounding, memory.momentum, factor
+    )
+    if known is None or not by.scale.simple or factor is not None or math.prod(known.compact) != 1:
         return None
-    assert isinstance(rule, ChunkedMinMax)
+    assert isinstance(memory.rule, ChunkedMinMax)
     own = path(known.plan, format, by.rounding, shape, strides)
     made = elements(dtype, shape, strides, known.block, format, by.rounding, True, known.shifted)
-    each = chunk_length(shape, strides, rule.chunks)
-    if own is None or made is None or each is None:
+    each = chunk_length(shape, strides, memory.rule.chunks)
+    rule = rule_of(by.scale, format)
+    if own is None or made is None or each is None or rule is None:
         return None
     count = own.plan.walk.size // each
     steps = 1  # powers of two: a kernel is compiled for each
@@ -114,9 +120,10 @@ def whole(
     )  # fmt: skip
     lowest, largest = own.constants[0] if known.shifted else 0.0, float(format.largest)
     scale = Launch(
-        CHUNKS, "chunked_scale", (parts, count, lowest, largest, momentum or 0.0),
-        RUNNING=running, UPDATE=running and training, USE=use, AFFINE=known.shifted,
-        SIGNED=format.signed, CHUNKS=sizes[0], PARTS=sizes[1], num_warps=4, **OPTIONS,
+        CHUNKS, "chunked_scale",
+        (parts, count, lowest, largest, memory.momentum or 0.0, memory.window, *rule.numbers),
+        **memory.flags, **rule.flags, AFFINE=known.shifted, SIGNED=format.signed, CHUNKS=sizes[0],
+        PARTS=sizes[1], num_warps=4, **OPTIONS,
     )  # fmt: skip
     return Chunked(
         format, known.block, (known.compact, known.steps), known.shifted, 2 * count * parts,

@@ -20,6 +20,8 @@ from .launcher import Launch
 
 #: elements that a program takes at once
 BLOCK = 4096
+#: of a kernel that makes no scale: momentum, window, reach, prescale, rule, its format
+_NO_RULE = 0.0, 0, 1.0, 1.0, (1.0,), (1.0,)
 #: the most programs that make a granule's elements
 MAKERS = 2048
 
@@ -101,7 +103,7 @@ class Elements(NamedTuple):
         )
         scale, zero_point, key = (x if t is None else t for t in (scale, zero_point, key))
         with there(x):
-            self.launch(self.grid, x, result, scale, zero_point, x, key, x, x, x, x, x, x)
+            self.launch(self.grid, x, result, scale, zero_point, x, x, key, *(x,) * 8)
         return result
 
 
@@ -115,17 +117,23 @@ def elements(
     rounding: Rounding,
     scaled: bool,
     shifted: bool,
+    multiplied: bool = False,
 ) -> Elements | None:
-    """None where no kernel serves."""
+    """multiplied: x * scale in the place of x / scale.  None where no kernel serves."""
     found = plan(dtype, shape, strides, block, format, rounding, scaled)
     own = path(found, format, rounding, shape, strides)
     if own is None:
         return None
     size = own.plan.walk.size
     programs, steps = programs_of(size, MAKERS)
-    rule = dict.fromkeys(("MEASURED", "FOLDED", "SYMMETRIC", "RUNNING", "UPDATE", "USE"), False)
+    off = (
+        "MEASURED", "FOLDED", "SYMMETRIC", "RUNNING", "UPDATE", "USE", "PRESCALED", "POWER",
+        "NARROW", "S_SIGNED", "S_ZERO", "S_INF",
+    )  # fmt: skip
+    rule = {**dict.fromkeys(off, False), "PAST": "", "WINDOW": 0, "LEVELS": 1, "S_MODE": ""}
+    rule["RECIPROCAL"] = multiplied
     launch = Launch(
-        ELEMENTS, "elements", (size, programs, 1, *own.words, *own.constants, 0.0),
+        ELEMENTS, "elements", (size, programs, 1, *own.words, *own.constants, *_NO_RULE),
         AXES=own.axes, ALONE=math.prod(own.plan.compact) == 1, SCALED=scaled, AFFINE=shifted,
         **rule, **own.flags, SIZE=1, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip

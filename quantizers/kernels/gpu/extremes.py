@@ -14,10 +14,12 @@ from quantizers.formats import Format
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax
 
-from ..plan import Plan, plan_whole, remembered
+from ..plan import Plan, plan_whole
 from .device import ELEMENTS, OPTIONS, RANGE, power_of_two, there
 from .elements import BLOCK, MAKERS, path, programs_of
 from .launcher import Launch
+from .memory import memory_of
+from .rules import rule_of
 
 #: elements of a granule that one program takes from its extremes to its elements
 SMALL = 8192
@@ -30,6 +32,7 @@ class Whole(NamedTuple):
 
     block                  sizes of a granule
     scales                 shape and strides of the scales
+    outer                  whether there is a scale of the scales, or a constant in its place
     ends                   numbers that the extremes take, and the running range as it was
     extremes, elements     launches and their grids; no extremes where one program takes a granule
     """
@@ -39,6 +42,7 @@ class Whole(NamedTuple):
     block: tuple[int, ...]
     scales: tuple[tuple[int, ...], tuple[int, ...]]
     shifted: bool
+    outer: bool
     ends: int
     extremes: tuple[Launch, tuple[int, int, int]] | None
     elements: tuple[Launch, tuple[int, int, int]]
@@ -53,20 +57,23 @@ class Whole(NamedTuple):
         zero_point = None
         if self.shifted:
             zero_point = torch.empty_strided(*self.scales, dtype=torch.int32, device=device)
-        shift = scale if zero_point is None else zero_point
+        outer = None
+        if self.outer:
+            outer = torch.empty([1] * x.dim(), dtype=torch.float32, device=device)
+        shift, over = (scale if part is None else part for part in (zero_point, outer))
         factor, key = x if factor is None else factor, x if key is None else key
-        running = running or (scale,) * 4
+        running += (scale,) * (6 - len(running))
         launch, grid = self.elements
         with there(x):
             if self.extremes is None:
-                launch(grid, x, made, scale, shift, factor, key, *running)
+                launch(grid, x, made, scale, shift, over, factor, key, *running)
             else:
                 ends = torch.empty(self.ends + 3, dtype=torch.int32, device=device)
                 kept = ends[self.ends :].view(torch.float32)
                 first, programs = self.extremes
                 first(programs, x, ends, factor, kept, *running[:3])
-                launch(grid, x, made, scale, shift, factor, key, ends, kept, *running)
-        return QTensor(made, scale, zero_point, self.format, self.block)
+                launch(grid, x, made, scale, shift, over, factor, key, ends, kept, *running)
+        return QTensor(made, scale, zero_point, self.format, self.block, outer)
 
 
 @lru_cache(maxsize=4096)
@@ -82,28 +89,34 @@ def whole(
     """For a quantizer's `spec`; factor: its shape.  None where no kernel serves."""
     by = restored(spec)
     format = by.format
-    rule, momentum, use = remembered(by.range, running, training)
-    known = plan_whole(dtype, shape, strides, by.granularity, format, by.rounding, momentum, factor)
+    memory = memory_of(by.range, running, training)
+    known = plan_whole(
+        dtype, shape, strides, by.granularity, format, by.rounding, memory.momentum, factor
+    )
     if known is None:
         return None
     own = path(known.plan, format, by.rounding, shape, strides)
-    if own is None:
+    rule, granules = rule_of(by.scale, format), math.prod(known.compact)
+    if own is None or rule is None or rule.tops or (by.scale.over is not None and granules > 1):
         return None
-    granules = math.prod(known.compact)
     each = own.plan.walk.size // granules
-    numbers = (*own.words, *own.constants, momentum or 0.0)
+    past = memory.momentum or 0.0, memory.window
+    numbers = (*own.words, *own.constants, *past, *rule.numbers)
     constants = {
         "AXES": own.axes, "AFFINE": known.shifted, "FOLDED": factor is not None,
-        "SYMMETRIC": type(rule) is AbsMax, "RUNNING": running, "UPDATE": running and training,
-        "USE": use, **own.flags, "num_warps": 8, **OPTIONS,
+        "SYMMETRIC": type(memory.rule) is AbsMax, **memory.flags, **rule.flags, **own.flags,
+        "num_warps": 8, **OPTIONS,
     }  # fmt: skip
     scales = known.compact, known.steps
     if each <= SMALL:
         size = max(power_of_two(each), 16)
-        constants |= {"BLOCK": size, "num_warps": max(1, min(8, size // 256))}
+        warps = max(1, min(8, max(size, 2 * memory.flags["WINDOW"]) // 256))
+        constants |= {"BLOCK": size, "num_warps": warps}
         launch = Launch(ELEMENTS, "whole", (each, *numbers), **constants)
         last = launch, (granules, 1, 1)
-        return Whole(own.plan, format, known.block, scales, known.shifted, 0, None, last)
+        return Whole(
+            own.plan, format, known.block, scales, known.shifted, by.scale.outer, 0, None, last
+        )
     parts, steps = programs_of(each, PARTS)
     first = Launch(
         RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
@@ -117,6 +130,6 @@ def whole(
     }  # fmt: skip
     launch = Launch(ELEMENTS, "elements", (each, makers, parts, *numbers), **constants)
     return Whole(
-        own.plan, format, known.block, scales, known.shifted, 2 * granules * parts,
+        own.plan, format, known.block, scales, known.shifted, by.scale.outer, 2 * granules * parts,
         (first, (granules, parts, 1)), (launch, (granules * makers, 1, 1)),
     )  # fmt: skip

@@ -14,12 +14,12 @@ from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, ChunkedMinMax, MinMax
 from quantizers.rounding import Rounding, nearest_even
 
-from ..plan import remembered
 from ..whole import Planned, form
 from . import blocks, chunks, extremes
 from .device import serves
 from .elements import Elements
 from .elements import elements as elements_by
+from .memory import memory_of
 
 
 def _is_key(key: Tensor | None) -> bool:
@@ -39,11 +39,11 @@ def elements(
     """See steps.elements_of."""
     key = key if rounding.random_bits else None
     unkeyed = bool(rounding.random_bits) and not _is_key(key)
-    if multiplied or unkeyed or not serves(x, scale, zero_point, key):
+    if unkeyed or not serves(x, scale, zero_point, key):
         return None
     by = elements_by(
         x.dtype, x.shape, x.stride(), block, format, rounding, scale is not None,
-        zero_point is not None,
+        zero_point is not None, multiplied,
     )  # fmt: skip
     kinds = (scale, torch.float32), (zero_point, torch.int32)
     if by is None or any(
@@ -85,8 +85,8 @@ def _whole(
         return None if found is None or factor is not None else _Rounded(found, by.format)
     if by.granularity.of == "product" and not running and factor is None:
         return blocks.whole(dtype, shape, strides, spec)
-    rule, _, _ = remembered(by.range, running, training)
-    if type(rule) not in (AbsMax, MinMax, ChunkedMinMax) or not by._plain:
+    rule = memory_of(by.range, running, training).rule
+    if type(rule) not in (AbsMax, MinMax, ChunkedMinMax):
         return None
     plan = chunks.whole if type(rule) is ChunkedMinMax else extremes.whole
     return plan(dtype, shape, strides, spec, running, training, factor)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_elements import made
+from .triton_candidates import best_of
 from .triton_levels import outer_of, step_of
+from .triton_made import before, made
 from .triton_numbers import as_float, float_bits, is_finite
 
 _SIZES = ["rows", "terms", "across", "step", "bands", "blocks"]
 _STEPS = ["x_n", "x_i", "x_k", "y_n", "y_i", "y_k"]
-_RULE = ["beyond", "ahead", "lowest", "top", "c0", "c1", "s0", "s1"]
+_RULE = ["rule", "target", "tops", "c0", "c1"]
 
 
 @triton.jit
@@ -103,25 +104,20 @@ def quantize(
     y_i,
     y_k,
     reach,
-    number,
     prescale,
-    beyond,
-    ahead,
-    lowest,
-    top,
+    rule,
+    target,
+    tops,
     c0,
     c1,
     c2,
     c3,
     c4,
-    s0,
-    s1,
-    s2,
-    s3,
-    s4,
     ADJACENT: tl.constexpr,
     UNIT: tl.constexpr,
     WHOLE: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    SQUARED: tl.constexpr,
     LEVELS: tl.constexpr,
     RECIPROCAL: tl.constexpr,
     PRESCALED: tl.constexpr,
@@ -147,10 +143,11 @@ def quantize(
 
     x_n.., y_n..: strides of x and of the result, in UNIT; ADJACENT: 1 where those of terms are 1, 2
     where those of rows are, and rows are in UNIT.  WHOLE: no block is shorter than DEEP.
-    c0..: of the format, see triton_elements.elements; the scale: see triton_levels.step_of.
-    LEVELS 2: outer follows from ends, see `measure`, and the number, see outer_of.  PRESCALED:
-    elements of x * prescale, by which outer is divided.  INVERSE: scales are powers of two that
-    have an inverse: products with it are the quotients.
+    c0..: of the format, see triton_elements.elements; rule, target: see triton_levels.step_of.
+    LEVELS 2: outer follows from ends, see `measure`, and reach, what the largest magnitude becomes.
+    PRESCALED: elements of x * prescale, by which outer is divided.  INVERSE: scales are powers of
+    two that have an inverse: products with it are the quotients.
+    CANDIDATES: how many tops are tried, see triton_candidates.best_of; 0: one of `rule`.
     Program: BANDS bands of a batch, one block of each; ACROSS, DEEP: powers of two, at least across
     and step.
     """
@@ -166,35 +163,31 @@ def quantize(
     whole, factor = tl.full((1,), 1.0, tl.float32), tl.full((1,), 1.0, tl.float32)
     if LEVELS == 2:
         bits = tl.load(ends + tl.arange(0, 1))
-        whole, factor = outer_of(as_float(bits.to(tl.uint32)), number, RECIPROCAL)
+        whole, factor = outer_of(as_float(bits.to(tl.uint32)), reach, RECIPROCAL)
+    stored = whole
     if LEVELS == 2 or PRESCALED:
+        stored = tl.div_rn(whole, tl.zeros_like(whole) + prescale)
         first = (tl.program_id(0) + tl.arange(0, 1)) == 0
-        tl.store(
-            outer + tl.arange(0, 1), tl.div_rn(whole, tl.zeros_like(whole) + prescale), mask=first
-        )
-    found, by = step_of(
-        bound, whole, factor, reach, beyond, ahead, lowest, top, s0, s1, s2, s3, s4, LEVELS,
-        RECIPROCAL, POWER, NARROW, S_SIGNED, S_ZERO, S_INF, S_MODE,
-    )  # fmt: skip
+        tl.store(outer + tl.arange(0, 1), stored, mask=first)
+    if CANDIDATES > 0:
+        found, by = best_of(
+            v, inside, bound, whole, factor, stored, prescale, tops, rule, target, c0, c1, c2, c3,
+            c4, CANDIDATES, SQUARED, LEVELS, RECIPROCAL, PRESCALED, NARROW, S_SIGNED, S_ZERO, S_INF,
+            S_MODE, INTEGER, SIGNED, ZERO, INF, ACROSS, DEEP,
+        )  # fmt: skip
+    else:
+        found, by = step_of(
+            bound, whole, factor, *rule, *target, LEVELS, RECIPROCAL, POWER, NARROW, S_SIGNED,
+            S_ZERO, S_INF, S_MODE,
+        )  # fmt: skip
     tl.store(scale + (batch * bands + band) * blocks + block, found, mask=band < bands)
-    if PRESCALED or RECIPROCAL:
-        y = v
-        if PRESCALED:
-            y = y * prescale
-        if RECIPROCAL:
-            y = y * by[:, None, None]
-            by = tl.where(by == 0.0, by, 1.0)
-        # what passes fp32 is no infinity
-        near = tl.where(tl.abs(y) == float("inf"), 3.4028234663852886e38, tl.abs(y))
-        near = tl.where(y < 0.0, -near, tl.where(y == 0.0, y, near))
-        v = tl.where(is_finite(v), near, y)
+    v, by = before(v, by[:, None, None], prescale, PRESCALED, RECIPROCAL)
     index = ((batch * rows + row) * terms)[:, :, None] + term[None, None, :]
     if INVERSE:
-        inverse = tl.div_rn(tl.zeros_like(by) + 1.0, tl.where(by == 0.0, float("inf"), by))
-        v = v * inverse[:, None, None]
+        v = v * tl.div_rn(tl.zeros_like(by) + 1.0, tl.where(by == 0.0, float("inf"), by))
     v = made(
-        v, by[:, None, None], 0.0, index, key, c0, c1, c2, c3, c4, not INVERSE, INTEGER, SIGNED,
-        ZERO, INF, RANDOM, MODE,
+        v, by, 0.0, index, key, c0, c1, c2, c3, c4, not INVERSE, INTEGER, SIGNED, ZERO, INF, RANDOM,
+        MODE,
     )  # fmt: skip
     to = batch * y_n + (row * y_i)[:, :, None] + (term * y_k)[None, None, :]
     tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)

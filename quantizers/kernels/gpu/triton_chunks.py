@@ -16,7 +16,7 @@ def _mean(key, inside, count):
     return ordered((tl.sum(ends, 0) / count.to(tl.float64)).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["parts", "chunks"])
+@triton.jit(do_not_specialize=["parts", "chunks", "window", "rule", "target"])
 def chunked_scale(
     ends,
     scale,
@@ -25,14 +25,32 @@ def chunked_scale(
     running_high,
     running_share,
     running_steps,
+    lows,
+    highs,
     parts,
     chunks,
     lowest,
     largest,
     momentum,
+    window,
+    reach,
+    prescale,
+    rule,
+    target,
     RUNNING: tl.constexpr,
     UPDATE: tl.constexpr,
     USE: tl.constexpr,
+    PAST: tl.constexpr,
+    WINDOW: tl.constexpr,
+    LEVELS: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
+    PRESCALED: tl.constexpr,
+    POWER: tl.constexpr,
+    NARROW: tl.constexpr,
+    S_SIGNED: tl.constexpr,
+    S_ZERO: tl.constexpr,
+    S_INF: tl.constexpr,
+    S_MODE: tl.constexpr,
     AFFINE: tl.constexpr,
     SIGNED: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -54,6 +72,8 @@ def chunked_scale(
     most = tl.max(tl.load(ends + parts + slot, mask=inside, other=-0x80000000), 1)
     spread(
         _mean(least, there, chunks), _mean(most, there, chunks), lowest, largest, scale,
-        zero_point, running_low, running_high, running_share, running_low, running_high,
-        running_share, running_steps, True, momentum, False, RUNNING, UPDATE, USE, AFFINE, SIGNED,
+        zero_point, scale, running_low, running_high, running_share, running_low, running_high,
+        running_share, running_steps, lows, highs, tl.program_id(0) == 0, momentum, window, reach,
+        prescale, rule, target, False, RUNNING, UPDATE, USE, PAST, WINDOW, AFFINE, SIGNED, LEVELS,
+        RECIPROCAL, PRESCALED, POWER, NARROW, S_SIGNED, S_ZERO, S_INF, S_MODE,
     )  # fmt: skip

@@ -9,31 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_numbers import floating, integer, noise, ordered, place
+from .triton_made import before, made
+from .triton_numbers import ordered, place
 from .triton_range import gathered
 from .triton_scale import spread
 
-_UNSPECIAL = ["granule_step", "index_step", "c0", "c1", "parts"]
-
-
-@triton.jit
-def made(
-    source, own, zero, index, key, c0, c1, c2, c3, c4, SCALED: tl.constexpr, INTEGER: tl.constexpr,
-    SIGNED: tl.constexpr, ZERO: tl.constexpr, INF: tl.constexpr, RANDOM: tl.constexpr,
-    MODE: tl.constexpr,
-):  # fmt: skip
-    """Elements, fp32, of numbers before their scale."""
-    v = source
-    if SCALED:
-        v = tl.div_rn(v, tl.where(own == 0.0, float("inf"), own))
-    bits = tl.zeros(v.shape, tl.uint32)
-    if RANDOM > 0:
-        bits = noise(index, tl.load(key))
-    if INTEGER:
-        v = integer(v, zero, bits, c0, c1, RANDOM, MODE)
-    else:
-        v = floating(v, source, bits, c0, c1, c2, c3, c4, SIGNED, ZERO, INF, RANDOM, MODE)
-    return v
+_UNSPECIAL = ["granule_step", "index_step", "c0", "c1", "parts", "window", "rule", "target"]
 
 
 @triton.jit(do_not_specialize=_UNSPECIAL)
@@ -42,6 +23,7 @@ def elements(
     result,
     scale,
     zero_point,
+    outer,
     factor,
     key,
     ends,
@@ -50,6 +32,8 @@ def elements(
     running_high,
     running_share,
     running_steps,
+    lows,
+    highs,
     each,
     blocks,
     parts,
@@ -67,6 +51,11 @@ def elements(
     c3,
     c4,
     momentum,
+    window,
+    reach,
+    prescale,
+    rule,
+    target,
     AXES: tl.constexpr,
     ALONE: tl.constexpr,
     SCALED: tl.constexpr,
@@ -77,6 +66,17 @@ def elements(
     RUNNING: tl.constexpr,
     UPDATE: tl.constexpr,
     USE: tl.constexpr,
+    PAST: tl.constexpr,
+    WINDOW: tl.constexpr,
+    LEVELS: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
+    PRESCALED: tl.constexpr,
+    POWER: tl.constexpr,
+    NARROW: tl.constexpr,
+    S_SIGNED: tl.constexpr,
+    S_ZERO: tl.constexpr,
+    S_INF: tl.constexpr,
+    S_MODE: tl.constexpr,
     INTEGER: tl.constexpr,
     SIGNED: tl.constexpr,
     ZERO: tl.constexpr,
@@ -103,9 +103,11 @@ def elements(
         if not INTEGER:
             lowest, largest = 0.0, c2
         own, zero = spread(
-            least, most, lowest, largest, scale + program, zero_point + program, kept, kept + 1,
-            kept + 2, running_low, running_high, running_share, running_steps, alone == 0,
-            momentum, SYMMETRIC, RUNNING, UPDATE, USE, AFFINE, SIGNED,
+            least, most, lowest, largest, scale + program, zero_point + program, outer, kept,
+            kept + 1, kept + 2, running_low, running_high, running_share, running_steps, lows,
+            highs, alone == 0, momentum, window, reach, prescale, rule, target, SYMMETRIC, RUNNING,
+            UPDATE, USE, PAST, WINDOW, AFFINE, SIGNED, LEVELS, RECIPROCAL, PRESCALED, POWER,
+            NARROW, S_SIGNED, S_ZERO, S_INF, S_MODE,
         )  # fmt: skip
     elif ALONE and SCALED:
         own = tl.load(scale)
@@ -126,6 +128,8 @@ def elements(
             by = tl.load(scale + granule, mask=inside, other=1.0)
             if AFFINE:
                 shift = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
+        if SCALED:
+            v, by = before(v, by, prescale, PRESCALED, RECIPROCAL)
         v = made(
             v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
             RANDOM, MODE,
@@ -139,12 +143,15 @@ def whole(
     result,
     scale,
     zero_point,
+    outer,
     factor,
     key,
     running_low,
     running_high,
     running_share,
     running_steps,
+    lows,
+    highs,
     each,
     row,
     index_step,
@@ -160,6 +167,11 @@ def whole(
     c3,
     c4,
     momentum,
+    window,
+    reach,
+    prescale,
+    rule,
+    target,
     AXES: tl.constexpr,
     AFFINE: tl.constexpr,
     FOLDED: tl.constexpr,
@@ -167,6 +179,17 @@ def whole(
     RUNNING: tl.constexpr,
     UPDATE: tl.constexpr,
     USE: tl.constexpr,
+    PAST: tl.constexpr,
+    WINDOW: tl.constexpr,
+    LEVELS: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
+    PRESCALED: tl.constexpr,
+    POWER: tl.constexpr,
+    NARROW: tl.constexpr,
+    S_SIGNED: tl.constexpr,
+    S_ZERO: tl.constexpr,
+    S_INF: tl.constexpr,
+    S_MODE: tl.constexpr,
     INTEGER: tl.constexpr,
     SIGNED: tl.constexpr,
     ZERO: tl.constexpr,
@@ -196,10 +219,13 @@ def whole(
     if not INTEGER:
         lowest, largest = 0.0, c2
     own, zero = spread(
-        least, most, lowest, largest, scale + program, zero_point + program, running_low,
+        least, most, lowest, largest, scale + program, zero_point + program, outer, running_low,
         running_high, running_share, running_low, running_high, running_share, running_steps,
-        program >= 0, momentum, SYMMETRIC, RUNNING, UPDATE, USE, AFFINE, SIGNED,
+        lows, highs, program >= 0, momentum, window, reach, prescale, rule, target, SYMMETRIC,
+        RUNNING, UPDATE, USE, PAST, WINDOW, AFFINE, SIGNED, LEVELS, RECIPROCAL, PRESCALED, POWER,
+        NARROW, S_SIGNED, S_ZERO, S_INF, S_MODE,
     )  # fmt: skip
+    v, own = before(v, own, prescale, PRESCALED, RECIPROCAL)
     v = made(
         v, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF, RANDOM,
         MODE,

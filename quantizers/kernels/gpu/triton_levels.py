@@ -12,7 +12,7 @@ from .triton_numbers import as_float, float_bits, floating, is_finite
 
 
 @triton.jit
-def _most(x):
+def most(x):
     """At most fp32's largest number; NaN stays."""
     return tl.where(x > 3.4028234663852886e38, 3.4028234663852886e38, x)
 
@@ -20,7 +20,7 @@ def _most(x):
 @triton.jit
 def _inverse(x, number):
     """rules.reciprocal: number / x."""
-    return _most(tl.div_rn(tl.zeros_like(x) + number, x))
+    return most(tl.div_rn(tl.zeros_like(x) + number, x))
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def _quotient(amax, reach):
 def _power(bound, beyond, ahead, lowest, top, over):
     """rules._power: 2^(e + ahead + (fraction >= beyond)), bound being 1.fraction * 2^e.
 
-    beyond, ahead: see blocks._threshold; lowest, top: exponents of the scale's format; over: what
+    beyond, ahead: see rules._threshold; lowest, top: exponents of the scale's format; over: what
     lies beyond.  In integers of 32 bits: of 64, or in fp64, what a reduction left in a register
     of the whole warp came out wrong on an H200 (ptxas 12.8).
     """
@@ -69,12 +69,40 @@ def outer_of(whole, number, RECIPROCAL: tl.constexpr):
 
 
 @triton.jit
+def narrow(
+    found, measured, s0, s1, s2, s3, s4, S_SIGNED: tl.constexpr, S_ZERO: tl.constexpr,
+    S_INF: tl.constexpr, S_MODE: tl.constexpr,
+):  # fmt: skip
+    """rules.in_format."""
+    bits = tl.zeros(found.shape, tl.uint32)
+    rounded = floating(found, found, bits, s0, s1, s2, s3, s4, S_SIGNED, S_ZERO, S_INF, 0, S_MODE)
+    return tl.where(measured == 0.0, found, rounded)
+
+
+@triton.jit
+def divisor_of(
+    found, bound, outer, reach, LEVELS: tl.constexpr, RECIPROCAL: tl.constexpr,
+    NARROW: tl.constexpr,
+):  # fmt: skip
+    """What elements of a scale are divided by, or if RECIPROCAL multiplied with."""
+    by = found
+    if LEVELS == 2:
+        by = found * outer
+    if RECIPROCAL:
+        if LEVELS == 1 and not NARROW:
+            by = tl.where(bound == 0.0, 0.0, _inverse(bound, reach))
+        else:
+            by = tl.where(by == 0.0, 0.0, _inverse(by, 1.0))
+    return by
+
+
+@triton.jit
 def step_of(
     bound, outer, factor, reach, beyond, ahead, lowest, top, s0, s1, s2, s3, s4,
     LEVELS: tl.constexpr, RECIPROCAL: tl.constexpr, POWER: tl.constexpr, NARROW: tl.constexpr,
     S_SIGNED: tl.constexpr, S_ZERO: tl.constexpr, S_INF: tl.constexpr, S_MODE: tl.constexpr,
 ):  # fmt: skip
-    """levels._step: the scale, and what elements are divided by, or if RECIPROCAL multiplied with.
+    """levels._step: the scale, and what elements are divided by, see divisor_of.
 
     LEVELS: 2 where there is an outer scale.  POWER: by a rule of powers of two.  NARROW: the scale
     is rounded to a format, s0..: see triton_numbers.floating.
@@ -83,7 +111,7 @@ def step_of(
         found = _power(bound, beyond, ahead, lowest, top, s3)
     elif RECIPROCAL and LEVELS == 2:
         found = bound * (factor * _inverse(tl.zeros_like(factor) + reach, 1.0))
-        found = tl.where(bound == float("inf"), found, _most(found))
+        found = tl.where(bound == float("inf"), found, most(found))
     elif RECIPROCAL and not NARROW:
         inverse = _inverse(bound, reach)
         known = is_finite(bound) & (bound != 0.0)
@@ -93,17 +121,5 @@ def step_of(
     else:
         found = _quotient(bound, reach)
     if NARROW and not POWER:
-        bits = tl.zeros(found.shape, tl.uint32)
-        narrow = floating(
-            found, found, bits, s0, s1, s2, s3, s4, S_SIGNED, S_ZERO, S_INF, 0, S_MODE
-        )
-        found = tl.where(bound == 0.0, found, narrow)
-    by = found
-    if LEVELS == 2:
-        by = found * outer
-    if RECIPROCAL:
-        if LEVELS == 1 and not NARROW:
-            by = tl.where(bound == 0.0, 0.0, _inverse(bound, reach))
-        else:
-            by = tl.where(by == 0.0, 0.0, _inverse(by, 1.0))
-    return found, by
+        found = narrow(found, bound, s0, s1, s2, s3, s4, S_SIGNED, S_ZERO, S_INF, S_MODE)
+    return found, divisor_of(found, bound, outer, reach, LEVELS, RECIPROCAL, NARROW)
