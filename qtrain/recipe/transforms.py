@@ -21,6 +21,7 @@ from quantizers.kernels import team
 from quantizers.kernels.serving import SOURCES
 
 from .. import checks
+from .gpu import rotations
 
 Signs = Literal["fixed", "step"] | tuple[int, ...] | None
 
@@ -135,7 +136,7 @@ def _compiled(x: Tensor, signs: Tensor | None, size: int) -> Tensor | None:
     return found
 
 
-_rotated = ByDevice(_by_halves, cpu=_compiled)
+_rotated = ByDevice(_by_halves, cpu=_compiled, cuda=rotations.rotated)
 
 
 def hadamard(size: int = 16, signs: Signs = "fixed") -> Hadamard:

@@ -16,37 +16,52 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("deep", "single", "two"),
-    [(32, True, 2), (32, True, 0), (16, True, 1), (32, False, 0), (32, False, 2)],
-)
+    ("tile", "way", "deep", "parts", "two"),
+    [
+        (1, "single", 32, 1, 2), (0, "chained", 32, 1, 0), (2, "single", 16, 1, 1),
+        (0, "chained", 64, 2, 0), (2, "pair", 64, 2, 2), (3, "long", 64, 8, 2),
+        (3, "single", 32, 1, 2), (4, "single", 32, 1, 2), (4, "chained", 16, 1, 0),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("arch", SHARED)
-def test_sums_in_blocks_are_on_tensor_cores(arch: int, deep: int, single: bool, two: int) -> None:
+def test_sums_in_blocks_are_on_tensor_cores(
+    arch: int, tile: int, way: str, deep: int, parts: int, two: int
+) -> None:
     """Of fp16, whose sums are exact: those of fp8 keep 13 bits."""
+    from qtrain.products.blockwise.gpu.sums import TILES
     from qtrain.products.blockwise.gpu.triton_sums import block_sums
 
+    rows, across, turn, warps, stages, registers = TILES[tile if arch == 90 else max(tile, 2)]
     constants = {
-        "WIDE": False, "WINDOWS": deep == 32, "TWO_A": two > 0, "TWO_B": two > 1, "SINGLE": single,
-        "LONG": two > 0, "ROWS": 64, "ACROSS": 64 if single and not two else 32, "DEEP": deep,
-        "BAND": 8,
+        "WIDE": False, "WINDOWS": turn == 1, "TWO_A": two > 0, "TWO_B": two > 1, "SUM": way,
+        "PARTS": parts, "ROWS": rows, "ACROSS": across, "DEEP": deep,
+        "TURN": turn if parts == 1 else 1, "BAND": 8,
     }  # fmt: skip
     types = {
-        "a": "!*fp16", "b": "!*fp16", "y": "!*fp32", "scale_a": "*fp32", "scale_b": "*fp32",
-        "table": "*i64", "unit": "fp32",
+        "a": "!*fp16", "b": "!*fp16", "y": "!*fp32", "scale_a": "!*fp32", "scale_b": "!*fp32",
+        "table": "!*i32", "unit": "fp32",
     }  # fmt: skip
-    made = compiled(block_sums, constants, types, arch, {"num_warps": 4 if single else 8})
+    own = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    made = compiled(block_sums, constants, types, arch, own)
     ptx = well_made(made, arch)
-    assert re.search(HALVES[arch], ptx) and not re.search("mma.*e4m3", ptx) and stack(made) == 0
-    assert ("cvt.rn.f32.s64" in ptx) == (two > 0)
+    assert (
+        re.search(HALVES[arch if rows > 32 else 80], ptx)
+        and not re.search("mma.*e4m3", ptx)
+        and stack(made) == 0
+    )
+    assert ("cvt.rn.f32.s64" in ptx) == (way == "long")
 
 
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("two", [True, False])
 def test_digits_of_blocks(arch: int, two: bool) -> None:
-    from qtrain.products.blockwise.gpu.triton_sums import digits
+    from qtrain.products.blockwise.gpu.triton_digits import digits
 
-    constants = {"WIDE": False, "TWO": two, "DEEP": 32, "ROWS": 64}
-    types = {"x": "!*fp32", "y": "!*fp16", "per_unit": "fp32"}
-    made = compiled(digits, constants, types, arch, {"num_warps": 4})
+    constants = {"ADJACENT": 2 - two, "WIDE": False, "TWO": two, "DEEP": 32}
+    types = {
+        "x": "!*fp32", "y": "!*fp16", "scale": "*fp32", "z": "!*fp32", "per_unit": "fp32"
+    }  # fmt: skip
+    made = compiled(digits, constants, types, arch, {"num_warps": 8})
     assert "st.global" in well_made(made, arch) and stack(made) == 0
 
 
@@ -61,12 +76,14 @@ def test_a_quantizer_in_blocks(
 ) -> None:
     from quantizers.kernels.gpu.triton_blocks import measure, quantize
 
-    tile = {"ADJACENT": 1, "BANDS": 8, "ACROSS": 8, "DEEP": 32}
+    tile = {
+        "ADJACENT": 1, "UNIT": 16, "WHOLE": True, "BANDS": 8, "ACROSS": 8, "DEEP": 32
+    }  # fmt: skip
     constants = {
-        **tile, "CANDIDATES": candidates, "SQUARED": True,
-        "LEVELS": levels, "RECIPROCAL": not power, "PRESCALED": power, "POWER": power,
+        **tile, "CANDIDATES": candidates, "SQUARED": True, "LEVELS": levels,
+        "RECIPROCAL": not power, "PRESCALED": False, "POWER": power, "INVERSE": power,
         "NARROW": not integer, "S_SIGNED": not power, "S_ZERO": not power, "S_INF": False,
-        "S_MODE": "nearest_even", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
+        "S_MODE": "near", "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
         "RANDOM": random, "MODE": "stochastic" if random else "nearest_even",
     }  # fmt: skip
     types = {
@@ -82,3 +99,16 @@ def test_a_quantizer_in_blocks(
     assert candidates or not re.search(r"\.f64|(min|max|sub)\.s64", ptx)
     made = compiled(measure, tile, types, arch, {"num_warps": 4})
     assert "max.s32" in well_made(made, arch) and stack(made) == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("adjacent", [True, False])
+def test_a_rotation(arch: int, adjacent: bool) -> None:
+    from qtrain.recipe.gpu.triton_rotations import rotated
+
+    constants = {
+        "ADJACENT": adjacent, "SIGNED": True, "SIZE": 16, "TIMES": 4, "ROWS": 64, "DEEP": 64
+    }  # fmt: skip
+    types = {"x": "!*fp32", "signs": "!*fp32", "result": "!*fp32", "factor": "fp32"}
+    made = compiled(rotated, constants, types, arch, {"num_warps": 4})
+    assert "st.global" in well_made(made, arch) and stack(made) == 0

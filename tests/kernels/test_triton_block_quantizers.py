@@ -30,9 +30,11 @@ from quantizers import (
     root_key,
     stochastic,
 )
+from quantizers.devices.by_device import spec
 from quantizers.devices.memory import eager
 from quantizers.formats import Format
 from quantizers.kernels.gpu import quantizers as kernels
+from quantizers.kernels.gpu.blocks import whole as planned
 from quantizers.kernels.gpu.rules import _threshold
 from quantizers.scales.powers import edge_of
 from quantizers.scales.rules import level
@@ -134,6 +136,37 @@ def test_scales(scale: Scale, name: str) -> None:
 def test_formats(format: Format, granularity: Granularity) -> None:
     for x, scale in itertools.product((INPUTS["matrices"], INPUTS["not finite"]), SCALES[:2]):
         check(x, Quantizer(format=format, granularity=granularity, scale=scale))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_blocks_that_are_whole(turned: bool) -> None:
+    """Of which the kernel knows where they lie."""
+    x = wide(2, 32, 64).mT if turned else wide(2, 32, 64)
+    for format, scale in ((e4m3, SCALES[2]), (e2m1, SCALES[11]), (IntFormat(8), Scale())):
+        by = Quantizer(
+            format=format, granularity=blocks(32), scale=scale,
+            rounding=stochastic() if format == e2m1 else nearest_even,
+        )  # fmt: skip
+        check(x, by)
+        made = planned(x.dtype, x.shape, x.stride(), spec(by))
+        assert made is not None and made.launch.constants["UNIT"] == 16
+
+
+@pytest.mark.parametrize(
+    "format", [e4m3, e5m2, e2m1, FloatFormat(3, 2, specials="finite")], ids=str
+)
+def test_nearest_of_every_number(format: FloatFormat) -> None:
+    """Of 16 bits, and its neighbours in fp32: ties and both sides of them."""
+    bits = torch.arange(0, 2**31, 2**16, dtype=torch.int64)
+    x = (
+        torch.cat([(bits + by).clamp(min=0) for by in (-1, 0, 1)])
+        .to(torch.int32)
+        .view(torch.float32)
+    )
+    x = x[x <= format.largest][::3]
+    x = torch.cat([x, -x])[: len(x) * 2 // 31 * 31].view(-1, 31)
+    x = torch.cat([x, torch.full((len(x), 1), format.largest)], 1)  # so that scales are 1
+    check(x, Quantizer(format=format, granularity=blocks(32)))
 
 
 def test_what_no_kernel_serves_is_declined() -> None:

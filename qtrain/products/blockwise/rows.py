@@ -46,16 +46,16 @@ class Windows:
     _placed: Placed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_placed", Placed(self.table))
+        object.__setattr__(self, "_placed", Placed(np.ascontiguousarray(self.table.T, np.int32)))
 
     def on(self, x: Tensor) -> Tensor:
-        """The table, on the device of x."""
+        """The table, (positions, rows), int32, on the device of x."""
         return self._placed.on(x)
 
     def of(self, x: Tensor) -> Tensor:
         """(*batch, places, terms) -> (*batch, rows, positions * terms)."""
         rows, positions = self.table.shape
-        table = self.on(x).flatten()
+        table = self.on(x).mT.flatten()
         each = F.pad(x.unflatten(-2, (-1, self.places)), (0, 0, 0, 1))  # a place of zeros
         found = each.index_select(-2, torch.where(table < 0, self.places, table))
         joined: Tensor = found.unflatten(-2, (rows, positions)).flatten(-2).flatten(-3, -2)

@@ -16,6 +16,7 @@ from quantizers.formats import Format, IntFormat, TableFormat
 from quantizers.granularity import compact_shape
 from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax, MinMax
+from quantizers.scales.scale import Scale
 
 from ..plan import constants
 from ..serving import SOURCES
@@ -25,9 +26,10 @@ from .launcher import Launch
 from .rules import rule_of
 
 KERNELS = "quantizers.kernels.gpu.triton_blocks"
-#: elements that a program takes at once: about so many, and at most
-_BLOCK, _MOST = 2048, 2**14
+#: elements that a program takes at once: about so many, at most, and a warp
+_BLOCK, _MOST, _EACH = 2048, 2**14, 512
 _Matrix = tuple[int, int, int]
+_Strides = tuple[int, ...]
 
 
 class Blocks(NamedTuple):
@@ -98,22 +100,38 @@ def whole(
     numbers, flags = known_of(format, rounding, constants(format))
     count, blocks = -(-rows // across), -(-terms // step)
     bands = min(max(_BLOCK // (down * deep), 1), power_of_two(count))
-    sizes = rows, terms, across, step, count, blocks
+    adjacent = 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0
+    even = step == deep and terms % step == 0
+    apart: _Strides = (*steps, *to)
+    unit, tall = 1, rows
+    if (adjacent == 1 and even) or (adjacent == 2 and across == 1):
+        unit, tall, apart = _in_units(adjacent, rows, apart)
+    sizes = tall, terms, across, step, count, blocks
     tile = {
-        "ADJACENT": 1 if steps[2] == to[2] == 1 else 2 if steps[1] == to[1] == 1 else 0,
-        "BANDS": bands, "ACROSS": down, "DEEP": deep,
-        "num_warps": max(1, min(8, bands * down * deep // 512)), **OPTIONS,
+        "ADJACENT": adjacent, "UNIT": unit, "WHOLE": even, "BANDS": bands, "ACROSS": down,
+        "DEEP": deep, "num_warps": max(1, min(8, bands * down * deep // _EACH)), **OPTIONS,
     }  # fmt: skip
     over = by.scale.over is not None
-    measure = Launch(KERNELS, "measure", (*sizes, *steps), **tile) if over else None
+    measure = Launch(KERNELS, "measure", (*sizes, *apart[:3]), **tile) if over else None
     launch = Launch(
-        KERNELS, "quantize", (*sizes, *steps, *to, *rule.numbers, rule.tops or (1.0,), *numbers),
-        CANDIDATES=len(rule.tops) // 2, SQUARED=rule.squared, **rule.flags, **flags, **tile,
+        KERNELS, "quantize", (*sizes, *apart, *rule.numbers, rule.tops or (1.0,), *numbers),
+        CANDIDATES=len(rule.tops) // 2, SQUARED=rule.squared, INVERSE=_has_inverse(by.scale),
+        **rule.flags, **flags, **tile,
     )  # fmt: skip
     target = format.dtype if isinstance(format, IntFormat) else torch.float32
     scales = compact_shape(shape, block)
     programs = batches * -(-count // bands) * blocks
     return Blocks(target, like, format, block, scales, by.scale.outer, measure, launch, programs)
+
+
+def _in_units(adjacent: int, rows: int, apart: _Strides) -> tuple[int, int, _Strides]:
+    """16 where it divides all that a kernel is to know of, else 1, and in it: rows, where they are
+    adjacent, and strides, 0 for those that are 1."""
+    known = tuple(0 if at % 3 == 3 - adjacent else step for at, step in enumerate(apart))
+    tall = rows if adjacent == 2 else 0
+    if any(n % 16 for n in (*known, tall)):
+        return 1, rows, known
+    return 16, tall // 16 or rows, tuple(n // 16 for n in known)
 
 
 def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix, _Matrix] | None:
@@ -126,3 +144,9 @@ def _matrices(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[_Matrix
     down, along = (0, 0, *strides)[-2:]
     each = outer[-1][1] if outer else 0
     return (math.prod(shape[:-2]), rows, terms), (each, down, along)
+
+
+def _has_inverse(scale: Scale) -> bool:
+    """Whether scales are powers of two above 2^-128, and divide the elements."""
+    alone = scale.over is None and not (scale.candidates or scale.reciprocal)
+    return alone and scale.rule != "amax" and scale.format.min_exponent >= -127

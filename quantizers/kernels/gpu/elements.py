@@ -67,12 +67,15 @@ def known_of(
     `plan.constants`."""
     flags: dict[str, Any] = {"INTEGER": True, "ZERO": True, "INF": False}
     first, second, *others = found[:8]
+    mode: str = rounding.mode
     constants = (first, second, 0.0, 0.0, 0.0)
     if isinstance(format, FloatFormat):
         largest, over, _, zero, smallest, infinite = others
         constants = (int(first), int(second), largest, over, smallest)
         flags = {"INTEGER": False, "ZERO": bool(zero), "INF": bool(infinite)}
-    flags |= {"SIGNED": format.signed, "RANDOM": rounding.random_bits, "MODE": rounding.mode}
+        if mode == "nearest_even" and second >= -126 and format.largest <= 2.0**100:
+            mode = "near"
+    flags |= {"SIGNED": format.signed, "RANDOM": rounding.random_bits, "MODE": mode}
     return constants, flags
 
 

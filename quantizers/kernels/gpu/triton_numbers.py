@@ -125,21 +125,29 @@ def floating(
     """x = source / scale -> the value of a format that `rounding.round_to_float` gives.
 
     mantissa, lowest, largest, over, smallest: of the format: bits, exponent, values.
+    MODE: rounding's, or "near": to nearest, ties to even, of formats between 2^-126 and 2^100.
     """
     if not SIGNED:
         x = tl.where(x <= 0.0, 0.0, x)
-    # 2^24 times as large no subnormal is one; its own exponent says nothing
-    own = _exponent(x)
-    own = tl.where(own == -127, _exponent(x * 16777216.0) - 24, own)
-    exponent = tl.maximum(own, lowest)
-    exponent = tl.minimum(exponent, 127) - mantissa
-    half = exponent >> 1
-    rest = exponent - half
-    y = (x * _power(-half)) * _power(-rest)
-    # far below a step above 1, yet above 0
-    gone = (y == 0.0) & (x != 0.0) & (lowest > mantissa)
-    y = tl.where(gone, signed(tl.full(y.shape, 2.0**-30, tl.float32), x), y)
-    y = (rounded(y, bits, RANDOM, MODE) * _power(half)) * _power(rest)
+    if MODE == "near":
+        # a number whose last place is the step there: what is added to it is rounded to steps
+        power = tl.maximum(x.to(tl.int32, bitcast=True) & 0x7F800000, (lowest + 127) << 23)
+        power = tl.minimum(power, 230 << 23) + ((23 - mantissa) << 23)
+        large = power.to(tl.float32, bitcast=True)
+        y = signed((tl.abs(x) + large) - large, x)
+    else:
+        # 2^24 times as large no subnormal is one; its own exponent says nothing
+        own = _exponent(x)
+        own = tl.where(own == -127, _exponent(x * 16777216.0) - 24, own)
+        exponent = tl.maximum(own, lowest)
+        exponent = tl.minimum(exponent, 127) - mantissa
+        half = exponent >> 1
+        rest = exponent - half
+        y = (x * _power(-half)) * _power(-rest)
+        # far below a step above 1, yet above 0
+        gone = (y == 0.0) & (x != 0.0) & (lowest > mantissa)
+        y = tl.where(gone, signed(tl.full(y.shape, 2.0**-30, tl.float32), x), y)
+        y = (rounded(y, bits, RANDOM, MODE) * _power(half)) * _power(rest)
     magnitude, size = tl.abs(y), tl.abs(source)
     finite = size < float("inf")
     y = tl.where(finite & (magnitude > largest), signed(tl.zeros_like(y) + over, y), y)

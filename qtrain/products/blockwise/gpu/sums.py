@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound, power_of_two, serves
+from quantizers.kernels.gpu.device import (
+    INTERPRETED,
+    OPTIONS,
+    bound,
+    multiprocessors,
+    power_of_two,
+    serves,
+)
 from quantizers.kernels.gpu.launcher import launched
 from quantizers.kernels.serving import imported
 
@@ -20,22 +27,47 @@ from ...engines.gpu.layout import is_wide
 from ..rows import Rows
 
 KERNELS = "qtrain.products.blockwise.gpu.triton_sums"
+DIGITS = "qtrain.products.blockwise.gpu.triton_digits"
 #: of digits, and the largest integers that one, and two, hold
 BASE = 2**9
 _MOST = BASE, BASE * BASE
+#: up to this fp32 holds all integers
+_EXACT = 2**24
 #: the most terms whose products one sum of digits adds
-_DEEP = 32
+_DEEP = 64
 #: units of which no sum of products leaves fp32's normal numbers
 _LEAST, _LARGEST = 2.0**-48, 2.0**30
-#: rows of a program's tile, and of one that makes digits
-_ROWS, _DOWN = 64, 64
+#: scales of a block lie in whole such runs
+_PAD = 128
+
+
+class Tile(NamedTuple):
+    """Of a program: rows x columns of the result, blocks at a time, and how it is compiled."""
+
+    rows: int
+    across: int
+    turn: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+#: of large results, smaller ones, and those of few rows and columns, whose sums are long
+TILES = (
+    Tile(128, 64, 1, 8, 3), Tile(64, 64, 1, 4, 3), Tile(64, 32, 1, 4, 3), Tile(32, 32, 2, 4, 4),
+    Tile(16, 32, 2, 4, 4),
+)  # fmt: skip
+#: programs a multiprocessor is to have
+_PROGRAMS = 2
 
 
 class _Digits(NamedTuple):
-    """An operand as the kernel takes it: (batches, rows, blocks, digits, length)."""
+    """An operand as the kernel takes it: elements (batches, rows, blocks, digits, length), scale
+    (batches, blocks, rows and more, up to whole runs)."""
 
     elements: Tensor
     scale: Tensor
+    unit: float
 
     @property
     def two(self) -> bool:
@@ -114,25 +146,55 @@ def summed(a: Rows, b: Rows) -> Tensor:
     if a.windows is not None:
         (served, positions), chosen = a.windows.table.shape, a.windows.places
         rows, table = places // chosen * served, a.windows.on(a.elements)
-    deep = min(max(power_of_two(min(a.step, terms)), 16), _DEEP)
+    step = min(a.step, terms)
+    deep = min(max(power_of_two(step), 16), _DEEP)
     one, other = _digits(a, 1, deep), _digits(b, positions, deep)
     y = one.scale.new_empty((count, rows, columns))
-    _, _, own, _, length = one.elements.shape
-    single, alone = length == deep, not (one.two or other.two)
-    assert a.largest is not None and b.largest is not None
-    across = 64 if columns > 32 and single and alone else 32
-    wide = any(is_wide(x.shape, x.stride()) for x in (one.elements, other.elements, y))
+    own, length = one.elements.shape[2], one.elements.shape[4]
+    blocks = positions * own
+    parts = length // deep
+    way = _way(a, b, step, deep)
+    tile = _tile(rows, columns, count, y.device, table is not None and way == "pair")
+    turn = tile.turn if parts == 1 and table is None else 1
     launched(
-        KERNELS, "block_sums", (-(-rows // _ROWS) * -(-columns // across) * count, 1, 1),
+        KERNELS, "block_sums", (-(-rows // tile.rows) * -(-columns // tile.across) * count, 1, 1),
         one.elements, other.elements, y, one.scale, other.scale, y if table is None else table,
-        rows, columns, own, bound(positions * own), bound(length // deep), positions, served,
-        chosen, places, count // len(one.scale), count // len(other.scale), *one.scale.stride(),
-        *other.scale.stride(), a.unit * b.unit, WIDE=wide, WINDOWS=table is not None,
-        TWO_A=one.two, TWO_B=other.two, SINGLE=single,
-        LONG=a.largest * b.largest * min(a.step, terms) >= 2**31, ROWS=_ROWS, ACROSS=across,
-        DEEP=deep, BAND=8, num_warps=4 if single else 8, num_stages=3, **OPTIONS,
+        rows, columns, own, blocks, bound(-(-blocks * parts // turn)), served, chosen,
+        places, count // len(one.scale), count // len(other.scale),
+        one.scale.shape[-1] // _PAD, other.scale.shape[-1] // _PAD, one.unit * other.unit,
+        WIDE=any(is_wide(x.shape, x.stride()) for x in (one.elements, other.elements, y)),
+        WINDOWS=table is not None, TWO_A=one.two, TWO_B=other.two, SUM=way,
+        PARTS=parts,        ROWS=tile.rows, ACROSS=tile.across, DEEP=deep, TURN=turn, BAND=8,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
     )  # fmt: skip
     return y.view(*batch, rows, columns)
+
+
+def _tile(rows: int, columns: int, count: int, device: torch.device, many: bool) -> Tile:
+    """The largest of which there are enough; not the first two where registers do not suffice:
+    before Hopper, whose tensor cores read operands from shared memory, and for what takes `many`.
+    """
+    enough = _PROGRAMS * multiprocessors(device)
+    large = INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
+    for tile in TILES[0 if large and not many else 2 : -1]:
+        if -(-rows // tile.rows) * -(-columns // tile.across) * count >= enough:
+            return tile
+    return TILES[-1]
+
+
+def _way(a: Rows, b: Rows, step: int, deep: int) -> str:
+    """How the parts of a block's sum are added: see triton_parts.part."""
+    assert a.largest is not None and b.largest is not None
+    both = _digits_of(a) + _digits_of(b)
+    most = a.largest * b.largest * step
+    parts = -(-step // deep)
+    if both == 2 and most <= _EXACT:
+        return "chained"
+    if both > 2 and parts == 1:
+        return "single"
+    # products of second digits, and what two sums a part lose: half of their last place
+    lost = (step * (BASE // 2) ** 2 if both == 4 else 0) + 2 * parts * most / 2**23
+    return "pair" if lost <= _EXACT else "long"
 
 
 def _digits(q: Rows, positions: int, deep: int) -> _Digits:
@@ -141,15 +203,19 @@ def _digits(q: Rows, positions: int, deep: int) -> _Digits:
     terms //= positions
     own, count = -(-terms // q.step), _digits_of(q)
     blocks, parts = positions * own, -(-min(q.step, terms) // deep)
-    shape = batches, rows, blocks, count, parts * deep
-    y = torch.empty(shape, dtype=torch.float16, device=x.device)
+    y = x.new_empty((batches, rows, blocks, count, parts * deep), dtype=torch.float16)
+    runs = -(-rows // _PAD)
+    z = x.new_empty((batches, blocks, runs * _PAD))
+    scale = (
+        x.new_ones(()).expand(batches, rows, blocks) if q.scale is None else q.scale.flatten(0, -3)
+    )
+    unit = q.unit * (BASE if count == 2 else 1)
     launched(
-        KERNELS, "digits", (batches * -(-rows // _DOWN) * blocks * parts, 1, 1), x, y, rows, blocks,
-        parts, q.step, own, terms, x.stride(0), x.stride(1), terms * x.stride(2), x.stride(2),
-        q.unit**-1, WIDE=any(is_wide(t.shape, t.stride()) for t in (x, y)), TWO=count == 2,
-        DEEP=deep, ROWS=_DOWN, num_warps=4, **OPTIONS,
+        DIGITS, "digits", (batches * runs * blocks * parts, 1, 1), x, scale, y, z,
+        rows, blocks, parts, q.step, own, terms, x.stride(0), x.stride(1), terms * x.stride(2),
+        x.stride(2), *scale.stride(), unit**-1,
+        ADJACENT=1 if x.stride(2) == 1 else 2 if x.stride(1) == 1 else 0,
+        WIDE=any(is_wide(t.shape, t.stride()) for t in (x, y)), TWO=count == 2, DEEP=deep,
+        num_warps=8, **OPTIONS,
     )  # fmt: skip
-    scale = q.scale
-    if scale is None:
-        return _Digits(y, x.new_ones(()).expand(batches, rows, blocks))
-    return _Digits(y, scale.flatten(0, -3))
+    return _Digits(y, z, unit)

@@ -1,0 +1,1 @@
+"""Rotations on a GPU, by a Triton kernel."""
