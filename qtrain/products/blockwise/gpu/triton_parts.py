@@ -71,9 +71,12 @@ def part(
             found = tl.dot(_first(a1, a2), _first(b1, b2))
             odd += tl.where(tl.abs(found) < float("inf"), 0.0, found)
         if SUM == "single":
-            s = high + middle
             if TWO_A and TWO_B:
+                s = high + middle
                 s += tl.dot(a2, b2, middle - (s - high))
+            else:
+                # of a sum Triton would make one product the other's accumulator, of fewer bits
+                s = high - (0.0 - middle)
         elif SUM == "pair":
             s, r = _added(s, r, high)
             if TWO_A or TWO_B:
