@@ -30,7 +30,7 @@ QUANTIZERS = {
 TRIED = 16
 
 
-def timed(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def timed(shape: tuple[int, int, int], rounds: int, device: str = "cuda") -> dict[str, Any]:
     """ms of a layer's forward, operands' quantizers included, and of quantizing its input.
 
     error: 0 where the outputs are the CPU's to the bit, else 1.
@@ -38,13 +38,13 @@ def timed(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     tokens, out, features = shape
     torch.manual_seed(0)
     plain, x = nn.Linear(features, out), torch.randn(tokens, features)
-    there, own = x.cuda(), copy.deepcopy(plain).cuda()
+    there, own = x.to(device), copy.deepcopy(plain).to(device)
     runs: dict[str, Any] = {"TF32": partial(own, there)}
     different = False
     with torch.no_grad():
         for recipe in RECIPES:
             layer = quantize(copy.deepcopy(plain), recipe=recipe)
-            moved = copy.deepcopy(layer).cuda()
+            moved = copy.deepcopy(layer).to(device)
             different |= not torch.equal(moved(there)[:TRIED].cpu(), layer(x[:TRIED]))
             runs[recipe] = partial(moved, there)
         runs |= {name: partial(by, there) for name, by in QUANTIZERS.items()}

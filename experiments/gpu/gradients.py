@@ -23,7 +23,7 @@ def _cudnn(g: Tensor, x: Tensor, w: Tensor, stride: int, pad: int) -> Tensor:
     return found
 
 
-def timed(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
+def timed(shape: tuple[int, ...], rounds: int, device: str = "cuda") -> dict[str, Any]:
     """A gradient on bf16's grid, kept as fp32, by 8-bit codes and by such numbers; cuDNN's of the
     same numbers in fp32 and in bf16.
 
@@ -32,11 +32,11 @@ def timed(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
     n, c, h, k, r, stride = shape
     pad = r // 2
     size = (h + 2 * pad - r) // stride + 1
-    draw = torch.Generator("cuda").manual_seed(0)
-    x = torch.randint(-127, 128, (n, c, h, h), generator=draw, device="cuda")
-    g = torch.randn((n, k, size, size), generator=draw, device="cuda").bfloat16()
-    w = torch.empty((k, c, r, r), device="cuda").contiguous(memory_format=torch.channels_last)
-    zero = torch.tensor(128, device="cuda", dtype=torch.int32)
+    draw = torch.Generator(device).manual_seed(0)
+    x = torch.randint(-127, 128, (n, c, h, h), generator=draw, device=device)
+    g = torch.randn((n, k, size, size), generator=draw, device=device).bfloat16()
+    w = torch.empty((k, c, r, r), device=device).contiguous(memory_format=torch.channels_last)
+    zero = torch.tensor(128, device=device, dtype=torch.int32)
     unsigned, signed = _last(x + 128, torch.uint8), _last(x, torch.int8)
     floats = [_last(t, torch.float32) for t in (g, x)]
     halves = [_last(t, torch.bfloat16) for t in (g, x)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
@@ -50,42 +51,47 @@ def _quantizers(rounds: int) -> dict[str, Any]:
     }
 
 
+def convolved(
+    shape: tuple[int, ...], device: str
+) -> tuple[dict[str, Callable[[], Tensor]], Tensor, Tensor]:
+    """Convolutions of one shape in several units, the int8 one's sums and the exact ones."""
+    n, c, h, k, r, stride = shape
+    convolve_int8, pad = torch.ops.qtrain.convolve_int8, r // 2
+    size = (h + 2 * pad - r) // stride + 1
+    draw, last = torch.Generator(device).manual_seed(0), torch.channels_last
+    x, w = (
+        torch.randint(-127, 128, each, generator=draw, device=device, dtype=torch.int8)
+        .contiguous(memory_format=last)
+        for each in ((n, c, h, h), (k, c, r, r))
+    )  # fmt: skip
+    scales = [torch.rand(k, device=device)]
+    zero = torch.tensor(3, device=device, dtype=torch.int32)
+    codes = (x.int() + 128).to(torch.uint8).contiguous(memory_format=last)
+    floats, halves = [t.float() for t in (x, w)], [t.bfloat16() for t in (x, w)]
+    window = [size, size], "channels_last", [stride, stride], [pad, pad], [1, 1], False
+    operands, shifted = (x[:, None], w[None], *window), (codes[:, None], w[None], *window)
+    subjects = {
+        "int8": partial(convolve_int8, *operands, None, scales, None),
+        "uint8 affine": partial(convolve_int8, *shifted, zero, scales, None),
+        "TF32": partial(F.conv2d, *floats, None, stride, pad),
+        "bf16": partial(F.conv2d, *halves, None, stride, pad),
+    }
+    sums: Tensor = convolve_int8(*operands, None, [], None)[:, 0]
+    return subjects, sums, F.conv2d(x.double(), w.double(), None, stride, pad)
+
+
 def _convolutions(budget: Budget, rounds: int) -> list[dict[str, Any]]:
-    convolve_int8 = torch.ops.qtrain.convolve_int8
-    found = []
-    for n, c, h, k, r, stride in SHAPES:
+    found: list[dict[str, Any]] = []
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    for shape in SHAPES:
         if budget.left < 0:
             break
-        pad = r // 2
-        size = (h + 2 * pad - r) // stride + 1
-        draw = torch.Generator("cuda").manual_seed(0)
-        shapes = (n, c, h, h), (k, c, r, r)
-        x, w = (
-            torch.randint(-127, 128, shape, generator=draw, device="cuda", dtype=torch.int8)
-            .contiguous(memory_format=torch.channels_last)
-            for shape in shapes
-        )  # fmt: skip
-        scale = torch.rand(k, device="cuda")
-        zero = torch.tensor(3, device="cuda", dtype=torch.int32)
-        codes = (x.int() + 128).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-        floats, halves = [t.float() for t in (x, w)], [t.bfloat16() for t in (x, w)]
-        window = [size, size], "channels_last", [stride, stride], [pad, pad], [1, 1], False
-        operands, shifted = (x[:, None], w[None], *window), (codes[:, None], w[None], *window)
-        subjects = {
-            "int8": partial(convolve_int8, *operands, None, scale, None),
-            "uint8 affine": partial(convolve_int8, *shifted, zero, scale, None),
-            "TF32": partial(F.conv2d, *floats, None, stride, pad),
-            "bf16": partial(F.conv2d, *halves, None, stride, pad),
-        }
-        before = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = True
-        subjects = {name: captured(run) for name, run in subjects.items()}
-        exact = F.conv2d(x.double(), w.double(), None, stride, pad)
-        sums = convolve_int8(*operands, None, None, None)[:, 0]
+        subjects, sums, exact = convolved(shape, "cuda")
         right = torch.equal(sums.double(), exact)
-        times = milliseconds(subjects, rounds, 3.0)
-        torch.backends.cudnn.allow_tf32 = before
-        found.append({"shape": [n, c, h, k, r, stride], "exact": right, "ms": times})
+        runs = {name: captured(run) for name, run in subjects.items()}
+        found.append({"shape": [*shape], "exact": right, "ms": milliseconds(runs, rounds, 3.0)})
+    torch.backends.cudnn.allow_tf32 = before
     return found
 
 

@@ -29,20 +29,20 @@ def _step(norm: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     return output, *torch.autograd.grad(output, [x, *norm.parameters()], grad)
 
 
-def timed(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def timed(shape: tuple[int, int, int], rounds: int, device: str = "cuda") -> dict[str, Any]:
     """Forward alone, and with backward, of fp32 images, channels-last, ms.
 
     shape: N, C, H.  error: the largest of an output's or a gradient's, to fp64's largest.
     """
     n, c, h = shape
-    draw = torch.Generator("cuda").manual_seed(0)
+    draw = torch.Generator(device).manual_seed(0)
     x, grad = (
-        torch.randn((n, c, h, h), generator=draw, device="cuda").contiguous(
+        torch.randn((n, c, h, h), generator=draw, device=device).contiguous(
             memory_format=torch.channels_last
         )
         for _ in range(2)
     )
-    plain = nn.Sequential(nn.BatchNorm2d(c)).cuda()
+    plain = nn.Sequential(nn.BatchNorm2d(c)).to(device)
     norms = {
         name: quantize(copy.deepcopy(plain), norm=NormRecipe(deviation=deviation))
         for name, deviation in DEVIATIONS.items()
