@@ -28,7 +28,12 @@ def bound_of(low: Tensor, high: Tensor, format: Format) -> Tensor:
     if format.signed:
         return torch.maximum(low.abs(), high.abs())
     # low is clipped, but a non-finite one must still be seen
-    return torch.where(torch.isfinite(low), high.clamp(min=0.0), float("nan"))
+    return torch.where(torch.isfinite(low), _above(high), float("nan"))
+
+
+def _above(high: Tensor) -> Tensor:
+    """high, +0.0 where it is below or -0.0, whose sign a scale would keep."""
+    return high.clamp(min=0.0).abs()
 
 
 def scale_of(
@@ -47,7 +52,7 @@ def scale_of(
     if not isinstance(format, IntFormat) or format.symmetric:
         bound = bound_of(low, high, format)
         return level(bound, bound, scale.tops(format)[0], format, scale, key), None
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    low, high = low.clamp(max=0.0), _above(high)
     half = high * 0.5 - low * 0.5  # in halves, whose difference passes no end of fp32
     found = divided(half, (format.high - format.low) / 2)
     found = in_format(found, half, scale, key)

@@ -68,7 +68,7 @@ def spread(
     zero = 0.0
     if AFFINE:
         least = tl.where(least > 0.0, 0.0, least)
-        most = tl.where(most < 0.0, 0.0, most)
+        most = tl.where(most <= 0.0, 0.0, most)  # -0.0 too
         half = most * 0.5 - least * 0.5
         found = tl.div_rn(half, (largest - lowest) * 0.5)
         divisor = tl.where(found == 0.0, float("inf"), found)
@@ -81,7 +81,7 @@ def spread(
         if SIGNED:
             width = larger(tl.abs(least), tl.abs(most))
         else:
-            width = tl.where(most < 0.0, 0.0, most)
+            width = tl.where(most <= 0.0, 0.0, most)
             width = tl.where(is_finite(least), width, float("nan"))
         found = tl.div_rn(width, largest)
         beyond = (found == float("inf")) & (width < float("inf"))
