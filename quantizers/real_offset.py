@@ -13,7 +13,7 @@ from .devices.numbers import divided
 from .elements import as_real
 from .formats import IntFormat, fp32
 from .granularity import expand
-from .noise import random_bits
+from .noise import needed, random_bits
 from .qtensor import QTensor
 from .quantizer import Quantizer
 from .ranges.rules import State
@@ -85,9 +85,7 @@ class RealOffset:
         assert of.range is not None and isinstance(fmt, IntFormat)
         bits = None
         if of.rounding.random_bits:
-            if key is None:
-                raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
-            bits = random_bits(tensor_checks.key(key), x.shape)
+            bits = random_bits(tensor_checks.key(needed(key, "stochastic rounding")), x.shape)
         block = of.granularity.block_shape(x.shape)
         ends = range_of(x, of.range, block, state or None, training)
         low, high = (expand(end.double(), x.shape, block) for end in ends)

@@ -10,7 +10,7 @@ from ..devices.numbers import constant, divided
 from ..elements import elements_of
 from ..formats import FloatFormat, Format, IntFormat, fp32
 from ..kernels import scales as kernels
-from ..noise import fold
+from ..noise import fold, needed
 from ..rounding import nearest_even, power_of_two, round_to_float
 from .powers import BITS, ONES, edge_of
 from .scale import Scale
@@ -86,9 +86,7 @@ def in_format(found: Tensor, measured: Tensor, scale: Scale, key: Tensor | None)
     if fmt in (fp32,):
         return found
     if rounding.random_bits:
-        if key is None:
-            raise ValueError("a stochastic scale needs a key: pass key=root_key(seed, ...)")
-        key = fold(key, _NOISE)
+        key = fold(needed(key, "a stochastic scale"), _NOISE)
     one, whole = found.new_ones([1] * found.dim()), tuple(found.shape)
     rounded = elements_of(found, one, None, whole, fmt, rounding, key)
     return torch.where(measured == 0, found, rounded)

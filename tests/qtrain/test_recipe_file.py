@@ -270,7 +270,7 @@ REFUSED = [
     ("name: x\nforward:\n  input:\n    fromat: int8", r"forward.input: field: .* 'format'"),
     ("name: x\nforward:\n  input:\n    rounding: floor", "forward.input: format is missing"),
     ("name: x\nactivation: bf61", r"activation: got 'bf61', which is no name .*'bf16'"),
-    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat, a quantizer"),
+    ("name: x\nactivation: int8", "activation: got IntFormat.*=Quantizer.format='int8'"),
     ("name: x\nforward:\n  input:\n    format: 8", "forward.input: format: got 8, need an IntF"),
     ("name: x\nforward:\n  input:\n    format:\n      bits: 8", "forward.input.format: got a map"),
     ("name: x\nforward:\n  input:\n    format: int8\n    rounding:\n      mode: up", "rounding"),
