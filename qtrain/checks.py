@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,15 @@ def quantizer(field: str, got: object) -> None:
     """TypeError unless `got` can be called as a quantizer is."""
     need = "a quantizer (or OFF), called as quantizer(x, state=..., key=..., training=...)"
     function(field, got, need, None, state=None, key=None, training=True)
+
+
+def no_quantized_layer(owner: str) -> NoReturn:
+    """ValueError: what looks at rounding was given a model that rounds nothing."""
+    raise ValueError(
+        f"{owner}: the model has no quantized layer, nothing of it is rounded; quantize(model) "
+        f"first by a recipe other than fp32, in the shell give the checkpoint of such a run, as of "
+        f"qtrain train int8"
+    )
 
 
 def batch(field: str, got: object) -> None:

@@ -121,6 +121,16 @@ def root_key(*parts: int) -> Tensor:
     return key
 
 
+def needed(key: Tensor | None, what: str) -> Tensor:
+    """The key; ValueError where there is none, with what to write."""
+    if key is None:
+        raise ValueError(
+            f"{what} needs a key: pass key=root_key(seed, step), of quantizers, another one at "
+            f"each call; equal keys give equal noise"
+        )
+    return key
+
+
 def random_bits(key: Tensor, shape: tuple[int, ...] | torch.Size, *, start: int = 0) -> Tensor:
     """32 random bits an element.  key: 0-d int64 -> int32 of `shape`, on the key's device.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import checks, tensor_checks
 from .formats import Format
 from .granularity import Granularity, expand
+from .noise import needed
 from .qtensor import QTensor
 from .ranges.rules import RangeRule, State
 from .ranges.running import Remembering
@@ -74,15 +75,16 @@ class Quantizer(Settings):
         factor: Tensor | None = None,
     ) -> QTensor:
         """x: fp16, bf16, fp32 or fp64, any shape and layout; key: 0-d int64, for a stochastic
-        rounding; factor: fp32, broadcastable to x: what is quantized is their product, rounded to
-        fp32.  With memory, `state` is updated in place when `training`.
+        rounding: root_key(seed, step), another at each call (a layer has its own); factor: fp32,
+        broadcastable to x: what is quantized is their product, rounded to fp32.  With
+        memory, `state` is updated in place when `training`.
 
         Raises TypeError for other dtypes and kinds of argument, ValueError for a missing key or
         state.
         """
         tensor_checks.real(x)
-        if self._noisy and key is None:
-            raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
+        if self._noisy:
+            needed(key, "stochastic rounding")
         if key is not None:
             tensor_checks.key(key)
         if state is not None:

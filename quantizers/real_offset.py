@@ -15,7 +15,7 @@ from .elements import as_real
 from .formats import IntFormat, fp32
 from .granularity import expand
 from .kernels.gpu import offset as gpu
-from .noise import random_bits
+from .noise import needed, random_bits
 from .qtensor import QTensor
 from .quantizer import Quantizer
 from .ranges.rules import State
@@ -85,9 +85,7 @@ class RealOffset:
         """x, state, key, training: as a Quantizer's, and so are the errors."""
         x = tensor_checks.real(x).detach()
         if self.of.rounding.random_bits:
-            if key is None:
-                raise ValueError("stochastic rounding needs a key: pass key=root_key(seed, ...)")
-            tensor_checks.key(key)
+            tensor_checks.key(needed(key, "stochastic rounding"))
         made = values(x, self.of, state, key, training)
         return QTensor(made, None, None, fp32, tuple(max(size, 1) for size in x.shape))
 

@@ -76,7 +76,9 @@ def lines(
     for served in engines.values() if device != _HOST else ():
         products.update(kind for kind, name in served.items() if plain & set(name.split(" + ")))
     if products:
-        counts = ", ".join(f"{kind} of {products[kind]} layers" for kind in KINDS if products[kind])
+        counts = ", ".join(
+            f"{kind} of {products[kind]} products" for kind in KINDS if products[kind]
+        )
         fast = len(ENGINES[device]) > len(plain)
         why = "no fast engine takes them" if fast else "there are no fast engines"
         found.append(f"declined   {counts}: {why} on {device}")

@@ -59,10 +59,15 @@ class Conversion:
         return any(part in self.on_purpose for part in lineage(name))
 
 
+def grouped(said: Mapping[str, str]) -> dict[str, list[str]]:
+    """What is said -> the layers of which it is, in their order."""
+    groups: dict[str, list[str]] = {}
+    for name, text in said.items():
+        groups.setdefault(text, []).append(name)
+    return groups
+
+
 def by_reason(left: Mapping[str, str], most: int) -> Iterator[str]:
     """One line for each reason why layers are left, with so many of their names."""
-    groups: dict[str, list[str]] = {}
-    for name, reason in left.items():
-        groups.setdefault(reason, []).append(name)
-    for reason, names in groups.items():
+    for reason, names in grouped(left).items():
         yield f"{len(names)} x {reason} ({some(names, most)})"

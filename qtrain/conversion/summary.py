@@ -19,7 +19,7 @@ from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from .declined import Declined
 from .declined import lines as declined_lines
-from .record import Conversion, by_reason
+from .record import Conversion, by_reason, grouped
 from .watch import rehearsed, twin
 
 
@@ -62,9 +62,10 @@ class Summary:
             lines.append(f"schedule   {self.conversion.schedule}")
         for name, what in self.conversion.left_out.items():
             lines.append(f"leaves out {name}: {what}")
-        lines.append(f"converted  {len(self.converted)}: {kinds}")
-        for name, recipe in self.conversion.overridden.items():
-            lines.append(f"override   {name}: {recipe}")
+        ran = f", {len(self.engines)} products ran" if self.engines else ""
+        lines.append(f"converted  {len(self.converted)} layers{ran}: {kinds}")
+        for recipe, layers in grouped(self.conversion.overridden).items():
+            lines.append(f"override   {', '.join(layers)}: {recipe}")
         lines.append(f"left       {len(self.left)}")
         lines += [f"           {line}" for line in by_reason(self.left, 8)]
         names = list(self.conversion.norms_left)
@@ -89,14 +90,15 @@ class Summary:
         return "\n".join(lines)
 
     def _engine_lines(self) -> list[str]:
-        """One line for each engine: of how many layers' products it serves."""
+        """One line for each engine: how many products it serves; of attention a layer has several,
+        of a norm none."""
         counts: dict[str, Counter[str]] = {}
         for products in (self.engines or {}).values():
             for kind, engine in products.items():
                 counts.setdefault(engine, Counter())[kind] += 1
         return [
             f"engine     {engine}: "
-            + ", ".join(f"{kind} of {found[kind]} layers" for kind in KINDS if found[kind])
+            + ", ".join(f"{kind} of {found[kind]} products" for kind in KINDS if found[kind])
             for engine, found in counts.items()
         ]
 

@@ -52,7 +52,7 @@ def sensitivity(
     model = unwrapped(model)
     parts = rounded_parts(model)
     if not parts:
-        raise ValueError("sensitivity: the model has no quantized layer; quantize(model) first")
+        checks.no_quantized_layer("sensitivity")
     units = grouped(parts, by)
     checks.batch("inputs", inputs)
     own = own_parameters(model)

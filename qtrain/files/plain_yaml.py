@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 #: what needs no quotes behind a colon; in brackets and braces a comma parts values
 _PLAIN = re.compile(r"[A-Za-z_][\w.()/,=-]*(?: [\w.()/,=-]+)*", re.ASCII)
-#: what else is read as text behind a colon: blocks(None), history(16, use="max")
+#: what else is read as text: blocks(None), history(16, use="max")
 _CALL = re.compile(r"[A-Za-z_]\w*\((?!.*: ).*\)", re.ASCII)
 _PLAIN_INSIDE = re.compile(_PLAIN.pattern.replace(",", ""), re.ASCII)
 #: what other readers take for something else
@@ -23,11 +23,14 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:e[+-]?[0-9]+)?")
 _CONSTANTS = {"null": None, "true": True, "false": False}
 _LINE = re.compile(r"( *)([A-Za-z_]\w*):(?: +(.*))?", re.ASCII)
-#: a token in brackets or braces: a mark, a field, a text in quotes, any other
+#: a call to the third depth, whose commas part arguments
+_WHOLE_CALL = r"[A-Za-z_]\w*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+_END = re.compile(r"\s*(?:#|$)")
+#: a token in brackets or braces: a mark, a field, a text in quotes or a call, any other
 _TOKEN = re.compile(
     r"\s*(?:([\[\]{},])"
     r"|([A-Za-z_]\w*):(?=\s|$)"
-    r'|("(?:[^"\\]|\\.)*")'
+    rf'|("(?:[^"\\]|\\.)*"|{_WHOLE_CALL}(?=\s*(?:[\]}},#]|$)))'
     r'|([^\[\]{},"#\s][^\[\]{},"#]*))',
     re.ASCII,
 )
@@ -123,49 +126,49 @@ def _value(text: str, number: int) -> Any:
         return _scalar(re.split(r"\s#", text)[0].rstrip(), number, _PLAIN)
     tokens = []
     at = 0
-    while at < len(text) and not re.match(r"\s*(#|$)", text[at:]):
+    while at < len(text) and not _END.match(text, at):
         match = _TOKEN.match(text, at)
         if match is None:
             _refuse(number, f"{text[at:]!r:.40} is no value")
         tokens.append(match)
         at = match.end()
-    value, rest = _item(tokens, number)
-    if rest:
-        _refuse(number, f"{rest[0][0].strip()!r:.40} behind a value")
+    tokens.reverse()
+    value = _item(tokens, number)
+    if tokens:
+        _refuse(number, f"{tokens[-1][0].strip()!r:.40} behind a value")
     return value
 
 
-_Tokens = Sequence[re.Match[str]]
-
-
-def _item(tokens: _Tokens, number: int) -> tuple[Any, _Tokens]:
-    """The first value of these tokens, and what follows it."""
-    if not tokens or (tokens[0][1] or "[") not in "[{":
+def _item(tokens: list[re.Match[str]], number: int) -> Any:
+    """The first value of these tokens, the next one last, of which it takes its own."""
+    if not tokens or (tokens[-1][1] or "[") not in "[{":
         _refuse(number, "a value is missing")
-    first, rest = tokens[0], tokens[1:]
+    first = tokens.pop()
     if first[2]:
         _refuse(number, f"'{first[2]}:' is a field; a mapping in one line stands in braces")
     if first[1] is None:
-        return _scalar(first[3] or first[4].rstrip(), number, _PLAIN_INSIDE), rest
+        return _scalar(first[3] or first[4].rstrip(), number, _PLAIN_INSIDE)
     end, pairs = {"[": ("]", False), "{": ("}", True)}[first[1]]
     items: list[Any] = []
     fields: dict[str, Any] = {}
-    while rest and rest[0][1] != end:
-        key = rest[0][2]
+    while tokens and tokens[-1][1] != end:
+        key = tokens[-1][2]
         if pairs and not key:
-            _refuse(number, f"{rest[0][0].strip()!r:.40} in braces, need `name: value`")
+            _refuse(number, f"{tokens[-1][0].strip()!r:.40} in braces, need `name: value`")
         if key in fields:
             _refuse(number, f"{key} stands here a second time")
-        value, rest = _item(rest[1:] if pairs else rest, number)
+        if pairs:
+            tokens.pop()
+        value = _item(tokens, number)
         if pairs:
             fields[key] = value
         items.append(value)
-        if not rest or rest[0][1] not in (",", end):
+        if not tokens or tokens[-1][1] != ",":
             break
-        rest = rest[1:] if rest[0][1] == "," else rest
-    if not rest or rest[0][1] != end:
+        tokens.pop()
+    if not tokens or tokens.pop()[1] != end:
         _refuse(number, f"a {end} or a comma is missing")
-    return fields if pairs else items, rest[1:]
+    return fields if pairs else items
 
 
 def _scalar(text: str, number: int, plain: re.Pattern[str]) -> Any:
@@ -183,8 +186,8 @@ def _scalar(text: str, number: int, plain: re.Pattern[str]) -> Any:
     if plain is _PLAIN_INSIDE and text.count("(") > text.count(")"):
         _refuse(
             number,
-            f"{text!r:.40}: in brackets and braces a comma parts values; put the text in double "
-            f"quotes, or in a line of its own",
+            f"{text!r:.40} is no whole call; other text with a comma stands in double quotes in "
+            f"brackets and braces",
         )
     if text.lower() in _RESERVED:
         _refuse(
@@ -192,8 +195,7 @@ def _scalar(text: str, number: int, plain: re.Pattern[str]) -> Any:
             f"{text!r} is true, false or null to other readers of YAML; as a name it stands in "
             f'double quotes, "{text}"',
         )
-    called = plain is _PLAIN and _CALL.fullmatch(text)
-    if not called and not plain.fullmatch(text):
+    if not _CALL.fullmatch(text) and not plain.fullmatch(text):
         _refuse(number, f"{text!r:.40} is no name or number; other text stands in double quotes")
     return text
 

@@ -48,7 +48,7 @@ def inspect(
     """
     model = unwrapped(model)
     if all(product.recipe.products_off for product in products_of(model)):
-        raise ValueError("inspect: the model has no quantized layer; quantize(model) first")
+        checks.no_quantized_layer("inspect")
     checks.batch("inputs", inputs)
     loss = chosen_loss("inspect", loss, targets)
     model = twin(model)
@@ -99,7 +99,7 @@ def accumulated(
     """
     model = unwrapped(model)
     if all(product.recipe.products_off for product in products_of(model)):
-        raise ValueError("accumulated: the model has no quantized layer; quantize(model) first")
+        checks.no_quantized_layer("accumulated")
     if samples is not None:
         checks.integer("samples", samples, low=1, hint="None looks at every element")
     checks.batch("inputs", inputs)

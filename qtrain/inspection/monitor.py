@@ -80,7 +80,7 @@ class Monitor:
                     self._products.setdefault(name, []).append(module)
                     self._channels[name] = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
         if not self._products:
-            raise ValueError("Monitor: the model has no quantized layer; quantize(model) first")
+            checks.no_quantized_layer("Monitor")
         count = len(self._products)
         self.every = checks.integer("every", every, low=1)
         self.samples = checks.integer("samples", samples, low=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, bf16
+from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, TableFormat, bf16
 from quantizers.formats import NATIVE
 from quantizers.names import take_names
 
@@ -137,9 +137,9 @@ class Recipe:
         if isinstance(self.activation, Off):
             object.__setattr__(self, "activation", None)
         given = self.activation
-        if isinstance(given, IntFormat):
-            need = "a FloatFormat, a quantizer such as Quantizer(format=...), or None"
-            checks.refuse("activation", given, need)
+        if isinstance(given, IntFormat | TableFormat):  # of which 1 is no natural scale
+            need = f"a quantizer, which scales them: activation=Quantizer(format={str(given)!r})"
+            checks.refuse("activation", given, need, "a FloatFormat alone needs none")
         if not isinstance(given, FloatFormat | None):
             checks.quantizer("activation", given)
         if self.narrow and (not isinstance(given, FloatFormat) or given not in NATIVE):

@@ -54,7 +54,8 @@ def _check_source(owner: str, operand: str, source: object, own: QuantizerLike |
     if source == "forward" and own is None:
         raise ValueError(
             f"{owner}.source: got 'forward', but no quantizer of its own takes the forward's "
-            f"value; give {owner}.{operand}"
+            f"value; name the one of {owner}.{operand}, that of forward.{operand} again if it is "
+            f"to be the same, or leave source out"
         )
 
 
@@ -81,7 +82,7 @@ class GradInput:
                 blocks lie along the forward's and are not square, or where one of the two products
                 has a transform
     source      what `weight` quantizes: "input", the weight itself, or "forward", the value that
-                the forward's quantizer gave it
+                the forward's quantizer gave it, which needs a quantizer named in `weight`
     transform   as the forward's
     """
 

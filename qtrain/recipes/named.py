@@ -83,8 +83,9 @@ def _made(name: str) -> Recipe:
     if not isinstance(name, str) or name not in _NAMED:
         near = hint(name, _NAMED)
         raise ValueError(
-            f"unknown recipe {checks.shown(name)}{near}; known: {', '.join(_NAMED)}; any other is "
-            f"a Recipe of your own, of quantizers such as Quantizer(format=e4m3)"
+            f"unknown recipe {checks.shown(name)}{near}; `qtrain recipes`, and recipes.names(), "
+            f"list all; any other is a Recipe of your own, of quantizers such as "
+            f"Quantizer(format=e4m3), or a file's path"
         )
     return _NAMED[name]()
 

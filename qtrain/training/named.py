@@ -35,9 +35,9 @@ def training_recipe(name: str, /, **changes: Any) -> TrainConfig:
         name = lasting(name)
     if not isinstance(name, str) or (name not in names() and not is_text(name)):
         near = recipes.hint(name, names())
-        known = ", ".join(names())
         raise ValueError(
-            f"recipe: got {checks.shown(name)}, need one of {known}, or a .yaml file{near}"
+            f"recipe: got {checks.shown(name)}, need one of those that `qtrain recipes` lists, or "
+            f"a .yaml file{near}"
         )
     base = TRAINING_RECIPES.get(name, {"recipe": name, "baseline": name != "fp32"})
     return TrainConfig(**{**base, **changes})

@@ -55,6 +55,6 @@ def get(name: str) -> Format:
     """The named format; ValueError with the nearest name otherwise."""
     if not isinstance(name, str) or name not in NAMED:
         other = _OTHER_NAMES.get(name.lower()) if isinstance(name, str) else None
-        hint = checks.suggestion(name, NAMED) if other is None else f"; that is {other} here."
-        raise ValueError(f"unknown format {checks.shown(name)}{hint} Known: {', '.join(NAMED)}")
+        hint = checks.suggestion(name, NAMED) if other is None else f"; that is {other} here"
+        raise ValueError(f"unknown format {checks.shown(name)}{hint}; formats.NAMED lists all")
     return NAMED[name]

@@ -20,7 +20,8 @@ class TableFormat:
     or stochastically to one of the two that it lies between; what lies beyond an end becomes that
     end.  NaN stays NaN, and an infinity becomes it.  Zero has no sign.
 
-    values   2 to 256 numbers that fp32 holds, each larger than the one before
+    values   2 to 256 numbers that fp32 holds exactly, each larger than the one before; others are
+             refused, not rounded: torch.tensor(values).tolist() rounds them
 
     Raises ValueError for other values, TypeError for what are no numbers.
     """
@@ -42,7 +43,10 @@ class TableFormat:
                 raise ValueError(f"values: got {high!r} behind {low!r}, need ascending numbers")
         rounded = torch.tensor(values, dtype=torch.float32, device="cpu").tolist()
         if inexact := [v for v, fp32 in zip(values, rounded, strict=True) if v != fp32]:
-            raise ValueError(f"values: fp32 does not hold {inexact[0]!r}; round it first")
+            raise ValueError(
+                f"values: fp32 does not hold {inexact[0]!r}, need numbers that it does; "
+                f"torch.tensor(values).tolist() rounds them"
+            )
         checks.text("name", self.name)
         object.__setattr__(self, "values", values)
 

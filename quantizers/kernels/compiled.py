@@ -29,8 +29,9 @@ _KERNEL = types.void(types.voidptr)
 
 
 def function(body: Any) -> Any:
-    """A function that kernels call."""
-    return numba.njit(forceinline=True, **_OPTIONS)(body)
+    """A function that kernels call, and nothing else: it has no wrappers to compile."""
+    alone = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(forceinline=True, **alone, **_OPTIONS)(body)
 
 
 @cache

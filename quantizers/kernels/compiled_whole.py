@@ -167,7 +167,7 @@ def _scaled(words: Any, low: Any, high: Any) -> Any:
     lowest, largest = c[0], c[1]
     if words[ZERO_POINT] != 0:
         low = f32(0.0) if low > f32(0.0) else low
-        high = f32(0.0) if high < f32(0.0) else high
+        high = f32(0.0) if high <= f32(0.0) else high  # -0.0 too
         half = f32(f32(high * f32(0.5)) - f32(low * f32(0.5)))
         scale = f32(half / f32(f32(largest - lowest) * f32(0.5)))
         divisor = f32(np.inf) if scale == f32(0.0) else scale
@@ -178,7 +178,7 @@ def _scaled(words: Any, low: Any, high: Any) -> Any:
     if words[SIGNED] != 0:
         width = _larger(f32(abs(low)), f32(abs(high)))
     else:
-        width = f32(0.0) if high < f32(0.0) else high
+        width = f32(0.0) if high <= f32(0.0) else high
         width = width if _is_finite(low) else f32(np.nan)
     scale = f32(width / c[_LARGEST])
     return _MOST if (scale == f32(np.inf)) & (width < f32(np.inf)) else scale, f32(0.0)

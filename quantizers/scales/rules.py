@@ -10,7 +10,7 @@ from ..devices.numbers import constant, divided
 from ..elements import elements_of
 from ..formats import FloatFormat, Format, IntFormat, fp32
 from ..kernels import scales as kernels
-from ..noise import fold
+from ..noise import fold, needed
 from ..rounding import nearest_even, power_of_two, round_to_float
 from .powers import BITS, ONES, edge_of
 from .scale import Scale
@@ -28,7 +28,12 @@ def bound_of(low: Tensor, high: Tensor, format: Format) -> Tensor:
     if format.signed:
         return torch.maximum(low.abs(), high.abs())
     # low is clipped, but a non-finite one must still be seen
-    return torch.where(torch.isfinite(low), high.clamp(min=0.0), float("nan"))
+    return torch.where(torch.isfinite(low), _above(high), float("nan"))
+
+
+def _above(high: Tensor) -> Tensor:
+    """high, +0.0 where it is below or -0.0, whose sign a scale would keep."""
+    return high.clamp(min=0.0).abs()
 
 
 def scale_of(
@@ -47,7 +52,7 @@ def scale_of(
     if not isinstance(format, IntFormat) or format.symmetric:
         bound = bound_of(low, high, format)
         return level(bound, bound, scale.tops(format)[0], format, scale, key), None
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    low, high = low.clamp(max=0.0), _above(high)
     half = high * 0.5 - low * 0.5  # in halves, whose difference passes no end of fp32
     found = divided(half, (format.high - format.low) / 2)
     found = in_format(found, half, scale, key)
@@ -81,9 +86,7 @@ def in_format(found: Tensor, measured: Tensor, scale: Scale, key: Tensor | None)
     if fmt in (fp32,):
         return found
     if rounding.random_bits:
-        if key is None:
-            raise ValueError("a stochastic scale needs a key: pass key=root_key(seed, ...)")
-        key = fold(key, _NOISE)
+        key = fold(needed(key, "a stochastic scale"), _NOISE)
     one, whole = found.new_ones([1] * found.dim()), tuple(found.shape)
     rounded = elements_of(found, one, None, whole, fmt, rounding, key)
     return torch.where(measured == 0, found, rounded)

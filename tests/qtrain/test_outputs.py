@@ -203,7 +203,8 @@ def test_a_quantizer_of_ones_own() -> None:
     ("activation", "message"),
     [
         ("fp17", "activation: unknown format 'fp17'; did you mean"),
-        ("int8", r"activation: got IntFormat.*need a FloatFormat, a quantizer"),
+        ("int8", r"activation: got IntFormat.*: activation=Quantizer\(format='int8'\)"),
+        ("nf4", r"activation: got TableFormat.*: activation=Quantizer\(format='nf4'\)"),
         (3, "activation: got 3, need a quantizer"),
         (per_tensor, "activation: got Granularity"),
     ],

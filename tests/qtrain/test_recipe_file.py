@@ -270,7 +270,7 @@ REFUSED = [
     ("name: x\nforward:\n  input:\n    fromat: int8", r"forward.input: field: .* 'format'"),
     ("name: x\nforward:\n  input:\n    rounding: floor", "forward.input: format is missing"),
     ("name: x\nactivation: bf61", r"activation: got 'bf61', which is no name .*'bf16'"),
-    ("name: x\nactivation: int8", "activation: got IntFormat.*, need a FloatFormat, a quantizer"),
+    ("name: x\nactivation: int8", "activation: got IntFormat.*=Quantizer.format='int8'"),
     ("name: x\nforward:\n  input:\n    format: 8", "forward.input: format: got 8, need an IntF"),
     ("name: x\nforward:\n  input:\n    format:\n      bits: 8", "forward.input.format: got a map"),
     ("name: x\nforward:\n  input:\n    format: int8\n    rounding:\n      mode: up", "rounding"),
@@ -293,7 +293,8 @@ REFUSED = [
     ("name: x\nforward: {input: null, input: null}", "line 2: input stands here a second time"),
     ("name: x\nforward: {null}", "line 2: 'null' in braces, need `name: value`"),
     ("name: x\nforward: [input: null]", "line 2: 'input:' is a field; .* braces"),
-    ("name: x\nforward: {input: {granularity: blocks(16, 16)}}", "'blocks.16': in brackets and br"),
+    ("name: x\nforward: {input: {granularity: blocks(16, 16}}", "'blocks.16' is no whole call"),
+    ("name: x\nforward: {input: {granularity: blocks(16, 16) a}}", "'blocks.16' is no whole call"),
     ("name: " + "[" * 100_000, "nested too deeply"),
     ("name: " + "9" * 10_000, "line 1: a number of too many digits"),
 ]
@@ -314,17 +315,17 @@ forward:
   weight:
     format: IntFormat(4)
     granularity: blocks(16, 16)   # a tile
-    scale: Scale(e4m3, over=Scale(fp32, top=448), rounding=ceil)
+    scale: {format: e4m3, over: Scale(fp32, top=448), rounding: ceil}
 grad_input:
   grad_output: Quantizer(format=e5m2, rounding=stochastic(8), granularity=per_axis(0, -1))
-  weight: {format: e4m3, granularity: per_channel(), range: "history(16, max)"}
+  weight: {format: e4m3, granularity: per_channel(), range: history(16, "max")}
 grad_weight:
   grad_output:
     format: e4m3
     granularity: per_tensor
     range: ema(percentile(0.999), momentum=0.01)
-  transform: center(grad_output, input, then=hadamard(4, [1, -1, -1, 1]))
-  input: {format: e4m3, granularity: blocks(None)}
+  transform: center(grad_output, input, then=hadamard(4, [1, -1, -1, 1]))  # rotated
+  input: {granularity: "blocks(None)", format: e4m3}
 activation: {format: nf4, granularity: groups(64)}
 norm:
   deviation: topk(3)

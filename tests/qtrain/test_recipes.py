@@ -86,7 +86,7 @@ def test_names_give_recipes_that_print_pickle_and_compare(name: str) -> None:
         ("INT16", None, ValueError, r"did you mean 'int8' at 16 bits\?.*recipes\.int8\(16\)"),
         ("e4m3", None, ValueError, "that is a number format: Quantizer.format='e4m3'. is one of"),
         ("uint8", None, ValueError, "that is a number format: Quantizer.format='uint8'."),
-        ("", None, ValueError, "unknown recipe ''"),
+        ("", None, ValueError, "unknown recipe ''; `qtrain recipes`, and .*, list all; any other"),
         ("fp32", 8, ValueError, "'fp32' has no bits to set; leave bits out"),
         ("bf16", 16, ValueError, "'bf16' has no bits"),
         ("int8", 1, ValueError, "bits: got 1"),

@@ -364,7 +364,7 @@ def frozen() -> nn.Module:
     ("make", "kwargs", "says"),
     [
         (lambda: nn.Linear(2, 2), {}, "no quantized layer"),
-        (lambda: quantize(nn.Linear(2, 2), recipe="fp32"), {}, "no quantized layer"),
+        (lambda: quantize(nn.Linear(2, 2), recipe="fp32"), {}, "a recipe other than fp32"),
         (net, {"by": "products"}, "by: got 'products'.*did you mean 'product'"),
         (net, {"targets": None}, "sensitivity: give targets or loss="),
         (net, {"targets": torch.zeros(6)}, "sensitivity: targets are torch.float32"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import warnings
 from collections import Counter
 from typing import Any
@@ -231,10 +232,22 @@ def test_the_summary_counts_and_says_why() -> None:
     assert found.outside is None and found.never_ran is None
     assert found.refused == [one.name for one in ENGINES["cpu"] if not admitted(one, "cpu")]
     text = str(found)
-    parts = ["converted  2: 1 Linear, 1 Conv1d", "left       2", "left by an override (2)"]
+    parts = ["converted  2 layers: 1 Linear, 1 Conv1d", "left       2", "left by an override (2)"]
     for part in (*parts, "a lookup, no product", "full precision", "an optimizer built before"):
         assert part in text
     assert "an optimizer built before" not in str(summary(quantize_(copy.deepcopy(model))))
+
+
+def test_the_summary_says_a_recipe_once_and_what_it_counts() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), layer)
+    found = summary(quantize(model, overrides={"[01]": "mxfp8"}), torch.randn(2, 3, 8))
+    text = str(found)
+    assert text.count("override   ") == 1 and "override   0, 1: mxfp8: input e4m3" in text
+    count = len(found.engines or {})
+    assert f"converted  {len(found.converted)} layers, {count} products ran: " in text
+    served = [int(n) for n in re.findall(r"forward of (\d+) products", text)]
+    assert sum(served) == count > len(found.converted)
 
 
 def test_a_model_that_was_not_converted_has_no_summary() -> None:
@@ -282,11 +295,11 @@ def test_the_summary_names_the_engine_of_every_product() -> None:
     assert found.engines == {"conv": first, "up": both, "fc": small}
     text = str(found)
     if first["forward"] == both["forward"] != "float32":
-        line = f"engine     {first['forward']}: forward of 2 layers, grad_input of 1 layers\n"
+        line = f"engine     {first['forward']}: forward of 2 products, grad_input of 1 products\n"
         assert line in text
-        assert "engine     float32: forward of 1 layers, grad_input of 1 layers\n" in text
+        assert "engine     float32: forward of 1 products, grad_input of 1 products\n" in text
     count = 3 if half == plain["grad_weight"] else 2
-    assert f"engine     torch (float operand): grad_weight of {count} layers\n" in text
+    assert f"engine     torch (float operand): grad_weight of {count} products\n" in text
     sixteen = summary(quantize(Shapes(), bits=16), x).engines or {}
     assert sixteen["fc"]["forward"] == "float64"
     assert summary(quantize(Shapes())).engines is None
@@ -303,12 +316,12 @@ def test_the_summary_counts_what_no_fast_unit_of_a_device_served(
     monkeypatch.setattr("qtrain.conversion.declined._HOST", "another")
     assert lines({"a": {"forward": "unfolded_int8"}}, Counter(), "cuda") == []
     (line,) = lines({"a": {"forward": "unfolded_int8 + float32"}}, Counter(), "cuda")
-    assert line == "declined   forward of 1 layers: no fast engine takes them on cuda"
+    assert line == "declined   forward of 1 products: no fast engine takes them on cuda"
     (line,) = lines({"a": {"forward": "float32"}}, Counter(), "xpu")
-    assert line == "declined   forward of 1 layers: there are no fast engines on xpu"
+    assert line == "declined   forward of 1 products: there are no fast engines on xpu"
     found = summary(model, x)
     assert found.declined["bf16"] < 3  # mostly a kernel of the CPU serves
-    assert "\ndeclined   forward of 1 layers, grad_input of 1 layers, grad_w" in str(found)
+    assert "\ndeclined   forward of 1 products, grad_input of 1 products, grad_w" in str(found)
     for function in (steps.quantize, steps.elements_of):
         monkeypatch.setattr(function, "forms", {"cpu": lambda *given: None})
     found = summary(model, x)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -116,29 +117,21 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def assert_same_under(context: Callable[[], AbstractContextManager[Any]]) -> None:
+@pytest.mark.timeout(600)  # kernels are compiled
+@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
+def test_no_quantizer_depends_on_the_default_dtype_or_device(served: Any) -> None:
+    dtypes = (torch.float64, torch.bfloat16, torch.float16)
+    contexts = [*(partial(default_dtype, dtype) for dtype in dtypes), partial(torch.device, "meta")]
     x, every = numbers(), list(cases())
     assert len(every) > 300
     for case in every:
-        expected = results(case, x)
-        with context():
-            got = results(case, x)
-        assert len(got) == len(expected)
-        for i, (one, other) in enumerate(zip(got, expected, strict=True)):
-            assert same_bits(one, other), f"{case.name}: result {i}"
-
-
-@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_no_quantizer_depends_on_the_default_dtype(dtype: torch.dtype, served: Any) -> None:
-    with served():
-        assert_same_under(lambda: default_dtype(dtype))
-
-
-@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
-def test_no_quantizer_depends_on_the_default_device(served: Any) -> None:
-    with served():
-        assert_same_under(lambda: torch.device("meta"))
+        with served():
+            expected = results(case, x)
+            for context in contexts:
+                with context():
+                    got = results(case, x)
+                for i, (one, other) in enumerate(zip(got, expected, strict=True)):
+                    assert same_bits(one, other), f"{case.name}, {context}: result {i}"
     with torch.device("meta"):
         assert root_key(1, 2).is_cpu
 

@@ -339,7 +339,7 @@ def test_extremes_of_blocks_are_found_in_one_pass() -> None:
 def test_stochastic_elements_without_a_key_are_refused() -> None:
     x = numbers(6, 8)
     assert elements(x, None, None, (6, 8), int8, stochastic(), None) is None
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(ValueError, match=r"needs a key: pass key=root_key\(seed, step\), of quan"):
         NOISY(x)
 
 

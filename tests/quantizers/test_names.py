@@ -71,7 +71,7 @@ def test_names_serve_where_a_setting_is_changed() -> None:
         ({"format": "fp4"}, "that is 'e2m1' here"),
         ({"format": "float16"}, "that is 'fp16' here"),
         ({"format": "bfloat16"}, "that is 'bf16' here"),
-        ({"format": ""}, "format: unknown format ''"),
+        ({"format": ""}, "format: unknown format ''; formats.NAMED lists all$"),
         ({"format": "fp32"}, "range: got AbsMax.. for fp32"),
         ({"rounding": "stochastc"}, "rounding: unknown rounding 'stochastc'; did you mean 'stocha"),
         ({"rounding": "SR"}, "did you mean 'stochastic'"),

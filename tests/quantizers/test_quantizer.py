@@ -53,6 +53,7 @@ NAN, INF = float("nan"), float("inf")
 RULES = {absmax: reference.absmax, minmax: reference.minmax}
 INTS = [IntFormat(b, s, y) for b in (2, 4, 8, 16) for s in (True, False) for y in (True, False)]
 FLOATS = [formats.e4m3, formats.e5m2, formats.e2m1, formats.e3m0, formats.fp16]
+UNSIGNED = FloatFormat(4, 4, signed=False)
 GRAINS = [
     per_tensor,
     per_axis(0),
@@ -250,6 +251,23 @@ def test_a_zero_range_gives_scale_0_and_zeros(fmt, scale_format) -> None:
     assert bool((result.unshifted()[0] == 0).all()) and bool((result.dequantize()[0] == 0).all())
     if fmt is not uint8:
         assert bool((result.elements[0] == 0).all())
+
+
+@pytest.mark.parametrize("served", [nullcontext, kernels.eager], ids=["fused", "eager"])
+@pytest.mark.parametrize("low", [-0.0, 0.0, -1e-45, -3.0])
+def test_a_scale_of_0_is_plus_0(low: float, served) -> None:
+    """Also where the largest element is -0.0, and is what an unsigned format is spread up to."""
+    x = torch.tensor([-0.0, low]).repeat(3, 4)
+    grains, rules = (per_tensor, per_axis(0), blocks(8)), (minmax, absmax, chunked_minmax(2), ema())
+    formats_ = (IntFormat(b, s, y) for b in (4, 16) for s in (True, False) for y in (True, False))
+    for fmt in (*formats_, formats.e4m3, UNSIGNED):
+        for grain, rule in itertools.product(grains, rules):
+            if isinstance(rule, Ema) and grain != per_tensor:
+                continue
+            by = Quantizer(format=fmt, granularity=grain, range=rule)
+            with served():
+                scale = by(x, state=by.init_state(x.shape)).scale
+            assert not scale.signbit().any(), by
 
 
 def test_a_scale_of_0_gives_zeros_also_for_elements_that_are_not_zero() -> None:

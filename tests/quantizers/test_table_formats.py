@@ -176,7 +176,7 @@ def test_settings_that_need_steps_or_exponents_are_refused(
         (tuple(range(257)), "got 257 of them"),
         ((0.0, 0.0), r"got 0\.0 behind 0\.0, need ascending"),
         ((1, 0), "need ascending"),
-        ((0.0, 0.1), r"fp32 does not hold 0\.1"),
+        ((0.0, 0.1), r"fp32 does not hold 0\.1, need numbers that it does; torch\.tensor"),
         ((0.0, math.inf), "values: got inf"),
         ((0.0, "1"), "values: got '1'"),
         (3, "values: got 3, need a tuple"),

@@ -126,7 +126,7 @@ def spread(
     zero = 0.0
     if AFFINE:
         least = tl.where(least > 0.0, 0.0, least)
-        most = tl.where(most < 0.0, 0.0, most)
+        most = tl.where(most <= 0.0, 0.0, most)  # -0.0 too
         half = tl.full((1,), most * 0.5 - least * 0.5, tl.float32)
         found = tl.div_rn(half, tl.zeros_like(half) + (largest - lowest) * 0.5)
         if NARROW:
@@ -142,7 +142,7 @@ def spread(
         if SIGNED:
             width = larger(tl.abs(least), tl.abs(most))
         else:
-            width = tl.where(most < 0.0, 0.0, most)
+            width = tl.where(most <= 0.0, 0.0, most)
             width = tl.where(is_finite(least), width, float("nan"))
         width = tl.full((1,), width, tl.float32)
         whole, factor = tl.full((1,), 1.0, tl.float32), tl.full((1,), 1.0, tl.float32)
