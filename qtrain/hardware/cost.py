@@ -77,7 +77,8 @@ class Counter(Probe):
             return _bits(product.handed, activation)
         if product.kind == "forward" and isinstance(activation, FloatFormat):
             return elements * activation.bits
-        return elements * 8 * (self.recipe.units[product.kind] or product.dtype).itemsize
+        unit = self.recipe.units[product.kind]
+        return elements * 8 * (unit if isinstance(unit, torch.dtype) else product.dtype).itemsize
 
 
 def _given(product: Computed) -> tuple[Tensor, Tensor]:

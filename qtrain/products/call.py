@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantizers import Off, QTensor, Quantizer, fold
+from quantizers.accumulators import Accumulator
 from quantizers.protocol import quantized
 from quantizers.ranges.rules import State
 from quantizers.steps import quantize
@@ -179,18 +180,32 @@ class Call:
         b: QTensor,
         like: Tensor,
         by: Matrices | None,
+        key: Tensor | None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """A product of operands as `quantize` made them."""
-        product = Product(self.operation, kind)
+        """A product of operands as `quantize` made them; key: the forward's."""
+        product, unit = Product(self.operation, kind), self.recipe.units[kind]
         note = None if self.probe is None else self.probe.engine
+        own = unit if isinstance(unit, Accumulator) else None
+        noise = None
+        if (
+            own is not None and own.noisy and key is not None
+        ):  # data of each rank, and so their sums
+            noise = fold(fold(key, _SIGNS[kind]), rank() + 1)
         if by is None:
             return multiply(
-                product, a, b, like, self.engines, bias=bias, note=note,
-                unit=self.recipe.units[kind],
+                product, a, b, like, self.engines, bias=bias, note=note, unit=unit, key=noise
             )  # fmt: skip
         first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
-        return in_blocks(product, by, a, b, like, cut=(first, second), bias=bias, note=note)
+        return in_blocks(
+            product, by, a, b, like, cut=(first, second), bias=bias, note=note, accumulator=own,
+            key=noise,
+        )  # fmt: skip
+
+    def is_off(self, kind: Kind, a: QTensor, b: QTensor, by: Matrices | None) -> bool:
+        """Whether a product of these operands is torch's own."""
+        plain = all(q.format is None and q.scale is None for q in (a, b))
+        return plain and by is None and self.recipe.units[kind] is None
 
     def corrected(self, kind: Kind, result: Tensor, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         """A product with the part of the means that were taken off its operands; a, b: these, as

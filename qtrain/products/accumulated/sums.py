@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from quantizers import FloatFormat, accumulate, fold, fp32, kernels
 from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
+from quantizers.accumulators.alignment import least_exponent
 from quantizers.devices.by_device import ByDevice
+from quantizers.formats import Format
 from quantizers.kernels import team
 from quantizers.kernels.serving import MODES, imported
 
-Formats = tuple[FloatFormat | None, FloatFormat | None]
+Formats = tuple[Format | None, Format | None]
 #: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
 _SPREAD = 2**24
 
@@ -31,17 +33,13 @@ def accumulated(
     return _accumulated(a, b, accumulator, formats, key)
 
 
-def _noisy(accumulator: Accumulator) -> bool:
-    return isinstance(accumulator, Sequential) and accumulator.rounding.random_bits > 0
-
-
 def _by_rows(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     each = max(math.prod(batch) * b.shape[-2] * b.shape[-1], 1)
     rows = (
-        a.shape[-2] if _noisy(accumulator) else max(_SPREAD // each, 1)
+        a.shape[-2] if accumulator.noisy else max(_SPREAD // each, 1)
     )  # noise is numbered through all rows
     parts = [
         accumulate(part.unsqueeze(-2), b.unsqueeze(-3), accumulator, formats=formats, key=key)
@@ -91,7 +89,7 @@ def _compiled(
 def _keys(accumulator: Accumulator, key: Tensor | None, terms: int) -> tuple[Tensor, Tensor]:
     """Of the additions and of the products, numbered as `accumulate` numbers them."""
     none = torch.zeros(1, dtype=torch.int64, device="cpu")
-    if not _noisy(accumulator):
+    if not accumulator.noisy:
         return none, none
     if key is None:
         raise ValueError(f"key: got None; {accumulator} needs random bits")
@@ -113,7 +111,7 @@ def _told(
         half = 2.0 ** (accumulator.bits - 1)
         return (own.SATURATED, 0, 0, 0, 0), np.array([-half, half - 1, *[0.0] * 12]), 0, 0
     if isinstance(accumulator, Aligned):
-        least = [(one or fp32).min_exponent for one in formats]
+        least = [least_exponent(one) for one in formats]
         kept = FloatFormat(8, accumulator.kept)
         constants = [*_constants(kept), *_constants(fp32), 0.0, *least, accumulator.bits]
         return (
@@ -145,11 +143,11 @@ def _plain(accumulator: Sequential, formats: Formats) -> bool:
     format = accumulator.format
     if accumulator.product is not None:
         bits, step = accumulator.product.mantissa + 1, accumulator.product.smallest
-    elif formats[0] is None or formats[1] is None:
-        return False
     else:
-        bits = sum(one.mantissa + 1 for one in formats if one is not None)
-        step = formats[0].smallest * formats[1].smallest
+        a, b = formats
+        if not isinstance(a, FloatFormat) or not isinstance(b, FloatFormat):
+            return False
+        bits, step = a.mantissa + b.mantissa + 2, a.smallest * b.smallest
     return bits <= format.mantissa + 1 and step * 2.0**53 >= format.smallest_normal
 
 
