@@ -81,8 +81,8 @@ def without(recipe: Recipe, roles: Iterable[str]) -> Recipe:
         own, operand = SLOT_OF[role]
         takes = [p for p in KINDS if getattr(getattr(recipe, p), operand, OFF) is None]
         for product in (own, *(takes if own == "forward" else ())):
-            others = {operand: OFF} if product == own else {}
-            others["accumulator"] = None  # nor do units that narrow operands are for hold these
+            others: dict[str, Any] = {"accumulator": None}  # units for narrow operands hold none
+            others |= {operand: OFF} if product == own else {}
             others |= {"unit": "fp32"} if product == "grad_weight" else {}
             changed[product] = replace(changed.get(product, getattr(recipe, product)), **others)
     return replace(recipe, **changed)

@@ -488,7 +488,7 @@ def test_accumulators_in_files(tmp_path: Path) -> None:
             accumulators.sequential(FloatFormat(6, 9), chunk=64),
         ),
     ):
-        (tmp_path / "y.yaml").write_text(f"{text}'{word}'}}\n")
+        (tmp_path / "y.yaml").write_text(f'{text}"{word}"}}\n')
         assert load_recipe(tmp_path / "y.yaml").forward == Forward(
             input=whole, weight=whole, accumulator=want
         )
