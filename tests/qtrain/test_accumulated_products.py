@@ -389,3 +389,12 @@ def test_what_a_quantizer_of_ones_own_gives_is_seen_when_it_is_called() -> None:
     layer = quantize(nn.Linear(7, 3), recipe=by(Odd(), WHOLE, WHOLE, SATURATED, None, None))
     with pytest.raises(ValueError, match="multiplies integers, but input has elements of e5m2"):
         layer(normal(2, 7))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own call
+def test_it_is_one_operation_of_a_compiled_graph() -> None:
+    wrap = accumulators.integer(16, overflow="wrap")
+    model = quantize(nn.Sequential(nn.Linear(29, 11)), recipe=by(WHOLE, WHOLE, WHOLE, wrap))
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(normal(5, 29)), model(normal(5, 29)))

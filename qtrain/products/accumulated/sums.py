@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from quantizers import FloatFormat, accumulate, fold, fp32, kernels
 from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
 from quantizers.accumulators.alignment import least_exponent
-from quantizers.devices.by_device import ByDevice
+from quantizers.devices.by_device import ByDevice, restored, spec
 from quantizers.formats import Format
 from quantizers.kernels import team
 from quantizers.kernels.serving import MODES, imported
@@ -158,3 +158,34 @@ def _constants(format: FloatFormat) -> Sequence[float]:
 
 
 _accumulated = ByDevice(_by_rows, cpu=_compiled)
+
+
+def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
+    return _accumulated.computed(a, b, *restored(told), key)
+
+
+def _shapes(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    dtype = torch.int64 if isinstance(restored(told)[0], Integer) else torch.float32
+    return a.new_empty((*batch, a.shape[-2], b.shape[-2]), dtype=dtype)
+
+
+def _words(accumulator: Accumulator, a: Format | None, b: Format | None) -> str | None:
+    return spec((accumulator, (a, b)))
+
+
+# a constant of graphs, as `Engine.admitted_on`
+_words._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _as_operation(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
+) -> Tensor:
+    found: Tensor = torch.ops.qtrain.accumulated(a, b, key, _words(accumulator, *formats))
+    return found
+
+
+_accumulated.in_graphs(
+    "qtrain::accumulated(Tensor a, Tensor b, Tensor? key, str told) -> Tensor",
+    _run, _shapes, _as_operation, ("cpu", "cuda"),
+)  # fmt: skip
