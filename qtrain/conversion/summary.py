@@ -12,11 +12,11 @@ from torch import nn
 from ..copies import unwrapped
 from ..layer_state import device_of
 from ..names import some
-from ..products.call import Probe
 from ..products.engines.choice import ENGINES
 from ..products.engines.engine import was_refused
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
+from ..products.probe import Probe
 from .declined import Declined
 from .declined import lines as declined_lines
 from .record import Conversion, by_reason

@@ -17,11 +17,12 @@ from ..autograd.function_output import function_output
 from ..autograd.selective import shown
 from ..recipe import OPERANDS, OUTPUT
 from .blockwise.matrices import turned
-from .call import Call, Computed, located
+from .call import Call, located
 from .operands import folded
 from .operations import Kind
 from .outputs import handed_on, passed_back
 from .parts import Seen, joined, packed, tensors_of, unpacked
+from .probe import Computed
 from .product import Product
 
 

@@ -2,6 +2,7 @@
 
 from .accumulate import accumulate as accumulate
 from .accumulate import needs as needs
+from .endless import endless as endless
 from .models import Accumulator as Accumulator
 from .models import Aligned as Aligned
 from .models import Exact as Exact

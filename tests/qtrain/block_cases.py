@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, quantize
-from qtrain.products.call import Probe
 from qtrain.products.module import products_of
+from qtrain.products.probe import Probe
 from quantizers import (
     IntFormat,
     QTensor,

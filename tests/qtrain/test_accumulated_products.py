@@ -15,10 +15,10 @@ from block_cases import FP4, INT8, MX, Kept, convolved, normal, unit_maps
 from torch import Tensor, nn
 
 import qtrain.products.accumulated.product as module
-from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, hadamard, quantize
-from qtrain.products.call import Computed, Probe
+from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, cost, hadamard, inspect, quantize
 from qtrain.products.module import products_of
 from qtrain.products.operations import BatchedMatmul
+from qtrain.products.probe import Computed, Probe
 from qtrain.recipe import OPERANDS
 from quantizers import (
     OFF,
@@ -398,3 +398,56 @@ def test_it_is_one_operation_of_a_compiled_graph() -> None:
     with torch.no_grad():
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         assert torch.equal(compiled(normal(5, 29)), model(normal(5, 29)))
+
+
+# What is told of it -------------------------------------------------------------------------------
+
+
+def _rows(unit: Any) -> dict[str, Any]:
+    layer = nn.Linear(40, 6, bias=False)
+    model = quantize(nn.Sequential(layer), recipe=by(WHOLE, WHOLE, WHOLE, unit, None, None))
+    return {row.role: row for row in inspect(model, normal(9, 40)).rows}
+
+
+def test_inspect_shows_the_error_of_the_sums_alone_and_counts_overflows() -> None:
+    a = WHOLE(normal(9, 40))
+    torch.manual_seed(0)
+    w = WHOLE(nn.Linear(40, 6, bias=False).weight.detach())
+    whole = a.elements.long() @ w.elements.long().T
+    for unit in (
+        accumulators.integer(15, overflow="wrap"),
+        accumulators.integer(15, overflow="saturate"),
+        accumulators.sequential(FloatFormat(5, 10, bias=18), chunk=8),
+    ):
+        torch.manual_seed(0)
+        row = _rows(unit)["output (accumulator)"]
+        sums = accumulate(a.elements.unsqueeze(1), w.elements.unsqueeze(0), unit)
+        error = sums.double() - whole
+        over = (sums != whole) if "int" in str(unit) else ~sums.isfinite()
+        if "int" in str(unit):
+            want = 10 * torch.log10(whole.double().square().sum() / error.square().sum())
+            assert row.sqnr_db == pytest.approx(want.item(), abs=1e-4)
+        assert row.clipped == over.sum() / over.numel() and 0 < row.clipped < 1
+        assert row.note == f"{int(over.sum())} sums overflowed"
+    assert "output (accumulator)" not in _rows(None)
+    assert _rows(accumulators.exact())["output (accumulator)"].sqnr_db == float("inf")
+
+
+def test_an_endless_sum_is_as_fine() -> None:
+    for fmt in (fp16, FloatFormat(4, 7, bias=10, specials="finite"), e4m3, FloatFormat(2, 3), bf16):
+        wide = accumulators.endless(accumulators.sequential(fmt)).format  # type: ignore[union-attr]
+        assert wide.smallest == fmt.smallest and wide.mantissa == fmt.mantissa
+        assert wide.largest >= 2.0**100 or wide == fmt
+        assert wide.specials == fmt.specials and wide.on_overflow == fmt.on_overflow
+    assert accumulators.endless(H100) == H100
+
+
+def test_cost_adds_in_the_accumulators_format() -> None:
+    model = quantize(nn.Sequential(nn.Linear(8, 4)), recipe=CASES["tensor cores"])
+    rows = {row.product: row for row in cost(model, normal(2, 8)).rows}
+    assert rows["forward"].accumulator == "e8m13"
+    assert rows["forward"].add_pj == pytest.approx(64 * 0.4 * 14 / 11)  # as fp16's, by its width
+    fp8 = quantize(nn.Sequential(nn.Linear(8, 4)), recipe=by(E4M3, E4M3, E5M2, None))
+    assert cost(fp8, normal(2, 8)).rows[0].accumulator == "fp32"
+    narrow = quantize(nn.Sequential(nn.Linear(8, 4)), recipe=CASES["saturated"])
+    assert {row.accumulator for row in cost(narrow, normal(2, 8)).rows} == {"int17"}

@@ -15,7 +15,7 @@ from recipe_cases import Array, trained
 from torch import nn
 
 from qtrain import Recipe, quantize, recipes
-from qtrain.products.call import Computed, Probe
+from qtrain.products.probe import Computed, Probe
 from quantizers import accumulators
 
 Unit = Callable[[Array, Array], Array]

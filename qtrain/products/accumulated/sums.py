@@ -161,7 +161,8 @@ _accumulated = ByDevice(_by_rows, cpu=_compiled)
 
 
 def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
-    return _accumulated.computed(a, b, *restored(told), key)
+    accumulator, formats = restored(told)
+    return _accumulated.computed(a, b, accumulator, formats, key)
 
 
 def _shapes(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
