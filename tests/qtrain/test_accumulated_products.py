@@ -15,7 +15,18 @@ from block_cases import FP4, INT8, MX, Kept, convolved, normal, unit_maps
 from torch import Tensor, nn
 
 import qtrain.products.accumulated.product as module
-from qtrain import Forward, GradInput, GradWeight, Matmul, Recipe, cost, hadamard, inspect, quantize
+from qtrain import (
+    Forward,
+    GradInput,
+    GradWeight,
+    Matmul,
+    Recipe,
+    cost,
+    hadamard,
+    inspect,
+    quantize,
+    summary,
+)  # fmt: skip
 from qtrain.products.module import products_of
 from qtrain.products.operations import BatchedMatmul
 from qtrain.products.probe import Computed, Probe
@@ -451,3 +462,16 @@ def test_cost_adds_in_the_accumulators_format() -> None:
     assert cost(fp8, normal(2, 8)).rows[0].accumulator == "fp32"
     narrow = quantize(nn.Sequential(nn.Linear(8, 4)), recipe=CASES["saturated"])
     assert {row.accumulator for row in cost(narrow, normal(2, 8)).rows} == {"int17"}
+
+
+def test_a_summary_says_how_long_sums_take_where_that_is_long() -> None:
+    net = nn.Sequential(nn.Linear(29, 11), nn.Linear(11, 2))
+    model = quantize(net, recipe=CASES["exact"], overrides={"1": by(E4M3, E4M3, E5M2, None)})
+    found = summary(model, normal(5, 29))
+    assert set(found.seconds) == {"0"} and len(found.seconds["0"]) == 2  # the input has no gradient
+    assert all(0 < seconds < 10 for seconds in found.seconds["0"].values())
+    found.seconds["0"]["forward"] = 7.0
+    assert "take about 7 s a step of such inputs, in seconds: 0 7" in str(found)
+    found.seconds["0"] = {"forward": 0.1}
+    assert "slow " not in str(found)
+    assert not summary(quantize(net, recipe="fp8"), normal(5, 29)).seconds
