@@ -140,7 +140,6 @@ class Call:
     ) -> Tensor:
         """A product of operands as `quantize` made them; key: the forward's."""
         product = Product(self.operation, kind)
-        cut = [self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind]]
 
         def by_unit(unit: Unit, note: Note | None = None) -> Tensor:
             own, noise = (unit if isinstance(unit, Accumulator) else None), None
@@ -150,8 +149,9 @@ class Call:
                 return multiply(
                     product, a, b, like, self.engines, bias=bias, note=note, unit=unit, key=noise
                 )  # fmt: skip
+            first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
             return in_blocks(
-                product, by, a, b, like, cut=(cut[0], cut[1]), bias=bias, note=note,
+                product, by, a, b, like, cut=(first, second), bias=bias, note=note,
                 accumulator=own, key=noise,
             )  # fmt: skip
 
@@ -163,8 +163,8 @@ class Call:
 
     def is_off(self, kind: Kind, a: QTensor, b: QTensor, by: Matrices | None) -> bool:
         """Whether a product of these operands is torch's own."""
-        plain = all(q.format is None and q.scale is None for q in (a, b))
-        return plain and by is None and self.recipe.units[kind] is None
+        plain = by is None and a.format is None and b.format is None
+        return plain and a.scale is None and b.scale is None and self.recipe.units[kind] is None
 
     def corrected(self, kind: Kind, result: Tensor, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         """A product with the part of the means that were taken off its operands; a, b: these, as
