@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from quantizers.formats import Format
 from quantizers.kernels import team
 from quantizers.kernels.serving import MODES, imported
 
-Formats = tuple[Format | None, Format | None]
+from .exact_sums import Formats, by_products, constants_of
+
 #: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
 _SPREAD = 2**24
 
@@ -54,7 +54,10 @@ _KERNELS = "qtrain.products.accumulated.compiled_sums"
 def _compiled(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor | None:
-    """The same by a kernel; None where none serves."""
+    """The same by matrix products, or a kernel; None where none serves."""
+    exact = by_products(a, b, accumulator, formats, key)
+    if exact is not None:
+        return exact
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns, terms = a.shape[-2], b.shape[-2], a.shape[-1]
     count = math.prod(batch)
@@ -113,7 +116,7 @@ def _told(
     if isinstance(accumulator, Aligned):
         least = [least_exponent(one) for one in formats]
         kept = FloatFormat(8, accumulator.kept)
-        constants = [*_constants(kept), *_constants(fp32), 0.0, *least, accumulator.bits]
+        constants = [*constants_of(kept), *constants_of(fp32), 0.0, *least, accumulator.bits]
         return (
             (own.ALIGNED, 0, 1, 0, 0),
             np.array(constants),
@@ -123,7 +126,7 @@ def _told(
     if accumulator.inside == "exact":
         return None
     rounding, product = accumulator.rounding, accumulator.product
-    formats_of = [*_constants(accumulator.format), *_constants(product or fp32)]
+    formats_of = [*constants_of(accumulator.format), *constants_of(product or fp32)]
     constants = [*formats_of, 2.0**rounding.random_bits, 0.0, 0.0, 0.0]
     odd = not _plain(accumulator, formats)
     numbers = (
@@ -151,13 +154,7 @@ def _plain(accumulator: Sequential, formats: Formats) -> bool:
     return bits <= format.mantissa + 1 and step * 2.0**53 >= format.smallest_normal
 
 
-def _constants(format: FloatFormat) -> Sequence[float]:
-    over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[format.on_overflow]
-    infinite = 0.0 if format.has_inf else math.nan
-    return format.mantissa, format.min_exponent, format.largest, over, infinite
-
-
-_accumulated = ByDevice(_by_rows, cpu=_compiled)
+_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=by_products)
 
 
 def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
