@@ -27,6 +27,7 @@ from qtrain import (
     quantize,
     summary,
 )  # fmt: skip
+from qtrain.products.blockwise.unfolding import Unfolded
 from qtrain.products.module import products_of
 from qtrain.products.operations import BatchedMatmul
 from qtrain.products.probe import Computed, Probe
@@ -215,6 +216,24 @@ def test_no_sample() -> None:
         nn.Conv2d(3, 4, 3), CASES["tensor cores"], normal(0, 3, 5, 5), normal(0, 4, 3, 3)
     )
     assert y.shape == (0, 4, 3, 3) and dx.shape == (0, 3, 5, 5) and (dw == 0).all()
+
+
+def test_grad_weight_unfolds_one_position_of_the_kernel_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.Size] = []
+    cut = Unfolded.cut
+
+    def watched(self: Unfolded, operand: Any, x: Tensor) -> Tensor:
+        found = cut(self, operand, x)
+        seen.append(found.shape)
+        return found
+
+    monkeypatch.setattr(Unfolded, "cut", watched)
+    layer = nn.Conv2d(4, 6, 3, padding=1, bias=False)
+    step(layer, CASES["exact"], normal(2, 4, 5, 5), normal(2, 6, 5, 5))
+    unfolded = [shape for shape in seen if tuple(shape[2:]) == (4, 50)]
+    assert len(unfolded) == 9 and {tuple(shape[:2]) for shape in unfolded} == {(1, 1)}
 
 
 # Blocks -------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,8 +47,26 @@ def in_blocks(
     """
     if note is not None:
         note(product.kind, "block sums" if accumulator is None else str(accumulator))
+    parts: Sequence[Matrices] = (by,)
     if accumulator is not None:
         check_taken(product.kind, accumulator, a, b)
+        if key is None and not any(cut):  # noise is numbered through the whole
+            parts = by.parts()
+    sums = [_sums(product, part, a, b, cut, accumulator, key) for part in parts]
+    found = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
+    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
+
+
+def _sums(
+    product: Product,
+    by: Matrices,
+    a: QTensor,
+    b: QTensor,
+    cut: tuple[bool, bool],
+    accumulator: Accumulator | None,
+    key: Tensor | None,
+) -> Tensor:
+    """The product of matrices, scales included."""
     given = zip(PLACES, (a, b), cut, strict=True)
     one, other = (q if was else _cut(by, product, place, q) for place, q, was in given)
     _check_shapes(product, by, one, other, a.elements, b.elements)
@@ -67,7 +88,7 @@ def in_blocks(
         last = None if last is None else last.transpose(-1, -2)
         both = Epilogue(tuple(f for f in (factor, last) if f is not None))
         found = both.applied_(product.operation, found)
-    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
+    return found
 
 
 def _check_shapes(
