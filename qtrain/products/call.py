@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +25,6 @@ from .blockwise.matrices import Matrices, matrices_of, restored
 from .blockwise.product import in_blocks
 from .centering import centered, corrected
 from .engines.engine import Engine
-from .engines.task import Note
 from .operations import Kind, Operation
 from .probe import Probe
 from .product import Product
@@ -137,28 +138,30 @@ class Call:
         by: Matrices | None,
         key: Tensor | None,
         bias: Tensor | None = None,
+        unit: Unit | Literal["recipe"] = "recipe",
     ) -> Tensor:
-        """A product of operands as `quantize` made them; key: the forward's."""
-        product = Product(self.operation, kind)
-
-        def by_unit(unit: Unit, note: Note | None = None) -> Tensor:
-            own, noise = (unit if isinstance(unit, Accumulator) else None), None
-            if own is not None and own.noisy and key is not None:  # each rank's, as data is
-                noise = fold(fold(key, _SIGNS[kind]), rank() + 1)
-            if by is None:
-                return multiply(
-                    product, a, b, like, self.engines, bias=bias, note=note, unit=unit, key=noise
-                )  # fmt: skip
+        """A product of operands as `quantize` made them; key: the forward's; unit: what sums it in
+        place of what the recipe says, for a probe."""
+        product, probe = Product(self.operation, kind), self.probe
+        if asked := unit == "recipe":
+            unit = self.recipe.units[kind]
+        own, noise = (unit if isinstance(unit, Accumulator) else None), None
+        if own is not None and own.noisy and key is not None:  # each rank's, as data is
+            noise = fold(fold(key, _SIGNS[kind]), rank() + 1)
+        note = probe.engine if probe is not None and asked else None
+        if by is None:
+            found = multiply(
+                product, a, b, like, self.engines, bias=bias, note=note, unit=unit, key=noise
+            )  # fmt: skip
+        else:
             first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
-            return in_blocks(
+            found = in_blocks(
                 product, by, a, b, like, cut=(first, second), bias=bias, note=note,
                 accumulator=own, key=noise,
             )  # fmt: skip
-
-        unit, probe = self.recipe.units[kind], self.probe
-        found = by_unit(unit, None if probe is None else probe.engine)
-        if probe is not None:
-            probe.summed(kind, unit, found, by_unit)
+        if probe is not None and asked:
+            again = partial(self.multiply, kind, a, b, like, by, key, bias)
+            probe.summed(kind, unit, found, again)
         return found
 
     def is_off(self, kind: Kind, a: QTensor, b: QTensor, by: Matrices | None) -> bool:
