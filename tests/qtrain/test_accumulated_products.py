@@ -494,3 +494,12 @@ def test_a_summary_says_how_long_sums_take_where_that_is_long() -> None:
     found.seconds["0"] = {"forward": 0.1}
     assert "slow " not in str(found)
     assert not summary(quantize(net, recipe="fp8"), normal(5, 29)).seconds
+
+
+def test_on_meta_there_are_shapes_alone() -> None:
+    for name in ("chunks", "saturated"):
+        model = quantize(nn.Sequential(nn.Conv2d(8, 6, 3)), recipe=CASES[name]).to("meta")
+        x = torch.empty(2, 8, 64, 64, device="meta", requires_grad=True)
+        y = model(x)
+        y.sum().backward()
+        assert y.shape == (2, 6, 62, 62) and x.grad.shape == x.shape and y.dtype == torch.float32

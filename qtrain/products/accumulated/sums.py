@@ -154,7 +154,14 @@ def _plain(accumulator: Sequential, formats: Formats) -> bool:
     return bits <= format.mantissa + 1 and step * 2.0**53 >= format.smallest_normal
 
 
-_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=by_products)
+def _empty(a: Tensor, b: Tensor, accumulator: Accumulator, *others: object) -> Tensor:
+    """Of the result's shape and dtype, where there are no numbers."""
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    dtype = torch.int64 if isinstance(accumulator, Integer) else torch.float32
+    return a.new_empty((*batch, a.shape[-2], b.shape[-2]), dtype=dtype)
+
+
+_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=by_products, meta=_empty)
 
 
 def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
@@ -163,9 +170,7 @@ def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
 
 
 def _shapes(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    dtype = torch.int64 if isinstance(restored(told)[0], Integer) else torch.float32
-    return a.new_empty((*batch, a.shape[-2], b.shape[-2]), dtype=dtype)
+    return _empty(a, b, *restored(told))
 
 
 def _words(accumulator: Accumulator, a: Format | None, b: Format | None) -> str | None:
