@@ -16,6 +16,9 @@ from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
 from .diagnosis.recommend import Recommendation as Recommendation
 from .diagnosis.recommend import recommend as recommend
+from .diagnosis.required_bits import RequiredBits as RequiredBits
+from .diagnosis.required_bits import RequiredRow as RequiredRow
+from .diagnosis.required_bits import required_bits as required_bits
 from .diagnosis.sensitivity import sensitivity as sensitivity
 from .diagnosis.sensitivity_report import SensitivityReport as SensitivityReport
 from .diagnosis.sensitivity_report import SensitivityRow as SensitivityRow

@@ -70,8 +70,7 @@ def recipe_page(recipe: Recipe) -> str:
         transform = getattr(recipe, product).transform
         if transform is not None:
             rows.append([f"{product}.transform", f"{transform}: of both operands along the sum"])
-    if recipe.grad_weight.unit != "fp32":
-        rows.append(["grad_weight.unit", recipe.grad_weight.unit])
+    rows += [[product, f"summed in {unit}"] for product, unit in recipe.summed_in.items()]
     if recipe.activation is not None:
         kept = ", kept in 16 bits" if recipe.narrow else ""
         rows.append(["activation", f"outputs rounded to {recipe.activation}{kept}"])

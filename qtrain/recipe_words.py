@@ -11,7 +11,9 @@ from functools import cache
 from typing import Any
 
 import quantizers
-from quantizers import Granularity, blocks, formats, groups, per_axis, per_channel, rounding
+from quantizers import Granularity, accumulators, blocks, formats, groups, per_axis, per_channel
+from quantizers import rounding as roundings
+from quantizers.accumulators import Aligned, Exact
 from quantizers.checks import suggestion
 
 from .norms import deviations
@@ -27,6 +29,7 @@ _FUNCTIONS = (
     blocks, groups, per_axis, per_channel, hadamard, center,
     quantizers.stochastic, quantizers.chunked_minmax,
     quantizers.percentile, quantizers.rms, quantizers.ema, quantizers.history,
+    accumulators.exact, accumulators.sequential, accumulators.aligned, accumulators.integer,
     deviations.l2, deviations.l1, deviations.linf, deviations.topk, deviations.range_,
 )  # fmt: skip
 _CONSTANTS = {"null": None, "true": True, "false": False}
@@ -50,12 +53,13 @@ def names() -> dict[str, Any]:
     ours = {n: v for n, v in vars(quantizers).items() if type(v) in kinds().values()}
     norms = {name: deviations.get(name) for name in deviations.names()}
     found = {"OFF": quantizers.OFF, "per_channel": per_channel()}
-    return {**found, **formats.NAMED, **ours, **rounding.NAMED, **norms}
+    return {**found, **formats.NAMED, **ours, **roundings.NAMED, **norms}
 
 
 @cache
 def _makers() -> dict[str, Callable[..., Any]]:
-    return {**{f.__name__.rstrip("_"): f for f in _FUNCTIONS}, **kinds()}
+    functions = {f.__name__.rstrip("_"): f for f in _FUNCTIONS}
+    return {**functions, "unit": accumulators.get, **kinds()}
 
 
 def named(name: str, where: str) -> Any:
@@ -123,6 +127,10 @@ def spelled(value: object) -> str | None:
     """The call that may make an object, for the kinds that are better read so; else None."""
     if isinstance(value, Hadamard) and not isinstance(value.signs, tuple):
         return f"hadamard({value.size}, {value.signs or 'null'})"
+    if isinstance(value, Exact):
+        return "exact()"
+    if isinstance(value, Aligned) and tuple(value.name.split()) in accumulators.names():
+        return f"unit({', '.join(value.name.split())}, promote={value.promote or 'null'})"
     if isinstance(value, Granularity) and value.sizes:
         sizes = dict(value.sizes)
         if value.of == "flat":

@@ -17,7 +17,7 @@ from .clock import Budget, captured, each, milliseconds
 #: tokens, features out, features in
 SHAPES = ((8192, 1024, 1024), (8192, 4096, 1024), (1024, 1024, 8192))
 #: whose output for a token depends on no other
-RECIPES = ("mxfp8", "mxint8", "deepseek-v3")
+RECIPES = ("mxfp8", "mxint8")
 QUANTIZERS = {
     "e4m3, 32": Quantizer(
         format=e4m3, granularity=blocks(32), scale=Scale(e8m0, rule="rceil")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from quantizers.accumulators import Accumulator
 
 from ..copies import unwrapped
 from ..layer_state import device_of
 from ..names import some
-from ..products.call import Probe
 from ..products.engines.choice import ENGINES
 from ..products.engines.engine import was_refused
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
+from ..products.probe import Probe
+from ..recipe.units import Unit
 from .declined import Declined
 from .declined import lines as declined_lines
 from .record import Conversion, by_reason, grouped
@@ -36,6 +41,7 @@ class Summary:
     engines           layer -> product -> the engine that served it, of those that ran; several are
                       joined by " + "; None likewise
     device            the kind of device that the model is on
+    seconds           layer -> product -> what an accumulator took to sum it, on these inputs
     declined          quantizers -> calls for which that device has a kernel, and none served
     """
 
@@ -46,6 +52,7 @@ class Summary:
     engines: dict[str, dict[Kind, str]] | None = None
     device: str = "cpu"
     declined: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, dict[Kind, float]] = field(default_factory=dict)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -79,6 +86,7 @@ class Summary:
             lines.append(f"never ran  {', '.join(self.never_ran)}")
         lines += self._engine_lines()
         lines += declined_lines(self.engines or {}, self.declined, self.device)
+        lines += self._slow_lines()
         for name in self.refused:
             lines.append(f"refused    engine {name}: inexact on this machine, not used")
         lines.append("update     the weight update and the optimizer's state are full precision")
@@ -88,6 +96,20 @@ class Summary:
                 "old one; build it from this model's parameters (or use quantize_)"
             )
         return "\n".join(lines)
+
+    def _slow_lines(self) -> list[str]:
+        """Of products that accumulators sum: how long they take, where that is long."""
+        total = sum(sum(products.values()) for products in self.seconds.values())
+        if total < _SLOW:
+            return []
+        layers = {name: sum(products.values()) for name, products in self.seconds.items()}
+        slowest = sorted(layers, key=lambda name: -layers[name])
+        where = "" if self.device == "cpu" else f", by torch's own operations on {self.device}"
+        each = [f"{name} {layers[name]:.2g}" for name in slowest if layers[name] > 0.05 * total]
+        return [
+            f"slow       sums by accumulators take about {total:.2g} s a step of such inputs"
+            f"{where}, in seconds: {some(each, 6)}"
+        ]
 
     def _engine_lines(self) -> list[str]:
         """One line for each engine: how many products it serves; of attention a layer has several,
@@ -103,16 +125,28 @@ class Summary:
         ]
 
 
+#: seconds of all sums by accumulators from which on a summary names them
+_SLOW = 0.5
+
+
 class _Engines(Probe):
-    """The probe of one layer that learns which engines serve it."""
+    """The probe of one layer that learns which engines serve it, and how long accumulators take."""
 
     def __init__(self) -> None:
         self.found: dict[Kind, str] = {}
+        self.seconds: dict[Kind, float] = {}
 
     def engine(self, kind: Kind, name: str) -> None:
         known = self.found.setdefault(kind, name).split(" + ")
         if name not in known:
             self.found[kind] += f" + {name}"
+
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+        if not isinstance(unit, Accumulator) or found.is_meta:
+            return
+        start = perf_counter()  # once more: the first call may have compiled a kernel
+        by(unit).flatten()[:1].tolist()  # waits for a device
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + perf_counter() - start
 
 
 def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
@@ -136,9 +170,11 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
     outside, never_ran = watch.outside, watch.never_ran()
+    seconds = {name: probe.seconds for name, probe in probes.items() if probe.seconds}
     return Summary(
-        conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers
-    )
+        conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
+        seconds,
+    )  # fmt: skip
 
 
 def _refused(device: str) -> list[str]:

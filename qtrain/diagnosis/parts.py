@@ -69,7 +69,8 @@ def without(recipe: Recipe, roles: Iterable[str]) -> Recipe:
     """The recipe with these roles in full precision.
 
     A backward product that takes its operand as the forward quantized it takes it as it then is:
-    without "input" there is no quantized input in grad_weight either.  ValueError for other roles
+    without "input" there is no quantized input in grad_weight either.  What takes such an operand
+    is summed without an accumulator.  ValueError for other roles
     than those of `PRODUCT_ROLES`.
     """
     changed: dict[str, Any] = {}
@@ -77,11 +78,13 @@ def without(recipe: Recipe, roles: Iterable[str]) -> Recipe:
         if choice("role", role, PRODUCTS) == "output":
             changed |= {"activation": None, "narrow": False}
             continue
-        product, operand = SLOT_OF[role]
-        changed[product] = replace(changed.get(product, getattr(recipe, product)), **{operand: OFF})
-    if "forward" in changed or "grad_weight" in changed:  # bf16 units hold no full precision
-        own = changed.get("grad_weight", recipe.grad_weight)
-        changed["grad_weight"] = replace(own, unit="fp32")
+        own, operand = SLOT_OF[role]
+        takes = [p for p in KINDS if getattr(getattr(recipe, p), operand, OFF) is None]
+        for product in (own, *(takes if own == "forward" else ())):
+            others: dict[str, Any] = {"accumulator": None}  # units for narrow operands hold none
+            others |= {operand: OFF} if product == own else {}
+            others |= {"unit": "fp32"} if product == "grad_weight" else {}
+            changed[product] = replace(changed.get(product, getattr(recipe, product)), **others)
     return replace(recipe, **changed)
 
 

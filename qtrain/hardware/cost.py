@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from quantizers import FloatFormat, IntFormat, QTensor, Quantizer, TableFormat, fp32
+from quantizers.accumulators import Aligned, Integer, Sequential
 from quantizers.formats import NAMED
 
 from .. import checks
 from ..conversion.watch import rehearsed
 from ..inspection.probes import watchable
-from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
+from ..products.probe import Computed, Probe
 from ..products.product import Product
 from ..recipe import OPERANDS, Recipe
+from ..recipe.units import Unit
 from .energy import SZE2017, EnergyTable
 from .report import CostReport, CostRow
 
@@ -77,7 +79,8 @@ class Counter(Probe):
             return _bits(product.handed, activation)
         if product.kind == "forward" and isinstance(activation, FloatFormat):
             return elements * activation.bits
-        return elements * 8 * (self.recipe.units[product.kind] or product.dtype).itemsize
+        unit = self.recipe.units[product.kind]
+        return elements * 8 * (unit if isinstance(unit, torch.dtype) else product.dtype).itemsize
 
 
 def _given(product: Computed) -> tuple[Tensor, Tensor]:
@@ -110,11 +113,24 @@ def _format(q: QTensor) -> str:
     if isinstance(q.format, IntFormat):
         return f"int{q.format.bits}"
     if isinstance(q.format, FloatFormat):
-        named = NAMED.get(q.format.name) == q.format
-        return q.format.name if named else f"e{q.format.exponent}m{q.format.mantissa}"
+        return _name(q.format)
     if isinstance(q.format, TableFormat):
         return "fp32"
     return _DTYPES.get(q.values_dtype, str(q.values_dtype))
+
+
+def _sum_of(unit: Unit) -> str | None:
+    """The format that is added in; None: what the table says."""
+    if isinstance(unit, Integer):
+        return f"int{unit.bits}"
+    if isinstance(unit, Sequential):
+        return _name(unit.format)
+    return f"e8m{unit.bits}" if isinstance(unit, Aligned) else None
+
+
+def _name(fmt: FloatFormat) -> str:
+    named = NAMED.get(fmt.name) == fmt
+    return fmt.name if named else f"e{fmt.exponent}m{fmt.mantissa}"
 
 
 def _bits(q: QTensor, quantizer: object) -> int:
@@ -145,7 +161,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     written once.  Bytes stored: the operand that a backward product keeps from the forward, the
     input for grad_weight and the weight for grad_input, each layer its own.  Integers and floats
     take their bits, scales those of their format (fp32 for a quantizer that names none), zero
-    points those of the elements; results their dtype, or as the recipe's activation has them.
+    points those of the elements; an accumulator adds in its own format, one that aligns in as many
+    fraction bits as it aligns; results their dtype, or as the recipe's activation has them.
 
     Not counted: what is done once for each element of an operand or a result (quantizing, scales,
     zero points, biases and their gradients), adding the sums of blocks, norms, softmax, the loss,
@@ -169,7 +186,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             "call it under torch.no_grad() to count the forward alone"
         )
     found = [
-        (name, key, counter.sums[key])
+        (name, key, counter.recipe.units[key[0]], counter.sums[key])
         for name, counter in counters
         for key in sorted(counter.sums, key=lambda key: KINDS.index(key[0]))
     ]
@@ -179,15 +196,21 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             f"layer"
         )
     return CostReport(
-        tuple(_row(name, *key, own, table) for name, key, (own, _) in found),
-        tuple(_row(name, key[0], "fp32", "fp32", fp32, table) for name, key, (_, fp32) in found),
+        tuple(_row(name, key, own, table, unit) for name, key, unit, (own, _) in found),
+        tuple(
+            _row(name, (key[0], "fp32", "fp32"), fp32, table, None)
+            for name, key, _, (_, fp32) in found
+        ),
         watch.outside,
         watch.never_ran(),
     )
 
 
-def _row(layer: str, kind: Kind, a: str, b: str, sums: Sums, table: EnergyTable) -> CostRow:
-    unit = table.unit(a, b)
+def _row(
+    layer: str, formats: tuple[Kind, str, str], sums: Sums, table: EnergyTable, by: Unit
+) -> CostRow:
+    kind, a, b = formats
+    unit = table.unit(a, b, _sum_of(by))
     return CostRow(
         layer=layer,
         product=kind,

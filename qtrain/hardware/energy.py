@@ -173,10 +173,11 @@ class EnergyTable:
             need = "a function of (operation, name, the table's entries) that returns a UnitCost"
             checks.function("estimate", self.estimate, need, "", "", {})
 
-    def unit(self, a: str, b: str) -> MultiplyAdd:
-        """The unit that multiplies formats `a` and `b`; ValueError for what cannot be had."""
+    def unit(self, a: str, b: str, accumulator: str | None = None) -> MultiplyAdd:
+        """The unit that multiplies formats `a` and `b`, and adds in a format (None: the table's);
+        ValueError for what cannot be had."""
         name = multiplier(a, b)
-        accumulator = _found(name, self.accumulators)
+        accumulator = accumulator or _found(name, self.accumulators)
         if accumulator is None:  # what the simulation sums in
             one, two = width(a), width(b)
             accumulator = f"int{max(32, one.bits + two.bits + 16)}"

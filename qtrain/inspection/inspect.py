@@ -13,8 +13,8 @@ from ..conversion.converted import plain_state_dict
 from ..conversion.watch import twin
 from ..copies import copied, unwrapped
 from ..layer_state import LayerState
-from ..products.call import Computed
 from ..products.module import products_of
+from ..products.probe import Computed
 from .figures import Sums
 from .pair import TensorPair
 from .probes import in_full_precision, show, watchable

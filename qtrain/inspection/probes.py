@@ -12,9 +12,9 @@ from quantizers import QTensor
 from ..autograd.recomputation import in_backward
 from ..conversion.quantize import convert_left_
 from ..conversion.watch import twin
-from ..products.call import Computed, Probe
 from ..products.module import products_of
 from ..products.operations import Kind
+from ..products.probe import Computed, Probe
 from ..recipe import Recipe
 
 

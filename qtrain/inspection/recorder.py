@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +10,23 @@ import torch
 from torch import Tensor
 
 from quantizers import QTensor
+from quantizers.accumulators import Accumulator, endless
 
 from ..autograd.recomputation import in_backward
-from ..products.call import Computed, Probe
 from ..products.operations import Kind
+from ..products.probe import Computed, Probe
 from ..recipe import OPERANDS
+from ..recipe.units import Unit
 from .detail import Detail
 from .figures import Sums
 from .pair import TensorPair
-from .row import OPERAND_ROLES, RESULTS, ROLES
+from .row import OPERAND_ROLES, RESULTS, ROLES, SUMS
 from .sampling import sampled
 from .weight_watch import WeightWatch, parameter
+
+_BEHIND = {RESULTS[kind]: (role,) for kind, role in SUMS.items()}
+#: that of an accumulator behind the product's own
+_ORDER = [each for role in ROLES for each in (role, *_BEHIND.get(role, ()))]
 
 
 def _compiles() -> bool:
@@ -96,9 +102,21 @@ class Recorder(Probe):
             exact = operation.product(kind, a.to(wide), b.to(wide), like)
         self._add(role, exact, result)
 
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+        again = kind == "forward" and in_backward()
+        if self.limit is not None or again or not isinstance(unit, Accumulator):
+            return
+        sums = self._add(SUMS[kind], by(torch.float64), found)
+        wide = torch.where(found.isfinite(), found, 0)
+        if endless(unit) != unit:
+            wide = by(endless(unit))
+        sums.clipped += int(((found != wide) & ~(found.isnan() & wide.isnan())).sum())
+        if sums.clipped:
+            sums.note = f"{sums.clipped:,} sums overflowed"
+
     def rows(self) -> Iterator[tuple[str, Sums, Detail | None]]:
-        """(role, its sums, its detail where there is one), in the order of ROLES."""
-        for role in ROLES:
+        """(role, its sums, its detail where there is one), in the order of `_ORDER`."""
+        for role in _ORDER:
             if role in self.sums:
                 yield role, self.sums[role], self.details.get(role)
 

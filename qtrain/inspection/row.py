@@ -24,6 +24,8 @@ RESULTS: dict[Kind, str] = {
     "grad_input": "grad_input",
     "grad_weight": "grad_weight",
 }
+#: the role under which the error of a product's accumulator alone is reported
+SUMS: dict[Kind, str] = {kind: f"{role} (accumulator)" for kind, role in RESULTS.items()}
 #: The order in which a layer's roles are listed.
 ROLES: tuple[str, ...] = tuple(
     role
@@ -40,11 +42,12 @@ class Row:
     """The error of one tensor of one layer, against the same tensor in full precision.
 
     layer       module path;  role: input, weight, output, grad_output (of either backward
-                product), grad_input, grad_weight
+                product), grad_input, grad_weight; of these with "(accumulator)" the error that
+                their accumulator alone makes, against the exact sums of the same elements
     sqnr_db     10 log10(sum x^2 / sum (q - x)^2), dB; inf without error
     cosine      of x and q
     bias        mean signed error, mean(q - x), in the tensor's own unit
-    clipped     fraction of elements outside the representable interval
+    clipped     fraction of elements outside the representable interval; of sums that overflowed
     zeroed      fraction of elements that are not 0 but became 0
     nonfinite   how many elements of q are NaN or infinite
     low, high   the range of x

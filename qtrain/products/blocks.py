@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
+from quantizers.accumulators import Accumulator
 
+from ..recipe.units import Unit
 from .blockwise.matrices import matrices_of
 from .blockwise.product import in_blocks
 from .engines.choice import ENGINES, choose
@@ -36,10 +37,12 @@ class _Plan(NamedTuple):
     """What a product's shapes, formats and engines decide.
 
     shapes   of the two scales: see `lifted_shape`
-    served   by what; None where blocks cut the sum
+    cut      whether blocks cut the sum
+    served   by what; None where they do, and where an accumulator is named
     """
 
     shapes: tuple[Shape, Shape]
+    cut: bool
     served: Served | None
 
 
@@ -50,11 +53,12 @@ def _plan(
     b: Sketch,
     device_type: str,
     engines: tuple[Engine, ...],
-    unit: torch.dtype | None,
+    unit: Unit,
 ) -> _Plan:
     shapes = lifted_shape(product, "a", a), lifted_shape(product, "b", b)
-    if is_cut(product, a, b):
-        return _Plan(shapes, None)
+    cut = is_cut(product, a, b)
+    if cut or isinstance(unit, Accumulator):
+        return _Plan(shapes, cut, None)
     if isinstance(a.format, IntFormat) and isinstance(b.format, IntFormat):
         forms = tasks(product, a, b)
     else:
@@ -66,7 +70,7 @@ def _plan(
                 significant=significant(a.format, b.format), half=half(a.format, b.format),
             )
         ]  # fmt: skip
-    return _Plan(shapes, choose(forms, device_type, engines))
+    return _Plan(shapes, cut, choose(forms, device_type, engines))
 
 
 def multiply(
@@ -78,23 +82,30 @@ def multiply(
     *,
     bias: Tensor | None = None,
     note: Note | None = None,
-    unit: torch.dtype | None = None,
+    unit: Unit = None,
+    key: Tensor | None = None,
 ) -> Tensor:
     """A product of two quantized operands; see the module's definition.
 
     like: shape and strides of what is differentiated (any dtype); bias: (out channels), for the
-    forward; note: is told the engine that serves each block; unit: the dtype in
-    which a product with a floating-point operand runs (None: fp32, or fp64 for fp64 elements), its
-    result rounded to it.  -> fp32, or fp64 where an operand's elements are.  Raises ValueError
-    where a scale varies along the sum.
+    forward; note: is told the engine that serves each block; unit: the dtype in which a product
+    with a floating-point operand runs (None: fp32, or fp64 for fp64 elements), its result rounded
+    to it; or the accumulator that sums, key: of its random bits.  -> fp32, or fp64 where an
+    operand's elements are.  Raises ValueError where a scale varies along the sum.
     """
     device = a.elements.device.type
     engines = engines or ENGINES[device]
     of_a, of_b = sketches(a, b)
-    shapes, served = _plan(product, of_a, of_b, device, engines, unit)
+    shapes, cut, served = _plan(product, of_a, of_b, device, engines, unit)
     if served is None:
         by = matrices_of(product, a.elements.shape, b.elements.shape, like.shape)
-        return in_blocks(product, by, a, b, like, bias=bias, note=note)
+        own = unit if isinstance(unit, Accumulator) else None
+        scales: tuple[Tensor, ...] = ()
+        if not cut:
+            scales = _scales(product, a, b, shapes)
+            a, b = (QTensor(q.unshifted(), format=q.format) for q in (a, b))
+        found = in_blocks(product, by, a, b, like, note=note, accumulator=own, key=key)
+        return Epilogue(scales, bias).applied_(product.operation, found)
     engine, task = served
     if note is not None:
         note(product.kind, engine.name)

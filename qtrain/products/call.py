@@ -1,15 +1,17 @@
-"""What is known of one call of a layer beside its tensors, and who may look at its products."""
+"""What is known of one call of a layer beside its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from quantizers import Off, QTensor, Quantizer, fold
+from quantizers.accumulators import Accumulator
 from quantizers.protocol import quantized
 from quantizers.ranges.rules import State
 from quantizers.steps import quantize
@@ -17,63 +19,18 @@ from quantizers.steps import quantize
 from ..layer_state import rank
 from ..norms.deferred import DEFERRED, Deferred
 from ..recipe import OPERANDS, SLOTS, Recipe
+from ..recipe.units import Unit
 from .blocks import multiply
 from .blockwise.matrices import Matrices, matrices_of, restored
 from .blockwise.product import in_blocks
 from .centering import centered, corrected
 from .engines.engine import Engine
 from .operations import Kind, Operation
+from .probe import Probe
 from .product import Product
 
 #: what numbers the signs of a product's transform, beside the noise of its operands
 _SIGNS = {kind: -1 - number for number, kind in enumerate(OPERANDS)}
-
-
-class Computed(NamedTuple):
-    """One product of a layer, as a probe sees it.
-
-    a, b       its operands before they were quantized (weight: canonical); b None where it has
-               been changed in place since the forward
-    operands   the two as they were multiplied; b keeps a scale that was folded into a
-    bias       the forward's, or None
-    result     what came out, in the dtype it was computed in
-    dtype      the dtype in which the result is handed on
-    handed     the forward's result as the recipe's activation quantized it, or None
-    """
-
-    operation: Operation
-    kind: Kind
-    a: Tensor
-    b: Tensor | None
-    operands: tuple[QTensor, QTensor]
-    bias: Tensor | None
-    result: Tensor
-    dtype: torch.dtype
-    handed: QTensor | None = None
-
-
-class Probe:
-    """Sees every quantization and every product of a layer, for inspection; one that overrides
-    nothing passes over all of them.
-
-    It changes none of their bits.
-    """
-
-    def watches(self, training: bool) -> bool:
-        """Whether it is to see a call in this mode."""
-        return True
-
-    def operand(
-        self, kind: Kind, operand: str, x: Tensor, q: QTensor, folded: bool, backward: bool
-    ) -> None:
-        """An operand before and after its quantizer; where blocks along the sum are cut, as
-        matrices; folded: times the other operand's scale; backward: in the backward pass."""
-
-    def result(self, product: Computed) -> None:
-        """A product that was computed."""
-
-    def engine(self, kind: Kind, name: str) -> None:
-        """The engine that serves a product, or one block of it."""
 
 
 #: devices where grad_weight's elements of fp16 and bf16 are kept in these
@@ -179,18 +136,38 @@ class Call:
         b: QTensor,
         like: Tensor,
         by: Matrices | None,
+        key: Tensor | None,
         bias: Tensor | None = None,
+        unit: Unit | Literal["recipe"] = "recipe",
     ) -> Tensor:
-        """A product of operands as `quantize` made them."""
-        product = Product(self.operation, kind)
-        note = None if self.probe is None else self.probe.engine
+        """A product of operands as `quantize` made them; key: the forward's; unit: what sums it in
+        place of what the recipe says, for a probe."""
+        product, probe = Product(self.operation, kind), self.probe
+        if asked := unit == "recipe":
+            unit = self.recipe.units[kind]
+        own, noise = (unit if isinstance(unit, Accumulator) else None), None
+        if own is not None and own.noisy and key is not None:  # each rank's, as data is
+            noise = fold(fold(key, _SIGNS[kind]), rank() + 1)
+        note = probe.engine if probe is not None and asked else None
         if by is None:
-            return multiply(
-                product, a, b, like, self.engines, bias=bias, note=note,
-                unit=self.recipe.units[kind],
+            found = multiply(
+                product, a, b, like, self.engines, bias=bias, note=note, unit=unit, key=noise
             )  # fmt: skip
-        first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
-        return in_blocks(product, by, a, b, like, cut=(first, second), bias=bias, note=note)
+        else:
+            first, second = (self.recipe.slots[kind, operand].cut for operand in OPERANDS[kind])
+            found = in_blocks(
+                product, by, a, b, like, cut=(first, second), bias=bias, note=note,
+                accumulator=own, key=noise,
+            )  # fmt: skip
+        if probe is not None and asked:
+            again = partial(self.multiply, kind, a, b, like, by, key, bias)
+            probe.summed(kind, unit, found, again)
+        return found
+
+    def is_off(self, kind: Kind, a: QTensor, b: QTensor, by: Matrices | None) -> bool:
+        """Whether a product of these operands is torch's own."""
+        plain = by is None and a.format is None and b.format is None
+        return plain and a.scale is None and b.scale is None and self.recipe.units[kind] is None
 
     def corrected(self, kind: Kind, result: Tensor, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         """A product with the part of the means that were taken off its operands; a, b: these, as

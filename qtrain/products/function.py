@@ -17,16 +17,13 @@ from ..autograd.function_output import function_output
 from ..autograd.selective import shown
 from ..recipe import OPERANDS, OUTPUT
 from .blockwise.matrices import turned
-from .call import Call, Computed, located
+from .call import Call, located
 from .operands import folded
 from .operations import Kind
 from .outputs import handed_on, passed_back
 from .parts import Seen, joined, packed, tensors_of, unpacked
+from .probe import Computed
 from .product import Product
-
-
-def _off(a: QTensor, b: QTensor) -> bool:
-    return a.format is None and b.format is None and a.scale is None and b.scale is None
 
 
 class Products(torch.autograd.Function):
@@ -65,12 +62,12 @@ class Products(torch.autograd.Function):
         if "forward" in call.recipe.cut:
             like, shape = input, call.operation.canonical(weight).shape
             by = call.matrices("forward", input.shape, shape, input.shape)
-        if by is None and _off(xq, wq):
+        if call.is_off("forward", xq, wq, by):
             wide = torch.promote_types(xq.elements.dtype, wq.elements.dtype)
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
-            output = call.multiply("forward", xq, wq, like, by, bias)
+            output = call.multiply("forward", xq, wq, like, by, key, bias)
         if call.recipe.centered["forward"]:
             canonical = call.operation.canonical(weight)
             output = call.corrected("forward", output, input, canonical, input)
@@ -167,11 +164,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if saved.scale is not None and saved.scale.numel() > 1 and not slot.cut:
             factor, bare = folded(Product(operation, kind), grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor, by)
-        if by is None and _off(gq, bare):
+        if call.is_off(kind, gq, bare, by):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
-            result = call.multiply(kind, gq, bare, like, by)
+            result = call.multiply(kind, gq, bare, like, by, key)
         if x is not None and call.recipe.centered[kind]:
             result = call.corrected(kind, result, grad_output, x, like)
         if call.probe is not None and seen is not None:

@@ -14,9 +14,10 @@ from ..autograd.contexts import autocast_dtype, without_autocast
 from ..autograd.selective import hidden, torch_modes
 from ..layer_state import LayerState
 from ..recipe import Recipe
-from .call import Call, Probe, located
+from .call import Call, located
 from .function import apply
 from .operations import Operation
+from .probe import Probe
 
 Shape = tuple[int | None, ...]
 #: of a product's input, canonical weight and output; None for a size that changes

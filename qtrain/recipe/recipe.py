@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, TableFormat, bf16
+from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, TableFormat
 from quantizers.formats import NATIVE
 from quantizers.names import take_names
 
@@ -25,13 +25,7 @@ from .slots import (
     short,
     slot_of,
 )
-
-
-def _exact_in_bf16(fmt: object) -> bool:
-    """Whether bf16 holds every element, less any zero point."""
-    if isinstance(fmt, IntFormat):
-        return fmt.high - fmt.low <= 256
-    return isinstance(fmt, FloatFormat) and fmt.mantissa <= bf16.mantissa
+from .units import Unit, text_of, unit_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +45,8 @@ class Recipe:
     leaves_out   what it leaves out of that, or approximates; a model's summary says so
     when         when to take it
 
-    Sums are exact for integer operands and accumulated in fp32 otherwise; the weight update and
-    the optimizer's state stay in full precision.
+    Where no accumulator is named, sums are exact for integer operands and accumulated in fp32
+    otherwise; the weight update and the optimizer's state stay in full precision.
     """
 
     name: str
@@ -68,18 +62,18 @@ class Recipe:
     when: str = ""
     #: each operand's quantizer, and what is known of it
     slots: Mapping[tuple[str, str], Slot] = field(init=False, repr=False, compare=False)
-    #: the products of which neither operand is quantized
+    #: the products of which neither operand is quantized, nor an accumulator named
     off: frozenset[str] = field(init=False, repr=False, compare=False)
     #: whether a layer under this recipe is exactly the torch layer
     products_off: bool = field(init=False, repr=False, compare=False)
-    #: whether a transform needs a key at every step
+    #: whether a transform or an accumulator needs a key at every step
     noisy: bool = field(init=False, repr=False, compare=False)
     #: the products that are computed as matrices: with blocks along the sum, or a transform
     cut: frozenset[str] = field(init=False, repr=False, compare=False)
     #: of each product, the operands whose means are taken off
     centered: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
-    #: the dtype of each product's units, None for fp32
-    units: Mapping[str, torch.dtype | None] = field(init=False, repr=False, compare=False)
+    #: what sums each product
+    units: Mapping[str, Unit] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.text("name", self.name)
@@ -115,8 +109,12 @@ class Recipe:
         object.__setattr__(self, "slots", {**slots, **own})
         for product, operands in OPERANDS.items():
             check_nested(product, *[slots[product, operand] for operand in operands])
-        noisy = {s.transform for s in slots.values() if s.transform is not None}
-        object.__setattr__(self, "noisy", any(transform.noisy for transform in noisy))
+        units = {product: unit_of(product, getattr(self, product), slots) for product in OPERANDS}
+        object.__setattr__(self, "units", units)
+        quantized |= {product for product, unit in units.items() if unit is not None}
+        drawing = [*(s.transform for s in slots.values()), *units.values()]
+        noisy = any(getattr(each, "noisy", False) for each in drawing)
+        object.__setattr__(self, "noisy", noisy)
         centered = {
             product: tuple(operand for operand in operands if slots[product, operand].centered)
             for product, operands in OPERANDS.items()
@@ -126,12 +124,6 @@ class Recipe:
         object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
         object.__setattr__(self, "products_off", self.activation is None and len(self.off) == 3)
-        unit = None
-        if self.grad_weight.unit == "bf16":
-            self._check_bf16_unit()
-            unit = torch.bfloat16
-        units = {"forward": None, "grad_input": None, "grad_weight": unit}
-        object.__setattr__(self, "units", units)
 
     def _check_activation(self) -> None:
         if isinstance(self.activation, Off):
@@ -153,27 +145,6 @@ class Recipe:
     def quantizes_output(self) -> QuantizerLike | None:
         """The quantizer of outputs, where `activation` is one, not a format."""
         return None if isinstance(self.activation, FloatFormat) else self.activation
-
-    def _check_bf16_unit(self) -> None:
-        if "grad_weight" in self.cut:
-            raise ValueError(
-                "grad_weight.unit: got 'bf16', but blocks along its sum are added in fp32: use "
-                "unit='fp32'"
-            )
-        slots = {name: self.slot("grad_weight", name) for name in ("grad_output", "input")}
-        formats = {name: getattr(quantizer, "format", None) for name, quantizer in slots.items()}
-        for name, fmt in formats.items():
-            if not _exact_in_bf16(fmt):
-                raise ValueError(
-                    f"grad_weight.unit: 'bf16' holds 8 significant bits, but {name} is "
-                    f"{short(slots[name])}; quantize it to integers of at most 8 bits or to a "
-                    f"float format of at most 7 mantissa bits, or use unit='fp32'"
-                )
-        if all(isinstance(fmt, IntFormat) for fmt in formats.values()):
-            raise ValueError(
-                "grad_weight.unit: got 'bf16', but both operands are integer, and their sums are "
-                "exact: use unit='fp32'"
-            )
 
     def stored(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of outputs where the caller's is `dtype`."""
@@ -200,6 +171,12 @@ class Recipe:
         return replace(made, activation=self.activation, narrow=self.narrow)
 
     @property
+    def summed_in(self) -> dict[str, str]:
+        """What sums the products, where it is not the usual, in words."""
+        found = {product: text_of(unit) for product, unit in self.units.items()}
+        return {product: text for product, text in found.items() if text is not None}
+
+    @property
     def stored_as(self) -> str:
         """What outputs are rounded to, in words."""
         if self.activation is None:
@@ -217,14 +194,14 @@ class Recipe:
             f"grad_output for grad_input {short(grad_input)}; "
             f"for grad_weight {short(grad_weight)}"
         )
-        if self.grad_weight.unit != "fp32":
-            text += f" in {self.grad_weight.unit} units"
         for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
             if not self.reuses(product, operand):
                 text += f"; {operand} for {product} {short(self.slot(product, operand))}"
                 if self.slots[product, operand].of_forward:
                     text += " of the forward's value"
-        for product in ("forward", "grad_input", "grad_weight"):
+        for product, unit in self.summed_in.items():
+            text += f"; {product} in {unit}"
+        for product in OPERANDS:
             transform = getattr(self, product).transform
             if transform is not None:
                 text += f"; {product} after {transform}"

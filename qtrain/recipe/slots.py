@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from quantizers import OFF, Granularity, QuantizerLike, per_tensor
+from quantizers.accumulators import Accumulator
 from quantizers.protocol import needs_key, straight_through
 
 from .. import checks
@@ -36,7 +37,10 @@ def short(quantizer: QuantizerLike) -> str:
     return kind.__name__ if plain else str(quantizer)
 
 
-def _check(owner: str, transform: object, **quantizers: object) -> None:
+def _check(owner: str, transform: object, accumulator: object, **quantizers: object) -> None:
+    if not isinstance(accumulator, Accumulator | None):
+        need = "one of quantizers.accumulators', such as sequential(fp16), or None"
+        checks.refuse(f"{owner}.accumulator", accumulator, need)
     for name, quantizer in quantizers.items():
         checks.quantizer(f"{owner}.{name}", quantizer)
     if not isinstance(transform, Transform | None):
@@ -63,15 +67,19 @@ def _check_source(owner: str, operand: str, source: object, own: QuantizerLike |
 class Forward:
     """output = input (x) weight.
 
-    transform   of the operands, before they are quantized, or None; see `Hadamard`, `Center`
+    transform     of the operands, before they are quantized, or None; see `Hadamard`, `Center`
+    accumulator   what sums the products of their elements, term by term: `accumulated.product`;
+                  None: integers are summed exactly, others in fp32
     """
 
     input: QuantizerLike = OFF
     weight: QuantizerLike = OFF
     transform: Transform | None = None
+    accumulator: Accumulator | None = None
 
     def __post_init__(self) -> None:
-        _check("forward", self.transform, input=self.input, weight=self.weight)
+        own = {"input": self.input, "weight": self.weight}
+        _check("forward", self.transform, self.accumulator, **own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +91,21 @@ class GradInput:
                 has a transform
     source      what `weight` quantizes: "input", the weight itself, or "forward", the value that
                 the forward's quantizer gave it, which needs a quantizer named in `weight`
-    transform   as the forward's
+    transform, accumulator   as the forward's
     """
 
     grad_output: QuantizerLike = OFF
     weight: QuantizerLike | None = None
     source: Source = "input"
     transform: Transform | None = None
+    accumulator: Accumulator | None = None
 
     def __post_init__(self) -> None:
-        weight = OFF if self.weight is None else self.weight
-        _check("grad_input", self.transform, grad_output=self.grad_output, weight=weight)
+        own = {
+            "grad_output": self.grad_output,
+            "weight": OFF if self.weight is None else self.weight,
+        }
+        _check("grad_input", self.transform, self.accumulator, **own)
         _check_source("grad_input", "weight", self.source, self.weight)
 
 
@@ -103,7 +115,7 @@ class GradWeight:
 
     input  None: the forward's quantized input; its quantizer along this product's sum where blocks
            lie along the forward's, or where one of the two products has a transform
-    source, transform   as grad_input's
+    source, transform, accumulator   as grad_input's
     unit   "fp32", or "bf16": multiply in bf16 units, which hold both operands exactly, sum in fp32
            and round every result to bf16, as those units return it; faster where a machine has
            them, and another gradient: its last 16 bits are gone.  Not for integer products.
@@ -114,10 +126,14 @@ class GradWeight:
     unit: Literal["fp32", "bf16"] = "fp32"
     source: Source = "input"
     transform: Transform | None = None
+    accumulator: Accumulator | None = None
 
     def __post_init__(self) -> None:
-        own = OFF if self.input is None else self.input
-        _check("grad_weight", self.transform, grad_output=self.grad_output, input=own)
+        own = {
+            "grad_output": self.grad_output,
+            "input": OFF if self.input is None else self.input,
+        }
+        _check("grad_weight", self.transform, self.accumulator, **own)
         _check_source("grad_weight", "input", self.source, self.input)
         checks.choice("grad_weight.unit", self.unit, ("fp32", "bf16"))
 

@@ -1,5 +1,7 @@
 """The named recipes, a file a family."""
 
+from .accumulated import ibm_fp8 as ibm_fp8
+from .accumulated import lba as lba
 from .affine import banner2018 as banner2018
 from .affine import int8 as int8
 from .baselines import bf16 as bf16

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantizers import FloatFormat, Quantizer, Scale, absmax, blocks, e4m3, e5m2, history
+from quantizers import (
+    FloatFormat,
+    Quantizer,
+    Scale,
+    absmax,
+    accumulators,
+    blocks,
+    e4m3,
+    e5m2,
+    history,
+)  # fmt: skip
 
 from ..recipe import Forward, GradInput, GradWeight, Recipe
 from .baselines import unscaled
@@ -62,23 +72,27 @@ def fp8_delayed() -> Recipe:
 
 def deepseek_v3() -> Recipe:
     """DeepSeek-V3: e4m3 everywhere, blocks of 128 along the sum, weights in tiles of 128 x 128,
-    fp32 scales amax / 448.
+    fp32 scales amax / 448, sums of Hopper's units, promoted to fp32 every 128 terms.
 
     DeepSeek-AI 2024, arXiv 2412.19437, 3.3.2; inference/kernel.py of deepseek-ai/DeepSeek-V3
     (act_quant, weight_quant).  The input of grad_weight is cut anew, along its tokens, from the
-    forward's 1 x 128 values, which are what is kept (3.5.2).  Left out: accumulation in 14 bits
-    promoted to fp32 every 128 (3.3.2), the E5M6 inputs behind attention and the scales of powers of
-    two there, bf16 optimizer moments.  Its layers in higher precision (embedding, output head,
+    forward's 1 x 128 values, which are what is kept (3.5.2).  The H800 sums as an H100; each block
+    is one promotion (3.3.2).  Left out: the E5M6 inputs behind attention and the scales of powers
+    of two there, bf16 optimizer moments.  Its layers in higher precision (embedding, output head,
     norms, attention's products) are for `overrides`.
     """
     operand = Quantizer(format=e4m3, granularity=blocks(128))
+    weight = Quantizer(format=e4m3, granularity=blocks(128, 128))
+    sums = accumulators.get("H100", e4m3, promote=128)
     return Recipe(
         name="deepseek-v3",
-        forward=Forward(input=operand, weight=Quantizer(format=e4m3, granularity=blocks(128, 128))),
-        grad_input=GradInput(grad_output=operand),
-        grad_weight=GradWeight(grad_output=operand, input=operand, source="forward"),
+        forward=Forward(input=operand, weight=weight, accumulator=sums),
+        grad_input=GradInput(grad_output=operand, accumulator=sums),
+        grad_weight=GradWeight(
+            grad_output=operand, input=operand, source="forward", accumulator=sums
+        ),
         source="arXiv 2412.19437, 3.3.2 and 3.5.2; deepseek-ai/DeepSeek-V3 inference/kernel.py",
-        leaves_out="14-bit accumulation promoted every 128; E5M6 behind attention; bf16 moments",
+        leaves_out="E5M6 behind attention; bf16 moments",
         when="large Transformers on Hopper; outliers",
     )
 

@@ -9,6 +9,7 @@ from quantizers.checks import suggestion
 
 from .. import checks
 from ..recipe import Recipe
+from .accumulated import ibm_fp8, lba
 from .affine import banner2018, int8
 from .baselines import bf16, fp16, fp32
 from .fp4 import four_over_six, fp4_all_the_way, nvfp4, quartet2
@@ -23,10 +24,10 @@ _NAMED: dict[str, Callable[[], Recipe]] = {
     for made in (
         fp32, bf16, fp16,
         int8, banner2018, switchback, jetfire, statquant, in_hindsight, unified_int8,
-        fp8, fp8_delayed, deepseek_v3, hfp8,
+        fp8, fp8_delayed, deepseek_v3, hfp8, ibm_fp8,
         mxfp8, mxfp6, mxint8, mxfp4, mxfp4_e3m0, tetrajet,
         nvfp4, four_over_six, fp4_all_the_way, quartet2,
-        hbfp4, hbfp6, luq,
+        hbfp4, hbfp6, luq, lba,
     )
 }  # fmt: skip
 

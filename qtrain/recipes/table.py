@@ -7,6 +7,7 @@ from itertools import zip_longest
 from textwrap import wrap
 
 from quantizers import Off, Quantizer, QuantizerLike
+from quantizers.accumulators import Accumulator
 from quantizers.protocol import needs_key
 
 from ..recipe import OPERANDS, Recipe, short
@@ -53,7 +54,9 @@ def operands(recipe: Recipe) -> str:
     for product, names in OPERANDS.items():
         text = " x ".join(_distinct(_element(recipe.slot(product, name)) for name in names))
         transform = getattr(recipe, product).transform
-        said[product] = text if transform is None else f"{text}, {transform}"
+        text = text if transform is None else f"{text}, {transform}"
+        unit = recipe.units[product]
+        said[product] = f"{text}, {unit}" if isinstance(unit, Accumulator) else text
     if len(set(said.values())) == 1:
         text = said["forward"]
     elif said["grad_input"] == said["grad_weight"]:

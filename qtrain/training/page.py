@@ -111,8 +111,7 @@ def _recipe_table(config: TrainConfig, recipe: Recipe, when: str) -> Table:
     rows = [[product, operand, _quantizer(recipe, product, operand)] for product, operand in SLOTS]
     rows.append(["every product", "output", recipe.stored_as])
     rows.append(["norms", "", _norm(config, recipe)])
-    if recipe.grad_weight.unit != "fp32":
-        rows.append(["grad_weight", "unit", recipe.grad_weight.unit])
+    rows += [[product, "summed in", unit] for product, unit in recipe.summed_in.items()]
     headers = ("product", "operand", "quantizer")
     return _words(f"Recipe {recipe.name}{when}", headers, rows)
 

@@ -1,6 +1,8 @@
 """Accumulators: in which order, in which formats and with which overflow a product is summed."""
 
 from .accumulate import accumulate as accumulate
+from .accumulate import needs as needs
+from .endless import endless as endless
 from .models import Accumulator as Accumulator
 from .models import Aligned as Aligned
 from .models import Exact as Exact

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import checks, tensor_checks
-from ..formats import FloatFormat, fp32
+from ..formats import Format, IntFormat, fp32
 from ..rounding import round_to_float
 from .alignment import aligned_sum
 from .exactness import exact_sum
 from .models import Accumulator, Aligned, Exact, Integer, Sequential
 from .running import running_sum
 
-Formats = tuple[FloatFormat | None, FloatFormat | None]
+Formats = tuple[Format | None, Format | None]
 
 
 def accumulate(
@@ -31,7 +31,7 @@ def accumulate(
              of any dtype, up to 2^24
     start    (...), what the sum begins at; None: 0
     formats  those of a's and b's elements, whose smallest exponents `Aligned` takes for subnormal
-             elements and zeros; None: fp32's
+             elements and zeros; None, and what is no floating-point format: fp32's
     key      0-d int64, of the random bits of a stochastic rounding: those of `random_bits` of the
              result's shape, its key folded with twice k (and that plus 1 for a product's rounding,
              K and the chunk's number for k where a chunk is added)
@@ -73,18 +73,26 @@ def _operand(name: str, x: Tensor, whole: bool) -> Tensor:
     if whole and name != "start" and x.numel() and not x.is_meta:
         if not torch.equal(wide.to(x.dtype), x) or wide.abs().max() > 2**24:
             raise ValueError(f"{name}: an integer accumulator sums integers up to 2^24")
-    elif not whole and x.dtype == torch.float64 and not torch.equal(wide.float().double(), wide):
+    elif x.dtype == torch.float64 and not ((wide.float().double() == wide) | wide.isnan()).all():
         raise ValueError(f"{name}: got values that are not exact in fp32; round them first")
     return wide
 
 
+def needs(accumulator: Accumulator, format: Format | None) -> str | None:
+    """What elements an accumulator needs in the place of a format's, in words; None where it takes
+    them.  format: None for elements that are not quantized."""
+    if isinstance(accumulator, Integer) and not isinstance(format, IntFormat):
+        return "integers"
+    if isinstance(accumulator, Aligned) and accumulator.takes and format not in accumulator.takes:
+        return " or ".join(map(str, accumulator.takes))
+    return None
+
+
 def _taken(accumulator: Aligned, formats: Formats) -> Formats:
-    odd = [one for one in formats if one is not None and one not in accumulator.takes]
-    if accumulator.takes and odd:
-        raise ValueError(
-            f"formats: got {odd[0]}; {accumulator} multiplies "
-            f"{', '.join(map(str, accumulator.takes))}"
-        )
+    for own in formats:
+        need = None if own is None else needs(accumulator, own)
+        if need is not None:
+            raise ValueError(f"formats: got {own}; {accumulator} multiplies {need}")
     return formats
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..formats import FloatFormat, fp32
+from ..formats import FloatFormat, Format, fp32
 from ..rounding import round_to_float, toward_zero
 from .exactness import odd_sum
 from .models import Aligned
@@ -16,7 +16,7 @@ def aligned_sum(
     b: Tensor,
     accumulator: Aligned,
     start: Tensor,
-    formats: tuple[FloatFormat | None, FloatFormat | None],
+    formats: tuple[Format | None, Format | None],
 ) -> Tensor:
     """fp64 (..., K), (..., K), (...) -> (...), `Aligned`'s."""
     products = a * b  # exact
@@ -45,8 +45,13 @@ def _group(products: Tensor, exponents: Tensor, total: Tensor, accumulator: Alig
     return torch.where(torch.isfinite(terms).all(-1), found, terms.sum(-1))
 
 
-def _exponent(x: Tensor, format: FloatFormat | None) -> Tensor:
+def least_exponent(format: Format | None) -> int:
+    """Of normal numbers; what is no floating-point format has fp32's."""
+    return (format if isinstance(format, FloatFormat) else fp32).min_exponent
+
+
+def _exponent(x: Tensor, format: Format | None) -> Tensor:
     """floor(log2 |x|), int64, at least the smallest exponent of the format's normal numbers."""
-    smallest = (format or fp32).min_exponent
+    smallest = least_exponent(format)
     found = torch.frexp(x).exponent.to(torch.int64) - 1
     return torch.where(x == 0, smallest, found).clamp(min=smallest)

@@ -7,7 +7,7 @@ itself: of elements of up to 24 significant bits, it is not rounded before it is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from .. import checks
 from ..formats import FloatFormat, fp32
@@ -21,6 +21,9 @@ Wrap = Literal["wrap", "saturate"]
 class Exact:
     """The exact sum, rounded once, to the nearest fp32, ties to even: a Kulisch accumulator, or
     integer hardware that is wide enough.  Beyond fp32 it is infinite."""
+
+    #: whether sums need random bits
+    noisy: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return "exact"
@@ -76,6 +79,11 @@ class Sequential:
                     f"leave one out"
                 )
 
+    @property
+    def noisy(self) -> bool:
+        """Whether sums need random bits."""
+        return self.rounding.random_bits > 0
+
     def __str__(self) -> str:
         parts = [str(self.format)]
         parts += [f"product={self.product}"] * (self.product is not None)
@@ -113,6 +121,7 @@ class Aligned:
     promote: int | None = None
     takes: tuple[FloatFormat, ...] = ()
     name: str = ""
+    noisy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         checks.integer("terms", self.terms, low=1, high=1024)
@@ -148,6 +157,7 @@ class Integer:
 
     bits: int
     overflow: Wrap
+    noisy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         checks.integer("bits", self.bits, low=2, high=48)

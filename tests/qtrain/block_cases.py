@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, quantize
-from qtrain.products.call import Probe
 from qtrain.products.module import products_of
+from qtrain.products.probe import Probe
 from quantizers import (
     IntFormat,
     QTensor,
@@ -71,6 +71,10 @@ def quantized(by: Any, matrix: Tensor) -> tuple[Tensor, Tensor, int]:
 class Sum:
     """sum over blocks of (sa sb) (a b^T), in fp32, of one pair of operands after the other."""
 
+    @staticmethod
+    def inner(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T).float()
+
     def __init__(self) -> None:
         self.total: Tensor | None = None
 
@@ -78,7 +82,7 @@ class Sum:
         step = min(a[2], b[2])
         for start in range(0, a[0].shape[1], step):
             at = slice(start, start + step)
-            part = (a[0][:, at] @ b[0][:, at].T).float()
+            part = self.inner(a[0][:, at], b[0][:, at])
             part = part * (a[1][:, start, None] * b[1][None, :, start])
             self.total = part if self.total is None else self.total + part
 

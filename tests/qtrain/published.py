@@ -19,7 +19,7 @@ HEADERS = ("published recipe", "name", "lines", *LAYERS, "oracles", "left out, o
 PUBLISHED: dict[str, Callable[[], Recipe] | str] = {
     "Banner et al. 2018": recipes.banner2018,
     "WAGE": "integer weights and updates",
-    "IBM FP8 2018": "16-bit accumulators in chunks, a 16-bit update",
+    "IBM FP8 2018": recipes.ibm_fp8,
     "HFP8": recipes.hfp8,
     "Unified INT8": recipes.unified_int8,
     "Distribution-adaptive INT8": "scales by channel, by the gradients' distribution",
@@ -42,7 +42,7 @@ PUBLISHED: dict[str, Callable[[], Recipe] | str] = {
     "UFP4": "its scales, of which no source was had",
     "TetraJet": recipes.tetrajet,
     "MXINT8": recipes.mxint8,
-    "12-bit accumulators": "accumulators",
+    "12-bit accumulators": recipes.lba,
     "Quartet II": recipes.quartet2,
 }
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import qtrain
 from qtrain import Recipe, quantize
-from qtrain.products.call import Probe
 from qtrain.products.module import products_of
+from qtrain.products.probe import Probe
 from quantizers import QTensor
 
 Array = np.ndarray[Any, Any]

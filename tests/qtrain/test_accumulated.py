@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qtrain.products.accumulated.exact_sums import by_products
 from qtrain.products.accumulated.sums import _by_rows, _compiled, accumulated
 from quantizers import (
     FloatFormat,
@@ -17,11 +18,13 @@ from quantizers import (
     e5m2,
     fp16,
     fp32,
+    int8,
     kernels,
     root_key,
     round_to,
     stochastic,
     toward_zero,
+    uint8,
 )
 
 KEY = root_key(3)
@@ -78,6 +81,39 @@ def test_infinite_operands_and_overflows() -> None:
     for unit in (sequential(fp16), sequential(bf16), accumulators.get("A100", "bf16")):
         got = _compiled(a, b, unit, (None, None), None)
         assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+
+
+@pytest.mark.parametrize("spread", [2.0**-9, 1.0, 2.0**6], ids="x {}".format)
+def test_exact_sums_by_matrix_products_have_every_bit(spread: float) -> None:
+    finite = FloatFormat(4, 7, bias=10, specials="finite")
+    for unit, formats, whole in (
+        (accumulators.exact(), (e4m3, e4m3), False),
+        (accumulators.exact(), (int8, uint8), True),
+        (accumulators.integer(9, overflow="wrap"), (int8, int8), True),
+        (sequential(E6M9, chunk=16, inside="exact"), (e4m3, e4m3), False),
+        (sequential(finite, chunk=7, inside="exact", rounding=toward_zero), (int8, int8), True),
+    ):
+        own = bf16 if whole else formats[0]  # type: ignore[assignment]
+        a = drawn(own, 2, 5, 41, seed=1, spread=spread, whole=whole)
+        b = drawn(own, 2, 70, 41, seed=2, spread=spread, whole=whole)
+        want, got = _by_rows(a, b, unit, formats, None), by_products(a, b, unit, formats, None)
+        assert got is not None and same(got, want)
+        with kernels.eager():
+            got = by_products(a, b[:1], unit, formats, None)
+        assert got is not None and same(got, _by_rows(a, b[:1], unit, formats, None))
+
+
+def test_products_that_fp64_does_not_hold_are_not_so_summed() -> None:
+    a, b = torch.ones(2, 3), torch.ones(4, 3)
+    for unit in (accumulators.exact(), sequential(E6M9, chunk=2, inside="exact")):
+        assert by_products(a, b, unit, (e5m2, e5m2), None) is None
+        assert by_products(a, b, unit, (None, e4m3), None) is None
+    for unit in (
+        sequential(E6M9, chunk=2),
+        sequential(E6M9, chunk=2, inside="exact", rounding=stochastic(8)),
+        accumulators.integer(9, overflow="saturate"),
+    ):
+        assert by_products(a, b, unit, (e4m3, e4m3), KEY) is None
 
 
 def test_what_no_kernel_serves_is_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ from quantizers import (
     Scale,
     TableFormat,
     absmax,
+    accumulators,
     bf16,
     blocks,
     ceil,
@@ -465,3 +466,30 @@ def test_the_documented_file_is_that_of_the_recipe_before_it(tmp_path: Path) -> 
     exec(text[python : text.index("\nmodel", python)], names)
     path = save_recipe(names["fp8"], tmp_path / "a.yaml")
     assert path.read_text() == text[shown : text.index("```", shown)]
+
+
+def test_accumulators_in_files(tmp_path: Path) -> None:
+    fp8, whole = Quantizer(format=e4m3), Quantizer(format=IntFormat(8))
+    own = accumulators.Aligned(4, 5, 6, None, (e4m3,), "my unit")
+    for forward, grad_weight in (
+        (accumulators.get("H100", "e4m3", promote=128), accumulators.exact()),
+        (own, accumulators.sequential(FloatFormat(6, 9), chunk=64, rounding=stochastic(8))),
+    ):
+        made = Recipe(
+            name="x",
+            forward=Forward(input=fp8, weight=fp8, accumulator=forward),
+            grad_weight=GradWeight(grad_output=fp8, accumulator=grad_weight),
+        )
+        assert load_recipe(save_recipe(made, tmp_path / "x.yaml")) == made
+    text = "name: x\nforward: {input: {format: int8}, weight: {format: int8}, accumulator: "
+    for word, want in (
+        ("integer(16, overflow=wrap)", accumulators.integer(16, overflow="wrap")),
+        (
+            "sequential(FloatFormat(6, 9), chunk=64)",
+            accumulators.sequential(FloatFormat(6, 9), chunk=64),
+        ),
+    ):
+        (tmp_path / "y.yaml").write_text(f'{text}"{word}"}}\n')
+        assert load_recipe(tmp_path / "y.yaml").forward == Forward(
+            input=whole, weight=whole, accumulator=want
+        )

@@ -18,7 +18,7 @@ from qtrain.diagnosis.parts import (
 )
 from qtrain.inspection.inspect import inspect
 from qtrain.recipe import GradInput
-from quantizers import Off, fp16
+from quantizers import Off, accumulators, fp16
 
 
 def _net() -> nn.Module:
@@ -88,6 +88,25 @@ def test_bf16_units_become_fp32_where_an_operand_is_in_full_precision() -> None:
     for role in ("input", "grad_output (grad_weight)"):
         assert without(recipe, [role]).grad_weight.unit == "fp32"
     assert without(recipe, ["grad_output (grad_input)"]).grad_weight.unit == "bf16"
+
+
+def test_what_takes_full_precision_is_summed_without_an_accumulator() -> None:
+    whole = accumulators.integer(24, overflow="wrap")
+    recipe = recipes.int8()
+    recipe = replace(
+        recipe,
+        forward=replace(recipe.forward, accumulator=whole),
+        grad_input=replace(recipe.grad_input, accumulator=whole),
+        grad_weight=replace(recipe.grad_weight, accumulator=accumulators.sequential(fp16)),
+    )
+    for role, kept in (
+        ("input", ["grad_input"]),
+        ("weight", ["grad_weight"]),
+        ("grad_output (grad_input)", ["forward", "grad_weight"]),
+    ):
+        assert [p for p, unit in without(recipe, [role]).units.items() if unit] == kept
+    every = [role for own in PRODUCT_ROLES.values() for role in own]
+    assert without(recipe, every).products_off
 
 
 def test_all_roles_off_leave_nothing() -> None:

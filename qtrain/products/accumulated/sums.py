@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,11 +11,14 @@ from torch.nn import functional as F
 
 from quantizers import FloatFormat, accumulate, fold, fp32, kernels
 from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
-from quantizers.devices.by_device import ByDevice
+from quantizers.accumulators.alignment import least_exponent
+from quantizers.devices.by_device import ByDevice, restored, spec
+from quantizers.formats import Format
 from quantizers.kernels import team
 from quantizers.kernels.serving import MODES, imported
 
-Formats = tuple[FloatFormat | None, FloatFormat | None]
+from .exact_sums import Formats, by_products, constants_of
+
 #: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
 _SPREAD = 2**24
 
@@ -31,17 +33,13 @@ def accumulated(
     return _accumulated(a, b, accumulator, formats, key)
 
 
-def _noisy(accumulator: Accumulator) -> bool:
-    return isinstance(accumulator, Sequential) and accumulator.rounding.random_bits > 0
-
-
 def _by_rows(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     each = max(math.prod(batch) * b.shape[-2] * b.shape[-1], 1)
     rows = (
-        a.shape[-2] if _noisy(accumulator) else max(_SPREAD // each, 1)
+        a.shape[-2] if accumulator.noisy else max(_SPREAD // each, 1)
     )  # noise is numbered through all rows
     parts = [
         accumulate(part.unsqueeze(-2), b.unsqueeze(-3), accumulator, formats=formats, key=key)
@@ -56,7 +54,10 @@ _KERNELS = "qtrain.products.accumulated.compiled_sums"
 def _compiled(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor | None:
-    """The same by a kernel; None where none serves."""
+    """The same by matrix products, or a kernel; None where none serves."""
+    exact = by_products(a, b, accumulator, formats, key)
+    if exact is not None:
+        return exact
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns, terms = a.shape[-2], b.shape[-2], a.shape[-1]
     count = math.prod(batch)
@@ -91,7 +92,7 @@ def _compiled(
 def _keys(accumulator: Accumulator, key: Tensor | None, terms: int) -> tuple[Tensor, Tensor]:
     """Of the additions and of the products, numbered as `accumulate` numbers them."""
     none = torch.zeros(1, dtype=torch.int64, device="cpu")
-    if not _noisy(accumulator):
+    if not accumulator.noisy:
         return none, none
     if key is None:
         raise ValueError(f"key: got None; {accumulator} needs random bits")
@@ -113,9 +114,9 @@ def _told(
         half = 2.0 ** (accumulator.bits - 1)
         return (own.SATURATED, 0, 0, 0, 0), np.array([-half, half - 1, *[0.0] * 12]), 0, 0
     if isinstance(accumulator, Aligned):
-        least = [(one or fp32).min_exponent for one in formats]
+        least = [least_exponent(one) for one in formats]
         kept = FloatFormat(8, accumulator.kept)
-        constants = [*_constants(kept), *_constants(fp32), 0.0, *least, accumulator.bits]
+        constants = [*constants_of(kept), *constants_of(fp32), 0.0, *least, accumulator.bits]
         return (
             (own.ALIGNED, 0, 1, 0, 0),
             np.array(constants),
@@ -125,7 +126,7 @@ def _told(
     if accumulator.inside == "exact":
         return None
     rounding, product = accumulator.rounding, accumulator.product
-    formats_of = [*_constants(accumulator.format), *_constants(product or fp32)]
+    formats_of = [*constants_of(accumulator.format), *constants_of(product or fp32)]
     constants = [*formats_of, 2.0**rounding.random_bits, 0.0, 0.0, 0.0]
     odd = not _plain(accumulator, formats)
     numbers = (
@@ -145,18 +146,49 @@ def _plain(accumulator: Sequential, formats: Formats) -> bool:
     format = accumulator.format
     if accumulator.product is not None:
         bits, step = accumulator.product.mantissa + 1, accumulator.product.smallest
-    elif formats[0] is None or formats[1] is None:
-        return False
     else:
-        bits = sum(one.mantissa + 1 for one in formats if one is not None)
-        step = formats[0].smallest * formats[1].smallest
+        a, b = formats
+        if not isinstance(a, FloatFormat) or not isinstance(b, FloatFormat):
+            return False
+        bits, step = a.mantissa + b.mantissa + 2, a.smallest * b.smallest
     return bits <= format.mantissa + 1 and step * 2.0**53 >= format.smallest_normal
 
 
-def _constants(format: FloatFormat) -> Sequence[float]:
-    over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[format.on_overflow]
-    infinite = 0.0 if format.has_inf else math.nan
-    return format.mantissa, format.min_exponent, format.largest, over, infinite
+def _empty(a: Tensor, b: Tensor, accumulator: Accumulator, *others: object) -> Tensor:
+    """Of the result's shape and dtype, where there are no numbers."""
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    dtype = torch.int64 if isinstance(accumulator, Integer) else torch.float32
+    return a.new_empty((*batch, a.shape[-2], b.shape[-2]), dtype=dtype)
 
 
-_accumulated = ByDevice(_by_rows, cpu=_compiled)
+_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=by_products, meta=_empty)
+
+
+def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
+    accumulator, formats = restored(told)
+    return _accumulated.computed(a, b, accumulator, formats, key)
+
+
+def _shapes(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
+    return _empty(a, b, *restored(told))
+
+
+def _words(accumulator: Accumulator, a: Format | None, b: Format | None) -> str | None:
+    return spec((accumulator, (a, b)))
+
+
+# a constant of graphs, as `Engine.admitted_on`
+_words._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _as_operation(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
+) -> Tensor:
+    found: Tensor = torch.ops.qtrain.accumulated(a, b, key, _words(accumulator, *formats))
+    return found
+
+
+_accumulated.in_graphs(
+    "qtrain::accumulated(Tensor a, Tensor b, Tensor? key, str told) -> Tensor",
+    _run, _shapes, _as_operation, ("cpu", "cuda"),
+)  # fmt: skip

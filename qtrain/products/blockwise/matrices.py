@@ -35,6 +35,10 @@ class Matrices(Protocol):
         """An operand as (*batch, kept, summed), the view whose last axis blocks along the sum cut;
         `x` as the operation takes it."""
 
+    def parts(self) -> Sequence[Matrices]:
+        """Those of products that lie beside one another along the second axis, of which each needs
+        less memory than all."""
+
     def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
         """The operand of the product that a quantized `cut` stands for, in steps along the sum."""
 
@@ -55,6 +59,9 @@ class Plain:
             x = x.flatten(0, -2).unsqueeze(0)
         turned = weight if self.kind == "grad_input" else self.kind == "grad_weight"
         return x.transpose(1, 2) if turned else x
+
+    def parts(self) -> Sequence[Matrices]:
+        return (self,)
 
     def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
         return rows_of(q, step)

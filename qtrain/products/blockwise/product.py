@@ -1,13 +1,18 @@
-"""A product of operands of which one at least has blocks along the sum."""
+"""A product as one of matrices: with blocks along the sum, a transform, or an accumulator."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import QTensor
+from quantizers.accumulators import Accumulator
 
 from ...recipe import OPERANDS
+from ..accumulated.product import accumulated_sums, check_taken
 from ..engines.epilogue import Epilogue
 from ..engines.task import Note
 from ..operands import PLACES
@@ -28,31 +33,62 @@ def in_blocks(
     cut: tuple[bool, bool] = (False, False),
     bias: Tensor | None = None,
     note: Note | None = None,
+    accumulator: Accumulator | None = None,
+    key: Tensor | None = None,
 ) -> Tensor:
-    """`multiply` where blocks lie along the sum.
+    """`multiply` where blocks lie along the sum, or an accumulator is named.
 
     Outer scales that the whole of an operand shares, or a row of a matrix that is multiplied as it
     lies, multiply the sums at the end, fl32(sum * fl24(outer_a * outer_b)); others are fl32(scale *
     outer) of each block.
 
-    by: the product's matrices; cut: which operands are given as `by.cut` made them.
+    by: the product's matrices; cut: which operands are given as `by.cut` made them; key: of an
+    accumulator's random bits.
     """
     if note is not None:
-        note(product.kind, "block sums")
+        note(product.kind, "block sums" if accumulator is None else str(accumulator))
+    parts: Sequence[Matrices] = (by,)
+    if accumulator is not None:
+        check_taken(product.kind, accumulator, a, b)
+        if key is None and not any(cut):  # noise is numbered through the whole
+            parts = by.parts()
+    sums = [_sums(product, part, a, b, cut, accumulator, key) for part in parts]
+    found = sums[0] if len(sums) == 1 else torch.cat(sums, 1)
+    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
+
+
+def _sums(
+    product: Product,
+    by: Matrices,
+    a: QTensor,
+    b: QTensor,
+    cut: tuple[bool, bool],
+    accumulator: Accumulator | None,
+    key: Tensor | None,
+) -> Tensor:
+    """The product of matrices, scales included."""
     given = zip(PLACES, (a, b), cut, strict=True)
     one, other = (q if was else _cut(by, product, place, q) for place, q, was in given)
     _check_shapes(product, by, one, other, a.elements, b.elements)
+    scales = [q.scale for q in (one, other) if q.scale is not None]
+    whole = accumulator is not None and all(scale.numel() == 1 for scale in scales)
     try:
-        step = step_of(one, other)
+        step = max(one.elements.shape[-1], 1) if whole else step_of(one, other)
     except ValueError as error:
         raise ValueError(f"{product.kind}: {error}") from error
-    (one, factor), (other, last) = (_without_outer(by, q) for q in (one, other))
-    found = block_sums(by.rows("a", one, step), by.rows("b", other, step))
+    (one, factor), (other, last) = (
+        _without_scale(q) if whole else _without_outer(by, q) for q in (one, other)
+    )  # fmt: skip
+    left, right = by.rows("a", one, step), by.rows("b", other, step)
+    if accumulator is None:
+        found = block_sums(left, right)
+    else:
+        found = accumulated_sums(left, right, accumulator, (a.format, b.format), key)
     if factor is not None or last is not None:
         last = None if last is None else last.transpose(-1, -2)
         both = Epilogue(tuple(f for f in (factor, last) if f is not None))
         found = both.applied_(product.operation, found)
-    return Epilogue(bias=bias).applied_(product.operation, by.result(found, like))
+    return found
 
 
 def _check_shapes(
@@ -94,6 +130,12 @@ def _cut(by: Matrices, product: Product, operand: Operand, q: QTensor) -> QTenso
     # one a block, where unfolding put zeros between them
     scale = F.pad(spread, (0, -spread.shape[-1] % step)).unflatten(-1, (-1, step)).amax(-1)
     return QTensor(elements, scale, None, q.format, (*batch, 1, step))
+
+
+def _without_scale(q: QTensor) -> tuple[QTensor, Tensor | None]:
+    """As `_without_outer`, of one scale for all."""
+    scale = q.one_level().scale
+    return q._replace(scale=None, outer=None), None if scale is None else scale.reshape(1, 1)
 
 
 def _without_outer(by: Matrices, q: QTensor) -> tuple[QTensor, Tensor | None]:

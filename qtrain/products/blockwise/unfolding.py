@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Unfolded:
     """The matrices of one product of a convolution; see `matrices.Matrices`.
 
     batch, smaller, larger   samples, and the spatial sizes of the two maps
+    position   the one of the kernel that is unfolded for grad_weight, in C order; None: all
     """
 
     operation: Convolution
@@ -49,6 +50,7 @@ class Unfolded:
     smaller: Sizes
     larger: Sizes
     kernel: Sizes
+    position: int | None = None
 
     @staticmethod
     def of(
@@ -91,6 +93,11 @@ class Unfolded:
             return pixels.flatten(1, 2)
         return pixels.permute(0, 3, 1, 2).flatten(2).unsqueeze(1)
 
+    def parts(self) -> Sequence[Unfolded]:
+        if self.kind != "grad_weight":
+            return (self,)
+        return [replace(self, position=position) for position in range(math.prod(self.kernel))]
+
     def rows(self, operand: Operand, q: QTensor, step: int) -> Rows:
         found = rows_of(q, step)
         if self.kind == "grad_weight":
@@ -107,8 +114,8 @@ class Unfolded:
         return _met(self.smaller, self.larger, self.kernel, *window, gathers)
 
     def _unfolded(self, x: Tensor) -> Tensor:
-        """The larger map, (N, groups * channels, *S) -> (groups, positions, channels, N * places of
-        the smaller)."""
+        """The larger map, (N, groups * channels, *S) -> (groups, positions or 1, channels, N *
+        places of the smaller)."""
         space = x.dim() - 2
         maps = x.unflatten(1, (self.operation.groups, -1)).permute(1, 2, 0, *range(3, space + 3))
         sides: list[int] = []
@@ -125,6 +132,10 @@ class Unfolded:
             (padded.shape[0], *self.kernel, *padded.shape[1:3], *self.smaller),
             (groups, *taps, channels, batch, *moves),
         )
+        if self.position is not None:
+            place = np.unravel_index(self.position, self.kernel)
+            for axis, at in enumerate(place, 1):
+                found = found.narrow(axis, int(at), 1)
         made = fresh(found.shape, None, x.dtype, x).copy_(found)
         return made.flatten(1, space).flatten(3)
 

@@ -1,0 +1,84 @@
+"""What sums a product: fp32 units, bf16 units, or an accumulator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, bf16
+from quantizers.accumulators import Accumulator, needs
+
+from .slots import OPERANDS, Forward, GradInput, GradWeight, Slot, short
+
+#: the dtype of units whose results are rounded to it; None: integers exactly, others in fp32
+Unit = torch.dtype | Accumulator | None
+
+
+def unit_of(
+    product: str, of: Forward | GradInput | GradWeight, slots: Mapping[tuple[str, str], Slot]
+) -> Unit:
+    """What is asked of a product; ValueError where that cannot multiply its operands.
+
+    A quantizer without a format is seen when it is called.
+    """
+    operands = {name: slots[product, name].quantizer for name in OPERANDS[product]}
+    unit = of.unit if isinstance(of, GradWeight) else "fp32"
+    if of.accumulator is not None:
+        _check_taken(product, of.accumulator, operands)
+    if unit == "fp32":
+        return of.accumulator
+    if of.accumulator is not None:
+        raise ValueError(
+            f"{product}.unit: got 'bf16', whose sums are fp32's, and accumulator="
+            f"{of.accumulator}; leave one out"
+        )
+    if any(slots[product, name].cut for name in operands):
+        raise ValueError(
+            "grad_weight.unit: got 'bf16', but blocks along its sum are added in fp32: use "
+            "unit='fp32'"
+        )
+    _check_bf16(operands)
+    return torch.bfloat16
+
+
+def text_of(unit: Unit) -> str | None:
+    """In words; None for the usual."""
+    return "bf16 units" if isinstance(unit, torch.dtype) else None if unit is None else str(unit)
+
+
+def _check_taken(
+    product: str, accumulator: Accumulator, operands: Mapping[str, QuantizerLike]
+) -> None:
+    for name, quantizer in operands.items():
+        fmt = getattr(quantizer, "format", None)
+        need = needs(accumulator, fmt)
+        if need is not None and (fmt is not None or isinstance(quantizer, Off)):
+            raise ValueError(
+                f"{product}.accumulator: {accumulator} multiplies {need}, but {name} is "
+                f"{short(quantizer)}; quantize it so, or take an accumulator of any formats, such "
+                f"as sequential(fp16)"
+            )
+
+
+def _exact_in_bf16(fmt: object) -> bool:
+    """Whether bf16 holds every element, less any zero point."""
+    if isinstance(fmt, IntFormat):
+        return fmt.high - fmt.low <= 256
+    return isinstance(fmt, FloatFormat) and fmt.mantissa <= bf16.mantissa
+
+
+def _check_bf16(operands: Mapping[str, QuantizerLike]) -> None:
+    formats = {name: getattr(quantizer, "format", None) for name, quantizer in operands.items()}
+    for name, fmt in formats.items():
+        if not _exact_in_bf16(fmt):
+            raise ValueError(
+                f"grad_weight.unit: 'bf16' holds 8 significant bits, but {name} is "
+                f"{short(operands[name])}; quantize it to integers of at most 8 bits or to a "
+                f"float format of at most 7 mantissa bits, or use unit='fp32'"
+            )
+    if all(isinstance(fmt, IntFormat) for fmt in formats.values()):
+        raise ValueError(
+            "grad_weight.unit: got 'bf16', but both operands are integer, and their sums are "
+            "exact: use unit='fp32'"
+        )
