@@ -141,6 +141,7 @@ ROOMS = (
     "data",
     "norms",
     "weights",
+    "updates",
     "recipe",
     "recipes",
     "recipe_words",
