@@ -65,6 +65,7 @@ from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
 from .training.train import train as train
+from .update_file import save_update as save_update
 from .updates.counts import UpdateReport as UpdateReport
 from .updates.counts import UpdateRow as UpdateRow
 from .updates.expansion import Expanded as Expanded

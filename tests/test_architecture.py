@@ -146,6 +146,7 @@ ROOMS = (
     "recipes",
     "recipe_words",
     "recipe_file",
+    "update_file",
     "schedule",
     "products",
     "layers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,25 +14,35 @@ from ..reports.numbers import short
 from ..reports.rows import save_rows
 from ..reports.table import Table
 
-#: of a tensor: what counted and what was lost of it, over all steps; the first step that lost
-#: anything, or -1; the most that a step lost, and when
-SIZE = 5
+#: of a tensor: the fields of UpdateRow from `seen` on
+_NUMBERS = ("seen", "lost", "times", "first", "last", "most", "worst")
+SIZE = len(_NUMBERS)
 
 
 def counts(device: torch.device) -> Tensor:
     """Nothing counted yet: int64, (SIZE,)."""
     made = torch.zeros(SIZE, dtype=torch.int64, device=device)
-    made[2] = made[4] = -1
+    made[[3, 4, 6]] = -1
     return made
 
 
 def counted(now: Tensor, seen: Tensor, lost: Tensor, step: Tensor) -> Tensor:
     """The counts after a step.  seen, lost: bool, by element; step: 0-d int64."""
     total, gone = seen.sum(), lost.sum()
-    first = torch.where((now[2] < 0) & (gone > 0), step, now[2])
-    most = gone > now[3]
-    worst, when = torch.where(most, gone, now[3]), torch.where(most, step, now[4])
-    return torch.stack([now[0] + total, now[1] + gone, first, worst, when])
+    seen_before, lost_before, times, first, last, most, worst = now
+    any_ = gone > 0
+    more = gone > most
+    return torch.stack(
+        [
+            seen_before + total,
+            lost_before + gone,
+            times + any_,
+            torch.where(any_ & (first < 0), step, first),
+            torch.where(any_, step, last),
+            torch.where(more, gone, most),
+            torch.where(more, step, worst),
+        ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +53,24 @@ class UpdateRow:
     tensor     "weight": of updates that were not 0, lost are those that changed neither the weight
                nor its compensation;  else the state's name: of numbers that were not 0, lost are
                those that became 0
-    steps      that were counted
+    kept       in what it is kept;  noisy: whether it is rounded stochastically, so that what is
+               lost once is made up for by what is gained another time
+    steps      of the optimizer
     seen, lost how many elements, of all steps together
-    first      the first step, from 0, that lost any; -1: none did
+    times      steps that lost any;  first, last: of them, from 0, or -1
     most       elements that were lost in the step that lost the most;  worst: that step, or -1
     """
 
     parameter: str
     tensor: str
+    kept: str
+    noisy: bool
     steps: int
     seen: int
     lost: int
+    times: int
     first: int
+    last: int
     most: int
     worst: int
 
@@ -105,16 +121,18 @@ class UpdateReport:
         return Table(headers=headers, lines=lines).text()
 
 
-def rows_of(found: Mapping[str, Mapping[str, Tensor]], steps: int) -> UpdateReport:
-    """The report of counts by parameter and tensor."""
-    rows = [
-        UpdateRow(
-            parameter=name, tensor=part, steps=steps, **dict(zip(_NUMBERS, numbers, strict=True))
-        )
-        for name, parts in found.items()
-        for part, numbers in ((part, own.tolist()) for part, own in parts.items())
-    ]
+def rows_of(
+    found: Mapping[str, Mapping[str, Tensor]], steps: int, kept: Callable[[str], tuple[str, bool]]
+) -> UpdateReport:
+    """The report of counts by parameter and tensor.  kept: of a tensor, in what it is kept, and
+    whether it is rounded stochastically."""
+    rows = []
+    for name, parts in found.items():
+        for part, own in parts.items():
+            text, noisy = kept(part)
+            numbers = dict(zip(_NUMBERS, own.tolist(), strict=True))
+            row = UpdateRow(
+                parameter=name, tensor=part, kept=text, noisy=noisy, steps=steps, **numbers
+            )
+            rows.append(row)
     return UpdateReport(tuple(rows))
-
-
-_NUMBERS = ("seen", "lost", "first", "most", "worst")

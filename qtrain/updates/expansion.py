@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, Granularity, Quantizer, groups
+from quantizers import FloatFormat, Granularity, Quantizer, Rounding, groups
 from quantizers import e4m3 as _e4m3
+from quantizers import nearest_even as _nearest_even
 
 from .. import checks
 
@@ -41,7 +42,18 @@ class Expanded:
     format: FloatFormat = _e4m3
     size: int = 128
     reach: float | None = None
-    rounding: Any = "nearest_even"
+    rounding: Rounding = _nearest_even
+
+    if TYPE_CHECKING:  # the fields, of which some take a name
+
+        def __init__(
+            self,
+            *,
+            format: FloatFormat | str = ...,
+            size: int = ...,
+            reach: float | None = ...,
+            rounding: Rounding | str = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         made = Quantizer(format=self.format, granularity=groups(self.size), rounding=self.rounding)

@@ -86,7 +86,11 @@ class LowPrecision:
     def report(self) -> UpdateReport:
         """What rounding took from every weight and state so far, by parameter."""
         kept = self._kept
-        return rows_of(kept["counts"], int(kept["step"])) if kept else UpdateReport(())
+        return (
+            rows_of(kept["counts"], int(kept["step"]), self.update.keeps)
+            if kept
+            else UpdateReport(())
+        )
 
     def remove(self) -> None:
         """Leave the optimizer as it was, with the weights and states of now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from quantizers import FloatFormat, IntFormat, Quantizer, QuantizerLike, Roundin
 from quantizers import formats as _formats
 from quantizers import nearest_even as _nearest_even
 from quantizers.names import take_names
-from quantizers.protocol import init_state
+from quantizers.protocol import init_state, needs_key
 
 from .. import checks
 from .expansion import Expanded
@@ -54,6 +54,18 @@ class Update:
     compensation: FloatFormat | None = None
     gradient: Kept | None = None
     states: Mapping[str, Kept] = field(default_factory=dict, hash=False)
+
+    if TYPE_CHECKING:  # the fields, of which most take a name
+
+        def __init__(
+            self,
+            *,
+            weight: Kept | str | None = ...,
+            rounding: Rounding | str = ...,
+            compensation: FloatFormat | str | None = ...,
+            gradient: Kept | str | None = ...,
+            states: Mapping[str, Kept | str] = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         take_names(self, weight="format", rounding="rounding", compensation="format")
@@ -112,6 +124,16 @@ class Update:
         """Values of the weight's format.  x: fp32 or fp64, any shape -> fp32."""
         assert self.weight is not None
         return kept_values(self.weight, x, key, self.rounding)
+
+    def keeps(self, tensor: str) -> tuple[str, bool]:
+        """In what "weight" or a state is kept, in words, and whether that rounds stochastically."""
+        own = self.weight if tensor == "weight" else self.of_state(tensor)
+        if isinstance(own, FloatFormat):
+            rounding = self.rounding if tensor == "weight" else _nearest_even
+            own = Quantizer(format=own, range=None, rounding=rounding)
+        assert own is not None
+        noisy = needs_key(own.quantizer if isinstance(own, Expanded) else own)
+        return _said(own), noisy
 
     def of_state(self, name: str) -> Kept | None:
         """In what a state is kept; None: as it is."""

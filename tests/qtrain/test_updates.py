@@ -325,9 +325,10 @@ def test_lost_updates_and_moments_are_counted() -> None:
         adam.step()
     weight, square = handle.report()["0", "weight"], handle.report()["0", "exp_avg_sq"]
     # every step is lr where there is a gradient, half a step of bf16 below 1: a tie that goes to 1
-    assert (weight.seen, weight.lost, weight.first, weight.most, weight.worst) == (7, 5, 0, 3, 2)
+    assert (weight.seen, weight.lost, weight.times, weight.first, weight.last) == (7, 5, 2, 0, 2)
+    assert (weight.most, weight.worst, weight.kept, weight.noisy) == (3, 2, "bf16", False)
     # e4m3 ends at 2^-9, and 2^-10 is a tie that goes to 0
-    assert (square.seen, square.lost, square.first, square.most, square.worst) == (7, 4, 0, 3, 2)
+    assert (square.seen, square.lost, square.most, square.worst) == (7, 4, 3, 2)
     assert "0: exp_avg_sq" in str(handle.report())
     with pytest.raises(KeyError):
         handle.report()["0", "exp_avg"]
