@@ -21,7 +21,7 @@ _STEPS = 8
 @dataclass(frozen=True, kw_only=True)
 class Expanded:
     """A state whose groups are expanded before they are quantized, and compressed again after:
-    dynamic range expansion of COAT (Xi et al. 2024, arXiv 2410.19313, section 4.2).
+    dynamic range expansion of COAT (Xi et al. 2024, arXiv 2410.19313).
 
         y = sign(x) (|x| / c)^k        c = sqrt(max |x| * min |x|) of the group, zeros left out
         k = floor(8 log2(reach) / log2(max / min)) / 8, at least 1 / 8
