@@ -27,13 +27,13 @@ class Expanded:
         k = floor(8 log2(reach) / log2(max / min)) / 8, at least 1 / 8
         x' = sign(q(y)) |q(y)|^(1 / k) c        q: the format under the scale max |y| / largest
 
-    The paper has k = log_R(reach), R = max / min; its kernels round k down to eighths (NVlabs/COAT
-    80ec99f, fp8_adamw_expand_cuda_kernel.cu, "expand_min").  A group of one magnitude has k = 1.
+    k is log_R(reach), R = max / min, rounded down to eighths, as the authors' kernels have it
+    (NVlabs/COAT 80ec99f, fp8_adamw_expand_cuda_kernel.cu).  A group of one magnitude has k = 1.
 
     format      FloatFormat of the elements, or its name
     size        elements that follow one another in C order and share c and k
     reach       the largest ratio of magnitudes that the format is to hold; None: its largest over
-                its smallest value, the paper's; the kernels take 448^2 / 2 of e4m3
+                its smallest value; those kernels take 448^2 / 2 of e4m3, in place of 448 * 512
     rounding    of the elements, or its name
 
     c, k and powers are computed in fp64, so values repeat on one machine.

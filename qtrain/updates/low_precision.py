@@ -37,7 +37,7 @@ def low_precision_(
 
     Raises TypeError and ValueError for parameters that are not plain ones of float32, a second
     call, LBFGS, and granularities that do not fit; `step` does for closures, sparse gradients,
-    states that there are none of, and in a CUDA graph's capture or torch.compile.  An optimizer
+    states that there are none of, and in a CUDA graph's capture.  An optimizer
     that is in low precision cannot be copied or pickled.
     """
     checks.optimizer(optimizer)
@@ -64,6 +64,8 @@ class LowPrecision:
         self.update, self._optimizer, self._seed = update, optimizer, seed
         self._names = {id(p): name for name, p in names.items()}
         self._parameters = names
+        #: what the state_dict has of ours; {} before the first step
+        self._kept: dict[str, Any] = {}
         self._keys: dict[tuple[str, str], Tensor] = {}
         self._open: list[tuple[str, Tensor, Tensor | None]] = []
         if update.weight is not None:
@@ -76,8 +78,10 @@ class LowPrecision:
                 for name, p in names.items():  # all, or an error and none
                     p.copy_(made[name])
         self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            # a compiled step breaks its graph there, so that rounding has the bits it has elsewhere
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after)),
+            optimizer.register_state_dict_post_hook(self._add_kept),
             optimizer.register_load_state_dict_pre_hook(self._check_loaded),
             optimizer.register_load_state_dict_post_hook(self._take_loaded),
         ]
@@ -97,12 +101,6 @@ class LowPrecision:
         for handle in self._handles:
             handle.remove()
         vars(self._optimizer).pop("__getstate__", None)
-        self._optimizer.state.pop(STATE, None)  # type: ignore[call-overload]
-
-    @property
-    def _kept(self) -> dict[str, Any]:
-        """Our own part of the optimizer's state; {} before the first step."""
-        return self._optimizer.state.get(STATE, {})  # type: ignore[call-overload, no-any-return]
 
     def _refuse_copy(self) -> NoReturn:
         raise TypeError(
@@ -118,16 +116,16 @@ class LowPrecision:
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if capturing() or torch.compiler.is_compiling():
+        if capturing():
             raise ValueError(
-                "step: a step in low precision can be neither captured in a CUDA graph nor "
-                "compiled; leave optimizer.step() out of it"
+                "step: a step in low precision cannot be captured in a CUDA graph, whose replays "
+                "run no Python; leave optimizer.step() out of the capture"
             )
         check_step(self._names, optimizer, args, kwargs)
         with_grad = {n: p for n, p in self._parameters.items() if p.grad is not None}
         if not self._kept and with_grad:
             device = next(iter(with_grad.values())).device
-            self._optimizer.state[STATE] = {  # type: ignore[index]
+            self._kept = {
                 "update": self.update.identity,
                 "seed": self._seed,
                 "step": torch.zeros((), dtype=torch.int64, device=device),
@@ -208,12 +206,16 @@ class LowPrecision:
                 f"{some(sorted(found), 8) or 'none'}"
             )
 
+    def _add_kept(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        if self._kept:
+            state["state"][STATE] = self._kept
+
     def _check_loaded(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         check_kept(state["state"], self.update, self._seed, self._parameters)
 
     def _take_loaded(self, optimizer: Optimizer) -> None:
-        if self._kept:
-            self._optimizer.state[STATE] = moved(self._kept, self._parameters)  # type: ignore[index]
+        found = optimizer.state.pop(STATE, None)  # type: ignore[call-overload]
+        self._kept = {} if found is None else moved(found, self._parameters)
 
 
 def _rounds(update: Update, name: str, value: object) -> bool:

@@ -76,10 +76,7 @@ class Update:
             checks.instance("compensation", self.compensation, FloatFormat, need)
         need = 'in what it is kept by a state\'s name, {"exp_avg": "bf16"}'
         checks.mapping("states", self.states, need)
-        known = {
-            name: _formats.get(kept) if isinstance(kept, str) else kept
-            for name, kept in self.states.items()
-        }
+        known = {name: _named(name, kept) for name, kept in self.states.items()}
         object.__setattr__(self, "states", known)
         for place, kept in (("weight", self.weight), ("gradient", self.gradient)):
             if isinstance(kept, Expanded):
@@ -182,6 +179,15 @@ def _check(place: str, kept: Any) -> None:
         raise ValueError(
             f"{place}: got {_said(kept)}, whose range has a memory; give one without: range=absmax"
         )
+
+
+def _named(state: str, kept: Any) -> Any:
+    if not isinstance(kept, str):
+        return kept
+    try:
+        return _formats.get(kept)
+    except ValueError as error:
+        raise ValueError(f"states[{state!r}]: {error}") from error
 
 
 def _ours(kept: Any) -> bool:

@@ -26,7 +26,7 @@ from quantizers import (
 sys.path.insert(0, str(Path(__file__).parent.parent / "quantizers"))
 from recorded_results import Recorded, given, recorded
 
-#: what COAT's kernels are made for; the paper has 448 * 512
+#: what COAT's kernels take for the range of e4m3
 COAT = Expanded(format=e4m3, size=128, reach=448**2 / 2)
 
 

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from typing import Any
 
 import ml_dtypes
@@ -365,6 +366,7 @@ def test_remove_leaves_a_plain_optimizer() -> None:
     [
         ({}, "nothing that is in low precision"),
         ({"weight": "bf17"}, "weight: unknown format"),
+        ({"states": {"exp_avg": "bf17"}}, r"states\['exp_avg'\]: unknown format"),
         ({"weight": int8}, "int8, whose elements need a scale"),
         ({"states": {"exp_avg": "dynamic8"}}, "dynamic8, whose elements need a scale"),
         ({"weight": Expanded()}, "Expanded is of states"),
@@ -453,3 +455,22 @@ def test_8_bit_maps_of_adam() -> None:
         known = torch.tensor(udynamic8.values, dtype=torch.float64)
         assert (values[:, None] - known).abs().amin(1).max() < 1e-7
     assert handle.report()["0.weight", "exp_avg_sq"].steps == 3
+
+
+def test_a_compiled_step_has_the_bits_of_others() -> None:
+    """Rounding and noise stay outside of its graph; SGD's own arithmetic is the same there."""
+    made = []
+    for compiled in (False, True):
+        net, optimizer, handle = started("SGD", KEPT["bf16"])
+        steps(net, optimizer, 0, 1)
+        torch.manual_seed(1)
+        net(torch.randn(32, 8)).square().mean().backward()
+
+        def step(optimizer: Any = optimizer) -> None:
+            optimizer.step()
+
+        with warnings.catch_warnings():  # torch's own, of what it imports to compile
+            warnings.simplefilter("ignore")
+            (torch.compile(step, backend="eager") if compiled else step)()
+        made.append((bits(net), handle.report()))
+    assert made[0] == made[1]
