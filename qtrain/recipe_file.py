@@ -38,9 +38,14 @@ def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def text_of(recipe: Recipe) -> str:
-    """What `save_recipe` writes."""
-    return dumped(_plain(recipe, ""))
+def text_of(made: object) -> str:
+    """What `save_recipe` writes, of any kind of ours that holds plain data and parts of recipes."""
+    return dumped(_plain(made, ""))
+
+
+def made_of(text: str, kind: type[T]) -> T:
+    """The object of which this is `text_of`."""
+    return _made(parsed(text), kind, "")
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -62,7 +67,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 def _of_text(text: str) -> Recipe:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = _made(parsed(text), Recipe, "")
+        found = made_of(text, Recipe)
     known = recipes.get(found.name) if found.name in recipes.names() else None
     if known is not None and known == found:
         return known
@@ -155,6 +160,8 @@ def _value(value: Any, expected: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_value(each, None, where) for each in value]
+    if isinstance(value, Mapping):
+        return {name: _value(own, expected, f"{where}.{name}") for name, own in value.items()}
     named = [name for name, known in names().items() if _same(known, value)]
     if named:
         return named[0]
@@ -193,6 +200,9 @@ def _parsed(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, list):
         part = get_args(hint)[0] if get_origin(hint) is tuple else Any
         return tuple(_parsed(each, part, where) for each in value)
+    if isinstance(value, Mapping) and get_origin(hint) is Mapping:
+        part = get_args(hint)[1]
+        return {name: _parsed(own, part, f"{where}.{name}") for name, own in value.items()}
     expected = _expected(hint)
     if isinstance(value, str) and expected is not None:
         return _called(value, where) if "(" in value else named(value, where)
@@ -224,6 +234,8 @@ def _called(text: str, where: str) -> Any:
 def _expected(hint: Any) -> Any:
     """What a mapping, or a name, of a field of this type is: None where it takes plain data alone;
     a protocol where it is open which kind."""
+    if get_origin(hint) is Mapping:
+        return _expected(get_args(hint)[1])
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     own = [one for one in options if isinstance(one, type) and one.__module__ != "builtins"]
     if not own:

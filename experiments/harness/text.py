@@ -42,9 +42,10 @@ def fit(
     *,
     decay: float,
     evaluate: Callable[[nn.Module, DataSet], Mapping[str, float]],
+    prepare: Callable[[nn.Module, torch.optim.Optimizer], object] = lambda *_: None,
 ) -> Curve:
     """Train a model by AdamW as the job's setting says; `decay` is that of weights, norms and
-    biases do not decay."""
+    biases do not decay; prepare hangs on the model and its optimizer."""
     setting = job.setting
     model = model.to(job.args.device)
     weights = [p for p in model.parameters() if p.dim() > 1]
@@ -54,6 +55,7 @@ def fit(
         lr=setting.rate,
         betas=(setting.momentum, 0.99),
     )
+    prepare(model, optimizer)
     batches = data.Batches(dataset.train, batch_size=setting.batch, seed=job.seed, drop_last=True)
     return train(
         model,

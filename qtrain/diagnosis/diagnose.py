@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from .. import checks
 from ..files.whole import there
@@ -12,24 +13,37 @@ from ..inspection.monitor import Monitor
 from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
 from ..inspection.rows import MonitorRow, read_monitor
 from ..recipe import OPERANDS
+from ..reports.rows import read_rows
+from ..updates.counts import UpdateReport, UpdateRow
+from ..updates.low_precision import LowPrecision
 from .figures import Rule
 from .rules import NOT_FINITE, RULES
+from .updates import joined, verdict_on_updates
 from .verdict import Finding, Verdict
 
 #: The file of a run folder that is looked at.
 FILE = "monitor.jsonl"
+#: and that of its updates, where these are in low precision
+UPDATES = "updates.json"
 
 
-def diagnose(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> Verdict:
+def diagnose(
+    record: Monitor | Iterable[MonitorRow] | LowPrecision | UpdateReport | str | os.PathLike[str],
+) -> Verdict:
     """What is wrong with a run, where, why, and what to do.
 
-    record   a Monitor, its rows, the .jsonl file that it saved, or a run's folder with one
+    record   a Monitor, its rows, the .jsonl file that it saved, what low_precision_ returned or its
+             report, or a run's folder, where both are looked for
 
     Every layer and role is looked at by itself, over all records that are kept, under every rule of
     `rules.RULES`.  A product's finding follows those of its own operands: it is no more severe, and
     named after them.  Raises ValueError where nothing is recorded, and for a file or folder
     without a record.
     """
+    updates = _updates(record)
+    if updates is not None and not _is_monitored(record):
+        return verdict_on_updates(updates)
+    assert not isinstance(record, LowPrecision | UpdateReport)
     rows = _rows(record)
     if not rows:
         raise ValueError(
@@ -52,9 +66,23 @@ def diagnose(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) ->
         f"{len(layers)} layers, {len(by_tensor)} tensors, {len(steps)} records of the steps "
         f"{steps[0]} to {steps[-1]}"
     )
-    return Verdict(
+    found_here = Verdict(
         findings=tuple(findings), checked=checked, rules=tuple(rule.symptom for rule in RULES)
     )
+    return found_here if updates is None else joined(found_here, verdict_on_updates(updates))
+
+
+def _updates(record: object) -> UpdateReport | None:
+    """What a record says of updates, if anything."""
+    if isinstance(record, LowPrecision):
+        return record.report()
+    if isinstance(record, str | os.PathLike) and there(path := Path(record) / UPDATES):
+        return UpdateReport(read_rows(path, UpdateRow))
+    return record if isinstance(record, UpdateReport) else None
+
+
+def _is_monitored(record: object) -> bool:
+    return isinstance(record, str | os.PathLike) and there(Path(record) / FILE)
 
 
 def _rows(record: Monitor | Iterable[MonitorRow] | str | os.PathLike[str]) -> list[MonitorRow]:

@@ -22,7 +22,7 @@ _RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:e[+-]?[0-9]+)?")
 _CONSTANTS = {"null": None, "true": True, "false": False}
-_LINE = re.compile(r"( *)([A-Za-z_]\w*):(?: +(.*))?", re.ASCII)
+_LINE = re.compile(r'( *)([A-Za-z_]\w*|"\*"):(?: +(.*))?', re.ASCII)
 #: a call to the third depth, whose commas part arguments
 _WHOLE_CALL = r"[A-Za-z_]\w*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 _END = re.compile(r"\s*(?:#|$)")
@@ -37,14 +37,15 @@ _TOKEN = re.compile(
 
 
 def dumped(tree: Mapping[str, Any]) -> str:
-    """A mapping as text.  Keys: words; values: None, bool, int, finite float, str, lists and
-    tuples of such, and mappings, which an empty one is written as {} for."""
+    """A mapping as text.  Keys: words, or "*"; values: None, bool, int, finite float, str, lists
+    and tuples of such, and mappings, which an empty one is written as {} for."""
     return "".join(f"{line}\n" for line in _lines(tree, ""))
 
 
 def _lines(tree: Mapping[str, Any], indent: str) -> list[str]:
     found = []
     for key, value in tree.items():
+        key = '"*"' if key == "*" else key
         if isinstance(value, Mapping) and value:
             found += [f"{indent}{key}:", *_lines(value, indent + "  ")]
         else:
@@ -102,7 +103,7 @@ def _mapping(lines: _Lines, least: int) -> tuple[dict[str, Any], _Lines]:
         match = _LINE.fullmatch(line)
         if match is None:
             _refuse(number, "need `name: value`, indented by spaces")
-        indent, key, rest = len(match[1]), match[2], match[3] or ""
+        indent, key, rest = len(match[1]), match[2].strip('"'), match[3] or ""
         own = indent if own is None else own
         if indent < own or indent < least:
             break

@@ -16,6 +16,7 @@ from torch import nn
 from ..files.tensor_file import Damaged, read_tensors
 from ..files.whole import write_atomically
 from ..layer_state import LayerState
+from ..updates.kept import STATE
 
 FORMAT = "qtrain-checkpoint-1"
 
@@ -150,12 +151,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, where: st
             raise ValueError("its settings are not those of this run")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, entries in state["state"].items():
+            if index == STATE:  # whose optimizer checks it
+                continue
             problems = _state_misfits(optimizer, entries, parameters[index])
             if problems:
                 raise ValueError(f"parameter {index}: {problems[0]}")
+        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{where}: not this optimizer's state: {error}") from error
-    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import quantizers
 
-from .. import checks, data, models
+from .. import checks, data, models, update_file
 from ..norms import deviations
 from ..recipe import Recipe
 from ..recipe_file import apart, find, lasting
@@ -26,6 +26,7 @@ _SINCE = {
     "switch": [],
     "zero_init_residual": False,
     "capture": True,
+    "update": None,
 }  # fields that older versions had not
 #: Fields that say where and how a run executes, not what it computes.
 NOT_COMPARED = (
@@ -54,6 +55,9 @@ class TrainConfig:
     norm: str | None = _option(
         None,
         "deviation of the norms, e.g. range; recipe: its own, whatever a named run says",
+    )
+    update: str | None = _option(
+        None, "weights and states in few bits: a name, e.g. bf16-kahan, or a .yaml file"
     )
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
     model: str = _option("resnet18", "model name")
@@ -99,6 +103,8 @@ class TrainConfig:
         later = tuple(f"{when}:{lasting(name)}" for when, name in beginnings(self.switch))
         object.__setattr__(self, "recipe", lasting(self.recipe))
         object.__setattr__(self, "switch", later)
+        if self.update is not None:
+            object.__setattr__(self, "update", update_file.lasting(self.update))
         self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
@@ -122,6 +128,7 @@ class TrainConfig:
         bits = [] if self.bits is None else [f"{self.bits}bit"]
         (_, first), *later = self._names()
         own = [first, *bits, *(f"{name}@{when:g}" for when, name in later)]
+        own += [] if self.update is None else [update_file.short(self.update)]
         return "-".join([*own, self.model, self.data, f"seed{self.seed}"])
 
     @property
@@ -134,7 +141,9 @@ class TrainConfig:
         """How tables and plots call the quantized curve."""
         (_, first), *later = self._names()
         bits = "" if self.bits is None else f" at {self.bits} bits"
-        return ", ".join([first + bits, *(f"{name} from {when:g}" for when, name in later)])
+        update = "" if self.update is None else f", update {update_file.short(self.update)}"
+        names = [first + bits, *(f"{name} from {when:g}" for when, name in later)]
+        return ", ".join(names) + update
 
     def _names(self) -> list[tuple[float, str]]:
         """When each recipe begins, and its name."""

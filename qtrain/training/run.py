@@ -194,6 +194,8 @@ class Run:
         """Write the checkpoint, after the metrics and the monitor's record that belong to it."""
         if self.monitor is not None:
             self.monitor.save(self.folder / "monitor.jsonl")
+        if (update := self.branches[-1].update) is not None:
+            update.report().save(self.folder / "updates.json")
         save_checkpoint(
             self.folder.checkpoint,
             Checkpoint(

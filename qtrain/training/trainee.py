@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..inspection.step import cross_entropy
+from ..update_file import find
+from ..updates.low_precision import LowPrecision, low_precision_
 from .captured import Captured
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
@@ -58,6 +60,7 @@ class Branch:
 
     key, label      "baseline" or "quantized", and what tables call it
     passes          a step's forward and backward, as a CUDA graph where there is one
+    update          the hold of its optimizer's low precision, if any
     loss_sum, samples, seconds   of the running epoch; seconds without evaluation
     """
 
@@ -66,6 +69,10 @@ class Branch:
         self.label = label
         self.model = model
         self.optimizer = build_optimizer(model, config)
+        self.update: LowPrecision | None = None
+        if config.update is not None and key == "quantized":
+            update = find(config.update)
+            self.update = low_precision_(self.optimizer, update, model=model, seed=config.seed)
         self._config = config
         wanted = config.capture and config.monitor is None  # which sees no replayed step
         self.passes = Captured(model, self._passes, wanted=wanted)

@@ -596,6 +596,24 @@ def _weights() -> dict[str, Entry]:
         "EffectiveRates.load_state_dict": method(
             "load_state_dict", {"state": Kind(lambda v: True)},
             lambda: (qtrain.EffectiveRates(**trained()), {"state": {"rows": []}})),
+        "Update": entry(
+            qtrain.Update,
+            {"weight": ANYTHING, "rounding": ANYTHING, "compensation": ANYTHING,
+             "gradient": ANYTHING, "states": ANYTHING},
+            lambda: {"weight": "bf16"}, names=("Update",)),
+        "Expanded": entry(
+            qtrain.Expanded,
+            {"format": ANYTHING, "size": kind.integer(1, 2**31), "reach": ANYTHING,
+             "rounding": ANYTHING}, dict, names=("block size",)),
+        "low_precision_": entry(
+            qtrain.low_precision_,
+            {"optimizer": OPTIMIZER, "update": kind.of(qtrain.Update),
+             "model": _or_none(MODULE), "seed": kind.integer()},
+            lambda: {"optimizer": sgd(plain()), "update": qtrain.Update(weight="bf16")}),
+        "save_update": entry(
+            qtrain.save_update,
+            {"update": kind.of(qtrain.Update), "path": Kind(lambda v: not isinstance(v, str))},
+            lambda: {"update": qtrain.Update(weight="bf16"), "path": _scratch("update.yaml")}),
         "training_recipe": entry(
             qtrain.training_recipe,
             {"name": kind.one_of("int8"), **{n: ANYTHING for n in _CONFIG}},
@@ -631,5 +649,6 @@ NOT_CALLED = frozenset(
     "ClippingScaleWarning Format Granularity OFF Off QTensor QuantizerLike RangeRule "
     "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
-    "SensitivityReport SensitivityRow Finding Verdict recipes".split()
+    "SensitivityReport SensitivityRow Finding Verdict recipes LowPrecision UpdateReport "
+    "UpdateRow".split()
 )

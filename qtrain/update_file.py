@@ -1,0 +1,73 @@
+"""Updates by name, and as YAML files, as recipes have them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quantizers import Quantizer, bf16, dynamic8, e4m3, groups, stochastic, udynamic8
+
+from . import checks
+from .files.whole import read_bytes, write_atomically
+from .recipe_file import is_file, is_text, made_of, text_of
+from .updates.expansion import Expanded
+from .updates.update import Update
+
+_FP8 = Quantizer(format=e4m3, granularity=groups(256))
+#: adam-: of Adam's two moments, as 8-bit optimizers (Dettmers et al. 2021, arXiv 2110.02861),
+#: torchao's AdamFp8 and COAT (arXiv 2410.19313) keep them
+NAMED = {
+    "bf16": Update(weight=bf16),
+    "bf16-stochastic": Update(weight=bf16, rounding=stochastic(16)),
+    "bf16-kahan": Update(weight=bf16, compensation=bf16),
+    "adam-8bit": Update(
+        states={
+            "exp_avg": Quantizer(format=dynamic8, granularity=groups(256)),
+            "exp_avg_sq": Quantizer(format=udynamic8, granularity=groups(256)),
+        }
+    ),
+    "adam-fp8": Update(states={"exp_avg": _FP8, "exp_avg_sq": _FP8}),
+    "adam-coat": Update(states={"exp_avg": Expanded(), "exp_avg_sq": Expanded()}),
+}
+
+
+def find(name: str) -> Update:
+    """The update of a name, of a .yaml file, by its path, or of such a file's text: each field that
+    is not the default, `weight: bf16`.  ValueError for anything else, naming the place."""
+    if is_text(name):
+        return made_of(name, Update)
+    if not is_file(name):
+        return NAMED[checks.choice("update", name, NAMED)]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"update: {path} is no file")
+    try:
+        return made_of(read_bytes(path).decode("utf-8-sig"), Update)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def lasting(name: str) -> str:
+    """The same update without its file: a name where it has one, else the file's text."""
+    found = find(name)
+    known = [other for other, own in NAMED.items() if own == found]
+    return known[0] if known else text_of(found)
+
+
+def short(name: str) -> str:
+    """What runs call it: its name, or that it is of a file."""
+    return "own-update" if is_text(name) else name
+
+
+def save_update(update: Update, path: str | os.PathLike[str]) -> Path:
+    """Write an update to a .yaml file, atomically; `qtrain train --update FILE` takes it.
+
+    ValueError for another ending, and for an object of a class that is not ours.
+    """
+    checks.instance("update", update, Update, "an Update such as Update(weight='bf16')")
+    found = checks.path("save_update", path)
+    if not is_file(str(found)):
+        raise ValueError(f"save_update: got {str(found)!r}, need a path that ends in .yaml or .yml")
+    text = text_of(update)
+    write_atomically(found, lambda file: file.write(text.encode()))
+    return found

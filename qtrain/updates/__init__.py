@@ -1,0 +1,1 @@
+"""Updates: weights, gradients and the optimizer's state in low precision."""
