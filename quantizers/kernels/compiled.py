@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,14 @@ _ORIGIN = (
 )  # fmt: skip
 
 
+@cache
+def _announce() -> None:
+    logging.getLogger("quantizers").warning(
+        "quantizers: kernels are compiled for this machine, which takes seconds each and is kept "
+        "on disk for later processes"
+    )
+
+
 def kernel(body: Any) -> Any:
     """A kernel; `.address` is what `team.run` takes.
 
@@ -60,6 +69,9 @@ def kernel(body: Any) -> Any:
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     body.__qualname__ = f"{body.__qualname__.partition('.')[0]}_{digest}"
     try:
+        place = Path(FunctionCache(body).cache_path)
+        if not any(place.glob(f"*.{body.__qualname__}-*.nbi")):
+            _announce()
         return numba.cfunc(_KERNEL, cache=True, **_OPTIONS)(body)
     except Exception:  # nowhere to write, or a damaged cache; a body's own fault comes up again
         with suppress(Exception):

@@ -43,7 +43,7 @@ from quantizers import (
     stochastic,
     uint8,
 )
-from quantizers.kernels import compiled_elements, compiled_whole, serving, team
+from quantizers.kernels import compiled, compiled_elements, compiled_whole, serving, team
 from quantizers.kernels.layout import walk
 from quantizers.kernels.quantize import elements
 from quantizers.kernels.unshift import unshifted
@@ -614,6 +614,19 @@ def test_kernels_that_do_not_compile_give_one_warning(fresh, monkeypatch) -> Non
 def test_no_place_for_the_cache(fresh, monkeypatch) -> None:
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     check(Quantizer(format=int8), wild(30))
+
+
+def test_the_first_compilation_is_announced_once(fresh, monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compiled._announce.cache_clear()
+    for quantizer in (Quantizer(format=int8), Quantizer(format=uint8)):
+        check(quantizer, numbers(50))
+    (record,) = caplog.records
+    assert "kernels are compiled for this machine" in record.message
+    kernels.made.cache_clear()
+    compiled._announce.cache_clear()
+    check(quantizer, numbers(50))
+    assert caplog.records == [record]  # all are on disk
 
 
 def test_the_cache_has_a_file_for_each_kernel_and_heals(fresh, monkeypatch, tmp_path) -> None:
