@@ -218,6 +218,18 @@ def test_no_sample() -> None:
     assert y.shape == (0, 4, 3, 3) and dx.shape == (0, 3, 5, 5) and (dw == 0).all()
 
 
+@pytest.mark.parametrize("operand", [MX, INT8], ids=["mx", "int8 tiles"])
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "conv"])
+def test_no_sample_in_blocks(layer: Any, operand: Any) -> None:
+    size = (5, 5) if isinstance(layer, nn.Conv2d) else ()
+    y, (dx, dw), _ = step(
+        layer, by(operand, operand, operand, NARROW), normal(0, 3, *size),
+        normal(*layer(normal(0, 3, *size)).shape),
+    )  # fmt: skip
+    assert y.shape[:2] == (0, 4) and dx.shape[:2] == (0, 3)
+    assert dw.shape == layer.weight.shape and (dw == 0).all()
+
+
 def test_grad_weight_unfolds_one_position_of_the_kernel_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -63,7 +63,7 @@ def _blocks(a: Rows) -> list[slice]:
     """Of joined rows, whose positions are filled up to whole blocks: without what fills them."""
     positions = 1 if a.windows is None else a.windows.table.shape[1]
     terms, step = a.elements.shape[-1], a.step
-    each = range(0, terms, step)
+    each = range(0, max(terms, 1), step)  # no terms: one sum of 0
     starts = [
         (position * len(each) * step, start) for position in range(positions) for start in each
     ]
