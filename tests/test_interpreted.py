@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="pip install triton: its interpreter needs 
 ROOT = Path(__file__).parents[1]
 #: of a file's cases, every so many are run here; all by
 #: TRITON_INTERPRET=1 python -m pytest -o addopts= tests/kernels
-SHARE = "24"
+SHARE = "36"
 #: test_ahead_of_time*: they compile, and are tested beside this
 FILES = [
     path

@@ -45,9 +45,9 @@ from qtrain.weights.history import NormHistory
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run with a monitor; tests copy from it."""
+    """The folder of a finished run with a monitor and an update; tests copy from it."""
     runs = tmp_path_factory.mktemp("runs")
-    train(small(runs, epochs=1, monitor=2), say=quiet)
+    train(small(runs, epochs=1, monitor=2, update="bf16"), say=quiet)
     return runs / "run"
 
 
@@ -100,7 +100,7 @@ def same_text(a: object, b: object) -> bool:
 
 def resumed(run: Path) -> Any:
     """What a resumed run takes from its folder."""
-    config = small(run.parent, epochs=1, monitor=2, resume=True)
+    config = small(run.parent, epochs=1, monitor=2, update="bf16", resume=True)
     with open_run(config, say=quiet) as (folder, stored):
         describe(folder, config, torch.device("cpu"))
         MetricsLog(folder.metrics, keep=stored.metrics_bytes if stored else 0).close()
@@ -269,7 +269,7 @@ READ = {
              "summary.json"],
     "compare": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
                 "summary.json"],
-    "diagnose": ["monitor.jsonl"],
+    "diagnose": ["monitor.jsonl", "updates.json"],
     "resume": list(FILES),
     "checkpoint": ["checkpoint.pt"],
     "errors": ["errors.json"],
