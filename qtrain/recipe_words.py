@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -34,6 +35,7 @@ _FUNCTIONS = (
     deviations.l2, deviations.l1, deviations.linf, deviations.topk, deviations.range_,
 )  # fmt: skip
 _CONSTANTS = {"null": None, "true": True, "false": False}
+_WIDTHS = re.compile(r"e(\d)m(\d+)")
 
 
 @cache
@@ -70,6 +72,8 @@ def named(name: str, where: str) -> Any:
     if name in _makers():
         raise ValueError(f"{where}: got {name!r}, which is called: {_usage(name)}")
     near = suggestion(name, [*names(), *_makers()])
+    if found := _WIDTHS.fullmatch(name):  # as a format without a name is shown
+        near = f"; such a format is FloatFormat({found[1]}, {found[2]})"
     raise ValueError(f"{where}: got {name!r}, which is no name that quantizers has{near}")
 
 

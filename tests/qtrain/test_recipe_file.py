@@ -29,6 +29,7 @@ from qtrain import (
     save_recipe,
 )
 from qtrain.files.plain_yaml import dumped, parsed
+from qtrain.recipe_words import named
 from quantizers import (
     OFF,
     FloatFormat,
@@ -493,3 +494,8 @@ def test_accumulators_in_files(tmp_path: Path) -> None:
         assert load_recipe(tmp_path / "y.yaml").forward == Forward(
             input=whole, weight=whole, accumulator=want
         )
+
+
+def test_a_format_that_has_no_name_is_said_by_its_widths() -> None:
+    with pytest.raises(ValueError, match=r"'e5m10', .* such a format is FloatFormat\(5, 10\)"):
+        named("e5m10", "forward.accumulator")
