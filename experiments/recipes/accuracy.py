@@ -19,17 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from experiments.harness import images, text
-from experiments.harness.experiment import Experiment, Job, options
-from experiments.harness.loop import Curve, Setting
-from experiments.harness.runs import execute
+from experiments.harness import images, small, text
+from experiments.harness.experiment import Job
+from experiments.harness.loop import Curve
 from experiments.recipes.summary import COSTS, publish
-from qtrain import cost, models, quantize, recipes
+from qtrain import cost, quantize, recipes
 from qtrain.data import Batches
 
 ARMS = {name: recipes.get(name).when for name in recipes.names()}
@@ -46,17 +43,7 @@ def digits(job: Job) -> Curve:
 
 def characters(job: Job) -> Curve:
     """One recipe on text."""
-    more: dict[str, Any] = dict(job.setting.more or {})
-    dataset = text.load(job)
-    parts = {
-        name: replace(split, tokens=split.tokens[: more[name]])
-        for name, split in (("train", dataset.train), ("test", dataset.test))
-    }
-    dataset = replace(dataset, **parts)
-    torch.manual_seed(job.seed)
-    model: nn.Module = models.CharTransformer(
-        **dataset.sizes, width=job.setting.width, depth=more["depth"], heads=more["heads"]
-    )
+    model, dataset = small.characters(job)
     model = quantize(model, recipe=job.arm, seed=job.seed)
     batch, _ = next(iter(Batches(dataset.train, batch_size=job.setting.batch, seed=job.seed)))
     decay = job.setting.decay
@@ -72,45 +59,15 @@ def costs(model: nn.Module, batch: Tensor) -> Mapping[str, float]:
     return {name: round(own / full, 4) for name, (own, full) in sums.items()}
 
 
-DIGITS = Experiment(
-    name="digits",
-    arms=ARMS,
-    reference="fp32",
-    paper={},
-    published="not this task",
-    settings={
-        "here": Setting(
-            network="resnet8", width=16, epochs=8, milestones=(5, 7), every=8, batch=32,
-            rate=0.05, decay=5e-4,
-        ),
-    },
-    run=digits,
-)  # fmt: skip
-
-TEXT = Experiment(
-    name="text",
-    arms=ARMS,
-    reference="fp32",
-    metric="loss",
-    paper={},
-    published="not this task",
-    settings={
-        "here": Setting(
-            network="transformer", width=64, epochs=2, milestones=(1,), gamma=0.3, batch=8,
-            rate=4e-3, decay=0.1, clip=1.0, every=2,
-            more={"context": 64, "depth": 1, "heads": 4, "train": 300_000, "test": 30_000},
-        ),
-    },
-    run=characters,
-)  # fmt: skip
+TASKS = small.tasks(
+    ARMS,
+    (digits, small.resnet(rate=0.05, milestones=(5, 7))),
+    (characters, small.transformer(epochs=2, milestones=(1,), gamma=0.3)),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = options(__doc__ or "", __file__, data=["digits", "text"], default="digits")
-    args = parser.parse_args(arguments)
-    args.workers = 0
-    execute(TEXT if args.data == "text" else DIGITS, args)
-    publish(args.output)
+    publish(small.main(TASKS, __doc__ or "", __file__, arguments).output)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.harness import images, text
-from experiments.harness.experiment import Experiment, Job, options
-from experiments.harness.loop import Curve, Setting
-from experiments.harness.runs import execute
-from qtrain import LowPrecision, Update, low_precision_, models
+from experiments.harness import images, small, text
+from experiments.harness.experiment import Job
+from experiments.harness.loop import Curve
+from qtrain import LowPrecision, Update, low_precision_
 
 UPDATES = {
     "fp32": None,
@@ -69,61 +68,22 @@ def digits(job: Job) -> Curve:
 
 def characters(job: Job) -> Curve:
     """One arm on text."""
-    more: dict[str, Any] = dict(job.setting.more or {})
-    dataset, watched = text.load(job), Watched(job)
-    parts = {
-        name: replace(split, tokens=split.tokens[: more[name]])
-        for name, split in (("train", dataset.train), ("test", dataset.test))
-    }
-    dataset = replace(dataset, **parts)
-    torch.manual_seed(job.seed)
-    model: nn.Module = models.CharTransformer(
-        **dataset.sizes, width=job.setting.width, depth=more["depth"], heads=more["heads"]
-    )
+    (model, dataset), watched = small.characters(job), Watched(job)
     curve = text.fit(
         model, dataset, job, decay=job.setting.decay, evaluate=text.evaluated, prepare=watched
     )
     return replace(curve, more=watched.lost())
 
 
-DIGITS = Experiment(
-    name="digits",
-    arms=ARMS,
-    reference="fp32",
-    paper={},
-    published="not this task",
-    settings={
-        "here": Setting(
-            network="resnet8", width=16, epochs=8, milestones=(4, 6), every=8, batch=32,
-            rate=0.02, decay=5e-4,
-        ),
-    },
-    run=digits,
-)  # fmt: skip
-
-TEXT = Experiment(
-    name="text",
-    arms=ARMS,
-    reference="fp32",
-    metric="loss",
-    paper={},
-    published="not this task",
-    settings={
-        "here": Setting(
-            network="transformer", width=64, epochs=3, milestones=(1, 2), batch=8, rate=4e-3,
-            decay=0.1, clip=1.0, every=3,
-            more={"context": 64, "depth": 1, "heads": 4, "train": 300_000, "test": 30_000},
-        ),
-    },
-    run=characters,
-)  # fmt: skip
+TASKS = small.tasks(
+    ARMS,
+    (digits, small.resnet(rate=0.02, milestones=(4, 6))),
+    (characters, small.transformer(epochs=3, milestones=(1, 2))),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = options(__doc__ or "", __file__, data=["digits", "text"], default="digits")
-    args = parser.parse_args(arguments)
-    args.workers = 0
-    execute(TEXT if args.data == "text" else DIGITS, args)
+    small.main(TASKS, __doc__ or "", __file__, arguments)
 
 
 if __name__ == "__main__":
