@@ -68,13 +68,6 @@ from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
 from .training.train import train as train
-from .update_file import save_update as save_update
-from .updates.counts import UpdateReport as UpdateReport
-from .updates.counts import UpdateRow as UpdateRow
-from .updates.expansion import Expanded as Expanded
-from .updates.low_precision import LowPrecision as LowPrecision
-from .updates.low_precision import low_precision_ as low_precision_
-from .updates.update import Update as Update
 from .version import VERSION
 from .weights.bounded import bound_weights as bound_weights
 from .weights.bounded import bound_weights_ as bound_weights_
@@ -88,6 +81,13 @@ from .weights.decay import effective_rates as effective_rates
 from .weights.history import NormHistory as NormHistory
 from .weights.rates import EffectiveRates as EffectiveRates
 from .weights.rates import RateRow as RateRow
+from .weights.updates.counts import UpdateReport as UpdateReport
+from .weights.updates.counts import UpdateRow as UpdateRow
+from .weights.updates.expansion import Expanded as Expanded
+from .weights.updates.low_precision import LowPrecision as LowPrecision
+from .weights.updates.low_precision import low_precision_ as low_precision_
+from .weights.updates.named import save_update as save_update
+from .weights.updates.update import Update as Update
 
 __version__ = VERSION
 

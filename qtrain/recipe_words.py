@@ -24,7 +24,7 @@ from .recipe import Hadamard, center, hadamard
 _ROOMS = (
     "quantizers", "qtrain.recipe", "qtrain.norms.recipe",
     "qtrain.norms.arithmetic", "qtrain.norms.deviations", "qtrain.norms.largest",
-    "qtrain.updates.update", "qtrain.updates.expansion",
+    "qtrain.weights.updates.update", "qtrain.weights.updates.expansion",
 )  # fmt: skip
 #: functions of ours that make parts of recipes, beside the kinds themselves
 _FUNCTIONS = (

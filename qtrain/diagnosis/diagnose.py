@@ -14,8 +14,8 @@ from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
 from ..inspection.rows import MonitorRow, read_monitor
 from ..recipe import OPERANDS
 from ..reports.rows import read_rows
-from ..updates.counts import UpdateReport, UpdateRow
-from ..updates.low_precision import LowPrecision
+from ..weights.updates.counts import UpdateReport, UpdateRow
+from ..weights.updates.low_precision import LowPrecision
 from .figures import Rule
 from .rules import NOT_FINITE, RULES
 from .updates import joined, verdict_on_updates

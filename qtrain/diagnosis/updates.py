@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..updates.counts import UpdateReport, UpdateRow
+from ..weights.updates.counts import UpdateReport, UpdateRow
 from .verdict import Finding, Verdict
 
 #: states that a step is divided by (the root of): torch's names of them

@@ -16,7 +16,7 @@ from torch import nn
 from ..files.tensor_file import Damaged, read_tensors
 from ..files.whole import write_atomically
 from ..layer_state import LayerState
-from ..updates.kept import STATE
+from ..weights.updates.kept import STATE
 
 FORMAT = "qtrain-checkpoint-1"
 

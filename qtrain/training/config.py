@@ -8,11 +8,12 @@ from typing import Any
 
 import quantizers
 
-from .. import checks, data, models, update_file
+from .. import checks, data, models
 from ..norms import deviations
 from ..recipe import Recipe
 from ..recipe_file import apart, find, lasting
 from ..schedule import Schedule, beginnings
+from ..weights.updates import named
 from .config_checks import check_combinations, check_numbers
 from .fit import check_device, check_fit
 
@@ -104,7 +105,7 @@ class TrainConfig:
         object.__setattr__(self, "recipe", lasting(self.recipe))
         object.__setattr__(self, "switch", later)
         if self.update is not None:
-            object.__setattr__(self, "update", update_file.lasting(self.update))
+            object.__setattr__(self, "update", named.lasting(self.update))
         self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
@@ -128,7 +129,7 @@ class TrainConfig:
         bits = [] if self.bits is None else [f"{self.bits}bit"]
         (_, first), *later = self._names()
         own = [first, *bits, *(f"{name}@{when:g}" for when, name in later)]
-        own += [] if self.update is None else [update_file.short(self.update)]
+        own += [] if self.update is None else [named.short(self.update)]
         return "-".join([*own, self.model, self.data, f"seed{self.seed}"])
 
     @property
@@ -141,7 +142,7 @@ class TrainConfig:
         """How tables and plots call the quantized curve."""
         (_, first), *later = self._names()
         bits = "" if self.bits is None else f" at {self.bits} bits"
-        update = "" if self.update is None else f", update {update_file.short(self.update)}"
+        update = "" if self.update is None else f", update {named.short(self.update)}"
         names = [first + bits, *(f"{name} from {when:g}" for when, name in later)]
         return ", ".join(names) + update
 

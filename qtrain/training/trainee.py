@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..inspection.step import cross_entropy
-from ..update_file import find
-from ..updates.low_precision import LowPrecision, low_precision_
+from ..weights.updates.low_precision import LowPrecision, low_precision_
+from ..weights.updates.named import find
 from .captured import Captured
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig

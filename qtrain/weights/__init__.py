@@ -1,1 +1,1 @@
-"""Norms of weights: bounded, decayed, corrected, tracked."""
+"""Weights from step to step: bounded, decayed, corrected, tracked; updates in low precision."""

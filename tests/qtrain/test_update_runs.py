@@ -24,7 +24,7 @@ from qtrain import (
 from qtrain.cli import main
 from qtrain.recipe_file import made_of, text_of
 from qtrain.training.train import train
-from qtrain.update_file import NAMED, find, lasting
+from qtrain.weights.updates.named import NAMED, find, lasting
 from quantizers import (
     FloatFormat,
     IntFormat,

@@ -131,7 +131,7 @@ def test_stochastic_weights_take_torchaos_two_neighbours(case: Recorded) -> None
 
 def test_the_noise_is_that_of_the_key() -> None:
     """(seed, "update", name, tensor), then the step: the bits that `random_bits` gives of it."""
-    from qtrain.updates.parameters import key_of
+    from qtrain.weights.updates.parameters import key_of
 
     p = nn.Parameter(torch.zeros(512))
     sgd = torch.optim.SGD([("a.b", p)], lr=1.0)

@@ -12,7 +12,7 @@ from quantizers import FloatFormat, Granularity, Quantizer, Rounding, groups
 from quantizers import e4m3 as _e4m3
 from quantizers import nearest_even as _nearest_even
 
-from .. import checks
+from ... import checks
 
 #: steps of the exponent, 1 / 8, and its least: as COAT's kernels have it
 _STEPS = 8

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from quantizers import fold
 
-from .. import checks
-from ..autograd.capture import capturing
-from ..names import some
+from ... import checks
+from ...autograd.capture import capturing
+from ...names import some
 from .counts import UpdateReport, counted, counts, rows_of
 from .kept import STATE, check_kept, moved
 from .parameters import check, check_step, key_of, named

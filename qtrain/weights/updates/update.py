@@ -15,7 +15,7 @@ from quantizers import nearest_even as _nearest_even
 from quantizers.names import take_names
 from quantizers.protocol import init_state, needs_key
 
-from .. import checks
+from ... import checks
 from .expansion import Expanded
 
 #: what a slot of an update takes

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..reports.numbers import short
-from ..reports.rows import save_rows
-from ..reports.table import Table
+from ...reports.numbers import short
+from ...reports.rows import save_rows
+from ...reports.table import Table
 
 #: of a tensor: the fields of UpdateRow from `seen` on
 _NUMBERS = ("seen", "lost", "times", "first", "last", "most", "worst")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from quantizers import Quantizer, bf16, dynamic8, e4m3, groups, stochastic, udynamic8
 
-from . import checks
-from .files.whole import read_bytes, write_atomically
-from .recipe_file import is_file, is_text, made_of, text_of
-from .updates.expansion import Expanded
-from .updates.update import Update
+from ... import checks
+from ...files.whole import read_bytes, write_atomically
+from ...recipe_file import is_file, is_text, made_of, text_of
+from .expansion import Expanded
+from .update import Update
 
 _FP8 = Quantizer(format=e4m3, granularity=groups(256))
 #: adam-: of Adam's two moments, as 8-bit optimizers (Dettmers et al. 2021, arXiv 2110.02861),

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from quantizers import root_key
 
-from ..names import some
+from ...names import some
 from .update import Update
 
 
