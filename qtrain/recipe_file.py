@@ -14,7 +14,7 @@ from quantizers import Quantizer, QuantizerLike
 
 from . import checks, recipes
 from .files.plain_yaml import dumped, parsed
-from .files.whole import read_bytes, write_atomically
+from .files.whole import text_in, write_atomically
 from .recipe import Hadamard, Recipe
 from .recipe_words import call, kinds, named, names, spelled
 
@@ -32,10 +32,15 @@ def save_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> Path:
     quantizer of your own: a file holds no code.
     """
     checks.instance("recipe", recipe, Recipe, "a Recipe; recipes.get(name) makes one")
-    path = _path("save_recipe", path)
-    text = text_of(recipe)
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path
+    return written(recipe, "save_recipe", path)
+
+
+def written(made: object, field: str, path: object) -> Path:
+    """Write what `text_of` gives; field: by which errors name the path."""
+    found = _path(field, path)
+    text = text_of(made)
+    write_atomically(found, lambda file: file.write(text.encode()))
+    return found
 
 
 def text_of(made: object) -> str:
@@ -55,13 +60,8 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     (`Recipe.at`).  ValueError, naming the place, for an unknown field, with the nearest that there
     is, for a value that a field does not take, and for text that is no such YAML.
     """
-    path = _path("load_recipe", path)
-    if not path.is_file():
-        raise ValueError(f"recipe: {path} is no file")
-    try:
-        return _of_text(read_bytes(path).decode("utf-8-sig"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    with text_in(_path("load_recipe", path), "recipe") as text:
+        return _of_text(text)
 
 
 def _of_text(text: str) -> Recipe:

@@ -69,6 +69,18 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+@contextmanager
+def text_in(path: Path, what: str) -> Iterator[str]:
+    """A file's text.  ValueError where there is no such file, `what` it is for, and with the path
+    before it for an error of what is made of the text within."""
+    if not path.is_file():
+        raise ValueError(f"{what}: {path} is no file")
+    try:
+        yield read_bytes(path).decode("utf-8-sig")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def there(path: Path) -> bool:
     """Whether there is such a file; ValueError where something else is in its place."""
     if not os.path.lexists(path):

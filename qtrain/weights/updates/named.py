@@ -8,8 +8,8 @@ from pathlib import Path
 from quantizers import Quantizer, bf16, dynamic8, e4m3, groups, stochastic, udynamic8
 
 from ... import checks
-from ...files.whole import read_bytes, write_atomically
-from ...recipe_file import is_file, is_text, made_of, text_of
+from ...files.whole import text_in
+from ...recipe_file import is_file, is_text, made_of, text_of, written
 from .expansion import Expanded
 from .update import Update
 
@@ -38,13 +38,8 @@ def find(name: str) -> Update:
         return made_of(name, Update)
     if not is_file(name):
         return NAMED[checks.choice("update", name, NAMED)]
-    path = Path(name)
-    if not path.is_file():
-        raise ValueError(f"update: {path} is no file")
-    try:
-        return made_of(read_bytes(path).decode("utf-8-sig"), Update)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    with text_in(Path(name), "update") as text:
+        return made_of(text, Update)
 
 
 def lasting(name: str) -> str:
@@ -65,9 +60,4 @@ def save_update(update: Update, path: str | os.PathLike[str]) -> Path:
     ValueError for another ending, and for an object of a class that is not ours.
     """
     checks.instance("update", update, Update, "an Update such as Update(weight='bf16')")
-    found = checks.path("save_update", path)
-    if not is_file(str(found)):
-        raise ValueError(f"save_update: got {str(found)!r}, need a path that ends in .yaml or .yml")
-    text = text_of(update)
-    write_atomically(found, lambda file: file.write(text.encode()))
-    return found
+    return written(update, "save_update", path)
