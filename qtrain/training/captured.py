@@ -64,8 +64,6 @@ class Captured:
     def _first(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """On a stream of its own: a capture would wait for what a backward pass leaves of torch's
         default stream."""
-        if inputs.device.type != "cuda":
-            return self._anew(inputs, targets)
         here = torch.cuda.current_stream(inputs.device)
         self._aside = self._aside or torch.cuda.Stream(inputs.device)
         self._aside.wait_stream(here)

@@ -156,10 +156,12 @@ def summed(a: Rows, b: Rows) -> Tensor:
     parts = length // deep
     way = _way(a, b, step, deep)
     windows = table is not None
-    many = way == "pair"
-    first = 2 * many if windows else int(many or (one.two and other.two))
+    if windows:
+        first = 2 if way == "pair" else 0
+    else:
+        first = 1 if way == "pair" or (one.two and other.two) else 0
     tile = _tile(rows, columns, count, y.device, first)
-    turn = tile.turn if parts == 1 and table is None else 1
+    turn = tile.turn if parts == 1 and not windows else 1
     launched(
         KERNELS, "block_sums", (-(-rows // tile.rows) * -(-columns // tile.across) * count, 1, 1),
         one.elements, other.elements, y, one.scale, other.scale, y if table is None else table,
