@@ -30,7 +30,7 @@ def device_of(*modules: nn.Module) -> torch.device:
 
 
 class LayerState(nn.Module):
-    """Buffers of a converted layer; no parameters.
+    """Buffers of a converted layer.
 
     noise_key     int64, from (seed, stream): the layer's own stream of noise
     noise_count   int64, forwards so far in training, or through which a gradient flows
@@ -60,7 +60,7 @@ class LayerState(nn.Module):
         self._stream = seed, stream
         self._slots: dict[Slot, dict[str, str]] = {}  # of those that keep a state
         for name, value in self._initial().items():
-            self.register_buffer(name, value.to(device))
+            self._hold(name, value.to(device))
 
     def _initial(self) -> dict[str, Tensor]:
         """The buffers of a new conversion, on the CPU."""
@@ -76,6 +76,14 @@ class LayerState(nn.Module):
                     found[name] = value
         return found
 
+    def _hold(self, name: str, value: Tensor) -> None:
+        """Own one of these."""
+        self.register_buffer(name, value)
+
+    def own(self) -> dict[str, Any]:
+        """All that it owns, by name."""
+        return {**self._parameters, **self._buffers}
+
     def reseed(self, seed: int, stream: int) -> None:
         """Another stream of noise, in place."""
         self._stream = seed, stream
@@ -85,20 +93,18 @@ class LayerState(nn.Module):
         """Take another's quantizers, in place.  The state of a slot whose quantizer and shape are
         the same stays; others are the other's own.  The noise stays.
         """
-        same = {
-            name
-            for slot, names in other._slots.items()
+        same = ["noise_"] + [
+            f"{'_'.join(slot)}_"
+            for slot in other._slots
             if self._quantizers.get(slot) == other._quantizers[slot]
-            for name in names.values()
-        } | {"noise_key", "noise_count"}
-        buffers = {
-            name: (self if name in same else other).get_buffer(name) for name in other._buffers
-        }
+        ]
+        mine, others = self.own(), other.own()
         self._quantizers, self._slots = other._quantizers, other._slots
         self.noisy = other.noisy
+        self._parameters.clear()
         self._buffers.clear()
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
+        for name, value in others.items():
+            self._hold(name, mine[name] if name.startswith(tuple(same)) else value)
 
     def range_steps(self) -> list[int]:
         """How many tensors each running range of an input has seen."""
@@ -130,16 +136,16 @@ class LayerState(nn.Module):
                     f"layer {self.name!r}: it is quantized, and torch.jit.trace would keep the "
                     f"noise of one step; use torch.compile, or trace the model before quantize()"
                 )
-        buffers: Any = self._buffers
-        if buffers["noise_key"].device != input.device and not input.is_meta:
+        own = self.own()
+        if own["noise_key"].device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
         states = {
-            slot: {key: buffers[name] for key, name in names.items()}
+            slot: {key: own[name] for key, name in names.items()}
             for slot, names in self._slots.items()
         }
-        own = buffers["noise_key"] if self.noisy else None
-        key, repeated = recall(self, own, buffers["noise_count"], counted, self._forward_ranges)
+        noise = own["noise_key"] if self.noisy else None
+        key, repeated = recall(self, noise, own["noise_count"], counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}
@@ -150,10 +156,11 @@ class LayerState(nn.Module):
     def _forward_ranges(self) -> dict[str, Tensor]:
         """What a forward moves on, by name."""
         return {
-            name: getattr(self, name)
+            name: self._buffers[name]  # type: ignore[misc]
             for slot, names in self._slots.items()
             if not self.backward_moves(slot)
             for name in names.values()
+            if name in self._buffers
         }
 
     def backward_moves(self, slot: Slot) -> bool:
@@ -163,7 +170,7 @@ class LayerState(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the model: half() and double() leave ranges in the dtype they are kept in,
         to_empty() leaves them their values, no memory format is of their axes."""
-        own = {id(buffer): name for name, buffer in self.named_buffers(recurse=False)}
+        own = {id(tensor): name for name, tensor in self.own().items()}
         initial = cache(self._initial)  # made once, and only where a buffer leaves meta
 
         def moved(tensor: Tensor) -> Tensor:
@@ -188,19 +195,19 @@ class LayerState(nn.Module):
         self.complete_(state_dict, prefix)
         if prefix + "noise_key" in state_dict:  # else of the plain model
             missing: list[str] = args[2]
-            names = (prefix + name for name in self._buffers)
+            names = (prefix + name for name in self.own())
             missing += [name for name in names if name not in state_dict]
-        for name, buffer in self.named_buffers(recurse=False):
+        for name, tensor in self.own().items():
             if prefix + name in state_dict:
                 continue
-            if buffer.is_meta:  # where the layer's parameters come from, for assign=True
-                buffer = self._initial()[name].to(_device_in(state_dict, prefix))
-            state_dict[prefix + name] = buffer.detach().clone()
-        for name, buffer in self.named_buffers(recurse=False):
+            if tensor.is_meta:  # where the layer's parameters come from, for assign=True
+                tensor = self._initial()[name].to(_device_in(state_dict, prefix))
+            state_dict[prefix + name] = tensor.detach().clone()
+        for name, tensor in self.own().items():
             given = state_dict[prefix + name]
-            if not isinstance(given, Tensor) or given.dtype != buffer.dtype:
+            if not isinstance(given, Tensor) or given.dtype != tensor.dtype:
                 got = given.dtype if isinstance(given, Tensor) else type(given).__name__
-                raise ValueError(f"{prefix}{name}: got {got}, need a tensor of {buffer.dtype}")
+                raise ValueError(f"{prefix}{name}: got {got}, need a tensor of {tensor.dtype}")
         count = state_dict[prefix + "noise_count"]
         if count.dim() or not (count.is_meta or int(count) >= 0):
             raise ValueError(

@@ -34,6 +34,10 @@ from .granularity import per_channel as per_channel
 from .granularity import per_sample as per_sample
 from .granularity import per_tensor as per_tensor
 from .granularity import per_token as per_token
+from .learned.clip import LearnedClip as LearnedClip
+from .learned.lsq import LSQ as LSQ
+from .learned.offset import LSQPlus as LSQPlus
+from .learned.pact import PACT as PACT
 from .noise import fold as fold
 from .noise import random_bits as random_bits
 from .noise import root_key as root_key

@@ -29,10 +29,17 @@ class QuantizerLike(Protocol):
     The QTensor may leave `block` out: then its scale and zero point have one entry, of any shape.
     Elements must lie within the QTensor's format.  A class needs only `__call__`; it may offer
 
-    init_state(shape) -> dict of tensors, registered as buffers by the layer (shape entries that
-    change from batch to batch are None), passed to every call as `state` and updated in place
-    when `training`;  backward(grad, x, state) -> grad, x's shape and dtype: its own backward
-    (default: straight-through, the gradient passes unchanged).
+    init_state(shape)        dict of tensors, registered as buffers by the layer (shape entries that
+                             change from batch to batch are None), passed to every call as `state`
+                             and updated in place when `training`
+    init_parameters(shape)   dict of tensors that are learned: the layer owns them as Parameters
+                             and passes them in `state`, too
+    fit(x, state)            sets these in place by a first tensor: of training, or of `calibrate`
+    backward(grad, x, state) the gradient of x, in its shape and dtype: its own backward (default:
+                             straight-through, the gradient passes unchanged); with parameters
+                             (that gradient, {name: the parameter's}).  Without, theirs is taken
+                             through the operations of the call, whose elements may then be floating
+                             point where the format is of integers
     """
 
     def __call__(
@@ -45,8 +52,15 @@ class QuantizerLike(Protocol):
     ) -> QTensor: ...
 
 
+def learns(quantizer: object) -> bool:
+    """Whether a quantizer has parameters of its own."""
+    return callable(getattr(quantizer, "init_parameters", None))
+
+
 def straight_through(quantizer: QuantizerLike) -> bool:
     """Whether the quantizer's backward is the identity, so that x need not be kept for it."""
+    if learns(quantizer):
+        return False
     own = getattr(type(quantizer), "backward", None)
     if own is Quantizer.backward and isinstance(quantizer, Quantizer):
         return quantizer.straight_through == "identity"
@@ -65,16 +79,44 @@ def init_state(quantizer: QuantizerLike, shape: Sequence[int | None]) -> State:
 
     Raises TypeError where `init_state` returns anything but a dict of tensors by name.
     """
-    make = getattr(quantizer, "init_state", None)
+    state = _made(quantizer, "init_state", shape)
+    for name, value in state.items():
+        if value.requires_grad:
+            raise TypeError(
+                f"init_state returned {name!r}, which requires a gradient, and no state is "
+                f"trained; return it from init_parameters(shape), as a plain tensor"
+            )
+    return state
+
+
+def init_parameters(quantizer: QuantizerLike, shape: Sequence[int | None]) -> State:
+    """The quantizer's parameters for tensors of `shape`, plain tensors; {} where it has none.
+
+    Raises TypeError where `init_parameters` returns anything but a dict of floating-point tensors
+    by name, ValueError for a name that a state has, too.
+    """
+    found = _made(quantizer, "init_parameters", shape)
+    for name, value in found.items():
+        if not value.is_floating_point():
+            raise TypeError(
+                f"init_parameters returned {name!r} of {value.dtype}, need floating point"
+            )
+    if twice := set(found) & set(init_state(quantizer, shape)):
+        raise ValueError(f"init_parameters and init_state both return {sorted(twice)}")
+    return {name: value.detach() for name, value in found.items()}
+
+
+def _made(quantizer: QuantizerLike, by: str, shape: Sequence[int | None]) -> State:
+    make = getattr(quantizer, by, None)
     if not callable(make):
         return {}
-    state = make(tuple(shape))
-    good = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    made = make(tuple(shape))
+    good = isinstance(made, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in made.items()
     )
     if not good:
-        raise TypeError(f"init_state returned {state!r}, need a dict of tensors by name")
-    return dict(state)
+        raise TypeError(f"{by} returned {made!r}, need a dict of tensors by name")
+    return dict(made)
 
 
 def quantized(
@@ -98,6 +140,10 @@ def quantized(
     if not isinstance(q, QTensor):
         raise TypeError(f"the quantizer returned {type(q).__name__}, need a QTensor")
     q = _with_block(q, x)
+    if isinstance(q.format, IntFormat) and learns(quantizer) and q.elements.is_floating_point():
+        whole = (q.elements == q.elements.round()).all()
+        torch._assert_async(whole, f"the quantizer returned elements between those of {q.format}")
+        q = q._replace(elements=q.elements.to(q.format.dtype))
     _check(q, x)
     return q
 

@@ -25,6 +25,8 @@ from .blockwise.matrices import Matrices, matrices_of, restored
 from .blockwise.product import in_blocks
 from .centering import centered, corrected
 from .engines.engine import Engine
+from .gradients import of_error, passed
+from .learning import Learning
 from .operations import Kind, Operation
 from .probe import Probe
 from .product import Product
@@ -42,6 +44,7 @@ class Call:
     """Everything about one call of a layer that is not a tensor.
 
     name       the layer's, for errors
+    learning   whose parameters its quantizers have, where any learns
     autocast   the dtype autocast asks for, or None: operands that are not quantized take it
     """
 
@@ -53,6 +56,7 @@ class Call:
     engines: tuple[Engine, ...] | None = None
     probe: Probe | None = None
     name: str = ""
+    learning: Learning | None = None
 
     def quantize(
         self,
@@ -66,7 +70,7 @@ class Call:
         """An operand, times the other operand's scale where that is its factor, through its slot's
         quantizer, with the slot's own state and noise; by: what cuts it, where it is cut."""
         slot = self.recipe.slots[kind, operand]
-        quantizer, number = slot.quantizer, slot.number
+        quantizer = slot.quantizer
         ours = type(quantizer) is Quantizer
         if slot.centered:
             x = centered(self.operation, operand, x)
@@ -79,12 +83,11 @@ class Call:
                 x = slot.transform(x, None if key is None else fold(key, _SIGNS[kind]))
         if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
-        if key is not None and slot.noisy:
-            # the same weights get the same noise on every rank, data their own
-            common = operand == "weight" and not self.operation.weight_is_data
-            key = fold(key, number if common else number + len(SLOTS) * (rank() + 1))
+        key = self._noise(kind, operand, key)
         state = self.states.get((kind, operand), {})
         try:
+            if slot.learns and self.learning is not None:
+                self.states[kind, operand] = state = self.learning.fit((kind, operand), x, state)
             norm: Deferred | None = None
             if operand == "input" and not torch.compiler.is_compiling():
                 norm = getattr(x, DEFERRED, None)
@@ -111,6 +114,15 @@ class Call:
             backward = operand == "grad_output" or slot.late
             self.probe.operand(kind, operand, seen, q, factor is not None, backward)
         return q
+
+    def _noise(self, kind: str, operand: str, key: Tensor | None) -> Tensor | None:
+        """An operand's key, of the forward's."""
+        slot = self.recipe.slots[kind, operand]
+        if key is None or not slot.noisy:
+            return key
+        # the same weights get the same noise on every rank, data their own
+        common = operand == "weight" and not self.operation.weight_is_data
+        return fold(key, slot.number if common else slot.number + len(SLOTS) * (rank() + 1))
 
     def matrices(
         self, kind: Kind, a: Sequence[int], b: Sequence[int], like: Sequence[int]
@@ -181,16 +193,31 @@ class Call:
             name: value.clone() for name, value in self.states.get(("forward", operand), {}).items()
         }
 
-    def own_backward(self, operand: str, grad: Tensor, x: Tensor | None, state: State) -> Tensor:
-        """The gradient through the forward quantizer of an operand, with its state of then."""
-        quantizer = self.recipe.slots["forward", operand].quantizer
-        passed = quantizer.backward(grad, x, state)  # type: ignore[attr-defined]
-        if not isinstance(passed, Tensor) or passed.shape != grad.shape:
-            got = tuple(passed.shape) if isinstance(passed, Tensor) else passed
-            raise ValueError(
-                f"{operand}: backward returned {got}, need a {tuple(grad.shape)} tensor"
+    def learned(self, kind: str, operand: str) -> dict[str, Tensor]:
+        """The parameters of an operand's quantizer, by name."""
+        return {} if self.learning is None else {**self.learning.learned((kind, operand))}
+
+    def own_backward(
+        self, operand: str, grad: Tensor, x: Tensor, state: State, key: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The gradients through the forward quantizer of an operand, with its state of then: the
+        operand's, and by name those of what it learns.  key: the forward's."""
+        quantizer, names = self.recipe.slots["forward", operand].quantizer, ()
+        if operand != "output":
+            names, key = (
+                tuple(self.learned("forward", operand)),
+                self._noise("forward", operand, key),
             )
-        return passed
+        try:
+            return passed(quantizer, grad, x, state, key, names)
+        except (TypeError, ValueError) as error:
+            raise located(error, operand) from error
+
+    def taught(self, kind: str, q: QTensor, x: Tensor, key: Tensor | None) -> State:
+        """The gradients of what the quantizer of grad_output learns, which made q of x."""
+        slot = kind, "grad_output"
+        quantizer, state = self.recipe.slots[slot].quantizer, self.states[slot]
+        return of_error(quantizer, q, x, state, self._noise(*slot, key), self.learned(*slot))
 
 
 def _is_cast(x: Tensor, quantizer: Quantizer) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantizers import QTensor
 from quantizers.devices.numbers import in_dtype
+from quantizers.ranges.rules import State
 
 from ..autograd.contexts import without_autocast, without_grad
 from ..autograd.differentiated import once
@@ -21,7 +22,7 @@ from .call import Call, located
 from .operands import folded
 from .operations import Kind
 from .outputs import handed_on, passed_back
-from .parts import Seen, joined, packed, tensors_of, unpacked
+from .parts import Seen, joined, tensors_of, unpacked
 from .probe import Computed
 from .product import Product
 
@@ -32,7 +33,8 @@ class Products(torch.autograd.Function):
     forward takes (call, output dtype, noise key, input, weight, bias, then what `packed` makes of:
     input and weight as the forward takes them, weight as grad_input takes it, input as grad_weight
     takes it; None for the latter two where they are the forward's, or quantized in the
-    backward pass only).  Saved: the operands the two backward products need; the float input,
+    backward pass only); then what quantizers learn, of `Recipe.learned` in turn, for its gradients
+    alone.  Saved: the operands the two backward products need; the float input,
     weight or output only for these and for a quantizer with its own backward.
     """
 
@@ -48,6 +50,7 @@ class Products(torch.autograd.Function):
         meta: tuple[tuple[Any, ...] | None, ...],
         *tensors: Tensor,
     ) -> Tensor:
+        ctx.call = call
         operands: Any = unpacked(meta, tensors)
         xq, wq, backward_w, backward_x = operands
         if xq.elements is None:
@@ -83,7 +86,7 @@ class Products(torch.autograd.Function):
                 )
             )  # fmt: skip
 
-        wants_input, wants_weight = ctx.needs_input_grad[3:5]
+        wants_input, wants_weight = _wants(ctx)
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
         keep_output = OUTPUT in slots and not slots[OUTPUT].straight_through
@@ -94,7 +97,7 @@ class Products(torch.autograd.Function):
             computed if keep_output else None,
             *tensors_of(backward_w if wants_input else None, backward_x if wants_weight else None),
         )
-        ctx.call, ctx.given = call, len(tensors)
+        ctx.given = len(tensors)
         ctx.meta = backward_w[3:5], backward_x[3:5]
         ctx.snapshots = (
             call.snapshot("input") if keep_input else None,
@@ -123,14 +126,25 @@ class Products(torch.autograd.Function):
                 raise located(error, f"layer {ctx.call.name!r}") from error
         if torch.is_grad_enabled():
             grads = tuple(None if g is None else once(g, grad_output) for g in grads)
-        return (None, None, None, *grads, None, *[None] * ctx.given)
+        rest = [None] * (ctx.given - len(grads[3:]))
+        return (None, None, None, *grads[:3], None, *rest, *grads[3:])
+
+
+def _wants(ctx: Any) -> tuple[bool, bool]:
+    """Whether grad_input and grad_weight are needed, by what their quantizers learn, too."""
+    learned = ctx.call.recipe.learned
+    own = [("forward", operand) in learned for operand in ("input", "weight")]
+    return ctx.needs_input_grad[3] or own[0], ctx.needs_input_grad[4] or own[1]
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight and bias, then of what is learned."""
     call: Call = ctx.call
     operation = call.operation
     key, input, weight, computed, *tensors = ctx.saved_tensors
-    wants_input, wants_weight, wants_bias = ctx.needs_input_grad[3:6]
+    wants_input, wants_weight = _wants(ctx)
+    wants_bias = ctx.needs_input_grad[5]
+    learned: dict[tuple[str, str], State] = {}
     input_state, weight_state, output_state = ctx.snapshots
     if computed is not None:
         grad_output = passed_back(call, grad_output, computed, output_state)
@@ -164,6 +178,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if saved.scale is not None and saved.scale.numel() > 1 and not slot.cut:
             factor, bare = folded(Product(operation, kind), grad_output, saved)
         gq = call.quantize(kind, "grad_output", grad_output, key, factor, by)
+        if call.recipe.slots[kind, "grad_output"].learns:
+            taken = grad_output if factor is None else grad_output * factor
+            learned[kind, "grad_output"] = call.taught(kind, gq, taken, key)
         if call.is_off(kind, gq, bare, by):
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
@@ -186,14 +203,18 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         shape = operation.canonical(weight_like).shape
         grad_input = one("grad_input", saved, shape, input_like, ctx.seen[0], ctx.dtypes[0])
         if input_state is not None:
-            grad_input = call.own_backward("input", grad_input, input, input_state)
+            grad_input, learned["forward", "input"] = call.own_backward(
+                "input", grad_input, input, input_state, key
+            )
         grad_input = in_dtype(grad_input, ctx.dtypes[0])
     if wants_weight:
         saved = joined(tensors[4:], ctx.meta[1])
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
-            grad = call.own_backward("weight", grad, canonical, weight_state)
+            grad, learned["forward", "weight"] = call.own_backward(
+                "weight", grad, canonical, weight_state, key
+            )
         grad_weight = in_dtype(operation.raw(grad), ctx.dtypes[1])
     if wants_bias:
         if "grad_weight" in call.recipe.off:
@@ -202,45 +223,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         else:  # on the CPU that call would compute a whole grad_weight as well
             grad_bias = operation.grad_bias(grad_output)
         grad_bias = in_dtype(grad_bias, ctx.dtypes[2])
-    return grad_input, grad_weight, grad_bias
-
-
-def apply(
-    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor | None
-) -> Tensor:
-    """output = input (x) weight + bias under call.recipe; differentiable once.
-
-    input: as the operation takes it; weight: the layer's own layout.  -> the input's dtype, or
-    autocast's, or, where the recipe keeps outputs narrow, its activation's.
-    """
-    operation, recipe = call.operation, call.recipe
-    differentiable = call.training or torch.is_grad_enabled()
-    with without_grad():
-        canonical = operation.canonical(weight)
-        by = call.matrices("forward", input.shape, canonical.shape, input.shape)
-        xq = call.quantize("forward", "input", input, key, by=by)
-        wq = call.quantize("forward", "weight", canonical, key, by=by)
-        backward_w, backward_x = wq, xq
-        if differentiable:
-            slot = recipe.slots["grad_input", "weight"]
-            if not (slot.reused or slot.late):
-                x = call.value("weight", wq, canonical.shape) if slot.of_forward else canonical
-                backward_w = call.quantize("grad_input", "weight", x, key)
-            slot = recipe.slots["grad_weight", "input"]
-            if not (slot.reused or slot.late):
-                x = call.value("input", xq, input.shape) if slot.of_forward else input
-                backward_x = call.quantize("grad_weight", "input", x, key)
-    # a tensor is passed once: what the backward reuses, and an input that stays itself, are None
-    operands = (
-        xq._replace(elements=None) if xq.elements is input else xq,  # type: ignore[arg-type]
-        wq,
-        None if backward_w is wq else backward_w,
-        None if backward_x is xq else backward_x,
-    )
-    meta, tensors = packed(operands)
-    dtype = call.autocast or input.dtype
-    dtype = recipe.stored(dtype) if recipe.narrow else dtype
-    output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
-        call, dtype, key, input, weight, bias, meta, *tensors
-    )
-    return output
+    found: list[Tensor | None] = []
+    for slot in call.recipe.learned:
+        found += [learned.get(slot, {}).get(name) for name in call.learned(*slot)]
+    return (grad_input, grad_weight, grad_bias, *found)

@@ -14,8 +14,9 @@ from ..autograd.contexts import autocast_dtype, without_autocast
 from ..autograd.selective import hidden, torch_modes
 from ..layer_state import LayerState
 from ..recipe import Recipe
+from .apply import apply
 from .call import Call, located
-from .function import apply
+from .learning import Learning
 from .operations import Operation
 from .probe import Probe
 
@@ -24,7 +25,7 @@ Shape = tuple[int | None, ...]
 Shapes = tuple[Shape, Shape, Shape]
 
 
-class QProduct(LayerState):
+class QProduct(Learning):
     """One product under a recipe: `product(operation, input, weight, bias)`.
 
     name    its path in the model, "(model)" where the layer is the whole model
@@ -98,8 +99,9 @@ class QProduct(LayerState):
             probe = None
         key, states = self.begin(input, weight, bias)
         call = Call(
-            operation, self.recipe, states, self.training, autocast, probe=probe, name=self.name
-        )
+            operation, self.recipe, states, self.training, autocast, probe=probe, name=self.name,
+            learning=self if self.recipe.learned else None,
+        )  # fmt: skip
         try:
             return apply(call, input, weight, bias, key)
         except (TypeError, ValueError) as error:

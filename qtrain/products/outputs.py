@@ -53,9 +53,9 @@ def passed_back(call: Call, grad: Tensor, output: Tensor, state: State) -> Tenso
     output: as it was computed; state: the quantizer's of then.
     """
     if not call.recipe.slots[OUTPUT].cut:
-        return call.own_backward("output", grad, output, state)
+        return call.own_backward("output", grad, output, state, None)[0]
     grad, x = rows(call.operation, grad), rows(call.operation, output)
-    return restored(call.operation, call.own_backward("output", grad, x, state), output)
+    return restored(call.operation, call.own_backward("output", grad, x, state, None)[0], output)
 
 
 def rows(operation: Operation, output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from quantizers.names import take_names
 
 from .. import checks
 from ..norms.recipe import NormRecipe
+from .learned import refuse_learned
 from .slots import (
     OPERANDS,
     SLOTS,
@@ -72,6 +73,8 @@ class Recipe:
     cut: frozenset[str] = field(init=False, repr=False, compare=False)
     #: of each product, the operands whose means are taken off
     centered: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    #: the operands whose quantizers learn
+    learned: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
     #: what sums each product
     units: Mapping[str, Unit] = field(init=False, repr=False, compare=False)
 
@@ -120,6 +123,7 @@ class Recipe:
             for product, operands in OPERANDS.items()
         }
         object.__setattr__(self, "centered", centered)
+        object.__setattr__(self, "learned", tuple(s for s in SLOTS if slots[s].learns))
         cut = frozenset(product for (product, _), s in slots.items() if s.cut)
         object.__setattr__(self, "cut", cut)
         object.__setattr__(self, "off", frozenset(p for p, _ in SLOTS) - quantized)
@@ -134,6 +138,7 @@ class Recipe:
             checks.refuse("activation", given, need, "a FloatFormat alone needs none")
         if not isinstance(given, FloatFormat | None):
             checks.quantizer("activation", given)
+            refuse_learned("activation", short(given), given)  # type: ignore[arg-type]
         if self.narrow and (not isinstance(given, FloatFormat) or given not in NATIVE):
             text = None if given is None else short(given)  # type: ignore[arg-type]
             raise ValueError(

@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple, get_args
 
 from quantizers import OFF, Granularity, QuantizerLike, per_tensor
 from quantizers.accumulators import Accumulator
-from quantizers.protocol import needs_key, straight_through
+from quantizers.protocol import learns, needs_key, straight_through
 
 from .. import checks
 from .center import Center
+from .learned import check_learned
 from .transforms import Hadamard
 
 Transform = Hadamard | Center
@@ -154,6 +155,7 @@ class Slot(NamedTuple):
     of_forward         whether it quantizes the forward's value of the operand, not the operand
     late               whether an operand of the forward is quantized in the backward pass, for that
                        product alone: cut or of a product with a transform, and not reused
+    learns             whether it has parameters, which the layer owns
     """
 
     quantizer: QuantizerLike
@@ -166,6 +168,7 @@ class Slot(NamedTuple):
     centered: bool
     of_forward: bool
     late: bool
+    learns: bool
 
 
 def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
@@ -187,11 +190,6 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
             f"product; use blocks(...) along these, blocks(None) for a scale a row, or per_tensor"
         )
     cut, place = along or transform is not None, f"{product}.{operand}"
-    if (cut or asked is not None) and not straight_through(quantizer):
-        raise ValueError(
-            f"{place}: {short(quantizer)} has a backward of its own, and "
-            f"{'blocks along the sum' if along else 'a transform'}; use straight_through='identity'"
-        )
     if transform is not None and not along and granularity != per_tensor:
         raise ValueError(
             f"{place}: {short(quantizer)} names axes of the operand, which {transform} mixes; use "
@@ -208,11 +206,18 @@ def slot_of(product: str, operand: str, of: object, forward: Forward) -> Slot:
         )
     reused = product != "forward" and same and source == "input" and own in (None, given)
     late = product != "forward" and operand != "grad_output" and not reused
+    divided = asked or (granularity if along else None)
+    check_learned(place, short(quantizer), quantizer, divided, late, operand)
+    if (cut or asked is not None) and not straight_through(quantizer):
+        raise ValueError(
+            f"{place}: {short(quantizer)} has a backward of its own, and "
+            f"{'blocks along the sum' if along else 'a transform'}; use straight_through='identity'"
+        )
     return Slot(
         quantizer, SLOTS.index((product, operand)), needs_key(quantizer),
         straight_through(quantizer), reused, cut, transform,
         isinstance(asked, Center) and operand in asked.operands, source == "forward",
-        late and (cut or asked is not None),
+        late and (cut or asked is not None), not reused and learns(quantizer),
     )  # fmt: skip
 
 
@@ -223,7 +228,7 @@ def of_output(quantizer: QuantizerLike) -> dict[tuple[str, str], Slot]:
     return {
         OUTPUT: Slot(
             quantizer, -1, needs_key(quantizer), straight_through(quantizer), reused=False,
-            cut=rows, transform=None, centered=False, of_forward=False, late=False,
+            cut=rows, transform=None, centered=False, of_forward=False, late=False, learns=False,
         )
     }  # fmt: skip
 

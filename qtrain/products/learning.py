@@ -1,0 +1,119 @@
+"""The parameters of a product's quantizers that learn: whose they are, and what sets them first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantizers.protocol import init_parameters
+from quantizers.ranges.rules import State
+
+from ..autograd.capture import capturing
+from ..layer_state import LayerState, Slot
+
+
+class Learning(LayerState):
+    """A product's state, and what its quantizers learn.
+
+    <product>_<operand>_<name>    a Parameter of the slot's quantizer
+    <product>_<operand>_fitted    int64: whether a tensor has set them
+
+    A state_dict of the plain model leaves them unfitted: the next tensors set them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: the slots whose parameters no tensor has set
+        self.unfitted = frozenset(self._learned)
+
+    def _initial(self) -> dict[str, Tensor]:
+        found = super()._initial()
+        #: of each slot whose quantizer learns: the parameters' names, by the quantizer's
+        self._learned: dict[Slot, dict[str, str]] = {}
+        with torch.device("cpu"):
+            for slot, (quantizer, shape) in self._quantizers.items():
+                made, place = init_parameters(quantizer, shape), "_".join(slot)
+                if not made:
+                    continue
+                names = {key: f"{place}_{key}" for key in made}
+                self._learned[slot] = names
+                self._slots.setdefault(slot, {}).update(names)
+                found.update({names[key]: value for key, value in made.items()})
+                found[f"{place}_fitted"] = torch.zeros((), dtype=torch.int64)
+        return found
+
+    def _hold(self, name: str, value: Tensor) -> None:
+        if any(name in names.values() for names in self._learned.values()):
+            own = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+            self.register_parameter(name, own)
+        else:
+            super()._hold(name, value)
+
+    def adopt_(self, other: LayerState) -> None:
+        assert isinstance(other, Learning)
+        self._learned = other._learned
+        super().adopt_(other)
+        self.look()
+
+    def learned(self, slot: Slot) -> dict[str, nn.Parameter]:
+        """The parameters of a slot's quantizer, by the names it gave them; {} where it has none."""
+        return {key: self.get_parameter(name) for key, name in self._learned.get(slot, {}).items()}
+
+    def look(self) -> None:
+        """Read again which slots are unfitted."""
+        flags = {slot: self.get_buffer(f"{'_'.join(slot)}_fitted") for slot in self._learned}
+        self.unfitted = frozenset(slot for slot, f in flags.items() if f.is_meta or not int(f))
+
+    @torch.no_grad()
+    def fit(self, slot: Slot, x: Tensor, state: State) -> State:
+        """The state that a slot's quantizer takes for x; where no tensor has set its parameters, x
+        does: in place in training, on several ranks by the mean of what each rank's x gives, and
+        else, as where x is empty, zero or not finite, for this call alone.
+
+        ValueError while a CUDA graph is captured, whose replays would set them again.
+        """
+        quantizer, _ = self._quantizers[slot]
+        if slot not in self.unfitted or x.is_meta or not hasattr(quantizer, "fit"):
+            return state
+        if capturing():
+            raise ValueError(
+                f"{' '.join(slot)}: {quantizer} has not seen a tensor that sets its parameters, "
+                f"and the replays of a CUDA graph would set them at every step; calibrate(model, "
+                f"batches), or take a step, before the capture"
+            )
+        tried = {name: value.detach().clone() for name, value in state.items()}
+        if x.numel():
+            quantizer.fit(x.detach(), tried)
+        if not self.training:
+            return tried
+        names = self._learned[slot]
+        good = bool(x.any()) and all(bool(tried[key].isfinite().all()) for key in names)
+        found = [tried[key] if good else torch.zeros_like(tried[key]) for key in names]
+        count, found = _over_ranks(torch.full((), float(good), device=x.device), found)
+        if not count:
+            return tried
+        for key, value in zip(names, found, strict=True):
+            state[key].copy_(value)
+        self.get_buffer(f"{'_'.join(slot)}_fitted").fill_(1)
+        self.unfitted -= {slot}
+        return state
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        plain = prefix + "noise_key" not in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if plain:
+            for slot in self._learned:
+                self.get_buffer(f"{'_'.join(slot)}_fitted").zero_()
+        self.look()
+
+
+def _over_ranks(count: Tensor, tensors: list[Tensor]) -> tuple[float, list[Tensor]]:
+    """(the sum of count, the tensors' sums over it) of all ranks."""
+    own = torch.cat([count.view(1).double(), *[each.double().flatten() for each in tensors]])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(own)
+    (total,), *parts = own.split([1, *[each.numel() for each in tensors]])
+    means = [part.view_as(each) / total for part, each in zip(parts, tensors, strict=True)]
+    return float(total), means
