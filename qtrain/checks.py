@@ -25,6 +25,7 @@ from quantizers.checks import number as number
 from quantizers.checks import refuse as refuse
 from quantizers.checks import shown as shown
 from quantizers.checks import text as text
+from quantizers.protocol import learns
 
 
 def module(got: object, field: str = "model") -> None:
@@ -67,6 +68,21 @@ def quantizer(field: str, got: object) -> None:
     """TypeError unless `got` can be called as a quantizer is."""
     need = "a quantizer (or OFF), called as quantizer(x, state=..., key=..., training=...)"
     function(field, got, need, None, state=None, key=None, training=True)
+    if isinstance(got, nn.Module) and any(True for _ in got.parameters()):
+        raise TypeError(
+            f"{field}: got a {type(got).__name__}, whose parameters nobody would train: a recipe "
+            f"is of many layers; return plain tensors from a method init_parameters(shape), which "
+            f"every layer owns as Parameters of its own and passes in `state`"
+        )
+
+
+def without_parameters(field: str, got: object) -> None:
+    """ValueError for a quantizer that learns."""
+    if learns(got):
+        raise ValueError(
+            f"{field}: got {shown(got)}, which learns, and parameters belong to the operands of "
+            f"products, forward.input, forward.weight and grad_output; take one without"
+        )
 
 
 def no_quantized_layer(owner: str) -> NoReturn:

@@ -142,7 +142,7 @@ def quantized(
     q = _with_block(q, x)
     if isinstance(q.format, IntFormat) and learns(quantizer) and q.elements.is_floating_point():
         whole = (q.elements == q.elements.round()).all()
-        torch._assert_async(whole, f"the quantizer returned elements between those of {q.format}")
+        torch._assert_async(whole, f"the quantizer returned elements between those of {q.format!s}")
         q = q._replace(elements=q.elements.to(q.format.dtype))
     _check(q, x)
     return q
@@ -194,7 +194,7 @@ def _check(q: QTensor, x: Tensor) -> None:
     if isinstance(q.format, IntFormat):
         inside = ((q.elements >= q.format.low) & (q.elements <= q.format.high)).all()
         # without waiting for the device: the exact sums rely on the format's bounds
-        torch._assert_async(inside, f"the quantizer returned elements outside {q.format}")
+        torch._assert_async(inside, f"the quantizer returned elements outside {q.format!s}")
 
 
 def _check_outer(outer: object, scale: Tensor | None, shape: tuple[int, ...]) -> None:

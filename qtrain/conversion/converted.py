@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..layer_state import LayerState
 from ..names import some
+from ..products.module import products_of
 
 
 def reseed(model: nn.Module, seed: int) -> nn.Module:
@@ -39,7 +40,8 @@ def plain_state_dict(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Fill the running ranges from `batches` of inputs, without training; returns the model.
+    """Fill the running ranges, and set what quantizers of inputs and weights learn where no tensor
+    has, from `batches` of inputs, without training; returns the model.
 
     batches: an iterable of tensors, or of tuples whose first entry is the model's input.  Batch
     statistics of norms, noise counters, modes and gradients are left as they were, and so are the
@@ -52,7 +54,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     if not states:
         raise ValueError("calibrate: the model has no quantized layer; quantize it first")
     modes = {module: module.training for module in model.modules()}
-    kept = [(buffer, buffer.clone()) for state in states for buffer in state.buffers()]
+    kept = [(each, each.clone()) for state in states for each in state.own().values()]
     counts = [(state.noise_count, state.noise_count.clone()) for state in states]
     model.eval()
     seen = False
@@ -67,6 +69,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         idle = _idle(states)
     except BaseException:  # Ctrl-C too
         _restore(kept)
+        for product in products_of(model):
+            product.look()
         raise
     finally:
         for module, mode in modes.items():

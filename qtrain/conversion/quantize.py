@@ -23,6 +23,7 @@ from .unfollowed import (
     warn_of_groups,
     warn_of_norms,
 )
+from .untrained import watch_learned
 from .watch import watch_first_forward
 
 
@@ -162,6 +163,7 @@ class _Plan:
         fuse_sequentials_(model)
         record.attach(model)
         watch_first_forward(model)
+        watch_learned(model)
         warn_of_norms(model, self._norms, self._norms_left, level + 1)
         warn_of_groups(ungrouped, level + 1)
 

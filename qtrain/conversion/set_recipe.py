@@ -26,6 +26,7 @@ from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .swap import switch_fast_paths_
 from .unfollowed import names_groups_alone, warn_of_groups
+from .untrained import watch_learned
 
 #: what an override of None makes of a layer
 _OFF = recipes.fp32()
@@ -135,6 +136,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     for layer, states in zip(layers, fresh, strict=True):
         layer.follow_(states)
     switch_fast_paths_(model)
+    watch_learned(model)
     replace(
         before, asked=asked, overridden=overridden, norms_left=norms_left,
         schedule=before.schedule if schedule is None else schedule,

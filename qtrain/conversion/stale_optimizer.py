@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -46,7 +46,7 @@ class _Watch:
     """Of one copy; it holds neither of the two models."""
 
     def __init__(self, original: nn.Module, copy: nn.Module) -> None:
-        self._originals, self._copies = _references(original), _references(copy)
+        self._originals, self._copies = references(original), references(copy)
         self._copy = weakref.ref(copy)
         self._others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
@@ -54,16 +54,13 @@ class _Watch:
         """Whether all is said and seen after this optimizer's step."""
         if self._copy() is None or optimizer in self._others:
             return self._copy() is None
-        if not _steps(optimizer, self._originals):
+        if not steps(optimizer, self._originals):
             self._others.add(optimizer)
-            return _steps(optimizer, self._copies)
+            return steps(optimizer, self._copies)
         parameters = [ref() for ref in self._copies]
         if all(p is None or p.grad is None for p in parameters):
             return False  # the copy is not trained, or not yet
-        if not any(
-            issubclass(type(one), Optimizer) and _steps(one, self._copies)
-            for one in gc.get_objects()
-        ):
+        if not any_steps(self._copies):
             warnings.warn(
                 f"optimizer: {type(optimizer).__name__} steps the parameters of the model that "
                 f"quantize() copied, and the copy, which has gradients, is in no optimizer: "
@@ -74,11 +71,23 @@ class _Watch:
         return True
 
 
-def _references(model: nn.Module) -> list[weakref.ref[Tensor]]:
+#: parameters, not held
+Parameters = Sequence[weakref.ref[Any]]
+
+
+def references(model: nn.Module) -> Parameters:
+    """The parameters of a model."""
     return [weakref.ref(p) for p in model.parameters()]
 
 
-def _steps(optimizer: Optimizer, parameters: Iterable[weakref.ref[Tensor]]) -> bool:
+def steps(optimizer: Optimizer, parameters: Parameters) -> bool:
     """Whether an optimizer has any of these parameters."""
     own = {id(p) for p in (ref() for ref in parameters) if p is not None}
     return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+def any_steps(parameters: Parameters) -> bool:
+    """Whether any optimizer that there is has any of these parameters."""
+    return any(
+        issubclass(type(one), Optimizer) and steps(one, parameters) for one in gc.get_objects()
+    )

@@ -63,6 +63,7 @@ class NormRecipe:
             )
         for name, quantizer in self._quantizers.items():
             checks.quantizer(f"norm.{name}", quantizer)
+            checks.without_parameters(f"norm.{name}", quantizer)
         take_names(self, activation="format")
         if not isinstance(self.activation, FloatFormat | None):
             checks.refuse("activation", self.activation, "a FloatFormat or None")

@@ -86,7 +86,7 @@ class Call:
         key = self._noise(kind, operand, key)
         state = self.states.get((kind, operand), {})
         try:
-            if slot.learns and self.learning is not None:
+            if self.learning is not None and (kind, operand) in self.learning.unfitted:
                 self.states[kind, operand] = state = self.learning.fit((kind, operand), x, state)
             norm: Deferred | None = None
             if operand == "input" and not torch.compiler.is_compiling():
@@ -202,14 +202,10 @@ class Call:
     ) -> tuple[Tensor, State]:
         """The gradients through the forward quantizer of an operand, with its state of then: the
         operand's, and by name those of what it learns.  key: the forward's."""
-        quantizer, names = self.recipe.slots["forward", operand].quantizer, ()
-        if operand != "output":
-            names, key = (
-                tuple(self.learned("forward", operand)),
-                self._noise("forward", operand, key),
-            )
+        slot, key = ("forward", operand), self._noise("forward", operand, key)
+        quantizer = self.recipe.slots[slot].quantizer
         try:
-            return passed(quantizer, grad, x, state, key, names)
+            return passed(quantizer, grad, x, state, key, self.learned(*slot))
         except (TypeError, ValueError) as error:
             raise located(error, operand) from error
 

@@ -212,6 +212,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         like = operation.canonical(weight_like)
         grad = one("grad_weight", saved, ctx.input[0], like, ctx.seen[1], ctx.dtypes[1])
         if weight_state is not None:
+            assert canonical is not None
             grad, learned["forward", "weight"] = call.own_backward(
                 "weight", grad, canonical, weight_state, key
             )

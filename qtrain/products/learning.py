@@ -26,7 +26,7 @@ class Learning(LayerState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: the slots whose parameters no tensor has set
-        self.unfitted = frozenset(self._learned)
+        self.look()
 
     def _initial(self) -> dict[str, Tensor]:
         found = super()._initial()
@@ -38,10 +38,11 @@ class Learning(LayerState):
                 if not made:
                     continue
                 names = {key: f"{place}_{key}" for key in made}
+                set_first = callable(getattr(quantizer, "fit", None))
                 self._learned[slot] = names
                 self._slots.setdefault(slot, {}).update(names)
                 found.update({names[key]: value for key, value in made.items()})
-                found[f"{place}_fitted"] = torch.zeros((), dtype=torch.int64)
+                found[f"{place}_fitted"] = torch.tensor(int(not set_first))
         return found
 
     def _hold(self, name: str, value: Tensor) -> None:
@@ -75,13 +76,13 @@ class Learning(LayerState):
         ValueError while a CUDA graph is captured, whose replays would set them again.
         """
         quantizer, _ = self._quantizers[slot]
-        if slot not in self.unfitted or x.is_meta or not hasattr(quantizer, "fit"):
+        if x.is_meta:
             return state
-        if capturing():
+        if torch.compiler.is_compiling() or capturing():
             raise ValueError(
-                f"{' '.join(slot)}: {quantizer} has not seen a tensor that sets its parameters, "
-                f"and the replays of a CUDA graph would set them at every step; calibrate(model, "
-                f"batches), or take a step, before the capture"
+                f"{' '.join(slot)}: no tensor has set the parameters of {quantizer}, and a graph "
+                f"would set them at every step; train one step before torch.compile or the capture "
+                f"of a CUDA graph"
             )
         tried = {name: value.detach().clone() for name, value in state.items()}
         if x.numel():
@@ -105,7 +106,8 @@ class Learning(LayerState):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if plain:
             for slot in self._learned:
-                self.get_buffer(f"{'_'.join(slot)}_fitted").zero_()
+                flag = f"{'_'.join(slot)}_fitted"
+                self.get_buffer(flag).copy_(self._initial()[flag])
         self.look()
 
 

@@ -24,12 +24,3 @@ def check_learned(
             f"{place}: {text} learns, and {cut} is of the operand as a matrix of its product, "
             f"which its parameters do not follow; leave one of them out"
         )
-
-
-def refuse_learned(place: str, text: str, quantizer: object) -> None:
-    """ValueError for a quantizer that learns."""
-    if learns(quantizer):
-        raise ValueError(
-            f"{place}: {text} learns, and parameters are of a product's operands: forward.input, "
-            f"forward.weight and grad_output; take one without parameters"
-        )

@@ -13,7 +13,6 @@ from quantizers.names import take_names
 
 from .. import checks
 from ..norms.recipe import NormRecipe
-from .learned import refuse_learned
 from .slots import (
     OPERANDS,
     SLOTS,
@@ -138,7 +137,7 @@ class Recipe:
             checks.refuse("activation", given, need, "a FloatFormat alone needs none")
         if not isinstance(given, FloatFormat | None):
             checks.quantizer("activation", given)
-            refuse_learned("activation", short(given), given)  # type: ignore[arg-type]
+            checks.without_parameters("activation", given)
         if self.narrow and (not isinstance(given, FloatFormat) or given not in NATIVE):
             text = None if given is None else short(given)  # type: ignore[arg-type]
             raise ValueError(

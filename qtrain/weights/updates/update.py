@@ -175,6 +175,7 @@ def _check(place: str, kept: Any) -> None:
             f"Quantizer(format={str(kept)!r}, granularity=groups(256))"
         )
     checks.quantizer(place, kept)
+    checks.without_parameters(place, kept)
     if init_state(kept, (1, 1)):
         raise ValueError(
             f"{place}: got {_said(kept)}, whose range has a memory; give one without: range=absmax"
