@@ -75,7 +75,7 @@ class Learning(LayerState):
 
         ValueError while a CUDA graph is captured, whose replays would set them again.
         """
-        quantizer, _ = self._quantizers[slot]
+        quantizer: Any = self._quantizers[slot][0]
         if x.is_meta:
             return state
         if torch.compiler.is_compiling() or capturing():

@@ -16,6 +16,7 @@ from .fp4 import four_over_six, fp4_all_the_way, nvfp4, quartet2
 from .fp8 import deepseek_v3, fp8, fp8_delayed, hfp8
 from .hbfp import hbfp4, hbfp6
 from .integer import in_hindsight, jetfire, statquant, switchback, unified_int8
+from .learned import lsq
 from .luq import luq
 from .mx import mxfp4, mxfp4_e3m0, mxfp6, mxfp8, mxint8, tetrajet
 
@@ -27,7 +28,7 @@ _NAMED: dict[str, Callable[[], Recipe]] = {
         fp8, fp8_delayed, deepseek_v3, hfp8, ibm_fp8,
         mxfp8, mxfp6, mxint8, mxfp4, mxfp4_e3m0, tetrajet,
         nvfp4, four_over_six, fp4_all_the_way, quartet2,
-        hbfp4, hbfp6, luq, lba,
+        hbfp4, hbfp6, luq, lba, lsq,
     )
 }  # fmt: skip
 
