@@ -22,6 +22,7 @@ from .integer import jetfire as jetfire
 from .integer import statquant as statquant
 from .integer import switchback as switchback
 from .integer import unified_int8 as unified_int8
+from .learned import lsq as lsq
 from .luq import luq as luq
 from .mx import mxfp4 as mxfp4
 from .mx import mxfp4_e3m0 as mxfp4_e3m0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from quantizers import LSQ, IntFormat
 
 from ..recipe import Forward, Recipe
@@ -21,7 +23,7 @@ def lsq(bits: int = 4, *, signed_inputs: bool = True) -> Recipe:
     return Recipe(
         name="lsq",
         forward=Forward(input=LSQ(format=inputs, scaled_by="sample"), weight=LSQ(format=signed)),
-        with_bits=lambda bits: lsq(bits, signed_inputs=signed_inputs),
+        with_bits=partial(lsq, signed_inputs=signed_inputs),
         source="arXiv 1902.08153",
         leaves_out="8 bits in the first and last layers; fine-tuning of a trained network",
         when="inference in 2 to 4 bits; fine-tuning",

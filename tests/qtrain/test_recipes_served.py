@@ -18,11 +18,15 @@ from quantizers.ranges.running import Remembering
 pytest.importorskip("triton", reason="pip install triton: plans of its kernels need no GPU")
 
 CANDIDATES = "a tensor's scale among candidates, by cosines summed in an order of the whole tensor"
+LEARNED = "learned: the elements by a kernel, which of them are finite by torch's operations"
 #: recipe -> the places of its quantizers that torch's own operations make, and why
 DECLINED = {
     "quartet2": dict.fromkeys(
         ("grad_input.grad_output", "grad_input.weight", "grad_weight.grad_output",
          "grad_weight.input"), "corrected scales, rounded stochastically",
+    ),
+    "lsq": dict.fromkeys(
+        ("forward.input", "forward.weight", "grad_input.weight", "grad_weight.input"), LEARNED
     ),
     "unified-int8": dict.fromkeys(
         ("grad_input.grad_output", "grad_weight.grad_output"), CANDIDATES
