@@ -83,6 +83,17 @@ def test_infinite_operands_and_overflows() -> None:
         assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
 
 
+def test_a_unit_meets_infinity_with_every_exponent() -> None:
+    powers = torch.exp2(torch.arange(-126.0, 128.0))
+    ends = torch.tensor([float("inf"), float("-inf"), float("nan"), 0.0])
+    a, b = torch.ones(2, 3), torch.ones(len(powers) + 4, 3)
+    a[:, 1], b[:, 1] = ends[:2], torch.cat([powers, ends])
+    for name in ("V100 fp16", "A100 bf16", "H100 bf16"):
+        unit = accumulators.get(*name.split())
+        got = _compiled(a, b, unit, (None, None), None)
+        assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+
+
 @pytest.mark.parametrize("spread", [2.0**-9, 1.0, 2.0**6], ids="x {}".format)
 def test_exact_sums_by_matrix_products_have_every_bit(spread: float) -> None:
     finite = FloatFormat(4, 7, bias=10, specials="finite")

@@ -129,6 +129,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
                 for j in range(COLUMNS):
                     tops[j] = max(tops[j], own + exponent(b[k * COLUMNS + j], of_b))
             for j in range(COLUMNS):
+                tops[j] = min(tops[j], i64(300))  # an infinite term's is no exponent
                 up = number_of((i64(1023) + bits - tops[j]) << i64(52))
                 group[j] = f64(np.trunc(f64(total[j] * up)))
             for k in range(low, high):
