@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, IntFormat, kernels
+from quantizers import kernels
 from quantizers.accumulators import Accumulator, Exact, Integer, Sequential
 from quantizers.accumulators.exactness import odd_sum
-from quantizers.formats import Format
 from quantizers.kernels import team
 from quantizers.kernels.serving import MODES
 from quantizers.rounding import round_to_float
 
-Formats = tuple[Format | None, Format | None]
+from .numbers import Formats, constants_of, plain, span
+
 #: sums of a chunk at a time, in fp64: half a MiB
 _CACHED = 2**16
-
-
-def constants_of(format: FloatFormat) -> tuple[float, ...]:
-    """What `compiled_numbers.rounded` needs of a format."""
-    over = {"inf": math.inf, "nan": math.nan, "saturate": format.largest}[format.on_overflow]
-    infinite = 0.0 if format.has_inf else math.nan
-    return format.mantissa, format.min_exponent, format.largest, over, infinite
 
 
 def by_products(
@@ -44,7 +35,7 @@ def by_products(
         terms = a.shape[-1]
     else:
         return None
-    spans = [_span(fmt) for fmt in formats]
+    spans = [span(fmt) for fmt in formats]
     if None in spans or spans[0] * spans[1] * max(terms, 1) > 2**53:  # type: ignore[operator]
         return None
     left, right = a.double(), b.double().mT
@@ -55,13 +46,6 @@ def by_products(
         return exact.float()
     half = 1 << (accumulator.bits - 1)
     return ((exact.to(torch.int64) + half) & (2 * half - 1)) - half
-
-
-def _span(format: Format | None) -> int | None:
-    """The largest element, in units of which all are multiples; None where that is not known."""
-    if isinstance(format, IntFormat):
-        return format.high - format.low
-    return int(format.largest / format.smallest) if isinstance(format, FloatFormat) else None
 
 
 def _in_chunks(left: Tensor, right: Tensor, accumulator: Sequential) -> Tensor:
@@ -85,8 +69,7 @@ def _added_(total: Tensor, chunk: Tensor, accumulator: Sequential) -> bool:
     """In one pass, in place; whether a kernel served it."""
     if not kernels.serves(total, chunk) or total.numel() == 0:
         return False
-    mode = accumulator.rounding.mode  # to nearest, two numbers of a format need no more: `_plain`
-    odd = mode not in ("nearest_even", "half_away")
+    mode, odd = accumulator.rounding.mode, not plain(accumulator, (None, None))
     kernel = kernels.made(f"{__package__}.compiled_chunks", "added", MODES[mode], int(odd))
     if kernel is None:
         return False

@@ -27,7 +27,7 @@ from ...recipe import OPERANDS
 from ..blockwise.rows import Rows, Windows
 from ..engines.scales import times
 from ..operations import Kind
-from .exact_sums import Formats
+from .numbers import Formats
 from .sums import accumulated
 
 #: values at a time of operands that windows put together: 64 MiB

@@ -17,7 +17,9 @@ from quantizers.formats import Format
 from quantizers.kernels import team
 from quantizers.kernels.serving import MODES, imported
 
-from .exact_sums import Formats, by_products, constants_of
+from .exact_sums import by_products
+from .gpu.sums import by_kernels
+from .numbers import Formats, constants_of, plain
 
 #: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
 _SPREAD = 2**24
@@ -128,30 +130,19 @@ def _told(
     rounding, product = accumulator.rounding, accumulator.product
     formats_of = [*constants_of(accumulator.format), *constants_of(product or fp32)]
     constants = [*formats_of, 2.0**rounding.random_bits, 0.0, 0.0, 0.0]
-    odd = not _plain(accumulator, formats)
+    odd = not plain(accumulator, formats)
     numbers = (
         own.SEQUENTIAL, MODES[rounding.mode], odd, product is not None, accumulator.compensated
     )  # fmt: skip
     return tuple(map(int, numbers)), np.array(constants), accumulator.chunk or 0, 0
 
 
-def _plain(accumulator: Sequential, formats: Formats) -> bool:
-    """Whether a sum that was rounded to fp64 first is rounded to the same value.
-
-    To nearest, where terms have no more bits than the format: a sum that fp64 does not hold is of
-    one that the format holds and of far less than half a step, which neither rounding sees.
-    """
-    if accumulator.rounding.mode not in ("nearest_even", "half_away") or accumulator.compensated:
-        return False
-    format = accumulator.format
-    if accumulator.product is not None:
-        bits, step = accumulator.product.mantissa + 1, accumulator.product.smallest
-    else:
-        a, b = formats
-        if not isinstance(a, FloatFormat) or not isinstance(b, FloatFormat):
-            return False
-        bits, step = a.mantissa + b.mantissa + 2, a.smallest * b.smallest
-    return bits <= format.mantissa + 1 and step * 2.0**53 >= format.smallest_normal
+def _launched(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
+) -> Tensor | None:
+    """The same on a GPU."""
+    found = by_kernels(a, b, accumulator, formats, key)
+    return by_products(a, b, accumulator, formats, key) if found is None else found
 
 
 def _empty(a: Tensor, b: Tensor, accumulator: Accumulator, *others: object) -> Tensor:
@@ -161,7 +152,7 @@ def _empty(a: Tensor, b: Tensor, accumulator: Accumulator, *others: object) -> T
     return a.new_empty((*batch, a.shape[-2], b.shape[-2]), dtype=dtype)
 
 
-_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=by_products, meta=_empty)
+_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=_launched, meta=_empty)
 
 
 def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:

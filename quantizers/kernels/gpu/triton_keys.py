@@ -13,6 +13,14 @@ def _mix64(x):
     return x ^ (x >> 31)
 
 
+@triton.jit
+def folded(key, value):
+    """noise.fold of integers of 64 bits."""
+    golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
+    mixed = _mix64(value.to(tl.uint64) + golden) ^ key.to(tl.uint64)
+    return _mix64(mixed + golden).to(tl.int64)
+
+
 @triton.jit(do_not_specialize=["value"])
 def fold(key, result, value, LOADED: tl.constexpr, ADVANCED: tl.constexpr):
     """noise.fold of one key and one value, or when LOADED of the value there, when ADVANCED first
@@ -23,6 +31,4 @@ def fold(key, result, value, LOADED: tl.constexpr, ADVANCED: tl.constexpr):
         if ADVANCED:
             own += 1
             tl.store(value, own)
-    golden = tl.full((), 0x9E3779B97F4A7C15, tl.uint64)
-    mixed = _mix64(own.to(tl.uint64) + golden) ^ tl.load(key).to(tl.uint64)
-    tl.store(result, _mix64(mixed + golden).to(tl.int64))
+    tl.store(result, folded(tl.load(key), own))

@@ -1,0 +1,1 @@
+"""Sums of accumulators, term by term, by Triton kernels."""
