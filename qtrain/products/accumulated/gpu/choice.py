@@ -44,7 +44,7 @@ def chosen(accumulator: Accumulator, formats: Formats, terms: int) -> Kernel | N
         half, spans = 2.0 ** (accumulator.bits - 1), [span(one) for one in formats]
         most = 2.0**48 if None in spans else spans[0] * spans[1]  # type: ignore[operator]
         wide = half + most > 2**24
-        return Kernel("saturated", int(wide), (bound(terms), -half), {"WIDE": wide})
+        return Kernel("saturated", 0, (bound(terms), -half), {"WIDE": wide})
     return None
 
 
@@ -71,9 +71,8 @@ def _sequential(accumulator: Sequential, formats: Formats, terms: int) -> Kernel
         "COMPENSATED": accumulator.compensated, "RANDOM": bits, "MODE": rounding.mode,
     }  # fmt: skip
     words = bound(terms), chunked or 1, _words(format), _words(product or format)
-    return Kernel(
-        "sequential", int(wide) + (chunked is not None) + accumulator.compensated, words, constants
-    )
+    twice = wide + (chunked is not None) + accumulator.compensated  # what a program keeps
+    return Kernel("sequential", max(twice - 1, 0), words, constants)
 
 
 def _aligned(accumulator: Aligned, formats: Formats, terms: int) -> Kernel:
@@ -90,7 +89,7 @@ def _aligned(accumulator: Aligned, formats: Formats, terms: int) -> Kernel:
         2.0**accumulator.bits, _words(kept),
     )  # fmt: skip
     constants = {"WIDE": wide, "PROMOTED": accumulator.promote is not None}
-    return Kernel("aligned", 1 + wide, words, constants)
+    return Kernel("aligned", int(wide), words, constants)
 
 
 def _words(format: FloatFormat) -> tuple[float, ...]:

@@ -27,8 +27,8 @@ class Tile(NamedTuple):
     across: int
 
 
-#: of sums that are one number of 32 bits, two, four, eight; and of results that are too small
-TILES = Tile(64, 64), Tile(32, 64), Tile(32, 32), Tile(16, 32), Tile(8, 32)
+#: the more a program keeps of an output the smaller, and of results that are small
+TILES = Tile(32, 64), Tile(32, 32), Tile(16, 32), Tile(8, 32)
 #: programs a multiprocessor is to have
 _PROGRAMS = 2
 #: keys that a program makes

@@ -48,9 +48,10 @@ def _terms(a, b, there, inside, k, a_k, b_k, WIDE: tl.constexpr):
 @triton.jit
 def _draw(key, index, share, RANDOM: tl.constexpr):
     """u + 1/2 of each output, of an addition's key."""
-    if RANDOM == 0:
-        return share
-    return (noise(index, tl.load(key)) >> (32 - RANDOM)).to(tl.int32).to(share.dtype) + 0.5
+    draw = share
+    if RANDOM > 0:
+        draw = (noise(index, tl.load(key)) >> (32 - RANDOM)).to(tl.int32).to(share.dtype) + 0.5
+    return draw
 
 
 @triton.jit
@@ -69,8 +70,10 @@ def _added(
         term = _plus(term, lost * -1.0, draw, share, format, ODD, MODE)
         grown = _plus(total, term, draw, share, format, ODD, MODE)
         gained = _plus(grown, total * -1.0, draw, share, format, ODD, MODE)
-        return grown, _plus(gained, term * -1.0, draw, share, format, ODD, MODE)
-    return _plus(total, term, draw, share, format, ODD, MODE), lost
+        total, lost = grown, _plus(gained, term * -1.0, draw, share, format, ODD, MODE)
+    else:
+        total = _plus(total, term, draw, share, format, ODD, MODE)
+    return total, lost
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
