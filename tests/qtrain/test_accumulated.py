@@ -56,7 +56,8 @@ def drawn(format: FloatFormat, *shape: int, seed: int, spread: float, whole: boo
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    equal = (one == other) & (one.signbit() == other.signbit())
+    return one.dtype == other.dtype and bool((equal | (one.isnan() & other.isnan())).all())
 
 
 @pytest.mark.parametrize("spread", [2.0**-9, 1.0, 2.0**6], ids="x {}".format)
@@ -92,6 +93,15 @@ def test_a_unit_meets_infinity_with_every_exponent() -> None:
         unit = accumulators.get(*name.split())
         got = _compiled(a, b, unit, (None, None), None)
         assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+
+
+def test_a_sum_that_ended_at_a_negative_zero_goes_on_at_a_positive_one() -> None:
+    unit = accumulators.aligned(terms=1, bits=25, kept=21)
+    a, b = torch.tensor([[-(2.0**-133), -0.0]]), torch.tensor([[2.0**-18, 1.0]])
+    for terms in (1, 2):
+        one, other = a[:, :terms], b[:, :terms]
+        got = _compiled(one, other, unit, (None, None), None)
+        assert got is not None and same(got, _by_rows(one, other, unit, (None, None), None))
 
 
 @pytest.mark.parametrize("spread", [2.0**-9, 1.0, 2.0**6], ids="x {}".format)

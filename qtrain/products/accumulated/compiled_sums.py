@@ -131,7 +131,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
             for j in range(COLUMNS):
                 tops[j] = min(tops[j], i64(300))  # an infinite term's is no exponent
                 up = number_of((i64(1023) + bits - tops[j]) << i64(52))
-                group[j] = f64(np.trunc(f64(total[j] * up)))
+                group[j] = f64(np.trunc(f64(total[j] * up)) + 0.0)  # no sum is -0
             for k in range(low, high):
                 left = f64(a[k])
                 for j in range(COLUMNS):

@@ -263,7 +263,7 @@ def aligned(
             own = _power(left, least_a, WIDE) * _power(right, least_b, WIDE)
             top = tl.where(k < terms, tl.maximum(top, own), top)
         up = ratio(scale, top)
-        whole = truncated(total * up)
+        whole = truncated(total * up) + 0.0  # no sum is -0
         for i in range(each):
             k = first + i
             left, right = _terms(a, b, there & (k < terms), inside, k, a_k, b_k, WIDE)
