@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantizers import FloatFormat, accumulate, fold, fp32, kernels
-from quantizers.accumulators import Accumulator, Aligned, Exact, Integer, Sequential
+from quantizers.accumulators import Accumulator, Aligned, Exact, Integer
 from quantizers.accumulators.alignment import least_exponent
 from quantizers.devices.by_device import ByDevice, restored, spec
 from quantizers.formats import Format

@@ -181,7 +181,7 @@ def saturated(
     ACROSS: tl.constexpr,
     BAND: tl.constexpr,
 ):
-    """`accumulators.Integer`'s that saturates, at low and -1 - low; y: int64; else as `sequential`."""
+    """`accumulators.Integer`'s, at low and -1 - low; y: int64; else as `sequential`."""
     batch, m, p = tile(rows, columns, FAR, ROWS, ACROSS, BAND)
     a += batch // shared_a * a_n + m * a_i
     b += batch // shared_b * b_n + p.to(m.dtype) * b_j
