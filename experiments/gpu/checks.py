@@ -130,9 +130,11 @@ def layers() -> dict[str, tuple[Any, tuple[int, ...]]]:
     }
 
 
-#: recipes in blocks along the sum, and those that also rotate operands of grad_weight, by products
-#: in fp32 whose last bit may move an element
-BLOCKS = ("mxfp8", "mxfp6", "mxint8", "hbfp4", "deepseek-v3", "jetfire", "fp4-all-the-way")
+#: recipes with blocks along the sum or accumulators, and those that also rotate operands of
+#: grad_weight, by products in fp32 whose last bit may move an element
+SUMS = (
+    "mxfp8", "mxfp6", "mxint8", "hbfp4", "deepseek-v3", "jetfire", "fp4-all-the-way", "ibm-fp8"
+)  # fmt: skip
 ROTATED = ("nvfp4", "four-over-six")
 
 
@@ -143,7 +145,7 @@ def check_layer(name: str, bits: int, channels_last: bool) -> bool:
     return torch.equal(y, y2) and torch.equal(dx, dx2) and near
 
 
-def check_blocks(name: str, recipe: str, channels_last: bool) -> bool:
+def check_sums(name: str, recipe: str, channels_last: bool) -> bool:
     """Output, grad_input and the gradient of the weight are the CPU's bits; a bias' is near, and
     what is made of rotated operands, by its norm."""
     (y, dx, (dw, *more)), (y2, dx2, (dw2, *more2)) = _on_both(name, channels_last, recipe=recipe)
@@ -176,13 +178,13 @@ def _on_both(name: str, channels_last: bool, **settings: Any) -> list[Any]:
 
 def run(budget: Budget, done: Callable[[object], None]) -> dict[str, Any]:
     """Layers, then as many quantizers as there is time for."""
-    wrong, count = [], {"layers": 0, "blocks": 0, "quantizers": 0}
+    wrong, count = [], {"layers": 0, "sums": 0, "quantizers": 0}
     half = budget.left / 2
-    for recipe, name, last in itertools.product((*BLOCKS, *ROTATED), layers(), (False, True)):
+    for recipe, name, last in itertools.product((*SUMS, *ROTATED), layers(), (False, True)):
         if budget.left < half:
             break
-        count["blocks"] += 1
-        if not check_blocks(name, recipe, last):
+        count["sums"] += 1
+        if not check_sums(name, recipe, last):
             wrong.append(f"{name}, {recipe}{', channels last' if last else ''}")
     for name, bits, last in itertools.product(layers(), (8, 4, 16), (False, True)):
         if budget.left < 0:

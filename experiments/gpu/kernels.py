@@ -1,5 +1,5 @@
 """The kernels by themselves: a quantizer's bandwidth, convolutions and norms beside cuDNN's, sums
-in blocks."""
+in blocks and by accumulators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from quantizers import IntFormat, Quantizer, minmax, root_key, stochastic
 
-from . import blocks, gradients, norms
+from . import accumulators, blocks, gradients, norms
 from .clock import Budget, captured, milliseconds
 
 #: N, C, H, K, R, stride
@@ -102,6 +102,7 @@ def run(budget: Budget, done: Callable[[object], None], *, rounds: int = 7) -> d
         "gradients": gradients.run(budget, rounds, ((128, 3, 32, 64, 3, 1), *SHAPES)),
         "norms": norms.run(budget, rounds),
         "blocks": blocks.run(budget, rounds),
+        "accumulators": accumulators.run(budget, rounds),
     }
 
 
@@ -124,7 +125,7 @@ def text(result: dict[str, Any]) -> str:
 
 _BESIDE = {
     "gradients": "grad_weight of", "norms": "norm of N,C,H",
-    "blocks": "blocks, tokens, out, in",
+    "blocks": "blocks, tokens, out, in", "accumulators": "accumulators, tokens, out, in",
 }  # fmt: skip
 
 

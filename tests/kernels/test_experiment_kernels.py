@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton_device import DEVICE, served
 
-from experiments.gpu import blocks, gradients, kernels, norms
+from experiments.gpu import accumulators, blocks, gradients, kernels, linear, norms
 
 pytestmark = [served, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -21,7 +21,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     def ran(runs: Mapping[str, Any], rounds: int, least: float) -> dict[str, float]:
         return {name: 0.0 * (run() is None) for name, run in runs.items()}
 
-    for module in (blocks, gradients, norms):
+    for module in (gradients, linear, norms):
         monkeypatch.setattr(module, "captured", lambda run: run)
         monkeypatch.setattr(module, "milliseconds", ran)
 
@@ -44,3 +44,7 @@ def test_norms() -> None:
 
 def test_sums_in_blocks() -> None:
     assert blocks.timed((20, 16, 64), 1, DEVICE)["error"] == 0
+
+
+def test_accumulators() -> None:
+    assert accumulators.timed((5, 8, 6), 1, DEVICE)["error"] == 0

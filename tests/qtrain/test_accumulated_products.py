@@ -437,12 +437,20 @@ def test_what_a_quantizer_of_ones_own_gives_is_seen_when_it_is_called() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch's own call
-def test_it_is_one_operation_of_a_compiled_graph() -> None:
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(29, 11), nn.Conv2d(3, 4, (3, 2))], ids=["linear", "2d"]
+)
+def test_it_is_one_operation_of_a_compiled_graph(layer: nn.Module) -> None:
     wrap = accumulators.integer(16, overflow="wrap")
-    model = quantize(nn.Sequential(nn.Linear(29, 11)), recipe=by(WHOLE, WHOLE, WHOLE, wrap))
-    with torch.no_grad():
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-        assert torch.equal(compiled(normal(5, 29)), model(normal(5, 29)))
+    model = quantize(nn.Sequential(layer), recipe=by(WHOLE, WHOLE, WHOLE, wrap))
+    x = normal(*((5, 29) if isinstance(layer, nn.Linear) else (2, 3, 5, 4)))
+    found = []
+    for run in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        y = run(x)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 # What is told of it -------------------------------------------------------------------------------

@@ -12,6 +12,23 @@ from torch import Tensor, nn
 
 from experiments.gpu import checks
 from qtrain import Matmul, ScaledDotProductAttention, quantize, summary
+from qtrain.products.accumulated.gpu.sums import by_kernels
+from qtrain.products.accumulated.sums import accumulated
+from quantizers import (
+    FloatFormat,
+    IntFormat,
+    accumulators,
+    bf16,
+    e4m3,
+    e5m2,
+    fp16,
+    fp32,
+    int8,
+    root_key,
+    round_to,
+    stochastic,
+    toward_zero,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -136,7 +153,11 @@ def test_a_network_with_converted_norms_trains_as_on_the_cpu(norm: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of TensorFloat32 cores, by the compiler
-@pytest.mark.parametrize("settings", [{}, {"norm": "range"}, {"recipe": "banner2018"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"norm": "range"}, {"recipe": "banner2018"}, {"recipe": "ibm-fp8"}],
+    ids=str,
+)
 def test_a_compiled_step_is_one_graph(settings: dict[str, Any]) -> None:
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -161,10 +182,53 @@ def test_a_layer_has_the_cpus_bits(name: str, bits: int, channels_last: bool) ->
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("recipe", [*checks.BLOCKS, *checks.ROTATED])
+@pytest.mark.parametrize("recipe", [*checks.SUMS, *checks.ROTATED])
 @pytest.mark.parametrize("name", checks.layers())
-def test_a_layer_in_blocks_has_the_cpus_bits(name: str, recipe: str, channels_last: bool) -> None:
-    assert checks.check_blocks(name, recipe, channels_last)
+def test_a_layers_sums_have_the_cpus_bits(name: str, recipe: str, channels_last: bool) -> None:
+    assert checks.check_sums(name, recipe, channels_last)
+
+
+E6M9, E4M7 = FloatFormat(6, 9), FloatFormat(4, 7, bias=10, specials="finite")
+sequential, unit = accumulators.sequential, accumulators.get
+SUMS = [
+    (sequential(E6M9), e5m2), (sequential(E6M9, chunk=64), bf16), (sequential(fp16), fp16),
+    (sequential(E4M7, product=E4M7, rounding=toward_zero, chunk=16), fp32),
+    (sequential(E6M9, rounding=stochastic(8)), e4m3),
+    (sequential(E6M9, rounding=stochastic(), product=bf16, chunk=50), bf16),
+    (sequential(E6M9, compensated=True), e4m3), (sequential(bf16, compensated=True), bf16),
+    (sequential(E6M9, chunk=64, inside="exact"), e4m3), (unit("H100", "e4m3", promote=128), e4m3),
+    (unit("H100", "fp16"), fp16), (unit("A100", "bf16", promote=64), bf16),
+    (accumulators.integer(16, overflow="saturate"), int8),
+    (accumulators.integer(40, overflow="saturate"), IntFormat(16)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("accumulator", "format"), SUMS, ids=str)
+def test_long_sums_by_accumulators_have_the_cpus_bits(accumulator: Any, format: Any) -> None:
+    """Of many programs, by the kernels, and replayed as a CUDA graph."""
+    pytest.importorskip("triton")
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, n, 700, generator=draw) for n in (150, 333))
+    a, b = ((x * 100).round() if isinstance(format, IntFormat) else round_to(x, format)
+            for x in (a, b))  # fmt: skip
+    formats, key = (format, format), root_key(1)
+    want = accumulated(a, b[:1], accumulator, formats, key)
+    there = a.cuda(), b[:1].cuda(), accumulator, formats, key.cuda()
+    got = by_kernels(*there)
+    assert got is not None and checks.same(got, want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        again = by_kernels(*there)
+    graph.replay()
+    assert checks.same(again, want)
+
+
+@pytest.mark.parametrize("name", ["Matmul", "attention"])
+def test_products_of_matrices_by_accumulators_have_the_cpus_bits(name: str) -> None:
+    cpu, cuda = both(name, recipe="ibm-fp8")
+    assert torch.equal(cpu[0], cuda[0]) or name == "attention"  # a softmax may differ
+    for a, b in zip(cpu, cuda, strict=True):
+        assert (a - b).norm() <= 0.05 * a.norm()
 
 
 @pytest.mark.parametrize("first", range(14))

@@ -133,9 +133,10 @@ class Unfolded:
             (groups, *taps, channels, batch, *moves),
         )
         if self.position is not None:
-            place = np.unravel_index(self.position, self.kernel)
-            for axis, at in enumerate(place, 1):
-                found = found.narrow(axis, int(at), 1)
+            rest = self.position
+            for axis in reversed(range(space)):
+                rest, at = divmod(rest, self.kernel[axis])
+                found = found.narrow(axis + 1, at, 1)
         made = fresh(found.shape, None, x.dtype, x).copy_(found)
         return made.flatten(1, space).flatten(3)
 
