@@ -18,6 +18,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
@@ -56,6 +57,23 @@ def _announce() -> None:
     )
 
 
+class _Cache(FunctionCache):
+    """Of one kernel a file, whose name says all that the kernel depends on: numba's own key holds
+    the functions that it calls, which have other names in each process."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return sig, codegen.magic_tuple()
+
+
+def _made_for(value: Any) -> Any:
+    """What makes a function different: its free variables, those of functions among them too."""
+    body = getattr(value, "py_func", getattr(value, "_defn", value))
+    if not hasattr(body, "__code__"):
+        return repr(value)
+    cells = body.__closure__ or ()
+    return body.__module__, body.__qualname__, [_made_for(cell.cell_contents) for cell in cells]
+
+
 def kernel(body: Any) -> Any:
     """A kernel; `.address` is what `team.run` takes.
 
@@ -63,20 +81,20 @@ def kernel(body: Any) -> Any:
     different keeps processes that compile at the same time, on several kinds of machines, from
     storing one kernel as another.
     """
-    made_for = [cell.cell_contents for cell in body.__closure__ or ()]
-    made_for = [value for value in made_for if isinstance(value, int | str)]
-    name = repr((_ORIGIN, _compiled(Path(body.__code__.co_filename).parent), made_for))
+    name = repr((_ORIGIN, _compiled(Path(body.__code__.co_filename).parent), _made_for(body)))
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     body.__qualname__ = f"{body.__qualname__.partition('.')[0]}_{digest}"
+    made = CFunc(body, (_KERNEL.args, _KERNEL.return_type), {}, _OPTIONS)
     try:
-        place = Path(FunctionCache(body).cache_path)
-        if not any(place.glob(f"*.{body.__qualname__}-*.nbi")):
+        made._cache = _Cache(body)
+        if not any(Path(made._cache.cache_path).glob(f"*.{body.__qualname__}-*.nbi")):
             _announce()
-        return numba.cfunc(_KERNEL, cache=True, **_OPTIONS)(body)
+        made.compile()
     except Exception:  # nowhere to write, or a damaged cache; a body's own fault comes up again
         with suppress(Exception):
-            FunctionCache(body).flush()
-        return numba.cfunc(_KERNEL, **_OPTIONS)(body)
+            _Cache(body).flush()
+        made = numba.cfunc(_KERNEL, **_OPTIONS)(body)
+    return made
 
 
 def pointer(dtype: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import Tensor
@@ -150,3 +152,19 @@ def test_what_no_kernel_serves_is_summed_in_parts(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("qtrain.products.accumulated.sums._SPREAD", 300)
         assert same(accumulated(one, other, unit, (None, None)), whole)
         monkeypatch.undo()
+
+
+def test_a_kernel_is_kept_on_disk_for_each_way_of_rounding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the functions that are made for it alone."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def made(mode: int) -> Any:
+        return kernels.made.__wrapped__(
+            "qtrain.products.accumulated.compiled_sums", "sums", 0, mode, 1, 0, 0
+        )
+
+    assert [made(mode).cache_hits for mode in (0, 1, 0, 1)] == [0, 0, 1, 1]
+    assert made(0).address != made(1).address
+    assert len(list(tmp_path.rglob("*.nbi"))) == len(list(tmp_path.rglob("*.nbc"))) == 2
