@@ -77,7 +77,7 @@ def recipe_page(recipe: Recipe) -> str:
     if recipe.norm is not None:
         rows.append(["norm", str(recipe.norm)])
     rows.append(["bits", "8, or as --bits says, 2 to 16" if recipe.with_bits else "fixed"])
-    rows.append(["leaves out", recipe.leaves_out or "nothing"])
+    rows.append(["leaves out", recipe.lacks or "nothing"])
     rows.append(["source", recipe.source or "-"])
     lines.append(tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, 76]))
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from quantizers import Quantizer, QuantizerLike
+from quantizers.accumulators import Accumulator
 
 from . import checks, recipes
 from .files.plain_yaml import dumped, parsed
@@ -85,6 +86,16 @@ def find(name: str, bits: int | None = None) -> Recipe:
     return found if bits is None else found.at(bits)
 
 
+def accumulator_of(text: str) -> Accumulator:
+    """The accumulator of such words as sequential(fp16, chunk=64), as a recipe's file and `str`
+    have them; ValueError for others."""
+    found = _called(text, "accumulator") if "(" in checks.text("accumulator", text) else None
+    if not isinstance(found, Accumulator):
+        need = "sequential(fp16), integer(16, overflow=saturate) or another of accumulators'"
+        checks.refuse("accumulator", text, need, error=ValueError)
+    return found
+
+
 def is_file(name: object) -> bool:
     """Whether what is given for a recipe's name is the path of a file."""
     return isinstance(name, str) and name.endswith((".yaml", ".yml")) and not is_text(name)
@@ -106,15 +117,6 @@ def lasting(name: str) -> str:
         if found.name in recipes.names() and recipes.get(found.name) == found
         else text_of(found)
     )
-
-
-def apart(a: object, b: object) -> tuple[object, object]:
-    """Two values, of recipes' files the lines that the other has not."""
-    if not is_text(a) or not is_text(b):
-        return a, b
-    one, other = (str(text).splitlines() for text in (a, b))
-    lines = [line.strip() for line in one if line not in other]
-    return "; ".join(lines), "; ".join(line.strip() for line in other if line not in one)
 
 
 def _path(field: str, got: object) -> Path:

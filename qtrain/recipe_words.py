@@ -12,7 +12,16 @@ from functools import cache
 from typing import Any
 
 import quantizers
-from quantizers import Granularity, accumulators, blocks, formats, groups, per_axis, per_channel
+from quantizers import (
+    FloatFormat,
+    Granularity,
+    accumulators,
+    blocks,
+    formats,
+    groups,
+    per_axis,
+    per_channel,
+)
 from quantizers import rounding as roundings
 from quantizers.accumulators import Aligned, Exact
 from quantizers.checks import suggestion
@@ -34,8 +43,8 @@ _FUNCTIONS = (
     accumulators.exact, accumulators.sequential, accumulators.aligned, accumulators.integer,
     deviations.l2, deviations.l1, deviations.linf, deviations.topk, deviations.range_,
 )  # fmt: skip
+_WIDTHS = re.compile(r"e([2-8])m([1-9]|1\d|2[0-3])")
 _CONSTANTS = {"null": None, "true": True, "false": False}
-_WIDTHS = re.compile(r"e(\d)m(\d+)")
 
 
 @cache
@@ -69,11 +78,11 @@ def named(name: str, where: str) -> Any:
     """What has this name; ValueError, with the nearest that there is, where nothing has."""
     if name in names():
         return names()[name]
+    if found := _WIDTHS.fullmatch(name):  # as a format without a name is shown
+        return FloatFormat(int(found[1]), int(found[2]))
     if name in _makers():
         raise ValueError(f"{where}: got {name!r}, which is called: {_usage(name)}")
     near = suggestion(name, [*names(), *_makers()])
-    if found := _WIDTHS.fullmatch(name):  # as a format without a name is shown
-        near = f"; such a format is FloatFormat({found[1]}, {found[2]})"
     raise ValueError(f"{where}: got {name!r}, which is no name that quantizers has{near}")
 
 

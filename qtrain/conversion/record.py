@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..names import lineage, some
+from ..recipe import Recipe
 from .overrides import Asked, Chooser
 
 _ATTRIBUTE = "_qtrain_conversion"
@@ -42,8 +43,13 @@ class Conversion:
     @property
     def left_out(self) -> dict[str, str]:
         """Recipes in force that leave something out of what they are named after -> what."""
+        return {r.name: r.lacks for r in self.in_force if r.lacks}
+
+    @property
+    def in_force(self) -> list[Recipe]:
+        """The recipe, and those of overrides."""
         every = [self.asked.base, *Chooser(self.asked).rules.values()]
-        return {r.name: r.leaves_out for r in every if r is not None and r.leaves_out}
+        return [recipe for recipe in every if recipe is not None]
 
     def attach(self, model: nn.Module) -> None:
         setattr(model, _ATTRIBUTE, self)

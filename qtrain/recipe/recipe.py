@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, TableFormat
+from quantizers.accumulators import Accumulator
 from quantizers.formats import NATIVE
 from quantizers.names import take_names
 
@@ -37,6 +38,8 @@ class Recipe:
                  any quantizer, whose values are handed on (its gradient that of an operand's);
                  None: not at all.  Its granularity takes axes of the output, or, as blocks(32),
                  neighbouring features (channels) of the rows that a next layer would see
+    accumulator  what sums all three products, in place of what each says; then theirs, and None
+                 here
     narrow       whether outputs are also kept in that format's own dtype (fp16, bf16); the
                  gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
@@ -53,6 +56,7 @@ class Recipe:
     forward: Forward = field(default_factory=Forward)
     grad_input: GradInput = field(default_factory=GradInput)
     grad_weight: GradWeight = field(default_factory=GradWeight)
+    accumulator: Accumulator | None = None
     activation: FloatFormat | QuantizerLike | None = None
     narrow: bool = False
     norm: NormRecipe | None = None
@@ -86,6 +90,11 @@ class Recipe:
         ):
             if not isinstance(getattr(self, name), kind):
                 checks.refuse(name, getattr(self, name), f"{kind.__name__}(...)")
+        if self.accumulator is not None:
+            for product in OPERANDS:
+                own = replace(getattr(self, product), accumulator=self.accumulator)
+                object.__setattr__(self, product, own)
+            object.__setattr__(self, "accumulator", None)
         take_names(self, activation="format")
         self._check_activation()
         if not isinstance(self.norm, NormRecipe | None):
@@ -163,7 +172,8 @@ class Recipe:
         return self.slots[product, operand].reused
 
     def at(self, bits: int) -> Recipe:
-        """This recipe at `bits` bits, its outputs' format kept; ValueError where it takes none."""
+        """This recipe at `bits` bits; ValueError where it takes none.  Its outputs' format is kept,
+        and its accumulators and norm where one of those bits names none."""
         checks.integer("bits", bits, low=2, high=16)
         if self.with_bits is None:
             raise ValueError(
@@ -172,13 +182,26 @@ class Recipe:
         made = self.with_bits(bits)
         if not isinstance(made, Recipe):
             checks.refuse(f"with_bits({bits})", made, "a Recipe")
-        return replace(made, activation=self.activation, narrow=self.narrow)
+        sums = {
+            product: replace(own, accumulator=getattr(self, product).accumulator)
+            for product in OPERANDS
+            if (own := getattr(made, product)).accumulator is None
+        }
+        norm = self.norm if made.norm is None else made.norm
+        return replace(made, activation=self.activation, narrow=self.narrow, norm=norm, **sums)
 
     @property
     def summed_in(self) -> dict[str, str]:
         """What sums the products, where it is not the usual, in words."""
         found = {product: text_of(unit) for product, unit in self.units.items()}
         return {product: text for product, text in found.items() if text is not None}
+
+    @property
+    def lacks(self) -> str:
+        """What is left out, but for accumulators where every product has one."""
+        if any(unit is None for unit in self.units.values()):
+            return self.leaves_out
+        return "; ".join(part for part in self.leaves_out.split("; ") if "accumul" not in part)
 
     @property
     def stored_as(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -11,7 +12,7 @@ import quantizers
 from .. import checks, data, models
 from ..norms import deviations
 from ..recipe import Recipe
-from ..recipe_file import apart, find, lasting
+from ..recipe_file import accumulator_of, find, is_text, lasting
 from ..schedule import Schedule, beginnings
 from ..weights.updates import named
 from .config_checks import check_combinations, check_numbers
@@ -28,6 +29,7 @@ _SINCE = {
     "zero_init_residual": False,
     "capture": True,
     "update": None,
+    "accumulator": None,
 }  # fields that older versions had not
 #: Fields that say where and how a run executes, not what it computes.
 NOT_COMPARED = (
@@ -59,6 +61,9 @@ class TrainConfig:
     )
     update: str | None = _option(
         None, "weights and states in few bits: a name, e.g. bf16-kahan, or a .yaml file"
+    )
+    accumulator: str | None = _option(
+        None, "what sums all products, e.g. 'sequential(fp16, chunk=64)'; default: recipe's"
     )
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
     model: str = _option("resnet18", "model name")
@@ -129,6 +134,7 @@ class TrainConfig:
         bits = [] if self.bits is None else [f"{self.bits}bit"]
         (_, first), *later = self._names()
         own = [first, *bits, *(f"{name}@{when:g}" for when, name in later)]
+        own += [] if self.accumulator is None else re.findall(r"\w+", self.accumulator)
         own += [] if self.update is None else [named.short(self.update)]
         return "-".join([*own, self.model, self.data, f"seed{self.seed}"])
 
@@ -142,9 +148,10 @@ class TrainConfig:
         """How tables and plots call the quantized curve."""
         (_, first), *later = self._names()
         bits = "" if self.bits is None else f" at {self.bits} bits"
+        sums = "" if self.accumulator is None else f", sums {self.accumulator}"
         update = "" if self.update is None else f", update {named.short(self.update)}"
         names = [first + bits, *(f"{name} from {when:g}" for when, name in later)]
-        return ", ".join(names) + update
+        return ", ".join(names) + sums + update
 
     def _names(self) -> list[tuple[float, str]]:
         """When each recipe begins, and its name."""
@@ -152,15 +159,17 @@ class TrainConfig:
         return [(when, find(name).name) for when, name in given]
 
     def quantization(self) -> Recipe:
-        """The recipe with its bits and activation format; ValueError where it takes none."""
-        return self._with_outputs(find(self.recipe, self.bits))
+        """The recipe with its bits, accumulator and outputs; ValueError where it takes none."""
+        return self._with_own(find(self.recipe, self.bits))
 
     def quantizations(self) -> Schedule:
         """The same, and those that it switches to."""
-        later = {w: self._with_outputs(find(name)) for w, name in beginnings(self.switch)}
+        later = {w: self._with_own(find(name)) for w, name in beginnings(self.switch)}
         return Schedule({0: self.quantization(), **later})
 
-    def _with_outputs(self, recipe: Recipe) -> Recipe:
+    def _with_own(self, recipe: Recipe) -> Recipe:
+        if self.accumulator is not None:
+            recipe = replace(recipe, accumulator=accumulator_of(self.accumulator))
         if self.activation is None:
             return recipe
         checks.choice("activation", self.activation, ACTIVATIONS)
@@ -186,10 +195,19 @@ class TrainConfig:
         mine, theirs = self.to_dict(), {**_SINCE, **stored}
         names = [n for n in mine if n not in NOT_COMPARED and theirs.get(n) != mine[n]]
         return [
-            "{} (stored {!r}, now {!r})".format(n, *apart(theirs.get(n), mine[n])) for n in names
+            "{} (stored {!r}, now {!r})".format(n, *_apart(theirs.get(n), mine[n])) for n in names
         ]
 
 
 def default_of(option: Field[Any]) -> Any:
     """A field's default, or None where it has none."""
     return None if option.default is MISSING else option.default
+
+
+def _apart(a: object, b: object) -> tuple[object, object]:
+    """Two values, of recipes' files the lines that the other has not."""
+    if not is_text(a) or not is_text(b):
+        return a, b
+    one, other = (str(text).splitlines() for text in (a, b))
+    lines = [line.strip() for line in one if line not in other]
+    return "; ".join(lines), "; ".join(line.strip() for line in other if line not in one)

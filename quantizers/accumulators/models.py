@@ -1,4 +1,5 @@
-"""What a sum of products can be told: four kinds of accumulators.
+"""What a sum of products can be told: four kinds of accumulators, each shown as the call, in the
+words of a recipe's file, that makes it.
 
 All of them take the terms of a sum in ascending k.  Where a product is exact, that is a[k] b[k]
 itself: of elements of up to 24 significant bits, it is not rounded before it is added.
@@ -26,7 +27,7 @@ class Exact:
     noisy: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        return "exact"
+        return "exact()"
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ class Sequential:
     def __str__(self) -> str:
         parts = [str(self.format)]
         parts += [f"product={self.product}"] * (self.product is not None)
-        parts += [str(self.rounding)] * (self.rounding != nearest_even)
+        parts += [f"rounding={self.rounding}"] * (self.rounding != nearest_even)
         parts += [f"chunk={self.chunk}"] * (self.chunk is not None)
-        parts += ["chunk boundaries only"] * (self.inside == "exact")
-        parts += ["Kahan"] * self.compensated
+        parts += ["inside=exact"] * (self.inside == "exact")
+        parts += ["compensated=True"] * self.compensated
         return f"sequential({', '.join(parts)})"
 
 
@@ -142,9 +143,9 @@ class Aligned:
     def __str__(self) -> str:
         own = f"terms={self.terms}, bits={self.bits}"
         own += f", kept={self.kept}" * (self.kept != 23)
-        own = self.name or own
+        made = f"unit({', '.join(self.name.split())}" if self.name else f"aligned({own}"
         promoted = f", promote={self.promote}" if self.promote is not None else ""
-        return f"aligned({own}{promoted})"
+        return f"{made}{promoted})"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Integer:
         checks.choice("overflow", self.overflow, get_args(Wrap))
 
     def __str__(self) -> str:
-        return f"int{self.bits} {self.overflow}"
+        return f"integer({self.bits}, overflow={self.overflow})"
 
 
 Accumulator = Exact | Sequential | Aligned | Integer

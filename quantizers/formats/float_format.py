@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -213,4 +213,11 @@ class FloatFormat:
         return torch.arange(2**self.bits)
 
     def __str__(self) -> str:
-        return self.name or f"e{self.exponent}m{self.mantissa}"
+        if self.name:
+            return self.name
+        _, _, *others = fields(self)
+        own = {f.name: value for f in others if (value := getattr(self, f.name)) != f.default}
+        if not own:
+            return f"e{self.exponent}m{self.mantissa}"
+        more = ", ".join(f"{name}={value}" for name, value in own.items())
+        return f"FloatFormat({self.exponent}, {self.mantissa}, {more})"

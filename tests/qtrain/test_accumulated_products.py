@@ -6,6 +6,7 @@ The matrices of a convolution come from torch's own convolution of unit images w
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import block_cases
@@ -20,11 +21,13 @@ from qtrain import (
     GradInput,
     GradWeight,
     Matmul,
+    NormRecipe,
     Recipe,
     cost,
     hadamard,
     inspect,
     quantize,
+    recipes,
     summary,
 )  # fmt: skip
 from qtrain.products.blockwise.unfolding import Unfolded
@@ -401,11 +404,26 @@ def test_fp64_operands_must_be_exact_in_fp32() -> None:
         assert layer(normal(2, 7).double()).dtype == torch.float64
 
 
+def test_one_accumulator_is_that_of_all_products_and_stays_at_other_widths() -> None:
+    each = by(E4M3, E4M3, E5M2, NARROW)
+    made = replace(by(E4M3, E4M3, E5M2, H100), accumulator=NARROW)
+    assert made == each and made.units == dict.fromkeys(made.units, NARROW)
+    assert replace(made, forward=replace(made.forward, accumulator=H100)).units["forward"] == H100
+    assert replace(recipes.int8(), accumulator=NARROW).at(4).units == made.units
+    lacking = replace(recipes.fp8_delayed(), accumulator=NARROW).lacks
+    assert lacking == "maxima over all ranks; scale 1 at first"
+    first = replace(recipes.int8(), forward=replace(recipes.int8().forward, accumulator=NARROW))
+    assert first.at(4).units == {"forward": NARROW, "grad_input": None, "grad_weight": None}
+    assert replace(recipes.int8(), norm=NormRecipe()).at(4).norm == NormRecipe()
+    with pytest.raises(ValueError, match="unit: got 'bf16'"):
+        replace(recipes.int8(unit="bf16"), accumulator=NARROW)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"accumulator": fp16}, "forward.accumulator: got .* need one of quantizers.accumulators'"),
-        ({"accumulator": SATURATED}, "int17 saturate multiplies integers, but input is OFF"),
+        ({"accumulator": SATURATED}, "saturate. multiplies integers, but input is OFF"),
         ({"accumulator": H100, "weight": WHOLE, "input": E4M3}, "e4m3 or e5m2, but weight is int8"),
     ],
     ids=["a format", "floats in integers", "integers in fp8"],

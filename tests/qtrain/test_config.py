@@ -24,6 +24,9 @@ BAD = [
     ("bits", "eight", "eight"),
     ("norm", "rang", "'range'"),
     ("activation", "fp17", "'fp16'"),
+    ("accumulator", "fp16", "need sequential(fp16)"),
+    ("accumulator", "integer(24, overflow=wrap)", "grad_weight.accumulator"),
+    ("accumulator", 16, "need a string"),
     ("model", "resnet19", "'resnet18'"),
     ("data", "digit", "'digits'"),
     ("zero_init_residual", 1, "True or False"),
@@ -225,3 +228,13 @@ def test_a_folder_cannot_have_every_recipes_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"name: got None, which makes 'a/b-resnet18"):
         training_recipe(str(path))
     assert training_recipe(str(path), name="ab").run_name == "ab"
+
+
+def test_an_accumulator_is_that_of_every_recipe_of_the_run() -> None:
+    words = "sequential(e6m9, chunk=64)"
+    config = TrainConfig(recipe="fp8", switch=("0.9:ibm-fp8",), accumulator=words)
+    assert config.label == f"fp8, ibm-fp8 from 0.9, sums {words}"
+    assert config.run_name == "fp8-ibm-fp8@0.9-sequential-e6m9-chunk-64-resnet18-digits-seed0"
+    for _, recipe in config.quantizations().items():
+        assert set(recipe.summed_in.values()) == {words}
+    assert TrainConfig.from_dict(config.to_dict()) == config

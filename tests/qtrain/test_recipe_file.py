@@ -29,6 +29,7 @@ from qtrain import (
     save_recipe,
 )
 from qtrain.files.plain_yaml import dumped, parsed
+from qtrain.recipe_file import accumulator_of
 from qtrain.recipe_words import named
 from quantizers import (
     OFF,
@@ -497,5 +498,27 @@ def test_accumulators_in_files(tmp_path: Path) -> None:
 
 
 def test_a_format_that_has_no_name_is_said_by_its_widths() -> None:
-    with pytest.raises(ValueError, match=r"'e5m10', .* such a format is FloatFormat\(5, 10\)"):
-        named("e5m10", "forward.accumulator")
+    assert named("e5m10", "forward.accumulator") == FloatFormat(5, 10)
+    with pytest.raises(ValueError, match=r"'e9m10', which is no name"):
+        named("e9m10", "forward.accumulator")
+
+
+@pytest.mark.parametrize(
+    "accumulator",
+    [
+        accumulators.exact(),
+        accumulators.sequential(FloatFormat(5, 10), product=e4m3, chunk=16, inside="rounded"),
+        accumulators.sequential(FloatFormat(6, 9), rounding=stochastic(8), chunk=64),
+        accumulators.sequential(FloatFormat(6, 9), chunk=64, inside="exact"),
+        accumulators.sequential(FloatFormat(4, 7, bias=10, specials="finite"), compensated=True),
+        accumulators.aligned(terms=4, bits=5, kept=6, promote=8),
+        accumulators.get("H100", "e4m3", promote=128),
+        accumulators.integer(16, overflow="wrap"),
+    ],
+    ids=str,
+)
+def test_an_accumulator_is_read_as_it_is_shown(accumulator: accumulators.Accumulator) -> None:
+    assert accumulator_of(str(accumulator)) == accumulator
+    for other in ("fp16", "blocks(32)"):
+        with pytest.raises(ValueError, match=r"accumulator: got .*, need sequential\(fp16\)"):
+            accumulator_of(other)

@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "fp64": (lambda: accumulate(ONE.double() / 3, ONE, accumulators.exact()), "exact in fp32"),
     "a unit's formats": (
         lambda: accumulate(ONE, ONE, accumulators.get("H100", "fp16"), formats=(e4m3, fp16)),
-        "got e4m3; aligned",
+        "got e4m3; unit",
     ),
     "unknown GPU": (lambda: accumulators.get("H10", "fp16"), "did you mean 'H100'"),
     "unknown format": (lambda: accumulators.get("V100", "e4m3"), "V100: fp16"),
