@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from .. import checks
 from ..files.whole import there
 from ..inspection.monitor import Monitor
-from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF
+from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF, SUMS
 from ..inspection.rows import MonitorRow, read_monitor
 from ..recipe import OPERANDS
 from ..reports.rows import read_rows
 from ..weights.updates.counts import UpdateReport, UpdateRow
 from ..weights.updates.low_precision import LowPrecision
 from .figures import Rule
-from .rules import NOT_FINITE, RULES
-from .updates import joined, verdict_on_updates
+from .rules import GRAVE, NOT_FINITE, OVERFLOWING, RULES
+from .updates import verdict_on_updates
 from .verdict import Finding, Verdict
 
 #: The file of a run folder that is looked at.
@@ -54,22 +54,23 @@ def diagnose(
     for row in rows:
         by_tensor.setdefault((row.layer, row.role), []).append(row)
     layers = list(dict.fromkeys(row.layer for row in rows))
-    findings: list[Finding] = []
+    findings: list[Finding] = [] if updates is None else [*verdict_on_updates(updates).findings]
     for layer in layers:
         own = {role: by_tensor[layer, role] for role in ROLES if (layer, role) in by_tensor}
         found = {role: _findings(tensor) for role, tensor in own.items()}
         for role in own:
             findings += _following(role, found)
-    findings.sort(key=lambda f: (-round(f.severity, 1), _place(f, layers)))
+    findings.sort(key=lambda f: _order(f, by_tensor, layers))
     steps = sorted({row.step for row in rows})
     checked = (
         f"{len(layers)} layers, {len(by_tensor)} tensors, {len(steps)} records of the steps "
         f"{steps[0]} to {steps[-1]}"
     )
-    found_here = Verdict(
-        findings=tuple(findings), checked=checked, rules=tuple(rule.symptom for rule in RULES)
-    )
-    return found_here if updates is None else joined(found_here, verdict_on_updates(updates))
+    rules = tuple(rule.symptom for rule in RULES)
+    if updates is not None:
+        also = verdict_on_updates(updates)
+        checked, rules = f"{checked}; {also.checked}", rules + also.rules
+    return Verdict(findings=tuple(findings), checked=checked, rules=rules)
 
 
 def _updates(record: object) -> UpdateReport | None:
@@ -158,14 +159,16 @@ def _finding(rule: Rule, rows: Sequence[MonitorRow]) -> Finding | None:
 
 
 def _following(role: str, found: dict[str, list[Finding]]) -> list[Finding]:
-    """The findings of a role; those of a product as consequences of its operands' errors, where
-    these have any: NaN and infinities of theirs alone, all else of any."""
+    """The findings of a role; those of a product as consequences of its operands' errors and its
+    accumulator's, where these have any: NaN and infinities of theirs alone, all else of any."""
     errors = {rule.symptom for rule in RULES if rule.error}
     operands = [f for other in _operands(role) for f in found.get(other, []) if f.symptom in errors]
     kept = []
     for finding in found[role]:
         overflow = finding.symptom == NOT_FINITE
-        causes = [f for f in operands if not overflow or f.symptom == NOT_FINITE]
+        causes = [f for f in operands if not overflow or f.symptom in (NOT_FINITE, OVERFLOWING)]
+        if role in SUMS.values() and not overflow:  # its own, whatever is summed
+            causes = []
         if causes:
             most = max(causes, key=lambda f: f.severity)
             finding = replace(
@@ -179,12 +182,13 @@ def _following(role: str, found: dict[str, list[Finding]]) -> list[Finding]:
 
 
 def _operands(role: str) -> tuple[str, ...]:
-    """The roles whose tensors a product multiplies, be they its own or the forward's; none for an
-    operand."""
-    return tuple(
+    """The roles whose tensors a product, or its accumulator, takes, be they its own or the
+    forward's; none for an operand."""
+    sums = tuple(SUMS[kind] for kind, result in RESULTS.items() if result == role)
+    return sums + tuple(
         OPERAND_ROLES[product, operand]
         for kind, result in RESULTS.items()
-        if result == role
+        if role in (result, SUMS[kind])
         for product in dict.fromkeys((kind, "forward"))
         for operand in OPERANDS[kind]
         if (product, operand) in OPERAND_ROLES
@@ -192,13 +196,26 @@ def _operands(role: str) -> tuple[str, ...]:
 
 
 def _slot(role: str) -> str:
-    """The operand's quantizer in a recipe: "grad_input.grad_output"."""
-    return ".".join(SLOT_OF[role]) if role in SLOT_OF else role
+    """The operand's quantizer, or the sums' accumulator, in a recipe: "grad_input.grad_output"."""
+    sums = {own: f"{kind}.accumulator" for kind, own in SUMS.items()}
+    return ".".join(SLOT_OF[role]) if role in SLOT_OF else sums.get(role, role)
 
 
-def _place(finding: Finding, layers: Sequence[str]) -> tuple[int, int, int]:
+def _order(
+    finding: Finding, by_tensor: Mapping[tuple[str, str], Sequence[MonitorRow]], layers: list[str]
+) -> tuple[object, ...]:
+    """Before others of which nothing is left; then what came first, as the cause of the others: a
+    symptom of a tensor's first record was there from the start, whenever its turn was."""
+    rows = by_tensor.get((finding.layer, finding.role))
+    began = 0 if rows is not None and finding.first == rows[0].step else finding.first
+    place = (0, 0, 0) if rows is None else _place(finding, layers)
+    return finding.severity < GRAVE, began, -round(finding.severity, 1), place
+
+
+def _place(finding: Finding, layers: Sequence[str]) -> tuple[int, int, float]:
     """When in a training step a tensor comes: the forward pass in the order of the network, the
-    backward pass against it."""
+    backward pass against it; sums before the result that is made of them."""
     role, layer = ROLES.index(finding.role), layers.index(finding.layer)
-    backward = role > ROLES.index("output")
-    return int(backward), -layer if backward else layer, role
+    place = role - 1.5 if finding.role in SUMS.values() else role
+    backward = role > ROLES.index(SUMS["forward"])
+    return int(backward), -layer if backward else layer, place

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from ..inspection.detail import error_of_mean
 from ..inspection.distributions import VALUE_BINS
-from ..inspection.row import RESULTS, ROLES
+from ..inspection.row import RESULTS, ROLES, SLOT_OF
 from ..inspection.rows import MonitorRow
 
 PRODUCTS = tuple(RESULTS.values())
-OPERANDS = tuple(role for role in ROLES if role not in PRODUCTS)
+OPERANDS = tuple(role for role in ROLES if role in SLOT_OF)
 #: The rows of one layer and role, in the order of steps.
 Series = Sequence[MonitorRow]
 #: A figure of each row; None for a row that has none.
@@ -68,6 +68,13 @@ def room(rows: Series) -> Values:
     return [
         None if row.reach is None or not _has_signal(row) else min(row.reach, 1.0) for row in rows
     ]
+
+
+def scatters(rows: Series) -> bool:
+    """Whether most of the error is other than a gain."""
+    shares = [row.gain**2 * 10 ** (row.sqnr_db / 10) for row in rows if math.isfinite(row.sqnr_db)]
+    found = often([share for share in shares if not math.isnan(share)])
+    return found is None or found < 0.5
 
 
 def over_noise(rows: Series) -> Values:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
-from ..inspection.row import ROLES
+from ..inspection.row import ROLES, SUMS
 from . import figures as series
 from .figures import Rule
 
-NOT_FINITE = "not finite"
+NOT_FINITE, OVERFLOWING = "not finite", "overflowing sums"
+#: the severity from which nothing is left of a tensor
+GRAVE = 2.0
+_PRODUCTS_TOO = tuple(role for role in ROLES if role not in SUMS.values())
 
 _ERRORS = (
     "clipped", "range too narrow", "range too wide", "gain", "saturated", "underflow",
@@ -17,6 +20,17 @@ _ERRORS = (
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        symptom=OVERFLOWING,
+        roles=tuple(SUMS.values()),
+        values=series.field("clipped"),
+        threshold=1e-4,
+        explains=(NOT_FINITE, "coarse sums"),
+        cause="sums leave the range of their accumulator: they saturate, wrap or become infinite",
+        remedy="required_bits names the narrowest accumulator that each product bears, as "
+        "overrides; in {slot} more exponent bits (an integer: more bits)",
+        source="any but one in ten thousand",
+    ),
+    Rule(
         symptom=NOT_FINITE,
         roles=ROLES,
         values=series.nonfinite,
@@ -24,11 +38,31 @@ RULES: tuple[Rule, ...] = (
         threshold=0.0,
         base=4.0,
         most=4.0,
-        explains=("dead scale", "stale range", "biased rounding", "excess error", *_ERRORS),
+        explains=(
+            "coarse sums",
+            "dead scale",
+            "stale range",
+            "biased rounding",
+            "excess error",
+            *_ERRORS,
+        ),
         cause="NaN or infinities: an overflow of the format or of the loss, or a scale of them",
         remedy="a wider exponent (bf16 for fp16), a GradScaler, a lower learning rate; where only "
         "this tensor has them: overrides={{'{layer}': None}}",
         source="any",
+    ),
+    Rule(
+        symptom="coarse sums",
+        roles=tuple(SUMS.values()),
+        values=series.over_noise,
+        threshold=math.sqrt(2),
+        smallest=True,
+        most=1.0,
+        cause="the accumulator's rounding has half of the sums' power or more: small products "
+        "vanish beside the running sum",
+        remedy="required_bits names the narrowest accumulator that each product bears, as "
+        "overrides; in {slot} a chunk=, compensated=True or more mantissa bits",
+        source="as of too few bits; Wang et al. 2018, arXiv 1812.08011, on swamping",
     ),
     Rule(
         symptom="dead scale",
@@ -119,19 +153,6 @@ RULES: tuple[Rule, ...] = (
         source="healthy: below 0.001 and five standard errors",
     ),
     Rule(
-        symptom="gain",
-        roles=ROLES,
-        values=series.field("gain"),
-        over_all=series.mean("gain", abs),
-        noise=series.noise_of_gain,
-        threshold=0.1,
-        cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "
-        "changes",
-        remedy="a range that clips less (absmax, minmax), or more bits: "
-        "overrides={{'{layer}': 16}}",
-        source="healthy: at most 0.05 (banner2018)",
-    ),
-    Rule(
         symptom="underflow",
         values=series.kept,
         threshold=0.02,
@@ -144,21 +165,14 @@ RULES: tuple[Rule, ...] = (
         source="healthy: at least 0.05 (4 bits)",
     ),
     Rule(
-        symptom="saturated",
-        values=series.field("saturated"),
-        threshold=0.75,
-        most=1.0,
-        cause="most elements lie on the two end codes",
-        remedy="range=absmax (affine: minmax) in {slot}",
-        source="healthy: at most 0.6 (pixels that are white)",
-    ),
-    Rule(
         symptom="too few bits",
-        roles=tuple(role for role in ROLES if role != "grad_weight"),
+        roles=tuple(role for role in _PRODUCTS_TOO if role != "grad_weight"),
         values=series.over_noise,
+        where=series.scatters,
         threshold=math.sqrt(2),
         smallest=True,
         most=1.0,
+        explains=("gain",),
         cause="the rounding error has half of the tensor's power or more: too few bits for its "
         "spread",
         remedy="more bits: overrides={{'{layer}': 16}}, or what sensitivity and recommend name; or "
@@ -166,6 +180,28 @@ RULES: tuple[Rule, ...] = (
         "gradients, norm='l1' less so)",
         source="experiments/banner2018: signal to noise of 1.3 in layer gradients (5 bits) cost "
         "2.5 points, 0.75 (4 bits) 6",
+    ),
+    Rule(
+        symptom="gain",
+        roles=_PRODUCTS_TOO,
+        values=series.field("gain"),
+        over_all=series.mean("gain", abs),
+        noise=series.noise_of_gain,
+        threshold=0.1,
+        cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "
+        "changes",
+        remedy="a range that clips less (absmax, minmax), or more bits: "
+        "overrides={{'{layer}': 16}}",
+        source="healthy: at most 0.05 (banner2018)",
+    ),
+    Rule(
+        symptom="saturated",
+        values=series.field("saturated"),
+        threshold=0.75,
+        most=1.0,
+        cause="most elements lie on the two end codes",
+        remedy="range=absmax (affine: minmax) in {slot}",
+        source="healthy: at most 0.6 (pixels that are white)",
     ),
     Rule(
         symptom="gradient below noise",

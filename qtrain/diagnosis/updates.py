@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..weights.updates.counts import UpdateReport, UpdateRow
+from .rules import GRAVE
 from .verdict import Finding, Verdict
 
 #: states that a step is divided by (the root of): torch's names of them
@@ -55,11 +56,11 @@ _RULES = (_LOST, _DIVISOR, _ZERO)
 
 
 def verdict_on_updates(report: UpdateReport) -> Verdict:
-    """Findings by parameter and tensor, the most severe first.  ValueError without a step."""
+    """Findings by parameter and tensor, in the order of a verdict.  ValueError without a step."""
     if not report.rows:
         raise ValueError("diagnose: no step was taken in low precision yet; train a few first")
     found = [finding for row in report.rows if (finding := _finding(row)) is not None]
-    found.sort(key=lambda finding: -finding.severity)
+    found.sort(key=lambda f: (f.severity < GRAVE, f.first, -f.severity))
     names = {row.parameter for row in report.rows}
     checked = (
         f"the updates of {len(names)} parameters, {len(report.rows)} tensors, over "
@@ -67,13 +68,6 @@ def verdict_on_updates(report: UpdateReport) -> Verdict:
     )
     rules = tuple(rule.symptom for rule in _RULES)
     return Verdict(findings=tuple(found), checked=checked, rules=rules)
-
-
-def joined(one: Verdict, other: Verdict) -> Verdict:
-    """Both verdicts as one."""
-    found = sorted([*one.findings, *other.findings], key=lambda f: -round(f.severity, 1))
-    checked = f"{one.checked}; {other.checked}"
-    return Verdict(findings=tuple(found), checked=checked, rules=one.rules + other.rules)
 
 
 def _finding(row: UpdateRow) -> Finding | None:

@@ -55,7 +55,9 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Findings, the most severe first; of equally severe ones the earliest in a training step.
+    """Findings: those first that leave nothing of a tensor, from severity 2 on, then others; of
+    both what began at the earlier step, the cause of what came later; of one step the more severe,
+    and of equally severe ones the earlier in a training step.
     `print(verdict)`, `verdict.worst(3)`, `if verdict: ...` (something is wrong),
     `verdict.save("verdict.csv")`.
 
@@ -70,7 +72,7 @@ class Verdict:
         return bool(self.findings)
 
     def worst(self, count: int = 5) -> list[Finding]:
-        """The most severe findings."""
+        """The first findings."""
         return list(self.findings[: checks.integer("worst", count, low=1)])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -98,7 +100,7 @@ def _table(findings: Sequence[Finding]) -> str:
 
 
 def explanations(findings: Sequence[Finding]) -> list[Finding]:
-    """The most severe finding of each symptom and cause: what has to be explained once."""
+    """The first finding of each symptom and cause: what has to be explained once."""
     first: dict[tuple[str, str], Finding] = {}
     for finding in findings:
         first.setdefault((finding.symptom, finding.cause), finding)
@@ -106,7 +108,7 @@ def explanations(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _explained(findings: Sequence[Finding]) -> list[str]:
-    """Cause and remedy of each symptom once, as of its most severe finding."""
+    """Cause and remedy of each symptom once, as of its first finding."""
     return [
         "\n".join(
             fill(printable(text), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
@@ -121,7 +123,7 @@ def _wrapped(text: str, names: Sequence[str]) -> str:
 
 
 def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
-    """The findings, the most severe first.  layers: those that the page shows, in its order."""
+    """The findings in their order.  layers: those that the page shows, in its order."""
     looked = f"{verdict.checked}; for: {', '.join(verdict.rules)}"
     if not verdict:
         body = part("text", [f"Nothing is wrong in {looked}."])
@@ -141,7 +143,7 @@ def verdict_section(verdict: Verdict, layers: Sequence[str]) -> Section:
         for f in shown
     ]
     headers = ("layer", "role", "symptom", "severity", "value", "limit", "records")
-    caption = f"{count(len(verdict.findings), 'finding')}, the most severe first"
+    caption = f"{count(len(verdict.findings), 'finding')}, the earliest of the gravest first"
     if len(shown) < len(verdict.findings):
         caption += f"; the first {len(shown)}"
     words = ("role", "symptom", "records")

@@ -51,8 +51,9 @@ class Monitor:
     The training stays the same, bit for bit.  A step that is not recorded has no probe on any layer
     and waits for no device; a recorded one waits, and keeps the inputs of the layers it measures
     until their backward pass.  A row takes one or two milliseconds of a CPU core, and a product's
-    as much again as the product: at every=100 under 1 % of a ResNet's run, more of one whose steps
-    are that short.  A copy of the model is not monitored.  `diagnose(monitor)` judges the record.
+    as much again as the product (three times, where an accumulator sums it): at every=100 under 1 %
+    of a ResNet's run, more of one whose steps are that short.  A copy of the model is not
+    monitored.  `diagnose(monitor)` judges the record.
 
     Raises ValueError for a model without a quantized layer, one that is compiled (a measured step
     would run uncompiled, with other last bits) or monitored already, and for `keep` too small.  A

@@ -24,10 +24,6 @@ from .row import OPERAND_ROLES, RESULTS, ROLES, SUMS
 from .sampling import sampled
 from .weight_watch import WeightWatch, parameter
 
-_BEHIND = {RESULTS[kind]: (role,) for kind, role in SUMS.items()}
-#: that of an accumulator behind the product's own
-_ORDER = [each for role in ROLES for each in (role, *_BEHIND.get(role, ()))]
-
 
 def _compiles() -> bool:
     """Whether torch.compile waits for what this thread calls: parts of a model it could not trace
@@ -104,19 +100,21 @@ class Recorder(Probe):
 
     def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
         again = kind == "forward" and in_backward()
-        if self.limit is not None or again or not isinstance(unit, Accumulator):
+        if again or not isinstance(unit, Accumulator):
             return
         sums = self._add(SUMS[kind], by(torch.float64), found)
         wide = torch.where(found.isfinite(), found, 0)
         if endless(unit) != unit:
             wide = by(endless(unit))
+        if self.limit is not None:
+            found, wide = sampled(found, self.limit), sampled(wide, self.limit)
         sums.clipped += int(((found != wide) & ~(found.isnan() & wide.isnan())).sum())
         if sums.clipped:
             sums.note = f"{sums.clipped:,} sums overflowed"
 
     def rows(self) -> Iterator[tuple[str, Sums, Detail | None]]:
-        """(role, its sums, its detail where there is one), in the order of `_ORDER`."""
-        for role in _ORDER:
+        """(role, its sums, its detail where there is one), in the order of `ROLES`."""
+        for role in ROLES:
             if role in self.sums:
                 yield role, self.sums[role], self.details.get(role)
 

@@ -30,8 +30,10 @@ SUMS: dict[Kind, str] = {kind: f"{role} (accumulator)" for kind, role in RESULTS
 ROLES: tuple[str, ...] = tuple(
     role
     for kind in KINDS
-    for role in (*(OPERAND_ROLES[kind, operand] for operand in OPERANDS[kind]), RESULTS[kind])
-)
+    for role in (
+        *(OPERAND_ROLES[kind, operand] for operand in OPERANDS[kind]), RESULTS[kind], SUMS[kind]
+    )
+)  # fmt: skip
 
 
 _Row = TypeVar("_Row", bound="Row")

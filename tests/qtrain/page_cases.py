@@ -6,11 +6,13 @@ import math
 
 from qtrain import MonitorRow, Report, Row, TrainConfig
 from qtrain.inspection.distributions import VALUE_BINS
-from qtrain.inspection.row import ROLES
+from qtrain.inspection.row import OPERAND_ROLES, RESULTS
+from qtrain.inspection.row import ROLES as EVERY
 from qtrain.training.intervals import Interval
 from qtrain.training.record import RunRecord
 
-OPERANDS = [role for role in ROLES if role not in ("output", "grad_input", "grad_weight")]
+OPERANDS = [role for role in EVERY if role in OPERAND_ROLES.values()]
+ROLES = [role for role in EVERY if role in OPERANDS or role in RESULTS.values()]
 #: Text that would do harm in a page that does not escape it.
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;\u2028\x00\ud800"
 

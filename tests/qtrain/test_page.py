@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from page_cases import HOSTILE, monitored, names, nonfinite, record, report
+from page_cases import HOSTILE, ROLES, monitored, names, nonfinite, record, report
 from torch import nn
 from training_cases import quiet, small
 
@@ -28,7 +28,6 @@ from qtrain.diagnosis.verdict import verdict_section
 from qtrain.inspection import page_pictures
 from qtrain.inspection.distributions import HIGHEST, LOWEST, VALUE_BINS, value_counts
 from qtrain.inspection.page import LEVELS, level
-from qtrain.inspection.row import ROLES
 from qtrain.reports.numbers import percent, short
 from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from qtrain.reports.page.shell import part

@@ -32,7 +32,7 @@ from qtrain import (
 )
 from qtrain.cli import main
 from qtrain.conversion.overrides import Asked, Chooser
-from qtrain.diagnosis.figures import OPERANDS, PRODUCTS, Rule, often
+from qtrain.diagnosis.figures import OPERANDS, Rule, often
 from qtrain.diagnosis.rules import RULES
 from qtrain.inspection.row import ROLES
 from qtrain.recipe import SLOTS
@@ -69,7 +69,7 @@ def rows(
         for layer in layers:
             for role in ROLES:
                 fields = dict(SOUND)
-                if role not in PRODUCTS:
+                if role in OPERANDS:
                     scale = 1.0 + step / 100
                     fields |= {**QUANTIZED, "scale": (scale, scale, scale)}
                 if role == "weight":
@@ -112,6 +112,8 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"offset": -0.0125, "offset_error": 0.004},  # 0.002 + 5 * 0.004 / sqrt(4) = 0.012
         {"offset": -0.0115, "offset_error": 0.004},
     ),
+    "overflowing sums": ("grad_input (accumulator)", {"clipped": 1.1e-4}, {"clipped": 0.9e-4}),
+    "coarse sums": ("output (accumulator)", {"sqnr_db": 2.9}, {"sqnr_db": 3.1}),
     "gain": ("grad_weight", {"gain": 0.101}, {"gain": 0.099}),
     "underflow": ("input", {"zeroed": 0.96}, {"zeroed": 0.955}),  # of the 4000 / 4096 not 0
     "saturated": ("input", {"saturated": 0.76}, {"saturated": 0.74}),
@@ -133,7 +135,7 @@ def test_sound_rows_are_no_symptom_and_say_what_was_checked() -> None:
     verdict = diagnose(moving(rows()))
     assert not verdict and verdict.findings == ()
     text = str(verdict)
-    assert text.startswith("nothing is wrong in 3 layers, 27 tensors, 4 records of the steps 0 to")
+    assert text.startswith("nothing is wrong in 3 layers, 36 tensors, 4 records of the steps 0 to")
     assert all(rule.symptom in " ".join(text.split()) for rule in RULES)
 
 
@@ -258,8 +260,40 @@ def test_an_overflow_is_traced_to_where_it_comes_up_first() -> None:
     bad |= {"a/grad_input": nan, "a/grad_weight": nan}
     del bad["b/input"], bad["b/weight"]
     verdict = diagnose(moving(rows(**bad)))
-    assert named(verdict)[0] == ("b", "output", "not finite")
+    assert named(verdict)[0] == ("b", "output (accumulator)", "not finite")
     assert {f.symptom for f in verdict.findings} == {"not finite"}
+
+
+def test_what_came_first_is_the_cause_but_for_what_leaves_nothing() -> None:
+    found = moving(rows(steps=12, **{"b/weight": {"reach": 4.0, "gain": -0.05}}))
+    for i, row in enumerate(found):
+        if (row.layer, row.role) == ("a", "input") and row.step >= 2:
+            found[i] = replace(row, reach=60.0, gain=-0.05)
+        if (row.layer, row.role) == ("c", "weight") and row.step >= 3:
+            found[i] = replace(row, gain=-0.95)
+    turns = [row for row in found if row.layer != "b" or row.step >= 4]  # b's first record
+    for record in (found, turns):
+        order = [(f.layer, f.symptom) for f in diagnose(record).findings]
+        narrow = "range too narrow"
+        assert order == [("c", "dead scale"), ("b", narrow), ("a", narrow)]
+
+
+def test_sums_that_overflow_are_the_cause_of_their_products_error() -> None:
+    over = {"clipped": 0.5, "sqnr_db": 1.0, "nonfinite": 7}
+    bad = {"b/output (accumulator)": over, "b/output": {"gain": -0.7, "nonfinite": 7}}
+    first, second = diagnose(moving(rows(**bad))).findings
+    assert (first.role, first.symptom) == ("output (accumulator)", "overflowing sums")
+    assert "required_bits" in first.remedy and "forward.accumulator" in first.remedy
+    assert second.cause == "follows from output (accumulator): overflowing sums"
+    assert second.remedy == first.remedy and second.severity == 4
+
+
+def test_an_error_that_is_no_gain_but_noise_is_one_of_too_few_bits() -> None:
+    two_bits = {"sqnr_db": 2.0, "gain": -0.25}
+    (found,) = diagnose(moving(rows(**{"b/weight": two_bits}))).findings
+    assert found.symptom == "too few bits"
+    (found,) = diagnose(moving(rows(**{"b/weight": {"sqnr_db": 2.0, "gain": -0.75}}))).findings
+    assert found.symptom == "gain"
 
 
 def test_a_symptom_that_another_explains_is_not_named_beside_it() -> None:
@@ -291,7 +325,7 @@ def test_it_prints_within_80_columns_with_every_cause_once() -> None:
     rows = [line for line in lines if line.startswith("- ")]
     for row, f in zip(rows, verdict.findings, strict=True):
         assert row.startswith(f"- {f.symptom} ") and f" {f.severity:.1f} " in row
-    assert "checked: 2 layers, 18 tensors" in text
+    assert "checked: 2 layers, 24 tensors" in text
 
 
 def test_it_saves_as_json_and_csv(tmp_path: Path) -> None:
