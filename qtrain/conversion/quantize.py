@@ -22,6 +22,7 @@ from .unfollowed import (
     refuse_uncovered,
     warn_of_groups,
     warn_of_norms,
+    warn_of_sums,
 )
 from .untrained import watch_learned
 from .watch import watch_first_forward
@@ -166,6 +167,7 @@ class _Plan:
         watch_learned(model)
         warn_of_norms(model, self._norms, self._norms_left, level + 1)
         warn_of_groups(ungrouped, level + 1)
+        warn_of_sums((own for _, _, own in work), level + 1)
 
 
 def convert_left_(model: nn.Module, recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, operation_o
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .swap import switch_fast_paths_
-from .unfollowed import names_groups_alone, warn_of_groups
+from .unfollowed import names_groups_alone, warn_of_groups, warn_of_sums
 from .untrained import watch_learned
 
 #: what an override of None makes of a layer
@@ -142,6 +142,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         schedule=before.schedule if schedule is None else schedule,
     ).attach(model)  # fmt: skip
     warn_of_groups([layer.name or "(model)" for layer in layers if layer.ungrouped()], 4)
+    warn_of_sums((layer.recipe for layer in layers), 4)
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """What was asked for and is not followed: a norm, by norms that stay; a weight's scale for each
-channel, where one for each group was named."""
+channel, where one for each group was named; and sums that cannot hold their products."""
 
 from __future__ import annotations
 
@@ -54,6 +54,21 @@ def warn_of_norms(
 def _said(left: Mapping[str, str]) -> str:
     """One line for each reason, with the names."""
     return "".join(f"\n  {line}" for line in by_reason(left, 6))
+
+
+def warn_of_sums(recipes: Iterable[Recipe], stacklevel: int) -> None:
+    """Say which products can leave the range of their accumulator by themselves."""
+    said = dict.fromkeys(
+        f"{recipe.name}: {product}: {text}"
+        for recipe in recipes
+        for product, text in recipe.sums_overflow.items()
+    )
+    if said:
+        warnings.warn(
+            "accumulator:" + "".join(f"\n  {line}" for line in said) + "\nTake one of more "
+            "exponent bits (an integer of more bits); qtrain.required_bits finds the narrowest",
+            stacklevel=stacklevel,
+        )
 
 
 def names_groups_alone(recipe: Recipe, shape: Sequence[int | None]) -> bool:

@@ -26,7 +26,7 @@ from .slots import (
     short,
     slot_of,
 )
-from .units import Unit, text_of, unit_of
+from .units import Unit, text_of, too_narrow, unit_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +202,11 @@ class Recipe:
         if any(unit is None for unit in self.units.values()):
             return self.leaves_out
         return "; ".join(part for part in self.leaves_out.split("; ") if "accumul" not in part)
+
+    @property
+    def sums_overflow(self) -> dict[str, str]:
+        """Products that an accumulator cannot hold one of, in words; see `too_narrow`."""
+        return too_narrow(self.units, self.slots)
 
     @property
     def stored_as(self) -> str:

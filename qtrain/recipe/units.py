@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
-from quantizers import FloatFormat, IntFormat, Off, QuantizerLike, bf16
-from quantizers.accumulators import Accumulator, needs
+from quantizers import FloatFormat, IntFormat, Off, Quantizer, QuantizerLike, bf16
+from quantizers.accumulators import Accumulator, Integer, Sequential, needs
 
 from .slots import OPERANDS, Forward, GradInput, GradWeight, Slot, short
 
@@ -45,6 +46,39 @@ def unit_of(
 def text_of(unit: Unit) -> str | None:
     """In words; None for the usual."""
     return "bf16 units" if isinstance(unit, torch.dtype) else None if unit is None else str(unit)
+
+
+def too_narrow(units: Mapping[str, Unit], slots: Mapping[tuple[str, str], Slot]) -> dict[str, str]:
+    """Products of which two elements multiplied can leave the accumulator, and how, in words.
+
+    Of elements with a scale of their tensor's, which the largest of it brings to their format's
+    end; what others reach is the tensor's own.
+    """
+    found = {}
+    for product, unit in units.items():
+        if not isinstance(unit, Sequential | Integer):
+            continue
+        quantizers = [slots[product, name].quantizer for name in OPERANDS[product]]
+        scaled = [q for q in quantizers if isinstance(q, Quantizer) and q.range is not None]
+        reach = math.prod(max(-q.format.low, q.format.high) for q in scaled)
+        holds, beyond = _holds(unit)
+        if len(scaled) == 2 and reach > holds:
+            found[product] = (
+                f"products of {' and '.join(str(q.format) for q in scaled)} reach {reach:g}, and "
+                f"{unit} holds {holds:g}: {beyond}"
+            )
+    return found
+
+
+def _holds(unit: Sequential | Integer) -> tuple[float, str]:
+    """The largest sum, and what larger ones become."""
+    if isinstance(unit, Integer):
+        does = {"wrap": "larger ones wrap", "saturate": "larger ones saturate"}
+        return 2.0 ** (unit.bits - 1) - 1, does[unit.overflow]
+    formats = [unit.format] if unit.product is None else [unit.format, unit.product]
+    least = min(formats, key=lambda own: own.largest)
+    does = {"inf": "larger ones are infinite, and make NaN", "nan": "larger ones are NaN"}
+    return least.largest, does.get(least.on_overflow, "larger ones saturate")
 
 
 def _check_taken(

@@ -9,14 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantizers.accumulators import Accumulator
+
 from ..autograd.capture import capturing
+from ..inspection.row import SUMS
+from ..products.module import products_of
+from ..products.operations import Kind
+from ..products.probe import Probe
+from ..recipe.units import Unit
 
 
 class NonFiniteError(ValueError):
     """A loss or gradient became NaN or infinite.
 
-    layer, role   where the first such value stood: role is input, output, grad_output, or the
-                  name of a parameter (weight, bias) or of its gradient (grad_weight, grad_bias)
+    layer, role   where the first such value stood: role is input, output, grad_output, the name of
+                  a parameter (weight, bias) or of its gradient (grad_weight, grad_bias); or, where
+                  the exact sums are finite, output (accumulator) and the like
     step          steps done before it
     """
 
@@ -25,6 +33,19 @@ class NonFiniteError(ValueError):
         self.layer = layer
         self.role = role
         self.step = step
+
+
+class _Sums(Probe):
+    """The probe of one layer that learns whether its accumulators make what is not finite."""
+
+    def __init__(self, layer: str, found: list[tuple[str, str]]) -> None:
+        self._layer, self._found = layer, found
+
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+        if self._found or not isinstance(unit, Accumulator) or bool(found.isfinite().all()):
+            return
+        if bool(by(torch.float64).isfinite().all()):
+            self._found.append((self._layer, SUMS[kind]))
 
 
 def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, str] | None:
@@ -64,6 +85,9 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
         for kind, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 handles.append(parameter.register_hook(partial(check, layer, f"grad_{kind}")))
+    probes = [(product, product.probe) for product in products_of(model)]
+    for product, _ in probes:
+        product.probe = _Sums(product.name, found)
     try:
         value = loss()
         check("loss", "output", value.detach())
@@ -72,4 +96,6 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
     finally:
         for handle in handles:
             handle.remove()
+        for product, probe in probes:
+            product.probe = probe
     return found[0] if found else None

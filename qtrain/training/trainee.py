@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inspection.row import SUMS
 from ..inspection.step import cross_entropy
 from ..weights.updates.low_precision import LowPrecision, low_precision_
 from ..weights.updates.named import find
@@ -126,9 +127,15 @@ class Branch:
         _seed(self._config.seed, step)
         place = first_nonfinite(self.model, lambda: self._loss(inputs, targets))
         layer, role = place or ("model", "gradient norm (every value is finite, their norm is not)")
+        advice = "Try a lower lr, clip_grad or more warmup"
+        if role in SUMS.values():
+            advice = (
+                "Its exact sums are finite: take an accumulator of more exponent bits "
+                "(qtrain.required_bits finds the narrowest)"
+            )
         return NonFiniteError(
             f"{self.label}: stopped at step {step} with loss {value:.4g}; the first non-finite "
-            f"value is in layer {layer!r}, role {role}. Try a lower lr, clip_grad or more warmup",
+            f"value is in layer {layer!r}, role {role}. {advice}",
             layer=layer,
             role=role,
             step=step,

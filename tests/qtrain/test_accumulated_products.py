@@ -6,7 +6,9 @@ The matrices of a convolution come from torch's own convolution of unit images w
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import block_cases
@@ -21,20 +23,26 @@ from qtrain import (
     GradInput,
     GradWeight,
     Matmul,
+    Monitor,
     NormRecipe,
     Recipe,
+    TrainConfig,
     cost,
+    diagnose,
     hadamard,
     inspect,
     quantize,
     recipes,
+    set_recipe,
     summary,
+    train,
 )  # fmt: skip
 from qtrain.products.blockwise.unfolding import Unfolded
 from qtrain.products.module import products_of
 from qtrain.products.operations import BatchedMatmul
 from qtrain.products.probe import Computed, Probe
 from qtrain.recipe import OPERANDS
+from qtrain.training.nonfinite import NonFiniteError, first_nonfinite
 from quantizers import (
     OFF,
     FloatFormat,
@@ -544,3 +552,65 @@ def test_on_meta_there_are_shapes_alone() -> None:
         y = model(x)
         y.sum().backward()
         assert y.shape == (2, 6, 62, 62) and x.grad.shape == x.shape and y.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("accumulator", "end"),
+    [
+        (accumulators.sequential(FloatFormat(5, 10)), "holds 65504: larger ones are infinite"),
+        (accumulators.sequential(bf16, product=fp16), "holds 65504: larger ones are infinite"),
+        (accumulators.sequential(FloatFormat(5, 9, overflow="nan")), "larger ones are NaN"),
+        (accumulators.sequential(bf16), None),
+    ],
+    ids=str,
+)
+def test_a_range_that_products_can_leave_is_said_at_conversion(
+    accumulator: accumulators.Sequential, end: str | None
+) -> None:
+    recipe = by(E4M3, E4M3, E5M2, accumulator)
+    if end is None:
+        assert "sums  " not in str(summary(quantize(nn.Linear(4, 2), recipe=recipe)))
+        return
+    said = f"forward: products of e4m3 and e4m3 reach 200704, and {re.escape(str(accumulator))} "
+    with pytest.warns(UserWarning, match=f"{said}.*{end}") as caught:
+        model = quantize(nn.Linear(4, 2), recipe=recipe)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert re.search(f"sums       {said}.*{end}", str(summary(model)))
+    with pytest.warns(UserWarning, match=said):
+        set_recipe(quantize(nn.Linear(4, 2)), recipe)
+
+
+def test_sums_that_become_infinite_are_named_by_layer_and_role(tmp_path: Path) -> None:
+    recipe = by(E4M3, E4M3, E5M2, accumulators.sequential(fp16))
+    with pytest.warns(UserWarning, match="accumulator"):
+        model = quantize(
+            nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 4)), recipe=recipe, overrides={"0": None}
+        )
+    place = first_nonfinite(model, lambda: model(normal(16, 32)).sum())
+    assert place == ("1", "output (accumulator)")
+    assert all(product.probe is None for product in products_of(model))
+    with pytest.warns(UserWarning, match="accumulator"):
+        config = TrainConfig(
+            recipe="fp8",
+            accumulator="sequential(fp16)",
+            model="mlp",
+            baseline=False,
+            runs_dir=str(tmp_path),
+        )
+        with pytest.raises(NonFiniteError, match=r"exact sums are finite: .* exponent") as error:
+            train(config, say=lambda text: None)
+    assert error.value.role == "output (accumulator)" and error.value.step == 0
+
+
+def test_a_monitor_counts_the_sums_that_overflow_and_diagnose_names_them() -> None:
+    sums = accumulators.integer(14, overflow="saturate")
+    recipe = Recipe(name="x", forward=Forward(input=WHOLE, weight=WHOLE, accumulator=sums))
+    with pytest.warns(UserWarning, match=r"forward: products of int8 and int8 reach 16129, and"):
+        layer = quantize(nn.Linear(64, 8), recipe=recipe)
+    monitor = Monitor(layer, every=1)
+    layer(normal(16, 64)).sum().backward()
+    monitor.end_step()
+    (row,) = [row for row in monitor.rows if row.role == "output (accumulator)"]
+    (seen,) = [one for one in inspect(layer, normal(16, 64)).rows if one.role == row.role]
+    assert row.clipped == seen.clipped > 0
+    assert diagnose(monitor).findings[0].symptom == "overflowing sums"
