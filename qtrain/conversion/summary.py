@@ -75,8 +75,8 @@ class Summary:
             lines.append(f"override   {', '.join(layers)}: {recipe}")
         lines.append(f"left       {len(self.left)}")
         lines += [f"           {line}" for line in by_reason(self.left, 8)]
-        for recipe in self.conversion.in_force:
-            lines += [f"sums       {p}: {text}" for p, text in recipe.sums_overflow.items()]
+        for own in self.conversion.in_force:
+            lines += [f"sums       {p}: {text}" for p, text in own.sums_overflow.items()]
         names = list(self.conversion.norms_left)
         if names:
             lines.append(

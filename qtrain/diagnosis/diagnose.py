@@ -17,9 +17,9 @@ from ..reports.rows import read_rows
 from ..weights.updates.counts import UpdateReport, UpdateRow
 from ..weights.updates.low_precision import LowPrecision
 from .figures import Rule
-from .rules import GRAVE, NOT_FINITE, OVERFLOWING, RULES
+from .rules import NOT_FINITE, OVERFLOWING, RULES
 from .updates import verdict_on_updates
-from .verdict import Finding, Verdict
+from .verdict import GRAVE, Finding, Verdict
 
 #: The file of a run folder that is looked at.
 FILE = "monitor.jsonl"

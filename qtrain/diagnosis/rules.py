@@ -9,8 +9,6 @@ from . import figures as series
 from .figures import Rule
 
 NOT_FINITE, OVERFLOWING = "not finite", "overflowing sums"
-#: the severity from which nothing is left of a tensor
-GRAVE = 2.0
 _PRODUCTS_TOO = tuple(role for role in ROLES if role not in SUMS.values())
 
 _ERRORS = (
@@ -38,14 +36,7 @@ RULES: tuple[Rule, ...] = (
         threshold=0.0,
         base=4.0,
         most=4.0,
-        explains=(
-            "coarse sums",
-            "dead scale",
-            "stale range",
-            "biased rounding",
-            "excess error",
-            *_ERRORS,
-        ),
+        explains=("dead scale", "stale range", "biased rounding", "excess error", *_ERRORS),
         cause="NaN or infinities: an overflow of the format or of the loss, or a scale of them",
         remedy="a wider exponent (bf16 for fp16), a GradScaler, a lower learning rate; where only "
         "this tensor has them: overrides={{'{layer}': None}}",
@@ -58,8 +49,7 @@ RULES: tuple[Rule, ...] = (
         threshold=math.sqrt(2),
         smallest=True,
         most=1.0,
-        cause="the accumulator's rounding has half of the sums' power or more: small products "
-        "vanish beside the running sum",
+        cause="rounding has half of the sums' power or more: products vanish beside the sum",
         remedy="required_bits names the narrowest accumulator that each product bears, as "
         "overrides; in {slot} a chunk=, compensated=True or more mantissa bits",
         source="as of too few bits; Wang et al. 2018, arXiv 1812.08011, on swamping",
@@ -146,8 +136,7 @@ RULES: tuple[Rule, ...] = (
         noise=series.noise_of_mean("offset_error"),
         threshold=0.002,
         explains=("gain",),
-        cause="errors have a mean, in steps, which sums over many terms and steps do not average "
-        "out",
+        cause="errors have a mean, in steps, which sums over terms and steps do not average out",
         remedy="rounding=nearest_even forward and stochastic() backward in {slot}, with enough "
         "random bits (the default's 23)",
         source="healthy: below 0.001 and five standard errors",
@@ -158,8 +147,7 @@ RULES: tuple[Rule, ...] = (
         threshold=0.02,
         smallest=True,
         explains=("too few bits",),
-        cause="nearly all that is not 0 became 0: the step is larger than the tensor's typical "
-        "value",
+        cause="nearly all that is not 0 became 0: the step is larger than a typical value",
         remedy="stochastic() rounding, more bits, or a float format in {slot}: "
         "overrides={{'{layer}': 16}}",
         source="healthy: at least 0.05 (4 bits)",
@@ -173,8 +161,7 @@ RULES: tuple[Rule, ...] = (
         smallest=True,
         most=1.0,
         explains=("gain",),
-        cause="the rounding error has half of the tensor's power or more: too few bits for its "
-        "spread",
+        cause="the error has half of the tensor's power or more: too few bits for its spread",
         remedy="more bits: overrides={{'{layer}': 16}}, or what sensitivity and recommend name; or "
         "less spread under one scale: a channel or block each (range batch-norm widens layer "
         "gradients, norm='l1' less so)",
@@ -188,10 +175,8 @@ RULES: tuple[Rule, ...] = (
         over_all=series.mean("gain", abs),
         noise=series.noise_of_gain,
         threshold=0.1,
-        cause="the tensor comes out smaller or larger as a whole; a grad_weight: the step length "
-        "changes",
-        remedy="a range that clips less (absmax, minmax), or more bits: "
-        "overrides={{'{layer}': 16}}",
+        cause="the tensor comes out smaller or larger as a whole (a grad_weight: the step length)",
+        remedy="a range that clips less (absmax), or more bits: overrides={{'{layer}': 16}}",
         source="healthy: at most 0.05 (banner2018)",
     ),
     Rule(

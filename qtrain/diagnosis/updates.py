@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..weights.updates.counts import UpdateReport, UpdateRow
-from .rules import GRAVE
-from .verdict import Finding, Verdict
+from .verdict import GRAVE, Finding, Verdict
 
 #: states that a step is divided by (the root of): torch's names of them
 DIVISORS = (

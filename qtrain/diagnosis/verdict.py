@@ -20,6 +20,8 @@ _ELSEWHERE = (
     "behind full precision all the same? sensitivity and recommend: what the bits\n"
     "cost; accumulated(..., reference=): norms, too"
 )
+#: The severity from which on nothing is left of a tensor.
+GRAVE = 2.0
 #: The most findings that are shown.
 _MOST = 50
 
