@@ -91,10 +91,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         symptom="clipped",
         values=series.field("clipped"),
+        where=series.loses,
         threshold=0.15,
         explains=("gain", "saturated", "too few bits"),
         cause="more of the tensor lies outside the representable interval than a clip should cut",
-        remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1",
+        remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1; where it is "
+        "absmax, a scale that is rounded up: Scale(..., rounding='ceil')",
         source="healthy: at most 0.09 (banner2018, which clips by design)",
     ),
     Rule(

@@ -158,7 +158,7 @@ def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]
     ]
     headers = ["role", *(figure.page for figure in figures)]
     table = Table(caption=f"Error of {layer}", headers=headers, lines=lines)
-    notes = sorted({row.note for row in rows} - {""})
+    notes = [f"{row.role}: {row.note}" for row in rows if row.note]
     lowest = f"{worst.role}, {decibels(worst.sqnr_db)} dB"
     return part("layer", i, layer, lowest, _pictures(records), table, notes)
 

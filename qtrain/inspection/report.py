@@ -18,7 +18,7 @@ from ..reports.rows import save_rows
 from ..reports.table import WIDTH, Table, wrapped
 from .figures import FIGURES
 from .page import save_page
-from .row import Row, layers_of, roles_of, worst_first
+from .row import SUMS, Row, layers_of, roles_of, worst_first
 
 #: How many rows print, of those of lowest SQNR.
 SHOWN = 10
@@ -77,8 +77,9 @@ class Report:
         return roles_of(self.rows)
 
     def overview(self) -> str:
-        """One line per layer: the SQNR in dB of each role."""
-        return self._with_remark(_overview(self.rows, self.roles))
+        """One line per layer: the SQNR in dB of each role, but for accumulators'."""
+        roles = [role for role in self.roles if role not in SUMS.values()]
+        return self._with_remark(_overview(self.rows, roles))
 
     def table(self, count: int | None = None) -> str:
         """The rows in network order, or the worst `count` of them, the layer of the worst first."""
@@ -119,19 +120,20 @@ def _errors(rows: Sequence[Row]) -> str:
     """One line a row under the name of its layer; what the stars mean, below."""
     columns = [figure for figure in FIGURES if figure.text]
     lines: list[list[str] | str] = []
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    stars = {note: f"*{i}" if len(notes) > 1 else "*" for i, note in enumerate(notes, 1)}
     for i, row in enumerate(rows):
         if i == 0 or rows[i - 1].layer != row.layer:
             lines.append(row.layer)
         lines.append(
             [
-                f"- {row.role}{'*' if row.note else ''}",
+                f"- {row.role}{stars.get(row.note, '')}",
                 *(figure.unit(getattr(row, figure.name)) for figure in columns),
                 short(max(abs(row.low), abs(row.high))),
             ]
         )
     headers = ["layer and role", *(figure.text for figure in columns), "largest"]
-    notes = sorted({row.note for row in rows if row.note})
-    remarks = [part for note in notes for part in wrapped(f"* {note}")]
+    remarks = [part for note, star in stars.items() for part in wrapped(f"{star} {note}")]
     return "\n".join([Table(headers=headers, lines=lines).text(), *remarks])
 
 

@@ -46,7 +46,10 @@ def test_every_figure_of_a_row_is_printed() -> None:
 
 
 def test_a_timm_like_network_stands_in_columns() -> None:
-    found = report([f"blocks.{i}.attn.qkv" for i in range(12)], ROLES[:4] + ROLES[5:7] + ROLES[8:])
+    usual = tuple(
+        role for role in ROLES if role not in ("weight (grad_input)", "input (grad_weight)")
+    )
+    found = report([f"blocks.{i}.attn.qkv" for i in range(12)], usual)
     lines = found.overview().splitlines()
     assert len(lines) == 12 + 5  # a heading of four lines and a rule: no name on a line of its own
     assert lines[-1].split() == ["blocks.11.attn.qkv", *["42.2"] * 7]
@@ -89,3 +92,11 @@ def test_the_worst_rows_stand_under_the_layer_of_the_worst() -> None:
     rows = (row("a", "input", 9.0), row("b", "input", 5.0), row("a", "weight", 1.0))
     lines = [line.split()[:2] for line in Report(rows).table(3).splitlines()[3:]]
     assert lines == [["a"], ["-", "weight"], ["-", "input"], ["b"], ["-", "input"]]
+
+
+def test_notes_of_several_rows_are_told_apart() -> None:
+    whys = {"input": "why", "weight": "other", "output": "why"}
+    rows = [replace(row("conv1", role), note=note) for role, note in whys.items()]
+    text = Report(tuple(rows)).table()
+    assert "- input*1 " in text and "- weight*2 " in text and "- output*1 " in text
+    assert text.endswith("*1 why\n*2 other")

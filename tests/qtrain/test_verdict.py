@@ -100,7 +100,7 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"reach": 2.9, "gain": -0.021},
     ),
     "range too wide": ("input", {"reach": 0.015}, {"reach": 0.016}),
-    "clipped": ("input", {"clipped": 0.16}, {"clipped": 0.14}),
+    "clipped": ("input", {"clipped": 0.16, "gain": -0.021}, {"clipped": 0.14, "gain": -0.021}),
     "excess error": ("input", {"spread": 1.01}, {"spread": 0.99}),
     "shared noise": (
         "grad_output (grad_input)",
@@ -178,6 +178,16 @@ def test_remedies_name_slots_and_overrides_that_exist() -> None:
 
 def test_peaks_that_are_cut_off_at_no_cost_are_no_symptom() -> None:
     assert not diagnose(moving(rows(**{"b/input": {"reach": 10.0, "gain": -0.019}})))
+
+
+def test_what_the_rounding_of_a_scale_cuts_is_no_clip() -> None:
+    """NVFP4's scales of single elements are rounded to nearest: half of these lie beyond."""
+    layer = quantize(nn.Conv2d(1, 4, 3), recipe="nvfp4")
+    monitor = Monitor(layer, every=1)
+    layer(torch.rand(4, 1, 8, 8)).sum().backward()
+    monitor.end_step()
+    (row,) = [row for row in monitor.rows if row.role == "input"]
+    assert row.clipped > 0.3 and not diagnose([row])
 
 
 def test_an_infinite_gradient_now_and_then_is_a_grad_scalers_and_nan_at_the_end_is_not() -> None:
