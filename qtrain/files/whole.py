@@ -16,6 +16,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+#: the file of a folder by which it is locked
+LOCK = ".lock"
 #: Matches the unfinished files that a killed process leaves.
 UNFINISHED = ".qtrain-*.tmp"
 
@@ -97,7 +99,7 @@ def lock(folder: Path, *, say: Callable[[str], None]) -> Iterator[None]:
     The system drops the lock when the process ends, however it ends; where there are no locks, a
     remark goes to `say`.
     """
-    with opened(folder / ".lock", flags=os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
+    with opened(folder / LOCK, flags=os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

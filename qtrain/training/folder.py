@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..files.plain_json import read
-from ..files.whole import UNFINISHED, lock, write_atomically
+from ..files.whole import LOCK, UNFINISHED, lock, write_atomically
 from ..hardware.environment import environment, sessions
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
@@ -63,9 +63,11 @@ def open_run(
 
     No other process can open the folder meanwhile.  ValueError, with nothing touched, where one
     has, where the folder holds an earlier run and the configuration neither resumes nor overwrites
-    it, and where it resumes another configuration.
+    it, and where it resumes another configuration.  A run that ends before its first step, or the
+    checkpoint it begins at, leaves nothing behind.
     """
     folder = RunFolder(path=Path(os.path.expanduser(config.runs_dir)) / config.run_name)
+    new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,7 +96,24 @@ def open_run(
             )
         for path in folder.path.glob(UNFINISHED):
             path.unlink()
-        yield folder, stored
+        with _nothing_left(folder, new):
+            yield folder, stored
+
+
+@contextmanager
+def _nothing_left(folder: RunFolder, new: Sequence[Path]) -> Iterator[None]:
+    """Of an error before the first step; new: the folders that were made, the innermost first."""
+    try:
+        yield
+    except BaseException:
+        began = folder.metrics.exists() and folder.metrics.stat().st_size > 0
+        if not began and not folder.checkpoint.exists():
+            with suppress(OSError):
+                for name in (*FILES, *([LOCK] if new else [])):
+                    (folder / name).unlink(missing_ok=True)
+                for path in new:
+                    path.rmdir()
+        raise
 
 
 def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:

@@ -47,8 +47,10 @@ class Result:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """What is wrong with the run, by the monitor's record; None where there is no record."""
-        return None if self.monitor is None else diagnose(self.monitor)
+        """What is wrong with the run, by the monitor's record and that of updates in low precision;
+        None where there is neither."""
+        recorded = self.monitor is not None or self.config.update is not None
+        return diagnose(self.folder.path) if recorded else None
 
     @property
     def accuracy(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -15,6 +16,7 @@ from ..inspection.row import SUMS
 from ..inspection.step import cross_entropy
 from ..weights.updates.low_precision import LowPrecision, low_precision_
 from ..weights.updates.named import find
+from ..weights.updates.update import Update
 from .captured import Captured
 from .checkpoint import CheckpointError, load_model, load_optimizer
 from .config import TrainConfig
@@ -73,6 +75,7 @@ class Branch:
         self.update: LowPrecision | None = None
         if config.update is not None and key == "quantized":
             update = find(config.update)
+            _rehearse(model, update, config)
             self.update = low_precision_(self.optimizer, update, model=model, seed=config.seed)
         self._config = config
         wanted = config.capture and config.monitor is None  # which sees no replayed step
@@ -174,6 +177,16 @@ class Branch:
         load_model(self.model, state["model"], where=where)
         load_optimizer(self.optimizer, state["optimizer"], where=where)
         self.loss_sum, self.samples, self.seconds = sums
+
+
+def _rehearse(model: nn.Module, update: Update, config: TrainConfig) -> None:
+    """ValueError for an update that does not fit the optimizer's states, before a run has begun."""
+    twin = copy.deepcopy(model)
+    optimizer = build_optimizer(twin, config)
+    low_precision_(optimizer, update, model=twin)
+    for p in twin.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
 
 
 def _seed(seed: int, step: int) -> None:

@@ -24,6 +24,7 @@ from qtrain import (
 from qtrain.cli import main
 from qtrain.recipe_file import made_of, text_of
 from qtrain.training.train import train
+from qtrain.training.trainee import Branch
 from qtrain.weights.updates.named import NAMED, find, lasting
 from quantizers import (
     FloatFormat,
@@ -130,12 +131,41 @@ def test_the_configuration_of_an_update(tmp_path: Path, capsys: pytest.CaptureFi
     assert "did you mean 'bf16'" in capsys.readouterr().err
 
 
-def test_a_state_that_the_optimizer_lacks_ends_the_run(
+def test_a_state_that_the_optimizer_lacks_refuses_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--model", "mlp", "--epochs", "1", "--runs-dir", str(tmp_path)]
+    arguments = ["--model", "mlp", "--epochs", "1", "--runs-dir", str(tmp_path / "runs")]
     assert main(["train", "int8", "--update", "adam-8bit", *arguments]) == 2
     assert "SGD keeps no exp_avg" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_is_refused_in_its_first_step_leaves_nothing(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ValueError("layer 'x': cannot be run")
+
+    config = small(tmp_path / "runs")
+    if there:
+        (tmp_path / "runs" / "run").mkdir(parents=True)
+        (tmp_path / "runs" / "run" / "notes.txt").write_text("of the user's")
+    monkeypatch.setattr(Branch, "step", refused)
+    with pytest.raises(ValueError, match="cannot be run"):
+        train(config, say=quiet)
+    left = {path.name for path in tmp_path.rglob("*")}
+    assert left == ({"runs", "run", "notes.txt", ".lock"} if there else set())
+
+
+def test_an_update_has_the_same_names_everywhere(tmp_path: Path) -> None:
+    net = torch.nn.Linear(2, 2)
+    for name in ("bf16-kahan", str(save_update(NAMED["bf16-kahan"], tmp_path / "mine.yaml"))):
+        handle = low_precision_(torch.optim.SGD(net.parameters(), lr=0.1), name, model=net)
+        assert handle.update == NAMED["bf16-kahan"]
+        handle.remove()
+    with pytest.raises(ValueError, match="did you mean 'bf16-kahan'"):
+        low_precision_(torch.optim.SGD(net.parameters(), lr=0.1), "bf16-kahn")
 
 
 def small_steps(update: Update, gradients: list[list[float]]) -> LowPrecision:
@@ -190,3 +220,14 @@ def test_a_runs_folder_is_diagnosed_with_its_updates(tmp_path: Path) -> None:
     assert "updates lost" in both.rules and "clipped" in both.rules
     assert {f.symptom for f in alone.findings} <= {f.symptom for f in both.findings}
     assert main(["diagnose", str(tmp_path / "run")]) == 0
+
+
+def test_a_run_ends_with_what_its_updates_lost_and_noise_is_said_to_be_made_up_for(
+    tmp_path: Path,
+) -> None:
+    result = train(small(tmp_path, recipe="fp32", update="bf16", lr=1e-5), say=quiet)
+    assert result.monitor is None and "updates lost: updates below half a step" in str(result)
+    gradients = [[1.0, 2.0, -1.0, 0.5]] * 5
+    noisy = str(small_steps(Update(weight="bf16", rounding="stochastic"), gradients).report())
+    assert "weight: weight*" in noisy and "* rounded stochastically: what is lost" in noisy
+    assert "*" not in str(small_steps(Update(weight="bf16"), gradients).report())

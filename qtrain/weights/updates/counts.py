@@ -108,7 +108,7 @@ class UpdateReport:
             return "no step yet"
         lines = [
             [
-                f"{row.parameter}: {row.tensor}",
+                f"{row.parameter}: {row.tensor}{'*' * row.noisy}",
                 f"{row.seen:,}",
                 f"{row.lost:,}",
                 short(row.share),
@@ -118,7 +118,9 @@ class UpdateReport:
             for row in self.rows
         ]
         headers = ["tensor", "not 0", "lost", "share", "first step", "worst step"]
-        return Table(headers=headers, lines=lines).text()
+        made_up = "* rounded stochastically: what is lost once is gained another time"
+        noisy = any(row.noisy for row in self.rows)
+        return "\n".join([Table(headers=headers, lines=lines).text(), *[made_up] * noisy])
 
 
 def rows_of(

@@ -15,16 +15,18 @@ from ...autograd.capture import capturing
 from ...names import some
 from .counts import UpdateReport, counted, counts, rows_of
 from .kept import STATE, check_kept, moved
+from .named import find
 from .parameters import check, check_step, key_of, named
 from .update import ALL, Update, kept_values
 
 
 def low_precision_(
-    optimizer: Optimizer, update: Update, *, model: nn.Module | None = None, seed: int = 0
+    optimizer: Optimizer, update: Update | str, *, model: nn.Module | None = None, seed: int = 0
 ) -> LowPrecision:
     """Make an optimizer's steps those of `update`, in place; rounds its weights to their format.
 
     optimizer   any of torch's or of your own whose step() takes gradients of fp32 that are there
+    update      an Update, or the name or .yaml file of one, as `qtrain train --update` takes them
     model       which names the parameters: then neither noise nor reports depend on the order of
                 groups; without it, names that the optimizer was given, else numbers count
     seed        of the noise, a function of (seed, name, tensor, step, element): every rank draws
@@ -41,7 +43,9 @@ def low_precision_(
     that is in low precision cannot be copied or pickled.
     """
     checks.optimizer(optimizer)
-    checks.instance("update", update, Update, "an Update such as Update(weight='bf16')")
+    if isinstance(update, str):
+        update = find(update)
+    checks.instance("update", update, Update, "an Update such as Update(weight='bf16'), or a name")
     checks.integer("seed", seed)
     if model is not None:
         checks.module(model)
