@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import Field, fields
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from . import data, models
 from .files.terminal import printable
 from .training.config import TrainConfig, default_of
 from .version import VERSION
+from .weights.updates.named import NAMED
 
 _OVERRIDE = (
     "; recipes of single layers are given in Python, quantize(model, overrides={pattern: recipe}); "
@@ -42,8 +44,21 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.7)
             hint = f"; did you mean {near[0]}?" if near else ""
             hint = _INSTEAD.get(unknown[0].split("=")[0], hint)
+            if not unknown[0].startswith("-"):
+                hint = _placed(unknown[0], known)
             self.error(f"unknown argument {unknown[0]!r}{hint}")
         return parsed, unknown
+
+
+def _placed(word: str, flags: Container[str]) -> str:
+    """What a word without a flag before it may have been meant for."""
+    if "--switch" not in flags:
+        return "; there is one argument too many"
+    known = {"--model": models.names(), "--data": data.names(), "--update": NAMED}
+    for flag, names in known.items():
+        if word in names:
+            return f"; did you mean {flag} {word}?"
+    return "; a run has one recipe, and those it switches to, --switch 0.9:bf16"
 
 
 def build_parser() -> Parser:

@@ -106,8 +106,8 @@ def call(text: str, where: str) -> tuple[Callable[..., Any], inspect.BoundArgume
             raise ValueError(f"{where}: got {text!r}, but {name} takes no arguments: write {name}")
         near = suggestion(name, _makers())
         raise ValueError(
-            f"{where}: got {text!r}, need one of {', '.join(_makers())} in front of the "
-            f"parenthesis{near}"
+            f"{where}: got {text!r}{near or '.'} In front of the parenthesis may be one of "
+            f"{', '.join(_makers())}"
         )
     try:
         return _makers()[name], inspect.signature(_makers()[name]).bind(*arguments, **options)

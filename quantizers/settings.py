@@ -46,7 +46,7 @@ class Settings:
         take_names(self, format="format", rounding="rounding")
         for name, kind, need in (
             ("format", Format, "an IntFormat, a FloatFormat or a TableFormat"),
-            ("granularity", Granularity, "a Granularity such as per_tensor"),
+            ("granularity", Granularity, "a Granularity such as per_tensor or blocks(16)"),
             ("scale", Scale, "a Scale such as Scale(e8m0)"),
             ("rounding", Rounding, "a Rounding such as nearest_even"),
         ):

@@ -83,6 +83,9 @@ def quantize_(
     when an error is raised.
     """
     checks.module(model)
+    if isinstance(bits, str):
+        hint = f"a recipe's name is recipe={bits!r}"
+        checks.refuse("bits", bits, "an integer from 2 to 16, or None", hint)
     if any(isinstance(module, LayerState) for module in model.modules()):
         raise ValueError(
             "model: it is quantized already; qtrain.set_recipe changes its recipe, or quantize the "

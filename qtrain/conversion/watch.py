@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from typing import Any
 
@@ -26,6 +28,8 @@ _PRODUCT_OPS = (
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
     "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell",
 )  # fmt: skip
+
+_TORCH = os.path.dirname(torch.__file__)
 
 
 def _is_off(module: nn.Module) -> bool:
@@ -139,8 +143,16 @@ class _FirstForward:
                 + "\n  ".join(lines)
                 + "\nFunctions such as torch.matmul and F.scaled_dot_product_attention can be "
                 "replaced by qtrain.Matmul and qtrain.ScaledDotProductAttention.",
-                stacklevel=3,
+                stacklevel=_outside_torch(),
             )
+
+
+def _outside_torch() -> int:
+    """The stacklevel, for a warning of its caller, of the first frame that is not torch's."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def watch_first_forward(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ..reports.numbers import count, decibels, short
+from ..reports.numbers import count, decibels, in_decibels, short
 from ..reports.page.shell import Section, page, part, save
 from ..reports.table import Cell, Table
 from .figures import FIGURES
@@ -61,7 +61,11 @@ def _figures(rows: Sequence[Row]) -> list[Card]:
     remark = f"{count(len(rows), 'tensor')}, "
     remark += f"{lost} with values that are not finite" if lost else "all finite"
     return [
-        ("Lowest SQNR", [(decibels(worst.sqnr_db), "dB")], f"{worst.layer}, {worst.role}"),
+        (
+            "Lowest SQNR",
+            [(decibels(worst.sqnr_db), "dB" * math.isfinite(worst.sqnr_db))],
+            f"{worst.layer}, {worst.role}",
+        ),
         ("Measured", [(f"{len(layers_of(rows)):,}", "layers")], remark),
     ]
 
@@ -159,7 +163,7 @@ def _part(i: int, layer: str, rows: Sequence[Row], records: Sequence[MonitorRow]
     headers = ["role", *(figure.page for figure in figures)]
     table = Table(caption=f"Error of {layer}", headers=headers, lines=lines)
     notes = [f"{row.role}: {row.note}" for row in rows if row.note]
-    lowest = f"{worst.role}, {decibels(worst.sqnr_db)} dB"
+    lowest = f"{worst.role}, {in_decibels(worst.sqnr_db)}"
     return part("layer", i, layer, lowest, _pictures(records), table, notes)
 
 

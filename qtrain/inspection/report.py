@@ -12,7 +12,7 @@ from textwrap import fill
 
 from .. import checks
 from ..files.terminal import printable
-from ..reports.numbers import decibels, short
+from ..reports.numbers import decibels, in_decibels, short
 from ..reports.plots import Line, Panel, plot
 from ..reports.rows import save_rows
 from ..reports.table import WIDTH, Table, wrapped
@@ -104,9 +104,9 @@ class Report:
         layers, drowned = len(self.layers), sum(sqnr < 0 for sqnr in known)
         broken = sum(row.nonfinite > 0 for row in self.rows)
         return (
-            f"{worst.role} of {worst.layer!r} has the lowest SQNR, {worst.sqnr_db:.1f} dB; the "
-            f"median of {len(self.rows)} tensors in {layers} layer{'s' * (layers != 1)} is "
-            f"{median(known) if known else math.nan:.1f} dB"
+            f"{worst.role} of {worst.layer!r} has the lowest SQNR, {in_decibels(worst.sqnr_db)}; "
+            f"the median of {len(self.rows)} tensors in {layers} layer{'s' * (layers != 1)} is "
+            f"{in_decibels(median(known) if known else math.nan)}"
             + (f"; in {drowned} the error exceeds the signal" if drowned else "")
             + (f"; {broken} hold NaN or infinity" if broken else "")
             + "."

@@ -8,8 +8,16 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def decibels(value: float) -> str:
-    """dB with one decimal; NaN, inf and -inf as such."""
+    """dB with one decimal; "exact" for inf, where there is no error; NaN and -inf as such."""
+    if value == math.inf:
+        return "exact"
     return f"{value:.1f}" if math.isfinite(value) else _nonfinite(value)
+
+
+def in_decibels(value: float) -> str:
+    """The same with its unit."""
+    text = decibels(value)
+    return text if text == "exact" else f"{text} dB"
 
 
 def short(value: float) -> str:

@@ -67,8 +67,8 @@ def open_run(
     checkpoint it begins at, leaves nothing behind.
     """
     folder = RunFolder(path=Path(os.path.expanduser(config.runs_dir)) / config.run_name)
-    new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     try:
+        new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(

@@ -122,7 +122,8 @@ class Run:
         progress = Progress(self.total, done=self.done, text=self.config.run_name)
         if self.done < self.total:
             where = f"step {self.done}/{self.total}"
-            progress.line(f"{where}; the first may compile kernels, once a machine")
+            compiles = self.device.type != "cpu"  # of which quantizers says so when it is
+            progress.line(where + "; the first may compile kernels, once a machine" * compiles)
         try:
             with stop.postponed():
                 while self.done < self.total:

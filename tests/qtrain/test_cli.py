@@ -272,3 +272,20 @@ def test_the_shell_leaves_torch_alone(capsys: pytest.CaptureFixture[str]) -> Non
     before = torch.get_rng_state()
     run(capsys, "recipes")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "int8", "resnet20"), "did you mean --model resnet20?"),
+        (("train", "int8", "bf16-kahan"), "did you mean --update bf16-kahan?"),
+        (("train", "int8", "fp8"), "a run has one recipe, and those it switches to"),
+        (("inspect", "a.pt", "b.pt"), "unknown argument 'b.pt'; there is one argument too many"),
+    ],
+)
+def test_a_word_too_many_is_answered_with_its_flag(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*words])
+    assert said in capsys.readouterr().err

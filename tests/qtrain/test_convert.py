@@ -743,3 +743,9 @@ def test_function_transforms_and_traces_are_refused_in_our_words(norm: str | Non
         with pytest.raises(ValueError, match=rf"layer '{name}': .*torch\.jit\.trace"):
             torch.jit.trace(model, x)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_recipes_name_in_the_place_of_bits_is_answered_with_its_keyword() -> None:
+    for convert in (quantize, quantize_):
+        with pytest.raises(TypeError, match=r"a recipe's name is recipe='nvfp4'"):
+            convert(nn.Linear(4, 4), "nvfp4")  # type: ignore[arg-type]

@@ -232,7 +232,7 @@ def test_the_strip_has_a_cell_for_each_row() -> None:
 def test_what_is_not_finite_is_shown_as_such() -> None:
     root = parsed(render(nonfinite()))
     (heat,) = (t for t in root.all("table") if t.attributes.get("id") == "heat")
-    assert [cell.content for cell in heat.all("td")] == ["NaN", "inf", "-inf"]
+    assert [cell.content for cell in heat.all("td")] == ["NaN", "exact", "-inf"]
     assert [cell.attributes["class"] for cell in heat.all("td")] == ["nan", "h0", "h6"]
     assert "3 with values that are not finite" in root.content
     text = render(record(names(8)))

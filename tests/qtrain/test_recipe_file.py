@@ -30,7 +30,7 @@ from qtrain import (
 )
 from qtrain.files.plain_yaml import dumped, parsed
 from qtrain.recipe_file import accumulator_of
-from qtrain.recipe_words import named
+from qtrain.recipe_words import call, named
 from quantizers import (
     OFF,
     FloatFormat,
@@ -522,3 +522,10 @@ def test_an_accumulator_is_read_as_it_is_shown(accumulator: accumulators.Accumul
     for other in ("fp16", "blocks(32)"):
         with pytest.raises(ValueError, match=r"accumulator: got .*, need sequential\(fp16\)"):
             accumulator_of(other)
+
+
+def test_a_call_that_misses_its_name_is_answered_with_the_nearest_first() -> None:
+    with pytest.raises(
+        ValueError, match=r"^x: got 'block\(16\)'; did you mean 'blocks'\? In front"
+    ):
+        call("block(16)", "x")

@@ -335,3 +335,10 @@ def test_the_summary_counts_what_no_fast_unit_of_a_device_served(
 def test_the_summary_of_a_model_without_gradients_names_its_forward() -> None:
     model = quantize(nn.Linear(4, 4)).requires_grad_(False)
     assert [*(summary(model, torch.ones(2, 4)).engines or {})["(model)"]] == ["forward"]
+
+
+def test_the_first_forwards_warning_is_of_the_callers_line() -> None:
+    model = quantize(Outside(FUNCTIONS["matmul"]), recipe="int8")
+    with pytest.warns(UserWarning, match=r"inner: mm ran in full precision") as caught:
+        model(torch.randn(4, 4))
+    assert caught[0].filename == __file__
