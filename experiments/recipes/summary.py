@@ -36,7 +36,7 @@ def publish(output: Path) -> None:
     plot(results, output / "recipes.svg")
 
 
-def verdict(task: str, gap: Interval | None, broken: int) -> str:
+def judged(task: str, gap: Interval | None, broken: int) -> str:
     """Of a recipe's gap to full precision, by the task's margin m: equal where the interval lies
     within +-m, worse where it lies beyond -m, else how it is open."""
     m, (sign, _) = MARGINS[task], BETTER[task]
@@ -65,7 +65,7 @@ def table(results: dict[str, Result]) -> str:
             broken, _ = failures(result, arm)
             mean = f"{statistics.fmean(values):.2f}" if values else "-"
             reference = arm == result["reference"]
-            own = [""] * 2 if reference else [shown(gap), verdict(task, gap, broken)]
+            own = [""] * 2 if reference else [shown(gap), judged(task, gap, broken)]
             paid = " / ".join(f"{cost(result, arm, name):.2f}" for name in COSTS)
             row += [mean, *own, paid if values else "-"]
         rows.append(row)

@@ -9,6 +9,7 @@ import torch
 
 from quantizers import FloatFormat, IntFormat, Off, Quantizer, QuantizerLike, bf16
 from quantizers.accumulators import Accumulator, Integer, Sequential, needs
+from quantizers.formats import Format
 
 from .slots import OPERANDS, Forward, GradInput, GradWeight, Slot, short
 
@@ -26,7 +27,10 @@ def unit_of(
     operands = {name: slots[product, name].quantizer for name in OPERANDS[product]}
     unit = of.unit if isinstance(of, GradWeight) else "fp32"
     if of.accumulator is not None:
-        _check_taken(product, of.accumulator, operands)
+        for name, quantizer in operands.items():
+            fmt = getattr(quantizer, "format", None)
+            if fmt is not None or isinstance(quantizer, Off):
+                check_taken(product, of.accumulator, name, fmt, short(quantizer))
     if unit == "fp32":
         return of.accumulator
     if of.accumulator is not None:
@@ -81,18 +85,16 @@ def _holds(unit: Sequential | Integer) -> tuple[float, str]:
     return least.largest, does.get(least.on_overflow, "larger ones saturate")
 
 
-def _check_taken(
-    product: str, accumulator: Accumulator, operands: Mapping[str, QuantizerLike]
+def check_taken(
+    product: str, accumulator: Accumulator, operand: str, format: Format | None, given: object
 ) -> None:
-    for name, quantizer in operands.items():
-        fmt = getattr(quantizer, "format", None)
-        need = needs(accumulator, fmt)
-        if need is not None and (fmt is not None or isinstance(quantizer, Off)):
-            raise ValueError(
-                f"{product}.accumulator: {accumulator} multiplies {need}, but {name} is "
-                f"{short(quantizer)}; quantize it so, or take an accumulator of any formats, such "
-                f"as sequential(fp16)"
-            )
+    """ValueError where an accumulator does not take elements of a format; given: what has it."""
+    need = needs(accumulator, format)
+    if need is not None:
+        raise ValueError(
+            f"{product}.accumulator: {accumulator} multiplies {need}, but {operand} is {given}; "
+            f"quantize it so, or take an accumulator of any formats, such as sequential(fp16)"
+        )
 
 
 def _exact_in_bf16(fmt: object) -> bool:

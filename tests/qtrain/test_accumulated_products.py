@@ -458,7 +458,7 @@ class Odd:
 
 def test_what_a_quantizer_of_ones_own_gives_is_seen_when_it_is_called() -> None:
     layer = quantize(nn.Linear(7, 3), recipe=by(Odd(), WHOLE, WHOLE, SATURATED, None, None))
-    with pytest.raises(ValueError, match="multiplies integers, but input has elements of e5m2"):
+    with pytest.raises(ValueError, match="multiplies integers, but input is of e5m2"):
         layer(normal(2, 7))
 
 

@@ -362,7 +362,7 @@ def test_nan_is_counted_comes_first_and_does_not_hide_the_range() -> None:
     assert row.high == pytest.approx(X.max().item()) and row.low == pytest.approx(X.min().item())
     assert math.isnan(report.worst(1)[0].sqnr_db)
     assert at(report, "0", "weight").sqnr_db > 30
-    assert "nan" in str(report)
+    assert "NaN" in str(report)
 
 
 @pytest.mark.parametrize("make", [lambda: inspect(net(), X, TARGETS), broken], ids=["good", "nan"])

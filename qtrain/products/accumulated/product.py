@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from quantizers import QTensor, fold
-from quantizers.accumulators import Accumulator, needs
+from quantizers import fold
+from quantizers.accumulators import Accumulator
 
-from ...recipe import OPERANDS
 from ..blockwise.rows import Rows, Windows
 from ..engines.scales import times
 from ..operations import Kind
@@ -32,17 +31,6 @@ from .sums import accumulated
 
 #: values at a time of operands that windows put together: 64 MiB
 _JOINED = 2**24
-
-
-def check_taken(kind: Kind, accumulator: Accumulator, *operands: QTensor) -> None:
-    """ValueError where an accumulator does not take an operand's elements."""
-    for name, q in zip(OPERANDS[kind], operands, strict=True):
-        need = needs(accumulator, q.format)
-        if need is not None:
-            raise ValueError(
-                f"{kind}.accumulator: {accumulator} multiplies {need}, but {name} has elements of "
-                f"{q.format or q.elements.dtype}"
-            )
 
 
 def accumulated_sums(

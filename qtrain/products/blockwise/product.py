@@ -12,7 +12,8 @@ from quantizers import QTensor
 from quantizers.accumulators import Accumulator
 
 from ...recipe import OPERANDS
-from ..accumulated.product import accumulated_sums, check_taken
+from ...recipe.units import check_taken
+from ..accumulated.product import accumulated_sums
 from ..engines.epilogue import Epilogue
 from ..engines.task import Note
 from ..operands import PLACES
@@ -49,7 +50,9 @@ def in_blocks(
         note(product.kind, "block sums" if accumulator is None else str(accumulator))
     parts: Sequence[Matrices] = (by,)
     if accumulator is not None:
-        check_taken(product.kind, accumulator, a, b)
+        for name, q in zip(OPERANDS[product.kind], (a, b), strict=True):
+            elements = f"of {q.format or q.elements.dtype}"
+            check_taken(product.kind, accumulator, name, q.format, elements)
         if key is None and not any(cut):  # noise is numbered through the whole
             parts = by.parts()
     sums = [_sums(product, part, a, b, cut, accumulator, key) for part in parts]
