@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_every_command_line_is_accepted(page: Path) -> None:
 
     for line in "\n".join(blocks(page, "sh")).splitlines():
         for command in line.split("&&"):
-            words = command.split()
+            words = shlex.split(command, comments=True)
             if words and words[0] == "qtrain":
                 build_parser().parse_args(words[1:])
 

@@ -91,7 +91,7 @@ class Summary:
         lines += self._slow_lines()
         for name in self.refused:
             lines.append(f"refused    engine {name}: inexact on this machine, not used")
-        lines.append("update     the weight update and the optimizer's state are full precision")
+        lines.append("update     in full precision, but for an optimizer given to low_precision_")
         if self.conversion.copied:
             lines.append(
                 "optimizer  this model is a copy: an optimizer built before quantize() trains the "
