@@ -95,8 +95,7 @@ RULES: tuple[Rule, ...] = (
         threshold=0.15,
         explains=("gain", "saturated", "too few bits"),
         cause="more of the tensor lies outside the representable interval than a clip should cut",
-        remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1; where it is "
-        "absmax, a scale that is rounded up: Scale(..., rounding='ceil')",
+        remedy="range=absmax (affine: minmax) in {slot}; where it is, a scale that is rounded up",
         source="healthy: at most 0.09 (banner2018, which clips by design)",
     ),
     Rule(
@@ -184,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         symptom="saturated",
         values=series.field("saturated"),
+        where=series.loses,
         threshold=0.75,
         most=1.0,
         cause="most elements lie on the two end codes",

@@ -116,7 +116,11 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coarse sums": ("output (accumulator)", {"sqnr_db": 2.9}, {"sqnr_db": 3.1}),
     "gain": ("grad_weight", {"gain": 0.101}, {"gain": 0.099}),
     "underflow": ("input", {"zeroed": 0.96}, {"zeroed": 0.955}),  # of the 4000 / 4096 not 0
-    "saturated": ("input", {"saturated": 0.76}, {"saturated": 0.74}),
+    "saturated": (
+        "input",
+        {"saturated": 0.76, "gain": -0.021},
+        {"saturated": 0.74, "gain": -0.021},
+    ),
     "too few bits": ("grad_output (grad_input)", {"sqnr_db": 2.9}, {"sqnr_db": 3.1}),
     "gradient below noise": ("grad_weight", {"sqnr_db": 4.7}, {"sqnr_db": 4.8}),
     "outlier channels": ("input", {"outlier": 31.0}, {"outlier": 29.0}),
