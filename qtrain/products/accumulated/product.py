@@ -25,7 +25,6 @@ from quantizers.accumulators import Accumulator
 
 from ..blockwise.rows import Rows, Windows
 from ..engines.scales import times
-from ..operations import Kind
 from .numbers import Formats
 from .sums import accumulated
 
