@@ -131,7 +131,7 @@ def test_batches_and_views(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     "accumulator",
     [sequential(fp16), sequential(bf16), sequential(FINITE, rounding=toward_zero, chunk=2),
      sequential(E6M9, product=e5m2, rounding=stochastic(2)), unit("A100", "bf16"),
-     accumulators.aligned(terms=4, bits=11, kept=9)],
+     accumulators.aligned(terms=4, bits=11, kept=9), accumulators.aligned(terms=2, bits=1, kept=4)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("format", [e5m2, None], ids=str)
@@ -140,12 +140,39 @@ def test_what_is_not_finite(accumulator: Any, format: Format | None) -> None:
     if accumulator == unit("A100", "bf16") and format is not None:
         format = bf16
     inf = float("inf")
-    powers = torch.exp2(torch.arange(-14.0 if format == e5m2 else -126.0, 16.0, 3.0))
+    low, high = (-14.0, 16.0) if format == e5m2 else (-126.0, 128.0)
+    powers = torch.exp2(torch.arange(low, high, 3.0))
     ends = torch.tensor([inf, -inf, float("nan"), 0.0, -0.0])
     a, b = torch.ones(4, 5), torch.ones(len(powers) + 5, 5)
     a[:2, 1], b[:, 1] = ends[:2], torch.cat([powers, ends])
     a[2, 3:], a[3] = -57344.0, 57344.0
     check(a, b, accumulator, format, format)
+
+
+@pytest.mark.parametrize(
+    ("accumulator", "terms"),
+    [
+        # beside a tie of the format, further than 24 bits reach: of an odd sum, of a rounded one
+        (sequential(FloatFormat(8, 22)), ((1.0, 1.0), (129 * 2.0**-19, 2.0**-11))),
+        (sequential(FloatFormat(8, 21)), ((1.0, 1.0), (129 * 2.0**-19, 2.0**-10))),
+        # 1 + 2^-22 + four times 2^-24, of which 24 bits hold none
+        (accumulators.aligned(terms=6, bits=24, kept=21),
+         ((1.0, 1.0), (2.0**-11, 2.0**-11), *[(2.0**-12, 2.0**-12)] * 4)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_sums_that_fp32_would_round_otherwise(accumulator: Any, terms: Any) -> None:
+    format = FloatFormat(5, 7)
+    a, b = torch.tensor(terms).T
+    assert torch.equal(round_to(a, format), a) and torch.equal(round_to(b, format), b)
+    check(a[None], b[None], accumulator, format, format)
+
+
+def test_an_aligned_sum_that_ended_at_a_negative_zero_goes_on_at_a_positive_one() -> None:
+    a, b = torch.tensor([[-(2.0**-133), -0.0]]), torch.tensor([[2.0**-18, 1.0]])
+    for terms in (1, 2):
+        one = accumulators.aligned(terms=1, bits=25, kept=21)
+        check(a[:, :terms], b[:, :terms], one, None, None)
 
 
 def test_random_bits_are_those_of_the_keys_numbers() -> None:

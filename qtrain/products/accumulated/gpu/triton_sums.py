@@ -199,14 +199,6 @@ def saturated(
     tl.store(y, total.to(tl.int64), mask=there[:, None] & inside[None, :])
 
 
-@triton.jit
-def _power(x, least, WIDE: tl.constexpr):
-    """The power of two of a term, at least the smallest of its format's normal numbers; of what is
-    not finite one that is no harm."""
-    most: tl.constexpr = 2.0**128 if WIDE else 2.0**60
-    return tl.minimum(tl.maximum(power(x), least), most)
-
-
 @triton.jit(do_not_specialize=_RUN_TIME)
 def aligned(
     a,
@@ -256,12 +248,13 @@ def aligned(
     scale = tl.full((), scale, total.dtype)
     for group in range(groups):
         first = group * each
-        top = _power(total, kept[0], WIDE)
+        top = tl.maximum(power(total), kept[0])
         for i in range(each):
             k = first + i
             left, right = _terms(a, b, there & (k < terms), inside, k, a_k, b_k, WIDE)
-            own = _power(left, least_a, WIDE) * _power(right, least_b, WIDE)
+            own = tl.maximum(power(left), least_a) * tl.maximum(power(right), least_b)
             top = tl.where(k < terms, tl.maximum(top, own), top)
+        top = tl.minimum(top, 2.0**300 if WIDE else 2.0**100)  # an infinite term's is none
         up = ratio(scale, top)
         whole = truncated(total * up) + 0.0  # no sum is -0
         for i in range(each):
