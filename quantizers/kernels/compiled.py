@@ -57,14 +57,6 @@ def _announce() -> None:
     )
 
 
-class _Cache(FunctionCache):
-    """Of one kernel a file, whose name says all that the kernel depends on: numba's own key holds
-    the functions that it calls, which have other names in each process."""
-
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return sig, codegen.magic_tuple()
-
-
 def _made_for(value: Any) -> Any:
     """What makes a function different: its free variables, those of functions among them too."""
     body = getattr(value, "py_func", getattr(value, "_defn", value))
@@ -79,20 +71,22 @@ def kernel(body: Any) -> Any:
 
     numba names the file of a kernel by its function's name: a name for everything that makes it
     different keeps processes that compile at the same time, on several kinds of machines, from
-    storing one kernel as another.
+    storing one kernel as another.  Its own key of what is in a file holds the functions that a
+    kernel calls, which are others in each process.
     """
     name = repr((_ORIGIN, _compiled(Path(body.__code__.co_filename).parent), _made_for(body)))
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     body.__qualname__ = f"{body.__qualname__.partition('.')[0]}_{digest}"
-    made = CFunc(body, (_KERNEL.args, _KERNEL.return_type), {}, _OPTIONS)
+    made: Any = CFunc(body, (_KERNEL.args, _KERNEL.return_type), {}, _OPTIONS)
     try:
-        made._cache = _Cache(body)
+        made._cache = FunctionCache(body)
+        made._cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple())
         if not any(Path(made._cache.cache_path).glob(f"*.{body.__qualname__}-*.nbi")):
             _announce()
         made.compile()
     except Exception:  # nowhere to write, or a damaged cache; a body's own fault comes up again
         with suppress(Exception):
-            _Cache(body).flush()
+            FunctionCache(body).flush()
         made = numba.cfunc(_KERNEL, **_OPTIONS)(body)
     return made
 

@@ -24,6 +24,7 @@ from quantizers import (
     stochastic,
 )
 from quantizers.kernels.gpu.device import INTERPRETED
+from quantizers.kernels.serving import imported
 
 pytestmark = pytest.mark.skipif(
     not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
@@ -55,7 +56,6 @@ TYPES: dict[str, Any] = {
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize(("accumulator", "one", "other"), CASES, ids=str)
 def test_sums_stay_in_registers(arch: int, accumulator: Any, one: Any, other: Any) -> None:
-    from qtrain.products.accumulated.gpu import triton_sums
     from qtrain.products.accumulated.gpu.choice import chosen
     from qtrain.products.accumulated.gpu.sums import TILES
 
@@ -64,7 +64,9 @@ def test_sums_stay_in_registers(arch: int, accumulator: Any, one: Any, other: An
     tall, across = TILES[kernel.first]
     constants = {**kernel.constants, "FAR": arch == 89, "ROWS": tall, "ACROSS": across, "BAND": 8}
     types = {**TYPES, "y": "!*i64"} if kernel.name == "saturated" else TYPES
-    made = compiled(getattr(triton_sums, kernel.name), constants, types, arch, {"num_warps": 4})
+    made = compiled(
+        getattr(imported(kernel.module), kernel.name), constants, types, arch, {"num_warps": 4}
+    )
     ptx = well_made(made, arch)
     assert stack(made) == 0 and made.metadata.shared == 0 and "fma.rn.f64" not in ptx
     assert ("mul.rn.f64" in ptx) == kernel.constants["WIDE"]
@@ -72,7 +74,7 @@ def test_sums_stay_in_registers(arch: int, accumulator: Any, one: Any, other: An
 
 @pytest.mark.parametrize("arch", SHARED)
 def test_keys(arch: int) -> None:
-    from qtrain.products.accumulated.gpu.triton_sums import keys
+    from qtrain.products.accumulated.gpu.triton_sequential import keys
 
     made = compiled(keys, {"BLOCK": 1024}, {"key": "*i64", "result": "!*i64"}, arch)
     assert "st.global" in well_made(made, arch) and stack(made) == 0

@@ -17,6 +17,8 @@ from quantizers.kernels.gpu.device import bound
 
 from ..numbers import Formats, constants_of, plain, span
 
+SEQUENTIAL = "qtrain.products.accumulated.gpu.triton_sequential"
+UNITS = "qtrain.products.accumulated.gpu.triton_units"
 #: of products that stay far from fp32's ends, sums and what the kernels scale included
 _LEAST, _LARGEST = 2.0**-100, 2.0**40
 #: the largest of a format beyond which sums that fp32 must hold may grow by their rounding alone
@@ -27,6 +29,7 @@ _HELD = "nearest_even", "half_away", "toward_zero"
 class Kernel(NamedTuple):
     """first: of the tiles; words, constants: what follows the operands' steps."""
 
+    module: str
     name: str
     first: int
     words: tuple[Any, ...]
@@ -44,7 +47,7 @@ def chosen(accumulator: Accumulator, formats: Formats, terms: int) -> Kernel | N
         half, spans = 2.0 ** (accumulator.bits - 1), [span(one) for one in formats]
         most = 2.0**48 if None in spans else spans[0] * spans[1]  # type: ignore[operator]
         wide = half + most > 2**24
-        return Kernel("saturated", 0, (bound(terms), -half), {"WIDE": wide})
+        return Kernel(UNITS, "saturated", 0, (bound(terms), -half), {"WIDE": wide})
     return None
 
 
@@ -72,7 +75,7 @@ def _sequential(accumulator: Sequential, formats: Formats, terms: int) -> Kernel
     }  # fmt: skip
     words = bound(terms), chunked or 1, _words(format), _words(product or format)
     twice = wide + (chunked is not None) + accumulator.compensated  # what a program keeps
-    return Kernel("sequential", max(twice - 1, 0), words, constants)
+    return Kernel(SEQUENTIAL, "sequential", max(twice - 1, 0), words, constants)
 
 
 def _aligned(accumulator: Aligned, formats: Formats, terms: int) -> Kernel:
@@ -89,7 +92,7 @@ def _aligned(accumulator: Aligned, formats: Formats, terms: int) -> Kernel:
         2.0**accumulator.bits, _words(kept),
     )  # fmt: skip
     constants = {"WIDE": wide, "PROMOTED": accumulator.promote is not None}
-    return Kernel("aligned", int(wide), words, constants)
+    return Kernel(UNITS, "aligned", int(wide), words, constants)
 
 
 def _words(format: FloatFormat) -> tuple[float, ...]:

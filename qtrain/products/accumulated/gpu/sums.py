@@ -15,9 +15,7 @@ from quantizers.kernels.serving import imported
 
 from ...engines.gpu.layout import is_wide
 from ..numbers import Formats
-from .choice import chosen
-
-KERNELS = "qtrain.products.accumulated.gpu.triton_sums"
+from .choice import SEQUENTIAL, chosen
 
 
 class Tile(NamedTuple):
@@ -48,7 +46,7 @@ def by_kernels(
         or 0 in (count, rows, columns, terms)
         or (accumulator.noisy and (key is None or count * rows * columns >= 2**31))
         or not serves(a, b, key)
-        or imported(KERNELS) is None
+        or imported(SEQUENTIAL) is None
     ):
         return None
     kernel = chosen(accumulator, formats, terms)
@@ -60,7 +58,7 @@ def by_kernels(
     keys = y if key is None or not accumulator.noisy else _keys(key, 4 * terms)
     tall, across = _tile(kernel.first, count, rows, columns, a.device)
     launched(
-        KERNELS, kernel.name, (count * -(-rows // tall) * -(-columns // across), 1, 1),
+        kernel.module, kernel.name, (count * -(-rows // tall) * -(-columns // across), 1, 1),
         left, right, y, keys, rows, columns, count // len(left), count // len(right),
         *left.stride(), *right.stride(), *kernel.words,
         FAR=any(is_wide(x.shape, x.stride()) for x in (left, right, y)), **kernel.constants,
@@ -73,7 +71,7 @@ def _keys(key: Tensor, count: int) -> Tensor:
     """The key folded with every number below the count."""
     found = key.new_empty(count)
     grid = -(-count // _KEYS), 1, 1
-    launched(KERNELS, "keys", grid, key, found, count, BLOCK=_KEYS, num_warps=4)
+    launched(SEQUENTIAL, "keys", grid, key, found, count, BLOCK=_KEYS, num_warps=4)
     return found
 
 
