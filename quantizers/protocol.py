@@ -29,6 +29,7 @@ class QuantizerLike(Protocol):
     The QTensor may leave `block` out: then its scale and zero point have one entry, of any shape.
     Elements must lie within the QTensor's format.  A class needs only `__call__`; it may offer
 
+    noisy                    False where no call needs a key (default: all do)
     init_state(shape)        dict of tensors, registered as buffers by the layer (shape entries that
                              change from batch to batch are None), passed to every call as `state`
                              and updated in place when `training`
@@ -68,10 +69,11 @@ def straight_through(quantizer: QuantizerLike) -> bool:
 
 
 def needs_key(quantizer: QuantizerLike) -> bool:
-    """Whether calls need a noise key (quantizers of the user's own are given one)."""
+    """Whether calls need a noise key (quantizers of the user's own are given one, unless they say
+    `noisy = False`)."""
     if type(quantizer) is Quantizer:
         return quantizer._noisy
-    return not isinstance(quantizer, Off)
+    return not isinstance(quantizer, Off) and bool(getattr(quantizer, "noisy", True))
 
 
 def init_state(quantizer: QuantizerLike, shape: Sequence[int | None]) -> State:

@@ -70,6 +70,11 @@ class RealOffset:
                 f"of: got straight_through {self.of.straight_through!r}, need 'identity'"
             )
 
+    @property
+    def noisy(self) -> bool:
+        """Whether calls need a key."""
+        return bool(self.of.rounding.random_bits)
+
     def init_state(self, shape: Sequence[int | None]) -> State:
         """The range's state, see `Quantizer`."""
         return self.of.init_state(shape)

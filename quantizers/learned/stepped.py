@@ -44,6 +44,7 @@ class Stepped:
 
     format: IntFormat
     granularity: Granularity = per_tensor
+    noisy: ClassVar[bool] = False
     #: the learned tensors
     learned: ClassVar[tuple[str, ...]] = ("step",)
 
