@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from experiments.harness import text
 from experiments.harness.experiment import Experiment, Job, options
 from experiments.harness.loop import Curve, Setting
+from experiments.harness.report import plot_arms
 from experiments.harness.runs import execute
 from qtrain import models
 from qtrain.data import DataSet
@@ -67,9 +68,11 @@ def characters(job: Job) -> tuple[nn.Module, DataSet]:
 
 def main(
     experiments: Mapping[str, Experiment], doc: str, script: str, arguments: list[str] | None
-) -> argparse.Namespace:
-    """Run what a command line asks of them; doc, script: the docstring and the file."""
+) -> Path:
+    """Run what a command line asks of them, and draw every run of each arm beside the results; doc,
+    script: the docstring and the file.  -> the results' folder."""
     args = options(doc, script, data=[*experiments], default="digits").parse_args(arguments)
     args.workers = 0
-    execute(experiments[args.data], args)
-    return args
+    result = execute(experiments[args.data], args)
+    plot_arms(result, args.output / f"{args.data}-{args.scale}.svg")
+    return Path(args.output)

@@ -19,9 +19,8 @@ from __future__ import annotations
 from torch import nn
 
 from experiments.harness import images, small
-from experiments.harness.experiment import Experiment, Job, options
+from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve
-from experiments.harness.runs import execute
 from qtrain import Forward, Recipe, quantize, recipes
 from quantizers import IntFormat, Quantizer
 
@@ -76,9 +75,7 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = options(__doc__ or "", __file__, data=["digits"], default="digits").parse_args(arguments)
-    args.workers = 0
-    execute(EXPERIMENT, args)
+    small.main({"digits": EXPERIMENT}, __doc__ or "", __file__, arguments)
 
 
 if __name__ == "__main__":

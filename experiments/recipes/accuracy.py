@@ -67,7 +67,7 @@ TASKS = small.tasks(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    publish(small.main(TASKS, __doc__ or "", __file__, arguments).output)
+    publish(small.main(TASKS, __doc__ or "", __file__, arguments))
 
 
 if __name__ == "__main__":
