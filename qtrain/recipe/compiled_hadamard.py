@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -14,7 +13,9 @@ from quantizers.kernels.compiled import (
     SOURCE_BYTES,
     f32,
     f32_at,
+    f64_at,
     i64,
+    i64_at,
     kernel,
     load,
     thread,
@@ -60,8 +61,8 @@ def rotated(source: int, size: int) -> Any:
     near = _near(lanes)
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (6,), np.int64)
-        scale = f32(numba.carray(data, (6,), np.float64)[5])
+        words = i64_at(data)
+        scale = f32(f64_at(data)[5])
         terms, signs = words[1], f32_at(words[3])
         own = -(-terms // size)
         parts, v = words[0] * own, np.empty(size, np.float32)

@@ -27,7 +27,7 @@ from .team import openmp
 
 f32, f64, i32, i64, u32 = np.float32, np.float64, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
-_KERNEL = types.void(types.voidptr)
+_KERNEL = types.void(types.int64)
 
 
 def function(body: Any) -> Any:

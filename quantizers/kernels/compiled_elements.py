@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from .compiled import (
@@ -159,7 +158,7 @@ def quantize(source: int, target: int, mode: int, scaled: int) -> Any:
     """The kernel from a source to elements of a target, by a rounding mode."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (WORDS,), np.int64)
+        words = i64_at(data)
         size, own, team = words[SIZE], thread(), threads()
         start, end = size * own // team, size * (own + 1) // team
         codes(source, target, mode, scaled, False, True, words, start, end)
@@ -175,7 +174,7 @@ def unshift(source: int) -> Any:
     size = TARGET_BYTES[source]
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (4,), np.int64)
+        words = i64_at(data)
         start, end = words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()
         zero = i32_at(words[3])[0] if words[3] != 0 else i32(0)
         x, y = words[1] + size * start, words[2] + 4 * start

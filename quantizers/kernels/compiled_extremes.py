@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from .compiled import SOURCE_BYTES, f32, f32_at, i32, kernel, load, thread, threads
+from .compiled import SOURCE_BYTES, f32, f32_at, i32, i64_at, kernel, load, thread, threads
 from .compiled_whole import number, ordered
 
 
@@ -17,7 +16,7 @@ def extremes(source: int) -> Any:
     where a block has one)."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (8,), np.int64)
+        words = i64_at(data)
         rows, terms, across, step = words[1], words[2], words[3], words[4]
         groups, own = -(-rows // across), -(-terms // step)
         low, high = f32_at(words[6]), f32_at(words[7])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from .compiled import f32, f32_at, f64, i64, kernel, thread, threads
+from .compiled import f32, f32_at, f64, f64_at, i64, i64_at, kernel, thread, threads
 
 #: bits behind the point of an fp64 number, all set
 _ONES = (1 << 52) - 1
@@ -18,7 +17,7 @@ def powers() -> Any:
     the scales (fp32); in fp64 headroom, the format's largest, and what lies beyond becomes."""
 
     def body(data: Any) -> None:
-        words, numbers = numba.carray(data, (6,), np.int64), numba.carray(data, (9,), np.float64)
+        words, numbers = i64_at(data), f64_at(data)
         size, emax, edge, lowest = words[0], words[1], words[2], words[3]
         headroom, largest, over = numbers[6], numbers[7], numbers[8]
         amax, scales = f32_at(words[4]), f32_at(words[5])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import binding
 from numba import types
@@ -198,14 +197,14 @@ def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
     """The kernel from a source, each element times its factor when folded, to a target."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (WORDS,), np.int64)
+        words = i64_at(data)
         size, granules, own, team = words[SIZE], words[GRANULES], thread(), threads()
         shared = granules == 1
         first, last = granules * own // team, granules * (own + 1) // team
         if shared:
             first, last = i64(0), i64(1)
         each = size // granules
-        slots = numba.carray(data, (2 * WORDS + 2 * team,), np.int32)[2 * WORDS :]
+        slots = i32_at(data + 8 * WORDS)
         for granule in range(first, last):  # one body: each more is compiled anew
             start, end = granule * each, (granule + 1) * each
             if shared:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
@@ -22,6 +21,7 @@ from quantizers.kernels.compiled import (
     function,
     halved,
     i32_at,
+    i64_at,
     kernel,
     load,
     store,
@@ -107,7 +107,7 @@ def normalize(
     target_size = TARGET_BYTES[target] if quantized else OUTPUT_BYTES[target]
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (11,), np.int64)
+        words = i64_at(data)
         runs, width, channels = words[0], words[1], words[2]
         mean, scale, shift = words[5], words[6], words[7]
         if quantized:
@@ -147,7 +147,7 @@ def backward_input(
     target_size = OUTPUT_BYTES[target]
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (11,), np.int64)
+        words = i64_at(data)
         runs, width, channels = words[0], words[1], words[2]
         mean, scale, shift, factor, offset = words[6], words[7], words[8], words[9], words[10]
         start, end = share(runs)
@@ -181,7 +181,7 @@ def residual(source: int, masked: bool) -> Any:
     size = SOURCE_BYTES[source]
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (5,), np.int64)
+        words = i64_at(data)
         start, end = share(words[0])
         x, y, result = words[1] + size * start, words[2] + size * start, words[3] + size * start
         off = u8_at(words[4] + start)

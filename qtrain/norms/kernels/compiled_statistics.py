@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
@@ -70,7 +69,7 @@ def statistics(
     squares, magnitude, more = kind in (0, 5), kind == 2, kind >= 5
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (14,), np.int64)
+        words = i64_at(data)
         channels, width, lanes, x_base = words[0], words[1], words[2], words[3]
         starts, blocks, g_base = words[4], words[5], words[6]
         mean, scale, shift = words[7], words[8], words[9]

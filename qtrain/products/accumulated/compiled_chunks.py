@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
-import numpy as np
-
-from quantizers.kernels.compiled import f64, f64_at, kernel, thread, threads
+from quantizers.kernels.compiled import f64, f64_at, i64_at, kernel, thread, threads
 
 from .compiled_numbers import odd_sum, rounded
 
@@ -18,7 +15,7 @@ def added(mode: int, odd: int) -> Any:
     is rounded to odd before."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (4,), np.int64)
+        words = i64_at(data)
         count, chunk, total, given = words[0], f64_at(words[1]), f64_at(words[2]), f64_at(words[3])
         format = given[0], given[1], given[2], given[3], given[4]
         for i in range(count * thread() // threads(), count * (thread() + 1) // threads()):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
@@ -119,6 +118,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
             work[j] = 0.0
         outer, total, group = work[:COLUMNS], work[COLUMNS : 2 * COLUMNS], work[2 * COLUMNS :]
         of_a, of_b, bits = i64(constants[11]), i64(constants[12]), i64(constants[13])
+        wide = constants[5], constants[6], constants[7], constants[8], constants[9]
         low = i64(0)
         while low < terms:
             high = min(low + each, terms)
@@ -144,7 +144,7 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
             if done:
                 for j in range(COLUMNS):
                     if promote != 0:
-                        outer[j] = rounded(0, odd_sum(outer[j], total[j]), 0.0, 0.0, constants[5:])
+                        outer[j] = rounded(0, odd_sum(outer[j], total[j]), 0.0, 0.0, wide)
                         total[j] = 0.0
                     else:
                         outer[j] = total[j]
@@ -162,9 +162,9 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
                 work[j] = min(max(total, low), high)
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (15,), np.int64)
+        words = i64_at(data)
         batches, rows, columns, terms, tiles = words[0], words[3], words[4], words[5], words[9]
-        constants = numba.carray(f64_at(words[13]), (14,))
+        constants = f64_at(words[13])
         keys, others = i64_at(words[11]), i64_at(words[14])
         work, tops = np.empty(4 * COLUMNS, np.float64), np.empty(COLUMNS, np.int64)
         groups = -(-rows // ROWS)

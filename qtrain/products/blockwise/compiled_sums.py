@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from quantizers.kernels.compiled import (
@@ -55,7 +54,7 @@ def sums(unit: int, far: int) -> Any:
     columns, added = COLUMNS[unit], tile(unit, far)
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (23,), np.int64)
+        words = i64_at(data)
         batches, rows, positions, terms, step = words[0], words[3], words[5], words[6], words[7]
         served, table, scales = words[9], i64_at(words[15]), f32_at(words[14])
         own = -(-terms // step)  # blocks of a position
@@ -116,7 +115,7 @@ def packed(unit: int) -> Any:
     turn, size = turned(wide), 8 if wide else 4
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (5,), np.int64)
+        words = i64_at(data)
         columns, terms = words[1], words[2]
         tiles, runs = -(-columns // across), -(-terms // LANES)
         b, result = f32_at(words[3]), f64_at(words[4]) if wide else f32_at(words[4])
@@ -160,8 +159,8 @@ def rows_by_blocks(unit: int, shift: int) -> Any:
     """
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (10,), np.int64)
-        up, terms, step = f32(numba.carray(data, (10,), np.float64)[9]), words[1], words[2]
+        words = i64_at(data)
+        up, terms, step = f32(f64_at(data)[9]), words[1], words[2]
         own, each, beyond = -(-terms // step), (step + 3) // 4 * 4, False
         for row in range(words[0] * thread() // threads(), words[0] * (thread() + 1) // threads()):
             for block in range(own):

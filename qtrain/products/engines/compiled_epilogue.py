@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
-import numpy as np
-
 from quantizers.kernels.compiled import (
     f32,
     f32_at,
@@ -15,6 +12,7 @@ from quantizers.kernels.compiled import (
     function,
     i32,
     i32_at,
+    i64_at,
     kernel,
     thread,
     threads,
@@ -45,12 +43,12 @@ def finish(integer: bool) -> Any:
     """fl32(sum - shift) * scale + bias in place of sums: int32, or fp32 without a shift."""
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (BIAS + 1,), np.int64)
+        words = i64_at(data)
         rows, channels, inner, each = words[ROWS], words[CHANNELS], words[INNER], words[EACH]
         shifts, bias = i32_at(words[SHIFT]), f32_at(words[BIAS])
         sums, values = words[SUMS], f32_at(words[SUMS])
         # every thread writes the same there
-        scales = numba.carray(data, (2 * BIAS + 2 + channels,), np.float32)[2 * BIAS + 2 :]
+        scales = f32_at(data + 8 * (BIAS + 1))
         held = True
         for c in range(channels):
             wide = _scale(words, c)

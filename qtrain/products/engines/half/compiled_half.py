@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
-import numpy as np
-
 from quantizers.kernels.compiled import (
     SOURCE_BYTES,
     f32,
@@ -21,6 +18,7 @@ from quantizers.kernels.compiled import (
     i32,
     i32_at,
     i64,
+    i64_at,
     kernel,
     thread,
     threads,
@@ -70,7 +68,7 @@ def grad_weight(source: int, kind: int) -> Any:
     size, wide = SOURCE_BYTES[source], KIND_BYTES[kind]
 
     def body(data: Any) -> None:
-        words = numba.carray(data, (MOVES + 11,), np.int64)
+        words, moves = i64_at(data), i64_at(data + 8 * MOVES)
         rows, taps, columns, part = words[ROW], words[TAPS], words[COLUMN], words[PART]
         positions, across = words[POSITION], (columns + COLUMNS - 1) // COLUMNS
         parts, panels = (rows + part - 1) // part, taps * across
@@ -101,7 +99,7 @@ def grad_weight(source: int, kind: int) -> Any:
                     tap, column = panel // across, panel % across * COLUMNS
                     if tap != seen:
                         step = wide * words[B_STEP]
-                        rows_met(words[MOVES:], tap, b, step, words[BLANK], first, count, table)
+                        rows_met(moves, tap, b, step, words[BLANK], first, count, table)
                         seen = tap
                     some = min(i64(COLUMNS), columns - column)
                     beyond |= pack_b(
