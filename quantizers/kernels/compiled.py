@@ -1,6 +1,7 @@
 """What kernels are made of: compiled by numba when first used and kept in its on-disk cache.
 
-A kernel is `void kernel(int64 words[])`; each thread of the region takes a share of its work.
+A kernel is `void kernel(int64 words[])`; each thread of the region takes a share of its work.  A
+part of one is `void part(int64 words[], int64 start, int64 end)`: kernels `call` it by its address.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .team import openmp
 f32, f64, i32, i64, u32 = np.float32, np.float64, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _KERNEL = types.void(types.int64)
+_PART = types.void(types.int64, types.int64, types.int64)
 
 
 def function(body: Any) -> Any:
@@ -66,7 +68,7 @@ def _made_for(value: Any) -> Any:
     return body.__module__, body.__qualname__, [_made_for(cell.cell_contents) for cell in cells]
 
 
-def kernel(body: Any) -> Any:
+def kernel(body: Any, kind: Any = _KERNEL) -> Any:
     """A kernel; `.address` is what `team.run` takes.
 
     numba names the file of a kernel by its function's name: a name for everything that makes it
@@ -77,7 +79,7 @@ def kernel(body: Any) -> Any:
     name = repr((_ORIGIN, _compiled(Path(body.__code__.co_filename).parent), _made_for(body)))
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     body.__qualname__ = f"{body.__qualname__.partition('.')[0]}_{digest}"
-    made: Any = CFunc(body, (_KERNEL.args, _KERNEL.return_type), {}, _OPTIONS)
+    made: Any = CFunc(body, (kind.args, kind.return_type), {}, _OPTIONS)
     try:
         made._cache = FunctionCache(body)
         made._cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple())
@@ -87,8 +89,25 @@ def kernel(body: Any) -> Any:
     except Exception:  # nowhere to write, or a damaged cache; a body's own fault comes up again
         with suppress(Exception):
             FunctionCache(body).flush()
-        made = numba.cfunc(_KERNEL, **_OPTIONS)(body)
+        made = numba.cfunc(kind, **_OPTIONS)(body)
     return made
+
+
+def part(body: Any) -> Any:
+    """A part of kernels; `.address` is what `call` takes."""
+    return kernel(body, _PART)
+
+
+@intrinsic
+def call(typingctx: Any, address: Any, words: Any, start: Any, end: Any) -> Any:
+    """Calls the part at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 3).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
 
 
 def pointer(dtype: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from .compiled import (
     SOURCE_BYTES,
     TARGET_BYTES,
+    call,
     f32,
     f32_at,
     function,
@@ -23,6 +24,7 @@ from .compiled import (
     i64_at,
     kernel,
     load,
+    part,
     store,
     thread,
     threads,
@@ -34,7 +36,7 @@ from .layout import OUTER
 
 #: Places of the words of a quantizing kernel.  First a `layout.Walk`, each of its last five for
 #: OUTER axes; then what else follows from formats and shapes; then addresses, 0 for what there is
-#: not, of a running range's memory among them; then two int32 a thread.
+#: not, of the elements' part and a running range's memory among them; then two int32 a thread.
 #: symmetric: whether the range is; signed: whether the format is; update, use: whether a running
 #: range moves, and is used
 SIZE, ROW, INDEX_STEP, GRANULE_STEP, RUN = range(5)
@@ -42,8 +44,8 @@ SIZES, X_STEPS, RESULT_STEPS, INDEX_STEPS, GRANULE_STEPS = range(5, 5 + 5 * OUTE
 RANDOM_BITS, CONSTANTS, GRANULES, SYMMETRIC, SIGNED, UPDATE, USE = range(
     5 + 5 * OUTER, 12 + 5 * OUTER
 )
-X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, LOW, HIGH, SHARE, STEPS = range(
-    12 + 5 * OUTER, 22 + 5 * OUTER
+CODES, X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, LOW, HIGH, SHARE, STEPS = range(
+    12 + 5 * OUTER, 23 + 5 * OUTER
 )
 WORDS = STEPS + 1
 
@@ -87,81 +89,79 @@ def _scaled(scaled: Any, x: Any, step: Any) -> Any:
     return f32(x / step) if scaled == 1 else f32(x * step) if scaled == 2 else x
 
 
-@function
-def codes(
-    source: Any, target: Any, mode: Any, scaled: Any, folded: Any, striped: Any, words: Any,
-    position: Any, end: Any,
-) -> None:  # fmt: skip
-    """The elements of the walk from position to end.
+def codes(source: int, target: int, mode: int, scaled: int, folded: bool) -> Any:
+    """The part from a source to elements of a target, by a rounding mode: those of the walk from
+    start to end.
 
     scaled: 1 where x is divided by the scale of its granule and moved by its zero point, 2 where it
     is multiplied with it, 0 for neither; folded: it is multiplied by a factor before, whose
-    granules are those of the walk, and has one scale.  striped: whether granules may change along a
-    row.
+    granules are those of the walk, and has one scale.
     """
     noisy = mode == 5  # stochastic
-    low, high = u32(0), u32(0)
-    if noisy:
-        key = i64_at(words[KEY])[0]
-        low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
-    shift, top = u32(32 - words[RANDOM_BITS]), f32(i64(1) << words[RANDOM_BITS])
-    c = f32_at(words[CONSTANTS])
-    constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
-    scales, zeros, factors = words[SCALE], words[ZERO_POINT], words[FACTOR]
-    step, along = u32(words[INDEX_STEP]), striped and words[GRANULE_STEP] != 0
-    scale, zero, factor = f32(1.0), f32(0.0), f32(1.0)
-    while position < end:
-        length, x, y, index, granule, first = row(words, position, end)
-        x, y = words[X] + SOURCE_BYTES[source] * x, words[RESULT] + TARGET_BYTES[target] * y
-        start = u32(index)
-        if along and words[RUN] == 1:
-            if scaled:
-                own = i64(0) if folded else granule
-                scale, zero = _step(scaled, scales, own), _zero_point(zeros, own)
-            for i in range(length):
-                if folded:
-                    factor = f32_at(factors)[granule + i]
-                elif scaled:
-                    scale = _step(scaled, scales, granule + i)
-                    zero = _zero_point(zeros, granule + i)
-                bits = noise(u32(start + u32(u32(i) * step)), low, high) if noisy else u32(0)
-                v = load(source, x, i)
-                v = f32(v * factor) if folded else v
-                e = element(
-                    target, mode, _scaled(scaled, v, scale), v, zero, bits, shift, top, constants
-                )  # fmt: skip
-                store(target, y, i, e)
-        else:
-            done = i64(0)
-            while done < length:
-                own = i64(0) if folded else granule
+
+    def body(data: Any, position: Any, end: Any) -> None:
+        words = i64_at(data)
+        low, high = u32(0), u32(0)
+        if noisy:
+            key = i64_at(words[KEY])[0]
+            low, high = u32(key & 0xFFFFFFFF), u32((key >> 32) & 0xFFFFFFFF)
+        shift, top = u32(32 - words[RANDOM_BITS]), f32(i64(1) << words[RANDOM_BITS])
+        c = f32_at(words[CONSTANTS])
+        constants = (c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7])
+        scales, zeros, factors = words[SCALE], words[ZERO_POINT], words[FACTOR]
+        step, along = u32(words[INDEX_STEP]), words[GRANULE_STEP] != 0
+        scale, zero, factor = f32(1.0), f32(0.0), f32(1.0)
+        while position < end:
+            length, x, y, start, granule, first = row(words, position, end)
+            x, y = words[X] + SOURCE_BYTES[source] * x, words[RESULT] + TARGET_BYTES[target] * y
+            start = u32(start)
+            if along and words[RUN] == 1:
                 if scaled:
+                    own = i64(0) if folded else granule
                     scale, zero = _step(scaled, scales, own), _zero_point(zeros, own)
-                if folded:
-                    factor = f32_at(factors)[granule]
-                for i in range(done, done + first):
-                    bits = noise(u32(start + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                for i in range(length):
+                    if folded:
+                        factor = f32_at(factors)[granule + i]
+                    elif scaled:
+                        scale = _step(scaled, scales, granule + i)
+                        zero = _zero_point(zeros, granule + i)
                     v = load(source, x, i)
                     v = f32(v * factor) if folded else v
-                    e = element(
-                        target, mode, _scaled(scaled, v, scale), v, zero, bits, shift, top,
-                        constants,
-                    )  # fmt: skip
+                    z = _scaled(scaled, v, scale)
+                    bits = noise(u32(start + u32(u32(i) * step)), low, high) if noisy else u32(0)
+                    e = element(target, mode, z, v, zero, bits, shift, top, constants)
                     store(target, y, i, e)
-                done += first
-                granule += 1
-                first = min(words[RUN], length - done)
-        position += length
+            else:
+                done = i64(0)
+                while done < length:
+                    own = i64(0) if folded else granule
+                    if scaled:
+                        scale, zero = _step(scaled, scales, own), _zero_point(zeros, own)
+                    if folded:
+                        factor = f32_at(factors)[granule]
+                    for i in range(done, done + first):
+                        v = load(source, x, i)
+                        v = f32(v * factor) if folded else v
+                        z = _scaled(scaled, v, scale)
+                        index = u32(start + u32(u32(i) * step))
+                        bits = noise(index, low, high) if noisy else u32(0)
+                        e = element(target, mode, z, v, zero, bits, shift, top, constants)
+                        store(target, y, i, e)
+                    done += first
+                    granule += 1
+                    first = min(words[RUN], length - done)
+            position += length
+
+    return part(body)
 
 
-def quantize(source: int, target: int, mode: int, scaled: int) -> Any:
-    """The kernel from a source to elements of a target, by a rounding mode."""
+def quantize() -> Any:
+    """The kernel from a tensor and its scale, if any, to elements, by their part."""
 
     def body(data: Any) -> None:
         words = i64_at(data)
         size, own, team = words[SIZE], thread(), threads()
-        start, end = size * own // team, size * (own + 1) // team
-        codes(source, target, mode, scaled, False, True, words, start, end)
+        call(words[CODES], data, size * own // team, size * (own + 1) // team)
 
     return kernel(body)
 

@@ -17,6 +17,7 @@ from numba import types
 from .compiled import (
     SOURCE_BYTES,
     as_float,
+    call,
     f32,
     f32_at,
     float_bits,
@@ -32,6 +33,7 @@ from .compiled import (
     u32,
 )
 from .compiled_elements import (
+    CODES,
     CONSTANTS,
     FACTOR,
     GRANULE_STEP,
@@ -49,7 +51,6 @@ from .compiled_elements import (
     WORDS,
     ZERO_POINT,
     X,
-    codes,
     row,
 )
 from .team import openmp
@@ -193,8 +194,9 @@ def _measured(words: Any, granule: Any, low: Any, high: Any) -> None:
         i32_at(words[ZERO_POINT])[granule] = i32(zero)
 
 
-def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
-    """The kernel from a source, each element times its factor when folded, to a target."""
+def quantize(source: int, folded: bool) -> Any:
+    """The kernel from a source, each element times its factor when folded, to its range, and by
+    their part to its elements."""
 
     def body(data: Any) -> None:
         words = i64_at(data)
@@ -220,6 +222,6 @@ def quantize(source: int, target: int, mode: int, folded: bool) -> Any:
                 _measured(words, granule, low, high)
             if shared:
                 _barrier()
-            codes(source, target, mode, 1, folded, folded, words, start, end)
+            call(words[CODES], data, start, end)
 
     return kernel(body)

@@ -24,8 +24,9 @@ from .serving import made
 from .whole import form
 
 _ELEMENTS, _WHOLE = (f"quantizers.kernels.compiled_{name}" for name in ("elements", "whole"))
-#: addresses: of x, elements, scale, zero point, key, factor, low, high, share, steps
-_places = struct.Struct("10q").pack
+#: addresses: of the elements' part, x, elements, scale, zero point, key, factor, low, high, share,
+#: steps
+_places = struct.Struct("11q").pack
 
 
 def _words(path: Plan, rounding: Rounding, *others: int) -> bytes:
@@ -37,13 +38,14 @@ def _words(path: Plan, rounding: Rounding, *others: int) -> bytes:
 class _Whole(NamedTuple):
     """What quantizes tensors of one dtype, shape and layout.
 
-    kernel   as `made` takes it;  words: its first;  plan: of the elements
+    kernel, part   as `made` takes them;  words: their first;  plan: of the elements
     block    sizes of a granule
     scales   shape and strides of the scales, None where there are none
     shifted  whether there are zero points
     """
 
     kernel: tuple[Any, ...]
+    part: tuple[Any, ...]
     words: bytes
     plan: Plan
     format: Format
@@ -54,8 +56,8 @@ class _Whole(NamedTuple):
     def __call__(
         self, x: Tensor, factor: Tensor | None, key: Tensor | None, running: tuple[Tensor, ...]
     ) -> QTensor | None:
-        kernel = made(*self.kernel)
-        if kernel is None:
+        part, kernel = made(*self.part), made(*self.kernel)
+        if kernel is None or part is None:
             return None
         path, device = self.plan, x.device
         elements = fresh(x.shape, path.strides, path.dtype, x)
@@ -69,7 +71,7 @@ class _Whole(NamedTuple):
             second = zero_point.data_ptr()
         factor = None if factor is None else factor.contiguous()
         words = self.words + _places(
-            x.data_ptr(), elements.data_ptr(), first, second,
+            part.address, x.data_ptr(), elements.data_ptr(), first, second,
             0 if key is None else key.data_ptr(), 0 if factor is None else factor.data_ptr(),
             *([part.data_ptr() for part in running] or (0, 0, 0, 0)),
         )  # fmt: skip
@@ -95,8 +97,9 @@ def _whole(
         path = plan(dtype, shape, strides, shape, format, rounding, False)
         if path is None or factor is not None:
             return None
-        kernel = _ELEMENTS, "quantize", *path.numbers, 0
-        return _Whole(kernel, _words(path, rounding), path, format, tuple(shape), None, False)
+        part = _ELEMENTS, "codes", *path.numbers, 0, False
+        kernel = _ELEMENTS, "quantize"
+        return _Whole(kernel, part, _words(path, rounding), path, format, tuple(shape), None, False)
     rule, momentum, use = remembered(by.range, running, training)
     if type(rule) not in (AbsMax, MinMax) or not by._plain:
         return None
@@ -107,9 +110,11 @@ def _whole(
         found.plan, rounding, math.prod(found.compact), type(rule) is AbsMax, format.signed,
         running and training, use,
     )  # fmt: skip
-    kernel = _WHOLE, "quantize", *found.plan.numbers, factor is not None
+    folded = factor is not None
+    kernel = _WHOLE, "quantize", found.plan.numbers[0], folded
+    part = _ELEMENTS, "codes", *found.plan.numbers, 1, folded
     scales = found.compact, found.steps
-    return _Whole(kernel, words, found.plan, format, found.block, scales, found.shifted)
+    return _Whole(kernel, part, words, found.plan, format, found.block, scales, found.shifted)
 
 
 #: See steps.quantize.  x: fp16, bf16 or fp32, any shape of which each granule is a run in memory;
@@ -156,13 +161,14 @@ def elements(
         or (zero_point is not None and zero_point.shape != path.compact)
     ):
         return None
-    kernel = made(_ELEMENTS, "quantize", *path.numbers, scaled)
-    if kernel is None:
+    part = made(_ELEMENTS, "codes", *path.numbers, scaled, False)
+    kernel = made(_ELEMENTS, "quantize")
+    if kernel is None or part is None:
         return None
     result = fresh(x.shape, path.strides, path.dtype, x)
     # what must live until the kernel has run
     held = [None if t is None else t.contiguous() for t in (scale, zero_point, noise)]
     places = [0 if t is None else t.data_ptr() for t in held]
-    words = _places(x.data_ptr(), result.data_ptr(), *places, *[0] * 5)
+    words = _places(part.address, x.data_ptr(), result.data_ptr(), *places, *[0] * 5)
     team.run(kernel.address, _words(path, rounding) + words, path.walk.size)
     return result

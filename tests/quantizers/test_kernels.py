@@ -507,7 +507,7 @@ from test_kernels import *
 warnings.simplefilter("ignore")  # of the fork, from Python 3.12 on
 torch.set_num_threads(2)
 parent = sums()
-made = kernels.made("quantizers.kernels.compiled_whole", "quantize", 0, 1, 5, False)
+made = kernels.made("quantizers.kernels.compiled_elements", "codes", 0, 1, 5, 1, False)
 assert made.cache_hits == 1, "compiled again"
 x = numbers(3 * 2**14)
 def codes():  # the kernel alone: torch's own operations hang in a forked child on two threads
@@ -637,14 +637,14 @@ def test_the_cache_has_a_file_for_each_kernel_and_heals(fresh, monkeypatch, tmp_
         kernels.made.cache_clear()
         check(quantizer, numbers(50))
         return kernels.made(
-            "quantizers.kernels.compiled_elements", "quantize", 0, 1, 0, True
+            "quantizers.kernels.compiled_elements", "codes", 0, 1, 0, 1, False
         ).cache_hits
 
     assert hits() == 0
     data, index = list(tmp_path.rglob("*.nbc")), list(tmp_path.rglob("*.nbi"))
-    assert len(data) == len(index) == 2  # with the range, and without
+    assert len(data) == len(index) == 3  # with the range, without, and the part of both
     data, index = (
-        [path for path in paths if path.name.startswith("compiled_elements.")]
+        [path for path in paths if path.name.startswith("compiled_elements.codes")]
         for paths in (data, index)
     )
     stamp = data[0].stat().st_mtime_ns
