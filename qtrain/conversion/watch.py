@@ -43,6 +43,11 @@ class Watch(TorchDispatchMode):
 
     lets_kernels_pass = True  # a forward computes the same bits watched and unwatched
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler at the first operation (1.4 s)."""
+        return False
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = {id(module): name for name, module in model.named_modules()}
