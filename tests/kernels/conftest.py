@@ -1,5 +1,5 @@
-"""KERNEL_SHARE=n: every n-th case of each test; else all, but every third where kernels are only
-compiled ahead of time, in a suite that also runs the rest."""
+"""KERNEL_SHARE=n: every n-th case of each test; else all, but every fifth where kernels are only
+compiled ahead of time, in a suite that also runs the rest: the GPUs, three, take turns then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALL = INTERPRETED or torch.cuda.is_available()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    share = int(os.getenv("KERNEL_SHARE", "1" if ALL else "3"))
+    share = int(os.getenv("KERNEL_SHARE", "1" if ALL else "5"))
     seen: Counter[str] = Counter()
     kept, left = [], []
     for item in items:

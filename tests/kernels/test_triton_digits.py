@@ -76,8 +76,8 @@ def test_sums_are_exact(name: str) -> None:
 
 
 def test_it_is_admitted() -> None:
-    for product, a, b, like in _products(*CASES["linear"]):
-        assert _is_exact(TritonDigits(), product, a, b, like, torch.device(DEVICE))
+    product, a, b, like = next(_products(*CASES["linear"]))
+    assert _is_exact(TritonDigits(), product, a, b, like, torch.device(DEVICE))
 
 
 EIGHT, SIXTEEN, RAW = Span(-128, 127), Span(-32768, 32767), Span(-65535, 65535)
