@@ -76,6 +76,7 @@ def convolutions() -> dict[str, Case]:
     return found
 
 
+DRAWN = convolutions()
 CASES: dict[str, Case] = {
     "linear 1 row": (Linear(), (1, 70), (1, 9, 70)),
     "linear batched": (Linear(), (2, 3, 17), (1, 5, 17)),
@@ -95,7 +96,7 @@ CASES: dict[str, Case] = {
     "conv 1x1 stride 2": (Convolution((2, 2), (0, 0), (1, 1), 1), (2, 16, 8, 9), (1, 32, 16, 1, 1)),
     "conv 7x7 stride 2": (Convolution((2, 2), (3, 3), (1, 1), 1), (2, 3, 15, 16), (1, 16, 3, 7, 7)),
     "conv long": (Convolution((1, 1), (1, 1), (1, 1), 1), (1, 512, 4, 4), (1, 4, 512, 3, 3)),
-    **convolutions(),
+    **DRAWN,
 }
 
 
@@ -151,7 +152,9 @@ def test_every_engine_has_the_bits_of_the_exact_sum(name: str, kind: Kind, engin
     count, per_index = product.terms(a_like.shape, b_like.shape)
     torch.manual_seed(len(name))
     tried = 0
-    options = itertools.product((False, True), SPANS, (None, 0, 77), (False, True))
+    options = [*itertools.product((False, True), SPANS, (None, 0, 77), (False, True))]
+    if name in DRAWN:  # many shapes, each by a third of what the others all meet
+        options = random.Random(f"{name} {kind}").sample(options, 20)
     for worst, (span, other), zero_point, fused in options:
         taken = Task(
             product, count, per_index, span, other,
@@ -317,7 +320,7 @@ def test_compiled_attention_has_the_same_integer_products() -> None:
 def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
     """The integer engines are refused there, the others exact."""
     run = bare_pytest(
-        "-n", "0", __file__, "-k", "every_engine",
+        "-n", "0", __file__, "-k", "every_engine and (linear or matmul or stride or g2)",
         environment={"ONEDNN_MAX_CPU_ISA": "AVX2"}, timeout=200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
