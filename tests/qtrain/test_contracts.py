@@ -588,14 +588,13 @@ def test_contract_6_training_repeats_and_resumes_bit_for_bit() -> None:
     assert same(list(resumed.state_dict().values()), list(model.state_dict().values()))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_contract_6_compiled_and_eager_share_noise_and_codes(backend: str) -> None:
+def test_contract_6_compiled_and_eager_share_noise_and_codes() -> None:
     model, x = quantize(mlp(), recipe=all_stochastic()), normal(8, 24)
     twin = copy.deepcopy(model)
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
-        compiled = torch.compile(twin, fullgraph=True, backend=backend)
+        compiled = torch.compile(twin, fullgraph=True)
         for seed in range(2):
             a, b = results(model, x + seed), results(compiled, x + seed)
             # integer products, same operands: the same bits; a sum of floats may reorder
