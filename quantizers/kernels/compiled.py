@@ -29,7 +29,7 @@ from .team import openmp
 f32, f64, i32, i64, u32 = np.float32, np.float64, np.int32, np.int64, np.uint32
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _KERNEL = types.void(types.int64)
-_PART = types.void(types.int64, types.int64, types.int64)
+PART = types.void(types.int64, types.int64, types.int64)
 
 
 def function(body: Any) -> Any:
@@ -91,23 +91,6 @@ def kernel(body: Any, kind: Any = _KERNEL) -> Any:
             FunctionCache(body).flush()
         made = numba.cfunc(kind, **_OPTIONS)(body)
     return made
-
-
-def part(body: Any) -> Any:
-    """A part of kernels; `.address` is what `call` takes."""
-    return kernel(body, _PART)
-
-
-@intrinsic
-def call(typingctx: Any, address: Any, words: Any, start: Any, end: Any) -> Any:
-    """Calls the part at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 3).as_pointer()
-        builder.call(builder.inttoptr(args[0], kind), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), generate
 
 
 def pointer(dtype: Any) -> Any:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.core.cgutils import ir
+from numba.extending import intrinsic
 
 from .compiled import (
+    PART,
     SOURCE_BYTES,
     TARGET_BYTES,
-    call,
     f32,
     f32_at,
     function,
@@ -24,7 +27,6 @@ from .compiled import (
     i64_at,
     kernel,
     load,
-    part,
     store,
     thread,
     threads,
@@ -48,6 +50,18 @@ CODES, X, RESULT, SCALE, ZERO_POINT, KEY, FACTOR, LOW, HIGH, SHARE, STEPS = rang
     12 + 5 * OUTER, 23 + 5 * OUTER
 )
 WORDS = STEPS + 1
+
+
+@intrinsic
+def call(typingctx: Any, address: Any, words: Any, start: Any, end: Any) -> Any:
+    """Calls the part at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 3).as_pointer()
+        builder.call(builder.inttoptr(args[0], kind), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
 
 
 @function
@@ -152,7 +166,7 @@ def codes(source: int, target: int, mode: int, scaled: int, folded: bool) -> Any
                     first = min(words[RUN], length - done)
             position += length
 
-    return part(body)
+    return kernel(body, PART)
 
 
 def quantize() -> Any:

@@ -17,7 +17,6 @@ from numba import types
 from .compiled import (
     SOURCE_BYTES,
     as_float,
-    call,
     f32,
     f32_at,
     float_bits,
@@ -51,6 +50,7 @@ from .compiled_elements import (
     WORDS,
     ZERO_POINT,
     X,
+    call,
     row,
 )
 from .team import openmp
