@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qtrain.products.accumulated.exact_sums import by_products
+from qtrain.products.accumulated.numbers import plain
 from qtrain.products.accumulated.sums import _by_rows, _compiled, accumulated
 from quantizers import (
     FloatFormat,
@@ -20,6 +21,7 @@ from quantizers import (
     e5m2,
     fp16,
     fp32,
+    half_away,
     int8,
     kernels,
     root_key,
@@ -84,6 +86,21 @@ def test_infinite_operands_and_overflows() -> None:
     for unit in (sequential(fp16), sequential(bf16), accumulators.get("A100", "bf16")):
         got = _compiled(a, b, unit, (None, None), None)
         assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+
+
+def test_a_sum_far_below_a_tie_breaks_it() -> None:
+    """Products halfway between two numbers of the sum, beside sums of any size."""
+    sizes = torch.tensor([0.0, 2.0**-24, 3 * 2.0**-16, 2.0**-9, 1.0, 40.0])
+    sizes = torch.cat([sizes, -sizes])
+    thirds, powers = torch.arange(683.0, 1366.0, 62), 2.0 ** torch.arange(-16.0, 5.0)
+    a = torch.stack(torch.meshgrid(sizes, torch.tensor([3 * 2.0**-8, 3.0]), indexing="ij"), -1)
+    b = torch.stack([torch.ones(252), torch.outer(thirds, powers).flatten()], -1)
+    assert (round_to(b, fp16) == b).all()
+    for accumulator in (sequential(fp16), sequential(fp16, rounding=half_away), sequential(E6M9)):
+        got = _compiled(a.flatten(0, 1), b, accumulator, (fp16, fp16), None)
+        want = _by_rows(a.flatten(0, 1), b, accumulator, (fp16, fp16), None)
+        assert got is not None and same(got, want)
+    assert plain(sequential(fp16), (fp16, fp16)) and not plain(sequential(E6M9), (fp16, fp16))
 
 
 def test_a_unit_meets_infinity_with_every_exponent() -> None:

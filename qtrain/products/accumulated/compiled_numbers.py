@@ -29,36 +29,36 @@ def odd_sum(a: Any, b: Any) -> Any:
     other = f64(total - a)
     error = f64(f64(a - f64(total - other)) + f64(b - other))
     bits = bits_of(total)
-    step = i64(1) if (error > 0.0) == (total > 0.0) else i64(-1)
-    inexact = (error != 0.0) & (abs(total) < np.inf) & ((bits & i64(1)) == i64(0))
-    return number_of(bits + step) if inexact else total
-
-
-@function
-def _whole(mode: Any, x: Any, draw: Any, share: Any) -> Any:
-    """x rounded to an integer; draw: u + 1/2 of a stochastic rounding, share: 2^bits of them."""
-    if mode == 0:
-        return f64(np.rint(x))
-    if mode == 1:
-        return f64(np.trunc(x))
-    if mode == 2:
-        return f64(np.floor(x))
-    if mode == 3:
-        return f64(np.ceil(x))
-    size = f64(abs(x))
-    whole = f64(np.floor(size))
-    rest = f64(size - whole)
-    up = rest >= 0.5 if mode == 4 else draw < f64(rest * share)
-    return f64(np.copysign(whole + (1.0 if up else 0.0), x))
+    # of the next towards 0 where the error has the other sign, the last bit set
+    odd = (bits + ((bits_of(error) ^ bits) >> i64(63))) | i64(1)
+    return number_of(odd) if abs(error) > 0.0 else total
 
 
 @function
 def rounded(mode: Any, x: Any, draw: Any, share: Any, format: Any) -> Any:
-    """x to a format: mantissa, smallest exponent, largest, and what overflows and infinity are."""
-    exponent = max(i64((bits_of(x) >> i64(52)) & i64(0x7FF)), i64(format[1]) + i64(1023))
-    shift = i64(exponent - i64(format[0]))  # that of a step
-    y = _whole(mode, f64(x * number_of((i64(2046) - shift) << i64(52))), draw, share)
-    y = f64(y * number_of(shift << i64(52)))
-    y = f64(np.copysign(format[3], x)) if abs(y) > format[2] else y
-    y = f64(x + format[4]) if abs(x) == np.inf else y
-    return y if x == x else x
+    """x to a format: smallest normal number, step of 1, largest, what overflows and what is added
+    to infinity.  draw: u + 1/2 of a stochastic rounding, share: 2^bits of them.
+
+    A number whose last place is a step of x is added to it, which rounds, and taken off.
+    """
+    size = f64(abs(x))
+    power = number_of(bits_of(x) & i64(0x7FF0000000000000))
+    power = power if power > format[0] else format[0]
+    large = f64(power * f64(format[1] * 2.0**52))
+    y = f64(f64(size + large) - large)
+    if mode != 0:
+        step = f64(power * format[1])
+        y = f64(y - step) if y > size else y
+        rest = f64(size - y)
+        up = False
+        if mode == 2:
+            up = (x < 0.0) & (rest > 0.0)
+        elif mode == 3:
+            up = (x > 0.0) & (rest > 0.0)
+        elif mode == 4:
+            up = f64(rest + rest) >= step
+        elif mode == 5:
+            up = f64(draw * step) < f64(rest * share)
+        y = f64(y + step) if up else y
+    y = f64(format[3]) if y > format[2] else y
+    return f64(np.copysign(y, x)) if size < np.inf else f64(x + format[4])

@@ -9,13 +9,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from quantizers import FloatFormat, IntFormat
+from quantizers import FloatFormat
 from quantizers.accumulators import Accumulator, Aligned, Integer, Sequential
 from quantizers.accumulators.alignment import least_exponent
-from quantizers.formats import Format
 from quantizers.kernels.gpu.device import bound
 
-from ..numbers import Formats, constants_of, plain, span
+from ..numbers import Formats, constants_of, extent, plain, span
 
 SEQUENTIAL = "qtrain.products.accumulated.gpu.triton_sequential"
 UNITS = "qtrain.products.accumulated.gpu.triton_units"
@@ -73,7 +72,7 @@ def _sequential(accumulator: Sequential, formats: Formats, terms: int) -> Kernel
         "PRODUCT": product is not None, "CHUNKED": chunked is not None, "EXACT": exact,
         "COMPENSATED": accumulator.compensated, "RANDOM": bits, "MODE": rounding.mode,
     }  # fmt: skip
-    words = bound(terms), chunked or 1, _words(format), _words(product or format)
+    words = bound(terms), chunked or 1, constants_of(format), constants_of(product or format)
     twice = wide + (chunked is not None) + accumulator.compensated  # what a program keeps
     return Kernel(SEQUENTIAL, "sequential", max(twice - 1, 0), words, constants)
 
@@ -89,34 +88,18 @@ def _aligned(accumulator: Aligned, formats: Formats, terms: int) -> Kernel:
     )
     words = (
         terms, bound(-(-terms // each)), bound(each), accumulator.promote or 1, *least,
-        2.0**accumulator.bits, _words(kept),
+        2.0**accumulator.bits, constants_of(kept),
     )  # fmt: skip
     constants = {"WIDE": wide, "PROMOTED": accumulator.promote is not None}
     return Kernel(UNITS, "aligned", int(wide), words, constants)
 
 
-def _words(format: FloatFormat) -> tuple[float, ...]:
-    """As the kernels take it: see triton_numbers.rounded."""
-    mantissa, least, *others = constants_of(format)
-    return 2.0**least, 2.0**-mantissa, *others
-
-
 def _fits(formats: Formats) -> bool:
     """Whether fp32 holds every product, far from its ends."""
-    numbers = [_numbers(one) for one in formats]
+    numbers = [extent(one) for one in formats]
     if None in numbers:
         return False
     (bits, least, most), (own, small, large) = numbers  # type: ignore[misc]
     return (
         bits + own <= 24 and least * small >= _LEAST and max(most, large, most * large) <= _LARGEST
     )
-
-
-def _numbers(format: Format | None) -> tuple[int, float, float] | None:
-    """Significant bits, smallest and largest magnitude; None where they are not known."""
-    if isinstance(format, IntFormat):
-        most = format.high - format.low
-        return most.bit_length(), 1.0, float(most)
-    if isinstance(format, FloatFormat):
-        return format.mantissa + 1, format.smallest, format.largest
-    return None

@@ -42,10 +42,11 @@ def odd_sum(a, b):
     total = a + b
     other = total - a
     error = (a - (total - other)) + (b - other)
+    last: tl.constexpr = 63 if a.dtype == tl.float64 else 31
     bits = _bits(total)
-    odd = tl.where((error > 0.0) == (total > 0.0), bits + 1, bits - 1)
-    inexact = (error != 0.0) & (tl.abs(total) < float("inf")) & ((bits & 1) == 0)
-    return tl.where(inexact, odd, bits).to(a.dtype, bitcast=True)
+    # of the next towards 0 where the error has the other sign, the last bit set
+    odd = (bits + ((_bits(error) ^ bits) >> last)) | 1
+    return tl.where(tl.abs(error) > 0.0, odd, bits).to(a.dtype, bitcast=True)
 
 
 @triton.jit
