@@ -50,7 +50,7 @@ def rounded(mode: Any, x: Any, draw: Any, share: Any, format: Any) -> Any:
         step = f64(power * format[1])
         y = f64(y - step) if y > size else y
         rest = f64(size - y)
-        up = False
+        up: Any = False
         if mode == 2:
             up = (x < 0.0) & (rest > 0.0)
         elif mode == 3:
