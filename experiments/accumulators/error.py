@@ -36,7 +36,7 @@ TASKS = {"digits": "digits", "imagefolder": "CIFAR-10, 1,000 images"}
 
 
 def measured() -> dict[str, dict[str, list[float]]]:
-    """{arm: {product: the SQNR in dB of each layer's sums}}; infinite ones, without error, as 200."""
+    """{arm: {product: the SQNR in dB of each layer's sums}}, 200 of those without error."""
     torch.manual_seed(0)
     digits = data.load("digits")
     model = models.get("resnet20", num_classes=10, in_channels=1, image_size=8)

@@ -98,7 +98,7 @@ def _whole(
         if path is None or factor is not None:
             return None
         part = _ELEMENTS, "codes", *path.numbers, 0, False
-        kernel = _ELEMENTS, "quantize"
+        kernel: tuple[Any, ...] = _ELEMENTS, "quantize"
         return _Whole(kernel, part, _words(path, rounding), path, format, tuple(shape), None, False)
     rule, momentum, use = remembered(by.range, running, training)
     if type(rule) not in (AbsMax, MinMax) or not by._plain:
