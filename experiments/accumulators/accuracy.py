@@ -10,8 +10,9 @@ imagefolder   a narrow one on the first 1,000 training images of CIFAR-10 (a JPE
 
 All three products are summed by the accumulator.  int8, its gradients in int8 too, with integers
 that saturate; fp8 (e4m3, gradients e5m2, scaled) term after term in formats of 8 exponent bits,
-rounded to nearest: nothing overflows, what is lost are mantissa bits.  Margin, set before the runs: 1.5 points on digits, as in
-experiments/recipes; none on so few images, whose runs show where training fails.
+rounded to nearest: nothing overflows, what is lost are mantissa bits.  Margin, set before the runs:
+1.5 points on digits, as in experiments/recipes; none on so few images, whose runs show where
+training fails.
 
 Writes results/<data>-here.json and .svg; `error` draws both beside the error of single sums.
 """
