@@ -170,13 +170,15 @@ class LayerState(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the model: half() and double() leave ranges in the dtype they are kept in,
         to_empty() leaves them their values, no memory format is of their axes."""
-        own = {id(tensor): name for name, tensor in self.own().items()}
+        own = self.own()
+        names = {id(tensor): name for name, tensor in own.items()}  # own keeps these ids theirs
         initial = cache(self._initial)  # made once, and only where a buffer leaves meta
 
         def moved(tensor: Tensor) -> Tensor:
             found: Tensor = fn(tensor.view(-1))
             if tensor.is_meta and not found.is_meta:
-                tensor = initial()[own[id(tensor)]]
+                name = names.get(id(tensor))  # none of a gradient
+                tensor = initial()[name] if name else torch.zeros_like(tensor, device=_CPU)
             return tensor.to(found.device)
 
         return super()._apply(moved, recurse)  # type: ignore[no-untyped-call]

@@ -20,7 +20,8 @@ class Learning(LayerState):
     <product>_<operand>_<name>    a Parameter of the slot's quantizer
     <product>_<operand>_fitted    int64: whether a tensor has set them
 
-    A state_dict of the plain model leaves them unfitted: the next tensors set them.
+    A state_dict without a flag, as of the plain model, leaves them unfitted: the next tensors set
+    them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +61,7 @@ class Learning(LayerState):
 
     def learned(self, slot: Slot) -> dict[str, nn.Parameter]:
         """The parameters of a slot's quantizer, by the names it gave them; {} where it has none."""
-        return {key: self.get_parameter(name) for key, name in self._learned.get(slot, {}).items()}
+        return {key: self._parameters[name] for key, name in self._learned.get(slot, {}).items()}  # type: ignore[misc]
 
     def look(self) -> None:
         """Read again which slots are unfitted."""
@@ -84,6 +85,10 @@ class Learning(LayerState):
                 f"would set them at every step; train one step before torch.compile or the capture "
                 f"of a CUDA graph"
             )
+        flag = self.get_buffer(f"{'_'.join(slot)}_fitted")
+        if int(flag):  # set with it from outside, as in a model of averaged weights
+            self.unfitted -= {slot}
+            return state
         tried = {name: value.detach().clone() for name, value in state.items()}
         if x.numel():
             quantizer.fit(x.detach(), tried)
@@ -97,17 +102,16 @@ class Learning(LayerState):
             return tried
         for key, value in zip(names, found, strict=True):
             state[key].copy_(value)
-        self.get_buffer(f"{'_'.join(slot)}_fitted").fill_(1)
+        flag.fill_(1)
         self.unfitted -= {slot}
         return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        plain = prefix + "noise_key" not in state_dict
+        flags = [f"{'_'.join(slot)}_fitted" for slot in self._learned]
+        lacking = [flag for flag in flags if prefix + flag not in state_dict]
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if plain:
-            for slot in self._learned:
-                flag = f"{'_'.join(slot)}_fitted"
-                self.get_buffer(flag).copy_(self._initial()[flag])
+        for flag in lacking:
+            self.get_buffer(flag).copy_(self._initial()[flag])
         self.look()
 
 

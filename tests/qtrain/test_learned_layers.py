@@ -12,6 +12,7 @@ import torch
 from test_switching_runs import _stopped
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from training_cases import assert_same_run, on_two_ranks, quiet, small
 
@@ -484,3 +485,42 @@ def test_ranks_begin_with_the_mean_and_end_with_the_same_bits(tmp_path: Path) ->
         {n: v for n, v in rank["state"].items() if not n.endswith("noise_key")} for rank in ranks
     ]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_model_of_averaged_weights_takes_the_averaged_steps() -> None:
+    model = quantize(network(), recipe=FORWARD)
+    averaged = AveragedModel(model)
+    passes(model)
+    averaged.update_parameters(model)
+    averaged.eval(), model.eval()
+    assert torch.equal(averaged(3 * INPUTS), model(3 * INPUTS))
+
+
+def test_parameters_from_outside_take_the_gradients() -> None:
+    model = quantize(network(), recipe=LEARNED)
+    passes(model)
+    passes(model)
+    own = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    F.cross_entropy(torch.func.functional_call(model, own, INPUTS), TARGETS).backward()
+    for name, grad in gradients(model).items():
+        found = own[name].grad
+        assert grad is not None and found is not None and torch.equal(found, grad), name
+
+
+def test_gradients_on_meta_leave_it() -> None:
+    with torch.device("meta"):
+        model = quantize(network(), recipe=LEARNED)
+        model(INPUTS.to("meta")).sum().backward()
+    model.to_empty(device="cpu")
+    model.load_state_dict(network().state_dict())
+    assert not model[0].product.forward_weight_step.grad.any()
+    other = quantize(network(), recipe=LEARNED)
+    assert passes(model) == passes(other)
+
+
+def test_a_state_dict_of_another_recipe_has_them_set_again() -> None:
+    model, other = quantize(network(), recipe=FORWARD), quantize(network(), recipe="int8")
+    passes(model)
+    found = model.load_state_dict(other.state_dict(), strict=False)
+    assert "0.product.forward_weight_step" in found.missing_keys
+    assert model[0].product.unfitted == {("forward", "input"), ("forward", "weight")}
