@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantizers.learned.stepped import Stepped
 from quantizers.protocol import init_parameters
 from quantizers.ranges.rules import State
 
@@ -53,10 +55,19 @@ class Learning(LayerState):
         else:
             super()._hold(name, value)
 
+    @torch.no_grad()
     def adopt_(self, other: LayerState) -> None:
+        """A Parameter of the same name and shape stays, which an optimizer may have, and begins
+        with the other's value."""
         assert isinstance(other, Learning)
+        mine = dict(self._parameters)
         self._learned = other._learned
         super().adopt_(other)
+        for name, new in self._parameters.items():
+            own = mine.get(name)
+            if own is not None and new is not None and own.shape == new.shape:
+                own.copy_(new)
+                self._parameters[name] = own
         self.look()
 
     def learned(self, slot: Slot) -> dict[str, nn.Parameter]:
@@ -104,6 +115,12 @@ class Learning(LayerState):
             state[key].copy_(value)
         flag.fill_(1)
         self.unfitted -= {slot}
+        if isinstance(quantizer, Stepped) and x.numel() and (lost := quantizer.lost(x)):
+            warnings.warn(
+                f"layer {self.name!r}: {' '.join(slot)}: {100 * lost:.2g} % of the first tensor is "
+                f"negative, which {quantizer} makes 0; take a signed format, or an LSQPlus",
+                stacklevel=2,
+            )
         return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

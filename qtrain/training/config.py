@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..recipe_file import accumulator_of, find, is_text, lasting
 from ..schedule import Schedule, beginnings
 from ..weights.updates import named
-from .config_checks import check_combinations, check_numbers
+from .config_checks import check_combinations, check_learned, check_numbers
 from .fit import check_device, check_fit
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -124,6 +124,7 @@ class TrainConfig:
                 raise TypeError(f"{name}: got {checks.shown(getattr(self, name))}, need a string")
         check_numbers(self)
         check_combinations(self)
+        check_learned(self)
         check_device(self.device)
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from .. import checks
+from ..recipe.slots import short
 
 
 def check_numbers(c: Any) -> None:
@@ -77,3 +79,19 @@ def check_combinations(c: Any) -> None:
             f"name: got {c.name!r}, which makes {c.run_name!r}; need the name of a folder, with no "
             "slash in it and no character that does not print"
         )
+
+
+def check_learned(c: Any) -> None:
+    """Of a TrainConfig: what the recipes it switches to learn has been there from the start, when
+    the optimizer is built."""
+    for (_, before), (when, after) in pairwise(c.quantizations().items()):
+        for slot in after.learned:
+            old, new = before.slot(*slot), after.slot(*slot)
+            grains = [getattr(quantizer, "granularity", None) for quantizer in (old, new)]
+            if type(old) is not type(new) or grains[0] != grains[1]:
+                raise ValueError(
+                    f"switch: got {when:g}:{after.name}, whose {'.'.join(slot)}, {short(new)}, "
+                    f"learns what {before.name} has not; the optimizer is built before: begin with "
+                    f"such a recipe, its bits may change, or, in a loop of your own, "
+                    f"add_param_group after set_recipe"
+                )

@@ -70,6 +70,10 @@ class LSQPlus(LSQ):
         made = torch.where(torch.isfinite(x), (codes * step + offset).float(), float("nan"))
         return QTensor(made, None, None, fp32, tuple(max(size, 1) for size in x.shape))
 
+    def lost(self, x: Tensor) -> float:
+        """None: an offset takes what is negative."""
+        return 0.0
+
     def _wide(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """x, the offset and the step of each element, fp64."""
         block = self.granularity.block_shape(x.shape)

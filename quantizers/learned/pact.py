@@ -55,6 +55,10 @@ class PACT(Stepped):
         if self.start is not None:
             checks.number("start", self.start, low=0, positive=True)
 
+    def lost(self, x: Tensor) -> float:
+        """None: to clip is what it is for."""
+        return 0.0
+
     def step_of(self, state: State) -> Tensor:
         return state["clip"].clamp(min=0) / self.format.high
 

@@ -72,6 +72,10 @@ class Stepped:
         """The steps as they are used, one a granule, fp32."""
         raise NotImplementedError
 
+    def lost(self, x: Tensor) -> float:
+        """The share of x, not empty, that is negative where the format has no sign."""
+        return 0.0 if self.format.signed else float((x < 0).double().mean())
+
     def __call__(
         self,
         x: Tensor,

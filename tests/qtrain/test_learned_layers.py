@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -524,3 +525,61 @@ def test_a_state_dict_of_another_recipe_has_them_set_again() -> None:
     found = model.load_state_dict(other.state_dict(), strict=False)
     assert "0.product.forward_weight_step" in found.missing_keys
     assert model[0].product.unfitted == {("forward", "input"), ("forward", "weight")}
+
+
+def test_bits_may_change_in_a_run_and_what_learns_may_not_come_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, Any] = {"recipe": "lsq", "bits": 8, "switch": ("4:lsq",), "baseline": False}
+    train(small(tmp_path / "whole", **own), say=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", _stopped(Run.train, 7))
+        with pytest.raises(InterruptedError):
+            train(small(tmp_path, **own, checkpoint_every=1), say=quiet)
+    train(small(tmp_path, **own, checkpoint_every=1, resume=True), say=quiet)
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"switch: got 0\.5:lsq, whose forward\.input, LSQ int4 aff"):
+        small(tmp_path, recipe="int8", switch=("0.5:lsq",))
+    with pytest.raises(ValueError, match=r"switch: got 0\.8:lsq"):
+        small(tmp_path, recipe="lsq", switch=("0.4:int8", "0.8:lsq"))
+
+
+def test_other_bits_keep_the_parameters_of_the_optimizer() -> None:
+    model = quantize(network(), recipe=FORWARD)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    passes(model)
+    step = model[0].product.forward_input_step
+    before = step.item()
+    fewer = LSQ(format="int2", scaled_by="sample")
+    set_recipe(model, Recipe(name="fewer", forward=Forward(input=fewer, weight=OPERANDS.weight)))
+    passes(model)
+    assert model[0].product.forward_input_step is step
+    assert step.item() == pytest.approx(before * math.sqrt(7))  # of 1 the square root is 1
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "quantizer, warns",
+    [
+        (LSQ(format=IntFormat(4, signed=False)), True),
+        (LearnedClip(format=IntFormat(4, signed=False)), True),
+        (LSQ(format=IntFormat(4)), False),
+        (LSQPlus(format=IntFormat(4, signed=False)), False),
+        (PACT(format=IntFormat(4, signed=False)), False),
+    ],
+    ids=str,
+)
+def test_a_format_without_a_sign_says_that_negative_inputs_are_lost(
+    quantizer: Any, warns: bool
+) -> None:
+    model = quantize(nn.Linear(2, 2), recipe=Recipe(name="own", forward=Forward(input=quantizer)))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model(torch.ones(2, 2))
+        assert not seen
+        set_recipe(model, "fp32")
+        set_recipe(model, Recipe(name="own", forward=Forward(input=quantizer)))
+        model(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
+        model(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
+    texts = [str(one.message) for one in seen if "negative" in str(one.message)]
+    assert len(texts) == warns and all("25 % of the first tensor" in text for text in texts)
