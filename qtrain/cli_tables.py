@@ -76,7 +76,7 @@ def recipe_page(recipe: Recipe) -> str:
         rows.append(["activation", f"outputs rounded to {recipe.activation}{kept}"])
     if recipe.norm is not None:
         rows.append(["norm", str(recipe.norm)])
-    rows.append(["bits", "8, or as --bits says, 2 to 16" if recipe.with_bits else "fixed"])
+    rows.append(["bits", "as above, or as --bits says, 2 to 16" if recipe.with_bits else "fixed"])
     rows.append(["leaves out", recipe.lacks or "nothing"])
     rows.append(["source", recipe.source or "-"])
     lines.append(tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, 76]))

@@ -79,7 +79,8 @@ class Granularity:
             if size is None and block is not None:
                 raise ValueError(
                     f"granularity {self} cuts axis {axis}, whose size changes from batch to batch: "
-                    f"a range with memory needs granules that stay; leave that axis whole"
+                    f"a range with memory, or a learned one, needs granules that stay; leave that "
+                    f"axis whole"
                 )
         return tuple(
             1 if size is None else max(size, 1) if block is None else max(min(block, size), 1)

@@ -77,7 +77,7 @@ def key(got: Any) -> Tensor:
 def state(got: Any, names: Iterable[str], x: Tensor | None = None) -> dict[str, Tensor]:
     """`got` where it is a dict with tensors of these names, where x is; else TypeError or
     ValueError."""
-    need = "what quantizer.init_state(shape) returns"
+    need = "what the quantizer's init_state(shape), or init_parameters(shape), returns"
     if not isinstance(got, dict):
         raise TypeError(f"state: got {shown(got)}, need {need}, a dict of tensors by name")
     for name, value in got.items():
