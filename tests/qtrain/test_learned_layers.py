@@ -538,7 +538,9 @@ def test_bits_may_change_in_a_run_and_what_learns_may_not_come_later(
             train(small(tmp_path, **own, checkpoint_every=1), say=quiet)
     train(small(tmp_path, **own, checkpoint_every=1, resume=True), say=quiet)
     assert_same_run(tmp_path / "whole" / "run", tmp_path / "run")
-    with pytest.raises(ValueError, match=r"switch: got 0\.5:lsq, whose forward\.input, LSQ int4 aff"):
+    with pytest.raises(
+        ValueError, match=r"switch: got 0\.5:lsq, whose forward\.input, LSQ int4 aff"
+    ):
         small(tmp_path, recipe="int8", switch=("0.5:lsq",))
     with pytest.raises(ValueError, match=r"switch: got 0\.8:lsq"):
         small(tmp_path, recipe="lsq", switch=("0.4:int8", "0.8:lsq"))
