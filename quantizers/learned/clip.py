@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import checks, tensor_checks
+from .. import checks
 from ..formats import IntFormat
 from ..granularity import Granularity
 from ..ranges.rules import State
@@ -61,7 +61,7 @@ class LearnedClip(Stepped):
 
     def fit(self, x: Tensor, state: State) -> None:
         """Set the clip by x, in place."""
-        found = self._largest(tensor_checks.real(x).abs())
+        found = self._largest(self._first(x).abs())
         state["log2_clip"].copy_(torch.where(found == 0, found.max(), found).log2())
 
     def backward(self, grad: Tensor, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from .. import checks, tensor_checks
+from .. import checks
 from ..elements import as_real
 from ..formats import IntFormat
 from ..granularity import Granularity
@@ -70,7 +70,7 @@ class LSQ(Stepped):
 
     def fit(self, x: Tensor, state: State) -> None:
         """Set the step by x, in place."""
-        x = as_real(tensor_checks.real(x))
+        x = as_real(self._first(x))
         count = self._summed(torch.ones_like(x))
         if self.start == "magnitude":
             total = self._summed(x.abs())

@@ -85,9 +85,12 @@ class LSQPlus(LSQ):
 
     def fit(self, x: Tensor, state: State) -> None:
         """Set the step and the offset by x, in place."""
-        wide = tensor_checks.real(x).double()
+        wide = self._first(x).double()
         high, low = self._largest(wide), -self._largest(-wide)
-        step = (high - low) / (self.format.high - self.format.low)
+        levels = self.format.high - self.format.low
+        step = (high - low) / levels
+        if not step.any():  # constant in each granule: a step of 0 has no gradient
+            step = torch.full_like(step, float(wide.abs().max() / levels))
         step = torch.where(step == 0, step.max(), step)
         found, least = dict(state), torch.full_like(step, float("inf"))
         for share in _SHARES:

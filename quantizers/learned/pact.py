@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .. import checks, tensor_checks
+from .. import checks
 from ..formats import IntFormat
 from ..granularity import Granularity
 from ..ranges.rules import State
@@ -64,12 +64,12 @@ class PACT(Stepped):
 
     def fit(self, x: Tensor, state: State) -> None:
         """Set the clip by x, in place."""
-        state["clip"].copy_(self._start(x))
+        state["clip"].copy_(self._start(self._first(x)))
 
     def _start(self, x: Tensor) -> Tensor:
         if self.start is not None:
             return torch.tensor(self.start)
-        found = self._largest(tensor_checks.real(x))
+        found = self._largest(x)
         return torch.where(found > 0, found, x.abs().max().double())
 
     def backward(self, grad: Tensor, x: Tensor, state: State) -> tuple[Tensor, State]:

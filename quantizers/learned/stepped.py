@@ -88,10 +88,16 @@ class Stepped:
         x = tensor_checks.real(x).detach()
         block = self.granularity.block_shape(x.shape)
         step = self._spread(self.step_of(self._checked(state, x)).detach(), x).float()
-        finite = folded(torch.isfinite(x).float(), block, torch.minimum)
-        marked = torch.where(finite > 0, step, float("nan"))
+        broken = folded((~torch.isfinite(x)).float(), block, torch.maximum)
+        marked = torch.where(broken > 0, float("nan"), step)
         elements = elements_of(x, step, None, block, self.format)
         return QTensor(elements, marked, None, self.format, block)
+
+    def _first(self, x: Tensor) -> Tensor:
+        """x, of which there is something to fit to; else TypeError or ValueError."""
+        if not tensor_checks.real(x).numel():
+            raise ValueError(f"x: got shape {tuple(x.shape)}, with no element to fit {self} to")
+        return x
 
     def _checked(self, state: State | None, x: Tensor) -> State:
         need = {} if state is None else state

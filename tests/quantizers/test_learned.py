@@ -180,6 +180,14 @@ def test_a_first_tensor_gives_lsq_plus_less_error_than_its_whole_range() -> None
     assert errors[0] < errors[1] / 2
 
 
+def test_a_constant_first_tensor_gives_lsq_plus_a_step_that_learns() -> None:
+    quantizer, x = LSQPlus(format=UNSIGNED, granularity=per_axis(0)), torch.full((2, 4), 3.0)
+    state = quantizer.init_parameters(x.shape)
+    quantizer.fit(x, state)
+    assert bool((state["step"] > 0).all())
+    torch.testing.assert_close(quantizer(x, state=state).elements, x)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_non_finite_element_is_seen_and_zeros_stay_zero(name: str) -> None:
     quantizer, values, _ = KINDS[name]
@@ -233,6 +241,10 @@ def test_gradients_have_the_dtype_of_what_comes_in(dtype: torch.dtype) -> None:
         (lambda: LearnedClip(format="int4", power_of_two=1), "power_of_two"),
         (lambda: LSQ(format="int4")(torch.ones(3)), "step"),
         (lambda: LSQ(format="int4")(torch.ones(3), state={"step": torch.ones(2)}), "init_param"),
+        *[
+            (lambda q=q: q.fit(torch.ones(0, 3), q.init_parameters((0, 3))), "no element")
+            for q in (PACT(format=UNSIGNED), LearnedClip(format="int4"), LSQPlus(format="int4"))
+        ],
         (
             lambda: LSQ(format="int4").backward(
                 torch.ones(2), torch.ones(3), {"step": torch.ones(())}
