@@ -136,16 +136,15 @@ class LayerState(nn.Module):
                     f"layer {self.name!r}: it is quantized, and torch.jit.trace would keep the "
                     f"noise of one step; use torch.compile, or trace the model before quantize()"
                 )
-        own = self.own()
-        if own["noise_key"].device != input.device and not input.is_meta:
+        if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
         states = {
-            slot: {key: own[name] for key, name in names.items()}
+            slot: {key: getattr(self, name) for key, name in names.items()}
             for slot, names in self._slots.items()
         }
-        noise = own["noise_key"] if self.noisy else None
-        key, repeated = recall(self, noise, own["noise_count"], counted, self._forward_ranges)
+        noise = self.noise_key if self.noisy else None
+        key, repeated = recall(self, noise, self.noise_count, counted, self._forward_ranges)
         if repeated is not None:
             states = {
                 slot: {key: repeated.get(name, states[slot][key]) for key, name in names.items()}

@@ -70,9 +70,9 @@ class Learning(LayerState):
                 self._parameters[name] = own
         self.look()
 
-    def learned(self, slot: Slot) -> dict[str, nn.Parameter]:
+    def learned(self, slot: Slot) -> dict[str, Tensor]:
         """The parameters of a slot's quantizer, by the names it gave them; {} where it has none."""
-        return {key: self._parameters[name] for key, name in self._learned.get(slot, {}).items()}  # type: ignore[misc]
+        return {key: getattr(self, name) for key, name in self._learned.get(slot, {}).items()}
 
     def look(self) -> None:
         """Read again which slots are unfitted."""

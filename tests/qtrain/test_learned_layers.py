@@ -13,6 +13,7 @@ import torch
 from test_switching_runs import _stopped
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from training_cases import assert_same_run, on_two_ranks, quiet, small
@@ -205,7 +206,9 @@ def test_a_batch_that_says_nothing_leaves_them_to_the_next(bad: str) -> None:
     model = quantize(nn.Linear(4, 2), recipe=FORWARD)
     x = {"empty": torch.ones(0, 4), "zeros": torch.zeros(2, 4)}.get(bad, torch.full((2, 4), 1e999))
     output = model(x)
-    assert bool(output.isfinite().all()) == (bad != "infinite")
+    output.sum().backward()
+    finite = [output, *(p.grad for p in model.parameters() if p.grad is not None)]
+    assert all(bool(each.isfinite().all()) for each in finite) == (bad != "infinite")
     assert ("forward", "input") in model.product.unfitted
     model(torch.randn(3, 4))
     assert not model.product.unfitted
@@ -506,6 +509,16 @@ def test_parameters_from_outside_take_the_gradients() -> None:
     for name, grad in gradients(model).items():
         found = own[name].grad
         assert grad is not None and found is not None and torch.equal(found, grad), name
+
+
+def test_a_parametrized_step_is_trained() -> None:
+    model = quantize(network(), recipe=FORWARD)
+    passes(model)
+    loss, product = passes(model), model[0].product
+    grad = product.forward_weight_step.grad
+    register_parametrization(product, "forward_weight_step", nn.Identity())
+    assert passes(model) == loss
+    assert torch.equal(product.parametrizations.forward_weight_step.original.grad, grad)
 
 
 def test_gradients_on_meta_leave_it() -> None:
