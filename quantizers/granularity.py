@@ -67,9 +67,10 @@ class Granularity:
         seen = set()
         for axis, size in self.sizes:
             if not -len(shape) <= axis < len(shape):
+                allowed = f"name an axis from {-len(shape)} to {len(shape) - 1}"
                 raise ValueError(
                     f"granularity names axis {axis}, but the tensor has {len(shape)} axes "
-                    f"(shape {tuple(shape)}); name an axis from {-len(shape)} to {len(shape) - 1}"
+                    f"(shape {tuple(shape)}); {allowed if shape else 'take per_tensor or groups()'}"
                 )
             if axis % len(shape) in seen:
                 raise ValueError(f"granularity names axis {axis % len(shape)} twice: {self.sizes}")

@@ -114,10 +114,13 @@ def _made(quantizer: QuantizerLike, by: str, shape: Sequence[int | None]) -> Sta
         return {}
     made = make(tuple(shape))
     good = isinstance(made, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in made.items()
+        isinstance(name, str) and name.isidentifier() and isinstance(value, Tensor)
+        for name, value in made.items()
     )
     if not good:
-        raise TypeError(f"{by} returned {made!r}, need a dict of tensors by name")
+        raise TypeError(
+            f"{by} returned {made!r}, need a dict of tensors by name, each an identifier"
+        )
     return dict(made)
 
 

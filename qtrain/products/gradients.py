@@ -82,18 +82,21 @@ def _through(
         for factor in (q.scale, q.outer):
             if factor is not None:
                 value = value * (factor if factor.numel() == 1 else q.spread(factor))
-        if not value.requires_grad:
-            raise ValueError(
-                f"no gradient reaches {', '.join(names)}: give the quantizer a backward, or let "
-                f"its operations be differentiable, x + (x.round() - x).detach() in the place of "
-                f"x.round(), and its elements floating point"
+        wanted = {"the operand": operand, **leaves}
+        found: dict[str, Tensor | None] = dict.fromkeys(wanted)
+        if value.requires_grad:
+            grads = torch.autograd.grad(
+                value, list(wanted.values()), grad.to(value.dtype), allow_unused=True
             )
-        found = torch.autograd.grad(
-            value, [operand, *leaves.values()], grad.to(value.dtype), allow_unused=True
+            found = dict(zip(wanted, grads, strict=True))
+    reached = {name: each for name, each in found.items() if each is not None}
+    if lost := [name for name in wanted if name not in reached]:
+        raise ValueError(
+            f"no gradient reaches {', '.join(lost)}: give the quantizer a backward, or let its "
+            f"operations be differentiable, x + (x.round() - x).detach() in the place of "
+            f"x.round(), and its elements floating point"
         )
-    of_x = torch.zeros_like(grad) if found[0] is None else found[0].to(grad.dtype)
-    pairs = zip(names, found[1:], strict=True)
-    return of_x, {n: torch.zeros_like(state[n]) if g is None else g for n, g in pairs}
+    return reached.pop("the operand").to(grad.dtype), reached
 
 
 def _of_shape(found: object, like: Tensor, whose: str) -> Tensor:

@@ -45,6 +45,11 @@ class Learning(LayerState):
                 self._learned[slot] = names
                 self._slots.setdefault(slot, {}).update(names)
                 found.update({names[key]: value for key, value in made.items()})
+                if f"{place}_fitted" in found:
+                    raise ValueError(
+                        f"{' '.join(slot)}: {quantizer} keeps a tensor named 'fitted', as the "
+                        f"layer does of it; name it otherwise"
+                    )
                 found[f"{place}_fitted"] = torch.tensor(int(not set_first))
         return found
 

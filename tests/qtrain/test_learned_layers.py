@@ -367,6 +367,19 @@ def owner(**changes: Any) -> Any:
         (
             owner(
                 __call__=lambda self, x, state, **more: QTensor(
+                    (x / state["scale"]).round().clamp(-7, 7).to(torch.int8),
+                    state["scale"],
+                    None,
+                    IntFormat(4),
+                )
+            ),
+            "no gradient reaches the operand:",
+        ),
+        (owner(init_parameters=lambda self, shape: {"a.b": torch.ones(())}), "an identifier"),
+        (owner(init_parameters=lambda self, shape: {"fitted": torch.ones(())}), "otherwise"),
+        (
+            owner(
+                __call__=lambda self, x, state, **more: QTensor(
                     x.clamp(-7, 7), state["scale"], None, IntFormat(4)
                 )
             ),
