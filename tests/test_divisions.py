@@ -27,6 +27,13 @@ TENSOR_BY_TENSOR = {
     "quantizers/formats/float_format.py: magnitude / step",
     "quantizers/devices/numbers.py: x / constant(number, x)",
     "quantizers/elements.py: x / expand(divisor, x.shape, block)",
+    "quantizers/learned/lsq.py: self._summed(x) / count",
+    "quantizers/learned/lsq.py: self._summed(x.double().square()) / count",
+    "quantizers/learned/lsq.py: total / count",
+    "quantizers/learned/stepped.py: x / expand(step, x.shape, self.granularity.block_shape(x.shape))",
+    "qtrain/products/gradients.py: (q.dequantize().double() - wide) "
+    "/ torch.where(size == 0, float('inf'), size)",
+    "qtrain/products/learning.py: part.view_as(each) / total",
     "quantizers/table_rounding.py: (packed.double() - low) / (high - low)",
     "quantizers/scales/errors.py: dot / (own * other).sqrt()",
     "quantizers/scales/levels.py: as_real(x).double() / expand(whole, x.shape, block)",
@@ -58,6 +65,10 @@ NUMBER_BY_TENSOR = {
     "qtrain/weights/decay.py: rate / norms.flatten().float().square()",
 }
 PYTHON = {
+    "quantizers/learned/lsq.py: 1 / math.sqrt(count * self.format.high)",
+    "quantizers/learned/offset.py: float(wide.abs().max()) / levels",
+    "quantizers/learned/offset.py: share / 20",
+    "quantizers/learned/stepped.py: int((x < 0).sum()) / x.numel()",
     "qtrain/recipe/transforms.py: 1 / math.sqrt(size)",
     "qtrain/products/blockwise/rows.py: fmt.largest / unit",
     "quantizers/scales/clipping.py: down /= 2",

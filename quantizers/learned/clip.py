@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..devices.numbers import divided
 from ..formats import IntFormat
 from ..granularity import Granularity
 from ..ranges.rules import State
@@ -55,7 +56,7 @@ class LearnedClip(Stepped):
     def step_of(self, state: State) -> Tensor:
         power = state["log2_clip"].double()  # wide: the same fp32 of it on every device
         if not self.power_of_two:
-            return (power.exp2() / self.format.high).to(state["log2_clip"].dtype)
+            return divided(power.exp2(), self.format.high).to(state["log2_clip"].dtype)
         levels = self.format.bits - 1 if self.format.signed else self.format.bits
         return (power.ceil() - levels).exp2().to(state["log2_clip"].dtype)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..devices.numbers import divided
 from ..elements import as_real
 from ..formats import IntFormat
 from ..granularity import Granularity
@@ -74,14 +75,14 @@ class LSQ(Stepped):
         count = self._summed(torch.ones_like(x))
         if self.start == "magnitude":
             total = self._summed(x.abs())
-            start = 2 * torch.where(total == 0, total.sum() / x.numel(), total / count)
-            start = start / math.sqrt(self.format.high)
+            start = 2 * torch.where(total == 0, divided(total.sum(), x.numel()), total / count)
+            start = divided(start, math.sqrt(self.format.high))
         else:
             mean = self._summed(x) / count
             square = self._summed(x.double().square()) / count
             std = (square - mean.square()).clamp(min=0).sqrt()
             ends = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs())
-            start = torch.where(ends == 0, ends.max(), ends) / -self.format.low
+            start = divided(torch.where(ends == 0, ends.max(), ends), -self.format.low)
         state["step"].copy_(start)
 
     def backward(self, grad: Tensor, x: Tensor, state: State) -> tuple[Tensor, State]:

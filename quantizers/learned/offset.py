@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tensor_checks
+from ..devices.numbers import divided
 from ..formats import fp32
 from ..granularity import expand
 from ..qtensor import QTensor
@@ -88,9 +89,9 @@ class LSQPlus(LSQ):
         wide = self._first(x).double()
         high, low = self._largest(wide), -self._largest(-wide)
         levels = self.format.high - self.format.low
-        step = (high - low) / levels
+        step = divided(high - low, levels)
         if not step.any():  # constant in each granule: a step of 0 has no gradient
-            step = torch.full_like(step, float(wide.abs().max() / levels))
+            step = torch.full_like(step, float(wide.abs().max()) / levels)
         step = torch.where(step == 0, step.max(), step)
         found, least = dict(state), torch.full_like(step, float("inf"))
         for share in _SHARES:

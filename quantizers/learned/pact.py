@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..devices.numbers import divided
 from ..formats import IntFormat
 from ..granularity import Granularity
 from ..ranges.rules import State
@@ -60,7 +61,7 @@ class PACT(Stepped):
         return 0.0
 
     def step_of(self, state: State) -> Tensor:
-        return state["clip"].clamp(min=0) / self.format.high
+        return divided(state["clip"].clamp(min=0), self.format.high)
 
     def fit(self, x: Tensor, state: State) -> None:
         """Set the clip by x, in place."""
