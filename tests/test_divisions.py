@@ -30,7 +30,8 @@ TENSOR_BY_TENSOR = {
     "quantizers/learned/lsq.py: self._summed(x) / count",
     "quantizers/learned/lsq.py: self._summed(x.double().square()) / count",
     "quantizers/learned/lsq.py: total / count",
-    "quantizers/learned/stepped.py: x / expand(step, x.shape, self.granularity.block_shape(x.shape))",
+    "quantizers/learned/stepped.py: "
+    "x / expand(step, x.shape, self.granularity.block_shape(x.shape))",
     "qtrain/products/gradients.py: (q.dequantize().double() - wide) "
     "/ torch.where(size == 0, float('inf'), size)",
     "qtrain/products/learning.py: part.view_as(each) / total",
