@@ -25,8 +25,7 @@ from experiments.harness import images, small
 from experiments.harness.experiment import Experiment, Job
 from experiments.harness.loop import Curve, Setting
 from qtrain import GradWeight, Recipe, quantize, recipes
-from quantizers import FloatFormat
-from quantizers.accumulators import integer, sequential
+from quantizers import FloatFormat, accumulators
 
 #: bits of an integer accumulator; mantissa bits of a floating-point one
 INTEGERS, MANTISSAS = (20, 18, 16, 14, 12), (10, 7, 5, 4, 3)
@@ -42,9 +41,9 @@ def recipe(arm: str) -> Recipe:
     if not width:
         return plain
     sums = (
-        integer(int(width), overflow="saturate")
+        accumulators.integer(int(width), overflow="saturate")
         if name == "int8"
-        else sequential(FloatFormat(8, int(width.removeprefix("m"))))
+        else accumulators.sequential(FloatFormat(8, int(width.removeprefix("m"))))
     )
     return replace(plain, accumulator=sums)
 

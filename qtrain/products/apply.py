@@ -46,8 +46,9 @@ def apply(
     meta, tensors = packed(operands)
     dtype = call.autocast or input.dtype
     dtype = recipe.stored(dtype) if recipe.narrow else dtype
-    learned = [each for slot in recipe.learned for each in call.learned(*slot).values()]
+    if recipe.learned:
+        tensors += [each for slot in recipe.learned for each in call.learned(*slot).values()]
     output: Tensor = Products.apply(  # type: ignore[no-untyped-call]
-        call, dtype, key, input, weight, bias, meta, *tensors, *learned
+        call, dtype, key, input, weight, bias, meta, *tensors
     )
     return output

@@ -83,7 +83,8 @@ class Call:
                 x = slot.transform(x, None if key is None else fold(key, _SIGNS[kind]))
         if self.autocast is not None and isinstance(quantizer, Off):
             x = x.to(self.autocast)
-        key = self._noise(kind, operand, key)
+        if slot.noisy:
+            key = self._noise(kind, operand, key)
         state = self.states.get((kind, operand), {})
         try:
             if self.learning is not None and (kind, operand) in self.learning.unfitted:

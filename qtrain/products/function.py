@@ -86,7 +86,10 @@ class Products(torch.autograd.Function):
                 )
             )  # fmt: skip
 
-        wants_input, wants_weight = _wants(ctx)
+        learned = call.recipe.learned  # whose gradients need the operands', too
+        wants_input = ctx.needs_input_grad[3] or ("forward", "input") in learned
+        wants_weight = ctx.needs_input_grad[4] or ("forward", "weight") in learned
+        ctx.wants = wants_input, wants_weight
         keep_input = wants_input and not slots["forward", "input"].straight_through
         keep_weight = wants_weight and not slots["forward", "weight"].straight_through
         keep_output = OUTPUT in slots and not slots[OUTPUT].straight_through
@@ -130,19 +133,12 @@ class Products(torch.autograd.Function):
         return (None, None, None, *grads[:3], None, *rest, *grads[3:])
 
 
-def _wants(ctx: Any) -> tuple[bool, bool]:
-    """Whether grad_input and grad_weight are needed, by what their quantizers learn, too."""
-    learned = ctx.call.recipe.learned
-    own = [("forward", operand) in learned for operand in ("input", "weight")]
-    return ctx.needs_input_grad[3] or own[0], ctx.needs_input_grad[4] or own[1]
-
-
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of input, weight and bias, then of what is learned."""
     call: Call = ctx.call
     operation = call.operation
     key, input, weight, computed, *tensors = ctx.saved_tensors
-    wants_input, wants_weight = _wants(ctx)
+    wants_input, wants_weight = ctx.wants
     wants_bias = ctx.needs_input_grad[5]
     learned: dict[tuple[str, str], State] = {}
     input_state, weight_state, output_state = ctx.snapshots

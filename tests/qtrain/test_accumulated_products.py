@@ -488,6 +488,7 @@ def _rows(unit: Any) -> dict[str, Any]:
     return {row.role: row for row in inspect(model, normal(9, 40)).rows}
 
 
+@pytest.mark.filterwarnings("ignore:accumulator")  # which these products can pass: that is asked
 def test_inspect_shows_the_error_of_the_sums_alone_and_counts_overflows() -> None:
     a = WHOLE(normal(9, 40))
     torch.manual_seed(0)

@@ -394,7 +394,7 @@ def test_optimizers_that_cannot_be_followed_are_refused() -> None:
     with pytest.raises(ValueError, match="float32"):
         low_precision_(torch.optim.SGD(network().bfloat16().parameters()), update)
     with pytest.raises(TypeError, match="Update"):
-        low_precision_(torch.optim.SGD(net.parameters()), "bf16")  # type: ignore[arg-type]
+        low_precision_(torch.optim.SGD(net.parameters()), bf16)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="lacks 6 of"):
         low_precision_(torch.optim.SGD(net.parameters()), update, model=network()[0])
     columns = Update(states={"*": Quantizer(format=int8, granularity=per_axis(1))})
