@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,8 +16,9 @@ from ..formats import IntFormat
 from ..granularity import Granularity, compact_shape, expand, per_tensor
 from ..names import take_names
 from ..qtensor import QTensor
-from ..ranges.rules import State
+from ..ranges.rules import State, absmax
 from ..scales.errors import folded
+from ..steps import range_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,8 @@ class Stepped:
         x = tensor_checks.real(x).detach()
         block = self.granularity.block_shape(x.shape)
         step = self._spread(self.step_of(self._checked(state, x)).detach(), x).float()
-        broken = folded((~torch.isfinite(x)).float(), block, torch.maximum)
-        marked = torch.where(broken > 0, float("nan"), step)
+        _, largest = range_of(x, absmax, block, None, training)
+        marked = torch.where(torch.isfinite(largest), step, float("nan"))
         elements = elements_of(x, step, None, block, self.format)
         return QTensor(elements, marked, None, self.format, block)
 
@@ -121,14 +122,14 @@ class Stepped:
 
     def _summed(self, terms: Tensor) -> Tensor:
         """The terms of each granule added up, fp64, in the learned tensors' shape."""
-        block = self.granularity.block_shape(terms.shape)
-        found = folded(terms.double(), block, torch.add)
-        return found.reshape(()) if not self.granularity.sizes else found.flatten()
+        return self._folded(terms, torch.add)
 
     def _largest(self, x: Tensor) -> Tensor:
         """The largest of each granule, fp64, in the learned tensors' shape."""
-        block = self.granularity.block_shape(x.shape)
-        found = folded(x.double(), block, torch.maximum)
+        return self._folded(x, torch.maximum)
+
+    def _folded(self, x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        found = folded(x.double(), self.granularity.block_shape(x.shape), combine)
         return found.reshape(()) if not self.granularity.sizes else found.flatten()
 
     def _real(self, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
