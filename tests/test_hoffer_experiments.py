@@ -133,6 +133,13 @@ def test_finished_runs_are_redrawn_on_another_machine_but_none_is_added(tmp_path
     with pytest.raises(SystemExit, match=r"with these: processor \(then another, now .*another"):
         execute(again, options(tmp_path, "--seeds", "2"))
     assert not begun
+    mixed = execute(again, options(tmp_path, "--seeds", "2", "--mix-machines"))["runs"]
+    assert begun == [("on", 1), ("off", 1), ("correction", 1)]
+    assert all(("another" in run["on"]) == (run["seed"] == 0) for run in mixed)
+    held["environment"]["torch"] = "another"
+    path.write_text(json.dumps(held))
+    with pytest.raises(SystemExit, match=r"with these: torch \(then another"):
+        execute(again, options(tmp_path, "--seeds", "2", "--mix-machines"))
 
 
 def test_a_run_that_diverges_is_marked_and_the_others_go_on(tmp_path: Path) -> None:

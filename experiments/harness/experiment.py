@@ -79,6 +79,11 @@ def options(
     found.add_argument("--jobs", type=_count, default=1, help="runs at a time, each one thread")
     found.add_argument("--epochs", type=_count, help="in place of the setting's")
     found.add_argument("--batch", type=_count, help="in place of the setting's")
+    found.add_argument(
+        "--mix-machines",
+        action="store_true",
+        help="add to runs of another processor; each run then names its own",
+    )
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     results = Path(script).parent / "results"
     found.add_argument("--output", type=Path, default=results, help="folder of the results")

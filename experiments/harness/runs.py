@@ -25,18 +25,18 @@ from experiments.harness.loop import Curve, Setting
 from experiments.harness.processes import curves
 from qtrain import environment
 
-#: Entries of the environment that can change the bits of a result.
-DECISIVE = (
-    "qtrain", "torch", "machine", "processor", "capability", "threads", "device", "ranks",
-)  # fmt: skip
+#: Entries of the environment that can change the bits of a result: those of the processor, which
+#: rounds the same sums in another order, and the others.
+PROCESSOR = ("machine", "processor", "capability")
+DECISIVE = ("qtrain", "torch", "threads", "device", "ranks")
 
 
 def execute(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
     """Do the runs that are missing; returns the results, which the file then holds.
 
     SystemExit where the file holds runs of another setting or data set, or, while some are missing,
-    of another machine: their numbers are not to be compared; where a run's data is missing; and for
-    what several ranks cannot do.
+    of another machine: their numbers are not to be compared (of another processor they are with
+    --mix-machines); where a run's data is missing; and for what several ranks cannot do.
     """
     ranks.check()
     if ranks.count() > 1 and (args.jobs > 1 or experiment.needs):
@@ -73,6 +73,7 @@ class _Runs:
             "runs": [],
         }
         self.elsewhere: list[str] = []
+        self.mixed = False  # whether runs are of several processors, and each names its own
         if self.path.exists():
             self._resume(json.loads(self.path.read_text(encoding="utf-8")))
 
@@ -86,16 +87,25 @@ class _Runs:
         then, now = ({"ranks": "1"} | held["environment"] for held in (stored, self.result))
         self.elsewhere = [
             f"{name} (then {then.get(name)}, now {now[name]})"
-            for name in DECISIVE
+            for name in (DECISIVE if self.args.mix_machines else (*PROCESSOR, *DECISIVE))
             if then.get(name) != now[name]
         ]
+        if self.args.mix_machines and any(then.get(name) != now[name] for name in PROCESSOR):
+            for run in stored["runs"]:
+                run.setdefault("on", self._processor(then))
+        self.mixed = any("on" in run for run in stored["runs"])
         self.result["runs"] = stored["runs"]
+
+    @staticmethod
+    def _processor(environment: dict[str, str]) -> str:
+        return ", ".join(str(environment.get(name)) for name in PROCESSOR)
 
     def _refuse(self, odd: list[str]) -> None:
         if odd:
             sys.exit(
                 f"{self.path}: holds runs that are not to be compared with these: "
-                f"{'; '.join(odd)}. Remove it, or give another --output"
+                f"{'; '.join(odd)}. Remove it, give another --output, or, where only the processor "
+                f"differs, --mix-machines"
             )
 
     def _done(self, arm: str, seed: int) -> dict[str, Any] | None:
@@ -163,6 +173,8 @@ class _Runs:
             }
             more = {} if curve.more is None else {"more": dict(curve.more)}
             run = {"arm": job.arm, "seed": job.seed, "failed": curve.failed, "epochs": columns}
+            if self.mixed:
+                run["on"] = self._processor(self.result["environment"])
             order = list(self.experiment.arms)
             self.result["runs"] = sorted(
                 [*self.result["runs"], run | more],
