@@ -11,6 +11,7 @@ from .fp4 import four_over_six as four_over_six
 from .fp4 import fp4_all_the_way as fp4_all_the_way
 from .fp4 import nvfp4 as nvfp4
 from .fp4 import quartet2 as quartet2
+from .fp8 import coat as coat
 from .fp8 import deepseek_v3 as deepseek_v3
 from .fp8 import fp8 as fp8
 from .fp8 import fp8_delayed as fp8_delayed

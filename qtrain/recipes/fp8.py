@@ -10,6 +10,7 @@ from quantizers import (
     Scale,
     absmax,
     accumulators,
+    bf16,
     blocks,
     e4m3,
     e5m2,
@@ -94,6 +95,35 @@ def deepseek_v3() -> Recipe:
         source="arXiv 2412.19437, 3.3.2 and 3.5.2; deepseek-ai/DeepSeek-V3 inference/kernel.py",
         leaves_out="E5M6 behind attention; bf16 moments",
         when="large Transformers on Hopper; outliers",
+    )
+
+
+def coat() -> Recipe:
+    """COAT: fp8 with a scale a tensor, and what layers hand on to norms and activations in e4m3,
+    groups of 16 features under bf16 scales.
+
+    Xi et al. 2024, arXiv 2410.19313; NVlabs/COAT at 80ec99f, coat/utils/_fp8_quantization_config.py
+    (formats, group_size 16) and coat/activation/real_quantization: _quantize_pertensor.py (scale
+    amax / largest by division, in bf16; those of weights, _division_transpose.py, are not rounded),
+    linear.py and models/coat_llama.py (gradients to nearest; outputs of gate and up projections in
+    groups).  Its other half are moments in fp8 with their range expanded: the update "adam-coat"
+    (`low_precision_`, `--update`).  Left out: groups of residual sums and of gradients into
+    activations, 1e-10 added to amax; outputs that attention or a residual sum takes are in groups
+    too, where COAT keeps bf16 (for `overrides`, as are attention's products); elements of a group
+    are divided by its scale as it is stored, not before.
+    """
+    forward = Quantizer(format=e4m3, scale=Scale(bf16))
+    gradient = replace(forward, format=e5m2)
+    return Recipe(
+        name="coat",
+        forward=Forward(input=forward, weight=Quantizer(format=e4m3)),
+        grad_input=GradInput(grad_output=gradient),
+        grad_weight=GradWeight(grad_output=gradient),
+        activation=replace(forward, granularity=blocks(16)),
+        source="arXiv 2410.19313; NVlabs/COAT coat/activation/real_quantization",
+        leaves_out="accumulators of the FP8 units; FP8 moments (update adam-coat); "
+        "sums and gradients in groups",
+        when="FP8 where saved activations fill the memory; with the update adam-coat",
     )
 
 

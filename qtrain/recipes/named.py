@@ -13,7 +13,7 @@ from .accumulated import ibm_fp8, lba
 from .affine import banner2018, int8
 from .baselines import bf16, fp16, fp32
 from .fp4 import four_over_six, fp4_all_the_way, nvfp4, quartet2
-from .fp8 import deepseek_v3, fp8, fp8_delayed, hfp8
+from .fp8 import coat, deepseek_v3, fp8, fp8_delayed, hfp8
 from .hbfp import hbfp4, hbfp6
 from .integer import in_hindsight, jetfire, statquant, switchback, unified_int8
 from .learned import lsq
@@ -25,7 +25,7 @@ _NAMED: dict[str, Callable[[], Recipe]] = {
     for made in (
         fp32, bf16, fp16,
         int8, banner2018, switchback, jetfire, statquant, in_hindsight, unified_int8,
-        fp8, fp8_delayed, deepseek_v3, hfp8, ibm_fp8,
+        fp8, fp8_delayed, deepseek_v3, coat, hfp8, ibm_fp8,
         mxfp8, mxfp6, mxint8, mxfp4, mxfp4_e3m0, tetrajet,
         nvfp4, four_over_six, fp4_all_the_way, quartet2,
         hbfp4, hbfp6, luq, lba, lsq,

@@ -31,7 +31,7 @@ PUBLISHED: dict[str, Callable[[], Recipe] | str] = {
     "FP8, current scaling": recipes.fp8,
     "FP8, delayed scaling": recipes.fp8_delayed,
     "DeepSeek-V3": recipes.deepseek_v3,
-    "COAT": "optimizer states in FP8 with their range expanded",
+    "COAT": recipes.coat,
     "MXFP8, rounded up": recipes.mxfp8,
     "MXFP8, OCP": lambda: recipes.mxfp8(variant="ocp"),
     "MXFP4 backward (2502.20586)": recipes.mxfp4,

@@ -95,11 +95,12 @@ def amax(x: Array, tile: Tile) -> Array:
     return over_blocks(np.abs(x), tile, np.max)
 
 
-def divided(fmt: str, tile: Tile) -> Rule:
-    """scale = fl(amax / largest), elements x / scale."""
+def divided(fmt: str, tile: Tile, stored: Any = np.float32) -> Rule:
+    """scale = fl(amax / largest), rounded to what it is stored in, elements x / scale."""
 
     def of(x: Array, tile: Tile) -> Scaled:
         scale = (amax(x, tile).astype(np.float64) / grid(fmt)[-1]).astype(np.float32)
+        scale = scale.astype(stored).astype(np.float32)
         return np.where(scale > 0, x / np.where(scale > 0, scale, 1), 0).astype(np.float32), scale
 
     return Rule(fmt, tile, of)

@@ -19,6 +19,7 @@ from recipe_cases import (
     by_reciprocal,
     check,
     divided,
+    numbers,
     operands,
     steps,
     three,
@@ -26,14 +27,18 @@ from recipe_cases import (
 )
 from recorded_results import Recorded
 
-from qtrain import GradWeight, Recipe, recipes
-from quantizers import FloatFormat, Scale, absmax, blocks, e4m3, history
+from qtrain import Forward, GradWeight, Recipe, quantize, recipes
+from quantizers import FloatFormat, Scale, absmax, bf16, blocks, e4m3, history
 
 E4M3, E5M2 = by_reciprocal("e4m3"), by_reciprocal("e5m2")
 ROWS, TILES = divided("e4m3", (1, 128)), divided("e4m3", (128, 128))
+COAT = (
+    ("e4m3", None, ml_dtypes.bfloat16), ("e4m3", None), ("e5m2", None, ml_dtypes.bfloat16)
+)  # fmt: skip
 RULES: dict[str, tuple[Recipe, Slots]] = {
     "fp8": (recipes.fp8(), three(E4M3, E4M3, E5M2)),
     "deepseek-v3": (recipes.deepseek_v3(), three(ROWS, TILES, ROWS, input=ROWS)),
+    "coat": (recipes.coat(), three(*(divided(*one) for one in COAT))),
 }
 
 
@@ -54,6 +59,8 @@ def planted(name: str) -> Recipe:
     recipe: Any = RULES[name][0]
     if name == "fp8":  # gradients in the forward's format
         return replace(recipe, grad_weight=GradWeight(grad_output=recipe.forward.input))
+    if name == "coat":  # a scale of the weights in bf16 as well
+        return replace(recipe, forward=Forward(input=recipe.forward.input))
     powers = replace(recipe.forward.weight, granularity=blocks(128))
     return replace(recipe, forward=replace(recipe.forward, weight=powers))
 
@@ -62,6 +69,22 @@ def planted(name: str) -> Recipe:
 def test_a_planted_error_is_seen(name: str) -> None:
     with pytest.raises(AssertionError):
         check(planted(name), RULES[name][1], "2-D", "gaussian")
+
+
+def test_coat_hands_on_groups_of_16_features() -> None:
+    """By hand: e4m3 under fl(amax / 448) in bf16."""
+    recipe: Any = recipes.coat()
+    layer = torch.nn.Linear(40, 70)
+    model, x = quantize(layer, recipe=recipe), numbers("heavy-tailed", 5, 3, 40, seed=0)
+    exact = quantize(layer, recipe=replace(recipe, activation=None))(x).detach().numpy()
+    values = np.empty_like(exact)
+    for left in range(0, 70, 16):
+        group = exact[..., left : left + 16]
+        scale = np.abs(group).max(-1, keepdims=True) / np.float32(448)
+        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
+        values[..., left : left + 16] = (group / scale).astype(ml_dtypes.float8_e4m3fn) * scale
+    assert np.array_equal(model(x).detach().numpy(), values)
+    assert recipe.activation.scale == Scale(bf16) and "adam-coat" in recipe.leaves_out
 
 
 @pytest.mark.parametrize("case", RECORDED["fp8"], ids=str)
