@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -113,7 +114,8 @@ class Learning(LayerState):
         names = self._learned[slot]
         good = bool(x.any()) and all(bool(tried[key].isfinite().all()) for key in names)
         found = [tried[key] if good else torch.zeros_like(tried[key]) for key in names]
-        count, found = _over_ranks(torch.full((), float(good), device=x.device), found)
+        place = " ".join((self.name, *slot))
+        count, found = _over_ranks(place, torch.full((), float(good), device=x.device), found)
         if not count:
             return tried
         for key, value in zip(names, found, strict=True):
@@ -137,11 +139,37 @@ class Learning(LayerState):
         self.look()
 
 
-def _over_ranks(count: Tensor, tensors: list[Tensor]) -> tuple[float, list[Tensor]]:
-    """(the sum of count, the tensors' sums over it) of all ranks."""
+def _over_ranks(place: str, count: Tensor, tensors: list[Tensor]) -> tuple[float, list[Tensor]]:
+    """(the sum of count, the tensors' sums over it) of all ranks.
+
+    Through the ranks' store, by the place's name: a rank that never gets there, as the layer is
+    skipped in its forward, leaves the others a ValueError when the group's timeout has passed; as a
+    collective it would meet what that rank does next, another layer's numbers.
+    """
     own = torch.cat([count.view(1).double(), *[each.double().flatten() for each in tensors]])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(own)
+        own = torch.stack(_of_ranks(place, own)).sum(0)
     (total,), *parts = own.split([1, *[each.numel() for each in tensors]])
     means = [part.view_as(each) / total for part, each in zip(parts, tensors, strict=True)]
     return float(total), means
+
+
+def _of_ranks(place: str, own: Tensor) -> list[Tensor]:
+    """Every rank's fp64 numbers, at its n-th time in a place."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, rank = _get_default_store(), torch.distributed.get_rank()
+    place = f"qtrain/{place}"
+    place = f"{place}/{store.add(f'{place}/{rank}', 1)}"
+    store.set(f"{place}/{rank}", json.dumps(own.tolist()))
+    found = []
+    for other in range(torch.distributed.get_world_size()):
+        try:
+            found.append(json.loads(store.get(f"{place}/{other}")))
+        except RuntimeError as error:
+            raise ValueError(
+                f"rank {rank} waited in vain for rank {other} to run it too: the first step, which "
+                f"sets what is learned, must run it on every rank; else calibrate(model, batches) "
+                f"before init_process_group, and DistributedDataParallel hands rank 0's values on"
+            ) from error
+    return list(own.new_tensor(found))

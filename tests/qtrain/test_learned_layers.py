@@ -506,6 +506,30 @@ def test_ranks_begin_with_the_mean_and_end_with_the_same_bits(tmp_path: Path) ->
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+SKIPPED = """
+from datetime import timedelta
+from torch.distributed.distributed_c10d import _get_default_store
+from qtrain import Forward, Recipe, quantize
+from quantizers import LSQ
+step = LSQ(format="int4")
+layers = nn.ModuleDict({name: nn.Linear(6, 6) for name in ("first", "second")})
+model = quantize(layers, recipe=Recipe(name="own", forward=Forward(input=step, weight=step)))
+_get_default_store().set_timeout(timedelta(seconds=3))
+try:
+    model["second" if rank else "first"](torch.randn(4, 6))
+except ValueError as error:
+    torch.save(str(error), f"{folder}/{rank}.pt")
+torch.distributed.barrier()
+"""
+
+
+def test_a_layer_that_a_rank_skips_first_is_named_and_meets_no_other(tmp_path: Path) -> None:
+    on_two_ranks(SKIPPED, tmp_path)
+    for rank, name in enumerate(("first", "second")):
+        said = f"layer '{name}': input of forward: rank {rank} waited in vain for rank {1 - rank}"
+        assert said in torch.load(tmp_path / f"{rank}.pt")
+
+
 def test_a_model_of_averaged_weights_takes_the_averaged_steps() -> None:
     model = quantize(network(), recipe=FORWARD)
     averaged = AveragedModel(model)

@@ -21,6 +21,7 @@ from quantizers import (
     FloatFormat,
     Quantizer,
     bf16,
+    blocks,
     dynamic8,
     e4m3,
     ema,
@@ -350,6 +351,42 @@ def test_parameters_shared_frozen_or_without_a_gradient() -> None:
     assert torch.equal(extra, kept) and torch.equal(kept, round_to(kept, bf16))
     names = {row.parameter for row in handle.report().rows}
     assert "unused" not in names and "2.bias" not in names and len(names) == 5
+
+
+@pytest.mark.parametrize("slot", ["weight", "gradient", "states"])
+def test_what_has_fewer_axes_than_blocks_is_a_row(slot: str) -> None:
+    """A bias and a 0-d step as (1, n) and (1, 1), in the same noise."""
+    tile = Quantizer(format=int8, granularity=blocks(4, 2), rounding=stochastic(8))
+    update = Update(**{slot: {"exp_avg": tile} if slot == "states" else tile})  # type: ignore[arg-type]
+    found = []
+    for axes in (0, 2):
+        net = nn.ParameterDict({"bias": torch.linspace(-3, 2, 7), "step": torch.tensor(0.3)})
+        if axes:
+            net = nn.ParameterDict({k: p.detach().reshape(1, -1) for k, p in net.items()})
+        adam = torch.optim.Adam(net.parameters(), lr=0.1)
+        low_precision_(adam, update, model=net)
+        for k in range(1, 4):
+            for p in net.values():
+                p.grad = (p.detach() * k).cos()
+            adam.step()
+        found.append({k: (p.detach(), adam.state[p]["exp_avg"]) for k, p in net.items()})
+    for name, own in found[0].items():
+        for one, other in zip(own, found[1][name], strict=True):
+            assert torch.equal(one.reshape(1, -1), other)
+
+
+def test_groups_of_parameters_may_step_by_turns() -> None:
+    net = network()
+    first, *others = net.parameters()
+    groups_ = [{"params": [first], "momentum": 0.9}, {"params": others}]
+    optimizer = torch.optim.SGD(groups_, lr=0.1)
+    handle = low_precision_(optimizer, Update(states={"momentum_buffer": "bf16"}), model=net)
+    for trained in ([first], others, [first]):
+        optimizer.zero_grad()
+        for p in trained:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert handle.report()["0.weight", "momentum_buffer"].steps == 3
 
 
 def test_remove_leaves_a_plain_optimizer() -> None:

@@ -201,8 +201,8 @@ class LowPrecision:
         _write(now, counted(now, seen, lost, self._step_on(seen)), skipped)
 
     def _check_states(self) -> None:
-        """ValueError for a state that no parameter has after a step."""
-        found = {n for _, p, _ in self._open for n in self._optimizer.state[p]}
+        """ValueError after a step for a state that no parameter has, by this step or one before."""
+        found = {n for p in self._parameters.values() for n in self._optimizer.state.get(p, ())}
         odd = [name for name in self.update.states if name not in {*found, ALL}]
         if odd and self._open:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from quantizers import root_key
 
 from ...names import some
-from .update import Update
+from .update import Update, cut_shape
 
 
 def named(optimizer: Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def check(optimizer: Optimizer, names: dict[str, Tensor], update: Update) -> Non
             )
         for place, granularity in update.granularities():
             try:
-                granularity.block_shape(p.shape)
+                granularity.block_shape(cut_shape(granularity, p.shape))
             except ValueError as error:
                 raise ValueError(f"{place}: {name}: {error}") from error
 

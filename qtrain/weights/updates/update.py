@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quantizers import FloatFormat, IntFormat, Quantizer, QuantizerLike, Rounding, TableFormat
+from quantizers import (
+    FloatFormat,
+    Granularity,
+    IntFormat,
+    Quantizer,
+    QuantizerLike,
+    Rounding,
+    TableFormat,
+)
 from quantizers import formats as _formats
 from quantizers import nearest_even as _nearest_even
 from quantizers.names import take_names
@@ -44,9 +52,11 @@ class Update:
         w' = round(p)                                       without compensation
         y = (p - w) + c;  w' = round(w + y);  c' = fl(y - (w' - w))          with it, in fp64
 
-    The optimizer itself computes in fp32.  A quantizer's own rounding counts.  TypeError or
-    ValueError for a bare IntFormat or TableFormat, which need a scale, for a quantizer with a
-    memory, and for a rounding or a compensation without a weight's format.
+    The optimizer itself computes in fp32.  A quantizer's own rounding counts.  Where blocks
+    name more axes than a tensor has, it is a row of them, (1, ..., n).
+
+    TypeError or ValueError for a bare IntFormat or TableFormat, which need a scale, for a quantizer
+    with a memory, and for a rounding or a compensation without a weight's format.
     """
 
     weight: Kept | None = None
@@ -109,7 +119,7 @@ class Update:
         own += [(f"states[{name!r}]", kept) for name, kept in self.states.items()]
         return [(place, kept) for place, kept in own if kept is not None]
 
-    def granularities(self) -> list[tuple[str, Any]]:
+    def granularities(self) -> list[tuple[str, Granularity]]:
         """How each quantizer of ours cuts a tensor, by its place."""
         return [
             (place, kept.granularity)
@@ -163,7 +173,14 @@ def kept_values(
         return kept(x, key)
     if isinstance(kept, FloatFormat):
         kept = Quantizer(format=kept, range=None, rounding=rounding)
-    return kept(x, key=key).dequantize().to(torch.float32)
+    whole = cut_shape(kept.granularity, x.shape) if isinstance(kept, Quantizer) else x.shape
+    return kept(x.reshape(whole), key=key).dequantize().to(torch.float32).view(x.shape)
+
+
+def cut_shape(granularity: Granularity, shape: torch.Size) -> torch.Size:
+    """A tensor's shape with axes of 1 before it where blocks count more of them from its end."""
+    named = max((-axis for axis, _ in granularity.sizes), default=0)
+    return torch.Size([*[1] * (named - len(shape)), *shape])
 
 
 def _check(place: str, kept: Any) -> None:
