@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from qtrain import quantize
 from quantizers import (
+    LSQ,
+    PACT,
     FloatFormat,
     IntFormat,
+    LearnedClip,
+    LSQPlus,
     Quantizer,
     Scale,
     absmax,
@@ -115,6 +119,39 @@ def check_quantizer(x: Tensor, by: Quantizer, n: int) -> bool:
     return all(same(*pair) for pair in pairs)
 
 
+def learned() -> dict[str, Any]:
+    """Quantizers that learn their scales, of one step and of a step for each row."""
+    rows, unsigned = per_axis(0), IntFormat(3, signed=False)
+    return {
+        str(by): by
+        for by in (
+            LSQ(format="int4"), LSQ(format="int4", granularity=rows, start="deviation"),
+            LSQ(format=unsigned, scaled_by="sample"), LSQPlus(format="int4", granularity=rows),
+            PACT(format=unsigned), LearnedClip(format="int8", granularity=rows),
+        )
+    }  # fmt: skip
+
+
+def check_learned(by: Any, x: Tensor, device: str = "cuda") -> bool:
+    """Elements, scales and offsets, by what a first tensor sets, and the gradient of x; those of
+    the learned tensors are near."""
+    grad, found = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(x.dtype), []
+    first = by.init_parameters(x.shape)
+    by.fit(x, first)
+    for place in ("cpu", device):
+        fitted = {name: value.to(place) for name, value in by.init_parameters(x.shape).items()}
+        by.fit(x.to(place), fitted)
+        state = {name: value.to(place) for name, value in first.items()}
+        grad_x, others = by.backward(grad.to(place), x.to(place), state)
+        q = by(x.to(place), state=state)
+        found.append(((q.elements, q.scale, q.dequantize(), grad_x), (fitted, others)))
+    (bits, near), (bits2, near2) = found
+    pairs = [(a[name], b[name]) for a, b in zip(near, near2, strict=True) for name in a]
+    return all(map(same, bits, bits2)) and all(
+        torch.allclose(a, b.cpu(), rtol=1e-5, atol=1e-30, equal_nan=True) for a, b in pairs
+    )
+
+
 def layers() -> dict[str, tuple[Any, tuple[int, ...]]]:
     return {
         "Linear": (lambda: nn.Linear(264, 64), (4, 33, 264)),
@@ -140,7 +177,7 @@ ROTATED = ("nvfp4", "four-over-six")
 
 def check_layer(name: str, bits: int, channels_last: bool) -> bool:
     """Output and grad_input are the CPU's bits; grad_weight is near."""
-    (y, dx, dw), (y2, dx2, dw2) = _on_both(name, channels_last, bits=bits)
+    (y, dx, dw), (y2, dx2, dw2) = on_both(name, channels_last, bits=bits)
     near = all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(dw, dw2, strict=True))
     return torch.equal(y, y2) and torch.equal(dx, dx2) and near
 
@@ -148,7 +185,7 @@ def check_layer(name: str, bits: int, channels_last: bool) -> bool:
 def check_sums(name: str, recipe: str, channels_last: bool) -> bool:
     """Output, grad_input and the gradient of the weight are the CPU's bits; a bias' is near, and
     what is made of rotated operands, by its norm."""
-    (y, dx, (dw, *more)), (y2, dx2, (dw2, *more2)) = _on_both(name, channels_last, recipe=recipe)
+    (y, dx, (dw, *more)), (y2, dx2, (dw2, *more2)) = on_both(name, channels_last, recipe=recipe)
     near = all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(more, more2, strict=True))
     same = torch.equal(dw, dw2)
     if recipe in ROTATED:
@@ -156,7 +193,7 @@ def check_sums(name: str, recipe: str, channels_last: bool) -> bool:
     return torch.equal(y, y2) and torch.equal(dx, dx2) and same and near
 
 
-def _on_both(name: str, channels_last: bool, **settings: Any) -> list[Any]:
+def on_both(name: str, channels_last: bool, *, device: str = "cuda", **settings: Any) -> list[Any]:
     """Output, grad_input, gradients of the parameters, on the CPU and on the GPU."""
     make, shape = layers()[name]
     torch.manual_seed(0)
@@ -165,11 +202,11 @@ def _on_both(name: str, channels_last: bool, **settings: Any) -> list[Any]:
     if channels_last and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     found = []
-    for device in ("cpu", "cuda"):
-        own, leaf = copy.deepcopy(model).to(device), x.to(device, copy=True).requires_grad_()
+    for place in ("cpu", device):
+        own, leaf = copy.deepcopy(model).to(place), x.to(place, copy=True).requires_grad_()
         output = own(leaf)
         direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-        output.backward(direction.to(device))
+        output.backward(direction.to(place))
         grads = [p.grad.cpu() for p in own.parameters() if p.grad is not None]
         assert leaf.grad is not None
         found.append((output.detach().cpu(), leaf.grad.cpu(), grads))

@@ -231,6 +231,19 @@ def test_products_of_matrices_by_accumulators_have_the_cpus_bits(name: str) -> N
         assert (a - b).norm() <= 0.05 * a.norm()
 
 
+@pytest.mark.parametrize("name", checks.learned())
+@pytest.mark.parametrize("data", ["4 axes", "channels last", "transposed", "bf16", "infinity"])
+def test_quantizers_that_learn_have_the_cpus_bits(name: str, data: str) -> None:
+    assert checks.check_learned(checks.learned()[name], checks.inputs()[data])
+
+
+def test_a_layer_that_learns_its_scales_trains_as_on_the_cpu() -> None:
+    (y, dx, grads), (y2, dx2, grads2) = checks.on_both("Conv2d", True, recipe="lsq")
+    assert torch.equal(y, y2) and len(grads) == len(grads2) == 4
+    assert (dx - dx2).norm() <= 1e-5 * dx.norm()
+    assert all((a - b).norm() <= 1e-4 * a.norm() for a, b in zip(grads, grads2, strict=True))
+
+
 @pytest.mark.parametrize("first", range(14))
 def test_quantizers_have_the_cpus_bits(first: int) -> None:
     wrong = [
