@@ -59,7 +59,7 @@ def _engines(device: torch.device) -> list[str]:
         (admitted if engine.admitted_on(device.type) else refused).append(engine.name)
     found = wrapped(f"{device}: engines {', '.join(admitted)}")
     if refused:
-        why = "not here, or not exact here: an extreme product differs from float64's"
+        why = "no fast units here, or not exact: an extreme product differs from float64's"
         found += wrapped(f"{device}: refused {', '.join(refused)} ({why})")
     return found
 

@@ -123,6 +123,25 @@ def test_bytes_are_for_sums_that_are_long_enough(terms: int, a: int, name: str) 
     assert chosen(work(terms, 1, a, 127, GRAD_WEIGHT, sums=False)) == name
 
 
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
+def test_int8_matrices_are_for_processors_on_which_torch_has_units(
+    capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for unit in (MatricesInt8(), UnfoldedInt8(), CutInt8(UnfoldedInt8())):
+        assert unit.has_units("cpu") == (capability == "AVX512")
+        engine = _Untried(unit)
+        assert admitted(engine, "cpu") == (capability == "AVX512")
+    assert UnfoldedInt8().has_units("cuda") and not MatricesInt8().has_units("cuda")
+
+
+class _Untried(CutInt8):
+    """A unit that passes for itself, and serves nothing: what is not tried is not wrong."""
+
+    def supports(self, task: Task) -> bool:
+        return False
+
+
 def test_no_part_of_a_sum_of_bytes_passes_int32() -> None:
     unit = CutInt8(UnfoldedInt8())
     assert unit.supports(work(2**22, 1, 32767, 127, GRAD_WEIGHT))

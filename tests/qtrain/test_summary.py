@@ -226,11 +226,14 @@ def test_summary_touches_nothing() -> None:
 
 def test_the_summary_counts_and_says_why() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1), nn.Linear(4, 4), nn.Embedding(3, 4))
+    refused = [
+        one.name for one in ENGINES["cpu"] if one.has_units("cpu") and not admitted(one, "cpu")
+    ]
     found = summary(quantize(model, overrides={"2": None}))
     assert found.converted == {"0": "Linear", "1": "Conv1d"}
     assert set(found.left) == {"2", "3"}
     assert found.outside is None and found.never_ran is None
-    assert found.refused == [one.name for one in ENGINES["cpu"] if not admitted(one, "cpu")]
+    assert found.refused == refused
     text = str(found)
     parts = ["converted  2 layers: 1 Linear, 1 Conv1d", "left       2", "left by an override (2)"]
     for part in (*parts, "a lookup, no product", "full precision", "an optimizer built before"):
@@ -321,7 +324,8 @@ def test_the_summary_counts_what_no_fast_unit_of_a_device_served(
     assert line == "declined   forward of 1 products: there are no fast engines on xpu"
     found = summary(model, x)
     assert found.declined["bf16"] < 3  # mostly a kernel of the CPU serves
-    assert "\ndeclined   forward of 1 products, grad_input of 1 products, grad_w" in str(found)
+    line = r"\ndeclined   forward of \d products, grad_input of \d products, grad_weight of"
+    assert re.search(line, str(found))
     for function in (steps.quantize, steps.elements_of):
         monkeypatch.setattr(function, "forms", {"cpu": lambda *given: None})
     found = summary(model, x)

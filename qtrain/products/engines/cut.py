@@ -104,6 +104,9 @@ class CutInt8(Engine):
         self.name = f"{unit.name}_cut"
         self.device_types = unit.device_types
 
+    def has_units(self, device_type: str) -> bool:
+        return self.unit.has_units(device_type)
+
     @staticmethod
     def terms(products: int) -> int:
         """Terms of a sum from which so many products of bytes are faster than fp32 or fp64 units

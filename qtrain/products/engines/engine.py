@@ -45,6 +45,10 @@ class Engine(ABC):
     def supports(self, task: Task) -> bool:
         """From the task alone: the kind of product, its bounds and shapes."""
 
+    def has_units(self, device_type: str) -> bool:
+        """Whether that kind of device has units for it: without them it is slow, not wrong."""
+        return not self.device_types or device_type in self.device_types
+
     def product(
         self,
         task: Task,
@@ -136,13 +140,13 @@ def was_refused(engine: Engine, device_type: str) -> bool:
 
 @cache
 def admitted(engine: Engine, device_type: str) -> bool:
-    """Whether the engine's products on this kind of device are what it promises, extreme operands
-    included.
+    """Whether this kind of device has units for the engine, and its products there are what it
+    promises, extreme operands included.
 
     Every kind of product of matrices and of convolutions with stride, dilation, groups and zero
     point, those that the engine supports; compared with float64's sums.
     """
-    if engine.device_types and device_type not in engine.device_types:
+    if not engine.has_units(device_type):
         return False
     if device_type == "meta" or not torch.get_device_module(device_type).is_available():
         return True  # no numbers, or those of a device that torch only imagines: none is wrong

@@ -11,7 +11,7 @@ from ..operations import BatchedMatmul, Linear
 from .engine import Engine
 from .epilogue import Epilogue
 from .task import Task
-from .unfolded import matrices, plain
+from .unfolded import matrices, multiplies_int8, plain
 
 
 class MatricesInt8(Engine):
@@ -41,6 +41,9 @@ class MatricesInt8(Engine):
         # units without signed operands take codes of 0 .. 255
         raw = task.terms * 255 * task.b.magnitude
         return eight and task.b.within(-128, 127) and max(raw, task.bound) < 2**31
+
+    def has_units(self, device_type: str) -> bool:
+        return super().has_units(device_type) and multiplies_int8(device_type)
 
     def product(
         self,

@@ -79,11 +79,9 @@ class HalfUnits(RoundedSums):
                 return False
         return super().supports(task)
 
-    def admitted_on(self, device_type: str) -> bool:
+    def has_units(self, device_type: str) -> bool:
         units = imported("quantizers.kernels.compiled")
-        return units is not None and units.has_bf16() and super().admitted_on(device_type)
-
-    admitted_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        return super().has_units(device_type) and units is not None and bool(units.has_bf16())
 
     def product(
         self,
