@@ -46,7 +46,10 @@ def instance(field: str, got: object, kind: type[T], need: str) -> T:
 
 def suggestion(got: object, names: Iterable[str], cutoff: float = 0.6) -> str:
     """ "; did you mean ...?" for a string that is near to one of the names, else nothing."""
-    near = difflib.get_close_matches(got if isinstance(got, str) else "", names, 1, cutoff)
+    names = list(names)
+    word = got if isinstance(got, str) else ""
+    same = [name for name in names if name.lower() == word.lower()]
+    near = same or difflib.get_close_matches(word, names, 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

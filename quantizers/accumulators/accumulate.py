@@ -45,11 +45,16 @@ def accumulate(
         checks.refuse("accumulator", accumulator, "one of quantizers.accumulators'")
     whole = isinstance(accumulator, Integer)
     a, b = (_operand(name, x, whole) for name, x in (("a", a), ("b", b)))
+    need = f"a, b: got {tuple(a.shape)} and {tuple(b.shape)}, need (..., K) and (..., K)"
     if not a.dim() or not b.dim() or a.shape[-1] != b.shape[-1]:
+        raise ValueError(need)
+    try:
+        a, b = torch.broadcast_tensors(a, b)
+    except RuntimeError as error:
         raise ValueError(
-            f"a, b: got {tuple(a.shape)} and {tuple(b.shape)}, need (..., K) and (..., K)"
-        )
-    a, b = torch.broadcast_tensors(a, b)
+            f"{need}, whose axes but the last broadcast; a matrix product is a.unsqueeze(-2), "
+            "b.unsqueeze(-3)"
+        ) from error
     total = a.new_zeros(a.shape[:-1])
     if start is not None:
         start = _operand("start", start, whole)

@@ -53,8 +53,9 @@ def get(gpu: str, format: str | FloatFormat, *, promote: int | None = None) -> A
             f"{one}: {', '.join(name for own, name in _UNITS if own == one)}"
             for one in dict.fromkeys(own for own, _ in _UNITS)
         )
-        near = checks.suggestion(gpu, dict.fromkeys(own for own, _ in _UNITS))
+        gpus = dict.fromkeys(own for own, _ in _UNITS)
+        near = "" if gpu in gpus else checks.suggestion(gpu, gpus)
         raise ValueError(
-            f"unknown unit {checks.shown(gpu)}, {checks.shown(str(format))}{near} Known: {known}"
+            f"unknown unit {checks.shown(gpu)}, {checks.shown(str(format))}{near}; known: {known}"
         )
     return found if promote is None else replace(found, promote=promote)

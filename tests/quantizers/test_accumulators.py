@@ -349,3 +349,17 @@ def test_units_give_what_gpus_gave(name: str, hardware_data: Path) -> None:
     unit = accumulators.get(gpu, format)
     assert len(d) >= 2500 and torch.equal(accumulate(a, b, unit, start, formats=(format,) * 2), d)
     assert (accumulate(a, b, accumulators.exact(), start) != d).float().mean() > 0.3
+
+
+def test_near_misses_say_what_to_give() -> None:
+    with pytest.raises(ValueError, match=r"unknown unit 'h100', 'e4m3'; did you mean 'H100'\?"):
+        accumulators.get("h100", "e4m3")
+    with pytest.raises(ValueError, match="unknown unit 'H100', 'e5m3'; known: V100"):
+        accumulators.get("H100", "e5m3")
+    with pytest.raises(ValueError, match="unknown format 'E4M3'; did you mean 'e4m3'"):
+        formats.get("E4M3")
+    a, b = torch.ones(2, 3, 4), torch.ones(2, 5, 4)
+    with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(2, 5, 4\).*unsqueeze"):
+        accumulate(a, b, accumulators.exact())
+    product = accumulate(a.unsqueeze(-2), b.unsqueeze(-3), accumulators.exact())
+    assert torch.equal(product, torch.full((2, 3, 5), 4.0))

@@ -105,7 +105,7 @@ class UpdateReport:
 
     def __str__(self) -> str:
         if not self.rows:
-            return "no step yet"
+            return "nothing counted: no step yet, or gradients alone are in low precision"
         lines = [
             [
                 f"{row.parameter}: {row.tensor}{'*' * row.noisy}",
