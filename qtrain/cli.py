@@ -173,6 +173,7 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
     except OSError as error:
         message = f"{field}: {path} cannot be written ({error.strerror or error})"
         raise ValueError(message) from error
+    terminal.say(f"wrote {path}")
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

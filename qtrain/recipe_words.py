@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import quantizers
 from quantizers import (
-    FloatFormat,
     Granularity,
     accumulators,
     blocks,
@@ -43,7 +41,6 @@ _FUNCTIONS = (
     accumulators.exact, accumulators.sequential, accumulators.aligned, accumulators.integer,
     deviations.l2, deviations.l1, deviations.linf, deviations.topk, deviations.range_,
 )  # fmt: skip
-_WIDTHS = re.compile(r"e([2-8])m([1-9]|1\d|2[0-3])")
 _CONSTANTS = {"null": None, "true": True, "false": False}
 
 
@@ -78,8 +75,8 @@ def named(name: str, where: str) -> Any:
     """What has this name; ValueError, with the nearest that there is, where nothing has."""
     if name in names():
         return names()[name]
-    if found := _WIDTHS.fullmatch(name):  # as a format without a name is shown
-        return FloatFormat(int(found[1]), int(found[2]))
+    if (widths := formats.by_widths(name)) is not None:
+        return widths
     if name in _makers():
         raise ValueError(f"{where}: got {name!r}, which is called: {_usage(name)}")
     near = suggestion(name, [*names(), *_makers()])

@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from . import formats, rounding
 
-_GET: dict[str, Callable[[str], object]] = {"format": formats.get, "rounding": rounding.get}
+_GET: dict[str, Callable[[str], object]] = {
+    "format": formats.get, "sum": formats.get_sum, "rounding": rounding.get
+}  # fmt: skip
 
 
 def take_names(owner: object, place: str = "", **kinds: str) -> None:
     """Replace names in the fields of a frozen dataclass by what they name.
 
-    kinds   field -> "format" or "rounding".  ValueError for a name that none has, with the field,
-            behind its `place`.
+    kinds   field -> "format", "sum" (one of a sum, "e6m9" too) or "rounding".  ValueError for a
+            name that none has, with the field, behind its `place`.
     """
     for field, kind in kinds.items():
         got = getattr(owner, field)

@@ -31,7 +31,8 @@ def accumulate(
              of any dtype, up to 2^24
     start    (...), what the sum begins at; None: 0
     formats  those of a's and b's elements, whose smallest exponents `Aligned` takes for subnormal
-             elements and zeros; None, and what is no floating-point format: fp32's
+             elements and zeros; None, and what is no floating-point format: fp32's.  That the
+             values are theirs is not checked
     key      0-d int64, of the random bits of a stochastic rounding: those of `random_bits` of the
              result's shape, its key folded with twice k (and that plus 1 for a product's rounding,
              K and the chunk's number for k where a chunk is added)

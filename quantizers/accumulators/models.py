@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, get_args
 
 from .. import checks
 from ..formats import FloatFormat, fp32
+from ..names import take_names
 from ..rounding import Rounding, nearest_even
 
 Inside = Literal["rounded", "exact"]
@@ -36,7 +37,8 @@ class Sequential:
 
         s = start, to nearest;  for every k:  s = R(s + a[k] b[k])
 
-    format        of the sum; an overflow is what it states (`FloatFormat.on_overflow`)
+    format        of the sum, or its name, "e6m9" too; an overflow is what it states
+                  (`FloatFormat.on_overflow`)
     rounding      R; a stochastic one takes random bits of its own for every addition
     product       format to which R rounds every product before it is added; None: products are
                   exact, as in a fused multiply-add
@@ -56,6 +58,7 @@ class Sequential:
     compensated: bool = False
 
     def __post_init__(self) -> None:
+        take_names(self, format="sum", product="sum", rounding="rounding")
         for name in ("format", "product"):
             value = getattr(self, name)
             if value is not None or name == "format":
@@ -177,16 +180,17 @@ def exact() -> Exact:
 
 
 def sequential(
-    format: FloatFormat,
+    format: FloatFormat | str,
     *,
-    rounding: Rounding = nearest_even,
-    product: FloatFormat | None = None,
+    rounding: Rounding | str = nearest_even,
+    product: FloatFormat | str | None = None,
     chunk: int | None = None,
     inside: Inside = "rounded",
     compensated: bool = False,
 ) -> Sequential:
-    """A floating-point sum, rounded after every addition: `Sequential`."""
-    return Sequential(format, rounding, product, chunk, inside, compensated)
+    """A floating-point sum, rounded after every addition: `Sequential`; formats and the rounding
+    by their names, too."""
+    return Sequential(format, rounding, product, chunk, inside, compensated)  # type: ignore[arg-type]
 
 
 def aligned(

@@ -7,6 +7,7 @@ from .named import NAMED as NAMED
 from .named import NATIVE as NATIVE
 from .named import Format as Format
 from .named import bf16 as bf16
+from .named import by_widths as by_widths
 from .named import dynamic8 as dynamic8
 from .named import e2m1 as e2m1
 from .named import e2m3 as e2m3
@@ -18,6 +19,7 @@ from .named import e8m0 as e8m0
 from .named import fp16 as fp16
 from .named import fp32 as fp32
 from .named import get as get
+from .named import get_sum as get_sum
 from .named import int8 as int8
 from .named import nf4 as nf4
 from .named import tf32 as tf32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from .. import checks
@@ -51,10 +53,26 @@ _OTHER_NAMES = {
 }
 
 
+_WIDTHS = re.compile(r"e([2-8])m([1-9]|1\d|2[0-3])")
+
+
+def by_widths(name: str) -> FloatFormat | None:
+    """ "e6m9" as FloatFormat(6, 9), which shows itself so; None for another word."""
+    found = _WIDTHS.fullmatch(name)
+    return None if found is None else FloatFormat(int(found[1]), int(found[2]))
+
+
 def get(name: str) -> Format:
     """The named format; ValueError with the nearest name otherwise."""
     if not isinstance(name, str) or name not in NAMED:
         other = _OTHER_NAMES.get(name.lower()) if isinstance(name, str) else None
         hint = checks.suggestion(name, NAMED) if other is None else f"; that is {other} here"
+        if isinstance(name, str) and (own := by_widths(name)) is not None:
+            hint += f"; of those widths is FloatFormat({own.exponent}, {own.mantissa})"
         raise ValueError(f"unknown format {checks.shown(name)}{hint}; formats.NAMED lists all")
     return NAMED[name]
+
+
+def get_sum(name: str) -> Format:
+    """The format of a sum by name, or by its widths, "e6m9"; ValueError for another."""
+    return NAMED.get(name) or by_widths(name) or get(name)

@@ -20,6 +20,13 @@ def check_elements(scale: Scale, elements: Format) -> None:
             f"scale.rule: got {scale.rule!r} for {elements}, whose values have no exponents; "
             f"give rule='amax', amax over the largest magnitude of the table"
         )
+    top = max(scale.tops(elements))
+    if top > 32 * elements.largest:
+        raise ValueError(
+            f"scale.top: got {top:g}, {top / elements.largest:.0f} times the largest of "
+            f"{elements}, {elements.largest:g}, so that nearly all elements would saturate; give "
+            f"at most 32 times, or, for the scale of a scale, over=Scale(top={top:g})"
+        )
     affine = isinstance(elements, IntFormat) and not elements.symmetric
     if affine and scale != Scale(scale.format, rounding=scale.rounding):
         raise ValueError(

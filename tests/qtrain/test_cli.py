@@ -167,7 +167,8 @@ def test_inspect_accumulates_and_draws(capsys: pytest.CaptureFixture[str], tmp_p
 def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     train(small(tmp_path, epochs=1), say=quiet)
     path, saved = tmp_path / "run" / "checkpoint.pt", tmp_path / "c.csv"
-    status, out, _ = run(capsys, "cost", str(path), "--save", str(saved), "--device", "cpu")
+    status, out, err = run(capsys, "cost", str(path), "--save", str(saved), "--device", "cpu")
+    assert err.endswith(f"wrote {saved}\n")
     assert status == 0 and "grad_weight" in out and "fp32" in out
     assert saved.read_text().startswith("layer,product")
     for more in (("--save", "/no/such/c.csv"), ("--save", str(tmp_path / "c.xls"))):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from quantizers import (
+    FloatFormat,
     Format,
     IntFormat,
     Quantizer,
@@ -14,11 +15,13 @@ from quantizers import (
     ceil,
     e4m3,
     formats,
+    fp16,
     int8,
     nearest_even,
     rounding,
 )
 from quantizers import stochastic as drawn
+from quantizers.accumulators import sequential
 
 
 @pytest.mark.parametrize("name", formats.NAMED)
@@ -43,6 +46,25 @@ def test_what_a_rounding_prints_as_is_its_name() -> None:
     modes = ("nearest_even", "half_away", "toward_zero", "floor", "ceil")
     assert all(rounding.get(mode) == rounding.Rounding(mode) for mode in modes)
     assert rounding.get("stochastic") == drawn()
+
+
+def test_a_format_of_sums_without_a_name_is_had_by_its_widths() -> None:
+    assert formats.get_sum("e6m9") == FloatFormat(6, 9)
+    assert formats.get_sum("e4m3") == e4m3 != FloatFormat(4, 3)
+    for text in ("e9m3", "e1m2", "e4m24", "e4m0", "e04m3"):
+        with pytest.raises(ValueError, match="unknown format"):
+            formats.get_sum(text)
+    with pytest.raises(ValueError, match=r"of those widths is FloatFormat\(6, 9\)"):
+        formats.get("e6m9")
+
+
+def test_an_accumulators_formats_and_rounding_have_names() -> None:
+    named = sequential("e6m9", product="fp16", rounding="stochastic(8)")
+    assert named == sequential(FloatFormat(6, 9), product=fp16, rounding=drawn(8))
+    with pytest.raises(ValueError, match="product: unknown format 'fp17'"):
+        sequential(fp16, product="fp17")
+    with pytest.raises(TypeError, match="format: got IntFormat"):
+        sequential("int8")
 
 
 def test_a_scales_format_and_rounding_have_names() -> None:

@@ -139,6 +139,8 @@ def test_what_no_rule_honours_is_refused(fields: dict[str, Any], message: str) -
             "elements to nearest",
         ),
         ({"format": uint8, "scale": Scale(correction=per_tensor)}, "symmetric"),
+        ({"format": e2m1, "scale": Scale(top=448)}, "75 times the largest of e2m1.*over="),
+        ({"format": e2m1, "scale": Scale(candidates=(6, 193))}, "scale.top: got 193"),
     ],
 )
 def test_quantizers_refuse_scales_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
