@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--hardware-data", type=Path, help="folder of outputs recorded on real tensor cores"
     )
+    parser.addoption(
+        "--every-case", action="store_true", help="all cases on a processor without AVX-512 too"
+    )
+
+
+#: of a test with more cases, every third runs on a processor without AVX-512, where all of them
+#: would take half an hour
+MANY = 12
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--every-case") or torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    many = [cases for cases in tests.values() if len(cases) > MANY]
+    left_out = {item for cases in many for i, item in enumerate(cases) if i % 3}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture

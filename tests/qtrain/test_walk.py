@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qtrain import Monitor, quantize
+from qtrain.products.engines.onednn import OneDnnInt8
 from quantizers import kernels
 
 ROOT = str(Path(__file__).parents[2])
@@ -62,6 +63,9 @@ def model() -> nn.Module:
     return quantize(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)))
 
 
+@pytest.mark.skipif(
+    not OneDnnInt8().admitted_on("cpu"), reason="this processor has no exact int8 units (VNNI)"
+)
 def test_a_convolution_walks_no_further_than_it_must(model: nn.Module) -> None:
     (calls, changes), (back, back_changes) = step(model)
     assert 20 < calls <= 71 and changes <= 46

@@ -128,7 +128,6 @@ _SPANS = (
     (Span(-2048, 2047), Span(-32768, 32767)),
 )
 
-
 #: engines that were tried on a kind of device and broke their promise there
 _refused: set[tuple[Engine, str]] = set()
 
