@@ -73,7 +73,6 @@ class _Runs:
             "runs": [],
         }
         self.elsewhere: list[str] = []
-        self.mixed = False  # whether runs are of several processors, and each names its own
         if self.path.exists():
             self._resume(json.loads(self.path.read_text(encoding="utf-8")))
 
@@ -93,7 +92,6 @@ class _Runs:
         if self.args.mix_machines and any(then.get(name) != now[name] for name in PROCESSOR):
             for run in stored["runs"]:
                 run.setdefault("on", self._processor(then))
-        self.mixed = any("on" in run for run in stored["runs"])
         self.result["runs"] = stored["runs"]
 
     @staticmethod
@@ -173,7 +171,7 @@ class _Runs:
             }
             more = {} if curve.more is None else {"more": dict(curve.more)}
             run = {"arm": job.arm, "seed": job.seed, "failed": curve.failed, "epochs": columns}
-            if self.mixed:
+            if any("on" in other for other in self.result["runs"]):  # each names its processor
                 run["on"] = self._processor(self.result["environment"])
             order = list(self.experiment.arms)
             self.result["runs"] = sorted(
