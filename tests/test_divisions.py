@@ -75,6 +75,7 @@ PYTHON = {
     "quantizers/scales/clipping.py: down /= 2",
     "quantizers/scales/clipping.py: reach / scale.headroom",
     "quantizers/scales/clipping.py: reached(scale.over, scale.format) / scale.format.largest",
+    "quantizers/scales/elements.py: top / elements.largest",
     "quantizers/scales/levels.py: max(tops) / scale.headroom",
     "quantizers/scales/levels.py: most / scale.headroom",
     "quantizers/scales/levels.py: most / top",

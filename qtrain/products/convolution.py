@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,7 +81,23 @@ class Convolution(Operation):
         # strides of its own: aten refuses, in fp64, those of another tensor along a length of 1
         layout = LAST[weight.dim()] if last else torch.preserve_format
         weight = torch.empty_like(weight, dtype=a.dtype, memory_format=layout)
+        if self._overruns(b, weight):
+            row, column = self.stride
+            return replace(self, stride=(1, 1)).product(kind, a, b[..., ::row, ::column], like)
         return self.canonical(self._backward(a, b, weight, 1))
+
+    def _overruns(self, input: Tensor, weight: Tensor) -> bool:
+        """Whether oneDNN may write past its memory (its issue 6035) in the weight's gradient.
+
+        It does for a channels-last input of fewer channels than a vector register has floats, of
+        which a kernel of one pixel takes every so many: for that gradient alone, the same as that
+        of the pixels taken, without strides.
+        """
+        if self.transposed or self.stride == (1, 1) or weight.shape[2:] != (1, 1):
+            return False
+        last = is_channels_last(input) or is_channels_last(weight)
+        few = input.device.type == "cpu" and input.shape[1] < 16
+        return last and few and self.padding == (0, 0)
 
     def native(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._forward(input, self.raw(weight), bias)

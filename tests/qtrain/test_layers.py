@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, quantize, recipes
+from qtrain.products.convolution import Convolution
 from quantizers import OFF, IntFormat, Quantizer, bf16, fold, int8, minmax, stochastic
 
 
@@ -398,6 +399,25 @@ def test_volumes_have_the_same_bits_in_any_layout(channels: int) -> None:
             torch.testing.assert_close(model(other), expected, rtol=1e-6, atol=1e-6)
         model.weight.data = model.weight.data.clone(memory_format=last)
         torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_few_channels_strided_by_one_pixel_keep_to_their_memory(
+    stride: tuple[int, int], groups: int
+) -> None:
+    """Without AVX-512, oneDNN wrote past its own for their grad_weight, which ends processes."""
+    seed = torch.Generator().manual_seed(0)
+    last = {"memory_format": torch.channels_last}
+    weight = torch.randn(4, 2 // groups, 1, 1, generator=seed)
+    x = torch.randn(20, 2, 8, 8, generator=seed).contiguous(**last)
+    operation = Convolution(stride, (0, 0), (1, 1), groups)
+    grad_output = torch.randn(20, 4, *x[0, 0, :: stride[0], :: stride[1]].shape, generator=seed)
+    like = operation.canonical(weight)
+    for _ in range(100):
+        found = operation.product("grad_weight", grad_output.contiguous(**last), x, like)
+    exact = operation.product("grad_weight", grad_output.double(), x.double(), like.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
 
 
 KINDS_OF_CONVOLUTION = [
