@@ -23,7 +23,12 @@ UNFINISHED = ".qtrain-*.tmp"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace `path` by what `write` puts into a file; a crash leaves the old file whole."""
+    """Replace `path` by what `write` puts into a file; a crash leaves the old file whole.
+
+    FileNotFoundError, with the folder, where there is none for it.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(path.parent))
     temporary = path.with_name(UNFINISHED.replace("*", secrets.token_hex(8)))
     try:
         with open(temporary, "xb") as file:

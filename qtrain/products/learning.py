@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers.learned.stepped import Stepped
 from quantizers.protocol import init_parameters
 from quantizers.ranges.rules import State
 
@@ -122,12 +121,9 @@ class Learning(LayerState):
             state[key].copy_(value)
         flag.fill_(1)
         self.unfitted -= {slot}
-        if isinstance(quantizer, Stepped) and x.numel() and (lost := quantizer.lost(x)):
-            warnings.warn(
-                f"layer {self.name!r}: {' '.join(slot)}: {100 * lost:.2g} % of the first tensor is "
-                f"negative, which {quantizer} makes 0; take a signed format, or an LSQPlus",
-                stacklevel=2,
-            )
+        known = getattr(quantizer, "trouble", None)
+        if known is not None and x.numel() and (trouble := known(x, slot[-1])):
+            warnings.warn(f"layer {self.name!r}: {' '.join(slot)}: {trouble}", stacklevel=2)
         return state
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

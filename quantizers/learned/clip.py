@@ -48,6 +48,7 @@ class LearnedClip(Stepped):
 
     power_of_two: bool = False
     learned: ClassVar[tuple[str, ...]] = ("log2_clip",)
+    logarithmic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

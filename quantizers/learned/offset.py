@@ -71,7 +71,7 @@ class LSQPlus(LSQ):
         made = torch.where(torch.isfinite(x), (codes * step + offset).float(), float("nan"))
         return QTensor(made, None, None, fp32, tuple(max(size, 1) for size in x.shape))
 
-    def lost(self, x: Tensor) -> float:
+    def _lost(self, x: Tensor) -> float:
         """None: an offset takes what is negative."""
         return 0.0
 

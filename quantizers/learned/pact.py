@@ -56,7 +56,7 @@ class PACT(Stepped):
         if self.start is not None:
             checks.number("start", self.start, low=0, positive=True)
 
-    def lost(self, x: Tensor) -> float:
+    def _lost(self, x: Tensor) -> float:
         """None: to clip is what it is for."""
         return 0.0
 

@@ -48,6 +48,8 @@ class Stepped:
     noisy: ClassVar[bool] = False
     #: the learned tensors
     learned: ClassVar[tuple[str, ...]] = ("step",)
+    #: whether a learned tensor is a logarithm, which one rate moves in proportion
+    logarithmic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         take_names(self, format="format")
@@ -73,7 +75,24 @@ class Stepped:
         """The steps as they are used, one a granule, fp32."""
         raise NotImplementedError
 
-    def lost(self, x: Tensor) -> float:
+    def trouble(self, x: Tensor, operand: str) -> str:
+        """What is bound to go wrong with an operand of a layer whose first tensor is x, not empty;
+        "" where nothing is known."""
+        if lost := self._lost(x):
+            return (
+                f"{100 * lost:.2g} % of the first tensor is negative, which {self} makes 0; take a "
+                f"signed format, or an LSQPlus"
+            )
+        if operand == "grad_output" and not self.logarithmic:
+            largest = float(x.abs().max())
+            return (
+                f"{self} learns a {self.learned[0]} of the gradients' size, at most {largest:.2g} "
+                f"in the first tensor, which a rate for weights carries through 0; take a "
+                f"LearnedClip, or give it a group of parameters with a rate of that size"
+            )
+        return ""
+
+    def _lost(self, x: Tensor) -> float:
         """The share of x, not empty, that is negative where the format has no sign."""
         return 0.0 if self.format.signed else int((x < 0).sum()) / x.numel()
 

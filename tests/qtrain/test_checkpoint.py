@@ -287,6 +287,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError, match=f"no such folder to write to: '{tmp_path}/a'"):
+        write_atomically(tmp_path / "a" / "b.yaml", fail)
 
 
 def test_a_full_disk_is_one_clear_error(

@@ -637,3 +637,24 @@ def test_a_format_without_a_sign_says_that_negative_inputs_are_lost(
         model(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
     texts = [str(one.message) for one in seen if "negative" in str(one.message)]
     assert len(texts) == warns and all("25 % of the first tensor" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    "quantizer, warns",
+    [
+        (LSQ(format=IntFormat(8)), "learns a step of the gradients' size, at most 0.5 in"),
+        (LSQPlus(format=IntFormat(8)), "learns a step of the gradients' size"),
+        (LearnedClip(format=IntFormat(8)), ""),
+    ],
+    ids=str,
+)
+def test_a_step_of_the_gradients_size_is_warned_of(quantizer: Any, warns: str) -> None:
+    recipe = Recipe(name="own", grad_input=GradInput(grad_output=quantizer))
+    model = quantize(nn.Sequential(nn.Linear(2, 2)), recipe=recipe)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            (model(torch.ones(2, 2, requires_grad=True)) / 2).sum().backward()
+    texts = [str(one.message) for one in seen]
+    assert len(texts) == bool(warns) and all(warns in text for text in texts)
+    assert all(text.startswith("layer '0': grad_input grad_output: ") for text in texts)
