@@ -22,13 +22,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--hardware-data", type=Path, help="folder of outputs recorded on real tensor cores"
     )
     parser.addoption(
-        "--every-case", action="store_true", help="all cases on a processor without AVX-512 too"
+        "--every-case", action="store_true", help="all tests on a processor without AVX-512 too"
     )
 
 
-#: of a test with more cases, every third runs on a processor without AVX-512, where all of them
-#: would take half an hour
-MANY = 12
+#: of a test with more cases, every sixth runs on a processor without AVX-512, where all of them
+#: would take three quarters of an hour; `costly` tests, half a minute or more each, not at all
+MANY = 6
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "costly: without AVX-512 by --every-case alone")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,7 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
     many = [cases for cases in tests.values() if len(cases) > MANY]
-    left_out = {item for cases in many for i, item in enumerate(cases) if i % 3}
+    left_out = {item for cases in many for i, item in enumerate(cases) if i % MANY}
+    left_out |= {item for item in items if item.get_closest_marker("costly")}
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
 

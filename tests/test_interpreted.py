@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="pip install triton: its interpreter needs no GPU")
 ROOT = Path(__file__).parents[1]
 #: of a file's cases, every so many are run here; all by
-#: TRITON_INTERPRET=1 python -m pytest -o addopts= tests/kernels
+#: TRITON_INTERPRET=1 python -m pytest -o addopts= tests/kernels --every-case
 SHARE = "36"
 #: test_ahead_of_time*: they compile, and are tested beside this
 FILES = [

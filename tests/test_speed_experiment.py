@@ -64,6 +64,7 @@ def test_table_has_every_row_with_times_memory_and_parts(tmp_path: Path) -> None
             assert ("summary" in row) == method.startswith("int8")
 
 
+@pytest.mark.costly
 def test_growth_gives_ratios_and_the_cost_of_a_layer(tmp_path: Path) -> None:
     printed = run("growth.py", tmp_path, "--rounds", "1")
     assert "one more Conv2d, forward and backward" in printed

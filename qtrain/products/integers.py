@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -67,8 +66,8 @@ def _uniform(product: Product, operand: Operand, q: Sketch) -> bool:
     """Whether all terms of a sum have the same zero point."""
     if q.zero_point is None or math.prod(q.zero_point) == 1:
         return True
-    varying = {axis for axis, size in enumerate(q.shape) if q.block[axis] < size}
-    return varying <= product.axes(operand, len(q.shape))[0]
+    _, summed = product.axes(operand, len(q.shape))
+    return all(q.block[axis] >= q.shape[axis] for axis in summed)
 
 
 def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
@@ -80,15 +79,18 @@ def tasks(product: Product, a: Sketch, b: Sketch) -> list[Task]:
     size = product.terms(a.shape, b.shape)
     calls = product.multiplications(a.shape, b.shape)
     one, other = _Spans.of(a), _Spans.of(b)
-    whole = Task(product, *size, one.direct, other.direct, sums=False, multiplications=calls)
-    found = [whole]
+
+    def form(a: Span, b: Span, sums: bool = False, first: bool = False, both: bool = False) -> Task:
+        return Task(product, *size, a, b, "exact", first, both, sums, calls)
+
+    found = [form(one.direct, other.direct)]
     if a.zero_point is not None or b.zero_point is not None:
         if _uniform(product, "a", a) and _uniform(product, "b", b):
-            found.insert(0, replace(whole, a=one.centred, b=other.centred, sums=True))
+            found.insert(0, form(one.centred, other.centred, sums=True))
         if b.zero_point is None and a.zero_point is not None and math.prod(a.zero_point) == 1:
-            found.insert(0, replace(whole, a=one.raw, b=other.raw, zero_point=True))
+            found.insert(0, form(one.raw, other.raw, first=True))
         if all(math.prod(q.zero_point or ()) == 1 for q in (a, b)):
-            found.insert(0, replace(whole, zero_points=True))
+            found.insert(0, form(one.direct, other.direct, both=True))
     return found
 
 

@@ -72,10 +72,10 @@ def _fold(product: Product, q: Sketch, dims: int) -> tuple[bool, Shape]:
     _, along_sum = product.axes("b", len(q.shape))
     kept, _ = forward.axes(operand, len(q.shape))
     sizes = enumerate(zip(q.shape, q.block, strict=True))
-    varying = {axis for axis, (size, block) in sizes if block < size}
-    split = min(along_sum)
-    needed = any(axis != split or q.block[axis] == 1 for axis in varying & along_sum)
-    if not needed or not varying <= kept:
+    varying = [axis for axis, (size, block) in sizes if block < size]
+    split, *others = along_sum
+    needed = any(axis in others or (axis == split and q.block[axis] == 1) for axis in varying)
+    if not needed or not all(axis in kept for axis in varying):
         return False, None
     shape = lifted_shape(forward, operand, q)
     return True, None if shape is None else (1,) * (dims - len(shape)) + shape
@@ -114,7 +114,7 @@ def _sizes(shape: Sequence[int]) -> str:
 def _check_scales(product: Product, operand: Operand, q: Sketch) -> int:
     """Block size of an operand along the cut axis; ValueError where a scale cannot be honoured."""
     _, summed = product.axes(operand, len(q.shape))
-    split = min(summed)
+    split = summed[0]
     if q.scale is None:
         return q.shape[split]
     for axis, (size, block) in enumerate(zip(q.shape, q.block, strict=True)):

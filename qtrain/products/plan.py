@@ -48,3 +48,19 @@ def planned(function: Callable[P, T]) -> Callable[P, T]:
         return run(*args, **kwargs)  # type: ignore[arg-type]
 
     return call
+
+
+def constant(function: Callable[P, T]) -> Callable[P, T]:
+    """Keeps a function's results, which the compiler takes as they are, tracing nothing.
+
+    The arguments must be constants: numbers, text.  As torch.compiler.assume_constant_result,
+    without importing the compiler for it (1.4 s).
+    """
+    kept = lru_cache(maxsize=None)(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return kept(*args, **kwargs)  # type: ignore[arg-type]
+
+    call._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return call

@@ -9,19 +9,36 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .operations import Kind, Operand, Operation
+from .plan import constant
 
-#: (a, b, result) of each product, as places in (input, weight, output)
-_ORDER: dict[Kind, tuple[int, int, int]] = {
-    "forward": (0, 1, 2),
-    "grad_input": (2, 1, 0),
-    "grad_weight": (2, 0, 1),
+#: of each product, as places in (input, weight, output)
+_PLACES: dict[Kind, dict[str, int]] = {
+    "forward": {"a": 0, "b": 1, "result": 2},
+    "grad_input": {"a": 2, "b": 1, "result": 0},
+    "grad_weight": {"a": 2, "b": 0, "result": 1},
 }
 #: labels of channels, which lie group after group: of the group and within it
 _PARTS = {"c": "gi", "d": "go"}
+_Axes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _parts(labels: str) -> set[str]:
     return {part for label in labels for part in _PARTS.get(label, label)}
+
+
+@constant
+def _one_each(labels: str, dims: int) -> str:
+    """A label for each of so many axes."""
+    for label in "*xyk":
+        labels = labels.replace(label, label * (dims - len(labels) + 1))
+    return labels
+
+
+@constant
+def _axes(labels: str, dims: int, result: str) -> _Axes:
+    labels = _one_each(labels, dims)
+    kept = {axis for axis, label in enumerate(labels) if _parts(label) <= _parts(result)}
+    return tuple(sorted(kept)), tuple(axis for axis in range(dims) if axis not in kept)
 
 
 class Product(NamedTuple):
@@ -37,16 +54,13 @@ class Product(NamedTuple):
         """`Operation.product`."""
         return self.operation.product(self.kind, a, b, like)
 
-    def axes(self, operand: Operand, dims: int) -> tuple[set[int], set[int]]:
-        """(kept, summed): the axes of an operand that has `dims`."""
-        result = _parts(self._labels("result"))
-        labels = enumerate(self._labels(operand, dims))
-        kept = {axis for axis, label in labels if _parts(label) <= result}
-        return kept, set(range(dims)) - kept
+    def axes(self, operand: Operand, dims: int) -> _Axes:
+        """(kept, summed): the axes of an operand that has `dims`, in order."""
+        return _axes(self._labels(operand), dims, self._labels("result"))
 
     def split_axis(self, operand: Operand, dims: int) -> int:
         """The summed axis along which a product may be cut into partial sums: the first."""
-        return min(self.axes(operand, dims)[1])
+        return self.axes(operand, dims)[1][0]
 
     def narrow(self, operand: Operand, x: Tensor, start: int, length: int) -> Tensor:
         """The slice of an operand at [start, start + length) of the split axis, in each group."""
@@ -75,7 +89,7 @@ class Product(NamedTuple):
         if self.kind == "grad_weight" and not self.operation.transposed:
             fewer = "a"
         sizes = a if fewer == "a" else b
-        _, *others = sorted(self.axes(fewer, len(sizes))[1])
+        _, *others = self.axes(fewer, len(sizes))[1]
         count = a[first] // self._groups("a", first, len(a))
         return count, math.prod([sizes[axis] for axis in others])
 
@@ -96,7 +110,7 @@ class Product(NamedTuple):
         along those that are summed."""
         labels, (kept, _) = self._labels(operand, len(sizes)), self.axes(operand, len(sizes))
         found: dict[str, list[int]] = {}
-        for axis in sorted(kept):
+        for axis in kept:
             groups = self._groups(operand, axis, len(sizes))
             *group, own = list(_PARTS.get(labels[axis], labels[axis]))
             found.setdefault(own, []).append(sizes[axis] // groups)
@@ -125,11 +139,8 @@ class Product(NamedTuple):
 
     def _labels(self, of: str, dims: int = 0) -> str:
         """The labels of operand a or b, or of the result; with `dims`: one for each axis."""
-        place = _ORDER[self.kind][("a", "b", "result").index(of)]
-        found = self.operation.labels[place]
-        for label in "*xyk" if dims else "":
-            found = found.replace(label, label * (dims - len(found) + 1))
-        return found
+        found = self.operation.labels[_PLACES[self.kind][of]]
+        return _one_each(found, dims) if dims else found
 
     def _groups(self, operand: Operand, axis: int, dims: int) -> int:
         """How many groups of channels lie along an axis, one after the other."""

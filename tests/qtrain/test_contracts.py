@@ -590,6 +590,7 @@ def test_contract_6_training_repeats_and_resumes_bit_for_bit() -> None:
     assert same(list(resumed.state_dict().values()), list(model.state_dict().values()))
 
 
+@pytest.mark.costly
 def test_contract_6_compiled_and_eager_share_noise_and_codes() -> None:
     model, x = quantize(mlp(), recipe=all_stochastic()), normal(8, 24)
     twin = copy.deepcopy(model)

@@ -232,17 +232,17 @@ def test_results_lie_in_memory_as_torchs_own(engine: Engine, transposed: bool) -
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2)
+        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
         self.up = nn.ConvTranspose2d(8, 4, 3, stride=2)
         self.fc = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(self.down(self.first(x).relu()))
+        x = self.up(self.down(x).relu())
         out: Tensor = self.fc(x.mean((2, 3)))
         return out
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
 @pytest.mark.parametrize("bits", [None, 16], ids="grad_weight {} bits".format)
 def test_a_compiled_step_has_the_same_integer_products(
@@ -260,7 +260,7 @@ def test_a_compiled_step_has_the_same_integer_products(
         torch.manual_seed(0)
         model: Any = quantize(Net(), recipe=recipe)
         run = torch.compile(model, fullgraph=True, backend=backend) if backend else model
-        x = torch.randn(2, 3, 9, 8).requires_grad_()
+        x = torch.randn(2, 4, 9, 8).requires_grad_()
         model(x)  # the first forward is watched
         output = run(x)
         output.square().sum().backward()
@@ -329,6 +329,7 @@ def test_bits_are_the_same_where_the_processor_lacks_int8_units() -> None:
         assert f"{engine} is refused on this machine" in run.stdout
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
 def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU: its engines, cuDNN to be kept out, and no operation of the CPU's own."""
@@ -349,7 +350,7 @@ def test_the_engines_of_cuda_compile_to_one_graph(monkeypatch: pytest.MonkeyPatc
         torch.manual_seed(0)
         model: Any = quantize(Net(), bits=8)
         run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
-        x = torch.randn(2, 3, 9, 8).requires_grad_()
+        x = torch.randn(2, 4, 9, 8).requires_grad_()
         model(x)  # the first forward is watched
         kept_out.clear()
         output = run(x)

@@ -246,6 +246,7 @@ def test_recomputation_gives_the_same_gradients() -> None:
         assert grad is not None and torch.equal(grad, gradients(other)[name]), name  # type: ignore[arg-type]
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_a_compiled_step_gives_the_same_gradients_in_one_graph() -> None:
     model = quantize(network(), recipe=LEARNED)

@@ -227,6 +227,7 @@ def test_selective_checkpointing_keeps_the_products_of_floating_point(case: str)
     assert products >= 2 and counts[0] - counts[1] == products
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, raised as it compiles
 @pytest.mark.parametrize("selective", [False, True])
 def test_compiled_checkpointing_without_noise_is_the_eager_one(selective: bool) -> None:

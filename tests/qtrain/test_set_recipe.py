@@ -472,6 +472,7 @@ COMPILED: list[str | Recipe] = [
 ]
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecations
 def test_a_compiled_model_never_runs_an_old_recipe() -> None:
     torch.compiler.reset()

@@ -146,8 +146,8 @@ class CutInt8(Engine):
         product: Product = plan.part.product
         groups, last = product.operation.groups, product.kind == "grad_weight"
         inside = groups if last else 1  # along the kept axis of an operand
-        axis_a = max(product.axes("a", a.dim())[0])
-        axis_b = max(product.axes("b", b.dim())[0])
+        axis_a = product.axes("a", a.dim())[0][-1]
+        axis_b = product.axes("b", b.dim())[0][-1]
         lefts, rights = plan.a.operands(a, axis_a, inside), plan.b.operands(b, axis_b, inside)
         if last:
             factors, others = plan.a.factors, plan.b.factors
