@@ -98,7 +98,7 @@ class Recorder(Probe):
             exact = operation.product(kind, a.to(wide), b.to(wide), like)
         self._add(role, exact, result)
 
-    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[..., Tensor]) -> None:
         again = kind == "forward" and in_backward()
         if again or not isinstance(unit, Accumulator):
             return
