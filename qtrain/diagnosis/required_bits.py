@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantizers import FloatFormat, IntFormat, fp32
 from quantizers.accumulators import Accumulator, exact, integer, sequential
+from quantizers.protocol import format_of
 
 from .. import checks
 from ..conversion.watch import twin
@@ -153,7 +154,7 @@ class _Search(Probe):
 
     def _whole(self, kind: str) -> bool:
         quantizers = [self.recipe.slots[kind, name].quantizer for name in OPERANDS[kind]]
-        return all(isinstance(getattr(q, "format", None), IntFormat) for q in quantizers)
+        return all(isinstance(format_of(q), IntFormat) for q in quantizers)
 
     def _range(self, kind: Kind) -> tuple[int, int]:
         return _WHOLE if self._whole(kind) else _MANTISSA

@@ -11,7 +11,19 @@ from block_cases import normal
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, inspect, quantize, required_bits
-from quantizers import FloatFormat, Quantizer, accumulate, accumulators, e4m3, e5m2, int8
+from quantizers import (
+    FloatFormat,
+    LSQPlus,
+    Quantizer,
+    RealOffset,
+    accumulate,
+    accumulators,
+    e4m3,
+    e5m2,
+    int8,
+    minmax,
+    uint8,
+)
 
 WHOLE = Quantizer(format=int8)
 INT8 = Recipe(
@@ -137,6 +149,28 @@ def test_errors_are_relative_to_the_sums_without_the_bias() -> None:
         other[0].weight.copy_(one[0].weight)
     biased, plain = (required_bits(quantize(each, recipe=INT8), BATCH[0]) for each in (one, other))
     assert biased.rows == plain.rows and biased.rows[0].bits > 10
+
+
+@pytest.mark.parametrize(
+    "operand",
+    [LSQPlus(format="int4"), RealOffset(Quantizer(format=uint8, range=minmax))],
+    ids=["learned", "of a range"],
+)
+def test_an_operand_with_a_real_offset_is_no_integer(operand: Any) -> None:
+    forward = Forward(input=operand, weight=WHOLE)
+    found = required_bits(quantize(net(), recipe=replace(INT8, forward=forward)), *BATCH)
+    kinds = {(row.product, type(row.accumulator)) for row in found.rows}
+    assert kinds == {
+        ("forward", accumulators.Sequential),
+        ("grad_input", accumulators.Integer),
+        ("grad_weight", accumulators.Sequential),
+    }
+    narrow = accumulators.integer(16, overflow="wrap")
+    with pytest.raises(ValueError, match="multiplies integers, but input is "):
+        Recipe(name="own", forward=replace(forward, accumulator=narrow))
+    backward = GradWeight(grad_output=Quantizer(format="bf16", range=None), unit="bf16")
+    with pytest.raises(ValueError, match="'bf16' holds 8 significant bits, but input is "):
+        Recipe(name="own", forward=forward, grad_weight=backward)
 
 
 def test_products_whose_sums_are_all_0_have_no_row() -> None:
