@@ -58,6 +58,12 @@ def learns(quantizer: object) -> bool:
     return callable(getattr(quantizer, "init_parameters", None))
 
 
+def format_of(quantizer: object) -> Format | None:
+    """Of the elements that a quantizer returns; None where its calls alone show it."""
+    found = getattr(quantizer, "returns", getattr(quantizer, "format", None))
+    return found if isinstance(found, Format) else None
+
+
 def straight_through(quantizer: QuantizerLike) -> bool:
     """Whether the quantizer's backward is the identity, so that x need not be kept for it."""
     if learns(quantizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from . import checks, tensor_checks
 from .devices.by_device import ByDevice
 from .devices.numbers import divided
 from .elements import as_real
-from .formats import IntFormat, fp32
+from .formats import FloatFormat, IntFormat, fp32
 from .granularity import expand
 from .kernels.gpu import offset as gpu
 from .noise import needed, random_bits
@@ -48,6 +49,8 @@ class RealOffset:
     """
 
     of: Quantizer
+    #: the format of elements
+    returns: ClassVar[FloatFormat] = fp32
 
     def __post_init__(self) -> None:
         need = "an affine Quantizer, as of IntFormat(8, signed=False, symmetric=False)"

@@ -143,7 +143,7 @@ class _Engines(Probe):
         if name not in known:
             self.found[kind] += f" + {name}"
 
-    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[..., Tensor]) -> None:
         if not isinstance(unit, Accumulator) or found.is_meta:
             return
         start = perf_counter()  # once more: the first call may have compiled a kernel

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantizers import FloatFormat, IntFormat
-from quantizers.accumulators import Accumulator, integer, sequential
+from quantizers import FloatFormat, IntFormat, fp32
+from quantizers.accumulators import Accumulator, exact, integer, sequential
+from quantizers.protocol import format_of
 
 from .. import checks
 from ..conversion.watch import twin
@@ -81,8 +82,9 @@ def required_bits(
     Of integer elements a saturating integer of 2 to 32 bits; of others `sequential` in a float of
     8 exponent and 1 to 23 mantissa bits, so that the mantissa alone is at stake.  Errors are those
     of one step's products against the exact sums of the same elements, root mean squares relative
-    to theirs, each product by itself.  The width is found by halves: errors are taken to fall with
-    the bits.
+    to theirs, each product by itself: the step is one of wide sums, whatever the model's own
+    accumulators lose.  The width is found by halves: errors are taken to fall with the bits.  A
+    product whose sums are all 0, as of an empty batch, has no row.
 
     inputs, targets, loss   as in `inspect`;  error: above 0
 
@@ -104,7 +106,7 @@ def required_bits(
     for name, products in layers.items():
         for product in products:
             own = searches.setdefault(name, _Search(product.recipe, error))
-            product.probe = own
+            product.probe, product.recipe = own, own.wide()
     rehearse("required_bits", model, inputs, targets, loss)
     found = {name: search for name, search in searches.items() if search.bits}
     rows = [
@@ -129,16 +131,18 @@ class _Search(Probe):
     bits: dict[Kind, int] = field(default_factory=dict)
     errors: dict[Kind, float] = field(default_factory=dict)
 
-    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
-        exact = by(torch.float64).double()
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[..., Tensor]) -> None:
+        true = by(torch.float64, bias=None).double()
+        if not true.any():
+            return
         (low, high), known = self._range(kind), dict[int, float]()
         before = self.bits.get(kind, low)
         low = max(low, before)
 
         def errs(bits: int) -> float:
             if bits not in known:
-                wrong = by(self._of(kind, bits)).double() - exact
-                ratio = wrong.square().sum() / exact.square().sum().clamp(min=1e-300)
+                wrong = by(self._of(kind, bits), bias=None).double() - true
+                ratio = wrong.square().sum() / true.square().sum().clamp(min=1e-300)
                 known[bits] = math.sqrt(ratio.nan_to_num(math.inf, math.inf).item())
             return known[bits]
 
@@ -148,9 +152,9 @@ class _Search(Probe):
         same = self.errors.get(kind, 0.0) if low == before else 0.0
         self.bits[kind], self.errors[kind] = low, max(errs(low), same)
 
-    def _whole(self, kind: Kind) -> bool:
+    def _whole(self, kind: str) -> bool:
         quantizers = [self.recipe.slots[kind, name].quantizer for name in OPERANDS[kind]]
-        return all(isinstance(getattr(q, "format", None), IntFormat) for q in quantizers)
+        return all(isinstance(format_of(q), IntFormat) for q in quantizers)
 
     def _range(self, kind: Kind) -> tuple[int, int]:
         return _WHOLE if self._whole(kind) else _MANTISSA
@@ -159,6 +163,17 @@ class _Search(Probe):
         if self._whole(kind):
             return integer(bits, overflow="saturate")
         return sequential(FloatFormat(8, bits))
+
+    def wide(self) -> Recipe:
+        """The layer's recipe with accumulators that lose nothing, or what fp32 does."""
+        wide = {
+            kind: replace(
+                getattr(self.recipe, kind),
+                accumulator=exact() if self._whole(kind) else sequential(fp32),
+            )
+            for kind, unit in self.recipe.units.items() if isinstance(unit, Accumulator)
+        }  # fmt: skip
+        return replace(self.recipe, **wide)
 
     def width(self, kind: Kind) -> int:
         """Of the accumulator, in bits."""

@@ -9,6 +9,7 @@ from . import figures as series
 from .figures import Rule
 
 NOT_FINITE, OVERFLOWING = "not finite", "overflowing sums"
+_OWN = "; a learned step or clip: another learning rate, no weight decay"
 _PRODUCTS_TOO = tuple(role for role in ROLES if role not in SUMS.values())
 
 _ERRORS = (
@@ -62,7 +63,7 @@ RULES: tuple[Rule, ...] = (
         explains=("stale range", "biased rounding", "excess error", *_ERRORS),
         cause="nothing of the tensor is left: its scale is 0, or of another order than the tensor",
         remedy="let {slot} take its range from the tensor: range=absmax (affine: minmax), "
-        "calibrate() first where it keeps a running one",
+        "calibrate() first where it keeps a running one" + _OWN,
         source="by definition",
     ),
     Rule(
@@ -72,8 +73,7 @@ RULES: tuple[Rule, ...] = (
         base=0.5,
         explains=("biased rounding", *_ERRORS),
         cause="the scale stands still while the tensor's range moves: it clips or wastes codes",
-        remedy="a range that follows: range=absmax or ema(minmax) in {slot}; a state that is "
-        "restored or updated",
+        remedy="a range that follows, absmax or ema(minmax), in {slot}; a restored state" + _OWN,
         source="a bit is lost, or more is clipped than half",
     ),
     Rule(
@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
         explains=("clipped", "gain", "saturated", "too few bits"),
         cause="the tensor reaches far beyond the representable interval: its ends are cut off",
         remedy="range=absmax (affine: minmax) in {slot}, or a percentile nearer to 1; where rare "
-        "peaks set it: one scale a channel, per_axis(...)",
+        "peaks set it: one scale a channel, per_axis(...)" + _OWN,
         source="healthy: at most 1.7 (banner2018, which clips by design)",
     ),
     Rule(
@@ -95,8 +95,8 @@ RULES: tuple[Rule, ...] = (
         threshold=0.15,
         explains=("gain", "saturated", "too few bits"),
         cause="more of the tensor lies outside the representable interval than a clip should cut",
-        remedy="range=absmax (affine: minmax) in {slot}; where it is, a scale that is rounded up",
-        source="healthy: at most 0.09 (banner2018, which clips by design)",
+        remedy="range=absmax (affine: minmax) in {slot}; where it is, a scale rounded up" + _OWN,
+        source="healthy: at most 0.09 (banner2018, which clips by design); a PACT's: any below 0",
     ),
     Rule(
         symptom="range too wide",
@@ -106,7 +106,7 @@ RULES: tuple[Rule, ...] = (
         explains=("underflow", "gain", "too few bits"),
         cause="six bits or more are not used: the range is that of other or rarer values",
         remedy="a range of this tensor in {slot}: absmax, percentile(0.9999) where rare peaks set "
-        "it, or one scale a channel, per_axis(...)",
+        "it, or one scale a channel, per_axis(...)" + _OWN,
         source="healthy: at least 0.3",
     ),
     Rule(
@@ -187,7 +187,7 @@ RULES: tuple[Rule, ...] = (
         threshold=0.75,
         most=1.0,
         cause="most elements lie on the two end codes",
-        remedy="range=absmax (affine: minmax) in {slot}",
+        remedy="range=absmax (affine: minmax) in {slot}" + _OWN,
         source="healthy: at most 0.6 (pixels that are white)",
     ),
     Rule(

@@ -22,14 +22,16 @@ _RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:e[+-]?[0-9]+)?")
 _CONSTANTS = {"null": None, "true": True, "false": False}
-_LINE = re.compile(r'( *)([A-Za-z_]\w*|"\*"):(?: +(.*))?', re.ASCII)
+#: a field's name, in quotes where it is no plain word
+_KEY = r'[A-Za-z_]\w*|"(?:[^"\\]|\\.)*"'
+_LINE = re.compile(rf"( *)({_KEY}):(?: +(.*))?", re.ASCII)
 #: a call to the third depth, whose commas part arguments
 _WHOLE_CALL = r"[A-Za-z_]\w*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 _END = re.compile(r"\s*(?:#|$)")
 #: a token in brackets or braces: a mark, a field, a text in quotes or a call, any other
 _TOKEN = re.compile(
     r"\s*(?:([\[\]{},])"
-    r"|([A-Za-z_]\w*):(?=\s|$)"
+    rf"|({_KEY}):(?=\s|$)"
     rf'|("(?:[^"\\]|\\.)*"|{_WHOLE_CALL}(?=\s*(?:[\]}},#]|$)))'
     r'|([^\[\]{},"#\s][^\[\]{},"#]*))',
     re.ASCII,
@@ -37,7 +39,7 @@ _TOKEN = re.compile(
 
 
 def dumped(tree: Mapping[str, Any]) -> str:
-    """A mapping as text.  Keys: words, or "*"; values: None, bool, int, finite float, str, lists
+    """A mapping as text.  Keys: text; values: None, bool, int, finite float, str, lists
     and tuples of such, and mappings, which an empty one is written as {} for."""
     return "".join(f"{line}\n" for line in _lines(tree, ""))
 
@@ -45,7 +47,7 @@ def dumped(tree: Mapping[str, Any]) -> str:
 def _lines(tree: Mapping[str, Any], indent: str) -> list[str]:
     found = []
     for key, value in tree.items():
-        key = '"*"' if key == "*" else key
+        key = key if key.isidentifier() and _is_plain(key, _PLAIN) else json.dumps(key)
         if isinstance(value, Mapping) and value:
             found += [f"{indent}{key}:", *_lines(value, indent + "  ")]
         else:
@@ -103,7 +105,7 @@ def _mapping(lines: _Lines, least: int) -> tuple[dict[str, Any], _Lines]:
         match = _LINE.fullmatch(line)
         if match is None:
             _refuse(number, "need `name: value`, indented by spaces")
-        indent, key, rest = len(match[1]), match[2].strip('"'), match[3] or ""
+        indent, key, rest = len(match[1]), _name(match[2], number), match[3] or ""
         own = indent if own is None else own
         if indent < own or indent < least:
             break
@@ -156,6 +158,7 @@ def _item(tokens: list[re.Match[str]], number: int) -> Any:
         key = tokens[-1][2]
         if pairs and not key:
             _refuse(number, f"{tokens[-1][0].strip()!r:.40} in braces, need `name: value`")
+        key = _name(key or "", number)
         if key in fields:
             _refuse(number, f"{key} stands here a second time")
         if pairs:
@@ -172,6 +175,16 @@ def _item(tokens: list[re.Match[str]], number: int) -> Any:
     return fields if pairs else items
 
 
+def _name(text: str, number: int) -> str:
+    """Without its quotes, where it has any."""
+    if not text.startswith('"'):
+        return text
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        _refuse(number, f"{text!r:.40} is no string in double quotes")
+
+
 def _scalar(text: str, number: int, plain: re.Pattern[str]) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
@@ -180,10 +193,7 @@ def _scalar(text: str, number: int, plain: re.Pattern[str]) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     if text.startswith('"'):
-        try:
-            return json.loads(text)
-        except ValueError:
-            _refuse(number, f"{text!r:.40} is no string in double quotes")
+        return _name(text, number)
     if plain is _PLAIN_INSIDE and text.count("(") > text.count(")"):
         _refuse(
             number,

@@ -11,7 +11,7 @@ from torch import Tensor
 from quantizers import QTensor
 
 from .distributions import code_counts, outlier, value_counts
-from .pair import TensorPair
+from .pair import TensorPair, in_steps
 from .rounding import Rounded, Shared, rounded, shared_noise
 from .weight_watch import WeightWatch
 
@@ -56,7 +56,7 @@ class Detail:
             self.scales.append((low, median, high))
         if q.format is None or x.numel() == 0:
             return
-        if self.roundings[-1].noisy:
+        if in_steps(q) and self.roundings[-1].noisy:
             self.shared.append(shared_noise(x.detach(), q))
         peak = outlier(x, q, channel_axis)
         if peak is not None:

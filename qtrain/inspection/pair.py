@@ -7,7 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from quantizers import IntFormat, QTensor
+from quantizers import IntFormat, QTensor, fp32
+
+
+def in_steps(q: QTensor) -> bool:
+    """Whether a tensor was quantized in steps that its format tells: none are told by values in
+    fp32, as an offset that is real leaves them."""
+    return q.format is not None and not (q.scale is None and q.format == fp32)
 
 
 class TensorPair:

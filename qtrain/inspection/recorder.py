@@ -19,7 +19,7 @@ from ..recipe import OPERANDS
 from ..recipe.units import Unit
 from .detail import Detail
 from .figures import Sums
-from .pair import TensorPair
+from .pair import TensorPair, in_steps
 from .row import OPERAND_ROLES, RESULTS, ROLES, SUMS
 from .sampling import sampled
 from .weight_watch import WeightWatch, parameter
@@ -71,7 +71,7 @@ class Recorder(Probe):
             axis = 1 if operand == "weight" else self.channel_axis
             detail.add_whole(x, q, axis)
             first = role == "weight" and detail.weight is None
-            if first and q.format is not None and parameter(x):
+            if first and in_steps(q) and parameter(x):
                 detail.weight = WeightWatch(x, q, self.limit)
         if folded:
             _, other = OPERANDS[kind]
@@ -98,7 +98,7 @@ class Recorder(Probe):
             exact = operation.product(kind, a.to(wide), b.to(wide), like)
         self._add(role, exact, result)
 
-    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[..., Tensor]) -> None:
         again = kind == "forward" and in_backward()
         if again or not isinstance(unit, Accumulator):
             return

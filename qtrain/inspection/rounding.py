@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantizers import IntFormat, QTensor
 
-from .pair import TensorPair
+from .pair import TensorPair, in_steps
 from .sampling import block, cropped
 
 #: The fewest means along an axis from which their variance is estimated.
@@ -46,8 +46,8 @@ class Rounded(NamedTuple):
 
 
 def rounded(pair: TensorPair) -> Rounded | None:
-    """None for a tensor that is not quantized, or empty."""
-    if pair.q.format is None or pair.x.numel() == 0:
+    """None for a tensor that is not quantized in steps, or empty."""
+    if not in_steps(pair.q) or pair.x.numel() == 0:
         return None
     reach = _reach(pair)
     position = pair.position

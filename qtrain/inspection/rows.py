@@ -40,7 +40,8 @@ class MonitorRow(Row):
     oscillation   which fraction of some 256 weights went to and fro between two neighbouring codes
              over the layer's last 8 records: see `weight_watch.oscillation`
 
-    What a role has not is None: of products, of tensors that are not quantized.
+    What a role has not is None: of products, of tensors that are not quantized, or to values whose
+    offset is real, which lie in no steps.
     """
 
     step: int

@@ -150,8 +150,8 @@ class Call:
         like: Tensor,
         by: Matrices | None,
         key: Tensor | None,
-        bias: Tensor | None = None,
         unit: Unit | Literal["recipe"] = "recipe",
+        bias: Tensor | None = None,
     ) -> Tensor:
         """A product of operands as `quantize` made them; key: the forward's; unit: what sums it in
         place of what the recipe says, for a probe."""
@@ -173,7 +173,7 @@ class Call:
                 accumulator=own, key=noise,
             )  # fmt: skip
         if probe is not None and asked:
-            again = partial(self.multiply, kind, a, b, like, by, key, bias)
+            again = partial(self.multiply, kind, a, b, like, by, key, bias=bias)
             probe.summed(kind, unit, found, again)
         return found
 

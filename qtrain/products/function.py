@@ -70,7 +70,7 @@ class Products(torch.autograd.Function):
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
-            output = call.multiply("forward", xq, wq, like, by, key, bias)
+            output = call.multiply("forward", xq, wq, like, by, key, bias=bias)
         if call.recipe.centered["forward"]:
             canonical = call.operation.canonical(weight)
             output = call.corrected("forward", output, input, canonical, input)

@@ -60,6 +60,7 @@ class Probe:
     def engine(self, kind: Kind, name: str) -> None:
         """The engine that serves a product, or one block of it."""
 
-    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
-        """A product of quantized operands that a unit summed; by(other): the same by another.  Of
-        torch.float64 it is the sum in fp64, rounded once to fp32."""
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[..., Tensor]) -> None:
+        """A product of quantized operands that a unit summed; by(other): the same by another, with
+        bias=None without the forward's bias.  Of torch.float64 it is the sum in fp64, rounded once
+        to fp32."""

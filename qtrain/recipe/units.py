@@ -10,6 +10,7 @@ import torch
 from quantizers import FloatFormat, IntFormat, Off, Quantizer, QuantizerLike, bf16
 from quantizers.accumulators import Accumulator, Integer, Sequential, needs
 from quantizers.formats import Format
+from quantizers.protocol import format_of
 
 from .slots import OPERANDS, Forward, GradInput, GradWeight, Slot, short
 
@@ -28,7 +29,7 @@ def unit_of(
     unit = of.unit if isinstance(of, GradWeight) else "fp32"
     if of.accumulator is not None:
         for name, quantizer in operands.items():
-            fmt = getattr(quantizer, "format", None)
+            fmt = format_of(quantizer)
             if fmt is not None or isinstance(quantizer, Off):
                 check_taken(product, of.accumulator, name, fmt, short(quantizer))
     if unit == "fp32":
@@ -105,7 +106,7 @@ def _exact_in_bf16(fmt: object) -> bool:
 
 
 def _check_bf16(operands: Mapping[str, QuantizerLike]) -> None:
-    formats = {name: getattr(quantizer, "format", None) for name, quantizer in operands.items()}
+    formats = {name: format_of(quantizer) for name, quantizer in operands.items()}
     for name, fmt in formats.items():
         if not _exact_in_bf16(fmt):
             raise ValueError(

@@ -41,7 +41,7 @@ class _Sums(Probe):
     def __init__(self, layer: str, found: list[tuple[str, str]]) -> None:
         self._layer, self._found = layer, found
 
-    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[[Unit], Tensor]) -> None:
+    def summed(self, kind: Kind, unit: Unit, found: Tensor, by: Callable[..., Tensor]) -> None:
         if self._found or not isinstance(unit, Accumulator) or bool(found.isfinite().all()):
             return
         if bool(by(torch.float64).isfinite().all()):

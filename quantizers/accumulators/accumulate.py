@@ -24,6 +24,7 @@ def accumulate(
     *,
     formats: Formats = (None, None),
     key: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """start + sum over k of a[..., k] b[..., k], as the accumulator computes it.
 
@@ -36,6 +37,8 @@ def accumulate(
     key      0-d int64, of the random bits of a stochastic rounding: those of `random_bits` of the
              result's shape, its key folded with twice k (and that plus 1 for a product's rounding,
              K and the chunk's number for k where a chunk is added)
+    first    number of the result's first element among those that the random bits count, where it
+             is a part of a larger result
 
     -> (...), fp32; int64 for `Integer`.  inf and NaN as IEEE's additions make them.
 
@@ -68,7 +71,7 @@ def accumulate(
         found = exact_sum(torch.cat([total.unsqueeze(-1), a * b], -1))
         return round_to_float(found, fp32).float()
     if isinstance(accumulator, Sequential):
-        return running_sum(a, b, accumulator, total, key).float()
+        return running_sum(a, b, accumulator, total, key, first).float()
     return aligned_sum(a, b, accumulator, total, _taken(accumulator, formats)).float()
 
 

@@ -16,10 +16,10 @@ from .models import Sequential
 
 
 def running_sum(
-    a: Tensor, b: Tensor, accumulator: Sequential, start: Tensor, key: Tensor | None
+    a: Tensor, b: Tensor, accumulator: Sequential, start: Tensor, key: Tensor | None, first: int
 ) -> Tensor:
     """fp64 (..., K), (..., K), (...) -> (...), `Sequential`'s."""
-    own = _Sum(accumulator, key)
+    own = _Sum(accumulator, key, first)
     products, count = a * b, a.shape[-1]  # exact
     if accumulator.product is not None:
         each = [own.rounded(x, 2 * k + 1, accumulator.product) for k, x in _terms(products)]
@@ -28,12 +28,12 @@ def running_sum(
     if accumulator.chunk is None:
         return own.added(start, _terms(products))
     parts = []
-    for first, chunk in enumerate(products.split(accumulator.chunk, -1) if count else ()):
-        first *= accumulator.chunk
+    for number, chunk in enumerate(products.split(accumulator.chunk, -1) if count else ()):
+        number *= accumulator.chunk
         if accumulator.inside == "exact":
-            parts.append(own.rounded(exact_sum(chunk), 2 * first, accumulator.format))
+            parts.append(own.rounded(exact_sum(chunk), 2 * number, accumulator.format))
         else:
-            parts.append(own.added(torch.zeros_like(start), _terms(chunk, first)))
+            parts.append(own.added(torch.zeros_like(start), _terms(chunk, number)))
     return own.added(start, enumerate(parts, count))
 
 
@@ -45,6 +45,7 @@ def _terms(products: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
 class _Sum:
     accumulator: Sequential
     key: Tensor | None
+    first: int
 
     def rounded(self, x: Tensor, number: int, format: FloatFormat) -> Tensor:
         """To the format, by the random bits of so many an addition."""
@@ -52,7 +53,7 @@ class _Sum:
         if rounding.mode == "stochastic":
             if self.key is None:
                 raise ValueError(f"key: got None; {self.accumulator} needs random bits")
-            bits = random_bits(fold(self.key, number), x.shape)
+            bits = random_bits(fold(self.key, number), x.shape, start=self.first)
         return round_to_float(x, format, rounding, bits)
 
     def added(self, total: Tensor, terms: Iterable[tuple[int, Tensor]]) -> Tensor:

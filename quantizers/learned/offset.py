@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import tensor_checks
 from ..devices.numbers import divided
-from ..formats import fp32
+from ..formats import FloatFormat, fp32
 from ..granularity import expand
 from ..qtensor import QTensor
 from ..ranges.rules import State
@@ -41,6 +41,8 @@ class LSQPlus(LSQ):
     """
 
     learned: ClassVar[tuple[str, ...]] = ("step", "offset")
+    #: the format of elements
+    returns: ClassVar[FloatFormat] = fp32
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,7 +95,7 @@ def drawn(format: Format, *shape: int, seed: int, spread: float) -> Tensor:
 
 
 def check(a: Tensor, b: Tensor, accumulator: Any, *formats: Format | None) -> None:
-    want = sums._by_rows(a, b, accumulator, (formats[0], formats[1]), KEY)
+    want = sums._spread(a, b, accumulator, (formats[0], formats[1]), KEY)
     there = a.to(DEVICE), b.to(DEVICE)
     got = kernels.by_kernels(*there, accumulator, (formats[0], formats[1]), KEY.to(DEVICE))
     assert got is not None and same(got, want)

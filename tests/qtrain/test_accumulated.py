@@ -12,9 +12,10 @@ from torch import Tensor
 
 from qtrain.products.accumulated.exact_sums import by_products
 from qtrain.products.accumulated.numbers import plain
-from qtrain.products.accumulated.sums import _by_rows, _compiled, accumulated
+from qtrain.products.accumulated.sums import _compiled, _spread, accumulated
 from quantizers import (
     FloatFormat,
+    accumulate,
     accumulators,
     bf16,
     e4m3,
@@ -70,13 +71,13 @@ def test_a_kernel_gives_every_bit(unit: Any, formats: Any, spread: float) -> Non
     whole = isinstance(unit, accumulators.Integer)
     a = drawn(formats[0], 2, 5, 41, seed=1, spread=spread, whole=whole)
     b = drawn(formats[1], 2, 70, 41, seed=2, spread=spread, whole=whole)
-    want = _by_rows(a, b, unit, formats, KEY)
+    want = _spread(a, b, unit, formats, KEY)
     got = _compiled(a, b, unit, formats, KEY)
     assert got is not None and same(got, want)
     with kernels.eager():
         assert same(accumulated(a, b, unit, formats, KEY), want)
     one = _compiled(a, b[:1], unit, formats, KEY)  # shared by both batches
-    assert one is not None and same(one, _by_rows(a, b[:1], unit, formats, KEY))
+    assert one is not None and same(one, _spread(a, b[:1], unit, formats, KEY))
 
 
 def test_infinite_operands_and_overflows() -> None:
@@ -85,7 +86,7 @@ def test_infinite_operands_and_overflows() -> None:
     a[2, :2] = torch.tensor([float("inf"), float("-inf")])
     for unit in (sequential(fp16), sequential(bf16), accumulators.get("A100", "bf16")):
         got = _compiled(a, b, unit, (None, None), None)
-        assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+        assert got is not None and same(got, _spread(a, b, unit, (None, None), None))
 
 
 def test_a_sum_far_below_a_tie_breaks_it() -> None:
@@ -99,7 +100,7 @@ def test_a_sum_far_below_a_tie_breaks_it() -> None:
     assert (round_to(b, fp16) == b).all()
     for accumulator in (sequential(fp16), sequential(fp16, rounding=half_away), sequential(E6M9)):
         got = _compiled(a.flatten(0, 1), b, accumulator, (fp16, fp16), None)
-        want = _by_rows(a.flatten(0, 1), b, accumulator, (fp16, fp16), None)
+        want = _spread(a.flatten(0, 1), b, accumulator, (fp16, fp16), None)
         assert got is not None and same(got, want)
     assert plain(sequential(fp16), (fp16, fp16)) and not plain(sequential(E6M9), (fp16, fp16))
 
@@ -112,7 +113,7 @@ def test_a_unit_meets_infinity_with_every_exponent() -> None:
     for name in ("V100 fp16", "A100 bf16", "H100 bf16"):
         unit = accumulators.get(*name.split())
         got = _compiled(a, b, unit, (None, None), None)
-        assert got is not None and same(got, _by_rows(a, b, unit, (None, None), None))
+        assert got is not None and same(got, _spread(a, b, unit, (None, None), None))
 
 
 def test_a_sum_that_ended_at_a_negative_zero_goes_on_at_a_positive_one() -> None:
@@ -121,7 +122,7 @@ def test_a_sum_that_ended_at_a_negative_zero_goes_on_at_a_positive_one() -> None
     for terms in (1, 2):
         one, other = a[:, :terms], b[:, :terms]
         got = _compiled(one, other, unit, (None, None), None)
-        assert got is not None and same(got, _by_rows(one, other, unit, (None, None), None))
+        assert got is not None and same(got, _spread(one, other, unit, (None, None), None))
 
 
 @pytest.mark.parametrize("spread", [2.0**-9, 1.0, 2.0**6], ids="x {}".format)
@@ -137,11 +138,11 @@ def test_exact_sums_by_matrix_products_have_every_bit(spread: float) -> None:
         own = bf16 if whole else formats[0]  # type: ignore[assignment]
         a = drawn(own, 2, 5, 41, seed=1, spread=spread, whole=whole)
         b = drawn(own, 2, 70, 41, seed=2, spread=spread, whole=whole)
-        want, got = _by_rows(a, b, unit, formats, None), by_products(a, b, unit, formats, None)
+        want, got = _spread(a, b, unit, formats, None), by_products(a, b, unit, formats, None)
         assert got is not None and same(got, want)
         with kernels.eager():
             got = by_products(a, b[:1], unit, formats, None)
-        assert got is not None and same(got, _by_rows(a, b[:1], unit, formats, None))
+        assert got is not None and same(got, _spread(a, b[:1], unit, formats, None))
 
 
 def test_products_that_fp64_does_not_hold_are_not_so_summed() -> None:
@@ -172,6 +173,27 @@ def test_what_no_kernel_serves_is_summed_in_parts(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("qtrain.products.accumulated.sums._SPREAD", 300)
         assert same(accumulated(one, other, unit, (None, None)), whole)
         monkeypatch.undo()
+
+
+def test_noise_is_of_elements_of_the_whole_result_in_parts_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Batches, rows and columns that do not fit in one part: the bits of all at once."""
+    a = drawn(bf16, 3, 1, 6, 20, seed=1, spread=1.0, whole=False)
+    b = drawn(bf16, 2, 7, 20, seed=2, spread=1.0, whole=False)
+    unit = sequential(fp16, chunk=8, inside="exact", rounding=stochastic(8))
+    whole = accumulate(a.unsqueeze(-2), b.unsqueeze(-3), unit, key=KEY)
+    for most in (20, 60, 300, 1000):
+        sizes: list[int] = []
+
+        def seen(x: Tensor, *others: Any, sizes: list[int] = sizes, **named: Any) -> Tensor:
+            sizes.append(x.numel())
+            return accumulate(x, *others, **named)
+
+        monkeypatch.setattr("qtrain.products.accumulated.sums._SPREAD", most)
+        monkeypatch.setattr("qtrain.products.accumulated.sums.accumulate", seen)
+        assert same(accumulated(a, b, unit, (None, None), KEY), whole)
+        assert max(sizes) <= most and sum(sizes) == 3 * 2 * 6 * 7 * 20
 
 
 def test_a_kernel_is_kept_on_disk_for_each_way_of_rounding(

@@ -452,6 +452,7 @@ TREES: list[tuple[str, Mapping[str, Any]]] = [
     ('a: "off"\nb: "1.0"\nc: "x: y"\n', {"a": "off", "b": "1.0", "c": "x: y"}),
     ("a: blocks(16, 16)\nb: [x, z]\n", {"a": "blocks(16, 16)", "b": ["x", "z"]}),
     ('a: ["x, y", "{", "a: b"]\n', {"a": ["x, y", "{", "a: b"]}),
+    ('"*": 1\n"off": 2\n"a: b":\n  "\\"": 3\n', {"*": 1, "off": 2, "a: b": {'"': 3}}),
     ('a: stochastic(8)\nb: at 4 bits\nc: ""\n', {"a": "stochastic(8)", "b": "at 4 bits", "c": ""}),
 ]  # fmt: skip
 

@@ -11,7 +11,19 @@ from block_cases import normal
 from torch import Tensor, nn
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, inspect, quantize, required_bits
-from quantizers import Quantizer, accumulate, accumulators, e4m3, e5m2, int8
+from quantizers import (
+    FloatFormat,
+    LSQPlus,
+    Quantizer,
+    RealOffset,
+    accumulate,
+    accumulators,
+    e4m3,
+    e5m2,
+    int8,
+    minmax,
+    uint8,
+)
 
 WHOLE = Quantizer(format=int8)
 INT8 = Recipe(
@@ -108,3 +120,62 @@ def test_what_is_refused() -> None:
         required_bits(nn.Linear(2, 2), normal(1, 2))
     with pytest.raises(ValueError, match="error: got 0, need a finite number above 0"):
         required_bits(quantize(net()), BATCH[0], error=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "narrow"),
+    [
+        (INT8, accumulators.integer(9, overflow="saturate")),
+        (FP8, accumulators.sequential(FloatFormat(4, 2, specials="ieee"))),
+    ],
+    ids=["int8", "fp8"],
+)
+def test_the_models_own_accumulators_do_not_count(recipe: Recipe, narrow: Any) -> None:
+    """However narrow: what overflows in one layer would be the next one's operand."""
+    with pytest.warns(UserWarning, match="required_bits finds the narrowest"):
+        model = quantize(net(), recipe=replace(recipe, accumulator=narrow))
+    found = required_bits(model, *BATCH)
+    wide = required_bits(quantize(net(), recipe=recipe), *BATCH)
+    assert found.rows and all(row.accumulator is not None for row in found.rows)
+    assert [(row.product, row.accumulator) for row in found.rows] == [
+        (row.product, row.accumulator) for row in wide.rows
+    ]
+
+
+def test_errors_are_relative_to_the_sums_without_the_bias() -> None:
+    one, other = (nn.Sequential(nn.Linear(40, 3, bias=bias)) for bias in (True, False))
+    with torch.no_grad():
+        one[0].bias.fill_(1e4)
+        other[0].weight.copy_(one[0].weight)
+    biased, plain = (required_bits(quantize(each, recipe=INT8), BATCH[0]) for each in (one, other))
+    assert biased.rows == plain.rows and biased.rows[0].bits > 10
+
+
+@pytest.mark.parametrize(
+    "operand",
+    [LSQPlus(format="int4"), RealOffset(Quantizer(format=uint8, range=minmax))],
+    ids=["learned", "of a range"],
+)
+def test_an_operand_with_a_real_offset_is_no_integer(operand: Any) -> None:
+    forward = Forward(input=operand, weight=WHOLE)
+    found = required_bits(quantize(net(), recipe=replace(INT8, forward=forward)), *BATCH)
+    kinds = {(row.product, type(row.accumulator)) for row in found.rows}
+    assert kinds == {
+        ("forward", accumulators.Sequential),
+        ("grad_input", accumulators.Integer),
+        ("grad_weight", accumulators.Sequential),
+    }
+    narrow = accumulators.integer(16, overflow="wrap")
+    with pytest.raises(ValueError, match="multiplies integers, but input is "):
+        Recipe(name="own", forward=replace(forward, accumulator=narrow))
+    backward = GradWeight(grad_output=Quantizer(format="bf16", range=None), unit="bf16")
+    with pytest.raises(ValueError, match="'bf16' holds 8 significant bits, but input is "):
+        Recipe(name="own", forward=forward, grad_weight=backward)
+
+
+def test_products_whose_sums_are_all_0_have_no_row() -> None:
+    model = quantize(nn.Sequential(nn.Linear(40, 3)), recipe=INT8)
+    found = required_bits(model, torch.zeros(0, 40), torch.zeros(0, dtype=torch.int64))
+    assert not found.rows and not found.overrides and "layer" in str(found)
+    found = required_bits(model, torch.zeros(5, 40), torch.arange(5) % 3)
+    assert not found.rows

@@ -37,6 +37,7 @@ from quantizers import (
     udynamic8,
 )
 
+GROUPS = Quantizer(format="int8", granularity=groups(7))
 UPDATES = [
     *NAMED.values(),
     Update(
@@ -48,6 +49,7 @@ UPDATES = [
     ),
     Update(weight=Quantizer(format=IntFormat(4), rounding="stochastic")),
     Update(states={"exp_avg": Expanded(size=32, reach=100352.0), "exp_avg_sq": "bf16"}),
+    Update(states={"moment 1": "bf16", 'of "é": #2': GROUPS, "yes": "fp16"}),
 ]
 
 
@@ -57,6 +59,11 @@ def test_a_file_gives_the_update_back(update: Update, tmp_path: Path) -> None:
     assert find(str(path)) == update and made_of(text_of(update), Update) == update
     named = [name for name, own in NAMED.items() if own == update]
     assert lasting(str(path)) == (named[0] if named else path.read_text())
+
+
+def test_a_mapping_of_states_in_one_line() -> None:
+    text = 'states: {"*": bf16, exp_avg: e4m3}\n'
+    assert find(text) == Update(states={"*": "bf16", "exp_avg": "e4m3"})
 
 
 @pytest.mark.parametrize(

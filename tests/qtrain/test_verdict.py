@@ -37,6 +37,9 @@ from qtrain.diagnosis.rules import RULES
 from qtrain.inspection.row import ROLES
 from qtrain.recipe import SLOTS
 from quantizers import (
+    LSQ,
+    OFF,
+    LSQPlus,
     Quantizer,
     Rounding,
     absmax,
@@ -471,3 +474,41 @@ def test_a_layer_of_two_bits_has_too_few() -> None:
     verdict = judged("int8", {"3": recipes.int8(bits=2)})
     assert ("3", "grad_input", "too few bits") in named(verdict)
     assert {f.layer for f in verdict.findings} == {"3"}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        recipes.banner2018(variant="code"),
+        Recipe(name="own", forward=Forward(input=LSQPlus(format="int4"), weight=OFF)),
+    ],
+    ids=lambda recipe: recipe.name,
+)
+def test_a_real_offset_has_no_steps_to_err_in(recipe: Recipe) -> None:
+    """Its elements are values in fp32, whose distances are not those it rounds in."""
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5)), recipe=recipe)
+    monitor, optimizer = Monitor(model, every=1), torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(4):
+        model(torch.randn(32, 16) + 1).square().sum().backward()
+        optimizer.step()
+    rows = [row for row in monitor.rows if row.role == "input"]
+    assert rows and all((row.spread, row.offset, row.reach) == (None,) * 3 for row in rows)
+    assert "excess error" not in [finding.symptom for finding in diagnose(monitor).findings]
+
+
+def test_of_a_learned_range_it_says_what_to_do() -> None:
+    own = Recipe(name="own", forward=Forward(input=LSQ(format="int4"), weight=LSQ(format="int4")))
+    torch.manual_seed(0)
+    model: Any = quantize(nn.Sequential(nn.Linear(16, 16)), recipe=own)
+    model(torch.randn(32, 16))
+    with torch.no_grad():
+        model[0].product.forward_weight_step /= 16
+        model[0].product.forward_input_step *= 64
+    monitor, optimizer = Monitor(model, every=1), torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(4):
+        model(torch.randn(32, 16)).square().sum().backward()
+        optimizer.step()
+    found = {(f.role, f.symptom): f.remedy for f in diagnose(monitor).findings}
+    for symptom in (("input", "dead scale"), ("weight", "range too narrow")):
+        assert "learned step or clip" in found[symptom]

@@ -21,8 +21,8 @@ from .exact_sums import by_products
 from .gpu.sums import by_kernels
 from .numbers import Formats, constants_of, plain
 
-#: values at a time of operands spread over rows and columns, in torch's own operations: 128 MiB
-_SPREAD = 2**24
+#: values at a time of operands spread over rows and columns, in torch's own operations: 32 MiB
+_SPREAD = 2**22
 
 
 def accumulated(
@@ -35,19 +35,29 @@ def accumulated(
     return _accumulated(a, b, accumulator, formats, key)
 
 
-def _by_rows(
+def _spread(
     a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None
 ) -> Tensor:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    each = max(math.prod(batch) * b.shape[-2] * b.shape[-1], 1)
-    rows = (
-        a.shape[-2] if accumulator.noisy else max(_SPREAD // each, 1)
-    )  # noise is numbered through all rows
-    parts = [
-        accumulate(part.unsqueeze(-2), b.unsqueeze(-3), accumulator, formats=formats, key=key)
-        for part in a.split(rows, -2)
-    ]
-    return torch.cat(parts, -2)
+    shape = (*batch, a.shape[-2], b.shape[-2], a.shape[-1])
+    left, right = a.unsqueeze(-2).expand(shape), b.unsqueeze(-3).expand(shape)
+    return _in_parts(left, right, accumulator, formats, key, 0)
+
+
+def _in_parts(
+    a: Tensor, b: Tensor, accumulator: Accumulator, formats: Formats, key: Tensor | None, first: int
+) -> Tensor:
+    """(..., k) each -> (...), cut along the first axes, so that parts follow one another."""
+    shape = a.shape[:-1]
+    if a.numel() <= _SPREAD or shape.numel() <= 1:
+        return accumulate(a, b, accumulator, formats=formats, key=key, first=first)
+    axis = next(axis for axis, size in enumerate(shape) if size > 1)
+    each = max(_SPREAD * shape[axis] // a.numel(), 1)
+    parts = []
+    for x, y in zip(a.split(each, axis), b.split(each, axis), strict=True):
+        parts.append(_in_parts(x, y, accumulator, formats, key, first))
+        first += parts[-1].numel()
+    return torch.cat(parts, axis)
 
 
 _KERNELS = "qtrain.products.accumulated.compiled_sums"
@@ -152,7 +162,7 @@ def _empty(a: Tensor, b: Tensor, accumulator: Accumulator, *others: object) -> T
     return a.new_empty((*batch, a.shape[-2], b.shape[-2]), dtype=dtype)
 
 
-_accumulated = ByDevice(_by_rows, cpu=_compiled, cuda=_launched, meta=_empty)
+_accumulated = ByDevice(_spread, cpu=_compiled, cuda=_launched, meta=_empty)
 
 
 def _run(a: Tensor, b: Tensor, key: Tensor | None, told: str) -> Tensor:
