@@ -2,7 +2,8 @@
 
 Outputs are innermost: a row's terms one after the other, each added to a tile of columns at once,
 in fp64, where products of two fp32 numbers are exact and a sum is rounded to odd before it is
-rounded to its format.
+rounded to its format.  Some rows meet a block of a tile's terms, transposed, while both lie in a
+cache; their sums wait for the next.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from quantizers.kernels.compiled_rounding import noise
 
 from .compiled_numbers import bits_of, number_of, odd_sum, rounded
 
-#: kinds of accumulators, and columns of a tile
+#: kinds of accumulators, columns of a tile, terms of a block (of whole groups of a unit)
 SEQUENTIAL, ALIGNED, SATURATED = 0, 1, 2
-COLUMNS = 64
-#: rows that meet a tile of columns while it lies in a cache
-ROWS = 8
+COLUMNS, TERMS = 64, 128
+#: what a row's sums take
+WORK = 4 * COLUMNS
 
 
 def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
@@ -40,11 +41,12 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
     odd: whether a sum in fp64 may be inexact in a way that its rounding sees.  words:
 
     0  batches; 1, 2  those that share one of a, one of b; 3  rows; 4  columns; 5  terms
-    6  a (fp32, (batch, rows, terms)); 7  b (fp64, (batch, tiles, terms, COLUMNS)); 8  the result
-       (fp64, (batch, tiles, rows, COLUMNS)); 9  tiles
+    6  a (fp32, (batch, rows, terms)); 7  b (fp32, (batch, columns, terms)); 8  the result (fp64)
+    9  rows that meet a block together
     10 chunk, or terms of a unit; 11  keys (int64), of the additions; 12  a unit's promotion
     13 constants (fp64): format, format of the products, random bits' share, then of a unit
-    14 keys of the products
+    14 keys of the products; 15, 16  from a row, a column of the result to the next; batches of
+       rows x columns follow one another
     """
 
     @function
@@ -74,31 +76,30 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
 
     @function
     def sequential(
-        a: Any, b: Any, terms: Any, chunk: Any, work: Any, keys: Any, others: Any,
-        constants: Any, index: Any,
+        a: Any, b: Any, first: Any, last: Any, terms: Any, chunk: Any, work: Any, keys: Any,
+        others: Any, constants: Any, index: Any, step: Any, width: Any,
     ) -> None:  # fmt: skip
-        """work: (4, COLUMNS): the sum, its lost part, a chunk's, and that one's."""
+        """work: (4, COLUMNS): the sum, its lost part, a chunk's, and that one's; width: how many
+        columns to compute."""
         format = constants[0], constants[1], constants[2], constants[3], constants[4]
         narrow = constants[5], constants[6], constants[7], constants[8], constants[9]
         share, at = constants[10], i64(0) if chunk == 0 else i64(2 * COLUMNS)
-        for j in range(4 * COLUMNS):
-            work[j] = 0.0
-        for k in range(terms):
-            left, place = f64(a[k]), k * COLUMNS
-            for j in range(COLUMNS):
+        for k in range(first, last):
+            left, place = f64(a[k]), (k - first) * COLUMNS
+            for j in range(width):
                 term = f64(left * b[place + j])
                 if product:
-                    draw = draw_of(others, k, index + j, share)
+                    draw = draw_of(others, k, index + j * step, share)
                     term = rounded(mode, term, draw, share, narrow)
-                draw = draw_of(keys, k, index + j, share)
+                draw = draw_of(keys, k, index + j * step, share)
                 own = at + j
                 work[own], work[own + COLUMNS] = add(
                     work[own], work[own + COLUMNS], term, draw, share, format
                 )
             if chunk != 0 and ((k + 1) % chunk == 0 or k + 1 == terms):
                 number = terms + k // chunk
-                for j in range(COLUMNS):
-                    draw = draw_of(keys, number, index + j, share)
+                for j in range(width):
+                    draw = draw_of(keys, number, index + j * step, share)
                     work[j], work[j + COLUMNS] = add(
                         work[j], work[j + COLUMNS], work[at + j], draw, share, format
                     )
@@ -111,38 +112,37 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
 
     @function
     def unit(
-        a: Any, b: Any, terms: Any, each: Any, promote: Any, work: Any, tops: Any, constants: Any
+        a: Any, b: Any, first: Any, last: Any, terms: Any, each: Any, promote: Any, work: Any,
+        tops: Any, constants: Any, width: Any,
     ) -> None:  # fmt: skip
         """work: (4, COLUMNS): the result, then of a group the sum before it and its own."""
-        for j in range(4 * COLUMNS):
-            work[j] = 0.0
         outer, total, group = work[:COLUMNS], work[COLUMNS : 2 * COLUMNS], work[2 * COLUMNS :]
         of_a, of_b, bits = i64(constants[11]), i64(constants[12]), i64(constants[13])
         wide = constants[5], constants[6], constants[7], constants[8], constants[9]
-        low = i64(0)
-        while low < terms:
-            high = min(low + each, terms)
-            for j in range(COLUMNS):
+        low = first
+        while low < last:
+            high = min(low + each, last)
+            for j in range(width):
                 tops[j] = exponent(total[j], i64(-126))
             for k in range(low, high):
                 own = exponent(f64(a[k]), of_a)
-                for j in range(COLUMNS):
-                    tops[j] = max(tops[j], own + exponent(b[k * COLUMNS + j], of_b))
-            for j in range(COLUMNS):
+                for j in range(width):
+                    tops[j] = max(tops[j], own + exponent(b[(k - first) * COLUMNS + j], of_b))
+            for j in range(width):
                 tops[j] = min(tops[j], i64(300))  # an infinite term's is no exponent
                 up = number_of((i64(1023) + bits - tops[j]) << i64(52))
                 group[j] = f64(np.trunc(f64(total[j] * up)) + 0.0)  # no sum is -0
             for k in range(low, high):
                 left = f64(a[k])
-                for j in range(COLUMNS):
+                for j in range(width):
                     up = number_of((i64(1023) + bits - tops[j]) << i64(52))
-                    group[j] += f64(np.trunc(f64(f64(left * b[k * COLUMNS + j]) * up)))
-            for j in range(COLUMNS):
+                    group[j] += f64(np.trunc(f64(f64(left * b[(k - first) * COLUMNS + j]) * up)))
+            for j in range(width):
                 found = f64(group[j] * number_of((i64(1023) - bits + tops[j]) << i64(52)))
                 total[j] = rounded(1, found, 0.0, 0.0, constants)
             done = high == terms or (promote != 0 and high % promote == 0)
             if done:
-                for j in range(COLUMNS):
+                for j in range(width):
                     if promote != 0:
                         outer[j] = rounded(0, odd_sum(outer[j], total[j]), 0.0, 0.0, wide)
                         total[j] = 0.0
@@ -151,42 +151,70 @@ def sums(kind: int, mode: int, odd: int, product: int, compensated: int) -> Any:
             low = high
 
     @function
-    def saturated(a: Any, b: Any, terms: Any, work: Any, constants: Any) -> None:
-        for j in range(COLUMNS):
-            work[j] = 0.0
+    def saturated(
+        a: Any, b: Any, first: Any, last: Any, work: Any, constants: Any, width: Any
+    ) -> None:
         low, high = constants[0], constants[1]
-        for k in range(terms):
-            left, place = f64(a[k]), k * COLUMNS
-            for j in range(COLUMNS):
+        for k in range(first, last):
+            left, place = f64(a[k]), (k - first) * COLUMNS
+            for j in range(width):
                 total = f64(work[j] + f64(left * b[place + j]))
                 work[j] = min(max(total, low), high)
 
+    @function
+    def transpose(b: Any, terms: Any, columns: Any, first: Any, last: Any, block: Any) -> None:
+        """block[k, j] = b[j, k] of these terms and so many columns."""
+        low = first
+        while low < last:
+            high = min(low + 16, last)  # a line of a cache
+            for j in range(columns):
+                for k in range(low, high):
+                    block[(k - first) * COLUMNS + j] = f64(b[j * terms + k])
+            low = high
+
     def body(data: Any) -> None:
         words = i64_at(data)
-        batches, rows, columns, terms, tiles = words[0], words[3], words[4], words[5], words[9]
+        rows, columns, terms, together = words[3], words[4], words[5], words[9]
         constants = f64_at(words[13])
         keys, others = i64_at(words[11]), i64_at(words[14])
-        work, tops = np.empty(4 * COLUMNS, np.float64), np.empty(COLUMNS, np.int64)
-        groups = -(-rows // ROWS)
-        for group in range(
-            batches * groups * thread() // threads(), batches * groups * (thread() + 1) // threads()
-        ):
-            batch, low = group // groups, group % groups * ROWS
-            of_a, of_b = batch // words[1], batch // words[2]
-            for tile in range(tiles):
-                b = f64_at(words[7] + 8 * (of_b * tiles + tile) * terms * COLUMNS)
-                for row in range(low, min(low + ROWS, rows)):
-                    a = f32_at(words[6] + 4 * (of_a * rows + row) * terms)
-                    line = (batch * tiles + tile) * rows + row
-                    result = f64_at(words[8] + 8 * line * COLUMNS)
-                    index = (batch * rows + row) * columns + tile * COLUMNS
+        size = TERMS if kind != ALIGNED else max(TERMS // words[10], 1) * words[10]
+        work, tops = np.empty(together * WORK, np.float64), np.empty(COLUMNS, np.int64)
+        block = np.zeros(size * COLUMNS, np.float64)  # beyond the last column: any number
+        tiles, groups = -(-columns // COLUMNS), -(-rows // together)
+        units = words[0] * tiles * groups
+        for own in range(units * thread() // threads(), units * (thread() + 1) // threads()):
+            batch, tile, low = own // (groups * tiles), own // groups % tiles, own % groups
+            low, left = low * together, tile * COLUMNS
+            high, right = min(low + together, rows), min(left + COLUMNS, columns)
+            b = f32_at(words[7] + 4 * (batch // words[2] * columns + left) * terms)
+            place = batch * rows * columns + left * words[16]
+            width = -(-(right - left) // 16) * 16
+            for i in range((high - low) * WORK):
+                work[i] = 0.0
+            first = i64(0)
+            while first < terms:
+                last = min(first + size, terms)
+                transpose(b, terms, right - left, first, last, block)
+                for row in range(low, high):
+                    a = f32_at(words[6] + 4 * (batch // words[1] * rows + row) * terms)
+                    sums = work[(row - low) * WORK : (row - low + 1) * WORK]
                     if kind == SEQUENTIAL:
-                        sequential(a, b, terms, words[10], work, keys, others, constants, index)
+                        sequential(
+                            a, block, first, last, terms, words[10], sums, keys, others, constants,
+                            place + row * words[15], words[16], width,
+                        )  # fmt: skip
                     elif kind == ALIGNED:
-                        unit(a, b, terms, words[10], words[12], work, tops, constants)
+                        unit(
+                            a, block, first, last, terms, words[10], words[12], sums, tops,
+                            constants, width,
+                        )  # fmt: skip
                     else:
-                        saturated(a, b, terms, work, constants)
-                    for j in range(COLUMNS):
-                        result[j] = work[j]
+                        saturated(a, block, first, last, sums, constants, width)
+                first = last
+            result = f64_at(words[8])
+            for row in range(low, high):
+                for j in range(right - left):
+                    found = work[(row - low) * WORK + j]
+                    result[place + row * words[15] + j * words[16]] = found
 
     return kernel(body)

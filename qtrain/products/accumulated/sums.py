@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from quantizers import FloatFormat, accumulate, fold, fp32, kernels
 from quantizers.accumulators import Accumulator, Aligned, Exact, Integer
@@ -77,6 +76,11 @@ def _compiled(
         return None
     if any(x.dtype != torch.float32 for x in (a, b)) or count * rows * columns >= 2**31:
         return None
+    width = imported(_KERNELS).COLUMNS if imported(_KERNELS) else 1
+    steps = columns, 1
+    if columns * -(-rows // width) < rows * -(-columns // width):  # fuller tiles
+        a, b, rows, columns, steps = b, a, columns, rows, (1, columns)
+        formats = formats[1], formats[0]
     told = _told(accumulator, formats)
     if told is None:
         return None
@@ -84,21 +88,18 @@ def _compiled(
     kernel = kernels.made(_KERNELS, "sums", *numbers)
     if kernel is None:
         return None
-    width = imported(_KERNELS).COLUMNS
-    tiles = -(-columns // width)
-    left = a.contiguous()
-    columns_together = F.pad(b, (0, 0, 0, -columns % width)).unflatten(-2, (tiles, width))
-    right = columns_together.transpose(-1, -2).to(torch.float64).contiguous()
-    result = left.new_empty((count, tiles, rows, width), dtype=torch.float64)
+    left, right = a.contiguous(), b.contiguous()
+    result = left.new_empty(count * rows * columns, dtype=torch.float64)
     keys = _keys(accumulator, key, terms)
+    share = -(-count * rows * -(-columns // width) // (4 * torch.get_num_threads()))
     words = (
         count, count // math.prod(a.shape[:-2]), count // math.prod(b.shape[:-2]), rows, columns,
-        terms, left.data_ptr(), right.data_ptr(), result.data_ptr(), tiles, chunk,
-        keys[0].data_ptr(), promote, constants.ctypes.data, keys[1].data_ptr(),
+        terms, left.data_ptr(), right.data_ptr(), result.data_ptr(), min(max(share, 8), 128), chunk,
+        keys[0].data_ptr(), promote, constants.ctypes.data, keys[1].data_ptr(), *steps,
     )  # fmt: skip
     team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
-    found = result.permute(0, 2, 1, 3).flatten(2)[:, :, :columns].reshape(*batch, rows, columns)
-    return found.to(torch.int64 if isinstance(accumulator, Integer) else torch.float32)
+    kept = torch.int64 if isinstance(accumulator, Integer) else torch.float32
+    return result.to(kept).view(*batch, *((columns, rows) if steps[0] == 1 else (rows, columns)))
 
 
 def _keys(accumulator: Accumulator, key: Tensor | None, terms: int) -> tuple[Tensor, Tensor]:
