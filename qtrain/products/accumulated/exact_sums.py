@@ -15,7 +15,7 @@ from quantizers.rounding import round_to_float
 
 from .numbers import Formats, constants_of, plain, span
 
-#: sums of a chunk at a time, in fp64: half a MiB
+#: sums of a chunk at a time, and terms, in fp64: half a MiB each
 _CACHED = 2**16
 
 
@@ -38,10 +38,10 @@ def by_products(
     spans = [span(fmt) for fmt in formats]
     if None in spans or spans[0] * spans[1] * max(terms, 1) > 2**53:  # type: ignore[operator]
         return None
-    left, right = a.double(), b.double().mT
+    right = b.double().mT
     if isinstance(accumulator, Sequential):
-        return _in_chunks(left, right, accumulator).float()
-    exact = left @ right
+        return _in_chunks(a, right, accumulator)
+    exact = a.double() @ right
     if isinstance(accumulator, Exact):
         return exact.float()
     half = 1 << (accumulator.bits - 1)
@@ -49,10 +49,11 @@ def by_products(
 
 
 def _in_chunks(left: Tensor, right: Tensor, accumulator: Sequential) -> Tensor:
+    """right: fp64."""
     each = accumulator.chunk or max(left.shape[-1], 1)
     parts = []
-    for rows in left.split(max(_CACHED // max(right.shape[-1], 1), 1), -2):
-        total: Tensor | None = None
+    for rows in left.split(max(_CACHED // max(*right.shape[-2:], 1), 64), -2):
+        rows, total = rows.double(), None
         for start in range(0, max(left.shape[-1], 1), each):
             chunk = rows[..., start : start + each] @ right[..., start : start + each, :]
             total = torch.zeros_like(chunk) if total is None else total
@@ -61,7 +62,7 @@ def _in_chunks(left: Tensor, right: Tensor, accumulator: Sequential) -> Tensor:
                 both = odd_sum(total, chunk)
                 total = round_to_float(both, accumulator.format, accumulator.rounding)
         assert total is not None
-        parts.append(total)
+        parts.append(total.float())
     return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
 

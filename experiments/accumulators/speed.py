@@ -1,0 +1,112 @@
+"""What a multiply-add costs by an accumulator: nanoseconds on one thread of a CPU.
+
+    python -m experiments.accumulators.speed [--rounds 7]
+
+CPU time of a whole product of e4m3 elements (bytes for the integer), all accumulators and fp32's
+matrix product in turn, round after round; the median of the rounds and its quartiles.  Matrices:
+
+square    512 x 512 sums of 512 terms, a Linear's
+narrow    32,768 x 16 sums of 144 terms, the forward of a Conv2d of 16 channels
+long      16 x 144 sums of 32,768 terms, its grad_weight
+
+Targets: 0.5 ns; sums rounded at the chunks' boundaries 1.5 times fp32's product.  Writes
+results/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+
+from qtrain import environment
+from qtrain.products.accumulated.sums import accumulated
+from quantizers import FloatFormat, accumulators, bf16, e4m3, fp16, int8, root_key, stochastic
+from quantizers.accumulators import Accumulator, Integer
+
+SHAPES = {"square": (512, 512, 512), "narrow": (32768, 16, 144), "long": (16, 144, 32768)}
+E6M9 = FloatFormat(6, 9)
+UNITS: dict[str, Accumulator] = {
+    "integer(18, saturate)": accumulators.integer(18, overflow="saturate"),
+    "fp16": accumulators.sequential(fp16),
+    "e6m9": accumulators.sequential(E6M9),
+    "e6m9, chunk=64": accumulators.sequential(E6M9, chunk=64),
+    "bf16": accumulators.sequential(bf16),
+    "e6m9, stochastic": accumulators.sequential(E6M9, rounding=stochastic()),
+    "e6m9, compensated": accumulators.sequential(E6M9, compensated=True),
+    "H100, e4m3": accumulators.get("H100", "e4m3"),
+    "e6m9, chunk=64, inside=exact": accumulators.sequential(E6M9, chunk=64, inside="exact"),
+}
+
+
+def drawn(count: int, terms: int, unit: Accumulator | None) -> Tensor:
+    """(count, terms), fp32."""
+    seed = torch.Generator().manual_seed(count)
+    if isinstance(unit, Integer):
+        return torch.randint(-128, 128, (count, terms), generator=seed).float()
+    return torch.randn(count, terms, generator=seed).to(torch.float8_e4m3fn).float()
+
+
+def run_of(unit: Accumulator | None, shape: tuple[int, int, int]) -> Callable[[], object]:
+    """One product by an accumulator, or by torch's matrix product in fp32."""
+    rows, columns, terms = shape
+    a, b = drawn(rows, terms, unit), drawn(columns, terms, unit)
+    if unit is None:
+        return lambda: a @ b.T
+    formats = (int8, int8) if isinstance(unit, Integer) else (e4m3, e4m3)
+    key = root_key(0) if unit.noisy else None
+    return lambda: accumulated(a, b, unit, formats, key)
+
+
+def measured(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """{accumulator: {matrices: the nanoseconds of each round}}."""
+    torch.set_num_threads(1)
+    runs = {
+        (name, shape): run_of(unit, sizes)
+        for name, unit in {"fp32, a @ b.T": None, **UNITS}.items()
+        for shape, sizes in SHAPES.items()
+    }
+    found: dict[str, dict[str, list[float]]] = {name: {} for name, _ in runs}
+    for number in tqdm(range(rounds + 1), desc="rounds"):
+        for (name, shape), run in runs.items():
+            start = time.process_time()
+            run()
+            taken = (time.process_time() - start) / np.prod(SHAPES[shape]) * 1e9
+            if number:  # the first compiles
+                found[name].setdefault(shape, []).append(round(float(taken), 4))
+    return found
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown: a row an accumulator."""
+    rows = [
+        [name, *("{1:.2f} [{0:.2f}, {2:.2f}]".format(*np.percentile(each[shape], (25, 50, 75)))
+                 for shape in SHAPES)]
+        for name, each in found.items()
+    ]  # fmt: skip
+    return tabulate(rows, ["ns a multiply-add", *SHAPES], "github", disable_numparse=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(arguments)
+    if args.rounds < 1:
+        parser.error(f"--rounds: got {args.rounds}, need 1 or more")
+    found = measured(args.rounds)
+    path = Path(__file__).parent / "results/speed.json"
+    made = {"environment": environment(torch.device("cpu")), "ns": found}
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
