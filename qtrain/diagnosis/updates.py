@@ -57,7 +57,10 @@ _RULES = (_LOST, _DIVISOR, _ZERO)
 def verdict_on_updates(report: UpdateReport) -> Verdict:
     """Findings by parameter and tensor, in the order of a verdict.  ValueError without a step."""
     if not report.rows:
-        raise ValueError("diagnose: no step was taken in low precision yet; train a few first")
+        raise ValueError(
+            "diagnose: no weight or state was kept in low precision in a step yet; train a few "
+            "first (states of fewer elements than the update's min_size stay in fp32)"
+        )
     found = [finding for row in report.rows if (finding := _finding(row)) is not None]
     found.sort(key=lambda f: (f.severity < GRAVE, f.first, -f.severity))
     names = {row.parameter for row in report.rows}

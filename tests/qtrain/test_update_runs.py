@@ -47,7 +47,9 @@ UPDATES = [
         states={"*": Quantizer(format="int8", granularity=groups(32))},
     ),
     Update(weight=Quantizer(format=IntFormat(4), rounding="stochastic")),
-    Update(states={"exp_avg": Expanded(size=32, reach=100352.0), "exp_avg_sq": "bf16"}),
+    Update(
+        states={"exp_avg": Expanded(size=32, reach=100352.0), "exp_avg_sq": "bf16"}, min_size=128
+    ),
 ]
 
 
@@ -207,7 +209,7 @@ def test_diagnose_names_moments_that_became_zero() -> None:
     assert "kept in e4m3, groups of 4" in finding.cause
     for kept in (Expanded(size=4), bf16, Quantizer(format=udynamic8, granularity=groups(4))):
         assert not diagnose(small_steps(Update(states={"exp_avg_sq": kept}), gradients))
-    with pytest.raises(ValueError, match="no step"):
+    with pytest.raises(ValueError, match="no weight or state"):
         diagnose(UpdateReport(()))
 
 
