@@ -224,6 +224,19 @@ def test_a_runs_folder_is_diagnosed_with_its_updates(tmp_path: Path) -> None:
     assert main(["diagnose", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.parametrize("update", ["gradient: e5m2\n", "bf16"])
+@pytest.mark.parametrize("monitor", [None, 2])
+def test_a_run_ends_with_its_result_whatever_its_update_counts(
+    update: str, monitor: int | None, tmp_path: Path
+) -> None:
+    """Of gradients alone nothing is counted."""
+    result = train(small(tmp_path, update=update, monitor=monitor), say=quiet)
+    assert "accuracy gap" in str(result)
+    counted = update == "bf16"
+    assert (result.verdict is not None) == (counted or monitor is not None)
+    assert result.verdict is None or ("updates lost" in result.verdict.rules) == counted
+
+
 def test_a_run_ends_with_what_its_updates_lost_and_noise_is_said_to_be_made_up_for(
     tmp_path: Path,
 ) -> None:
