@@ -82,7 +82,10 @@ class Result:
     def __str__(self) -> str:
         parts = [self.curves_table(), self.gap_line()]
         if self.report is not None:
-            text = "numeric error of each layer on one training batch (more in errors.csv, .png):"
+            later = self.config.quantizations().items()[1:]
+            under = f", under {later[-1][1].name}" if later else ""
+            text = f"numeric error of each layer on one training batch{under}"
+            text += " (more in errors.csv, .png):"
             parts.insert(0, f"{text}\n{self.report.overview()}")
         if self.monitor is not None:
             parts.append(
