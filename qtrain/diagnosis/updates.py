@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from quantizers import udynamic8
+
 from ..weights.updates.counts import UpdateReport, UpdateRow
 from .verdict import GRAVE, Finding, Verdict
 
@@ -84,6 +86,9 @@ def _finding(row: UpdateRow) -> Finding | None:
         severity = math.log10(row.share / rule.threshold) if row.share else -1.0
     if severity < 0:
         return None
+    remedy = rule.remedy
+    if udynamic8.name in row.kept:  # which it has
+        remedy = remedy.replace(", in the map udynamic8,", "")
     layer, _, leaf = row.parameter.rpartition(".")
     return Finding(
         layer=layer or "(model)",
@@ -96,7 +101,7 @@ def _finding(row: UpdateRow) -> Finding | None:
         first=row.first,
         last=row.last,
         cause=f"{rule.cause} (kept in {row.kept})",
-        remedy=rule.remedy.format(tensor=row.tensor),
+        remedy=remedy.format(tensor=row.tensor),
         source=rule.source,
         severity=severity,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,10 @@ def test_diagnose_names_moments_that_became_zero() -> None:
     (finding,) = diagnose(plain).findings
     assert (finding.symptom, finding.role) == ("divisor rounded to 0", "weight exp_avg_sq")
     assert finding.value == 0.25 and (finding.first, finding.last, finding.seen) == (0, 2, 3)
-    assert "kept in e4m3, groups of 4" in finding.cause
+    assert "kept in e4m3, groups of 4" in finding.cause and "udynamic8" in finding.remedy
+    row = replace(plain.report().rows[0], kept="udynamic8, groups of 4")
+    (finding,) = diagnose(UpdateReport((row,))).findings
+    assert "udynamic8" in finding.cause and "udynamic8" not in finding.remedy
     for kept in (Expanded(size=4), bf16, Quantizer(format=udynamic8, granularity=groups(4))):
         assert not diagnose(small_steps(Update(states={"exp_avg_sq": kept}), gradients))
     with pytest.raises(ValueError, match="no weight or state"):
