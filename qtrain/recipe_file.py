@@ -89,7 +89,10 @@ def find(name: str, bits: int | None = None) -> Recipe:
 def accumulator_of(text: str) -> Accumulator:
     """The accumulator of such words as sequential(fp16, chunk=64), as a recipe's file and `str`
     have them; ValueError for others."""
-    found = _called(text, "accumulator") if "(" in checks.text("accumulator", text) else None
+    name, bracket, _ = checks.text("accumulator", text).partition("(")
+    if bracket and name not in kinds():
+        checks.choice("accumulator", name, ("exact", "sequential", "aligned", "integer", "unit"))
+    found = _called(text, "accumulator") if bracket else None
     if not isinstance(found, Accumulator):
         need = "sequential(fp16), integer(16, overflow=saturate) or another of accumulators'"
         checks.refuse("accumulator", text, need, error=ValueError)

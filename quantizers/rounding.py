@@ -107,7 +107,7 @@ def get(name: str) -> Rounding:
         near = _OTHER_NAMES.get(name.lower()) if isinstance(name, str) else None
         hint = checks.suggestion(name, NAMED) if near is None else f"; did you mean {near!r}?"
         raise ValueError(
-            f"unknown rounding {checks.shown(name)}{hint} Known: {', '.join(get_args(Mode))}, "
+            f"unknown rounding {checks.shown(name)}{hint}; known: {', '.join(get_args(Mode))}, "
             f"stochastic(1) to stochastic(23), by its random bits"
         )
     return NAMED[name]

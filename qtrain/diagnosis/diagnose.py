@@ -40,7 +40,7 @@ def diagnose(
     named after them.  Raises ValueError where nothing is recorded, and for a file or folder
     without a record.
     """
-    updates = _updates(record)
+    updates = updates_of(record)
     if updates is not None and not _is_monitored(record):
         return verdict_on_updates(updates)
     assert not isinstance(record, LowPrecision | UpdateReport)
@@ -73,12 +73,13 @@ def diagnose(
     return Verdict(findings=tuple(findings), checked=checked, rules=rules)
 
 
-def _updates(record: object) -> UpdateReport | None:
-    """What a record says of updates, if anything."""
+def updates_of(record: object) -> UpdateReport | None:
+    """What a record says of updates; None: nothing, as of gradients alone in few bits."""
     if isinstance(record, LowPrecision):
         return record.report()
     if isinstance(record, str | os.PathLike) and there(path := Path(record) / UPDATES):
-        return UpdateReport(read_rows(path, UpdateRow))
+        report = UpdateReport(read_rows(path, UpdateRow))
+        return report if report.rows else None
     return record if isinstance(record, UpdateReport) else None
 
 

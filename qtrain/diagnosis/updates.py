@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from quantizers import udynamic8
+
 from ..weights.updates.counts import UpdateReport, UpdateRow
 from .verdict import GRAVE, Finding, Verdict
 
@@ -57,7 +59,10 @@ _RULES = (_LOST, _DIVISOR, _ZERO)
 def verdict_on_updates(report: UpdateReport) -> Verdict:
     """Findings by parameter and tensor, in the order of a verdict.  ValueError without a step."""
     if not report.rows:
-        raise ValueError("diagnose: no step was taken in low precision yet; train a few first")
+        raise ValueError(
+            "diagnose: no weight or state was kept in low precision in a step yet; train a few "
+            "first (states of fewer elements than the update's min_size stay in fp32)"
+        )
     found = [finding for row in report.rows if (finding := _finding(row)) is not None]
     found.sort(key=lambda f: (f.severity < GRAVE, f.first, -f.severity))
     names = {row.parameter for row in report.rows}
@@ -81,6 +86,9 @@ def _finding(row: UpdateRow) -> Finding | None:
         severity = math.log10(row.share / rule.threshold) if row.share else -1.0
     if severity < 0:
         return None
+    remedy = rule.remedy
+    if udynamic8.name in row.kept:  # which it has
+        remedy = remedy.replace(", in the map udynamic8,", "")
     layer, _, leaf = row.parameter.rpartition(".")
     return Finding(
         layer=layer or "(model)",
@@ -93,7 +101,7 @@ def _finding(row: UpdateRow) -> Finding | None:
         first=row.first,
         last=row.last,
         cause=f"{rule.cause} (kept in {row.kept})",
-        remedy=rule.remedy.format(tensor=row.tensor),
+        remedy=remedy.format(tensor=row.tensor),
         source=rule.source,
         severity=severity,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TextIO
 
 
 def printable(text: object, *, keep: str = "\n") -> str:
@@ -17,6 +19,16 @@ def printable(text: object, *, keep: str = "\n") -> str:
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in plain
     )
+
+
+def draws(stream: TextIO) -> bool:
+    """Whether it is a terminal that can draw a bar: one that has columns."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:  # not one of the system's
+        return True
 
 
 def show(text: object) -> None:

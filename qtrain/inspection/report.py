@@ -103,10 +103,12 @@ class Report:
         known = [row.sqnr_db for row in self.rows if not math.isnan(row.sqnr_db)]
         layers, drowned = len(self.layers), sum(sqnr < 0 for sqnr in known)
         broken = sum(row.nonfinite > 0 for row in self.rows)
+        without = len(self.rows) - len(known)
         return (
             f"{worst.role} of {worst.layer!r} has the lowest SQNR, {in_decibels(worst.sqnr_db)}; "
-            f"the median of {len(self.rows)} tensors in {layers} layer{'s' * (layers != 1)} is "
-            f"{in_decibels(median(known) if known else math.nan)}"
+            f"the median of {len(self.rows)} tensors in {layers} layer{'s' * (layers != 1)}"
+            + (f" ({without} have none) is " if without else " is ")
+            + f"{in_decibels(median(known) if known else math.nan)}"
             + (f"; in {drowned} the error exceeds the signal" if drowned else "")
             + (f"; {broken} hold NaN or infinity" if broken else "")
             + "."

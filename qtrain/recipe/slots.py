@@ -40,7 +40,7 @@ def short(quantizer: QuantizerLike) -> str:
 
 def _check(owner: str, transform: object, accumulator: object, **quantizers: object) -> None:
     if not isinstance(accumulator, Accumulator | None):
-        need = "one of quantizers.accumulators', such as sequential(fp16), or None"
+        need = "one of quantizers.accumulators', accumulators.sequential(fp16) (no text), or None"
         checks.refuse(f"{owner}.accumulator", accumulator, need)
     for name, quantizer in quantizers.items():
         checks.quantizer(f"{owner}.{name}", quantizer)

@@ -94,7 +94,8 @@ def check_taken(
     if need is not None:
         raise ValueError(
             f"{product}.accumulator: {accumulator} multiplies {need}, but {operand} is {given}; "
-            f"quantize it so, or take an accumulator of any formats, such as sequential(fp16)"
+            f"quantize it so, take an accumulator of any formats, such as sequential(fp16), or "
+            f"name this one in the other products alone, such as forward.accumulator"
         )
 
 

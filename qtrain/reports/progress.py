@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from ..files.terminal import printable, say
+from ..files.terminal import draws, printable, say
 
 #: Seconds between lines where stderr is not a terminal.
 LINE_SECONDS = 30.0
@@ -20,7 +20,7 @@ class Progress:
     """
 
     def __init__(self, total: int, *, done: int, text: str) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = draws(sys.stderr)
         self._total, self._done = total, done
         self._last_line = time.monotonic()
         self._timed: tuple[int, float] | None = None  # steps done, and when, after the first

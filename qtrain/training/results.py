@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..diagnosis.diagnose import diagnose
+from ..diagnosis.diagnose import diagnose, updates_of
 from ..diagnosis.verdict import Verdict
 from ..inspection.monitor import Monitor
 from ..inspection.report import Report
@@ -49,7 +49,7 @@ class Result:
     def verdict(self) -> Verdict | None:
         """What is wrong with the run, by the monitor's record and that of updates in low precision;
         None where there is neither."""
-        recorded = self.monitor is not None or self.config.update is not None
+        recorded = self.monitor is not None or updates_of(self.folder.path) is not None
         return diagnose(self.folder.path) if recorded else None
 
     @property
@@ -82,7 +82,10 @@ class Result:
     def __str__(self) -> str:
         parts = [self.curves_table(), self.gap_line()]
         if self.report is not None:
-            text = "numeric error of each layer on one training batch (more in errors.csv, .png):"
+            later = self.config.quantizations().items()[1:]
+            under = f", under {later[-1][1].name}" if later else ""
+            text = f"numeric error of each layer on one training batch{under}"
+            text += " (more in errors.csv, .png):"
             parts.insert(0, f"{text}\n{self.report.overview()}")
         if self.monitor is not None:
             parts.append(

@@ -431,10 +431,11 @@ def test_one_accumulator_is_that_of_all_products_and_stays_at_other_widths() -> 
     ("given", "said"),
     [
         ({"accumulator": fp16}, "forward.accumulator: got .* need one of quantizers.accumulators'"),
+        ({"accumulator": "sequential(fp16)"}, r"accumulators.sequential\(fp16\) \(no text\)"),
         ({"accumulator": SATURATED}, "saturate. multiplies integers, but input is OFF"),
         ({"accumulator": H100, "weight": WHOLE, "input": E4M3}, "e4m3 or e5m2, but weight is int8"),
     ],
-    ids=["a format", "floats in integers", "integers in fp8"],
+    ids=["a format", "a text", "floats in integers", "integers in fp8"],
 )
 def test_what_no_unit_multiplies_is_refused_at_once(given: Any, said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):

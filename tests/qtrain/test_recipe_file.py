@@ -520,8 +520,11 @@ def test_a_format_that_has_no_name_is_said_by_its_widths() -> None:
 )
 def test_an_accumulator_is_read_as_it_is_shown(accumulator: accumulators.Accumulator) -> None:
     assert accumulator_of(str(accumulator)) == accumulator
-    for other in ("fp16", "blocks(32)"):
-        with pytest.raises(ValueError, match=r"accumulator: got .*, need sequential\(fp16\)"):
+    with pytest.raises(ValueError, match=r"accumulator: got .*, need sequential\(fp16\)"):
+        accumulator_of("fp16")
+    for other, near in (("blocks(32)", ""), ("sequental(fp16)", r"; did you mean 'sequential'\?")):
+        need = "need one of exact, sequential, aligned, integer, unit"
+        with pytest.raises(ValueError, match=f"accumulator: got '[a-z]*', {need}{near}$"):
             accumulator_of(other)
 
 

@@ -76,6 +76,9 @@ def test_a_report_prints_a_sentence_the_ten_worst_rows_and_how_many_more() -> No
         "output of 'layer11' has the lowest SQNR, -3.0 dB; the median of 13 tensors in 12 layers "
         "is 25.0 dB; in 1 the error exceeds the signal; 1 hold NaN or infinity."
     )
+    broken = replace(row("layer12", "input", math.nan), nonfinite=9)
+    both = " ".join(str(Report((*rows, broken))).split())
+    assert "the median of 14 tensors in 13 layers (1 have none) is 25.0 dB" in both
     named = [line for line in table.splitlines() if line.startswith("layer") and " " not in line]
     assert named == ["layer11", *(f"layer{i}" for i in range(9))]  # layer11: its output alone
     assert table.count("- output") == 1 and table.count("- input") == 9

@@ -31,6 +31,7 @@ def test_a_run_switches_where_it_says(tmp_path: Path) -> None:
     before, after = (lines(tmp_path / name / "metrics.jsonl") for name in ("plain/run", "run"))
     assert before[0] == after[0] and before[-1] != after[-1]
     assert "int8, bf16 from 4" in str(result)
+    assert "numeric error of each layer on one training batch, under bf16 (more" in str(result)
     switches = [
         line for line in lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "recipe"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,21 @@ def test_progress_and_remarks_show_what_they_are_told(
         assert r"epoch \x1b[2J" in said and "owned\x07" not in said and "\x1b[2J" not in said
     terminal.say(EVIL)
     assert capsys.readouterr().err == printable(EVIL) + "\n"
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_without_columns_gets_lines_with_the_time_left(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    progress = Progress(9, done=0, text="run")
+    for _ in range(3):
+        progress.step()
+    progress.line("epoch 1")
+    progress.close()
+    assert ("left)" in capsys.readouterr().err) == (columns == 0)
 
 
 def test_what_prints_stays_and_what_does_not_is_spelt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ UPDATES = [
         states={"*": Quantizer(format="int8", granularity=groups(32))},
     ),
     Update(weight=Quantizer(format=IntFormat(4), rounding="stochastic")),
-    Update(states={"exp_avg": Expanded(size=32, reach=100352.0), "exp_avg_sq": "bf16"}),
+    Update(
+        states={"exp_avg": Expanded(size=32, reach=100352.0), "exp_avg_sq": "bf16"}, min_size=128
+    ),
     Update(states={"moment 1": "bf16", 'of "é": #2': GROUPS, "yes": "fp16"}),
 ]
 
@@ -211,10 +214,13 @@ def test_diagnose_names_moments_that_became_zero() -> None:
     (finding,) = diagnose(plain).findings
     assert (finding.symptom, finding.role) == ("divisor rounded to 0", "weight exp_avg_sq")
     assert finding.value == 0.25 and (finding.first, finding.last, finding.seen) == (0, 2, 3)
-    assert "kept in e4m3, groups of 4" in finding.cause
+    assert "kept in e4m3, groups of 4" in finding.cause and "udynamic8" in finding.remedy
+    row = replace(plain.report().rows[0], kept="udynamic8, groups of 4")
+    (finding,) = diagnose(UpdateReport((row,))).findings
+    assert "udynamic8" in finding.cause and "udynamic8" not in finding.remedy
     for kept in (Expanded(size=4), bf16, Quantizer(format=udynamic8, granularity=groups(4))):
         assert not diagnose(small_steps(Update(states={"exp_avg_sq": kept}), gradients))
-    with pytest.raises(ValueError, match="no step"):
+    with pytest.raises(ValueError, match="no weight or state"):
         diagnose(UpdateReport(()))
 
 
@@ -227,6 +233,19 @@ def test_a_runs_folder_is_diagnosed_with_its_updates(tmp_path: Path) -> None:
     assert "updates lost" in both.rules and "clipped" in both.rules
     assert {f.symptom for f in alone.findings} <= {f.symptom for f in both.findings}
     assert main(["diagnose", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("update", ["gradient: e5m2\n", "bf16"])
+@pytest.mark.parametrize("monitor", [None, 2])
+def test_a_run_ends_with_its_result_whatever_its_update_counts(
+    update: str, monitor: int | None, tmp_path: Path
+) -> None:
+    """Of gradients alone nothing is counted."""
+    result = train(small(tmp_path, update=update, monitor=monitor), say=quiet)
+    assert "accuracy gap" in str(result)
+    counted = update == "bf16"
+    assert (result.verdict is not None) == (counted or monitor is not None)
+    assert result.verdict is None or ("updates lost" in result.verdict.rules) == counted
 
 
 def test_a_run_ends_with_what_its_updates_lost_and_noise_is_said_to_be_made_up_for(

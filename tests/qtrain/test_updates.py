@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import qtrain
 from qtrain import Expanded, Update, low_precision_
+from qtrain.weights.updates.named import find
 from quantizers import (
     FloatFormat,
     Quantizer,
@@ -402,6 +404,28 @@ def test_remove_leaves_a_plain_optimizer() -> None:
     assert any(not torch.equal(p, round_to(p.detach(), bf16)) for p in net.parameters())
 
 
+@pytest.mark.parametrize("name", ["adam-8bit", "adam-fp8"])
+def test_states_of_few_elements_stay_in_fp32(name: str) -> None:
+    assert find(name).min_size == 4096  # bitsandbytes' min_8bit_size, torchao's _new_buffer
+
+    def state(update: str | Update | None) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        large, small = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(4095))
+        adam = torch.optim.Adam([large, small])
+        if update is not None:
+            low_precision_(adam, update)
+        for p in (large, small):
+            p.grad = torch.randn_like(p)
+        adam.step()
+        return adam.state[large]["exp_avg_sq"], adam.state[small]["exp_avg_sq"]
+
+    (plain, small), (rounded, same) = state(None), state(name)
+    assert torch.equal(same, small) and not torch.equal(rounded, plain)
+    every = replace(find(name), min_size=0)
+    assert every.identity != find(name).identity  # a checkpoint of one is not the other's
+    assert not torch.equal(state(every)[1], small)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
@@ -418,6 +442,8 @@ def test_remove_leaves_a_plain_optimizer() -> None:
         ({"gradient": Quantizer(format=int8, range=ema())}, "has a memory"),
         ({"gradient": "bf16", "states": ["exp_avg"]}, "states: got"),
         ({"gradient": 8}, "gradient: got 8"),
+        ({"weight": "bf16", "min_size": 4096}, "min_size: got 4096 without states"),
+        ({"states": {"*": "bf16"}, "min_size": -1}, "min_size: got -1"),
     ],
 )
 def test_updates_that_cannot_be_are_refused(kwargs: dict[str, Any], said: str) -> None:

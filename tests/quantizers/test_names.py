@@ -105,7 +105,7 @@ def test_names_serve_where_a_setting_is_changed() -> None:
         ),
         ({"rounding": "stochastic(0)"}, "unknown rounding"),
         ({"rounding": "stochastic( 8)"}, r"did you mean 'stochastic\(8\)'"),
-        ({"rounding": "int8"}, "rounding: unknown rounding 'int8'"),
+        ({"rounding": "int8"}, "rounding: unknown rounding 'int8'; known: nearest_even"),
     ],
 )
 def test_near_misses_get_a_hint(settings: dict[str, str], says: str) -> None:

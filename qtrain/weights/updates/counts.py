@@ -105,7 +105,10 @@ class UpdateReport:
 
     def __str__(self) -> str:
         if not self.rows:
-            return "nothing counted: no step yet, or gradients alone are in low precision"
+            return (
+                "nothing counted: no step yet, or gradients alone are in low precision, or every "
+                "state has fewer elements than min_size"
+            )
         lines = [
             [
                 f"{row.parameter}: {row.tensor}{'*' * row.noisy}",

@@ -226,6 +226,8 @@ def _rounds(update: Update, name: str, value: object) -> bool:
     """Whether a state is one that the update keeps in few bits."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
+    if value.numel() < update.min_size:
+        return False
     return name in update.states or (ALL in update.states and value.dim() > 0 and name != "step")
 
 

@@ -13,9 +13,11 @@ from ...recipe_file import is_file, is_text, made_of, text_of, written
 from .expansion import Expanded
 from .update import Update
 
+_MIN_SIZE = 4096
 _FP8 = Quantizer(format=e4m3, granularity=groups(256))
 #: adam-: of Adam's two moments, as 8-bit optimizers (Dettmers et al. 2021, arXiv 2110.02861),
-#: torchao's AdamFp8 and COAT (arXiv 2410.19313) keep them
+#: torchao's AdamFp8 and COAT (arXiv 2410.19313) keep them; the first two leave those of fewer than
+#: 4096 elements in fp32 (bitsandbytes' min_8bit_size, torchao's _new_buffer)
 NAMED = {
     "bf16": Update(weight=bf16),
     "bf16-stochastic": Update(weight=bf16, rounding=stochastic(16)),
@@ -24,9 +26,10 @@ NAMED = {
         states={
             "exp_avg": Quantizer(format=dynamic8, granularity=groups(256)),
             "exp_avg_sq": Quantizer(format=udynamic8, granularity=groups(256)),
-        }
+        },
+        min_size=_MIN_SIZE,
     ),
-    "adam-fp8": Update(states={"exp_avg": _FP8, "exp_avg_sq": _FP8}),
+    "adam-fp8": Update(states={"exp_avg": _FP8, "exp_avg_sq": _FP8}, min_size=_MIN_SIZE),
     "adam-coat": Update(states={"exp_avg": Expanded(), "exp_avg_sq": Expanded()}),
 }
 

@@ -46,6 +46,7 @@ class Update:
     states        name of the optimizer's state ("exp_avg", "momentum_buffer", or "*" for all that
                   have an axis and no name of their own) -> in what it is kept between steps: a
                   FloatFormat, its name, a quantizer (8-bit maps, blocks), or Expanded
+    min_size      states of fewer elements stay in fp32, as bitsandbytes' min_8bit_size has them
 
     With w the weight and p = fl32(what the optimizer makes of it), and round the weight's rounding,
 
@@ -56,7 +57,8 @@ class Update:
     name more axes than a tensor has, it is a row of them, (1, ..., n).
 
     TypeError or ValueError for a bare IntFormat or TableFormat, which need a scale, for a quantizer
-    with a memory, and for a rounding or a compensation without a weight's format.
+    with a memory, for a rounding or a compensation without a weight's format, and for a min_size
+    without states.
     """
 
     weight: Kept | None = None
@@ -64,6 +66,7 @@ class Update:
     compensation: FloatFormat | None = None
     gradient: Kept | None = None
     states: Mapping[str, Kept] = field(default_factory=dict, hash=False)
+    min_size: int = 0
 
     if TYPE_CHECKING:  # the fields, of which most take a name
 
@@ -75,6 +78,7 @@ class Update:
             compensation: FloatFormat | str | None = ...,
             gradient: Kept | str | None = ...,
             states: Mapping[str, Kept | str] = ...,
+            min_size: int = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -107,6 +111,12 @@ class Update:
             raise ValueError(
                 f"compensation: got {self.compensation} without a weight's format: nothing is lost "
                 f"of master weights in fp32; give weight='bf16', or leave it out"
+            )
+        checks.integer("min_size", self.min_size, low=0)
+        if self.min_size and not self.states:
+            raise ValueError(
+                f"min_size: got {self.min_size} without states, which alone it is of; give "
+                f'states={{"exp_avg": "bf16"}} or others, or leave it out'
             )
         if not self._given():
             raise ValueError(
@@ -150,7 +160,8 @@ class Update:
     def identity(self) -> str:
         """A text that is another for every update, and the same in every process."""
         slots = {**dict(self._given()), "rounding": self.rounding, "lost": self.compensation}
-        return "; ".join(f"{place}: {_identity(kept)}" for place, kept in slots.items())
+        said = [f"{place}: {_identity(kept)}" for place, kept in slots.items()]
+        return "; ".join([*said, f"min_size: {self.min_size}"] if self.min_size else said)
 
     def __str__(self) -> str:
         parts = []
@@ -162,6 +173,8 @@ class Update:
         if self.gradient is not None:
             parts.append(f"gradient {_said(self.gradient)}")
         parts += [f"{name} {_said(kept)}" for name, kept in self.states.items()]
+        if self.min_size:
+            parts.append(f"states of fewer than {self.min_size:,} elements in fp32")
         return "; ".join(parts)
 
 
