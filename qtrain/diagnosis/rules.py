@@ -139,7 +139,7 @@ RULES: tuple[Rule, ...] = (
         explains=("gain",),
         cause="errors have a mean, in steps, which sums over terms and steps do not average out",
         remedy="rounding=nearest_even forward and stochastic() backward in {slot}, with enough "
-        "random bits (the default's 23)",
+        "random bits (the default's 23); where its scale clips: a lower top, more headroom",
         source="healthy: below 0.001 and five standard errors",
     ),
     Rule(
