@@ -77,7 +77,7 @@ def _compiled(
     if any(x.dtype != torch.float32 for x in (a, b)) or count * rows * columns >= 2**31:
         return None
     width = imported(_KERNELS).COLUMNS if imported(_KERNELS) else 1
-    steps = columns, 1
+    shape, steps = (*batch, rows, columns), (columns, 1)
     if columns * -(-rows // width) < rows * -(-columns // width):  # fuller tiles
         a, b, rows, columns, steps = b, a, columns, rows, (1, columns)
         formats = formats[1], formats[0]
@@ -99,7 +99,7 @@ def _compiled(
     )  # fmt: skip
     team.run(kernel.address, team.packed(*words), count * rows * columns * terms)
     kept = torch.int64 if isinstance(accumulator, Integer) else torch.float32
-    return result.to(kept).view(*batch, *((columns, rows) if steps[0] == 1 else (rows, columns)))
+    return result.to(kept).view(shape)
 
 
 def _keys(accumulator: Accumulator, key: Tensor | None, terms: int) -> tuple[Tensor, Tensor]:
