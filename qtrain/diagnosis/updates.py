@@ -42,7 +42,7 @@ _DIVISOR = _Rule(
     threshold=1e-3,
     cause="numbers that the step is divided by became 0: where a gradient returns the step is "
     "divided by eps alone, and explodes",
-    remedy="keep {tensor} in bf16, in smaller groups, in the map udynamic8, or in Expanded(); or "
+    remedy="keep {tensor} in bf16, in smaller groups, {map}or in Expanded(); or "
     "round it up: rounding='ceil'",
     source="Dettmers et al. 2021, arXiv 2110.02861, and COAT, arXiv 2410.19313, on second moments",
 )
@@ -86,9 +86,7 @@ def _finding(row: UpdateRow) -> Finding | None:
         severity = math.log10(row.share / rule.threshold) if row.share else -1.0
     if severity < 0:
         return None
-    remedy = rule.remedy
-    if udynamic8.name in row.kept:  # which it has
-        remedy = remedy.replace(", in the map udynamic8,", "")
+    better = "" if udynamic8.name in row.kept else f"in the map {udynamic8.name}, "
     layer, _, leaf = row.parameter.rpartition(".")
     return Finding(
         layer=layer or "(model)",
@@ -101,7 +99,7 @@ def _finding(row: UpdateRow) -> Finding | None:
         first=row.first,
         last=row.last,
         cause=f"{rule.cause} (kept in {row.kept})",
-        remedy=remedy.format(tensor=row.tensor),
+        remedy=rule.remedy.format(tensor=row.tensor, map=better),
         source=rule.source,
         severity=severity,
     )
