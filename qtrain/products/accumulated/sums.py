@@ -76,7 +76,10 @@ def _compiled(
         return None
     if any(x.dtype != torch.float32 for x in (a, b)) or count * rows * columns >= 2**31:
         return None
-    width = imported(_KERNELS).COLUMNS if imported(_KERNELS) else 1
+    own = imported(_KERNELS)
+    if own is None:
+        return None
+    width = own.COLUMNS
     shape, steps = (*batch, rows, columns), (columns, 1)
     if columns * -(-rows // width) < rows * -(-columns // width):  # fuller tiles
         a, b, rows, columns, steps = b, a, columns, rows, (1, columns)
@@ -119,7 +122,7 @@ def _told(
 ) -> tuple[tuple[int, ...], np.ndarray[tuple[int], np.dtype[np.float64]], int, int] | None:
     """The kernel's numbers, constants, chunk and promotion; None where there is no kernel."""
     own = imported(_KERNELS)
-    if isinstance(accumulator, Exact) or own is None:
+    if isinstance(accumulator, Exact):
         return None
     if isinstance(accumulator, Integer):
         if accumulator.overflow == "wrap":
