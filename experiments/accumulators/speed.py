@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.speed.timing import spread
 from qtrain import environment
 from qtrain.products.accumulated.sums import accumulated
 from quantizers import FloatFormat, accumulators, bf16, e4m3, fp16, int8, root_key, stochastic
@@ -79,19 +80,18 @@ def measured(rounds: int) -> dict[str, dict[str, list[float]]]:
         for (name, shape), run in runs.items():
             start = time.process_time()
             run()
-            taken = (time.process_time() - start) / np.prod(SHAPES[shape]) * 1e9
+            taken = (time.process_time() - start) / math.prod(SHAPES[shape]) * 1e9
             if number:  # the first compiles
-                found[name].setdefault(shape, []).append(round(float(taken), 4))
+                found[name].setdefault(shape, []).append(round(taken, 4))
     return found
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """Markdown: a row an accumulator."""
     rows = [
-        [name, *("{1:.2f} [{0:.2f}, {2:.2f}]".format(*np.percentile(each[shape], (25, 50, 75)))
-                 for shape in SHAPES)]
+        [name, *(spread(each[shape]).text(digits=2) for shape in SHAPES)]
         for name, each in found.items()
-    ]  # fmt: skip
+    ]
     return tabulate(rows, ["ns a multiply-add", *SHAPES], "github", disable_numparse=True)
 
 
