@@ -18,16 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
-from experiments.speed.timing import spread
+from experiments.speed.timing import cpu_seconds, spread
 from qtrain import environment
 from qtrain.products.accumulated.sums import accumulated
 from quantizers import FloatFormat, accumulators, bf16, e4m3, fp16, int8, root_key, stochastic
@@ -69,20 +67,15 @@ def run_of(unit: Accumulator | None, shape: tuple[int, int, int]) -> Callable[[]
 
 def measured(rounds: int) -> dict[str, dict[str, list[float]]]:
     """{accumulator: {matrices: the nanoseconds of each round}}."""
-    torch.set_num_threads(1)
     runs = {
         (name, shape): run_of(unit, sizes)
         for name, unit in {"fp32, a @ b.T": None, **UNITS}.items()
         for shape, sizes in SHAPES.items()
     }
     found: dict[str, dict[str, list[float]]] = {name: {} for name, _ in runs}
-    for number in tqdm(range(rounds + 1), desc="rounds"):
-        for (name, shape), run in runs.items():
-            start = time.process_time()
-            run()
-            taken = (time.process_time() - start) / math.prod(SHAPES[shape]) * 1e9
-            if number:  # the first compiles
-                found[name].setdefault(shape, []).append(round(taken, 4))
+    for (name, shape), times in cpu_seconds(runs, rounds).items():
+        count = math.prod(SHAPES[shape])
+        found[name][shape] = [round(taken / count * 1e9, 4) for taken in times]
     return found
 
 

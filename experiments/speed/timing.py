@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
+from tqdm import tqdm
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Spread(NamedTuple):
@@ -54,6 +57,20 @@ def seconds(step: Callable[[], object], repeats: int) -> float:
         return (time.perf_counter() - start) / repeats
     finally:
         gc.enable()
+
+
+def cpu_seconds(steps: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
+    """CPU time of each step on one thread, A B C A B C: one value a round, after one that compiles.
+    Load of others changes it less than the clock's time."""
+    torch.set_num_threads(1)
+    times: dict[Key, list[float]] = {key: [] for key in steps}
+    for number in tqdm(range(rounds + 1), desc="rounds"):
+        for key, step in steps.items():
+            start = time.process_time()
+            step()
+            if number:
+                times[key].append(time.process_time() - start)
+    return times
 
 
 def interleaved(
