@@ -31,11 +31,14 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _segments() -> tuple[list[Any], Any | None]:
-    """(segments being recorded, innermost first; the segment being recomputed, or None)."""
+def _segments(until: Any = None, above: int = 2) -> tuple[list[Any], Any | None]:
+    """(segments being recorded, innermost first; the segment being recomputed, or None).
+
+    until   a frame: those that began within it alone
+    """
     recording: list[Any] = []
-    frame = sys._getframe(2)
-    while frame is not None:
+    frame = sys._getframe(above)
+    while frame is not until and frame is not None:
         code = frame.f_code
         if code.co_filename == _FILE:
             if code is _FORWARD:
@@ -51,6 +54,32 @@ def _segments() -> tuple[list[Any], Any | None]:
                     recording.append(segment)
         frame = frame.f_back  # type: ignore[assignment]
     return recording, None
+
+
+_AROUND = "_qtrain_around"
+
+
+def repeat_within(frame: Any, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Have the checkpointed segments that began within a frame, and are being recorded, run again
+    as `around` has it: of their function another one.  Of each segment once."""
+    for segment in _segments(frame, 3)[0]:
+        if not hasattr(segment, _AROUND):
+            setattr(segment, _AROUND, True)
+            name = "run_function" if hasattr(segment, "run_function") else "recompute_fn"
+            setattr(segment, name, around(getattr(segment, name)))
+
+
+def is_running(frame: Any) -> bool:
+    """Whether the caller runs within this frame."""
+    found: Any = sys._getframe(1)
+    while found is not None and found is not frame:
+        found = found.f_back
+    return found is not None
+
+
+def in_first_pass() -> bool:
+    """Whether gradients are off only until a backward pass runs this segment again."""
+    return any(map(_is_first_pass, _segments()[0]))
 
 
 def _is_first_pass(segment: Any) -> bool:

@@ -14,6 +14,7 @@ from ..layers.attention import (
     QScaledDotProductAttention,
     ScaledDotProductAttention,
 )
+from ..layers.calls import QConvolutionCall, QLinearCall
 from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
 from ..norms import deviations
@@ -183,6 +184,8 @@ def operation_of(module: nn.Module) -> Operation | None:
         return Linear()
     if isinstance(module, nn.modules.conv._ConvNd):
         return convolution.operation_of(module)
+    if isinstance(module, QLinearCall | QConvolutionCall):
+        return module.operation(module.product.shapes[1])
     return None
 
 

@@ -112,6 +112,11 @@ class Chooser:
         self.decided[found[0]].append(name)
         return self.rules[found[0]]
 
+    def recipe(self, name: str) -> Recipe | None:
+        """The same of what is no layer that was there at conversion: none of the account."""
+        found = hits(name, self.rules)
+        return self.rules[found[0]] if found else self.base
+
     def instead(self, name: str, own: Recipe, is_norm: bool) -> str | None:
         """What a layer of recipe `own` follows instead of the base recipe, in words, if it does."""
         given: object = own
@@ -124,16 +129,21 @@ class Chooser:
             self._alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
         return None
 
-    def check_all_used(self) -> None:
-        """ValueError for an override that matches nothing that an earlier one leaves."""
-        unused = [pattern for pattern in self.rules if pattern not in self.matched]
+    def check_all_used(self, later: str = "") -> None:
+        """ValueError for an override that matches nothing that an earlier one leaves; later: part
+        of the names that there are not yet."""
+        unused = [
+            pattern
+            for pattern in self.rules
+            if pattern not in self.matched and not (later and later in f".{pattern}.")
+        ]
         if unused:
             known = some([name for name in self.names if name], 12)
             raise ValueError(
                 f"overrides: {unused} match no layer; layers are {known}; patterns are names with "
                 f"*, ? and [...], as file names"
             )
-        idle = [pattern for pattern in self.rules if not self.decided[pattern]]
+        idle = [p for p in self.rules if p in self.matched and not self.decided[p]]
         if idle:
             raise ValueError(
                 f"overrides: {idle} decide nothing: the first match wins, and earlier patterns "

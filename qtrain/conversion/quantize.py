@@ -11,6 +11,8 @@ from ..copies import copied
 from ..layer_state import LayerState
 from ..recipe import Recipe
 from ..schedule import Schedule
+from .functional.attach import attach_, may_call
+from .functional.sites import CHILD, Following
 from .kinds import is_any_norm, is_norm, left, plain_type, products, quantized_class, targets
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
@@ -36,6 +38,7 @@ def quantize(
     norm: Norm = None,
     overrides: Mapping[str, Override] | None = None,
     seed: int = 0,
+    functional: bool = True,
 ) -> nn.Module:
     """A copy of `model` whose products follow `recipe`; the original is untouched.
 
@@ -48,6 +51,9 @@ def quantize(
     overrides   module-name patterns (fnmatch; a pattern that names a container covers all below)
                 -> None (leave), an int (bits), a Recipe or its name; the first match wins
     seed        of the rounding noise
+    functional  whether products that a forward computes by functions (F.linear, matmul, @, einsum,
+                F.scaled_dot_product_attention, F.conv2d ...) follow it too, each call a layer
+                `<module>.functional.<kind><number>` that its first forward makes
 
     Raises ValueError/TypeError for a setting that cannot be honoured, an override that matches
     nothing, a model without a layer to convert or one that is converted already.
@@ -61,8 +67,9 @@ def quantize(
             f"or torch.nn.utils.parametrizations instead of the old weight_norm"
         ) from error
     quantize_(
-        converted, bits, recipe=recipe, norm=norm, overrides=overrides, seed=seed, _copied=True
-    )
+        converted, bits, recipe=recipe, norm=norm, overrides=overrides, seed=seed,
+        functional=functional, _copied=True,
+    )  # fmt: skip
     watch_optimizers(model, converted)
     return converted
 
@@ -75,6 +82,7 @@ def quantize_(
     norm: Norm = None,
     overrides: Mapping[str, Override] | None = None,
     seed: int = 0,
+    functional: bool = True,
     _copied: bool = False,
 ) -> nn.Module:
     """`quantize` in place: parameters stay the objects they were, so an optimizer keeps working.
@@ -92,6 +100,7 @@ def quantize_(
             "original model"
         )
     checks.integer("seed", seed)
+    checks.boolean("functional", functional)
     level = 4 if _copied else 3  # to the caller of quantize, or of quantize_
     if isinstance(recipe, Schedule):
         if bits is not None:
@@ -99,7 +108,7 @@ def quantize_(
         every = [Asked.of(own, norm, overrides) for own in recipe.recipes.values()]
     else:
         every = [Asked.of(recipe, norm, overrides, bits)]
-    plans = [_Plan(model, asked, seed) for asked in every]
+    plans = [_Plan(model, asked, seed, functional) for asked in every]
     widest = max(plans, key=lambda plan: len(plan.work))
     widest.convert_(copied=_copied, level=level)
     if isinstance(recipe, Schedule):
@@ -113,11 +122,12 @@ class _Plan:
     work    the layers to convert, each with its recipe
     """
 
-    def __init__(self, model: nn.Module, asked: Asked, seed: int) -> None:
+    def __init__(self, model: nn.Module, asked: Asked, seed: int, functional: bool) -> None:
         self._model, self._asked = model, asked
+        self._functional = Following(asked, seed) if functional else None
         choose = Chooser(asked)
         plan = [(name, module, choose(name)) for name, module in targets(model)]
-        choose.check_all_used()
+        choose.check_all_used(later=f".{CHILD}." if functional else "")
         check_attention(model, {name: own for name, _, own in plan})
         self.work: list[tuple[str, nn.Module, Recipe]] = []
         self._left: dict[str, str] = {}
@@ -141,7 +151,11 @@ class _Plan:
         self._norms = sum(is_norm(module) for _, module, _ in self.work)
         if asked.norm is not None and not self._norms:
             refuse_uncovered(model, asked.norm, plan, self._norms_left)
-        if not self.work:
+        calls = functional and any(
+            may_call(module) and choose.recipe(name) is not None
+            for name, module in model.named_modules()
+        )
+        if not self.work and not calls:
             raise ValueError(
                 f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "
                 f"attention or (with norm=) norm layer outside the overrides"
@@ -163,7 +177,11 @@ class _Plan:
         record = Conversion(
             asked=self._asked, copied=copied, converted=kinds, left=self._left,
             on_purpose=self._on_purpose, overridden=self._overridden, norms_left=self._norms_left,
+            functional=self._functional,
         )  # fmt: skip
+        if self._functional is not None:
+            self._functional.converted = record.converted
+            attach_(model, self._functional)
         fuse_sequentials_(model)
         record.attach(model)
         watch_first_forward(model)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..names import lineage, some
 from ..recipe import Recipe
+from .functional.sites import Following
 from .overrides import Asked, Chooser
 
 _ATTRIBUTE = "_qtrain_conversion"
@@ -23,6 +24,7 @@ class Conversion:
     on_purpose   those left by an override
     overridden   converted layers with a recipe of their own, and that recipe
     norms_left   norms that stay although their recipe asks for another, and why
+    functional   what calls of functions follow; None: they are left
     """
 
     asked: Asked
@@ -33,6 +35,7 @@ class Conversion:
     on_purpose: set[str] = field(default_factory=set)
     overridden: dict[str, str] = field(default_factory=dict)
     norms_left: dict[str, str] = field(default_factory=dict)
+    functional: Following | None = None
 
     @property
     def recipe(self) -> str:

@@ -21,6 +21,8 @@ from ..products.module import QProduct
 from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
 from ..schedule import Schedule
+from .functional.attach import attach_
+from .functional.sites import CHILD
 from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, operation_of, torch_norm
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
@@ -118,7 +120,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
                     unasked.append(name)
                 elif shown in before.norms_left:
                     norms_left[shown] = before.left[shown]
-    choose.check_all_used()
+    choose.check_all_used(later="" if before.functional is None else f".{CHILD}.")
     check_attention(model, chosen)
     overridden = {}
     for layer in layers:
@@ -136,6 +138,9 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     for layer, states in zip(layers, fresh, strict=True):
         layer.follow_(states)
     switch_fast_paths_(model)
+    if before.functional is not None:
+        before.functional.asked = asked
+        attach_(model, before.functional)
     watch_learned(model)
     replace(
         before, asked=asked, overridden=overridden, norms_left=norms_left,
@@ -176,7 +181,7 @@ class _Layer:
                 operation = operation_of(self.module)
                 if operation is not None:
                     refuse_unscalable(operation, self.recipe, state.shapes)
-                return QProduct(self.recipe, state.shapes, **own)
+                return type(state)(self.recipe, state.shapes, **own)
             return LayerState(norm_slots(self.module, self._norm), **own)
         except (TypeError, ValueError) as error:
             raise located(error, f"layer {state.name!r}") from error

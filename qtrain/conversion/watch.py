@@ -143,11 +143,10 @@ class _FirstForward:
         ]
         lines += [f"{name}: converted, but never ran" for name in watch.never_ran()]
         if lines:
+            if conversion.functional is None:
+                lines.append("quantize(..., functional=True) has functions follow the recipe")
             warnings.warn(
-                "qtrain: outside the recipe in the first forward:\n  "
-                + "\n  ".join(lines)
-                + "\nFunctions such as torch.matmul and F.scaled_dot_product_attention can be "
-                "replaced by qtrain.Matmul and qtrain.ScaledDotProductAttention.",
+                "qtrain: outside the recipe in the first forward:\n  " + "\n  ".join(lines),
                 stacklevel=_outside_torch(),
             )
 

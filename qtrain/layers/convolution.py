@@ -14,7 +14,7 @@ from .linear import OneLine
 
 
 @planned
-def _operation(
+def convolution(
     kernel: tuple[int, ...],
     stride: int | tuple[int, ...],
     padding: str | int | tuple[int, ...],
@@ -47,7 +47,7 @@ def operation_of(module: nn.modules.conv._ConvNd) -> Convolution:
     more: tuple[Any, ...] = ()
     if module.transposed:
         more = True, tuple(pair(module.output_padding, len(module.kernel_size)))
-    operation, _ = _operation(*QConvNd._window(module), *more)  # type: ignore[arg-type]
+    operation, _ = convolution(*QConvNd._window(module), *more)  # type: ignore[arg-type]
     return operation
 
 
@@ -58,7 +58,7 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
         if self.product.recipe.products_off or not self.in_channels:  # of nothing: torch's
             plain: Tensor = super().forward(input)
             return plain
-        operation, sides = _operation(*self._window())
+        operation, sides = convolution(*self._window())
         batched = self._batched(input)
         if sides:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -119,7 +119,7 @@ class QConvTransposeNd(QConvNd):
             batched, output_size, list(self.stride), list(self.padding), list(self.kernel_size),
             space, list(self.dilation),
         )  # fmt: skip
-        operation, _ = _operation(*self._window(), True, tuple(output_padding))
+        operation, _ = convolution(*self._window(), True, tuple(output_padding))
         output: Tensor = self.product(operation, batched, self.weight, self.bias)
         return output if input.dim() == space + 2 else output.squeeze(0)
 

@@ -48,10 +48,10 @@ class QProduct(Learning):
             for (kind, operand), slot in recipe.slots.items()
             if not slot.reused  # what is quantized in the forward needs no state of its own
         }
+        self.shapes = shapes  # which the state may be made from
         super().__init__(quantizers, name=name, seed=seed, stream=stream, device=device)
         self.noisy = self.noisy or recipe.noisy
         self.recipe = recipe
-        self.shapes = shapes
         self.probe: Probe | None = None
         #: set where a monitor puts its probes at some steps
         self.monitored: object | None = None

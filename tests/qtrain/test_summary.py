@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
 from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
 from qtrain.conversion.declined import lines
+from qtrain.conversion.functional.scope import Scope
 from qtrain.products.engines.choice import ENGINES
 from qtrain.products.engines.engine import admitted
 from qtrain.products.engines.half.engine import HalfUnits
@@ -81,7 +83,7 @@ def warned(model: nn.Module, *inputs: Tensor) -> list[str]:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functional_products_are_named_with_their_module(name: str, mode: str) -> None:
     x = torch.ones(4, 4)
-    model = quantize(Outside(FUNCTIONS[name]))
+    model = quantize(Outside(FUNCTIONS[name]), functional=False)
     with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "train"):
         messages = warned(model, x)
         assert len(messages) == 1 and "\n  inner: " in messages[0], messages
@@ -101,8 +103,8 @@ def test_products_of_the_root_itself_are_named() -> None:
             out: Tensor = torch.matmul(self.fc(x + self.position), x.T)
             return out
 
-    (message,) = warned(quantize(Root()), torch.ones(2, 4))
-    assert "(model): mm ran in full precision" in message and "qtrain.Matmul" in message
+    (message,) = warned(quantize(Root(), functional=False), torch.ones(2, 4))
+    assert "(model): mm ran in full precision" in message and "functional=True" in message
 
 
 def test_recurrent_layers_are_named_and_overrides_are_not() -> None:
@@ -176,9 +178,15 @@ def test_a_layer_that_is_the_model_warns_of_nothing() -> None:
         assert warned(quantize(nn.Linear(4, 4), recipe=recipe), torch.ones(2, 4)) == []
 
 
+def users_hooks(model: nn.Module) -> list[Any]:
+    """All but what calls of functions are taken by."""
+    hooks = [*model._forward_hooks.values(), *model._forward_pre_hooks.values()]
+    return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), Scope)]
+
+
 def nothing_left_behind(model: nn.Module) -> None:
-    assert not model._forward_hooks and not model._forward_pre_hooks
-    assert not model._forward_hooks_always_called
+    assert not users_hooks(model) and not _len_torch_function_stack()
+    assert len(model._forward_hooks_always_called) == len(model._forward_hooks)
     assert not global_hooks._global_forward_hooks and not global_hooks._global_forward_pre_hooks
     assert not _get_current_dispatch_mode_stack()
 
@@ -205,7 +213,7 @@ def test_a_users_hooks_stay() -> None:
     for _ in range(2):
         converted(torch.ones(2, 4))
     assert calls == ["before", "after"] * 2
-    assert len(converted._forward_hooks) == len(converted._forward_pre_hooks) == 1
+    assert len(users_hooks(converted)) == 2
 
 
 def test_summary_touches_nothing() -> None:
@@ -345,7 +353,7 @@ def test_the_summary_of_a_model_without_gradients_names_its_forward() -> None:
 
 
 def test_the_first_forwards_warning_is_of_the_callers_line() -> None:
-    model = quantize(Outside(FUNCTIONS["matmul"]), recipe="int8")
+    model = quantize(Outside(FUNCTIONS["matmul"]), recipe="int8", functional=False)
     with pytest.warns(UserWarning, match=r"inner: mm ran in full precision") as caught:
         model(torch.randn(4, 4))
     assert caught[0].filename == __file__
