@@ -185,7 +185,7 @@ def operation_of(module: nn.Module) -> Operation | None:
     if isinstance(module, nn.modules.conv._ConvNd):
         return convolution.operation_of(module)
     if isinstance(module, QLinearCall | QConvolutionCall):
-        return module.operation(module.product.shapes[1])
+        return module.operation(module.product.shapes[1])  # type: ignore[arg-type]
     return None
 
 

@@ -191,6 +191,16 @@ class _Plan:
         warn_of_sums((own for _, _, own in work), level + 1)
 
 
+def see_calls_(model: nn.Module, recipe: Recipe) -> None:
+    """Have every call of a model's functions that is left, or off, follow `recipe`, in place."""
+    conversion = Conversion.of(model)
+    following = None if conversion is None else conversion.functional
+    if following is None:
+        following = Following(Asked.of(recipe, None, None), 0)
+    following.instead = recipe
+    attach_(model, following)
+
+
 def convert_left_(model: nn.Module, recipe: Recipe) -> None:
     """Convert under `recipe`, in place, every layer that could be converted and is not.
 

@@ -35,6 +35,8 @@ class Summary:
     converted, left   layer -> its type, and why it was left
     outside           module path -> the products that ran there outside qtrain's Function; None
                       where no inputs were given
+    constant          module path -> those of functions through which no gradient flows, which are
+                      left; None likewise
     never_ran         converted layers that the forward did not reach; None likewise
     refused           engines that a product of this process asked for, and that failed their
                       exactness test on this machine; `doctor` tries all
@@ -53,6 +55,7 @@ class Summary:
     device: str = "cpu"
     declined: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, dict[Kind, float]] = field(default_factory=dict)
+    constant: dict[str, list[str]] | None = None
 
     @property
     def converted(self) -> dict[str, str]:
@@ -84,6 +87,10 @@ class Summary:
             )
         for name, products in (self.outside or {}).items():
             lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
+        for name, products in (self.constant or {}).items():
+            lines.append(
+                f"constant   {name}: {', '.join(products)}, through which no gradient flows"
+            )
         if self.never_ran:
             lines.append(f"never ran  {', '.join(self.never_ran)}")
         lines += self._engine_lines()
@@ -164,18 +171,20 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     device = device_of(model).type
     if not inputs and not kwargs:
         return Summary(conversion, None, None, _refused(device), device=device)
-    model = twin(model)
+    model = twin(model, *inputs, **kwargs)
     probes: dict[str, _Engines] = {}
     for product in products_of(model):
         product.probe = probes.setdefault(product.name, _Engines())
     with Declined() as declined:
         watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
-    outside, never_ran = watch.outside, watch.never_ran()
+    outside, never_ran = {**watch.outside}, watch.never_ran()
+    for name, left in watch.aside["left"].items():
+        outside[name] = [*outside.get(name, []), *left]
     seconds = {name: probe.seconds for name, probe in probes.items() if probe.seconds}
     return Summary(
         conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
-        seconds,
+        seconds, watch.aside["constant"],
     )  # fmt: skip
 
 

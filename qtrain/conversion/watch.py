@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .. import checks
 from ..copies import copied, detached, random_state_kept, unwrapped
 from ..layer_state import LayerState
 from ..products.module import QProduct, products_of
+from .functional.attach import sites_of
+from .functional.discover import discover_
 from .record import Conversion
 
 _PRODUCT_OPS = (
@@ -50,10 +54,12 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._conversion = Conversion.of(model)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.states = [m for m in model.modules() if isinstance(m, LayerState)]
         self.stack: list[nn.Module] = []
         self.outside: dict[str, list[str]] = {}
+        self.aside: dict[str, dict[str, list[str]]] = {"constant": {}, "left": {}}
         self.ran: set[int] = set()
         self._handles: list[Any] = []
 
@@ -82,13 +88,27 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         name = func._overloadpacket.__name__
         if name in _PRODUCT_OPS or "scaled_dot_product" in name:
-            if not any(isinstance(m, QProduct) or _is_off(m) for m in self.stack):
-                named = [m for m in self.stack if id(m) in self.names]
+            named = [m for m in self.stack if id(m) in self.names]
+            if not any(isinstance(m, QProduct) or _is_off(m) for m in self.stack) and not (
+                named and self._calls_are_off(named[-1])
+            ):
                 path = (self.names[id(named[-1])] if named else "") or "(model)"
-                found = self.outside.setdefault(path, [])
+                sites = sites_of(named[-1]) if named else None
+                aside = (
+                    self.outside
+                    if sites is None or sites.aside is None
+                    else self.aside[sites.aside]
+                )
+                found = aside.setdefault(path, [])
                 if name not in found:
                     found.append(name)
         return func(*args, **(kwargs or {}))
+
+    def _calls_are_off(self, module: nn.Module) -> bool:
+        """Whether the calls of a module's functions follow a recipe that leaves them to torch."""
+        calls = None if self._conversion is None else self._conversion.functional
+        recipe = None if calls is None else calls.recipe(self.names[id(module)])
+        return recipe is not None and recipe.products_off
 
     def never_ran(self) -> list[str]:
         """Products that no forward reached."""
@@ -166,17 +186,33 @@ def watch_first_forward(model: nn.Module) -> None:
     model.register_forward_hook(first.after, always_call=True)
 
 
-def forget_watch(model: nn.Module) -> None:
-    """Take the first-forward watch off a model (or off its copy, whose hooks are copies too)."""
+def forget_watch(model: nn.Module) -> bool:
+    """Take the first-forward watch off a model (or off its copy, whose hooks are copies too);
+    whether there was one."""
+    found = False
     for table in (model._forward_pre_hooks, model._forward_hooks):
         for key, hook in list(table.items()):
             if isinstance(getattr(hook, "__self__", None), _FirstForward):
                 del table[key]
                 model._forward_hooks_always_called.pop(key, None)
+                found = True
+    return found
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy to run on: of the model inside any wrapper, without the first-forward watch."""
+def twin(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """A copy to run on these inputs: of the model inside any wrapper, without the first-forward
+    watch, with the layers of its calls of functions."""
     copy = copied(unwrapped(model))
-    forget_watch(copy)
+    if forget_watch(copy):
+        discover_(copy, args, kwargs)
     return copy
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with: a tensor, a tuple (positional) or a mapping (by name)."""
+    checks.batch("inputs", inputs)
+    if isinstance(inputs, Mapping):
+        return (), dict(checks.mapping("inputs", inputs, "a mapping by name"))
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | Tensor):
+        return tuple(inputs), {}
+    return (inputs,), {}

@@ -67,7 +67,7 @@ def paired_steps(
 
     ValueError, in the caller's name, where no loss or no gradient can be formed.
     """
-    model = twin(model)
+    model = twin(model)  # its calls have layers by now
     model.zero_grad(set_to_none=True)
     for inputs, targets in batches:
         own = chosen_loss(caller, loss, targets)

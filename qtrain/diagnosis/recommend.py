@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from .. import checks
-from ..copies import unwrapped
+from ..conversion.watch import arguments, twin
 from ..hardware.report import CostReport
 from ..inspection.step import Loss
 from ..reports.table import WIDTH
@@ -112,7 +112,8 @@ def recommend(
     measure = None
     if model is not None:
         checks.batch("inputs", inputs)
-        measure = _measurement(unwrapped(model), batches, loss, errors)
+        args, kwargs = arguments(batches[0][0])
+        measure = _measurement(twin(model, *args, **kwargs), batches, loss, errors)
     elif inputs is not None or targets is not None or loss is not None or len(batches) > 1:
         raise ValueError("recommend: got a batch, but no model= to measure the result on")
 

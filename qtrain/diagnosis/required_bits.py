@@ -15,8 +15,7 @@ from quantizers.accumulators import Accumulator, exact, integer, sequential
 from quantizers.protocol import format_of
 
 from .. import checks
-from ..conversion.watch import twin
-from ..copies import unwrapped
+from ..conversion.watch import arguments, twin
 from ..files.terminal import printable
 from ..inspection.step import Loss, chosen_loss, rehearse
 from ..products.module import QProduct, products_of
@@ -91,13 +90,12 @@ def required_bits(
     Runs on a copy.  Raises ValueError for a model without a quantized product, and where no loss
     can be formed.
     """
-    model = unwrapped(model)
+    args, kwargs = arguments(inputs)
+    model = twin(model, *args, **kwargs)
     if all(product.recipe.products_off for product in products_of(model)):
         raise ValueError("required_bits: the model has no quantized layer; quantize(model) first")
-    checks.batch("inputs", inputs)
     checks.number("error", error, low=0, positive=True)
     loss = chosen_loss("required_bits", loss, targets)
-    model = twin(model)
     layers = {
         name: [child for child in module.children() if isinstance(child, QProduct)]
         for name, module in model.named_modules()

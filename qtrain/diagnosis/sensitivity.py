@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import checks
-from ..copies import unwrapped
+from ..conversion.watch import arguments, twin
 from ..inspection.step import Loss
 from ..reports.progress import Progress
 from .paired import Batch, PairedStep, batches_of, cosine_and_error, moments, paired_steps
@@ -49,12 +49,12 @@ def sensitivity(
     change their own layer's gradient alone, are measured all in two.  Raises ValueError for a model
     that rounds nothing, or where no loss or no gradient can be formed.
     """
-    model = unwrapped(model)
+    args, kwargs = arguments(inputs)
+    model = twin(model, *args, **kwargs)
     parts = rounded_parts(model)
     if not parts:
         checks.no_quantized_layer("sensitivity")
     units = grouped(parts, by)
-    checks.batch("inputs", inputs)
     own = own_parameters(model)
     alone = {  # the units that change gradients of their own layer's parameters alone, and these
         (layer, part): own[layer]

@@ -173,7 +173,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     """
     if not isinstance(table, EnergyTable):
         checks.refuse("table", table, "a qtrain.EnergyTable")
-    twin = watchable(model)
+    twin = watchable(model, *inputs, **kwargs)
     counters: list[tuple[str, Counter]] = []
     for product in products_of(twin):
         product.probe = counter = Counter(product.recipe)

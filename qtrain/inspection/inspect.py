@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..conversion.converted import plain_state_dict
-from ..conversion.watch import twin
+from ..conversion.watch import arguments, twin
 from ..copies import copied, unwrapped
 from ..layer_state import LayerState
 from ..products.module import products_of
@@ -46,12 +46,11 @@ def inspect(
 
     Raises ValueError for a model without a quantized layer, or where no loss can be formed.
     """
-    model = unwrapped(model)
+    args, kwargs = arguments(inputs)
+    model = twin(model, *args, **kwargs)
     if all(product.recipe.products_off for product in products_of(model)):
         checks.no_quantized_layer("inspect")
-    checks.batch("inputs", inputs)
     loss = chosen_loss("inspect", loss, targets)
-    model = twin(model)
     recorders: dict[str, Recorder] = {}
     for product in products_of(model):
         product.probe = recorders.setdefault(product.name, Recorder())
@@ -97,12 +96,12 @@ def accumulated(
     Raises ValueError for a model without a quantized layer, a reference that is quantized or does
     not take the model's state, and where no loss can be formed.
     """
-    model = unwrapped(model)
+    args, kwargs = arguments(inputs)
+    model = twin(model, *args, **kwargs)
     if all(product.recipe.products_off for product in products_of(model)):
         checks.no_quantized_layer("accumulated")
     if samples is not None:
         checks.integer("samples", samples, low=1, hint="None looks at every element")
-    checks.batch("inputs", inputs)
     if reference is not None:
         checks.module(reference, "reference")
     loss = chosen_loss("accumulated", loss, targets)
@@ -132,9 +131,9 @@ def accumulated(
             else:
                 own.add(TensorPair(before, now), quantized=False)
 
-    twin = watchable(model)
-    show(twin, compare)
-    rehearse("accumulated", twin, inputs, targets, loss)
+    own = watchable(model)
+    show(own, compare)
+    rehearse("accumulated", own, inputs, targets, loss)
     layers = dict.fromkeys(layer for layer, _ in sums)
     return Report(
         tuple(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from quantizers import QTensor
 
 from ..autograd.recomputation import in_backward
-from ..conversion.quantize import convert_left_
+from ..conversion.functional.discover import discover_
+from ..conversion.quantize import convert_left_, see_calls_
 from ..conversion.watch import twin
 from ..products.module import products_of
 from ..products.operations import Kind
@@ -36,24 +38,26 @@ See = Callable[[str, int, Computed], None]
 SeeOperand = Callable[[str, int, Kind, str, Tensor, QTensor], None]
 
 
-def watchable(model: nn.Module) -> nn.Module:
-    """A copy of which every product can be seen: of layers that are off or were not converted too.
+def watchable(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """A copy, to run on these inputs, of which every product can be seen: of layers that are off or
+    were not converted too.
 
-    Seen are linear layers, convolutions, `Matmul`, and the products within attention modules
-    (q_proj, k_proj, v_proj, scores, context, out_proj).  Not seen: products of functions such as
-    torch.matmul, of recurrent layers, and of layers with a forward of their own.
+    Seen are linear layers, convolutions, `Matmul`, the products within attention modules (q_proj,
+    k_proj, v_proj, scores, context, out_proj), and calls of functions that follow a recipe.
     """
-    model = twin(model)
+    model = twin(model, *args, **kwargs)
     convert_left_(model, FULL)
+    see_calls_(model, FULL)
+    discover_(model, args, kwargs)
     for product in products_of(model):
         if product.recipe.products_off:
             product.recipe = FULL
     return model
 
 
-def in_full_precision(model: nn.Module) -> nn.Module:
+def in_full_precision(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     """`watchable`, with every product in full precision; norms as they are."""
-    model = watchable(model)
+    model = watchable(model, *args, **kwargs)
     for product in products_of(model):
         product.recipe = FULL
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import checks
+from ..conversion.watch import arguments
 from ..copies import detached, random_state_kept
 
 Loss = Callable[..., Tensor]
@@ -109,14 +110,8 @@ def rehearse(caller: str, model: nn.Module, inputs: Any, targets: Any, loss: Los
 
 def called(model: nn.Module, inputs: Any) -> Any:
     """The model's output; inputs as in `step`."""
-    checks.batch("inputs", inputs)
-    inputs = detached(inputs)
-    if isinstance(inputs, Mapping):
-        checks.mapping("inputs", inputs, "a mapping by name")
-        return model(**inputs)
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str | Tensor):
-        return model(*inputs)
-    return model(inputs)
+    args, kwargs = arguments(detached(inputs))
+    return model(*args, **kwargs)
 
 
 def _differentiate(model: nn.Module, loss: Tensor, outputs: list[tuple[Tensor, Tensor]]) -> None:

@@ -751,7 +751,7 @@ def test_contract_9_functional_products_and_idle_layers_are_named() -> None:
     with pytest.warns(UserWarning) as caught:
         model(normal(2, 4, 8))
     text = str(caught[0].message)
-    assert "0: " in text and "scaled_dot_product" in text and "bmm" in text
+    assert "0: bmm ran in full precision" in text and "functional=True" in text
     assert "0.unused: converted, but never ran" in text
     with warnings.catch_warnings():
         warnings.simplefilter("error")

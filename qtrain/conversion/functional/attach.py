@@ -1,0 +1,61 @@
+"""Which modules of a model are scopes for calls of functions."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from ...layer_state import LayerState
+from .scope import Scope, detach_
+from .sites import CHILD, Following, Sites
+
+#: where the classes are whose forwards multiply by nothing but their children
+_KNOWN = ("torch.nn.modules.", "qtrain.layers.", "qtrain.norms.", "qtrain.conversion.")
+_SITES = "_functional_sites"
+
+
+def may_call(module: nn.Module) -> bool:
+    """Whether a module's own forward may multiply by functions."""
+    if "forward" in vars(module) or isinstance(module, nn.Bilinear):
+        return True
+    own = type(module).__bases__[0] if is_parametrized(module) else type(module)
+    return not own.__module__.startswith(_KNOWN)
+
+
+def attach_(model: nn.Module, following: Following) -> None:
+    """Have the calls of a model's functions follow what is asked, in place."""
+    detach_(model)
+    if not following.are_followed:
+        return  # torch's fast paths take no model with hooks
+    computed = {
+        id(below)
+        for module in model.modules()
+        if isinstance(module, ParametrizationList)
+        for below in module.modules()
+    }
+    modules = [
+        (name, module)
+        for name, module in model.named_modules()
+        if not (id(module) in computed or isinstance(module, LayerState) or _within_calls(name))
+    ]
+    if not any(may_call(module) for _, module in modules):
+        return
+    for name, module in modules:
+        converted = any(isinstance(child, LayerState) for child in module.children())
+        if converted or not following.may_follow(name):
+            Scope(None).attach_(module)
+        elif may_call(module):
+            sites = vars(module).setdefault(_SITES, Sites(module, name, following))
+            sites.following = following
+            sites.left.clear()
+            Scope(sites).attach_(module)
+
+
+def sites_of(module: nn.Module) -> Sites | None:
+    """What is known of the calls in a module's forward."""
+    found: Sites | None = vars(module).get(_SITES)
+    return found
+
+
+def _within_calls(name: str) -> bool:
+    return CHILD in name.split(".")

@@ -1,0 +1,158 @@
+"""The mode under which a module's forward runs: its calls of functions that multiply become calls
+of layers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as checkpointing
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+
+from ...autograd.recomputation import in_first_pass, is_running, repeat_within
+from .functions import FUNCTIONS
+from .sites import Sites, traced_layer, traced_takes
+from .tracing import written
+
+#: functions written in Python whose own calls are taken
+_COMPOSED = {F.multi_head_attention_forward, checkpointing.checkpoint}
+
+
+class Calls(TorchFunctionMode):
+    """The calls in one forward of a module.
+
+    frame      the Python frame that the forward runs in
+    learning   whether the outermost forward around it records gradients
+    """
+
+    def __init__(self, sites: Sites, module: nn.Module | None = None, frame: Any = None) -> None:
+        super().__init__()
+        self.sites, self.module, self.frame = sites, module, frame
+        self.learning = True
+        self.restart()
+
+    def restart(self) -> None:
+        """Before the first call."""
+        self.calls: dict[str, int] = {}
+        self.layers: dict[str, int] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        read = FUNCTIONS.get(func)
+        if read is None:
+            return self._other(func, args, kwargs)
+        follows = self._follows(read.__name__, args, kwargs)
+        if follows is None and not torch.compiler.is_compiling():
+            with self.sites.set_aside("constant"):
+                return func(*args, **kwargs)
+        if not follows:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return read(_Call(self, func, args, kwargs), *args, **kwargs)
+
+    def _follows(self, function: str, args: Any, kwargs: dict[str, Any]) -> bool | None:
+        """Whether the next call of a function follows the recipe; None: no gradient flows."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            if not is_running(self.frame):  # Ctrl-C ended it, and no hook was told
+                return False
+            if torch._C._are_functorch_transforms_active():
+                return False
+            repeat_within(self.frame, self._again)
+        call = written(_numbered, self.calls, function)
+        operands = _tensors(args, kwargs)
+        if not all([_is_dense(x) for x in operands[:2]]):
+            return False
+        graded = torch.is_grad_enabled()
+        flows = graded and any([x.requires_grad for x in operands])
+        if compiling:
+            return traced_takes(self.sites.number, call, flows, not self.learning) or None
+        unknown = not self.learning or (not graded and in_first_pass())
+        return self.sites.takes(call, flows, unknown) or None
+
+    def layer(self, kind: str, sizes: tuple[int, ...]) -> Any:
+        """The layer of the next product of a kind, or None where it is left or off."""
+        name = written(_numbered, self.layers, kind)
+        if torch.compiler.is_compiling():
+            traced_layer(self.sites.number, name, kind, sizes)
+            found = getattr(self.sites.box, name)
+        else:
+            assert self.module is not None
+            found = self.sites.layer(self.module, name, kind, sizes)
+        return None if found is None or _is_off(found) else found
+
+    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func not in _COMPOSED:
+            return func(*args, **kwargs)
+        written(_push_mode, self)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            written(_pop_mode)
+
+    def _again(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A checkpointed segment's function, run again in a scope as at its first call."""
+        calls, layers = dict(self.calls), dict(self.layers)
+        sites, module, learning = self.sites, self.module, self.learning
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            mode = Calls(sites, module, sys._getframe())
+            mode.calls, mode.layers, mode.learning = dict(calls), dict(layers), learning
+            with mode:
+                return function(*args, **kwargs)
+
+        return run
+
+
+class _Call:
+    """One call, as `functions.Calling`."""
+
+    def __init__(self, calls: Calls, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self.calls, self.func, self.args, self.kwargs = calls, func, args, kwargs
+        self.is_left = False
+
+    def plain(self) -> Any:
+        if torch.compiler.is_compiling() or not self.is_left:
+            return self.func(*self.args, **self.kwargs)
+        with self.calls.sites.set_aside("left"):
+            return self.func(*self.args, **self.kwargs)
+
+    def layer(self, kind: str, sizes: tuple[int, ...] = ()) -> Any:
+        found = self.calls.layer(kind, sizes)
+        self.is_left = found is None
+        return found
+
+
+def _numbered(counts: dict[str, int], of: str) -> str:
+    """The next of these: what it is, and a number."""
+    found = counts.get(of, 0)
+    counts[of] = found + 1
+    return f"{of}{found}"
+
+
+def _tensors(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """All among the arguments, in order; of an einsum's list too."""
+    found = []
+    for arg in (*args, *kwargs.values()):
+        if isinstance(arg, Tensor):
+            found.append(arg)
+        elif isinstance(arg, list | tuple):
+            found += [x for x in arg if isinstance(x, Tensor)]
+    return found
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_floating_point() and x.layout is torch.strided and not x.is_nested
+
+
+def _is_off(layer: nn.Module) -> bool:
+    """Whether a recipe that came later leaves it to torch."""
+    return all([product.recipe.products_off for product in layer.children()])  # type: ignore[union-attr]

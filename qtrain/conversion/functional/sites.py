@@ -1,0 +1,220 @@
+"""The layers of a module's calls of functions: made by the first call, or by a state_dict."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal
+from zlib import crc32
+
+from torch import nn
+
+from ...layer_state import device_of
+from ...layers.calls import WeightProduct
+from ...products.call import located
+from ...products.module import QProduct
+from ...products.operands import refuse_unscalable
+from ...recipe import Recipe
+from ...recipes import fp32
+from ..overrides import Asked, Chooser
+from .functions import LAYERS
+from .tracing import run_by_tracing
+
+#: the child that holds them
+CHILD = "functional"
+#: streams of noise from here on are those of calls: of their names
+_STREAMS = 1 << 32
+#: why a call stays as it is: no gradient flows through it, or an override leaves it
+Aside = Literal["constant", "left"]
+
+
+@dataclass
+class Following:
+    """What every call of a model's functions follows; one for all of its modules.
+
+    asked       the recipe in force, and the overrides
+    instead     what a call follows that is left or off, where every product is to be seen
+    converted   layers that were made -> the kind of function: the conversion's own record
+    """
+
+    asked: Asked
+    seed: int
+    converted: dict[str, str] = field(default_factory=dict)
+    instead: Recipe | None = None
+
+    def recipe(self, name: str) -> Recipe | None:
+        """What a layer of this path follows; None: it is left."""
+        own = Chooser(self.asked).recipe(name)
+        left = own is None or own.products_off
+        return self.instead if left and self.instead is not None else own
+
+    @property
+    def are_followed(self) -> bool:
+        """Whether any layer's calls may follow a recipe that is not off."""
+        chosen = Chooser(self.asked)
+        every = [chosen.base, *chosen.rules.values(), self.instead]
+        return any(own is not None and not own.products_off for own in every)
+
+    def may_follow(self, name: str) -> bool:
+        """Whether a module's calls, or one of them, follow a recipe that is not off."""
+        chosen = Chooser(self.asked)
+        calls = [own for pattern, own in chosen.rules.items() if CHILD in pattern]
+        return any(own is not None and not own.products_off for own in (self.recipe(name), *calls))
+
+
+class Functional(nn.Module):
+    """The layers of a module's calls, by the kind of function and a number."""
+
+
+class Sites:
+    """What is known of the calls in one module's forward.
+
+    name    the module's path, "" of the root
+    plain   calls through which no gradient flows, by the function's name and a number: in full
+            precision
+    taken   the other calls
+    box     the layers as attributes, for the compiler
+    """
+
+    def __init__(self, owner: nn.Module, name: str, following: Following) -> None:
+        self._owner = weakref.ref(owner)
+        self.name, self.following = name, following
+        self.plain: set[str] = set()
+        self.taken: set[str] = set()
+        self._open()
+
+    def _open(self) -> None:
+        self.left: set[str] = set()
+        self.aside: Aside | None = None
+        self.box = _Box()
+        self.number = next(_NUMBERS)
+        _ALL[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With its module, which a copy has its own of."""
+        kept = {"name", "following", "plain", "taken"}
+        own = {name: value for name, value in vars(self).items() if name in kept}
+        return {**own, "owner": self._owner()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._owner = weakref.ref(state.pop("owner"))
+        vars(self).update(state)
+        self._open()
+
+    def takes(self, call: str, flows: bool, unknown: bool) -> bool:
+        """Whether a call follows the recipe.
+
+        call      the function's name and number
+        flows     whether a gradient flows through it
+        unknown   whether that cannot be seen, as where none is asked for
+        """
+        if flows:
+            self.taken.add(call)
+            self.plain.discard(call)
+        elif call not in self.taken and not unknown:
+            self.plain.add(call)
+        return call not in self.plain
+
+    @contextmanager
+    def set_aside(self, why: Aside) -> Iterator[None]:
+        """Around a call that stays as it is, for whoever watches its products."""
+        self.aside = why
+        try:
+            yield
+        finally:
+            self.aside = None
+
+    def layer(self, owner: nn.Module, layer: str, kind: str, sizes: tuple[int, ...]) -> Any:
+        """The layer of a call, made where need be; None where it is left or in full precision."""
+        held = owner._modules.get(CHILD)
+        found = None if held is None else held._modules.get(layer)
+        if found is None and layer not in self.left:
+            recipe = self.following.recipe(self._path(layer))
+            if recipe is None or recipe.products_off:
+                self.left.add(layer)
+            else:
+                found = self._made(owner, layer, kind, sizes, recipe)
+        return found
+
+    def _path(self, layer: str) -> str:
+        return ".".join(part for part in (self.name, CHILD, layer) if part)
+
+    def _made(
+        self, owner: nn.Module, name: str, kind: str, sizes: tuple[int, ...], recipe: Recipe
+    ) -> nn.Module:
+        layer: nn.Module = LAYERS[kind]()
+        wanted: Any = layer
+        path = self._path(name)
+        for key, shapes in wanted.products(sizes).items():
+            product = path if key == "product" else f"{path}.{key}"
+            made = WeightProduct if sizes else QProduct
+            try:
+                if sizes:
+                    refuse_unscalable(wanted.operation(sizes), recipe, shapes)
+                child = made(
+                    recipe, shapes, name=product, seed=self.following.seed,
+                    stream=_STREAMS + crc32(product.encode()), device=device_of(owner),
+                )  # fmt: skip
+            except (TypeError, ValueError) as error:
+                raise located(error, f"layer {product!r}") from error
+            layer.add_module(key, child.train(owner.training))
+        layer.training = owner.training
+        if CHILD not in owner._modules:
+            if hasattr(owner, CHILD):
+                raise ValueError(
+                    f"layer {self.name or '(model)'!r}: it has an attribute {CHILD!r}, where the "
+                    f"layers of its functions' products belong; rename it, or "
+                    f"quantize(..., functional=False)"
+                )
+            owner.add_module(CHILD, Functional().train(owner.training))
+        owner.get_submodule(CHILD).add_module(name, layer)
+        self.following.converted[path] = kind
+        return layer
+
+    def make_like(self, owner: nn.Module, name: str, other: nn.Module) -> None:
+        """The layer that another has, made where it is not there."""
+        kind = next(kind for kind, layer in LAYERS.items() if type(other) is layer)
+        product = other._modules.get("product")
+        sizes = product.shapes[1] if isinstance(product, WeightProduct) else ()
+        self.layer(owner, name, kind, sizes)  # type: ignore[arg-type]
+
+    def load(self, module: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Make the layers that a state_dict has, before it is loaded."""
+        start = f"{prefix}{CHILD}."
+        own = [key[len(start) :] for key in state_dict if key.startswith(start)]
+        for name in dict.fromkeys(key.partition(".")[0] for key in own):
+            held = module._modules.get(CHILD)
+            kind = name.rstrip("0123456789")
+            if kind not in LAYERS or (held is not None and name in held._modules):
+                continue
+            sizes = state_dict.get(f"{start}{name}.product.sizes")
+            shape = () if sizes is None else tuple(int(size) for size in sizes)
+            recipe = self.following.recipe(self._path(name))
+            self._made(module, name, kind, shape, recipe or fp32())
+
+
+class _Box:
+    """Layers as attributes."""
+
+
+_NUMBERS = count()
+_ALL: weakref.WeakValueDictionary[int, Sites] = weakref.WeakValueDictionary()
+
+
+@run_by_tracing
+def traced_takes(number: int, call: str, flows: bool, unknown: bool) -> bool:
+    """`Sites.takes` of the sites of this number."""
+    return _ALL[number].takes(call, flows, unknown)
+
+
+@run_by_tracing
+def traced_layer(number: int, layer: str, kind: str, sizes: tuple[int, ...]) -> int:
+    """`Sites.layer`, into the box of the sites of this number."""
+    sites = _ALL[number]
+    owner = sites._owner()
+    assert owner is not None
+    setattr(sites.box, layer, sites.layer(owner, layer, kind, sizes))
+    return 0

@@ -1,0 +1,486 @@
+"""Products that a forward computes by functions: each is its module's, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from qtrain import (
+    Matmul,
+    ScaledDotProductAttention,
+    plain_state_dict,
+    quantize,
+    set_recipe,
+    summary,
+)
+from qtrain.layer_state import LayerState
+from qtrain.products.module import products_of
+
+
+@pytest.fixture(autouse=True)
+def no_mode_stays() -> Iterator[None]:
+    yield
+    assert not _len_torch_function_stack()
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Called(nn.Module):
+    """A function of an input and a weight."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *shape: int) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(draw(*shape, seed=7))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input, self.weight)
+
+
+class Twin(nn.Module):
+    """The same by modules."""
+
+    def __init__(self, function: Callable[..., Tensor], *products: nn.Module) -> None:
+        super().__init__()
+        self.function, self.products = function, nn.ModuleList(products)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input, *self.products)
+
+
+class Data(Twin):
+    """A product of the input and what was computed of a parameter."""
+
+    def __init__(self, function: Callable[..., Tensor], weight: Tensor, product: nn.Module) -> None:
+        super().__init__(function, product)
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input, self.weight, *self.products)
+
+
+def linear(weight: Tensor) -> nn.Linear:
+    """Of this weight, (out, in)."""
+    made = nn.Linear(*reversed(weight.shape), bias=False)
+    made.weight.data.copy_(weight)
+    return made
+
+
+def conv(kind: Any, weight: Tensor, **window: Any) -> nn.Module:
+    groups = window.get("groups", 1)
+    channels = (weight.shape[1] * groups, weight.shape[0])
+    if "Transpose" in kind.__name__:
+        channels = weight.shape[0], weight.shape[1] * groups
+    made: nn.Module = kind(*channels, tuple(weight.shape[2:]), bias=False, **window)
+    made.weight.data.copy_(weight)  # type: ignore[union-attr]
+    return made
+
+
+class Case(NamedTuple):
+    function: Callable[[Tensor, Tensor], Tensor]
+    weight: tuple[int, ...]
+    input: tuple[int, ...]
+    twin: Callable[[Tensor], nn.Module]
+    layout: Callable[[Tensor], Tensor] = lambda grad: grad  # of the twin's weight gradient
+
+
+def bilinear(x: Tensor, inner: nn.Module, outer: nn.Module) -> Tensor:
+    half = inner(x).unflatten(-1, (3, 5))
+    found: Tensor = outer(half, x[..., :5].unsqueeze(-1)).squeeze(-1)
+    return found
+
+
+CASES = {
+    "F.linear": Case(F.linear, (6, 8), (2, 3, 8), lambda w: linear(w)),
+    "F.linear, a vector": Case(F.linear, (6, 8), (8,), lambda w: linear(w)),
+    "matmul, a weight": Case(torch.matmul, (8, 6), (2, 3, 8), lambda w: linear(w.t()), Tensor.t),
+    "@, a view of a weight": Case(
+        lambda x, w: x @ w[1], (2, 8, 6), (4, 8), lambda w: linear(w[1].t()),
+        lambda grad: torch.stack([torch.zeros(8, 6), grad.t()]),
+    ),
+    "mm": Case(torch.mm, (8, 6), (4, 8), lambda w: linear(w.t()), Tensor.t),
+    "rmatmul": Case(
+        lambda x, w: w.__rmatmul__(x), (8, 6), (4, 8), lambda w: linear(w.t()), Tensor.t
+    ),
+    "addmm, a bias": Case(
+        lambda x, w: torch.addmm(torch.ones(6), x, w), (8, 6), (4, 8),
+        lambda w: Twin(lambda x, own: own(x) + 1, linear(w.t())), Tensor.t,
+    ),
+    "addmm, scaled": Case(
+        lambda x, w: torch.addmm(x[:, :6], x, w, beta=2, alpha=3), (8, 6), (4, 8),
+        lambda w: Twin(lambda x, own: 3 * own(x) + 2 * x[:, :6], linear(w.t())), Tensor.t,
+    ),
+    "matmul, data": Case(
+        lambda x, w: x @ w.relu(), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()), w, Matmul()),
+    ),
+    "matmul, broadcast": Case(
+        lambda x, w: x.matmul(w.relu()), (3, 8, 6), (2, 1, 4, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()), w, Matmul()),
+    ),
+    "matmul, vectors": Case(
+        lambda x, w: (x @ w.relu()) * 1.5, (8,), (4, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()[:, None])[:, 0] * 1.5, w, Matmul()),
+    ),
+    "bmm": Case(
+        lambda x, w: torch.bmm(x, w.relu()), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()), w, Matmul()),
+    ),
+    "baddbmm": Case(
+        lambda x, w: torch.baddbmm(x[..., :6], x, w.relu(), beta=0.5, alpha=2.0), (2, 8, 6),
+        (2, 3, 8),
+        lambda w: Data(lambda x, w, own: 2.0 * own(x, w.relu()) + 0.5 * x[..., :6], w, Matmul()),
+    ),
+    "baddbmm, beta 0": Case(
+        lambda x, w: torch.baddbmm(x.new_full((2, 3, 6), torch.nan), x, w.relu(), beta=0),
+        (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()), w, Matmul()),
+    ),
+    "einsum, a weight": Case(
+        lambda x, w: torch.einsum("bsd,dhk->bshk", x, w), (8, 2, 3), (2, 4, 8),
+        lambda w: Twin(
+            lambda x, own: own(x.flatten(0, 1)).view(2, 4, 2, 3), linear(w.flatten(1).t())
+        ),
+        lambda grad: grad.t().unflatten(1, (2, 3)),
+    ),
+    "einsum, data": Case(
+        lambda x, w: torch.einsum("bqd, bkd -> bkq", x, w.relu()), (2, 5, 8), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu().mT).mT, w, Matmul()),
+    ),
+    "einsum, implicit": Case(
+        lambda x, w: torch.einsum("...qd,...dk", x, w.relu()), (8, 5), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x.flatten(0, 1), w.relu()).view(2, 3, 5), w, Matmul()),
+    ),
+    "tensordot": Case(
+        lambda x, w: torch.tensordot(x, w, dims=([1, 2], [1, 0])), (8, 3, 5), (2, 3, 8),
+        lambda w: Twin(lambda x, own: own(x.flatten(1)), linear(w.permute(2, 1, 0).flatten(1))),
+        lambda grad: grad.unflatten(1, (3, 8)).permute(2, 1, 0),
+    ),
+    "attention": Case(
+        lambda x, w: F.scaled_dot_product_attention(x, w.relu(), x * 2, is_causal=True),
+        (2, 4, 8), (2, 4, 8),
+        lambda w: Data(
+            lambda x, w, own: own(x, w.relu(), x * 2, is_causal=True), w,
+            ScaledDotProductAttention(),
+        ),
+    ),
+    "conv1d": Case(
+        lambda x, w: F.conv1d(x, w, padding="same"), (6, 4, 3), (2, 4, 9),
+        lambda w: conv(nn.Conv1d, w, padding="same"),
+    ),
+    "conv2d": Case(
+        lambda x, w: F.conv2d(x, w, None, 2, 1, groups=2), (6, 4, 3, 3), (2, 8, 9, 9),
+        lambda w: conv(nn.Conv2d, w, stride=2, padding=1, groups=2),
+    ),
+    "conv2d, one image": Case(
+        lambda x, w: F.conv2d(x, w, stride=(2, 1)), (6, 4, 3, 3), (4, 9, 9),
+        lambda w: conv(nn.Conv2d, w, stride=(2, 1)),
+    ),
+    "conv3d": Case(
+        lambda x, w: F.conv3d(x, w, dilation=2), (6, 4, 2, 2, 2), (2, 4, 5, 5, 5),
+        lambda w: conv(nn.Conv3d, w, dilation=2),
+    ),
+    "conv_transpose2d": Case(
+        lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1, 2), (8, 3, 3, 3), (2, 8, 5, 5),
+        lambda w: conv(
+            nn.ConvTranspose2d, w, stride=2, padding=1, output_padding=1, groups=2
+        ),
+    ),
+    "bilinear": Case(
+        lambda x, w: F.bilinear(x[..., :5], x, w), (3, 5, 8), (4, 8),
+        lambda w: Twin(bilinear, linear(w.flatten(0, 1)), Matmul()),
+        lambda grad: grad.unflatten(0, (3, 5)),
+    ),
+}  # fmt: skip
+
+
+def steps(model: nn.Module, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, and gradients of input and weight, of the second of two steps."""
+    for _ in range(2):
+        model.zero_grad()
+        x = input.clone().requires_grad_()
+        output = model(x)
+        output.backward(draw(*output.shape, seed=3))
+        (weight,) = model.parameters()
+        assert x.grad is not None and weight.grad is not None
+    return output.detach(), x.grad, weight.grad
+
+
+def evaluated(model: nn.Module, input: Tensor) -> nn.Module:
+    """The model after a forward that leaves no trace but its calls' layers."""
+    with torch.no_grad():
+        model.eval()(input)
+    return model.train()
+
+
+def states(model: nn.Module) -> list[LayerState]:
+    return [module for module in model.modules() if isinstance(module, LayerState)]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "banner2018", "fp8", "mxfp8"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_is_its_module_bit_for_bit(name: str, recipe: str) -> None:
+    case = CASES[name]
+    input = draw(*case.input)
+    called = Called(case.function, *case.weight)
+    model = evaluated(quantize(called, recipe=recipe), input)
+    twin = quantize(case.twin(called.weight.detach()), recipe=recipe)
+    assert len(states(model)) == len(states(twin))
+    for own, other in zip(states(model), states(twin), strict=True):
+        other.noise_key.copy_(own.noise_key)
+    output, grad_input, grad_weight = steps(model, input)
+    expected, expected_input, expected_weight = steps(twin, input)
+    assert torch.equal(output, expected.view_as(output))
+    assert torch.equal(grad_input, expected_input)
+    assert torch.equal(grad_weight, case.layout(expected_weight))
+    assert not torch.equal(output, case.function(input, called.weight))  # it was quantized
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_off_is_torchs(name: str) -> None:
+    case = CASES[name]
+    input, called = draw(*case.input), Called(case.function, *case.weight)
+    model = quantize(called)
+    steps(model, input)
+    set_recipe(model, "fp32")
+    for own, other in zip(steps(model, input), steps(called, input), strict=True):
+        assert torch.equal(own, other)
+    fresh = quantize(called, recipe="fp32")
+    for own, other in zip(steps(fresh, input), steps(called, input), strict=True):
+        assert torch.equal(own, other)
+    assert not states(fresh)
+
+
+class Attention(nn.Module):
+    """With projections of its own, a mask and a norm of the scores."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, 3 * width)
+        self.out = nn.Parameter(draw(width, width, seed=5) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).chunk(3, -1)
+        scores = torch.einsum("bqd,bkd->bqk", q, k)
+        x = torch.baddbmm(x, scores.softmax(-1), v)
+        return (F.linear(x, self.out) + F.scaled_dot_product_attention(q, k, v)) / 2
+
+
+class Net(nn.Module):
+    """Blocks, one of them shared, one checkpointed where asked."""
+
+    def __init__(self, checkpointed: str = "") -> None:
+        super().__init__()
+        self.first, self.second = Attention(), Attention()
+        self.head = nn.Parameter(draw(8, 4, seed=6))
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointed == "module":
+            x = checkpoint(self.first, x, use_reentrant=False)
+        elif self.checkpointed == "reentrant":
+            x = checkpoint(self.first, x, use_reentrant=True)
+        else:
+            x = self.first(x)
+        x = self.second(self.second(x))
+        if self.checkpointed in ("function", "reentrant"):
+            reentrant = self.checkpointed == "reentrant"
+            return checkpoint(self.ended, x, use_reentrant=reentrant)
+        return self.ended(x)
+
+    def ended(self, x: Tensor) -> Tensor:
+        x = x @ x.mT @ x / 40
+        return self.first(x) @ self.head / 10
+
+
+def net(checkpointed: str = "") -> Net:
+    torch.manual_seed(0)
+    return Net(checkpointed)
+
+
+def trained(model: nn.Module, count: int = 3, first: int = 0) -> list[Tensor]:
+    """The losses and last gradients of some SGD steps."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    found = []
+    for step in range(first, first + count):
+        optimizer.zero_grad()
+        loss = model(draw(2, 5, 8, seed=step).requires_grad_()).square().mean()
+        loss.backward()
+        found.append(loss.detach())
+        optimizer.step()
+    return [*found, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    assert all(bool(x.isfinite().all()) for x in one)
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+NAMES = [
+    "first.functional.matmul0", "first.functional.matmul1", "first.functional.linear0",
+    "first.functional.attention0",
+]  # fmt: skip
+
+
+def test_each_call_has_a_layer_of_its_own() -> None:
+    model = quantize(net())
+    trained(model, 1)
+    shown = summary(model, draw(2, 5, 8))
+    assert shown.outside == {} and not shown.never_ran
+    assert list(shown.converted) == [
+        "first.project", "second.project", *NAMES, *(n.replace("first", "second") for n in NAMES),
+        "functional.matmul0", "functional.matmul1", "functional.linear0",
+    ]  # fmt: skip
+    assert [p.name for p in products_of(model.first)][1:] == [  # type: ignore[arg-type]
+        *NAMES[:3], "first.functional.attention0.scores", "first.functional.attention0.context",
+    ]  # fmt: skip
+    keys = {int(state.noise_key) for state in states(model)}
+    assert len(keys) == len(states(model)) == 15
+
+
+def test_a_state_dict_makes_the_layers_of_a_model_that_never_ran() -> None:
+    model = quantize(net(), recipe="banner2018")
+    trained(model)
+    fresh = quantize(net(), recipe="banner2018", seed=5)
+    fresh.load_state_dict(model.state_dict())
+    assert list(fresh.state_dict()) == list(model.state_dict())
+    assert equal(trained(model, first=3), trained(fresh, first=3))
+
+
+def test_a_plain_state_dict_comes_and_goes() -> None:
+    model, original = quantize(net()), net()
+    trained(model, 1)
+    original.load_state_dict(plain_state_dict(model))
+    trained(original)
+    model.load_state_dict(original.state_dict())
+    assert list(plain_state_dict(model)) == list(original.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_continue_alike_and_apart(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = quantize(net())
+    early = copied(model)
+    trained(model, 1)
+    late = copied(model)
+    trained(early, 1)
+    assert equal(trained(model, first=1), trained(late, first=1))
+    assert not {id(state) for state in states(model)} & {id(state) for state in states(late)}
+    assert list(early.state_dict()) == list(late.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "reentrant"])
+def test_checkpointed_segments_repeat_their_calls(kind: str) -> None:
+    plain, model = quantize(net(), recipe="banner2018"), quantize(net(kind), recipe="banner2018")
+    assert equal(trained(plain), trained(model))
+    assert list(plain.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["", "module", "function"])
+def test_it_compiles_in_one_graph_before_any_forward(kind: str) -> None:
+    torch._dynamo.reset()
+    eager = quantize(net(kind), recipe="int8")
+    compiled = torch.compile(quantize(net(kind)), fullgraph=True, backend="aot_eager")
+    assert equal(trained(eager), trained(compiled))
+    assert list(eager.state_dict()) == list(compiled._orig_mod.state_dict())
+
+
+def test_a_submodule_alone_is_the_models() -> None:
+    model, whole = quantize(net()), quantize(net())
+    x = draw(2, 5, 8)
+    evaluated(whole, x)
+    assert torch.equal(model.first(x), whole.first(x))  # type: ignore[operator]
+    assert set(dict(model.first.named_modules())) == set(dict(whole.first.named_modules()))
+
+
+def test_overrides_name_calls() -> None:
+    overrides = {"second": None, "first.functional.matmul1": 4, "*.functional.linear0": None}
+    model = quantize(net(), overrides=overrides)
+    trained(model, 1)
+    made = {product.name: product.recipe for product in products_of(model)}
+    assert set(made) == {
+        "first.project", *NAMES[:2], "first.functional.attention0.scores",
+        "first.functional.attention0.context", "functional.matmul0", "functional.matmul1",
+        "functional.linear0",
+    }  # fmt: skip
+    assert made[NAMES[1]] != made[NAMES[0]]
+    set_recipe(model, "int8", overrides={})
+    trained(model, 1)
+    assert NAMES[2] in {product.name for product in products_of(model)}
+
+
+def test_functional_false_leaves_them_and_names_them() -> None:
+    model = quantize(net(), functional=False)
+    with pytest.warns(UserWarning, match=r"first: bmm, .*ran in full precision"):
+        model(draw(2, 5, 8))
+    assert {product.name for product in products_of(model)} == {"first.project", "second.project"}
+    with pytest.raises(TypeError, match=r"functional: got 'no', need True or False"):
+        quantize(net(), functional="no")  # type: ignore[arg-type]
+
+
+class Rotary(nn.Module):
+    """A product of constants beside one of activations."""
+
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("frequencies", torch.rand(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = self.frequencies @ torch.arange(3.0)[None]
+        x = self.fc(x)
+        return x @ x.mT + angles.sum()
+
+
+def test_a_product_without_a_gradient_stays() -> None:
+    model = quantize(Rotary())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+    shown = summary(model, draw(3, 4))
+    assert shown.constant == {"(model)": ["mm"]} and shown.outside == {}
+    with torch.no_grad():  # as it was decided where it could be seen
+        model.eval()(draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+
+
+def test_what_ctrl_c_ends_is_forgotten() -> None:
+    class Stopped(Net):
+        def ended(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = quantize(Stopped())
+    with pytest.raises(KeyboardInterrupt):
+        model(draw(2, 5, 8))
+    x = draw(3, 3)
+    assert torch.equal(x @ x, x.matmul(x))
+    assert not any("functional" in name for name, _ in model.named_children())
+    model.first(draw(2, 5, 8))  # type: ignore[operator]
+    assert not _len_torch_function_stack()
+
+
+def test_an_attribute_in_the_way_is_named() -> None:
+    class Taken(nn.Module):
+        functional = "mine"
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x
+
+    model = quantize(nn.Sequential(nn.Linear(4, 4), Taken()))
+    with pytest.raises(ValueError, match=r"layer '1': it has an attribute 'functional'"):
+        model(draw(4, 4))
