@@ -101,7 +101,8 @@ def main() -> int:
                 raise SystemExit(f"{file} no longer holds {line!r}: update BREAKS")
             (tree / file).write_text(text.replace(line, broken), encoding="utf-8")
             run = bare_pytest(
-                "--tb=no", "tests/qtrain/test_contracts.py", "-k", f"contract_{contract}_",
+                "--every-case", "--tb=no", "tests/qtrain/test_contracts.py",
+                "-k", f"contract_{contract}_",
                 environment={"PYTHONPATH": str(tree)}, cwd=tree,
             )  # fmt: skip
             failed = [

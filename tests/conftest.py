@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sampling import sample
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -21,31 +21,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--hardware-data", type=Path, help="folder of outputs recorded on real tensor cores"
     )
-    parser.addoption(
-        "--every-case", action="store_true", help="all tests on a processor without AVX-512 too"
-    )
-
-
-#: of a test with more cases, every sixth runs on a processor without AVX-512, where all of them
-#: would take three quarters of an hour; `costly` tests, half a minute or more each, not at all
-MANY = 6
+    parser.addoption("--every-case", action="store_true", help="all cases of all tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "costly: without AVX-512 by --every-case alone")
+    for marker in (
+        "costly: half a minute or more; without AVX-512 by --every-case alone",
+        "cases(few, share): how many of its cases run (tests/sampling.py)",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--every-case") or torch.backends.cpu.get_cpu_capability() == "AVX512":
-        return
-    tests: dict[str, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        tests[item.nodeid.partition("[")[0]].append(item)
-    many = [cases for cases in tests.values() if len(cases) > MANY]
-    left_out = {item for cases in many for i, item in enumerate(cases) if i % MANY}
-    left_out |= {item for item in items if item.get_closest_marker("costly")}
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=list(left_out))
+    if not config.getoption("--every-case"):
+        kept = sample(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture

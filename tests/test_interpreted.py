@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("triton", reason="pip install triton: its interpreter needs no GPU")
 ROOT = Path(__file__).parents[1]
-#: of a file's cases, every so many are run here; all by
+#: of a test's cases the first and one in 36 of the others (tests/sampling.py); all by
 #: TRITON_INTERPRET=1 python -m pytest -o addopts= tests/kernels --every-case
-SHARE = "36"
+CASES = "1 36"
 #: test_ahead_of_time*: they compile, and are tested beside this
 FILES = [
     path
@@ -30,7 +30,7 @@ def test_kernels(half: int) -> None:
     done = subprocess.run(
         [*command, *map(str, FILES[half::2])],
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "KERNEL_SHARE": SHARE},
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "QTRAIN_CASES": CASES},
         capture_output=True,
         text=True,
         check=False,

@@ -60,7 +60,7 @@ def tested(folder: Path, version: str) -> tuple[int, int, int]:
     report = folder / f"{version}.xml"
     report.unlink(missing_ok=True)
     run = bare_pytest(
-        "--tb=short", f"--junitxml={report}", *files(),
+        "--every-case", "--tb=short", f"--junitxml={report}", *files(),
         python=environment(folder, version), cwd=ROOT,
     )  # fmt: skip
     (folder / f"{version}.txt").write_text(run.stdout + run.stderr, encoding="utf-8")

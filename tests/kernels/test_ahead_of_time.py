@@ -12,9 +12,12 @@ from triton_device import INSTALLED
 
 from quantizers.kernels.gpu.device import INTERPRETED
 
-pytestmark = pytest.mark.skipif(
-    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
+    ),
+    pytest.mark.cases(1, 12),  # the GPUs, three, take turns
+]
 #: bytes of shared memory that a program may have
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 PAIR = ("i32", "i32")

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_ahead_of_time import SHARED, compiled, stack, well_made
-from triton_device import INSTALLED
+from test_ahead_of_time import SHARED, compiled, pytestmark, stack, well_made
 
 from quantizers import (
     FloatFormat,
@@ -23,12 +22,10 @@ from quantizers import (
     int8,
     stochastic,
 )
-from quantizers.kernels.gpu.device import INTERPRETED
 from quantizers.kernels.serving import imported
 
-pytestmark = pytest.mark.skipif(
-    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
-)
+__all__ = ["pytestmark"]
+
 E6M9 = FloatFormat(6, 9)
 sequential, unit = accumulators.sequential, accumulators.get
 CASES: list[tuple[Any, Any, Any]] = [

@@ -5,14 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_ahead_of_time import HALVES, NUMBERS, SHARED, compiled, stack, well_made
-from triton_device import INSTALLED
+from test_ahead_of_time import HALVES, NUMBERS, SHARED, compiled, pytestmark, stack, well_made
 
-from quantizers.kernels.gpu.device import INTERPRETED
-
-pytestmark = pytest.mark.skipif(
-    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
-)
+__all__ = ["pytestmark"]
 
 
 @pytest.mark.parametrize(

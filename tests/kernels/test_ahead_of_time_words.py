@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from test_ahead_of_time import SHARED, compiled, well_made
-from triton_device import INSTALLED
+from test_ahead_of_time import SHARED, compiled, pytestmark, well_made
 
-from quantizers.kernels.gpu.device import INTERPRETED
-
-pytestmark = pytest.mark.skipif(
-    not INSTALLED or INTERPRETED, reason="needs triton, and not its interpreter"
-)
+__all__ = ["pytestmark"]
 
 
 @pytest.mark.parametrize("arch", SHARED)

@@ -65,9 +65,9 @@ class Planted:
         return QTensor(codes, scale, None, int8)
 
 
-def recipe_with(quantizer: Any, role: str) -> Any:
-    """int8 with another quantizer in the slot of a role."""
-    base = recipes.int8()
+def recipe_with(quantizer: Any, role: str, base: Any = None) -> Any:
+    """int8, or a recipe, with another quantizer in the slot of a role."""
+    base = base or recipes.int8()
     if role in ("input", "weight"):
         return replace(base, forward=replace(base.forward, **{role: quantizer}))
     if role == "grad_output (grad_input)":

@@ -471,7 +471,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.M
     assert_same_run(whole / "run", runs / "run")
 
 
-RANKS = """
+TRAINED = """
 from torch.nn.parallel import DistributedDataParallel
 from qtrain import Forward, GradInput, Recipe, quantize
 from quantizers import LSQ, LearnedClip
@@ -495,18 +495,6 @@ torch.save({"start": start, "first": first, "state": model.module.state_dict()},
 """
 
 
-def test_ranks_begin_with_the_mean_and_end_with_the_same_bits(tmp_path: Path) -> None:
-    on_two_ranks(RANKS, tmp_path)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    own = [2 * rank["first"].abs().mean().item() / math.sqrt(7) for rank in ranks]
-    assert own[0] != own[1]
-    assert [rank["start"] for rank in ranks] == pytest.approx([sum(own) / 2] * 2, rel=1e-6)
-    states = [
-        {n: v for n, v in rank["state"].items() if not n.endswith("noise_key")} for rank in ranks
-    ]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
 SKIPPED = """
 from datetime import timedelta
 from torch.distributed.distributed_c10d import _get_default_store
@@ -519,16 +507,34 @@ _get_default_store().set_timeout(timedelta(seconds=3))
 try:
     model["second" if rank else "first"](torch.randn(4, 6))
 except ValueError as error:
-    torch.save(str(error), f"{folder}/{rank}.pt")
+    torch.save(str(error), f"{folder}/said{rank}.pt")
 torch.distributed.barrier()
 """
 
 
-def test_a_layer_that_a_rank_skips_first_is_named_and_meets_no_other(tmp_path: Path) -> None:
-    on_two_ranks(SKIPPED, tmp_path)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave."""
+    folder = tmp_path_factory.mktemp("ranks")
+    on_two_ranks(TRAINED + SKIPPED, folder)
+    return folder
+
+
+def test_ranks_begin_with_the_mean_and_end_with_the_same_bits(ranks: Path) -> None:
+    ends = [torch.load(ranks / f"{rank}.pt") for rank in range(2)]
+    own = [2 * rank["first"].abs().mean().item() / math.sqrt(7) for rank in ends]
+    assert own[0] != own[1]
+    assert [rank["start"] for rank in ends] == pytest.approx([sum(own) / 2] * 2, rel=1e-6)
+    states = [
+        {n: v for n, v in rank["state"].items() if not n.endswith("noise_key")} for rank in ends
+    ]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_layer_that_a_rank_skips_first_is_named_and_meets_no_other(ranks: Path) -> None:
     for rank, name in enumerate(("first", "second")):
         said = f"layer '{name}': input of forward: rank {rank} waited in vain for rank {1 - rank}"
-        assert said in torch.load(tmp_path / f"{rank}.pt")
+        assert said in torch.load(ranks / f"said{rank}.pt")
 
 
 def test_a_model_of_averaged_weights_takes_the_averaged_steps() -> None:

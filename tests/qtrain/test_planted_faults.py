@@ -20,6 +20,7 @@ def case(layer: str, way: str) -> str:
     return "input" if way == "forward" else backward_role(layer)
 
 
+@pytest.mark.cases(3, 24)
 @pytest.mark.parametrize("way", ["forward", "backward"])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("fault", FAULTS)
@@ -71,14 +72,14 @@ def test_a_bias_of_a_fiftieth_of_a_step_is_found(
 
 @pytest.mark.parametrize("noise", [False, True], ids=["nearest", "stochastic"])
 def test_the_same_quantizer_unbroken_is_no_alarm(healthy: Healthy, noise: bool) -> None:
+    recipe = None
     for role in ("input", "weight", "grad_output (grad_input)"):
-        sound: dict[str, Any] = {
-            layer: recipe_with(Planted(noise), role) for layer in LAYERS if layer != "conv1"
-        }
-        verdict = diagnose(healthy.run(sound))
-        assert not verdict, str(verdict)
+        recipe = recipe_with(Planted(noise), role, recipe)
+    verdict = diagnose(healthy.run({layer: recipe for layer in LAYERS if layer != "conv1"}))
+    assert not verdict, str(verdict)
 
 
+@pytest.mark.cases(2, 4)
 @pytest.mark.parametrize(
     "options", [{"bits": 8, "norm": "range"}, {"recipe": "banner2018"}], ids=["int8", "banner2018"]
 )

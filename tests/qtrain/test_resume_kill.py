@@ -68,6 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "run"
 
 
+@pytest.mark.cases(2, 6)
 @pytest.mark.parametrize(
     ("where", "count"),
     [
