@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from ..layer_state import LayerState
 from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_, may_call
+from .functional.discover import discover_
 from .functional.sites import CHILD, Following
 from .kinds import is_any_norm, is_norm, left, plain_type, products, quantized_class, targets
 from .overrides import Asked, Chooser, Norm, Override, check_attention
@@ -27,7 +29,7 @@ from .unfollowed import (
     warn_of_sums,
 )
 from .untrained import watch_learned
-from .watch import watch_first_forward
+from .watch import arguments, forget_watch, watch_first_forward
 
 
 def quantize(
@@ -39,6 +41,7 @@ def quantize(
     overrides: Mapping[str, Override] | None = None,
     seed: int = 0,
     functional: bool = True,
+    example_inputs: Any = None,
 ) -> nn.Module:
     """A copy of `model` whose products follow `recipe`; the original is untouched.
 
@@ -54,6 +57,10 @@ def quantize(
     functional  whether products that a forward computes by functions (F.linear, matmul, @, einsum,
                 F.scaled_dot_product_attention, F.conv2d ...) follow it too, each call a layer
                 `<module>.functional.<kind><number>` that its first forward makes
+    example_inputs   what the model is called with (a tensor, a tuple or a mapping by name): has
+                these layers made at once, as a recipe that learns, an optimizer's parameter
+                groups or DDP's buffers need them.  A forward on a copy (of no values, where it can
+                run so) finds them
 
     Raises ValueError/TypeError for a setting that cannot be honoured, an override that matches
     nothing, a model without a layer to convert or one that is converted already.
@@ -68,7 +75,7 @@ def quantize(
         ) from error
     quantize_(
         converted, bits, recipe=recipe, norm=norm, overrides=overrides, seed=seed,
-        functional=functional, _copied=True,
+        functional=functional, example_inputs=example_inputs, _copied=True,
     )  # fmt: skip
     watch_optimizers(model, converted)
     return converted
@@ -83,6 +90,7 @@ def quantize_(
     overrides: Mapping[str, Override] | None = None,
     seed: int = 0,
     functional: bool = True,
+    example_inputs: Any = None,
     _copied: bool = False,
 ) -> nn.Module:
     """`quantize` in place: parameters stay the objects they were, so an optimizer keeps working.
@@ -100,7 +108,8 @@ def quantize_(
             "original model"
         )
     checks.integer("seed", seed)
-    checks.boolean("functional", functional)
+    if not checks.boolean("functional", functional) and example_inputs is not None:
+        checks.refuse("example_inputs", example_inputs, "None beside functional=False")
     level = 4 if _copied else 3  # to the caller of quantize, or of quantize_
     if isinstance(recipe, Schedule):
         if bits is not None:
@@ -111,6 +120,10 @@ def quantize_(
     plans = [_Plan(model, asked, seed, functional) for asked in every]
     widest = max(plans, key=lambda plan: len(plan.work))
     widest.convert_(copied=_copied, level=level)
+    if example_inputs is not None:
+        args, kwargs = arguments(example_inputs)
+        discover_(model, args, kwargs, forget_watch)
+        watch_learned(model)
     if isinstance(recipe, Schedule):
         follow_(model, every[0], schedule=str(recipe))
     return model

@@ -140,8 +140,11 @@ class _FirstForward:
     def __init__(self) -> None:
         self.watch: Watch | None = None
 
-    def before(self, module: nn.Module, args: Any) -> None:
+    def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling() and self.watch is None:
+            frozen = any(not p.requires_grad for p in module.parameters())
+            if frozen or not torch.is_grad_enabled():  # gradients are not to be seen in it
+                discover_(module, args, kwargs, forget_watch, run=False)
             self.watch = Watch(module)
             self.watch.reached(module, args)  # the model itself is past its global hooks
             self.watch.__enter__()
@@ -182,7 +185,7 @@ def _outside_torch() -> int:
 def watch_first_forward(model: nn.Module) -> None:
     """Name, after the model's first forward, every product that ran outside the recipe."""
     first = _FirstForward()
-    model.register_forward_pre_hook(first.before)
+    model.register_forward_pre_hook(first.before, with_kwargs=True)
     model.register_forward_hook(first.after, always_call=True)
 
 
@@ -195,6 +198,7 @@ def forget_watch(model: nn.Module) -> bool:
             if isinstance(getattr(hook, "__self__", None), _FirstForward):
                 del table[key]
                 model._forward_hooks_always_called.pop(key, None)
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
                 found = True
     return found
 
@@ -204,7 +208,7 @@ def twin(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     watch, with the layers of its calls of functions."""
     copy = copied(unwrapped(model))
     if forget_watch(copy):
-        discover_(copy, args, kwargs)
+        discover_(copy, args, kwargs, forget_watch)
     return copy
 
 

@@ -13,7 +13,7 @@ from quantizers import QTensor
 from ..autograd.recomputation import in_backward
 from ..conversion.functional.discover import discover_
 from ..conversion.quantize import convert_left_, see_calls_
-from ..conversion.watch import twin
+from ..conversion.watch import forget_watch, twin
 from ..products.module import products_of
 from ..products.operations import Kind
 from ..products.probe import Computed, Probe
@@ -48,7 +48,7 @@ def watchable(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     model = twin(model, *args, **kwargs)
     convert_left_(model, FULL)
     see_calls_(model, FULL)
-    discover_(model, args, kwargs)
+    discover_(model, args, kwargs, forget_watch)
     for product in products_of(model):
         if product.recipe.products_off:
             product.recipe = FULL

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from qtrain import (
     Matmul,
     ScaledDotProductAttention,
+    cost,
+    inspect,
     plain_state_dict,
     quantize,
     set_recipe,
@@ -484,3 +486,63 @@ def test_an_attribute_in_the_way_is_named() -> None:
     model = quantize(nn.Sequential(nn.Linear(4, 4), Taken()))
     with pytest.raises(ValueError, match=r"layer '1': it has an attribute 'functional'"):
         model(draw(4, 4))
+
+
+def test_example_inputs_make_the_layers_at_once() -> None:
+    model = quantize(net(), example_inputs=draw(2, 5, 8))
+    ran = quantize(net())
+    trained(ran, 1)
+    assert list(model.state_dict()) == list(ran.state_dict())
+    again = quantize(net())
+    assert equal(trained(model), trained(again))
+    by_name = quantize(net(), example_inputs={"x": draw(2, 5, 8)})
+    assert list(by_name.state_dict()) == list(ran.state_dict())
+    with pytest.raises(TypeError, match=r"example_inputs: got .*None beside functional=False"):
+        quantize(net(), functional=False, example_inputs=draw(2, 5, 8))
+
+
+def test_a_forward_that_looks_at_values_is_found_on_a_copy() -> None:
+    class Looks(Rotary):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    model = quantize(Looks(), example_inputs=torch.ones(3, 4))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+
+
+@pytest.mark.parametrize("how", ["no_grad", "frozen"])
+def test_constants_are_found_where_no_gradient_is_asked_for(how: str) -> None:
+    model = quantize(Rotary())
+    model.requires_grad_(how != "frozen")
+    with torch.set_grad_enabled(how != "no_grad"):
+        model(draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+
+
+def test_a_learned_recipe_needs_its_layers_before_the_optimizer() -> None:
+    with pytest.raises(ValueError, match=r"layer 'first.functional.matmul0'.*example_inputs"):
+        quantize(net(), recipe="lsq")(draw(2, 5, 8))
+    model = quantize(net(), recipe="lsq", example_inputs=draw(2, 5, 8))
+    names = [name for name, _ in model.named_parameters() if ".functional." in name]
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in names}
+    trained(model)
+    after = dict(model.named_parameters())
+    assert names and all(not torch.equal(before[name], after[name]) for name in names)
+    fresh = quantize(net(), recipe="lsq")
+    fresh.load_state_dict(model.state_dict())
+    assert equal(trained(model), trained(fresh))
+
+
+def test_reports_see_calls_that_have_not_run() -> None:
+    x, targets = draw(2, 5, 8), torch.zeros(2, 5, dtype=torch.long)
+    fresh, ran = quantize(net()), quantize(net())
+    evaluated(ran, x)
+    for model in (fresh, ran):
+        rows = {row.layer for row in inspect(model, x, targets).rows}
+        assert {*NAMES[:3], "functional.linear0", "first.functional.attention0.scores"} <= rows
+        rows = {row.layer for row in cost(model, x).rows}
+        assert {*NAMES[:3], "functional.linear0", "first.functional.attention0.scores"} <= rows
+    assert not any(".functional" in name for name, _ in fresh.named_modules())
+    plain = {row.layer for row in cost(net(), x).rows}
+    left = {row.layer for row in cost(quantize(net(), functional=False), x).rows}
+    assert plain == left == {row.layer for row in cost(fresh, x).rows}

@@ -27,7 +27,7 @@ class Calls(TorchFunctionMode):
     """The calls in one forward of a module.
 
     frame      the Python frame that the forward runs in
-    learning   whether the outermost forward around it records gradients
+    learning   whether gradients are recorded where the forward, or one around it, begins
     """
 
     def __init__(self, sites: Sites, module: nn.Module | None = None, frame: Any = None) -> None:

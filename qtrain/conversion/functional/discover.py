@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,44 +19,67 @@ _META = torch.device("meta")
 
 
 def discover_(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, run: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    prepare: Callable[[nn.Module], object],
+    *,
+    run: bool = True,
 ) -> None:
     """Make the layers of a model's calls, as its first forward with these inputs would, and learn
     which calls no gradient flows through: in place, with nothing else changed.
 
     The forward runs on the meta device, where nothing is computed, or, where it cannot (it looks at
     values), and where `run`, on a copy; everything in floating point asks for a gradient.
+    prepare: takes off a copy what its first forward would set off.
     """
     if not any(sites_of(module) for module in model.modules()):
         return
+
+    def forward(copy: nn.Module, device: torch.device | None) -> nn.Module:
+        prepare(copy)
+        for parameter in copy.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_()
+        with _open(copy), random_state_kept(), torch.enable_grad():
+            copy(*_moved(args, device), **_moved(dict(kwargs), device))
+        return copy
+
     try:
-        found = _forward(_on_meta(model), _moved(args, _META), _moved(dict(kwargs), _META))
+        found = forward(_on_meta(model), _META)
     except Exception:
         if not run:
             return
-        found = _forward(copied(model), _moved(args, None), _moved(dict(kwargs), None))
-    for name, twin in found.named_modules():
-        known = sites_of(twin)
-        if known is None:
-            continue
-        owner = model.get_submodule(name)
-        sites = sites_of(owner)
-        assert sites is not None
-        sites.plain |= known.plain
-        sites.taken |= known.taken
-        held = twin._modules.get(CHILD)
-        for layer, made in ({} if held is None else held._modules).items():
-            assert made is not None
-            sites.make_like(owner, layer, made)
+        found = forward(copied(model), None)
+    with _open(model):
+        for name, twin in found.named_modules():
+            _adopt_(model.get_submodule(name), twin)
 
 
-def _forward(model: nn.Module, args: Any, kwargs: Any) -> nn.Module:
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_()
-    with random_state_kept(), torch.enable_grad():
-        model(*args, **kwargs)
-    return model
+def _adopt_(owner: nn.Module, twin: nn.Module) -> None:
+    """What is known of the calls of a module's copy."""
+    sites, known = sites_of(owner), sites_of(twin)
+    if sites is None or known is None:
+        return
+    sites.plain |= known.plain
+    sites.taken |= known.taken
+    held = twin._modules.get(CHILD)
+    for layer, made in ({} if held is None else held._modules).items():
+        assert made is not None
+        sites.make_like(owner, layer, made)
+
+
+@contextmanager
+def _open(model: nn.Module) -> Iterator[None]:
+    """Within it, layers whose quantizers learn may be made."""
+    every = [sites for module in model.modules() if (sites := sites_of(module)) is not None]
+    for sites in every:
+        sites.following.is_open = True
+    try:
+        yield
+    finally:
+        for sites in every:
+            sites.following.is_open = False
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

@@ -76,7 +76,7 @@ def _enter(calls: Calls | None, entered: list[_Entered], frame: Any) -> None:
             around = _pop_mode()
     entered.append(_Entered(calls, around, frame))
     if calls is not None:
-        calls.learning = torch.is_grad_enabled() if around is None else around.learning
+        calls.learning = torch.is_grad_enabled() or (around is not None and around.learning)
         _push_mode(calls)
 
 

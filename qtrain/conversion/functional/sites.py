@@ -37,6 +37,7 @@ class Following:
 
     asked       the recipe in force, and the overrides
     instead     what a call follows that is left or off, where every product is to be seen
+    is_open     whether layers may be made whose quantizers learn, as there is no optimizer yet
     converted   layers that were made -> the kind of function: the conversion's own record
     """
 
@@ -44,6 +45,7 @@ class Following:
     seed: int
     converted: dict[str, str] = field(default_factory=dict)
     instead: Recipe | None = None
+    is_open: bool = False
 
     def recipe(self, name: str) -> Recipe | None:
         """What a layer of this path follows; None: it is left."""
@@ -148,6 +150,12 @@ class Sites:
         layer: nn.Module = LAYERS[kind]()
         wanted: Any = layer
         path = self._path(name)
+        if recipe.learned and not self.following.is_open:
+            raise ValueError(
+                f"layer {path!r}: recipe {recipe.name!r} learns parameters, and an optimizer that "
+                f"is built before the first forward does not train them; give quantize(..., "
+                f"example_inputs=...), which finds the calls of functions, or functional=False"
+            )
         for key, shapes in wanted.products(sizes).items():
             product = path if key == "product" else f"{path}.{key}"
             made = WeightProduct if sizes else QProduct
@@ -192,8 +200,12 @@ class Sites:
                 continue
             sizes = state_dict.get(f"{start}{name}.product.sizes")
             shape = () if sizes is None else tuple(int(size) for size in sizes)
-            recipe = self.following.recipe(self._path(name))
-            self._made(module, name, kind, shape, recipe or fp32())
+            recipe = self.following.recipe(self._path(name)) or fp32()
+            was_open, self.following.is_open = self.following.is_open, True
+            try:
+                self._made(module, name, kind, shape, recipe)
+            finally:
+                self.following.is_open = was_open
 
 
 class _Box:
