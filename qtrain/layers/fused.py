@@ -76,7 +76,7 @@ def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) 
         or autocast_dtype(input) is not None
     ):
         return None
-    return norm.relu(input, deferred)
+    return norm.fused_relu(input, deferred)
 
 
 @unseen

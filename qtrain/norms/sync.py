@@ -25,8 +25,8 @@ class QSyncBatchNorm(QBatchNorm):
 
     process_group: Any
 
-    @staticmethod
-    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    @classmethod
+    def slots(cls, module: nn.Module, recipe: NormRecipe) -> Slots:
         """The quantizers of a synchronised norm; it takes any number of axes, most have images.
 
         ValueError for an arithmetic of few bits, which is not simulated across ranks.
