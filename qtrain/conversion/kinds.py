@@ -18,6 +18,7 @@ from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
 from ..norms import deviations
 from ..norms.batch import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
+from ..norms.instance import QInstanceNorm1d, QInstanceNorm2d, QInstanceNorm3d
 from ..norms.module import QNorm, Slots
 from ..norms.recipe import NormRecipe
 from ..norms.row import QGroupNorm, QLayerNorm, QRMSNorm
@@ -43,6 +44,9 @@ CONVERTED: dict[type[nn.Module], type[QNorm]] = {
     nn.BatchNorm2d: QBatchNorm2d,
     nn.BatchNorm3d: QBatchNorm3d,
     nn.SyncBatchNorm: QSyncBatchNorm,
+    nn.InstanceNorm1d: QInstanceNorm1d,
+    nn.InstanceNorm2d: QInstanceNorm2d,
+    nn.InstanceNorm3d: QInstanceNorm3d,
     nn.LayerNorm: QLayerNorm,
     nn.RMSNorm: QRMSNorm,
     nn.GroupNorm: QGroupNorm,

@@ -44,7 +44,7 @@ def net(*norms: nn.Module) -> nn.Sequential:
 OWN: dict[str, tuple[Any, str]] = {
     "batch": (lambda: BatchNormAct2d(4), r"1 x BatchNormAct2d: a subclass of BatchNorm2d.* \(1\)"),
     "layer": (lambda: LayerNorm2d(4), r"1 x LayerNorm2d: a subclass of LayerNorm.* \(1\)"),
-    "instance": (lambda: nn.InstanceNorm2d(4), r"norm: got 'range'"),
+    "instance": (lambda: nn.InstanceNorm2d(4, track_running_stats=True), r"norm: got 'range'"),
     "unknown": (lambda: RmsNorm(4), r"norm: got 'range'"),
 }
 
