@@ -46,7 +46,7 @@ CALLS: tuple[tuple[str, str, str], ...] = (
     ("quantizers", "Quantizer.__call__", "codes"),
     ("qtrain.norms.deferred", "Deferred.quantized", "codes"),
     ("qtrain.norms.batch", "QBatchNorm.forward", "norm"),
-    ("qtrain.norms.batch", "QBatchNorm.relu", "norm"),
+    ("qtrain.norms.batch", "QBatchNorm.fused_relu", "norm"),
     # the scales that multiply a product's sums are a part of it
     ("qtrain.products.function", "Products.forward", "products"),
     ("qtrain.products.function", "Products.backward", "products"),

@@ -18,14 +18,14 @@ from ..layers.calls import QConvolutionCall, QLinearCall
 from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
 from ..norms import deviations
-from ..norms.batch import QBatchNorm1d, QBatchNorm2d, QBatchNorm3d
 from ..norms.module import QNorm, Slots
 from ..norms.recipe import NormRecipe
-from ..norms.row import QGroupNorm, QLayerNorm, QRMSNorm
-from ..norms.sync import QSyncBatchNorm
+from ..norms.written import QWritten, form_of
 from ..products.module import Shapes
 from ..products.operations import Linear, Operation
 from ..recipe import Recipe
+from . import norm_classes
+from .norm_classes import CONVERTED, plain_class, torch_kind
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QLinear,
@@ -39,17 +39,7 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     ScaledDotProductAttention: QScaledDotProductAttention,
     nn.MultiheadAttention: QMultiheadAttention,
 }
-CONVERTED: dict[type[nn.Module], type[QNorm]] = {
-    nn.BatchNorm1d: QBatchNorm1d,
-    nn.BatchNorm2d: QBatchNorm2d,
-    nn.BatchNorm3d: QBatchNorm3d,
-    nn.SyncBatchNorm: QSyncBatchNorm,
-    nn.LayerNorm: QLayerNorm,
-    nn.RMSNorm: QRMSNorm,
-    nn.GroupNorm: QGroupNorm,
-}
-#: what each was before
-_BEFORE = {quantized: plain for plain, quantized in CONVERTED.items()}
+_LOOKUPS = nn.Embedding, nn.EmbeddingBag
 #: the norms that stay as they are
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 #: methods in which a product layer does its work: a subclass that has its own is not ours to guess
@@ -105,12 +95,10 @@ def left_type(module: nn.Module) -> str | None:
     if plain is None:
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             return "recurrent layers are not converted; kept in full precision"
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        if isinstance(module, _LOOKUPS):
             return "a lookup, no product; kept in full precision"
         if isinstance(module, OTHERS):
             return "no norm that is converted; kept in full precision"
-        if is_norm_by_name(module):
-            return "a norm of no torch class; kept in full precision"
         held = ", ".join(name for name, _ in module.named_parameters(recurse=False))
         return f"no conversion for this type; its own {held} kept in full precision"
     for cls in type(module).__mro__:
@@ -133,32 +121,40 @@ def left(module: nn.Module, recipe: Recipe | None) -> str | None:
             f"model: a {type(module).__name__} has no sizes yet; run one batch through the model, "
             f"then quantize it"
         )
-    if is_norm(module):
+    if torch_kind(module) is not None or is_norm_by_name(module):
         return left_norm(module, recipe.norm)
     return left_type(module)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether the module is of a kind that is converted, or of a subclass of it."""
-    return isinstance(module, tuple(CONVERTED))
+    """Whether the module is a norm that is converted, of a subclass of one, or computes one."""
+    if isinstance(module, QNorm) or torch_kind(module) is not None:
+        return True
+    return is_norm_by_name(module) and can_convert(module)
 
 
 def is_norm_by_name(module: nn.Module) -> bool:
-    """Whether the module is called a norm, and has parameters or buffers of its own, but is none
-    of torch's, nor what norms a weight."""
+    """Whether the module is called a norm, and has parameters or buffers of its own or nothing at
+    all, but is none of torch's, no product or lookup, nor what norms a weight."""
+    if "norm" not in type(module).__name__.lower() or hasattr(module, "right_inverse"):
+        return False
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    known = is_norm(module) or isinstance(module, OTHERS) or hasattr(module, "right_inverse")
-    return bool(own) and not known and "norm" in type(module).__name__.lower()
+    others = *CONVERTED, *OTHERS, *_PRODUCTS, nn.RNNBase, nn.RNNCellBase, *_LOOKUPS
+    parts = [name for name, _ in module.named_children() if name != "state"]
+    return not isinstance(module, others) and (bool(own) or not parts)
 
 
 def is_any_norm(module: nn.Module) -> bool:
     """Whether the module is a norm of torch's, or is called one."""
-    return is_norm(module) or isinstance(module, OTHERS) or is_norm_by_name(module)
+    return torch_kind(module) is not None or isinstance(module, OTHERS) or is_norm_by_name(module)
 
 
 def can_convert(module: nn.Module) -> bool:
-    """Whether `convert_norm_` takes the module: one of torch's own classes, not a subclass."""
-    return type(module) in CONVERTED
+    """Whether `convert_norm_` takes the module: one of torch's own classes, a subclass that calls
+    torch's function of it, or one of no torch class that computes a layer norm or an RMSNorm."""
+    lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
+    known = torch_kind(module) is not None or is_norm_by_name(module)
+    return known and not lazy and not isinstance(norm_classes.following_class(module), str)
 
 
 def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
@@ -167,15 +163,12 @@ def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
         return "norms are left unless asked (norm=)"
     if recipe.is_off:
         return "its norm (l2, nothing quantized) is torch's own, which is kept"
-    if not can_convert(module):
-        kind = next(cls.__name__ for cls in CONVERTED if isinstance(module, cls))
-        return f"a subclass of {kind}; kept in full precision"
-    return CONVERTED[type(module)].refusal(module, recipe)
-
-
-def torch_norm(module: nn.Module) -> type[nn.Module]:
-    """The torch class of a norm, converted or not."""
-    return _BEFORE.get(type(module), type(module))  # type: ignore[arg-type]
+    quantized = norm_classes.following_class(module)
+    if isinstance(quantized, str):
+        kind = torch_kind(module)
+        what = "a norm of no torch class" if kind is None else f"a subclass of {kind.__name__}"
+        return f"{what}: {quantized}; kept in full precision"
+    return quantized.refusal(module, recipe)
 
 
 def operation_of(module: nn.Module) -> Operation | None:
@@ -189,34 +182,46 @@ def operation_of(module: nn.Module) -> Operation | None:
     return None
 
 
+def _quantized_norm(module: nn.Module) -> type[QNorm]:
+    found = norm_classes.following_class(module)
+    assert not isinstance(found, str)
+    return found
+
+
 def norm_slots(module: nn.Module, recipe: NormRecipe) -> Slots:
     """The quantizers of a norm, converted or not, and the shapes they meet, for its LayerState."""
-    return CONVERTED[torch_norm(module)].slots(module, recipe)
+    return _quantized_norm(module).slots(module, recipe)
 
 
 def convert_norm_(module: nn.Module, recipe: NormRecipe, state: LayerState | None = None) -> None:
-    """Make a torch norm follow `recipe`, in place; parameters and buffers stay the objects they
-    were; `state` (default: a fresh one) becomes its child.  Deviation none stops the scale's
-    training.  TypeError for another module."""
+    """Make a norm follow `recipe`, in place; parameters and buffers stay the objects they were;
+    `state` (default: a fresh one) becomes its child.  Deviation none stops the scale's training.
+    TypeError for another module."""
     if not can_convert(module):
         raise TypeError(
-            f"convert_norm_: got {type(module).__name__}, need exactly one of "
-            f"{', '.join(cls.__name__ for cls in CONVERTED)}"
+            f"convert_norm_: got {type(module).__name__}, need one of "
+            f"{', '.join(cls.__name__ for cls in CONVERTED)}, or what computes one"
         )
     if state is None:
         slots = norm_slots(module, recipe)
         state = LayerState(slots, name="", seed=0, stream=0, device=device_of(module))
-    module.__class__ = CONVERTED[type(module)]
+    quantized = _quantized_norm(module)
+    name: str | None = "weight"
+    if issubclass(quantized, QWritten):
+        form = form_of(module)
+        name = form.scale
+        setattr(module, "norm_form", form)  # noqa: B010 (of a class that does not declare it)
+    module.__class__ = quantized
     assert isinstance(module, QNorm)
     module.recipe = recipe
     module.state = state.train(module.training)
-    if recipe.deviation == deviations.none() and module.weight is not None:
-        module.weight.requires_grad_(False)
+    scale: object = None if name is None else getattr(module, name)
+    if recipe.deviation == deviations.none() and isinstance(scale, nn.Parameter):
+        scale.requires_grad_(False)
 
 
 def follow_norm_(module: nn.Module, recipe: NormRecipe) -> None:
-    """Have a norm that was converted follow another recipe, in place: one that is off is torch's
-    own again, with its state at rest."""
-    plain = torch_norm(module)
-    module.__class__ = plain if recipe.is_off else CONVERTED[plain]
+    """Have a norm that was converted follow another recipe, in place: one that is off is the class
+    it was again, with its state at rest."""
+    module.__class__ = plain_class(module) if recipe.is_off else _quantized_norm(module)
     setattr(module, "recipe", recipe)  # noqa: B010 (of a class that does not declare it)

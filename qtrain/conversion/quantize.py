@@ -49,7 +49,8 @@ def quantize(
     recipe      a Recipe or the name of one (see `qtrain.recipes.names()`), or a Schedule of them:
                 its first now, and `set_recipe` for the others
     norm        the norms' deviation ("l2", "l1", "linf", "topk", "range", "none"), or a NormRecipe:
-                of batch-norms, LayerNorm, RMSNorm and GroupNorm; None: what the recipe says (int8:
+                of batch-norms, LayerNorm, RMSNorm, GroupNorm, InstanceNorm, subclasses that call
+                one, and modules called norms that compute one; None: what the recipe says (int8:
                 left alone)
     overrides   module-name patterns (fnmatch; a pattern that names a container covers all below)
                 -> None (leave), an int (bits), a Recipe or its name; the first match wins

@@ -23,7 +23,7 @@ from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_
 from .functional.sites import CHILD
-from .kinds import CONVERTED, can_convert, follow_norm_, norm_slots, operation_of, torch_norm
+from .kinds import can_convert, follow_norm_, norm_slots, operation_of
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .swap import switch_fast_paths_
@@ -187,7 +187,7 @@ class _Layer:
             raise located(error, f"layer {state.name!r}") from error
 
     def _check_norm(self) -> None:
-        if torch_norm(self.module) not in CONVERTED:
+        if not can_convert(self.module):
             raise ValueError(
                 f"norm: layer {self.name or '(model)'!r} is a {type(self.module).__name__} now, "
                 f"which was made of a converted norm; undo that, or quantize the original model"

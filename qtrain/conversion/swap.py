@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -17,6 +16,7 @@ from ..products.call import located
 from ..products.module import QProduct, products_of
 from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
+from .joined import joined
 from .kinds import (
     convert_norm_,
     is_norm,
@@ -29,7 +29,6 @@ from .kinds import (
 
 #: what a subclass must have left to nn.Sequential: how it runs, and how it is pickled
 _INHERITED = ("forward", "__reduce__", "__reduce_ex__")
-_MADE: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 Work = Sequence[tuple[str, nn.Module, Recipe]]
@@ -102,29 +101,11 @@ def change_class_(module: nn.Module, quantized: type[nn.Module], plain: type[nn.
     """
     own = type(module)
     base = own.__bases__[0] if is_parametrized(module) else own
-    target = quantized if base is plain else joined(quantized, base)
+    target = quantized if base is plain else joined(base, quantized, base)
     if base is not own:
         held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
         target = type(f"Parametrized{target.__name__}", (target,), held)
     module.__class__ = target
-
-
-def joined(quantized: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of both, always the same one; its objects pickle by way of the two."""
-    if (quantized, own) not in _MADE:
-        name = f"Q{own.__name__}"
-        _MADE[quantized, own] = type(name, (quantized, own), {"__reduce_ex__": _reduce})
-    return _MADE[quantized, own]
-
-
-def _reduce(module: nn.Module, protocol: Any) -> Any:
-    state = nn.Module.__reduce_ex__(module, protocol)[2]
-    return _blank, type(module).__bases__, state
-
-
-def _blank(quantized: type[nn.Module], own: type[nn.Module]) -> nn.Module:
-    cls = joined(quantized, own)
-    return cls.__new__(cls)
 
 
 def fuse_sequentials_(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from quantizers.protocol import straight_through
 from ..autograd.contexts import autocast_dtype
 from ..autograd.selective import unseen
 from ..norms.batch import QBatchNorm
+from ..norms.kept import QKeepsForward
 from ..norms.operations import add_relu, masked
 from .convolution import QConvNd
 from .linear import QLinear
@@ -64,7 +65,8 @@ def norm_relu_before(
 
 def is_pair(norm: nn.Module, relu: nn.Module) -> TypeGuard[QBatchNorm]:
     """Whether the two, called one after the other, are of the kinds that one pass can replace."""
-    return isinstance(norm, QBatchNorm) and type(relu) is nn.ReLU
+    alone = isinstance(norm, QBatchNorm) and not isinstance(norm, QKeepsForward)
+    return alone and type(relu) is nn.ReLU
 
 
 def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) -> Tensor | None:
@@ -76,7 +78,7 @@ def _norm_relu(norm: nn.Module, relu: nn.Module, input: Tensor, deferred: bool) 
         or autocast_dtype(input) is not None
     ):
         return None
-    return norm.relu(input, deferred)
+    return norm.fused_relu(input, deferred)
 
 
 @unseen

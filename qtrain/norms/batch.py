@@ -66,8 +66,8 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
     an input that is not floating point.
     """
 
-    @staticmethod
-    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    @classmethod
+    def slots(cls, module: nn.Module, recipe: NormRecipe) -> Slots:
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         (axes,) = (count for kind, count in _SPACE.items() if isinstance(module, kind))
         space = (None,) * axes
@@ -102,8 +102,14 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
     def _of_batch(self) -> bool:
         return self.training or self.running_mean is None or self.running_var is None
 
-    @unseen
     def forward(self, input: Tensor) -> Tensor:
+        return self.followed(input, self.momentum, self.num_batches_tracked)
+
+    @unseen
+    def followed(
+        self, input: Tensor, momentum: float | None, steps: Tensor | None = None
+    ) -> Tensor:
+        """steps: the counter of batches to move on, None: the caller has."""
         self._check(input)
         ranks = None if self._group is None else ranks_of(input, self._group)
         if input.numel() == 0 and (ranks is None or ranks.total == 0):
@@ -113,9 +119,12 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         dtype = input.dtype if self._plain else torch.promote_types(input.dtype, torch.float32)
         form = self._form(dtype, ranks, states)
         if self.recipe.arithmetic is None:
-            output = self._normalized(x, weight, bias, form, count, states)
+            output, *moments = self._normalized(x, weight, bias, form)
         else:
-            output = self._in_arithmetic(x, weight, bias, form, count, states)
+            output, *moments = self._in_arithmetic(x, weight, bias, form)
+        if self._of_batch:
+            mean, sigma = moments
+            self._track(mean, sigma, count, states, momentum, steps)
         if not self._plain:
             output = self._with_quantized_gradient(output, key, states)
         result: Tensor = output.to(input.dtype)
@@ -133,24 +142,21 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         )  # fmt: skip
 
     def _normalized(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int,
-        states: Mapping[Slot, State],
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+    ) -> tuple[Tensor, ...]:
+        """The output and, of a batch, its mean and sigma."""
         if self._of_batch:
-            output: Tensor
-            output, mean, sigma = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
-            self._track(mean, sigma, count, states)
-            return output
+            made: tuple[Tensor, ...] = Normalize.apply(x, weight, bias, form)  # type: ignore[no-untyped-call]
+            return made
         of = folded(weight, bias, *self._running())
         by = Channels(x) if torch.is_grad_enabled() else channels(x)
         if form.activation is None:
-            return by.affine(of, form.dtype)
-        return self._rounded(by.affine(of, torch.promote_types(form.dtype, torch.float32)))
+            return (by.affine(of, form.dtype),)
+        return (self._rounded(by.affine(of, torch.promote_types(form.dtype, torch.float32))),)
 
     def _in_arithmetic(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form, count: int,
-        states: Mapping[Slot, State],
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, form: Form
+    ) -> tuple[Tensor, ...]:
         """The same, operation by operation in the recipe's arithmetic."""
         shape = [1, -1, *[1] * (x.dim() - 2)]
         fixed = None if self._of_batch else tuple(one.view(shape) for one in self._running())
@@ -158,9 +164,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         form = form._replace(dtype=torch.promote_types(form.dtype, torch.float32))
         output: Tensor
         output, mean, sigma = RoundedNorm.apply(x, *parameters, fixed, others(x), form)  # type: ignore[no-untyped-call]
-        if fixed is None:
-            self._track(mean.flatten(), sigma, count, states)
-        return self._rounded(output) if self._plain else output
+        return self._rounded(output) if self._plain else output, mean.flatten(), sigma
 
     def _running(self) -> tuple[Tensor, Tensor]:
         """Mean and divisor of evaluation."""
@@ -169,7 +173,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         return self.running_mean, self.recipe.deviation.stabilized(sigma, self.eps)
 
     @unseen
-    def relu(self, input: Tensor, deferred: bool) -> Tensor | None:
+    def fused_relu(self, input: Tensor, deferred: bool) -> Tensor | None:
         """relu(forward(input)), for which x alone is saved; None where that is not to be had.
 
         deferred: as a tensor without values, which a layer's product turns into codes
@@ -197,7 +201,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         form = self._form(input.dtype, None, states)
         form = form._replace(relu=True, activation=activation, deferred=deferred, spec=spec)
         output, mean, sigma, *where = Normalize.apply(input, self.weight, self.bias, form)  # type: ignore[no-untyped-call]
-        self._track(mean, sigma, count, states)
+        self._track(mean, sigma, count, states, self.momentum, self.num_batches_tracked)
         if deferred:
             with torch.no_grad():
                 of = affine(mean, sigma, self.weight, self.bias, form)
@@ -209,7 +213,10 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         return result
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, sigma: Tensor, count: int, states: Mapping[Slot, State]) -> None:
+    def _track(
+        self, mean: Tensor, sigma: Tensor, count: int, states: Mapping[Slot, State],
+        momentum: float | None, steps: Tensor | None,
+    ) -> None:  # fmt: skip
         """Update what evaluation uses, and what the deviation remembers; only in training."""
         if self.training and DEVIATION in states:
             states[DEVIATION]["sigma"].copy_(sigma)
@@ -218,8 +225,7 @@ class QBatchNorm(QNorm, nn.modules.batchnorm._BatchNorm):
         if self.running_mean is None or self.running_var is None:
             return
         unbiased = count / (count - 1) if self.recipe.deviation.name == "l2" else None
-        moved = self.running_mean, self.running_var, self.num_batches_tracked
-        track(mean, sigma, *moved, self.momentum, unbiased)
+        track(mean, sigma, self.running_mean, self.running_var, steps, momentum, unbiased)
 
 
 class QBatchNorm1d(QBatchNorm, nn.BatchNorm1d):

@@ -51,28 +51,40 @@ class QNorm(nn.Module):
     recipe: NormRecipe
     state: LayerState
 
-    @staticmethod
-    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
-        """The quantizers of a torch norm of this kind and the shapes they meet: `role_slots`."""
+    @classmethod
+    def slots(cls, module: nn.Module, recipe: NormRecipe) -> Slots:
+        """The quantizers of a norm of this kind and the shapes they meet: `role_slots`."""
         raise NotImplementedError
 
-    @staticmethod
-    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
-        """Why a torch norm of this kind cannot follow the recipe, or None."""
+    @classmethod
+    def refusal(cls, module: nn.Module, recipe: NormRecipe) -> str | None:
+        """Why a norm of this kind cannot follow the recipe, or None."""
         return None
 
+    def scale_and_shift(self) -> tuple[Tensor | None, Tensor | None]:
+        """What it multiplies with, and then adds."""
+        return getattr(self, "weight", None), getattr(self, "bias", None)
+
+    def followed(self, input: Tensor, momentum: float | None) -> Tensor:
+        """What torch's function of this norm returns on its input, as the recipe says.
+
+        momentum    of running statistics, which the caller has counted
+        """
+        raise NotImplementedError
+
     def _begin(self, input: Tensor) -> tuple[Tensor | None, Mapping[Slot, State]]:
-        return self.state.begin(input, getattr(self, "weight", None), getattr(self, "bias", None))
+        return self.state.begin(input, *self.scale_and_shift())
 
     def _operands(
         self, input: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Mapping[Slot, State]]:
         """Start a forward: input, weight and bias quantized, its noise key, its states."""
-        key, states = self._begin(input)
+        parameters = self.scale_and_shift()
+        key, states = self.state.begin(input, *parameters)
         x = self._quantized("input", input, key, states)
-        given: Any = [(role, getattr(self, role, None)) for role in ("weight", "bias")]
         weight, bias = (
-            None if own is None else self._quantized(role, own, key, states) for role, own in given
+            None if own is None else self._quantized(role, own, key, states)
+            for role, own in zip(("weight", "bias"), parameters, strict=True)
         )
         return x, weight, bias, key, states
 

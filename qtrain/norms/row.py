@@ -33,6 +33,11 @@ class QRowNorm(QNorm):
 
     centered: ClassVar[bool] = True
 
+    @property
+    def _widened(self) -> bool:
+        """Whether autocast has torch's own compute in fp32, on CUDA alone."""
+        return True
+
     @abstractmethod
     def _split(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """A view of x, and the axes of it along which each row runs: its last ones."""
@@ -41,8 +46,8 @@ class QRowNorm(QNorm):
     def _lifted(self, parameter: Tensor, view: Tensor) -> Tensor:
         """The scale or the shift with the view's axes."""
 
-    @staticmethod
-    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
+    @classmethod
+    def refusal(cls, module: nn.Module, recipe: NormRecipe) -> str | None:
         if recipe.deviation.init_state((1,)):
             return f"{recipe.deviation} remembers channels, its rows have none; full precision"
         return None
@@ -54,14 +59,18 @@ class QRowNorm(QNorm):
         if not input.is_floating_point():
             raise TypeError(f"{kind}: got an input of {input.dtype}, need floating point")
 
-    @unseen
     def forward(self, input: Tensor) -> Tensor:
-        self._check(input)
         if input.numel() == 0:
+            self._check(input)
             empty: Tensor = super().forward(input)
             return empty
-        if input.is_cuda and autocast_dtype(input) is not None:
-            input = input.float()  # as torch's norms of rows do there, and not on the CPU
+        return self.followed(input)
+
+    @unseen
+    def followed(self, input: Tensor, momentum: float | None = None) -> Tensor:
+        self._check(input)
+        if self._widened and input.is_cuda and autocast_dtype(input) is not None:
+            input = input.float()
         x, weight, bias, key, states = self._operands(input)
         view, over = self._split(x)
         parameters = [None if p is None else self._lifted(p, view) for p in (weight, bias)]
@@ -70,14 +79,21 @@ class QRowNorm(QNorm):
             output = self._rounded(output)
         else:
             output = self._with_quantized_gradient(output, key, states)
-        return output.to(input.dtype)
+        return output.to(self._output_dtype(input))
+
+    def _output_dtype(self, input: Tensor) -> torch.dtype:
+        return input.dtype
+
+    def _eps(self) -> float | None:
+        own: float | None = self.eps  # type: ignore[assignment]
+        return own
 
     def _normalized(
         self, x: Tensor, over: list[int], weight: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         recipe = self.recipe
         wide = torch.promote_types(x.dtype, torch.float32)
-        own: Any = self.eps
+        own = self._eps()
         eps = torch.finfo(wide).eps if own is None else own
         form = Form(
             recipe.deviation, recipe.statistics_gradient, eps, False, None, wide,
@@ -94,26 +110,31 @@ class QRowNorm(QNorm):
         return output if bias is None else output + bias
 
 
-class _LastAxes(QRowNorm):
-    """Rows are the last axes, `normalized_shape`; each element has its own scale and shift."""
+class QLastAxes(QRowNorm):
+    """Rows are the last axes, of these sizes; each element has its own scale and shift."""
 
-    normalized_shape: tuple[int, ...]
-
-    @staticmethod
-    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    @classmethod
+    def sizes(cls, module: nn.Module) -> tuple[int, ...]:
+        """The sizes of a row of a norm of this kind."""
         shape: Any = module.normalized_shape
-        return role_slots(recipe, (None, *shape), tuple(shape))
+        return tuple(shape)
 
-    @staticmethod
-    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
-        shape: Any = module.normalized_shape
-        if math.prod(shape) == 1:
+    @classmethod
+    def slots(cls, module: nn.Module, recipe: NormRecipe) -> Slots:
+        sizes = cls.sizes(module)
+        return role_slots(recipe, (None, *sizes), sizes)
+
+    @classmethod
+    def refusal(cls, module: nn.Module, recipe: NormRecipe) -> str | None:
+        if not cls.centered and recipe.deviation == deviations.none():
+            return "of an RMSNorm deviation none leaves nothing; kept in full precision"
+        if math.prod(cls.sizes(module)) == 1:
             return "its rows have one element, which has no deviation; kept in full precision"
-        return QRowNorm.refusal(module, recipe)
+        return super().refusal(module, recipe)
 
     def _check(self, input: Tensor) -> None:
         super()._check(input)
-        own = tuple(self.normalized_shape)
+        own = self.sizes(self)
         if tuple(input.shape[-len(own) :]) != own:
             raise ValueError(
                 f"{type(self).__name__}: got an input of {tuple(input.shape)}, need {own} as its "
@@ -122,17 +143,17 @@ class _LastAxes(QRowNorm):
 
     def _split(self, x: Tensor) -> tuple[Tensor, list[int]]:
         x = x.contiguous()
-        return x, list(range(x.dim() - len(self.normalized_shape), x.dim()))
+        return x, list(range(x.dim() - len(self.sizes(self)), x.dim()))
 
     def _lifted(self, parameter: Tensor, view: Tensor) -> Tensor:
         return parameter.view(*[1] * (view.dim() - parameter.dim()), *parameter.shape)
 
 
-class QLayerNorm(_LastAxes, nn.LayerNorm):
+class QLayerNorm(QLastAxes, nn.LayerNorm):
     """nn.LayerNorm under a NormRecipe."""
 
 
-class QRMSNorm(_LastAxes, nn.RMSNorm):
+class QRMSNorm(QLastAxes, nn.RMSNorm):
     """nn.RMSNorm under a NormRecipe: no mean is subtracted, and the statistic is about 0 (range:
     max - min, as ever).
 
@@ -141,18 +162,12 @@ class QRMSNorm(_LastAxes, nn.RMSNorm):
 
     centered = False
 
-    @staticmethod
-    def refusal(module: nn.Module, recipe: NormRecipe) -> str | None:
-        if recipe.deviation == deviations.none():
-            return "of an RMSNorm deviation none leaves nothing; kept in full precision"
-        return _LastAxes.refusal(module, recipe)
-
 
 class QGroupNorm(QRowNorm, nn.GroupNorm):
     """nn.GroupNorm under a NormRecipe.  (N, C, *S), a scale and a shift for each channel."""
 
-    @staticmethod
-    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    @classmethod
+    def slots(cls, module: nn.Module, recipe: NormRecipe) -> Slots:
         channels: Any = module.num_channels  # any number of axes may follow
         return role_slots(recipe, (None, channels), (channels,))
 

@@ -25,8 +25,8 @@ class QSyncBatchNorm(QBatchNorm):
 
     process_group: Any
 
-    @staticmethod
-    def slots(module: nn.Module, recipe: NormRecipe) -> Slots:
+    @classmethod
+    def slots(cls, module: nn.Module, recipe: NormRecipe) -> Slots:
         """The quantizers of a synchronised norm; it takes any number of axes, most have images.
 
         ValueError for an arithmetic of few bits, which is not simulated across ranks.
@@ -58,3 +58,7 @@ class QSyncBatchNorm(QBatchNorm):
                 f"batch-norm: got an input of shape {tuple(input.shape)}, need (N, C, ...) with "
                 f"channels"
             )
+
+
+class QOwnSyncBatchNorm(QSyncBatchNorm, nn.SyncBatchNorm):
+    """The same behind a subclass of torch's, whose `super().forward` it is."""

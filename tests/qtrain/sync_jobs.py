@@ -38,6 +38,21 @@ def _pair(rank: int) -> Results:
     return results(model[0], *PAIR.of(rank))
 
 
+class TwiceSyncBatchNorm(nn.SyncBatchNorm):
+    """Twice the norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def subclass(rank: int, world: int) -> tuple[Results, Results]:
+    """One step of torch's norm, and of a subclass of it with the gradient halved."""
+    case = Case(NormRecipe(deviation=range_()), (2, 3), (3, 2), DOUBLE)
+    x, grad = case.of(rank)
+    own = results(norm_for(TwiceSyncBatchNorm, case.recipe, case.dtype), x, grad / 2)
+    return results(norm_for(nn.SyncBatchNorm, case.recipe, case.dtype), x, grad), own
+
+
 def network(kind: Any) -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(

@@ -12,22 +12,23 @@ from torch import Tensor, nn
 from qtrain import quantize, quantize_, recipes, summary, weight_norm
 
 
-class BatchNormAct2d(nn.BatchNorm2d):
-    """A norm and its activation in one, as timm has it."""
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """A norm that never takes a batch's own statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.relu(super().forward(input))
+        self.training = False
+        return super().forward(input)
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """A layer norm over channels, as timm and torchvision have it."""
+class TwiceLayerNorm(nn.LayerNorm):
+    """A layer norm of a layer norm, over channels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(super().forward(input.movedim(1, -1))).movedim(-1, 1)
 
 
-class RmsNorm(nn.Module):
-    """A norm of no torch class."""
+class IdentityNorm(nn.Module):
+    """A norm by name."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -42,10 +43,11 @@ def net(*norms: nn.Module) -> nn.Sequential:
 
 
 OWN: dict[str, tuple[Any, str]] = {
-    "batch": (lambda: BatchNormAct2d(4), r"1 x BatchNormAct2d: a subclass of BatchNorm2d.* \(1\)"),
-    "layer": (lambda: LayerNorm2d(4), r"1 x LayerNorm2d: a subclass of LayerNorm.* \(1\)"),
-    "instance": (lambda: nn.InstanceNorm2d(4), r"norm: got 'range'"),
-    "unknown": (lambda: RmsNorm(4), r"norm: got 'range'"),
+    "batch": (lambda: FrozenBatchNorm2d(4), r"1 x Frozen.*: a subclass of BatchNorm2d.* \(1\)"),
+    "layer": (lambda: TwiceLayerNorm(4), r"1 x TwiceLayerNorm: a subclass of LayerNorm.* \(1\)"),
+    "instance": (lambda: nn.InstanceNorm2d(4, track_running_stats=True), r"norm: got 'range'"),
+    "local": (lambda: nn.LocalResponseNorm(4), r"norm: got 'range'"),
+    "unknown": (lambda: IdentityNorm(4), r"norm: got 'range'"),
 }
 
 
@@ -71,8 +73,8 @@ def test_norms_that_stay_beside_others_are_named_once_and_in_the_summary(kind: s
 
 
 def test_a_recipe_whose_norm_nothing_follows_warns() -> None:
-    with pytest.warns(UserWarning, match=r"(?s)norm: 1 of 1 norms .* BatchNormAct2d") as caught:
-        quantize(net(BatchNormAct2d(4)), recipe="banner2018")
+    with pytest.warns(UserWarning, match=r"(?s)norm: 1 of 1 norms .* FrozenBatchNorm2d") as caught:
+        quantize(net(FrozenBatchNorm2d(4)), recipe="banner2018")
     assert len(caught) == 1
 
 

@@ -127,6 +127,13 @@ def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
             torch.testing.assert_close(compiled[key], value)
 
 
+def test_a_subclass_with_its_own_forward_is_synchronised_too(tmp_path: Path) -> None:
+    for torchs, own in run_ranks("subclass", 2, tmp_path):
+        assert torch.equal(own.pop("output"), 2 * torchs.pop("output"))
+        assert own.keys() == torchs.keys()
+        assert all(torch.equal(own[name], value) for name, value in torchs.items())
+
+
 def test_one_process_is_an_ordinary_norm() -> None:
     recipe = NormRecipe(deviation=range_(3))
     case = Case(recipe, (5,), (3, 2), torch.float32)

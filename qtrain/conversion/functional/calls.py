@@ -9,18 +9,14 @@ from functools import wraps
 from typing import Any
 
 import torch
-import torch.utils.checkpoint as checkpointing
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils.checkpoint import checkpoint
 
 from ...autograd.recomputation import in_first_pass, is_running, repeat_within
 from .functions import FUNCTIONS
 from .sites import Sites, traced_layer, traced_takes
 from .tracing import written
-
-#: functions written in Python whose own calls are taken
-_COMPOSED = {F.multi_head_attention_forward, checkpointing.checkpoint}
 
 
 class Calls(TorchFunctionMode):
@@ -89,13 +85,20 @@ class Calls(TorchFunctionMode):
         return None if found is None or _is_off(found) else found
 
     def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func not in _COMPOSED:
+        if func is not checkpoint:
             return func(*args, **kwargs)
-        written(_push_mode, self)
-        try:
-            return func(*args, **kwargs)
-        finally:
+        return func(self._around(args[0]), *args[1:], **kwargs)  # seen by the compiler alone
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function run in this scope."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            written(_push_mode, self)
+            found = function(*args, **kwargs)
             written(_pop_mode)
+            return found
+
+        return run
 
     def _again(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A checkpointed segment's function, run again in a scope as at its first call."""
