@@ -27,7 +27,8 @@ class _Shown(Recipe):
 
 
 #: Of layers in full precision that are watched.  Linear layers, convolutions and matrix products
-#: keep torch's bits; attention is computed in its parts, whose last bits differ from torch's.
+#: keep torch's bits; attention and recurrent layers are computed in their parts, whose last bits
+#: differ from torch's.
 FULL = _Shown(name="fp32")
 
 #: (layer, which of its calls in this pass, from 0, the product)
@@ -40,8 +41,9 @@ def watchable(model: nn.Module) -> nn.Module:
     """A copy of which every product can be seen: of layers that are off or were not converted too.
 
     Seen are linear layers, convolutions, `Matmul`, and the products within attention modules
-    (q_proj, k_proj, v_proj, scores, context, out_proj).  Not seen: products of functions such as
-    torch.matmul, of recurrent layers, and of layers with a forward of their own.
+    (q_proj, k_proj, v_proj, scores, context, out_proj) and recurrent layers (ih_l0, hh_l0, ...; of
+    a cell ih, hh).  Not seen: products of functions such as torch.matmul, and of layers with a
+    forward of their own.
     """
     model = twin(model)
     convert_left_(model, FULL)
