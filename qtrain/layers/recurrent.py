@@ -21,6 +21,9 @@ A PackedSequence has no padding, and none enters a scale: with a scale for each 
 the bits that it has alone, whatever it is packed with.  Sequences that are padded and not packed
 are, as in torch, sequences of that length: their padding counts in every scale that rows share.
 
+On a CPU a step of training takes two to three times that of torch's own kernel for int8
+(docs/measurements.md).
+
 torch.compile makes no graph of an nn.RNN, nn.LSTM or nn.GRU; it leaves them out, and a converted
 one runs as ever between the graphs (with torch._dynamo.config.allow_rnn it traces them, step by
 step).  `cells` compile.
