@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..layer_state import LayerState, device_of
-from ..layers import convolution
+from ..layers import cells, convolution, recurrent
 from ..layers.attention import (
     QMultiheadAttention,
     QScaledDotProductAttention,
@@ -38,6 +39,12 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     Matmul: QMatmul,
     ScaledDotProductAttention: QScaledDotProductAttention,
     nn.MultiheadAttention: QMultiheadAttention,
+    nn.RNN: recurrent.QRNN,
+    nn.LSTM: recurrent.QLSTM,
+    nn.GRU: recurrent.QGRU,
+    nn.RNNCell: cells.QRNNCell,
+    nn.LSTMCell: cells.QLSTMCell,
+    nn.GRUCell: cells.QGRUCell,
 }
 _LOOKUPS = nn.Embedding, nn.EmbeddingBag
 #: the norms that stay as they are
@@ -89,12 +96,18 @@ def products(module: nn.Module) -> dict[str, Shapes]:
     return found
 
 
+def children(module: nn.Module) -> list[str]:
+    """The children that hold the state of a layer that is converted, by name."""
+    if is_norm(module):
+        return ["state"]
+    known = plain_type(module) is not None and not isinstance(module, LazyModuleMixin)
+    return list(products(module)) if known else []
+
+
 def left_type(module: nn.Module) -> str | None:
     """Why a module of this type cannot be converted, or None."""
     plain = plain_type(module)
     if plain is None:
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            return "recurrent layers are not converted; kept in full precision"
         if isinstance(module, _LOOKUPS):
             return "a lookup, no product; kept in full precision"
         if isinstance(module, OTHERS):
@@ -116,7 +129,7 @@ def left(module: nn.Module, recipe: Recipe | None) -> str | None:
         return "left by an override"
     if "forward" in vars(module):
         return "its forward was replaced on the object; kept in full precision"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+    if isinstance(module, LazyModuleMixin):
         raise ValueError(
             f"model: a {type(module).__name__} has no sizes yet; run one batch through the model, "
             f"then quantize it"
@@ -172,8 +185,8 @@ def left_norm(module: nn.Module, recipe: NormRecipe | None) -> str | None:
 
 
 def operation_of(module: nn.Module) -> Operation | None:
-    """What a layer of one product computes, as far as that is known without an input."""
-    if isinstance(module, nn.Linear):
+    """What each product of a layer computes, where they are alike and known without an input."""
+    if isinstance(module, nn.Linear | nn.RNNBase | nn.RNNCellBase):
         return Linear()
     if isinstance(module, nn.modules.conv._ConvNd):
         return convolution.operation_of(module)

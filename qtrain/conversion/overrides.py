@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -16,6 +16,8 @@ from ..recipe import Recipe
 from ..recipe_file import find
 
 Override = Recipe | int | str | None
+#: what an override of None makes of a layer that is converted
+OFF = recipes.fp32()
 Norm = str | Deviation | NormRecipe | None
 
 
@@ -117,6 +119,13 @@ class Chooser:
         found = hits(name, self.rules)
         return self.rules[found[0]] if found else self.base
 
+    def of_children(self, name: str, own: Recipe | None, keys: Iterable[str]) -> dict[str, Recipe]:
+        """The recipe of each child of a layer that follows `own`: of several products each may have
+        another by its own name, full precision where that is None."""
+        single = ("product", "state")
+        found = {key: own if key in single else self(f"{name}.{key}".lstrip(".")) for key in keys}
+        return {key: OFF if recipe is None else recipe for key, recipe in found.items()}
+
     def instead(self, name: str, own: Recipe, is_norm: bool) -> str | None:
         """What a layer of recipe `own` follows instead of the base recipe, in words, if it does."""
         given: object = own
@@ -128,6 +137,14 @@ class Chooser:
         if is_norm:
             self._alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
         return None
+
+    def overridden(self, name: str, own: Recipe, of: Mapping[str, Recipe]) -> dict[str, str]:
+        """The layer, and those of its products that do not follow it -> what they follow instead of
+        the base recipe, or of the layer's, in words."""
+        instead = self.instead(name, own, "state" in of)
+        found = {} if instead is None else {name or "(model)": instead}
+        others = {key: recipe for key, recipe in of.items() if recipe != own}
+        return found | {f"{name}.{key}".lstrip("."): f"{r}" for key, r in others.items()}
 
     def check_all_used(self, later: str = "") -> None:
         """ValueError for an override that matches nothing that an earlier one leaves; later: part

@@ -15,7 +15,16 @@ from ..schedule import Schedule
 from .functional.attach import attach_, may_call
 from .functional.discover import discover_
 from .functional.sites import CHILD, Following
-from .kinds import is_any_norm, is_norm, left, plain_type, products, quantized_class, targets
+from .kinds import (
+    children,
+    is_any_norm,
+    is_norm,
+    left,
+    plain_type,
+    products,
+    quantized_class,
+    targets,
+)
 from .overrides import Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .set_recipe import follow_
@@ -52,7 +61,8 @@ def quantize(
                 of batch-norms, LayerNorm, RMSNorm, GroupNorm, InstanceNorm, subclasses that call
                 one, and modules called norms that compute one; None: what the recipe says (int8:
                 left alone)
-    overrides   module-name patterns (fnmatch; a pattern that names a container covers all below)
+    overrides   module-name patterns (fnmatch; a pattern that names a container covers all below;
+                a layer of several products has these below it: "lstm.hh_l0", "attention.scores")
                 -> None (leave), an int (bits), a Recipe or its name; the first match wins
     seed        of the rounding noise
     functional  whether products that a forward computes by functions (F.linear, matmul, @, einsum,
@@ -141,27 +151,28 @@ class _Plan:
         self._functional = Following(asked, seed) if functional else None
         choose = Chooser(asked)
         plan = [(name, module, choose(name)) for name, module in targets(model)]
+        each = [choose.of_children(name, own, children(module)) for name, module, own in plan]
         choose.check_all_used(later=f".{CHILD}." if functional else "")
         check_attention(model, {name: own for name, _, own in plan})
-        self.work: list[tuple[str, nn.Module, Recipe]] = []
+        self.work: list[tuple[str, nn.Module, dict[str, Recipe]]] = []
         self._left: dict[str, str] = {}
         self._on_purpose: set[str] = set()
         self._overridden: dict[str, str] = {}
         self._norms_left: dict[str, str] = {}
-        for name, module, own in plan:
+        within: dict[str, str] = {}  # products of layers that are left
+        for (name, module, own), recipes in zip(plan, each, strict=True):
             shown, reason = name or "(model)", left(module, own)
             if own is None or reason is not None:
                 self._left[shown] = f"{type(module).__name__}: {reason}"
+                within |= {f"{name}.{key}".lstrip("."): f"{shown}: {reason}" for key in recipes}
                 if own is None:
                     self._on_purpose.add(shown)
                 elif own.norm is not None and not own.norm.is_off and is_any_norm(module):
                     self._norms_left[shown] = self._left[shown]
                 continue
-            self.work.append((name, module, own))
-            instead = choose.instead(name, own, is_norm(module))
-            if instead is not None:
-                self._overridden[shown] = instead
-        choose.check_all_honoured(self._left)
+            self.work.append((name, module, recipes))
+            self._overridden |= choose.overridden(name, own, recipes)
+        choose.check_all_honoured({**within, **self._left})
         self._norms = sum(is_norm(module) for _, module, _ in self.work)
         if asked.norm is not None and not self._norms:
             refuse_uncovered(model, asked.norm, plan, self._norms_left)
@@ -172,7 +183,7 @@ class _Plan:
         if not self.work and not calls:
             raise ValueError(
                 f"model: {type(model).__name__} has nothing to convert: no linear, convolution, "
-                f"attention or (with norm=) norm layer outside the overrides"
+                f"recurrent, attention or (with norm=) norm layer outside the overrides"
                 + "".join(f"\n  left {name}: {reason}" for name, reason in self._left.items())
             )
         self._built = built(model, self.work, seed)
@@ -182,9 +193,9 @@ class _Plan:
         model, work = self._model, self.work
         ungrouped = [  # layers with a weight that has a scale per group, and one group
             name or "(model)"
-            for name, module, own in work
+            for name, module, recipes in work
             if not is_norm(module)
-            and any(names_groups_alone(own, shapes[1]) for shapes in products(module).values())
+            and any(names_groups_alone(recipes[k], s[1]) for k, s in products(module).items())
         ]
         kinds = {n or "(model)": (plain_type(m) or type(m)).__name__ for n, m, _ in work}
         swap_(model, work, self._built)
@@ -202,7 +213,7 @@ class _Plan:
         watch_learned(model)
         warn_of_norms(model, self._norms, self._norms_left, level + 1)
         warn_of_groups(ungrouped, level + 1)
-        warn_of_sums((own for _, _, own in work), level + 1)
+        warn_of_sums((own for _, _, recipes in work for own in recipes.values()), level + 1)
 
 
 def see_calls_(model: nn.Module, recipe: Recipe) -> None:
@@ -221,7 +232,7 @@ def convert_left_(model: nn.Module, recipe: Recipe) -> None:
     For a copy on which something is measured; layers that are converted keep what they have.
     """
     work = [
-        (name, module, recipe)
+        (name, module, dict.fromkeys(children(module), recipe))
         for name, module in targets(model)
         if left(module, recipe) is None and not isinstance(module, quantized_class(module))
     ]

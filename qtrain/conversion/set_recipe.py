@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from .. import recipes
 from ..autograd.capture import capturing
 from ..autograd.recomputation import in_backward
 from ..copies import unwrapped
@@ -24,14 +23,11 @@ from ..schedule import Schedule
 from .functional.attach import attach_
 from .functional.sites import CHILD
 from .kinds import can_convert, follow_norm_, norm_slots, operation_of
-from .overrides import Asked, Chooser, Norm, Override, check_attention
+from .overrides import OFF, Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .swap import switch_fast_paths_
 from .unfollowed import names_groups_alone, warn_of_groups, warn_of_sums
 from .untrained import watch_learned
-
-#: what an override of None makes of a layer
-_OFF = recipes.fp32()
 
 
 def set_recipe(
@@ -108,10 +104,11 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     unasked = []
     for name, module in model.named_modules():
         shown = name or "(model)"
-        states = [child for child in module.children() if isinstance(child, LayerState)]
+        states = {k: child for k, child in module.named_children() if isinstance(child, LayerState)}
         if states:
-            chosen[name] = choose(name)
-            layers.append(_Layer(name, module, states, chosen[name] or _OFF))
+            own = chosen[name] = choose(name)
+            of = choose.of_children(name, own, states)
+            layers.append(_Layer(name, module, states, own or OFF, of))
         elif shown in before.left:
             own = chosen[name] = choose(name)
             left[name] = f"it was not converted: {before.left[shown]}"
@@ -122,11 +119,9 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
                     norms_left[shown] = before.left[shown]
     choose.check_all_used(later="" if before.functional is None else f".{CHILD}.")
     check_attention(model, chosen)
-    overridden = {}
+    overridden: dict[str, str] = {}
     for layer in layers:
-        instead = choose.instead(layer.name, layer.recipe, layer.is_norm)
-        if instead is not None:
-            overridden[layer.name or "(model)"] = instead
+        overridden |= choose.overridden(layer.name, layer.recipe, layer.of)
     choose.check_all_honoured(left)
     if unasked:
         raise ValueError(
@@ -135,8 +130,8 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
             f"with a Schedule of all its recipes, or take dataclasses.replace(recipe, norm=None)"
         )
     fresh = [layer.built() for layer in layers]  # everything first: an error must change nothing
-    for layer, states in zip(layers, fresh, strict=True):
-        layer.follow_(states)
+    for layer, built in zip(layers, fresh, strict=True):
+        layer.follow_(built)
     switch_fast_paths_(model)
     if before.functional is not None:
         before.functional.asked = asked
@@ -147,21 +142,22 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         schedule=before.schedule if schedule is None else schedule,
     ).attach(model)  # fmt: skip
     warn_of_groups([layer.name or "(model)" for layer in layers if layer.ungrouped()], 4)
-    warn_of_sums((layer.recipe for layer in layers), 4)
+    warn_of_sums((recipe for layer in layers for recipe in layer.of.values()), 4)
 
 
 @dataclass
 class _Layer:
-    """A converted layer, the states it holds, and the recipe it is to follow."""
+    """A converted layer, the states it holds, the recipe it is to follow, and that of each."""
 
     name: str
     module: nn.Module
-    states: list[LayerState]
+    states: dict[str, LayerState]
     recipe: Recipe
+    of: dict[str, Recipe]
 
     @property
     def is_norm(self) -> bool:
-        return not any(isinstance(state, QProduct) for state in self.states)
+        return "state" in self.states
 
     @property
     def _norm(self) -> NormRecipe:
@@ -171,17 +167,17 @@ class _Layer:
         """The states of its layer under the recipe; ValueError where it cannot be followed."""
         if self.is_norm:
             self._check_norm()
-        return [self._built(state) for state in self.states]
+        return [self._built(state, self.of[key]) for key, state in self.states.items()]
 
-    def _built(self, state: LayerState) -> LayerState:
+    def _built(self, state: LayerState, recipe: Recipe) -> LayerState:
         own: dict[str, Any] = {"name": state.name, "seed": 0, "stream": 0}
         own["device"] = state.noise_key.device
         try:
             if isinstance(state, QProduct):
                 operation = operation_of(self.module)
                 if operation is not None:
-                    refuse_unscalable(operation, self.recipe, state.shapes)
-                return type(state)(self.recipe, state.shapes, **own)
+                    refuse_unscalable(operation, recipe, state.shapes)
+                return type(state)(recipe, state.shapes, **own)
             return LayerState(norm_slots(self.module, self._norm), **own)
         except (TypeError, ValueError) as error:
             raise located(error, f"layer {state.name!r}") from error
@@ -204,14 +200,14 @@ class _Layer:
     def ungrouped(self) -> bool:
         """Whether a weight of it has a scale for each group, and one group."""
         return any(
-            names_groups_alone(self.recipe, state.shapes[1])
-            for state in self.states
+            names_groups_alone(self.of[key], state.shapes[1])
+            for key, state in self.states.items()
             if isinstance(state, QProduct)
         )
 
     def follow_(self, states: list[LayerState]) -> None:
         """Follow the recipe, with what `built` gave."""
-        for state, other in zip(self.states, states, strict=True):
+        for state, other in zip(self.states.values(), states, strict=True):
             state.adopt_(other)
         if self.is_norm:
             follow_norm_(self.module, self._norm)

@@ -3,7 +3,7 @@ torch layer, containers that fuse, and torch's fast paths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -31,7 +31,8 @@ from .kinds import (
 _INHERITED = ("forward", "__reduce__", "__reduce_ex__")
 
 
-Work = Sequence[tuple[str, nn.Module, Recipe]]
+#: layers to convert, each with the recipe of each child it gains
+Work = Sequence[tuple[str, nn.Module, Mapping[str, Recipe]]]
 Children = Sequence[dict[str, LayerState]]
 
 
@@ -42,9 +43,9 @@ def built(model: nn.Module, work: Work, seed: int) -> Children:
 
 
 def swap_(model: nn.Module, work: Work, children: Children) -> None:
-    """Convert these layers of a model, each under its recipe, in place."""
-    for (_, module, own), gained in zip(work, children, strict=True):
-        _swap_(module, own, gained)
+    """Convert these layers of a model, each under its recipes, in place."""
+    for (_, module, recipes), gained in zip(work, children, strict=True):
+        _swap_(module, recipes, gained)
     switch_fast_paths_(model)
 
 
@@ -52,15 +53,16 @@ def _children(
     model: nn.Module,
     name: str,
     module: nn.Module,
-    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     seed: int,
     streams: Iterator[int],
 ) -> dict[str, LayerState]:
     """The state-holding children a layer gains; ValueError where a setting cannot be honoured."""
     device = device_of(module, model)
     if is_norm(module):
-        assert recipe.norm is not None
-        slots = norm_slots(module, recipe.norm)
+        norm = recipes["state"].norm
+        assert norm is not None
+        slots = norm_slots(module, norm)
         state = LayerState(slots, name=name, seed=seed, stream=next(streams), device=device)
         return {"state": state}
     children: dict[str, LayerState] = {}
@@ -70,20 +72,23 @@ def _children(
         try:
             operation = operation_of(module)
             if operation is not None:
-                refuse_unscalable(operation, recipe, shapes)
+                refuse_unscalable(operation, recipes[key], shapes)
             children[key] = QProduct(
-                recipe, shapes, name=path, seed=seed, stream=next(streams), device=device
+                recipes[key], shapes, name=path, seed=seed, stream=next(streams), device=device
             )
         except (TypeError, ValueError) as error:
             raise located(error, f"layer {path!r}") from error
     return children
 
 
-def _swap_(module: nn.Module, recipe: Recipe, children: dict[str, LayerState]) -> None:
+def _swap_(
+    module: nn.Module, recipes: Mapping[str, Recipe], children: dict[str, LayerState]
+) -> None:
     """Change a layer's class and give it its children, in place."""
     if is_norm(module):
-        assert recipe.norm is not None
-        convert_norm_(module, recipe.norm, children["state"])
+        norm = recipes["state"].norm
+        assert norm is not None
+        convert_norm_(module, norm, children["state"])
         return
     plain = plain_type(module)
     assert plain is not None

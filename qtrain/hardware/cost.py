@@ -54,9 +54,11 @@ class Counter(Probe):
     """The probe of one layer.
 
     sums: (product, formats of its operands) -> what they sum up to, as they are and in fp32
+    kept: the weight that the last grad_input took
     """
 
     recipe: Recipe
+    kept: Tensor | None = None
     sums: dict[tuple[Kind, str, str], tuple[Sums, Sums]] = field(default_factory=dict)
 
     def result(self, product: Computed) -> None:
@@ -64,6 +66,9 @@ class Counter(Probe):
         own, exact = self.sums.setdefault((kind, _format(a), _format(b)), (Sums(), Sums()))
         given = _given(product)
         macs, stores, elements = _macs(product, *given), kind != "forward", product.result.numel()
+        if kind == "grad_input":  # of all steps of a recurrent layer it is the same one
+            stores = self.kept is None or not _shares(self.kept, b.elements)
+            self.kept = b.elements
         sizes, bits = [x.numel() for x in given], []
         for q, operand, size in zip((a, b), OPERANDS[kind], sizes, strict=True):
             multiplied = _bits(q, self.recipe.slots[kind, operand].quantizer)
@@ -81,6 +86,12 @@ class Counter(Probe):
             return elements * activation.bits
         unit = self.recipe.units[product.kind]
         return elements * 8 * (unit if isinstance(unit, torch.dtype) else product.dtype).itemsize
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors lie in the same memory."""
+    shared: bool = torch._C._is_alias_of(a, b)  # type: ignore[attr-defined]
+    return shared
 
 
 def _given(product: Computed) -> tuple[Tensor, Tensor]:
@@ -159,7 +170,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     hardware computes them (and as torch.utils.flop_counter counts, at two operations each); a
     forward that is recomputed counts again.  Bytes moved: both operands read once, the result
     written once.  Bytes stored: the operand that a backward product keeps from the forward, the
-    input for grad_weight and the weight for grad_input, each layer its own.  Integers and floats
+    input for grad_weight and the weight for grad_input, each layer its own; a weight that several
+    calls share, as the steps of a recurrent layer, once.  Integers and floats
     take their bits, scales those of their format (fp32 for a quantizer that names none), zero
     points those of the elements; an accumulator adds in its own format, one that aligns in as many
     fraction bits as it aligns; results their dtype, or as the recipe's activation has them.
@@ -192,8 +204,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     ]
     if not found:
         raise ValueError(
-            f"cost: {type(model).__name__} ran no linear, convolution, matrix product or attention "
-            f"layer"
+            f"cost: {type(model).__name__} ran no linear, convolution, recurrent or attention "
+            f"layer, and no matrix product"
         )
     return CostReport(
         tuple(_row(name, key, own, table, unit) for name, key, unit, (own, _) in found),

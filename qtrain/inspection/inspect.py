@@ -89,9 +89,9 @@ def accumulated(
                 network, into which the model's weights and buffers are loaded: norms count too
     samples     how many elements of each tensor are looked at, evenly spread; None: all
 
-    Products inside attention modules have rows; products of functions and of recurrent layers have
-    none (`summary` names them).  Both passes run on copies, in the model's present mode, with the
-    same random state: nothing of the model or the reference changes.
+    Products inside attention modules and recurrent layers have rows (of all time steps together);
+    products of functions have none (`summary` names them).  Both passes run on copies, in the
+    model's present mode, with the same random state: nothing of the model or the reference changes.
 
     Raises ValueError for a model without a quantized layer, a reference that is quantized or does
     not take the model's state, and where no loss can be formed.

@@ -29,7 +29,8 @@ class _Shown(Recipe):
 
 
 #: Of layers in full precision that are watched.  Linear layers, convolutions and matrix products
-#: keep torch's bits; attention is computed in its parts, whose last bits differ from torch's.
+#: keep torch's bits; attention and recurrent layers are computed in their parts, whose last bits
+#: differ from torch's.
 FULL = _Shown(name="fp32")
 
 #: (layer, which of its calls in this pass, from 0, the product)
@@ -43,7 +44,8 @@ def watchable(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     were not converted too.
 
     Seen are linear layers, convolutions, `Matmul`, the products within attention modules (q_proj,
-    k_proj, v_proj, scores, context, out_proj), and calls of functions that follow a recipe.
+    k_proj, v_proj, scores, context, out_proj) and recurrent layers (ih_l0, hh_l0, ...; of a cell
+    ih, hh), and calls of functions.
     """
     model = twin(model, *args, **kwargs)
     convert_left_(model, FULL)

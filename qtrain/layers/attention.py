@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..products.module import QProduct, Shapes
+from ..products.module import QProduct, Shapes, recipe_names
 from ..products.operations import Linear
 from .attend import attend, lost_rows
 from .matmul import ANY_SHAPES
@@ -95,7 +95,7 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
         return {"scores": ANY_SHAPES, "context": ANY_SHAPES}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.scores.recipe.name})"
+        return f"{type(self).__name__}({recipe_names(self)})"
 
 
 class QMultiheadAttention(nn.MultiheadAttention):
@@ -225,4 +225,4 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
     def __repr__(self) -> str:
         text = f"{self.embed_dim}, heads={self.num_heads}"
-        return f"{type(self).__name__}({text}; {self.scores.recipe.name})"
+        return f"{type(self).__name__}({text}; {recipe_names(self)})"

@@ -26,6 +26,7 @@ from .blockwise.product import in_blocks
 from .centering import centered, corrected
 from .engines.engine import Engine
 from .gradients import of_error, passed
+from .held import Held, repeats
 from .learning import Learning
 from .operations import Kind, Operation
 from .probe import Probe
@@ -46,6 +47,7 @@ class Call:
     name       the layer's, for errors
     learning   whose parameters its quantizers have, where any learns
     autocast   the dtype autocast asks for, or None: operands that are not quantized take it
+    held       what other calls of the same forward made of the weight, where it has several
     """
 
     operation: Operation
@@ -57,6 +59,7 @@ class Call:
     probe: Probe | None = None
     name: str = ""
     learning: Learning | None = None
+    held: Held | None = None
 
     def quantize(
         self,
@@ -69,6 +72,9 @@ class Call:
     ) -> QTensor:
         """An operand, times the other operand's scale where that is its factor, through its slot's
         quantizer, with the slot's own state and noise; by: what cuts it, where it is cut."""
+        held = self.held if operand == "weight" else None
+        if held is not None and kind in held and self.probe is None:
+            return held[kind]
         slot = self.recipe.slots[kind, operand]
         quantizer = slot.quantizer
         ours = type(quantizer) is Quantizer
@@ -114,6 +120,8 @@ class Call:
             seen = x * factor if factor is not None and ours else x
             backward = operand == "grad_output" or slot.late
             self.probe.operand(kind, operand, seen, q, factor is not None, backward)
+        if held is not None and repeats(slot, state):
+            q = held.setdefault(kind, q)  # a probe sees every call, and what is kept is one
         return q
 
     def _noise(self, kind: str, operand: str, key: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ from ..layer_state import LayerState
 from ..recipe import Recipe
 from .apply import apply
 from .call import Call, located
+from .held import Held
 from .learning import Learning
 from .operations import Operation
 from .probe import Probe
@@ -26,7 +27,8 @@ Shapes = tuple[Shape, Shape, Shape]
 
 
 class QProduct(Learning):
-    """One product under a recipe: `product(operation, input, weight, bias)`.
+    """One product under a recipe: `product(operation, input, weight, bias)`; `held` where one
+    forward of the layer multiplies the weight several times.
 
     name    its path in the model, "(model)" where the layer is the whole model
     """
@@ -66,7 +68,12 @@ class QProduct(Learning):
         return super().backward_moves(slot) or self.recipe.slots[slot].late
 
     def forward(
-        self, operation: Operation, input: Tensor, weight: Tensor, bias: Tensor | None = None
+        self,
+        operation: Operation,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        held: Held | None = None,
     ) -> Tensor:
         for operand, x in (("input", input), ("weight", weight)):
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested:
@@ -76,10 +83,10 @@ class QProduct(Learning):
         kind = input.device.type
         autocasts = kind != "meta" and torch.is_autocast_enabled(kind)
         if not autocasts and (torch.compiler.is_compiling() or not torch_modes()):
-            return self._run(operation, input, weight, bias, None)
+            return self._run(operation, input, weight, bias, None, held)
         autocast = autocast_dtype(input)
         with hidden(), without_autocast(kind):
-            return self._run(operation, input, weight, bias, autocast)
+            return self._run(operation, input, weight, bias, autocast, held)
 
     def _run(
         self,
@@ -88,6 +95,7 @@ class QProduct(Learning):
         weight: Tensor,
         bias: Tensor | None,
         autocast: torch.dtype | None,
+        held: Held | None,
     ) -> Tensor:
         if self.monitored is not None and capturing():
             raise ValueError(
@@ -97,10 +105,12 @@ class QProduct(Learning):
         probe = self.probe
         if probe is not None and not probe.watches(self.training):
             probe = None
+        if torch.compiler.is_compiling():
+            held = None
         key, states = self.begin(input, weight, bias)
         call = Call(
             operation, self.recipe, states, self.training, autocast, probe=probe, name=self.name,
-            learning=self if self.recipe.learned else None,
+            learning=self if self.recipe.learned else None, held=held,
         )  # fmt: skip
         try:
             return apply(call, input, weight, bias, key)
@@ -122,6 +132,12 @@ class QProduct(Learning):
 
     def extra_repr(self) -> str:
         return str(self.recipe)
+
+
+def recipe_names(module: nn.Module) -> str:
+    """Of the products that a layer holds: the names of their recipes, each once."""
+    own = [child for child in module.children() if isinstance(child, QProduct)]
+    return ", ".join(dict.fromkeys(product.recipe.name for product in own))
 
 
 def products_of(module: nn.Module) -> list[QProduct]:

@@ -224,15 +224,12 @@ def test_every_linear_and_attention_product_of_the_transformer_is_converted() ->
     assert len(left) == 7
 
 
-def test_what_is_left_of_the_lstm_is_named() -> None:
+def test_every_product_of_the_lstm_is_converted() -> None:
     model = quantize(models.CharLSTM(num_classes=11, width=8))
     found = summary(model, tokens())
-    assert set(found.conversion.converted) == {"fc"}
-    assert set(found.conversion.left) == {"embedding", "lstm"}
-    assert "recurrent layers are not converted" in found.conversion.left["lstm"]
-    assert found.outside is not None and set(found.outside) == {"lstm"}
-    with pytest.warns(UserWarning, match=r"lstm: .* ran in full precision"):
-        model(tokens())
+    assert set(found.conversion.converted) == {"fc", "lstm"}
+    assert set(found.conversion.left) == {"embedding"}
+    assert found.outside == {} and found.never_ran == []
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "int8"])

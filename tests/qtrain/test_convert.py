@@ -151,11 +151,11 @@ def test_an_error_late_in_the_model_leaves_its_start_as_it_was() -> None:
     [
         (nn.ReLU(), "nothing to convert"),
         (nn.Sequential(), "nothing to convert"),
-        (nn.LSTM(4, 4), r"nothing to convert.*(?s:.)*LSTM: recurrent"),
+        (nn.Embedding(4, 4), r"nothing to convert.*(?s:.)*Embedding: a lookup"),
         (nn.Sequential(nn.BatchNorm1d(4)), r"nothing to convert(?s:.)*norms are left unless asked"),
         (nn.LazyLinear(4), "LazyLinear has no sizes yet; run one batch"),
     ],
-    ids=["activation", "empty", "lstm", "norm", "lazy"],
+    ids=["activation", "empty", "lookup", "norm", "lazy"],
 )
 def test_models_with_nothing_to_convert(model: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -174,9 +174,6 @@ def test_what_is_no_model_or_converted_already_is_refused() -> None:
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.LSTM(4, 4), "recurrent"),
-        (nn.GRU(4, 4), "recurrent"),
-        (nn.LSTMCell(4, 4), "recurrent"),
         (nn.Embedding(4, 4), "lookup"),
         (nn.EmbeddingBag(4, 4), "lookup"),
         (nn.Bilinear(4, 4, 4), "no conversion for this type"),

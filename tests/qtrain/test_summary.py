@@ -107,13 +107,21 @@ def test_products_of_the_root_itself_are_named() -> None:
     assert "(model): mm ran in full precision" in message and "functional=True" in message
 
 
-def test_recurrent_layers_are_named_and_overrides_are_not() -> None:
+def test_recurrent_layers_of_their_own_are_named_and_overrides_are_not() -> None:
+    class OwnGRU(nn.GRU):
+        def forward(self, *args: Any) -> Any:
+            return super().forward(*args)
+
+    class OwnCell(nn.LSTMCell):
+        def forward(self, *args: Any) -> Any:
+            return super().forward(*args)
+
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn = nn.GRU(4, 4)
+            self.rnn = OwnGRU(4, 4)
             self.fc = nn.Linear(4, 4)
-            self.cell = nn.LSTMCell(4, 4)
+            self.cell = OwnCell(4, 4)
             self.plain = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -159,6 +159,8 @@ class Sites:
         for key, shapes in wanted.products(sizes).items():
             product = path if key == "product" else f"{path}.{key}"
             made = WeightProduct if sizes else QProduct
+            if key != "product":  # of several, each may have another by its name
+                recipe = self.following.recipe(product) or fp32()
             try:
                 if sizes:
                     refuse_unscalable(wanted.operation(sizes), recipe, shapes)
