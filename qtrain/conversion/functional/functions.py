@@ -6,8 +6,8 @@ left, the whole call is torch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from ...layers.attention import QScaledDotProductAttention
 from ...layers.calls import QConvolutionCall, QLinearCall, QTransposedConvolutionCall
-from ...layers.convolution import convolution
 from ...layers.matmul import QMatmul
 from . import einsum as letters
+from .calling import Calling, is_weight
+from .convolutions import conv, conv_transpose
 
 #: the layers, by the word that their names begin with
 LAYERS: dict[str, type[nn.Module]] = {
@@ -27,24 +28,6 @@ LAYERS: dict[str, type[nn.Module]] = {
     "conv_transpose": QTransposedConvolutionCall,
     "attention": QScaledDotProductAttention,
 }
-
-
-class Calling(Protocol):
-    """One call of a function in a module's forward."""
-
-    def plain(self) -> Any:
-        """The function itself, of the call's arguments."""
-
-    def layer(self, kind: str, sizes: tuple[int, ...] = ()) -> Any:
-        """The layer of the module's next product of this kind, or None where it is left or off.
-
-        sizes   of a weight, canonical; () of data
-        """
-
-
-def is_weight(x: Tensor) -> bool:
-    """Whether a tensor is a parameter or a view of one."""
-    return isinstance(x, nn.Parameter) or isinstance(x._base, nn.Parameter)
 
 
 def linear(call: Calling, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -191,55 +174,6 @@ def attention(call: Calling, *args: Any, **kwargs: Any) -> Any:
     """F.scaled_dot_product_attention."""
     layer = call.layer("attention")
     return call.plain() if layer is None else layer(*args, **kwargs)
-
-
-def _convolution(
-    call: Calling, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, window: Any,
-    transposed: bool = False,
-) -> Any:  # fmt: skip
-    space = weight.dim() - 2
-    if not weight.numel() or input.dim() not in (space + 1, space + 2):
-        return call.plain()  # torch says what is wrong
-    outer, inner, *kernel = weight.shape
-    sizes = (groups, inner, outer // groups) if transposed else (groups, outer // groups, inner)
-    layer = call.layer("conv_transpose" if transposed else "conv", (*sizes, *kernel))
-    if layer is None:
-        return call.plain()
-    operation, sides = convolution(tuple(kernel), *_tuples(window[:3]), groups, *window[3:])
-    batched = input if input.dim() == space + 2 else input.unsqueeze(0)
-    output: Tensor = layer(operation, F.pad(batched, sides) if sides else batched, weight, bias)
-    return output if output.dim() == input.dim() else output.squeeze(0)
-
-
-def _tuples(values: Sequence[Any]) -> list[Any]:
-    return [tuple(x) if isinstance(x, list | tuple) else x for x in values]
-
-
-def conv(
-    call: Calling, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
-    padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Any:  # fmt: skip
-    """F.conv1d, F.conv2d, F.conv3d."""
-    return _convolution(call, input, weight, bias, groups, (stride, padding, dilation, "zeros"))
-
-
-def conv_transpose(
-    call: Calling, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
-    padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Any:  # fmt: skip
-    """F.conv_transpose1d, 2d, 3d."""
-    extra = output_padding
-    space = weight.dim() - 2
-    extra = (extra,) * space if isinstance(extra, int) else tuple(extra)
-    window = (
-        stride,
-        padding,
-        dilation,
-        "zeros",
-        True,
-        extra if len(extra) == space else extra * space,
-    )
-    return _convolution(call, input, weight, bias, groups, window, True)
 
 
 #: function, or tensor's method -> what reads its call
