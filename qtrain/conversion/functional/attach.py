@@ -42,11 +42,13 @@ def attach_(model: nn.Module, following: Following) -> None:
         return
     for name, module in modules:
         converted = any(isinstance(child, LayerState) for child in module.children())
-        if converted or not following.may_follow(name):
+        # a part that was converted by itself follows what it was given
+        sites = sites_of(module) or Sites(module, name, following)
+        sites.following.instead = following.instead
+        if converted or not sites.following.may_follow(sites.name):
             Scope(None).attach_(module)
         elif may_call(module):
-            sites = vars(module).setdefault(_SITES, Sites(module, name, following))
-            sites.following = following
+            vars(module)[_SITES] = sites
             sites.left.clear()
             Scope(sites).attach_(module)
 

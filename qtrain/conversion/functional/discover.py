@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ...copies import copied, random_state_kept
 from .attach import sites_of
+from .scope import Scope
 from .sites import CHILD
 
 _META = torch.device("meta")
@@ -90,7 +91,13 @@ def _on_meta(model: nn.Module) -> nn.Module:
             for tensor in held.values():
                 if tensor is not None and id(tensor) not in memo:
                     memo[id(tensor)] = _empty(tensor)
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():  # the model's own hooks have not been asked
+        for table in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(table.items()):
+                if not isinstance(getattr(hook, "__self__", None), Scope):
+                    del table[key]
+    return twin
 
 
 def _empty(tensor: Tensor) -> Tensor:
