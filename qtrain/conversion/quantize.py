@@ -162,6 +162,8 @@ class _Plan:
         within: dict[str, str] = {}  # products of layers that are left
         for (name, module, own), recipes in zip(plan, each, strict=True):
             shown, reason = name or "(model)", left(module, own)
+            if functional and own and reason and may_call(module) and not is_any_norm(module):
+                reason = reason.replace("kept in full precision", "left to its forward's calls")
             if own is None or reason is not None:
                 self._left[shown] = f"{type(module).__name__}: {reason}"
                 within |= {f"{name}.{key}".lstrip("."): f"{shown}: {reason}" for key in recipes}

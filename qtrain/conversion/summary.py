@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -25,6 +25,7 @@ from ..recipe.units import Unit
 from .declined import Declined
 from .declined import lines as declined_lines
 from .record import Conversion, by_reason, grouped
+from .share import Share
 from .watch import rehearsed, twin
 
 
@@ -43,6 +44,8 @@ class Summary:
     engines           layer -> product -> the engine that served it, of those that ran; several are
                       joined by " + "; None likewise
     device            the kind of device that the model is on
+    share             of the forward's multiply-adds; None likewise
+    types             module path -> its type, of those in the share's
     seconds           layer -> product -> what an accumulator took to sum it, on these inputs
     declined          quantizers -> calls for which that device has a kernel, and none served
     """
@@ -56,6 +59,8 @@ class Summary:
     declined: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, dict[Kind, float]] = field(default_factory=dict)
     constant: dict[str, list[str]] | None = None
+    share: Share | None = None
+    types: dict[str, str] = field(default_factory=dict)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -85,6 +90,7 @@ class Summary:
             lines.append(
                 f"norms      {len(names)} do not follow the norm asked for ({some(names, 8)})"
             )
+        lines += self._share_lines()
         for name, products in (self.outside or {}).items():
             lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
         for name, products in (self.constant or {}).items():
@@ -105,6 +111,22 @@ class Summary:
                 "old one; build it from this model's parameters (or use quantize_)"
             )
         return "\n".join(lines)
+
+    def _share_lines(self) -> list[str]:
+        """What follows the recipe, and the types of the modules of what does not."""
+        if self.share is None:
+            return []
+        lines = [f"share      {self.share}"]
+        total = self.share.simulated + self.share.left.total()
+        kinds: Counter[str] = Counter()
+        for path, macs in self.share.left.items():
+            kinds[self.types[path]] += macs
+        if kinds.total():
+            each = [f"{kind} {100 * macs / total:.2g} %" for kind, macs in kinds.most_common()]
+            lines.append(f"           not: {some(each, 6)}")
+        if self.share.uncounted:
+            lines.append(f"           not counted: {', '.join(sorted(self.share.uncounted))}")
+        return lines
 
     def _slow_lines(self) -> list[str]:
         """Of products that accumulators sum: how long they take, where that is long."""
@@ -172,6 +194,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     if not inputs and not kwargs:
         return Summary(conversion, None, None, _refused(device), device=device)
     model = twin(model, *inputs, **kwargs)
+    conversion = Conversion.of(model) or conversion  # with the layers of its calls
     probes: dict[str, _Engines] = {}
     for product in products_of(model):
         product.probe = probes.setdefault(product.name, _Engines())
@@ -184,8 +207,16 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     seconds = {name: probe.seconds for name, probe in probes.items() if probe.seconds}
     return Summary(
         conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
-        seconds, watch.aside["constant"],
+        seconds, watch.aside["constant"], watch.share, _types(model, watch.share.left),
     )  # fmt: skip
+
+
+def _types(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    root = type(model).__name__
+    return {
+        path: root if path == "(model)" else type(model.get_submodule(path)).__name__
+        for path in paths
+    }
 
 
 def _refused(device: str) -> list[str]:

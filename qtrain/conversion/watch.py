@@ -21,6 +21,7 @@ from ..products.module import QProduct, products_of
 from .functional.attach import sites_of
 from .functional.discover import discover_
 from .record import Conversion
+from .share import Share
 
 _PRODUCT_OPS = (
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "linear",
@@ -43,7 +44,11 @@ def _is_off(module: nn.Module) -> bool:
 
 
 class Watch(TorchDispatchMode):
-    """Notes every product, by the path of the module it runs in, and every layer that runs."""
+    """Notes every product, by the path of the module it runs in, and every layer that runs.
+
+    outside   module path -> products outside the recipe;  aside: those of calls that are left
+    share     of the multiply-adds
+    """
 
     lets_kernels_pass = True  # a forward computes the same bits watched and unwatched
 
@@ -60,6 +65,7 @@ class Watch(TorchDispatchMode):
         self.stack: list[nn.Module] = []
         self.outside: dict[str, list[str]] = {}
         self.aside: dict[str, dict[str, list[str]]] = {"constant": {}, "left": {}}
+        self.share = Share()
         self.ran: set[int] = set()
         self._handles: list[Any] = []
 
@@ -80,29 +86,35 @@ class Watch(TorchDispatchMode):
         self.ran.add(id(module))
 
     def _pop(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, QProduct) and isinstance(output, Tensor):
+            self.share.note(args, output)
         while self.stack and self.stack.pop() is not module:
             pass
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
         name = func._overloadpacket.__name__
         if name in _PRODUCT_OPS or "scaled_dot_product" in name:
-            named = [m for m in self.stack if id(m) in self.names]
-            if not any(isinstance(m, QProduct) or _is_off(m) for m in self.stack) and not (
-                named and self._calls_are_off(named[-1])
-            ):
-                path = (self.names[id(named[-1])] if named else "") or "(model)"
-                sites = sites_of(named[-1]) if named else None
-                aside = (
-                    self.outside
-                    if sites is None or sites.aside is None
-                    else self.aside[sites.aside]
-                )
-                found = aside.setdefault(path, [])
-                if name not in found:
-                    found.append(name)
-        return func(*args, **(kwargs or {}))
+            self._note(name, func, args, kwargs, found)
+        return found
+
+    def _note(self, name: str, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """A product of torch's."""
+        if any(isinstance(module, QProduct) for module in self.stack):
+            return
+        named = [m for m in self.stack if id(m) in self.names]
+        path = (self.names[id(named[-1])] if named else "") or "(model)"
+        self.share.note_left(path, func, args, kwargs, output)
+        if any(map(_is_off, self.stack)) or (named and self._calls_are_off(named[-1])):
+            return
+        sites = sites_of(named[-1]) if named else None
+        why = None if sites is None else sites.aside
+        found = (self.outside if why is None else self.aside[why]).setdefault(path, [])
+        if name not in found:
+            found.append(name)
 
     def _calls_are_off(self, module: nn.Module) -> bool:
         """Whether the calls of a module's functions follow a recipe that leaves them to torch."""
@@ -141,7 +153,9 @@ class _FirstForward:
         self.watch: Watch | None = None
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling() and self.watch is None:
+        if not torch.compiler.is_compiling():
+            if self.watch is not None:  # Ctrl-C ended a forward, and no hook was told
+                self.watch.__exit__(None, None, None)
             frozen = any(not p.requires_grad for p in module.parameters())
             if frozen or not torch.is_grad_enabled():  # gradients are not to be seen in it
                 discover_(module, args, kwargs, forget_watch, run=False)
@@ -168,6 +182,7 @@ class _FirstForward:
         if lines:
             if conversion.functional is None:
                 lines.append("quantize(..., functional=True) has functions follow the recipe")
+            lines.append(str(watch.share))
             warnings.warn(
                 "qtrain: outside the recipe in the first forward:\n  " + "\n  ".join(lines),
                 stacklevel=_outside_torch(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from ..inspection.probes import watchable
 from ..products.module import products_of
 from ..products.operations import KINDS, Kind
 from ..products.probe import Computed, Probe
-from ..products.product import Product
+from ..products.product import multiply_adds
 from ..recipe import OPERANDS, Recipe
 from ..recipe.units import Unit
 from .energy import SZE2017, EnergyTable
@@ -101,11 +100,7 @@ def _given(product: Computed) -> tuple[Tensor, Tensor]:
 
 
 def _macs(product: Computed, a: Tensor, b: Tensor) -> int:
-    """Multiplications of a product of operands as the operation takes them.
-
-    output = input (x) weight is a sum of terms input * weight, and each backward product
-    differentiates it: all three multiply as often, each weight once at each position it meets.
-    """
+    """Multiplications of a product of operands as the operation takes them."""
     kind, result = product.kind, product.result
     shapes = {
         "forward": (a, b, result),
@@ -113,9 +108,7 @@ def _macs(product: Computed, a: Tensor, b: Tensor) -> int:
         "grad_weight": (b, result, a),
     }
     input, weight, output = (x.shape for x in shapes[kind])
-    return math.prod(weight) * math.prod(
-        Product(product.operation, "grad_weight").terms(output, input)
-    )
+    return multiply_adds(product.operation, input, weight, output)
 
 
 def _format(q: QTensor) -> str:

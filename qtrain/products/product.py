@@ -41,6 +41,17 @@ def _axes(labels: str, dims: int, result: str) -> _Axes:
     return tuple(sorted(kept)), tuple(axis for axis in range(dims) if axis not in kept)
 
 
+def multiply_adds(
+    operation: Operation, input: Sequence[int], weight: Sequence[int], output: Sequence[int]
+) -> int:
+    """Of each of an operation's three products, of operands of these shapes (weight: canonical).
+
+    output = input (x) weight is a sum of terms input * weight, and each backward product
+    differentiates it: all three multiply as often, each weight once at each position it meets.
+    """
+    return math.prod(weight) * math.prod(Product(operation, "grad_weight").terms(output, input))
+
+
 class Product(NamedTuple):
     """What is multiplied: see `Operation.labels`.
 
