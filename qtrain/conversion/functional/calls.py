@@ -42,8 +42,10 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         kwargs = {} if kwargs is None else kwargs
         read = FUNCTIONS.get(func)
-        if read is None:
-            return self._other(func, args, kwargs)
+        if read is None and func is not checkpoint:
+            return func(*args, **kwargs)
+        if read is None:  # seen by the compiler alone
+            return func(self._around(args[0]), *args[1:], **kwargs)
         follows = self._follows(read.__name__, args, kwargs)
         if follows is None and not torch.compiler.is_compiling():
             with self.sites.set_aside("constant"):
@@ -83,11 +85,6 @@ class Calls(TorchFunctionMode):
             assert self.module is not None
             found = self.sites.layer(self.module, name, kind, sizes)
         return None if found is None or _is_off(found) else found
-
-    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if func is not checkpoint:
-            return func(*args, **kwargs)
-        return func(self._around(args[0]), *args[1:], **kwargs)  # seen by the compiler alone
 
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function run in this scope."""

@@ -37,21 +37,28 @@ def discover_(
     if not any(sites_of(module) for module in model.modules()):
         return
 
-    def forward(copy: nn.Module, device: torch.device | None) -> nn.Module:
+    def forward(on_meta: bool, asks: bool) -> nn.Module:
+        copy = _on_meta(model) if on_meta else copied(model)
         prepare(copy)
         for parameter in copy.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_()
+        given = _moved((args, dict(kwargs)), on_meta, asks)
         with _open(copy), random_state_kept(), torch.enable_grad():
-            copy(*_moved(args, device), **_moved(dict(kwargs), device))
+            copy(*given[0], **given[1])
         return copy
 
-    try:
-        found = forward(_on_meta(model), _META)
-    except Exception:
-        if not run:
-            return
-        found = forward(copied(model), None)
+    # a forward may set what its inputs ask for itself
+    tries = [(True, True), (True, False), (False, True), (False, False)]
+    for number, how in enumerate(tries if run else tries[:2], 1):
+        try:
+            found = forward(*how)
+            break
+        except Exception:
+            if number == len(tries):
+                raise
+    else:
+        return
     with _open(model):
         for name, twin in found.named_modules():
             _adopt_(model.get_submodule(name), twin)
@@ -105,11 +112,13 @@ def _empty(tensor: Tensor) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-def _moved(values: Any, device: torch.device | None) -> Any:
+def _moved(values: Any, to_meta: bool, asks: bool) -> Any:
+    """The same values, with other tensors; asks: those in floating point for a gradient."""
+
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        x = x.detach() if device is None else torch.empty_like(x, device=device)
-        return x.requires_grad_() if x.is_floating_point() else x
+        x = torch.empty_like(x, device=_META) if to_meta else x.detach()
+        return x.requires_grad_(asks) if x.is_floating_point() else x
 
     return tree_map(one, values)

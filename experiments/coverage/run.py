@@ -1,0 +1,122 @@
+"""The share of real models' multiply-adds that `quantize(model, bits=8, norm="range")` simulates.
+
+    python -m experiments.coverage.run timm [--each 2]
+    python -m experiments.coverage.run transformers
+
+Models of timm (each of its files) and of transformers (default configurations), at their real
+sizes, on the meta device, where nothing is computed.  Needs timm or transformers, which the project
+does not.  Writes results/<library>.json after each model, goes on where it stopped, and writes
+results/<library>.md at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import warnings
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.coverage.architectures import Made, of_timm, of_transformers
+from qtrain import environment, quantize_, summary
+from qtrain.files.whole import write_atomically
+from qtrain.norms.module import QNorm
+from qtrain.reports.progress import Progress
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measured(make: Made) -> dict[str, Any]:
+    """One model: its share, and the types of the modules of what is left, in % of all."""
+    model, inputs = make()
+    size = sum(p.numel() for p in model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            quantize_(model, bits=8, norm="range")
+        except ValueError as error:
+            if "norm" not in str(error):
+                raise
+            quantize_(model, bits=8)  # it has no norm
+        found = summary(model, **inputs)
+    assert found.share is not None
+    total = found.share.simulated + found.share.left.total()
+    kinds: Counter[str] = Counter()
+    for path, macs in found.share.left.items():
+        kinds[found.types[path]] += macs
+    norms = sum(isinstance(module, QNorm) for module in model.modules())
+    return {
+        "parameters": size,
+        "multiply_adds": total,
+        "share": found.share.value,
+        "left": {kind: macs / total for kind, macs in kinds.most_common() if macs},
+        "constant": sorted({op for ops in (found.constant or {}).values() for op in ops}),
+        "uncounted": sorted(found.share.uncounted),
+        "norms": norms,
+        "norms_left": len(found.conversion.norms_left),
+    }
+
+
+def table(library: str, rows: dict[str, Any]) -> str:
+    """The shares in a sentence, and a row for each model that is not whole."""
+    shares = [row["share"] for row in rows.values() if "share" in row]
+    norms = sum(row.get("norms", 0) for row in rows.values())
+    left = sum(row.get("norms_left", 0) for row in rows.values())
+    whole = sum(share > 0.9999 for share in shares)
+    lines = [
+        f"**{library}: of {len(shares)} models, {whole} are simulated whole; median share "
+        f"{100 * statistics.median(shares):.1f} %, lowest {100 * min(shares):.1f} %.** "
+        f'{norms} norms follow `norm="range"`, {left} do not.',
+        "",
+        "| model | share, % | not simulated, % of all multiply-adds |",
+        "|-|-|-|",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: item[1].get("share", -1)):
+        if "error" in row:
+            lines.append(f"| {name} | | {row['error']} |")
+        elif row["share"] <= 0.9999 or row["uncounted"]:
+            parts = [f"{kind} {100 * part:.2g}" for kind, part in row["left"].items()]
+            parts += [f"not counted: {', '.join(row['uncounted'])}"] if row["uncounted"] else []
+            lines.append(f"| {name} | {100 * row['share']:.2f} | {'; '.join(parts[:4])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("library", choices=["timm", "transformers"])
+    parser.add_argument("--each", type=int, default=2, help="models of each of timm's files")
+    given = parser.parse_args()
+    models = of_timm(given.each) if given.library == "timm" else of_transformers()
+    path = RESULTS / f"{given.library}.json"
+    rows: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() else {}
+    version = import_module(given.library).__version__
+    bar = Progress(len(models), done=0, text=f"{given.library}'s models")
+    for name, make in models.items():
+        if name not in rows:
+            try:
+                rows[name] = measured(make)
+            except Exception as error:  # a row that says so
+                rows[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
+            result = {
+                "library": version,
+                "environment": environment(torch.device("cpu")),
+                "models": rows,
+            }
+            text = json.dumps(result, indent=1) + "\n"
+            write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        bar.step()
+    bar.close()
+    text = table(given.library, {name: rows[name] for name in models})
+    (RESULTS / f"{given.library}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
