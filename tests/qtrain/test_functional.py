@@ -519,6 +519,44 @@ def test_constants_are_found_where_no_gradient_is_asked_for(how: str) -> None:
     assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
 
 
+class Cache:
+    """Keys of earlier forwards, as a language model's."""
+
+    def __init__(self) -> None:
+        self.keys = torch.zeros(0, 4)
+
+    def update(self, keys: Tensor) -> Tensor:
+        self.keys = torch.cat([self.keys, keys])
+        return self.keys
+
+
+def test_what_a_forward_writes_to_is_written_once() -> None:
+    class Cached(Rotary):
+        def forward(self, x: Tensor, cache: Cache) -> Tensor:  # type: ignore[override]
+            return super().forward(cache.update(x))
+
+    model, cache = quantize(Cached()).eval(), Cache()
+    with torch.no_grad():
+        for length in (3, 4):
+            model(draw(length, 4), cache)
+    assert torch.equal(cache.keys, torch.cat([draw(3, 4), draw(4, 4)]))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+    again = Cache()
+    quantize(Cached(), example_inputs=(draw(3, 4), again))
+    assert not len(again.keys)
+
+
+def test_an_input_that_may_not_ask_for_a_gradient() -> None:
+    class Asks(Rotary):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:]
+            x.requires_grad = True  # of an input's view, where the input asks for one, an error
+            return super().forward(x)
+
+    model = quantize(Asks(), example_inputs=draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+
+
 def test_a_learned_recipe_needs_its_layers_before_the_optimizer() -> None:
     with pytest.raises(ValueError, match=r"layer 'first.functional.matmul0'.*example_inputs"):
         quantize(net(), recipe="lsq")(draw(2, 5, 8))

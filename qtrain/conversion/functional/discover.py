@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ...copies import copied, random_state_kept
 from .attach import sites_of
@@ -30,27 +32,33 @@ def discover_(
     which calls no gradient flows through: in place, with nothing else changed.
 
     The forward runs on the meta device, where nothing is computed, or, where it cannot (it looks at
-    values), and where `run`, on a copy; everything in floating point asks for a gradient.
+    values), and where `run`, on a copy; everything in floating point asks for a gradient, the
+    inputs too where it can run so.  What it writes to, as a cache, is a copy.
     prepare: takes off a copy what its first forward would set off.
     """
     if not any(sites_of(module) for module in model.modules()):
         return
 
-    def forward(copy: nn.Module, device: torch.device | None) -> nn.Module:
+    def forward(device: torch.device | None, asking: bool) -> nn.Module:
+        copy = copied(model) if device is None else _on_meta(model)
         prepare(copy)
         for parameter in copy.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_()
+        given, named = _moved((args, dict(kwargs)), device, asking)
         with _open(copy), random_state_kept(), torch.enable_grad():
-            copy(*_moved(args, device), **_moved(dict(kwargs), device))
+            copy(*given, **named)
         return copy
 
-    try:
-        found = forward(_on_meta(model), _META)
-    except Exception:
-        if not run:
+    for device, asking in itertools.product((_META, None), (True, False)):
+        if device is None and not run:
             return
-        found = forward(copied(model), None)
+        try:
+            found = forward(device, asking)
+            break
+        except Exception:
+            if device is None and not asking:
+                raise
     with _open(model):
         for name, twin in found.named_modules():
             _adopt_(model.get_submodule(name), twin)
@@ -98,11 +106,29 @@ def _empty(tensor: Tensor) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-def _moved(values: Any, device: torch.device | None) -> Any:
-    def one(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        x = x.detach() if device is None else torch.empty_like(x, device=device)
-        return x.requires_grad_() if x.is_floating_point() else x
+class _Moved(TorchFunctionMode):
+    """Within it, copy.deepcopy makes copies of tensors without a graph, on a device."""
 
-    return tree_map(one, values)
+    def __init__(self, device: torch.device | None) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        own = tensor.detach()
+        twin = own.clone() if self.device is None else torch.empty_like(own, device=self.device)
+        memo[id(tensor)] = twin.requires_grad_(tensor.requires_grad)
+        return twin
+
+
+def _moved(values: Any, device: torch.device | None, asking: bool) -> Any:
+    with _Moved(device):
+        moved = copy.deepcopy(values)
+    for x in tree_leaves(moved) if asking else ():
+        if isinstance(x, Tensor) and x.is_floating_point():
+            x.requires_grad_()
+    return moved
