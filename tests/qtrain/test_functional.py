@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import (
@@ -459,6 +460,35 @@ def test_a_product_without_a_gradient_stays() -> None:
     with torch.no_grad():  # as it was decided where it could be seen
         model.eval()(draw(3, 4))
     assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+
+
+class Low(nn.Module):
+    """A weight and a product of low rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(draw(4, 2)), nn.Parameter(draw(2, 4))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+def test_what_computes_a_weight_stays() -> None:
+    called = Called(F.linear, 4, 4)
+    parametrize.register_parametrization(called, "weight", Low())
+    model = quantize(called)
+    with pytest.warns(UserWarning, match=r"parametrizations.weight.0: mm ran in full precision"):
+        model(draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["functional.linear0"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_module_stays_and_is_named() -> None:
+    model = quantize(nn.Sequential(nn.Linear(4, 4), torch.jit.script(Low()), Rotary()))
+    with pytest.warns(UserWarning, match=r"1: mm ran in full precision"):
+        model(draw(4, 4))
+    names = [product.name for product in products_of(model)]
+    assert names == ["0", "2.fc", "2.functional.matmul0"]
 
 
 def test_what_ctrl_c_ends_is_forgotten() -> None:
