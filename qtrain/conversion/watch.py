@@ -27,6 +27,7 @@ _PRODUCT_OPS = (
     "_addmm_activation", "convolution", "convolution_overrideable", "mkldnn_linear",
     "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_native_multi_head_attention",
     "_transformer_encoder_layer_fwd", "_grouped_mm", "_scaled_mm", "_int_mm", "_trilinear",
+    "conv_tbc",
     # under inference_mode the following are not taken apart before they are seen
     "matmul", "einsum", "tensordot", "inner", "bilinear", "_convolution", "conv1d", "conv2d",
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
@@ -86,7 +87,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func._overloadpacket.__name__
+        name = func._overloadpacket.__name__.rstrip("_")  # addmm_ is addmm in place
         if name in _PRODUCT_OPS or "scaled_dot_product" in name:
             named = [m for m in self.stack if id(m) in self.names]
             if not any(isinstance(m, QProduct) or _is_off(m) for m in self.stack) and not (

@@ -491,6 +491,12 @@ def test_a_scripted_module_stays_and_is_named() -> None:
     assert names == ["0", "2.fc", "2.functional.matmul0"]
 
 
+def test_products_in_place_are_named() -> None:
+    model = quantize(Called(lambda x, w: torch.zeros(3, 4).addmm_(x, w), 4, 4))
+    with pytest.warns(UserWarning, match=r"\(model\): addmm ran in full precision"):
+        model(draw(3, 4))
+
+
 def test_what_ctrl_c_ends_is_forgotten() -> None:
     class Stopped(Net):
         def ended(self, x: Tensor) -> Tensor:
