@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-FEW, SHARE = 3, 12
+FEW, SHARE = 2, 16
 _GOLDEN = (5**0.5 - 1) / 2
 
 

@@ -37,7 +37,10 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...
         {"input_features": (1, 80, 3000), "decoder_input_ids": (1, 64)},
     ),
     "ViT": ("ViTConfig", "ViTForImageClassification", {}, {"pixel_values": (1, 3, 224, 224)}),
-    "Wav2Vec2": ("Wav2Vec2Config", "Wav2Vec2ForCTC", {}, {"input_values": (1, 16000)}),
+    "Wav2Vec2": (
+        "Wav2Vec2Config", "Wav2Vec2ForCTC", {"apply_spec_augment": False},
+        {"input_values": (1, 16000)},
+    ),
     "CLIP": (
         "CLIPConfig", "CLIPModel", {}, {"input_ids": (1, 77), "pixel_values": (1, 3, 224, 224)},
     ),

@@ -28,6 +28,7 @@ _PRODUCT_OPS = (
     "_addmm_activation", "convolution", "convolution_overrideable", "mkldnn_linear",
     "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_native_multi_head_attention",
     "_transformer_encoder_layer_fwd", "_grouped_mm", "_scaled_mm", "_int_mm", "_trilinear",
+    "conv_tbc",
     # under inference_mode the following are not taken apart before they are seen
     "matmul", "einsum", "tensordot", "inner", "bilinear", "_convolution", "conv1d", "conv2d",
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
@@ -96,7 +97,7 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
-        name = func._overloadpacket.__name__
+        name = func._overloadpacket.__name__.rstrip("_")  # addmm_ is addmm in place
         if name in _PRODUCT_OPS or "scaled_dot_product" in name:
             self._note(name, func, args, kwargs, found)
         return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from qtrain import (
@@ -488,6 +489,41 @@ def test_a_product_without_a_gradient_stays() -> None:
     assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
 
 
+class Low(nn.Module):
+    """A weight and a product of low rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(draw(4, 2)), nn.Parameter(draw(2, 4))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+def test_what_computes_a_weight_stays() -> None:
+    called = Called(F.linear, 4, 4)
+    parametrize.register_parametrization(called, "weight", Low())
+    model = quantize(called)
+    with pytest.warns(UserWarning, match=r"parametrizations.weight.0: mm ran in full precision"):
+        model(draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["functional.linear0"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_module_stays_and_is_named() -> None:
+    model = quantize(nn.Sequential(nn.Linear(4, 4), torch.jit.script(Low()), Rotary()))
+    with pytest.warns(UserWarning, match=r"1: mm ran in full precision"):
+        model(draw(4, 4))
+    names = [product.name for product in products_of(model)]
+    assert names == ["0", "2.fc", "2.functional.matmul0"]
+
+
+def test_products_in_place_are_named() -> None:
+    model = quantize(Called(lambda x, w: torch.zeros(3, 4).addmm_(x, w), 4, 4))
+    with pytest.warns(UserWarning, match=r"\(model\): addmm ran in full precision"):
+        model(draw(3, 4))
+
+
 def test_what_ctrl_c_ends_is_forgotten() -> None:
     class Stopped(Net):
         stops = True
@@ -548,6 +584,44 @@ def test_constants_are_found_where_no_gradient_is_asked_for(how: str) -> None:
     model.requires_grad_(how != "frozen")
     with torch.set_grad_enabled(how != "no_grad"):
         model(draw(3, 4))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+
+
+class Cache:
+    """Keys of earlier forwards, as a language model's."""
+
+    def __init__(self) -> None:
+        self.keys = torch.zeros(0, 4)
+
+    def update(self, keys: Tensor) -> Tensor:
+        self.keys = torch.cat([self.keys, keys])
+        return self.keys
+
+
+def test_what_a_forward_writes_to_is_written_once() -> None:
+    class Cached(Rotary):
+        def forward(self, x: Tensor, cache: Cache) -> Tensor:  # type: ignore[override]
+            return super().forward(cache.update(x))
+
+    model, cache = quantize(Cached()).eval(), Cache()
+    with torch.no_grad():
+        for length in (3, 4):
+            model(draw(length, 4), cache)
+    assert torch.equal(cache.keys, torch.cat([draw(3, 4), draw(4, 4)]))
+    assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
+    again = Cache()
+    quantize(Cached(), example_inputs=(draw(3, 4), again))
+    assert not len(again.keys)
+
+
+def test_an_input_that_may_not_ask_for_a_gradient() -> None:
+    class Asks(Rotary):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:]
+            x.requires_grad = True  # of an input's view, where the input asks for one, an error
+            return super().forward(x)
+
+    model = quantize(Asks(), example_inputs=draw(3, 4))
     assert [product.name for product in products_of(model)] == ["fc", "functional.matmul0"]
 
 

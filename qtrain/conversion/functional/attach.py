@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
@@ -10,7 +11,12 @@ from .scope import Scope, detach_
 from .sites import CHILD, Following, Sites
 
 #: where the classes are whose forwards multiply by nothing but their children
-_KNOWN = ("torch.nn.modules.", "qtrain.layers.", "qtrain.norms.", "qtrain.conversion.")
+_KNOWN = (
+    "torch.nn.modules.", "torch.nn.utils.parametrize", "torch.jit.", "qtrain.layers.",
+    "qtrain.norms.", "qtrain.conversion.",
+)  # fmt: skip
+#: what calls no function that a mode sees; a scripted module takes no Python hooks either
+_CLOSED = (LayerState, torch.jit.ScriptModule)
 _SITES = "_functional_sites"
 
 
@@ -31,21 +37,22 @@ def attach_(model: nn.Module, following: Following) -> None:
         id(below)
         for module in model.modules()
         if isinstance(module, ParametrizationList)
-        for below in module.modules()
+        for below in list(module.modules())[1:]
     }
     modules = [
         (name, module)
         for name, module in model.named_modules()
-        if not (id(module) in computed or isinstance(module, LayerState) or _within_calls(name))
+        if not (id(module) in computed or isinstance(module, _CLOSED) or _within_calls(name))
     ]
     if not any(may_call(module) for _, module in modules):
         return
     for name, module in modules:
-        converted = any(isinstance(child, LayerState) for child in module.children())
+        gap = isinstance(module, ParametrizationList)  # what computes a weight is no product of it
+        gap = gap or any(isinstance(child, LayerState) for child in module.children())
         # a part that was converted by itself follows what it was given
         sites = sites_of(module) or Sites(module, name, following)
         sites.following.instead = following.instead
-        if converted or not sites.following.may_follow(sites.name):
+        if gap or not sites.following.may_follow(sites.name):
             Scope(None).attach_(module)
         elif may_call(module):
             vars(module)[_SITES] = sites

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ...copies import copied, random_state_kept
 from .attach import sites_of
@@ -31,34 +33,33 @@ def discover_(
     which calls no gradient flows through: in place, with nothing else changed.
 
     The forward runs on the meta device, where nothing is computed, or, where it cannot (it looks at
-    values), and where `run`, on a copy; everything in floating point asks for a gradient.
+    values), and where `run`, on a copy; everything in floating point asks for a gradient, the
+    inputs too where it can run so.  What it writes to, as a cache, is a copy.
     prepare: takes off a copy what its first forward would set off.
     """
     if not any(sites_of(module) for module in model.modules()):
         return
 
-    def forward(on_meta: bool, asks: bool) -> nn.Module:
-        copy = _on_meta(model) if on_meta else copied(model)
+    def forward(device: torch.device | None, asking: bool) -> nn.Module:
+        copy = copied(model) if device is None else _on_meta(model)
         prepare(copy)
         for parameter in copy.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_()
-        given = _moved((args, dict(kwargs)), on_meta, asks)
+        given, named = _moved((args, dict(kwargs)), device, asking)
         with _open(copy), random_state_kept(), torch.enable_grad():
-            copy(*given[0], **given[1])
+            copy(*given, **named)
         return copy
 
-    # a forward may set what its inputs ask for itself
-    tries = [(True, True), (True, False), (False, True), (False, False)]
-    for number, how in enumerate(tries if run else tries[:2], 1):
+    for device, asking in itertools.product((_META, None), (True, False)):
+        if device is None and not run:
+            return
         try:
-            found = forward(*how)
+            found = forward(device, asking)
             break
         except Exception:
-            if number == len(tries):
+            if device is None and not asking:
                 raise
-    else:
-        return
     with _open(model):
         for name, twin in found.named_modules():
             _adopt_(model.get_submodule(name), twin)
@@ -112,13 +113,29 @@ def _empty(tensor: Tensor) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-def _moved(values: Any, to_meta: bool, asks: bool) -> Any:
-    """The same values, with other tensors; asks: those in floating point for a gradient."""
+class _Moved(TorchFunctionMode):
+    """Within it, copy.deepcopy makes copies of tensors without a graph, on a device."""
 
-    def one(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        x = torch.empty_like(x, device=_META) if to_meta else x.detach()
-        return x.requires_grad_(asks) if x.is_floating_point() else x
+    def __init__(self, device: torch.device | None) -> None:
+        super().__init__()
+        self.device = device
 
-    return tree_map(one, values)
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        own = tensor.detach()
+        twin = own.clone() if self.device is None else torch.empty_like(own, device=self.device)
+        memo[id(tensor)] = twin.requires_grad_(tensor.requires_grad)
+        return twin
+
+
+def _moved(values: Any, device: torch.device | None, asking: bool) -> Any:
+    with _Moved(device):
+        moved = copy.deepcopy(values)
+    for x in tree_leaves(moved) if asking else ():
+        if isinstance(x, Tensor) and x.is_floating_point():
+            x.requires_grad_()
+    return moved

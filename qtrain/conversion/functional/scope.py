@@ -1,8 +1,8 @@
 """The forwards in which calls of functions are taken: hooks around each.
 
 A module's own forward is a scope: the products that it computes by functions become layers of the
-module.  A converted layer's, and that of a module an override leaves, is a gap in the scope around
-it: what it computes is its own affair.
+module.  A converted layer's, a parametrization's, and that of a module an override leaves, is a gap
+in the scope around it: what it computes is its own affair.
 """
 
 from __future__ import annotations
