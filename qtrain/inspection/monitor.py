@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import checks
 from ..copies import unwrapped
-from ..products.module import QProduct
+from ..names import some
+from ..products.module import QProduct, products_of
 from ..reports.plots import plot
 from .attached import Attached, refuse_compiled
 from .distributions import HIGHEST, LOWEST
@@ -171,8 +173,21 @@ class Monitor:
             self._attached.warn_of_unseen()
             self._record.add(self._step, self._attached.open)
         self._attached.take()
+        if self._step == 0:
+            self._warn_of_calls()
         self._step += 1
         self._attach()
+
+    def _warn_of_calls(self) -> None:
+        """Of layers that the first forward made, of calls of functions."""
+        own = products_of(self._model)
+        new = {p.name for p in own if not p.recipe.products_off} - self._products.keys()
+        if new:
+            warnings.warn(
+                f"Monitor: {some(sorted(new), 4)} came with the first forward and are not "
+                f"monitored; give quantize(..., example_inputs=...), or make the Monitor after it",
+                stacklevel=3,
+            )
 
     def stepped(self, optimizer: Optimizer) -> None:
         """An optimizer, of any model, has made an update."""

@@ -92,6 +92,7 @@ def count(launches: Launches, model: nn.Module, x: Tensor) -> list[str]:
     return launches.found
 
 
+@pytest.mark.costly
 def test_a_layer(launches: Launches) -> None:
     last = torch.channels_last
     layer = nn.Conv2d(16, 16, 3, padding=1, bias=False).to(memory_format=last)
@@ -118,6 +119,7 @@ def test_a_quantizer(launches: Launches, name: str) -> None:
             assert launches.found == [f"{kernel} (Triton)" for kernel in kernels]
 
 
+@pytest.mark.costly
 def test_a_norm(launches: Launches) -> None:
     last = torch.channels_last
     x = torch.randn(4, 16, 12, 12).contiguous(memory_format=last)

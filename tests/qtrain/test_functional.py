@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qtrain import (
     Matmul,
+    Monitor,
     ScaledDotProductAttention,
     cost,
     inspect,
@@ -670,3 +671,17 @@ def test_the_share_of_multiply_adds_is_said() -> None:
     assert part is not None and part.left == {
         "first": 2 * (block - 10 * 8 * 24), "first.project": 2 * 10 * 8 * 24,
     }  # fmt: skip
+
+
+def test_a_monitor_names_the_calls_that_it_does_not_see() -> None:
+    for model in (quantize(net()), quantize(net(), example_inputs=draw(2, 5, 8))):
+        made = any(".functional" in name for name, _ in model.named_modules())
+        monitor = Monitor(model, every=1, layers=None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trained(model, 2)
+        monitor.close()
+        said = [str(w.message) for w in caught if "Monitor" in str(w.message)]
+        assert len(said) == (not made) and all("first.functional.attention0" in x for x in said)
+        seen = {row.layer for row in monitor.rows}
+        assert ("functional.linear0" in seen) == made
