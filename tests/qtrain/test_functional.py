@@ -400,6 +400,17 @@ def test_it_compiles_in_one_graph_before_any_forward(kind: str) -> None:
     assert list(eager.state_dict()) == list(compiled._orig_mod.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_method_of_tensors_in_python_compiles_in_the_graph() -> None:
+    torch._dynamo.reset()
+    called = Called(lambda x, w: F.linear(x, w).unflatten(-1, (2, 3)), 6, 8)
+    compiled = torch.compile(quantize(called), fullgraph=True, backend="aot_eager")
+    for own, other in zip(
+        steps(compiled, draw(4, 8)), steps(quantize(called), draw(4, 8)), strict=True
+    ):
+        assert torch.equal(own, other)
+
+
 def test_a_submodule_alone_is_the_models() -> None:
     model, whole = quantize(net()), quantize(net())
     x = draw(2, 5, 8)

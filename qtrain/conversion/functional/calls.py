@@ -85,6 +85,8 @@ class Calls(TorchFunctionMode):
         return None if found is None or _is_off(found) else found
 
     def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func is Tensor.unflatten and torch.compiler.is_compiling():
+            return torch.unflatten(*args, **kwargs)  # the method's own body is not to be traced
         if func is not checkpoint:
             return func(*args, **kwargs)
         return func(self._around(args[0]), *args[1:], **kwargs)  # seen by the compiler alone
