@@ -428,6 +428,17 @@ def test_compiled_noise_is_the_eager_one() -> None:
     assert equal(trained(eager), trained(compiled))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_method_of_tensors_in_python_compiles_in_the_graph() -> None:
+    torch._dynamo.reset()
+    called = Called(lambda x, w: F.linear(x, w).unflatten(-1, (2, 3)), 6, 8)
+    compiled = torch.compile(quantize(called), fullgraph=True, backend="aot_eager")
+    for own, other in zip(
+        steps(compiled, draw(4, 8)), steps(quantize(called), draw(4, 8)), strict=True
+    ):
+        assert torch.equal(own, other)
+
+
 def test_a_submodule_alone_is_the_models() -> None:
     model, whole = quantize(net()), quantize(net())
     x = draw(2, 5, 8)
@@ -685,3 +696,23 @@ def test_a_monitor_names_the_calls_that_it_does_not_see() -> None:
         assert len(said) == (not made) and all("first.functional.attention0" in x for x in said)
         seen = {row.layer for row in monitor.rows}
         assert ("functional.linear0" in seen) == made
+
+
+def test_calls_in_another_order_are_an_error_where_that_shows() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow, self.wide = nn.Parameter(draw(4, 8)), nn.Parameter(draw(8, 8))
+
+        def forward(self, x: Tensor, wide: bool) -> Tensor:
+            return F.linear(x, self.wide if wide else self.narrow)
+
+    model = quantize(Branches())
+    model(draw(3, 8), False)
+    with pytest.raises(
+        ValueError, match=r"layer 'functional.linear0'.*\(1, 4, 8\), and is \(1, 8, 8\)"
+    ):
+        model(draw(3, 8), True)
+    left = quantize(Branches(), overrides={"functional.linear*": None})
+    left(draw(3, 8), False)
+    assert left(draw(3, 8), True).shape == (3, 8)

@@ -42,10 +42,10 @@ class Calls(TorchFunctionMode):
     ) -> Any:
         kwargs = {} if kwargs is None else kwargs
         read = FUNCTIONS.get(func)
-        if read is None and func is not checkpoint:
+        if read is None:
+            if torch.compiler.is_compiling():
+                return self._other(func, args, kwargs)
             return func(*args, **kwargs)
-        if read is None:  # seen by the compiler alone
-            return func(self._around(args[0]), *args[1:], **kwargs)
         follows = self._follows(read.__name__, args, kwargs)
         if follows is None and not torch.compiler.is_compiling():
             with self.sites.set_aside("constant"):
@@ -85,6 +85,14 @@ class Calls(TorchFunctionMode):
             assert self.module is not None
             found = self.sites.layer(self.module, name, kind, sizes)
         return None if found is None or _is_off(found) else found
+
+    def _other(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the compiler must not trace as it is."""
+        if func is Tensor.unflatten:
+            return torch.unflatten(*args, **kwargs)  # the method's own body is not to be traced
+        if func is checkpoint:
+            return func(self._around(args[0]), *args[1:], **kwargs)
+        return func(*args, **kwargs)
 
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function run in this scope."""

@@ -139,6 +139,15 @@ class Sites:
                 self.left.add(layer)
             else:
                 found = self._made(owner, layer, kind, sizes, recipe)
+        known = None if found is None else found._modules.get("product")
+        if isinstance(known, WeightProduct) and known.shapes[1] != sizes:
+            raise ValueError(
+                f"layer {self._path(layer)!r}: its weight was (groups, out, in, *kernel) = "
+                f"{known.shapes[1]}, and is {sizes}: the forward of {self.name or '(model)'!r} "
+                f"calls its functions in another order than before, and calls are told apart by "
+                f"their number; make the products modules, or leave these calls by an override, "
+                f"{{{self._path(kind) + '*'!r}: None}}, or all by functional=False"
+            )
         return found
 
     def _path(self, layer: str) -> str:
