@@ -105,7 +105,9 @@ def accumulated(
     if reference is not None:
         checks.module(reference, "reference")
     loss = chosen_loss("accumulated", loss, targets)
-    exact = in_full_precision(model if reference is None else _loaded(reference, model))
+    exact = in_full_precision(
+        model if reference is None else _loaded(reference, model), *args, **kwargs
+    )
     kept: dict[_Key, Tensor] = {}
 
     def keep(layer: str, call: int, product: Computed) -> None:
@@ -131,7 +133,7 @@ def accumulated(
             else:
                 own.add(TensorPair(before, now), quantized=False)
 
-    own = watchable(model)
+    own = watchable(model, *args, **kwargs)
     show(own, compare)
     rehearse("accumulated", own, inputs, targets, loss)
     layers = dict.fromkeys(layer for layer, _ in sums)

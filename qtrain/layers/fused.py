@@ -7,6 +7,7 @@ the converted layer behind it only codes exist, one byte an element, and the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -101,26 +102,31 @@ def _runs_forward_alone(module: nn.Module) -> bool:
     those who say they only watch sees it."""
     if "forward" in vars(module) or module._compiled_call_impl is not None:
         return False
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    if module._backward_hooks or module._backward_pre_hooks:
+        return False
+    if not (_only_watch(module._forward_hooks) and _only_watch(module._forward_pre_hooks)):
         return False
     if torch.compiler.is_compiling():
         return True
-    everywhere = (
-        hooks._global_forward_hooks,
-        hooks._global_forward_pre_hooks,
-        hooks._global_backward_hooks,
-        hooks._global_backward_pre_hooks,
-    )
     return all(
-        getattr(getattr(hook, "__self__", None), "lets_kernels_pass", False)
-        for table in everywhere
-        for hook in table.values()
+        map(
+            _only_watch,
+            (
+                hooks._global_forward_hooks,
+                hooks._global_forward_pre_hooks,
+                hooks._global_backward_hooks,
+                hooks._global_backward_pre_hooks,
+            ),
+        )
     )
+
+
+def _only_watch(table: Mapping[Any, Any]) -> bool:
+    """Whether all hooks say that a kernel may take the place of what they are put on."""
+    for hook in table.values():
+        if not getattr(getattr(hook, "__self__", None), "lets_kernels_pass", False):
+            return False
+    return True
 
 
 class _AddRelu(torch.autograd.Function):

@@ -8,10 +8,10 @@ import io
 import warnings
 from typing import Any
 
-import norm_cases as cases
+import other_norm_cases as cases
 import pytest
 import torch
-from norm_cases import CALLED, CASES, WRITTEN, Case, pair
+from other_norm_cases import CALLED, CASES, WRITTEN, Case, pair
 from torch import Tensor, nn
 from torch.nn import functional as F
 

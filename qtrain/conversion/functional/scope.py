@@ -26,6 +26,8 @@ class Scope:
 
     def __init__(self, sites: Sites | None) -> None:
         self.sites = sites
+        #: a kernel that takes the place of what is in a gap computes no calls
+        self.lets_kernels_pass = sites is None
         #: for the compiler, which makes no modes
         self._calls = None if sites is None else Calls(sites)
 
