@@ -98,7 +98,7 @@ def products(module: nn.Module) -> dict[str, Shapes]:
 
 def children(module: nn.Module) -> list[str]:
     """The children that hold the state of a layer that is converted, by name."""
-    if is_norm(module):
+    if torch_kind(module) is not None or is_norm_by_name(module):
         return ["state"]
     known = plain_type(module) is not None and not isinstance(module, LazyModuleMixin)
     return list(products(module)) if known else []

@@ -19,6 +19,7 @@ from .kinds import (
     children,
     is_any_norm,
     is_norm,
+    is_norm_by_name,
     left,
     plain_type,
     products,
@@ -162,7 +163,7 @@ class _Plan:
         within: dict[str, str] = {}  # products of layers that are left
         for (name, module, own), recipes in zip(plan, each, strict=True):
             shown, reason = name or "(model)", left(module, own)
-            if functional and own and reason and may_call(module) and not is_any_norm(module):
+            if functional and own and reason and may_call(module) and not is_norm_by_name(module):
                 reason = reason.replace("kept in full precision", "left to its forward's calls")
             if own is None or reason is not None:
                 self._left[shown] = f"{type(module).__name__}: {reason}"

@@ -393,7 +393,7 @@ def test_launches(deviation: Deviation, most: int) -> None:
         norm = module_for(x, NormRecipe(deviation=deviation))
         leaf = x.clone().requires_grad_()
         with on_this_device(), Launches() as counted:
-            output = norm.relu(leaf, False) if relu else norm(leaf)
+            output = norm.fused_relu(leaf, False) if relu else norm(leaf)
             output.backward(grad)
         assert len(counted.names) <= most, " ".join(counted.names)
         other = module_for(x, NormRecipe(deviation=deviation))
@@ -427,7 +427,7 @@ def test_codes_of_a_deferred_output(deviation: Deviation, planes: bool) -> None:
         x = gaussian(6, 8, 5, 3, dtype=dtype, planes=planes)
         norm = module_for(x, NormRecipe(deviation=deviation))
         with on_this_device():
-            output = norm.relu(x, True)
+            output = norm.fused_relu(x, True)
             assert output.dtype == dtype and output.shape == x.shape and output.isnan().all()
             made: Deferred = getattr(output, DEFERRED)
             assert (made.ends is None) == (deviation.name == "linf")

@@ -105,7 +105,7 @@ def results(
     norm.reset_running_stats()
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     if served:
-        output = norm.relu(x, False) if relu else norm(x)
+        output = norm.fused_relu(x, False) if relu else norm(x)
         assert output is not None
         output.backward(grad)
     else:
@@ -713,7 +713,7 @@ def test_a_kernel_that_cannot_be_had_leaves_torchs(monkeypatch: pytest.MonkeyPat
     want = results(norm, x, grad, served=False)
     for module in (norm_kernels, residual):
         monkeypatch.setattr(module, "made", lambda name, *numbers: None)
-    assert not channels(x).fused and norm.relu(x, False) is None
+    assert not channels(x).fused and norm.fused_relu(x, False) is None
     assert residual.add_relu(x, x) is None and residual.masked(x, x > 0) is None
     found = results(norm, x, grad)
     assert all(torch.equal(found[name], t) for name, t in want.items())
@@ -765,10 +765,10 @@ def test_a_single_kernel_that_cannot_be_compiled_leaves_torchs_pass(
             norm = norm_for(x, NormRecipe(deviation=deviation))
             assert_near(results(norm, x, grad), defined(norm, x, grad), {})
             if name == "normalize":
-                assert norm.relu(x, True) is None
+                assert norm.fused_relu(x, True) is None
                 continue
             assert_near(results(norm, x, grad, relu=True), defined(norm, x, grad, relu=True), {})
-            assert_codes_of_the_output(getattr(norm.relu(x, True), DEFERRED), quantizer)
+            assert_codes_of_the_output(getattr(norm.fused_relu(x, True), DEFERRED), quantizer)
         y, off = operations.add_relu(x, grad)
         assert torch.equal(y, (x + grad).relu()) and torch.equal(off, y <= 0)
         back = operations.masked(grad, off)
@@ -795,7 +795,7 @@ def test_codes_of_a_deferred_output(deviation: Deviation, dtype: torch.dtype, pl
     for shape in ((41, 3), (6, 8, 5, 3), (3, 4, 2, 3, 3)):
         x = gaussian(*shape, dtype=dtype, shift=0.3, planes=planes)
         norm = norm_for(x, NormRecipe(deviation=deviation))
-        made = getattr(norm.relu(x, True), DEFERRED)
+        made = getattr(norm.fused_relu(x, True), DEFERRED)
         assert (made.ends is not None) == (deviation.name == "range")
         for quantizer in (Quantizer(format=uint8, range=minmax), Quantizer(format=int8)):
             assert_codes_of_the_output(made, quantizer)
@@ -868,7 +868,7 @@ def test_no_warning_and_no_copy_of_the_input_is_kept() -> None:
 def test_round_trip_of_a_relu_with_an_activation_that_no_kernel_rounds_to() -> None:
     x = gaussian(6, 4, 6, 5)
     norm = norm_for(x, NormRecipe(deviation=range_(), activation=e4m3))
-    assert norm.relu(x, False) is None and norm.relu(x, True) is None
+    assert norm.fused_relu(x, False) is None and norm.fused_relu(x, True) is None
     of = affine_of(x, e4m3, True)
     want = round_to(Channels(x).affine(of._replace(activation=None, relu=False), x.dtype), e4m3)
     assert torch.equal(compiled(x).affine(of, x.dtype), want.relu())

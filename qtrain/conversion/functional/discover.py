@@ -37,7 +37,7 @@ def discover_(
     inputs too where it can run so.  What it writes to, as a cache, is a copy.
     prepare: takes off a copy what its first forward would set off.
     """
-    if not any(sites_of(module) for module in model.modules()):
+    if not (args or kwargs) or not any(sites_of(module) for module in model.modules()):
         return
 
     def forward(device: torch.device | None, asking: bool) -> nn.Module:
