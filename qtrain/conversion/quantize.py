@@ -149,8 +149,8 @@ class _Plan:
 
     def __init__(self, model: nn.Module, asked: Asked, seed: int, functional: bool) -> None:
         self._model, self._asked = model, asked
-        self._functional = Following(asked, seed) if functional else None
         choose = Chooser(asked)
+        self._functional = Following(choose, seed) if functional else None
         plan = [(name, module, choose(name)) for name, module in targets(model)]
         each = [choose.of_children(name, own, children(module)) for name, module, own in plan]
         choose.check_all_used(later=f".{CHILD}." if functional else "")
@@ -224,7 +224,7 @@ def see_calls_(model: nn.Module, recipe: Recipe) -> None:
     conversion = Conversion.of(model)
     following = None if conversion is None else conversion.functional
     if following is None:
-        following = Following(Asked.of(recipe, None, None), 0)
+        following = Following(Chooser(Asked.of(recipe, None, None)), 0)
     following.instead = recipe
     attach_(model, following)
 

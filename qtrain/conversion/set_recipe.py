@@ -134,7 +134,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         layer.follow_(built)
     switch_fast_paths_(model)
     if before.functional is not None:
-        before.functional.asked = asked
+        before.functional.choose = choose
         attach_(model, before.functional)
     watch_learned(model)
     replace(

@@ -19,7 +19,7 @@ from ...products.module import QProduct
 from ...products.operands import refuse_unscalable
 from ...recipe import Recipe
 from ...recipes import fp32
-from ..overrides import Asked, Chooser
+from ..overrides import Chooser
 from .functions import LAYERS
 from .tracing import run_by_tracing
 
@@ -35,13 +35,13 @@ Aside = Literal["constant", "left"]
 class Following:
     """What every call of a model's functions follows; one for all of its modules.
 
-    asked       the recipe in force, and the overrides
+    choose      the recipe of each layer by its name
     instead     what a call follows that is left or off, where every product is to be seen
     is_open     whether layers may be made whose quantizers learn, as there is no optimizer yet
     converted   layers that were made -> the kind of function: the conversion's own record
     """
 
-    asked: Asked
+    choose: Chooser
     seed: int
     converted: dict[str, str] = field(default_factory=dict)
     instead: Recipe | None = None
@@ -49,21 +49,19 @@ class Following:
 
     def recipe(self, name: str) -> Recipe | None:
         """What a layer of this path follows; None: it is left."""
-        own = Chooser(self.asked).recipe(name)
+        own = self.choose.recipe(name)
         left = own is None or own.products_off
         return self.instead if left and self.instead is not None else own
 
     @property
     def are_followed(self) -> bool:
         """Whether any layer's calls may follow a recipe that is not off."""
-        chosen = Chooser(self.asked)
-        every = [chosen.base, *chosen.rules.values(), self.instead]
+        every = [self.choose.base, *self.choose.rules.values(), self.instead]
         return any(own is not None and not own.products_off for own in every)
 
     def may_follow(self, name: str) -> bool:
         """Whether a module's calls, or one of them, follow a recipe that is not off."""
-        chosen = Chooser(self.asked)
-        calls = [own for pattern, own in chosen.rules.items() if CHILD in pattern]
+        calls = [own for pattern, own in self.choose.rules.items() if CHILD in pattern]
         return any(own is not None and not own.products_off for own in (self.recipe(name), *calls))
 
 
