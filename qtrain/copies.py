@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -84,6 +84,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def take_hooks_off(module: nn.Module, are_taken: Callable[[Any], bool]) -> bool:
+    """Take off a module's forward the hooks that are methods of such an object (None: functions);
+    whether there was one."""
+    found = False
+    for table in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(table.items()):
+            if are_taken(getattr(hook, "__self__", None)):
+                del table[key]
+                found = True
+                for kind in (
+                    module._forward_hooks_always_called,
+                    module._forward_hooks_with_kwargs,
+                    module._forward_pre_hooks_with_kwargs,
+                ):
+                    kind.pop(key, None)
+    return found
 
 
 def detached(value: Any, pairs: list[tuple[Tensor, Tensor]] | None = None) -> Any:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import checks
-from ..copies import copied, detached, random_state_kept, unwrapped
+from ..copies import copied, detached, random_state_kept, take_hooks_off, unwrapped
 from ..layer_state import LayerState
 from ..products.module import QProduct, products_of
 from .functional.attach import sites_of
@@ -208,15 +208,7 @@ def watch_first_forward(model: nn.Module) -> None:
 def forget_watch(model: nn.Module) -> bool:
     """Take the first-forward watch off a model (or off its copy, whose hooks are copies too);
     whether there was one."""
-    found = False
-    for table in (model._forward_pre_hooks, model._forward_hooks):
-        for key, hook in list(table.items()):
-            if isinstance(getattr(hook, "__self__", None), _FirstForward):
-                del table[key]
-                model._forward_hooks_always_called.pop(key, None)
-                model._forward_pre_hooks_with_kwargs.pop(key, None)
-                found = True
-    return found
+    return take_hooks_off(model, lambda one: isinstance(one, _FirstForward))
 
 
 def twin(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:

@@ -47,7 +47,7 @@ def watchable(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     k_proj, v_proj, scores, context, out_proj) and recurrent layers (ih_l0, hh_l0, ...; of a cell
     ih, hh), and calls of functions.
     """
-    model = twin(model, *args, **kwargs)
+    model = twin(model)
     convert_left_(model, FULL)
     see_calls_(model, FULL)
     discover_(model, args, kwargs, forget_watch)

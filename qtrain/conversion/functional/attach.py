@@ -50,12 +50,13 @@ def attach_(model: nn.Module, following: Following) -> None:
         gap = isinstance(module, ParametrizationList)  # what computes a weight is no product of it
         gap = gap or any(isinstance(child, LayerState) for child in module.children())
         # a part that was converted by itself follows what it was given
-        sites = sites_of(module) or Sites(module, name, following)
-        sites.following.instead = following.instead
-        if gap or not sites.following.may_follow(sites.name):
+        known = sites_of(module)
+        own, path = (following, name) if known is None else (known.following, known.name)
+        own.instead = following.instead
+        if gap or not own.may_follow(path):
             Scope(None).attach_(module)
         elif may_call(module):
-            vars(module)[_SITES] = sites
+            sites = vars(module)[_SITES] = known or Sites(module, name, following)
             sites.left.clear()
             Scope(sites).attach_(module)
 

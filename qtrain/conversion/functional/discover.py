@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ...copies import copied, random_state_kept
+from ...copies import copied, random_state_kept, take_hooks_off
 from .attach import sites_of
-from .scope import Scope
+from .scope import is_scope
 from .sites import CHILD
 
 _META = torch.device("meta")
@@ -82,13 +82,10 @@ def _adopt_(owner: nn.Module, twin: nn.Module) -> None:
 def _open(model: nn.Module) -> Iterator[None]:
     """Within it, layers whose quantizers learn may be made."""
     every = [sites for module in model.modules() if (sites := sites_of(module)) is not None]
-    for sites in every:
-        sites.following.is_open = True
-    try:
+    with ExitStack() as opened:
+        for following in {id(sites.following): sites.following for sites in every}.values():
+            opened.enter_context(following.opened())
         yield
-    finally:
-        for sites in every:
-            sites.following.is_open = False
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -101,10 +98,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
                     memo[id(tensor)] = _empty(tensor)
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():  # the model's own hooks have not been asked
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(table.items()):
-                if not isinstance(getattr(hook, "__self__", None), Scope):
-                    del table[key]
+        take_hooks_off(module, lambda one: not is_scope(one))
     return twin
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
 
 from ...autograd.recomputation import is_running
+from ...copies import take_hooks_off
 from .calls import Calls
 from .sites import Sites
 from .tracing import never_alone, written
@@ -106,14 +107,15 @@ def _local() -> list[_Entered]:
 never_alone(Scope.enter, Scope.leave, Scope._enter_traced, _enter, _leave, written)
 
 
+def is_scope(one: object) -> bool:
+    """Whether it is a scope or a gap."""
+    return isinstance(one, Scope)
+
+
 def detach_(model: nn.Module) -> None:
     """Take every scope and gap off a model."""
     for module in model.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(table.items()):
-                if isinstance(getattr(hook, "__self__", None), Scope):
-                    del table[key]
-                    module._forward_hooks_always_called.pop(key, None)
+        take_hooks_off(module, is_scope)
         loading: dict[int, Any] = module._load_state_dict_pre_hooks
         for key, hook in list(loading.items()):
             if isinstance(getattr(hook.hook, "__self__", None), Sites):

@@ -47,6 +47,15 @@ class Following:
     instead: Recipe | None = None
     is_open: bool = False
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Within it, it is open."""
+        before, self.is_open = self.is_open, True
+        try:
+            yield
+        finally:
+            self.is_open = before
+
     def recipe(self, name: str) -> Recipe | None:
         """What a layer of this path follows; None: it is left."""
         own = self.choose.recipe(name)
@@ -210,11 +219,8 @@ class Sites:
             sizes = state_dict.get(f"{start}{name}.product.sizes")
             shape = () if sizes is None else tuple(int(size) for size in sizes)
             recipe = self.following.recipe(self._path(name)) or fp32()
-            was_open, self.following.is_open = self.following.is_open, True
-            try:
+            with self.following.opened():
                 self._made(module, name, kind, shape, recipe)
-            finally:
-                self.following.is_open = was_open
 
 
 class _Box:
