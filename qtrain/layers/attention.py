@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..products.module import QProduct, Shapes, recipe_names
+from ..products.module import QProduct, Shapes, recipe_names, shapes_of
 from ..products.operations import Linear
 from .attend import attend, lost_rows
 from .matmul import ANY_SHAPES
@@ -220,7 +220,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
         """The products of the layer beside its output projection: child name -> shapes."""
         size = module.embed_dim
         inputs = {"q_proj": size, "k_proj": module.kdim, "v_proj": module.vdim}
-        projections = {k: ((None, n), (1, size, n), (None, size)) for k, n in inputs.items()}
+        projections = {k: shapes_of((1, size, n)) for k, n in inputs.items()}
         return {**projections, "scores": ANY_SHAPES, "context": ANY_SHAPES}
 
     def __repr__(self) -> str:

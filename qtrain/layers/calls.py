@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..products.convolution import Convolution
-from ..products.module import QProduct, Shapes
+from ..products.module import QProduct, Shapes, shapes_of
 from ..products.operations import Linear, Operation
-from .linear import OneLine
+from .linear import OneLine, linear
 
 #: of a canonical weight, (groups, out, in, *kernel)
 Sizes = Sequence[int]
@@ -35,14 +35,12 @@ class QLinearCall(OneLine, nn.Module):
     product: WeightProduct
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        batched = input if input.dim() > 1 else input.unsqueeze(0)
-        output: Tensor = self.product(Linear(), batched, weight, bias)
-        return output.view(output.shape[-1:]) if input.dim() == 1 else output
+        return linear(self.product, input, weight, bias)
 
     @staticmethod
     def products(sizes: Sizes) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
-        return {"product": ((None, sizes[2]), tuple(sizes), (None, sizes[1]))}
+        return {"product": shapes_of(sizes)}
 
     @staticmethod
     def operation(sizes: Sizes) -> Operation:
@@ -68,10 +66,7 @@ class QConvolutionCall(OneLine, nn.Module):
     @staticmethod
     def products(sizes: Sizes) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
-        groups, outputs, inputs, *kernel = sizes
-        space = (None,) * len(kernel)
-        input, output = (None, groups * inputs, *space), (None, groups * outputs, *space)
-        return {"product": (input, tuple(sizes), output)}
+        return {"product": shapes_of(sizes)}
 
     @classmethod
     def operation(cls, sizes: Sizes) -> Operation:

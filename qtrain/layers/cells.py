@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..products.module import QProduct, Shapes
+from ..products.module import QProduct, Shapes, shapes_of
 from ..products.operations import Linear
 from .gates import STEPS, State
-from .recurrent import SeveralProducts, shapes_of
+from .recurrent import SeveralProducts
 
 
 class Cell(SeveralProducts, nn.RNNCellBase):
@@ -65,7 +65,8 @@ class Cell(SeveralProducts, nn.RNNCellBase):
     @staticmethod
     def products(module: nn.RNNCellBase) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
-        return {"ih": shapes_of(module.weight_ih), "hh": shapes_of(module.weight_hh)}
+        weights = {"ih": module.weight_ih, "hh": module.weight_hh}
+        return {name: shapes_of((1, *weight.shape)) for name, weight in weights.items()}
 
 
 class QRNNCell(Cell, nn.RNNCell):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..products.convolution import Convolution, pair
-from ..products.module import QProduct, Shapes
+from ..products.module import QProduct, Shapes, shapes_of
 from ..products.plan import planned
 from .linear import OneLine
 
@@ -86,14 +86,9 @@ class QConvNd(OneLine, nn.modules.conv._ConvNd):
     @staticmethod
     def products(module: nn.modules.conv._ConvNd) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
-        groups, space = module.groups, (None,) * len(module.kernel_size)
-        weight = (groups, module.out_channels // groups, module.in_channels // groups)
-        shapes = (
-            (None, module.in_channels, *space),
-            (*weight, *module.kernel_size),
-            (None, module.out_channels, *space),
-        )
-        return {"product": shapes}
+        groups = module.groups
+        sizes = groups, module.out_channels // groups, module.in_channels // groups
+        return {"product": shapes_of((*sizes, *module.kernel_size))}
 
 
 class QConv1d(QConvNd, nn.Conv1d):

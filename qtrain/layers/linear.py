@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..products.module import QProduct, Shapes
+from ..products.module import QProduct, Shapes, shapes_of
 from ..products.operations import Linear
 
 
@@ -40,12 +40,16 @@ class QLinear(OneLine, nn.Linear):
             return super().forward(input)
         if not isinstance(input, Tensor):
             self.product.refuse("input", input)
-        batched = input if input.dim() > 1 else input.unsqueeze(0)
-        output: Tensor = self.product(Linear(), batched, self.weight, self.bias)
-        return output.view(output.shape[-1:]) if input.dim() == 1 else output
+        return linear(self.product, input, self.weight, self.bias)
 
     @staticmethod
     def products(module: nn.Linear) -> dict[str, Shapes]:
         """The products of the layer: child name -> shapes."""
-        weight = (1, module.out_features, module.in_features)
-        return {"product": ((None, module.in_features), weight, (None, module.out_features))}
+        return {"product": shapes_of((1, module.out_features, module.in_features))}
+
+
+def linear(product: QProduct, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear through a QProduct; input: (*, in), a vector too."""
+    batched = input if input.dim() > 1 else input.unsqueeze(0)
+    output: Tensor = product(Linear(), batched, weight, bias)
+    return output.view(output.shape[-1:]) if input.dim() == 1 else output

@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from ..products.held import Held
-from ..products.module import QProduct, Shapes, recipe_names
+from ..products.module import QProduct, Shapes, recipe_names, shapes_of
 from ..products.operations import Linear
 from .gates import STEPS, State
 
@@ -214,19 +214,13 @@ class Recurrent(SeveralProducts, nn.RNNBase):
                 for name in ("ih", "hh", "hr"):
                     weight = getattr(module, f"weight_{name}_{suffix}", None)
                     if weight is not None:
-                        found[f"{name}_{suffix}"] = shapes_of(weight)
+                        found[f"{name}_{suffix}"] = shapes_of((1, *weight.shape))
         return found
 
 
 def _suffixes(layer: int, bidirectional: bool) -> list[str]:
     """How torch ends the names of a layer's parameters, of each direction."""
     return [f"l{layer}", f"l{layer}_reverse"][: 1 + bidirectional]
-
-
-def shapes_of(weight: Tensor) -> Shapes:
-    """The shapes of the product with a weight (out, in)."""
-    out, size = weight.shape
-    return (None, size), (1, out, size), (None, out)
 
 
 class QRNN(Recurrent, nn.RNN):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -24,6 +25,13 @@ from .probe import Probe
 Shape = tuple[int | None, ...]
 #: of a product's input, canonical weight and output; None for a size that changes
 Shapes = tuple[Shape, Shape, Shape]
+
+
+def shapes_of(weight: Sequence[int]) -> Shapes:
+    """The shapes of a product with a weight of this canonical shape, (groups, out, in, *kernel)."""
+    groups, outputs, inputs, *kernel = weight
+    space = (None,) * len(kernel)
+    return (None, groups * inputs, *space), tuple(weight), (None, groups * outputs, *space)
 
 
 class QProduct(Learning):

@@ -83,8 +83,8 @@ def _open(model: nn.Module) -> Iterator[None]:
     """Within it, layers whose quantizers learn may be made."""
     every = [sites for module in model.modules() if (sites := sites_of(module)) is not None]
     with ExitStack() as opened:
-        for following in {id(sites.following): sites.following for sites in every}.values():
-            opened.enter_context(following.opened())
+        for sites in every:
+            opened.enter_context(sites.following.opened())
         yield
 
 
