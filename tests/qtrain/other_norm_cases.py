@@ -9,6 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qtrain import NormRecipe
+from qtrain.norms.arithmetic import Arithmetic
+from qtrain.norms.deviations import l1, l2, linf, none, range_, topk
+from quantizers import Quantizer, bf16, fp16, int8, per_axis, stochastic
+
+#: of every kind that rows have
+RECIPES = [
+    *(NormRecipe(deviation=d) for d in (l1(), l1(times=0.5), linf(), topk(2), range_(), none())),
+    NormRecipe(deviation=l2(), activation=bf16),
+    NormRecipe(deviation=range_(), arithmetic=Arithmetic(format=fp16)),
+    NormRecipe(
+        deviation=range_(),
+        input=Quantizer(format=int8),
+        weight=Quantizer(format=int8, granularity=per_axis(0)),
+        bias=Quantizer(format=int8),
+        grad_output=Quantizer(format=int8, rounding=stochastic()),
+    ),
+]
+
 
 class BatchNormAct2d(nn.BatchNorm2d):
     """A norm and its activation in one, as timm has it: torch's forward written out."""

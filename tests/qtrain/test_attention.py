@@ -7,32 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from layer_oracle import NEAR
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qtrain import (
-    Forward,
-    GradInput,
-    GradWeight,
-    Recipe,
     ScaledDotProductAttention,
     quantize,
     recipes,
     summary,
 )
-from quantizers import Quantizer, fp16, fp32
+from quantizers import Quantizer, fp16
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors"
-)
-
-_NEAR = Quantizer(format=fp32, range=None)
-#: every product through qtrain, no digit lost: what differs from torch is the order of sums
-NEAR = Recipe(
-    name="near",
-    forward=Forward(input=_NEAR, weight=_NEAR),
-    grad_input=GradInput(grad_output=_NEAR),
-    grad_weight=GradWeight(grad_output=_NEAR),
 )
 
 

@@ -6,26 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from other_norm_cases import RECIPES
 from torch import Tensor, nn
 
 from qtrain import NormRecipe, quantize
 from qtrain.conversion.kinds import convert_norm_
-from qtrain.norms.arithmetic import Arithmetic
-from qtrain.norms.deviations import l1, l2, linf, none, range_, topk
-from quantizers import Quantizer, bf16, fp16, int8, per_axis, stochastic
-
-RECIPES = [
-    *(NormRecipe(deviation=d) for d in (l1(), l1(times=0.5), linf(), topk(2), range_(), none())),
-    NormRecipe(deviation=l2(), activation=bf16),
-    NormRecipe(deviation=range_(), arithmetic=Arithmetic(format=fp16)),
-    NormRecipe(
-        deviation=range_(),
-        input=Quantizer(format=int8),
-        weight=Quantizer(format=int8, granularity=per_axis(0)),
-        bias=Quantizer(format=int8),
-        grad_output=Quantizer(format=int8, rounding=stochastic()),
-    ),
-]
+from qtrain.norms.deviations import range_
+from quantizers import Quantizer
 
 
 def gradients(norm: nn.Module, x: Tensor) -> list[Tensor]:

@@ -11,31 +11,16 @@ from typing import Any
 import other_norm_cases as cases
 import pytest
 import torch
-from other_norm_cases import CALLED, CASES, WRITTEN, Case, pair
+from other_norm_cases import CALLED, CASES, RECIPES, WRITTEN, Case, pair
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qtrain import NormRecipe, plain_state_dict, quantize, set_recipe, summary
 from qtrain.conversion.kinds import can_convert, convert_norm_, left_norm
-from qtrain.norms.arithmetic import Arithmetic
-from qtrain.norms.deviations import l1, l2, linf, none, range_, topk
+from qtrain.norms.deviations import l2, none, range_
 from qtrain.norms.module import QNorm
 from qtrain.norms.recognised import recognise
 from qtrain.norms.recognised.form import Called, Written
-from quantizers import Quantizer, bf16, fp16, int8, per_axis, stochastic
-
-RECIPES = [
-    *(NormRecipe(deviation=d) for d in (l1(), l1(times=0.5), linf(), topk(2), range_(), none())),
-    NormRecipe(deviation=l2(), activation=bf16),
-    NormRecipe(deviation=range_(), arithmetic=Arithmetic(format=fp16)),
-    NormRecipe(
-        deviation=range_(),
-        input=Quantizer(format=int8),
-        weight=Quantizer(format=int8, granularity=per_axis(0)),
-        bias=Quantizer(format=int8),
-        grad_output=Quantizer(format=int8, rounding=stochastic()),
-    ),
-]
 
 
 def recognised(module: nn.Module) -> Any:

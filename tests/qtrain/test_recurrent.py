@@ -8,24 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from layer_oracle import NEAR
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_sequence
 from torch.utils._pytree import tree_leaves
 
 from qtrain import Forward, GradInput, GradWeight, Recipe, quantize, recipes
 from qtrain.products import call
-from quantizers import Quantizer, fp32, int8, per_axis, per_channel, stochastic
+from quantizers import Quantizer, int8, per_axis, per_channel, stochastic
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
-_NEAR = Quantizer(format=fp32, range=None)
-#: every product through qtrain, no digit lost: what differs from torch is the order of sums
-NEAR = Recipe(
-    name="near",
-    forward=Forward(input=_NEAR, weight=_NEAR),
-    grad_input=GradInput(grad_output=_NEAR),
-    grad_weight=GradWeight(grad_output=_NEAR),
-)
 _ROWS = Quantizer(format=int8, granularity=per_axis(0))
 #: a scale for each row: of a token, or of a sequence at a step
 ROWS = Recipe(
