@@ -15,18 +15,14 @@ results/speed.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from experiments.speed.timing import cpu_seconds, spread
-from qtrain import environment
+from experiments.speed.timing import cpu_seconds, run, spread
 from qtrain.products.accumulated.sums import accumulated
 from quantizers import FloatFormat, accumulators, bf16, e4m3, fp16, int8, root_key, stochastic
 from quantizers.accumulators import Accumulator, Integer
@@ -89,16 +85,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args(arguments)
-    if args.rounds < 1:
-        parser.error(f"--rounds: got {args.rounds}, need 1 or more")
-    found = measured(args.rounds)
-    path = Path(__file__).parent / "results/speed.json"
-    made = {"environment": environment(torch.device("cpu")), "ns": found}
-    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+    run(__file__, __doc__ or "", "ns", measured, table, arguments)
 
 
 if __name__ == "__main__":

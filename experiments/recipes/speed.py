@@ -9,17 +9,14 @@ blocks, 4 for FP4 in blocks, 1.5 for fp8 with a scale a tensor.  Writes results/
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from experiments.speed.timing import cpu_seconds, ratio
-from qtrain import environment, models, quantize
+from experiments.speed.timing import cpu_seconds, ratio, run
+from qtrain import models, quantize
 
 RECIPES = ("mxfp8", "nvfp4", "fp4-all-the-way", "fp8")
 #: what is made, and one input of it
@@ -69,16 +66,7 @@ def table(found: Times) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args(arguments)
-    if args.rounds < 1:
-        parser.error(f"--rounds: got {args.rounds}, need 1 or more")
-    found = measured(args.rounds)
-    made = {"environment": environment(torch.device("cpu")), "seconds": found}
-    path = Path(__file__).parent / "results/speed.json"
-    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+    run(__file__, __doc__ or "", "seconds", measured, table, arguments)
 
 
 if __name__ == "__main__":

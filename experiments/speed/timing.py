@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
+
+from qtrain import environment
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -91,3 +96,25 @@ def interleaved(
             times[key].append(seconds(step, repeats[key]))
             tick()
     return times
+
+
+def run(
+    script: str,
+    text: str,
+    unit: str,
+    measured: Callable[[int], Any],
+    table: Callable[[Any], str],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """A script that measures so many rounds on the CPU: writes what it found, under the name of its
+    unit, to results/speed.json beside it, and prints the table.  text: its docstring."""
+    parser = argparse.ArgumentParser(description=text.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(arguments)
+    if args.rounds < 1:
+        parser.error(f"--rounds: got {args.rounds}, need 1 or more")
+    found = measured(args.rounds)
+    made = {"environment": environment(torch.device("cpu")), unit: found}
+    path = Path(script).parent / "results/speed.json"
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
