@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from experiments.gpu import checks
 from qtrain import Matmul, ScaledDotProductAttention, quantize, summary
@@ -60,6 +61,30 @@ class Square(nn.Module):
         return self.product(x, x.transpose(-2, -1))  # type: ignore[no-any-return]
 
 
+class Functions(nn.Module):
+    """Products by torch's functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(24, 24) / 5)
+        self.kernel = nn.Parameter(torch.randn(24, 24, 3) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight)
+        y = y + F.conv1d(x.transpose(1, 2), self.kernel, padding=1).transpose(1, 2)
+        y = F.scaled_dot_product_attention(y, x, x, is_causal=True)
+        return torch.einsum("bij,bkj->bik", y, x) @ x
+
+
+class Recurrent(nn.Module):
+    def __init__(self, make: Any, **settings: Any) -> None:
+        super().__init__()
+        self.layer = make(24, 12, batch_first=True, bidirectional=True, **settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]  # type: ignore[no-any-return]
+
+
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(24, 16), (8, 24)),
     "Linear, 3 axes": (lambda: nn.Linear(264, 64), (4, 33, 264)),
@@ -77,6 +102,9 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
         lambda: nn.TransformerEncoderLayer(24, 4, 48, 0.0, batch_first=True),
         (2, 12, 24),
     ),
+    "functions": (Functions, (2, 12, 24)),
+    "LSTM": (lambda: Recurrent(nn.LSTM, num_layers=2), (2, 12, 24)),
+    "GRU": (lambda: Recurrent(nn.GRU), (2, 12, 24)),
 }
 SINGLE = [name for name, (make, _) in LAYERS.items() if name.startswith(("Linear", "Conv"))]
 
@@ -138,12 +166,24 @@ def test_gradients_of_weights_are_on_16_bit_tensor_cores(recipe: str, engine: st
         assert served == engine or few, (name, served)
 
 
+class RowNorm(nn.Module):
+    """Written by hand, as libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2", "range"])
 def test_a_network_with_converted_norms_trains_as_on_the_cpu(norm: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8)
-    )
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8),
+        nn.InstanceNorm2d(8, affine=True), RowNorm(), nn.LayerNorm(6), nn.GroupNorm(2, 8),
+    )  # fmt: skip
     x = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(2))
     model = quantize(net, norm=norm)
     for a, b in zip(step(model, x, "cpu"), step(model, x, "cuda"), strict=True):
