@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,9 +15,11 @@ from quantizers.kernels.gpu.launcher import Launch
 
 from ..convolved import new_result, tile_of
 from ..layout import Layout, in_units, steps_of
+from .preparation import prepared
 
 KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
-PREPARE = "qtrain.products.engines.gpu.int8.triton_prepare"
+#: elements read, from which copies whose rows are aligned are worth their launches
+_MANY = 2**22
 _SUMMED_LAST = (0, 3, 4, 1, 2)
 
 
@@ -49,27 +50,55 @@ def _dtype(scaled: bool) -> torch.dtype:
     return torch.float32 if scaled else torch.int32
 
 
-def summed_last(x: Tensor) -> Tensor:
-    """With the summed channels, axis 2, one after the other in memory."""
-    if x.stride(2) == 1 or x.shape[2] == 1:
-        return x
+def lying(shape: Sequence[int], dtype: torch.dtype, pad: bool) -> Tensor:
+    """(N, G, C, H, W) with C innermost; pad: and more of them, so that rows start at every 16."""
+    order = [shape[axis] for axis in _SUMMED_LAST]
+    if pad:
+        order[-1] = -(-order[-1] // 16) * 16
     back = [_SUMMED_LAST.index(axis) for axis in range(5)]
-    return x.permute(_SUMMED_LAST).contiguous().permute(back)
+    return torch.empty(order, dtype=dtype, device="meta").permute(back)
+
+
+def read_as(x: Tensor, pad: bool) -> Tensor:
+    """What of x is read: itself where its rows are in one piece, and need no pads; or a copy."""
+    if not pad and (x.stride(2) == 1 or x.shape[2] == 1):
+        return x
+    return lying(x.shape, x.dtype, pad)
+
+
+def copied(x: Tensor, to: Layout) -> Tensor:
+    """x so laid out; 0 in the channels that it has not."""
+    copy = to.new(x)
+    if copy.shape[2] > x.shape[2]:
+        copy.zero_()
+    copy.narrow(2, 0, x.shape[2]).copy_(x)
+    return copy
+
+
+def _moves(given: Tensor, taps: int, padding: Sequence[int], by: Window) -> str:
+    """See triton_places."""
+    once = set(by.stride) == {1}
+    if taps == 1 and not any(padding):
+        if not by.scattered or (once and tuple(given.shape[3:]) == by.size):
+            return "still"
+    if not by.scattered:
+        return "gather"
+    return "scatter" if once else "scatter 2" if set(by.stride) == {2} else "scatter any"
 
 
 class Planned(NamedTuple):
     """The launches of a convolution, for operands of one layout each.
 
     result           of the convolution
-    moves_x, moves_w whether the operand's copy with the summed channels last is what is read
-    copied           x as int8, padded by the zero point; None: x itself is read
+    copy_x, copy_w   how the operand's copy lies that is to be given in its place, see `copied`
+    padded           x as int8, padded by the zero point, which is made here; None: x is read
     sums             how many there are of w; 0: none is asked for
     """
 
     result: Layout
-    moves_x: bool
-    moves_w: bool
-    copied: Layout | None
+    copy_x: Layout | None
+    copy_w: Layout | None
+    padded: Layout | None
     sums: int
     prepare: tuple[Launch, tuple[int, int, int]] | None
     convolve: tuple[Launch, tuple[int, int, int]] | None
@@ -93,7 +122,7 @@ class Planned(NamedTuple):
             if self.prepare is not None:
                 launch, grid = self.prepare
                 sums = torch.empty((self.sums,), dtype=torch.int32, device=x.device)
-                copy = x if self.copied is None else self.copied.new(x)
+                copy = x if self.padded is None else self.padded.new(x)
                 launch(grid, x, w, copy, sums, shift)
                 x = copy
             one, other = (*scales, w, w)[:2]
@@ -109,66 +138,50 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     y = new_result(given, weight, by.size, by.layout, _dtype(bool(by.scales)))
     result = Layout.of(y)
     if y.numel() == 0:
-        return Planned(result, False, False, None, 0, None, None)
-    moved = summed_last(weight)
-    moves_w, weight = moved is not weight, moved
+        return Planned(result, None, None, None, 0, None, None)
     batch, groups, produced, out_height, out_width = y.shape
     rows, taps = batch * out_height * out_width, weight.shape[3] * weight.shape[4]
     unsigned, padding = x.dtype is torch.uint8, by.padding
-    copied, moves_x, summed = None, False, given.shape[2]
-    tall, across, warps = tile_of(rows, produced, groups)
+    # read byte by byte where rows start anywhere
+    terms = given.shape[2] * taps
+    pad = given.shape[2] % 16 > 0 and rows * groups * terms >= _MANY
+    read_w = read_as(weight, pad)
+    padded, prepare = None, None
+    if by.shifted and (unsigned or not by.scattered):
+        edges = (0, 0) if by.scattered else padding
+        size = [n + 2 * edge for n, edge in zip(given.shape[3:], edges, strict=True)]
+        read = lying((*given.shape[:3], *size), torch.int8, pad)
+        padded, padding = Layout.of(read), padding if by.scattered else (0, 0)
+    else:
+        read, edges = read_as(given, pad), (0, 0)
+    if by.shifted:
+        prepare = prepared(given, None if padded is None else read, read_w, edges)
+    summed = read_w.shape[2]
     deep = 128 if summed >= 256 else 64 if summed > 32 else 32
     blocks = -(-summed // deep)
-    prepare = None
-    steps_w = steps_of(weight, 0, 1, 3, 4)
-    if by.shifted and (unsigned or not by.scattered):
-        pads = (0, 0) if by.scattered else by.padding
-        _, _, _, height, width = given.shape
-        tall_x, wide_x = height + 2 * pads[0], width + 2 * pads[1]
-        shape = batch, tall_x, wide_x, groups, summed
-        lies = torch.empty(shape, dtype=torch.int8, device="meta")
-        copied = Layout.of(lies)
-        padding = padding if by.scattered else (0, 0)
-        pixels, channels = batch * tall_x * wide_x, groups * summed
-        beside = 128 if channels > 64 else 64 if channels > 32 else 32
-        down = 16384 // beside
-        programs = -(-pixels // down) * -(-channels // beside)
-        sizes, steps = (pixels, height, width, tall_x, wide_x), steps_of(given, 0, 1, 3, 4)
-        read = lies.permute(0, 3, 4, 1, 2)
-    else:
-        read, pads = summed_last(given), (0, 0)
-        moves_x = read is not given
-        programs, channels, beside, down, sizes, steps = 0, 0, 128, 128, (0,) * 5, [0] * 4
-    if by.shifted:
-        runs, step_c = -(-summed // 128), given.stride(2)
-        unit, (channels, each, *steps) = in_units(channels, summed, *steps, *steps_w)
-        launch = Launch(
-            PREPARE, "prepare",
-            (programs, produced, each, *steps[4:], weight.shape[4], runs, bound(taps * runs),
-             sizes[0], channels, *sizes[1:], *steps[:2], step_c, *steps[2:4], *pads),
-            WIDE=x.is_wide or (copied is not None and copied.is_wide), UNIT=unit,
-            LAST=step_c == 1, UNSIGNED=unsigned, PIXELS=down, CHANNELS=beside, DEEP=128,
-            num_warps=8,
-        )  # fmt: skip
-        prepare = launch, (programs + groups * produced, 1, 1)
+    moves = _moves(given, taps, padding, by)
+    tall, across, warps = tile_of(rows, produced, groups)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
-    unit, (each, *steps) = in_units(summed, *steps_of(read, 0, 1, 3, 4), *steps_w)
+    steps = *steps_of(read, 0, 1, 3, 4), *steps_of(read_w, 0, 1, 3, 4)
+    unit, (each, *steps_read) = in_units(summed, *steps)
     out, (columns, y_n, y_g, y_h, y_w) = in_units(produced, *steps_of(y, 0, 1, 3, 4))
     numbers = (
-        rows, columns, each, *read.shape[3:], out_height, out_width, *steps, y_n, y_g, y.stride(2),
-        y_h, y_w, one, other, *by.stride, *padding, *by.dilation, weight.shape[4], 128 * unsigned,
-        blocks, bound(taps * blocks),
+        rows, columns, each, *read.shape[3:], out_height, out_width, *steps_read, y_n, y_g,
+        y.stride(2), y_h, y_w, one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
+        128 * unsigned, bound(taps * blocks),
     )  # fmt: skip
     launch = Launch(
         KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide, UNIT=unit,
-        OUT=out, LAST=y.stride(2) == 1, SCATTER=by.scattered, AFFINE=by.shifted,
-        FILLED=by.shifted and by.scattered, SCALES=len(by.scales), BIASED=by.biased, ROWS=tall,
-        ACROSS=across, DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
+        OUT=out, LAST=y.stride(2) == 1, MOVES=moves, EVEN=summed % deep == 0, AFFINE=by.shifted,
+        FILLED=by.shifted and by.scattered and moves != "still", SCALES=len(by.scales),
+        BIASED=by.biased, ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=warps,
+        num_stages=3, **OPTIONS,
     )  # fmt: skip
     tiles = -(-rows // tall) * -(-produced // across) * groups
     return Planned(
-        result, moves_x, moves_w, copied, math.prod(w.shape[:2]) if by.shifted else 0, prepare,
-        (launch, (tiles, 1, 1)),
+        result, None if padded is not None or read is given else Layout.of(read),
+        None if read_w is weight else Layout.of(read_w), padded,
+        groups * produced if by.shifted else 0, prepare, (launch, (tiles, 1, 1)),
     )  # fmt: skip
 
 
@@ -206,9 +219,8 @@ def _convolve(
     given = zero_point is not None, scales, bias is not None
     by = window_of(size, layout, stride, padding, dilation, scattered, *given)
     found = planned(Layout.of(x), Layout.of(w), by)
-    if found.convolve is not None:
-        w = summed_last(w) if found.moves_w else w
-        x = summed_last(x) if found.moves_x else x
+    x = x if found.copy_x is None else copied(x, found.copy_x)
+    w = w if found.copy_w is None else copied(w, found.copy_w)
     bias = None if bias is None else bias.contiguous()
     return found(x, w, found.result, zero_point, scales, bias)
 

@@ -18,19 +18,18 @@ from ...task import Task
 from ..convolved import convolved, product_of
 from ..engine import TritonEngine
 from ..layout import Layout
-from .convolution import KERNELS, Planned, convolve_int8, planned, summed_last, window_of
+from .convolution import KERNELS, Planned, convolve_int8, copied, planned, window_of
 
 
 class _Direct(NamedTuple):
     """What computes a product from its operands' memory.
 
-    moved    what of b is to be read, and how a copy of it lies that has the summed channels last;
-             None: b itself
+    read     of a and b: what of it is to be copied, and how the copy lies; None: itself is read
     result   how it lies
     """
 
     run: Planned
-    moved: tuple[Layout, Layout] | None
+    read: tuple[tuple[Layout, Layout] | None, ...]
     result: Layout
 
     def __call__(
@@ -41,9 +40,10 @@ class _Direct(NamedTuple):
         scales: Sequence[Tensor],
         bias: Tensor | None,
     ) -> Tensor:
-        if self.moved is not None:
-            read, copy = self.moved
-            b = copy.new(b).copy_(b.as_strided(read.shape, read.strides))
+        a, b = (
+            x if of is None else copied(x.as_strided(of[0].shape, of[0].strides), of[1])
+            for x, of in zip((a, b), self.read, strict=True)
+        )
         return self.run(a, b, self.result, zero_point, scales, bias)
 
 
@@ -57,8 +57,7 @@ def _direct(
     scales: tuple[Layout, ...],
     biased: bool,
 ) -> _Direct | None:
-    """For operands that lie so.  None where more than w is to be copied, or the scales are not the
-    channels'."""
+    """For operands that lie so.  None where the scales are not the channels'."""
     given, weight, wanted = (layout.on_meta() for layout in (a, b, like))
     after = Epilogue(tuple(layout.on_meta() for layout in scales))
     to = convolved(product, given, weight, wanted)
@@ -71,10 +70,13 @@ def _direct(
     y = run.result.on_meta()
     result = product_of(y, product, given, wanted)
     pairs += [(y, result), *zip(after.scales, steps, strict=True)]
-    if run.moves_x or result.numel() != y.numel() or not all(_same_memory(*x) for x in pairs):
+    if result.numel() != y.numel() or not all(_same_memory(*x) for x in pairs):
         return None
-    moved = Layout.of(to.w), Layout.of(summed_last(to.w))
-    return _Direct(run, moved if run.moves_w else None, Layout.of(result))
+    read = tuple(
+        None if copy is None else (Layout.of(x), copy)
+        for x, copy in ((to.x, run.copy_x), (to.w, run.copy_w))
+    )
+    return _Direct(run, read, Layout.of(result))
 
 
 def _same_memory(x: Tensor, view: Tensor) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_places import met, tile
+from ..triton_places import first_met, met, moved, read, tile
 from ..triton_scales import fl24, is_held, scaled
 
 #: no number compiles a kernel anew: what matters of them are UNIT, OUT and LAST
 _NUMBERS = [
     "rows", "produced", "summed", "height", "width", "out_height", "out_width", "x_n", "x_g", "x_h",
     "x_w", "w_g", "w_p", "w_r", "w_s", "y_n", "y_g", "y_p", "y_h", "y_w", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "less", "blocks", "steps",
-    "scale_p", "other_p",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "less", "steps", "scale_p",
+    "other_p",
 ]  # fmt: skip
 
 
@@ -57,13 +57,13 @@ def convolve(
     dilation_w,
     taps_w,
     less,
-    blocks,
     steps,
     WIDE: tl.constexpr,
     UNIT: tl.constexpr,
     OUT: tl.constexpr,
     LAST: tl.constexpr,
-    SCATTER: tl.constexpr,
+    MOVES: tl.constexpr,
+    EVEN: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
     SCALES: tl.constexpr,
@@ -80,9 +80,10 @@ def convolve(
     (G * P), fp32; of 1 scale (G * P), fp32 or fp64, or of 2, fp32: their product, see `fl24`.
     zero_point (int32), when AFFINE: is taken from x, which holds the elements `less` so much,
     FILLED: where no element is met too.  sums (G * P): of w over c, taps.
-    rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
-    WIDE: places in x or y pass int32.  UNIT: summed and the strides of x and w are given in
-    sixteens, or in ones; OUT: produced and the strides of y but y_p, which is 1 where LAST.
+    rows: N * H * W of y; steps: of DEEP channels of a tap, EVEN: which are whole; MOVES: see
+    triton_places.  WIDE: places in x or y pass int32.
+    UNIT: summed and the strides of x and w are given in sixteens, or in ones; OUT:
+    produced and the strides of y but y_p, which is 1 where LAST.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
     """
     summed *= UNIT
@@ -92,40 +93,44 @@ def convolve(
     y_n, y_g, y_h, y_w = y_n * OUT, y_g * OUT, y_h * OUT, y_w * OUT
     if LAST:
         y_p = 1
+    if WIDE:
+        x_h, x_w = x_h.to(tl.int64), x_w.to(tl.int64)
     group, m, p = tile(rows, produced, WIDE, ROWS, ACROSS, BAND)
     c = tl.arange(0, DEEP)
-    ow = m % out_width
-    oh = (m // out_width) % out_height
-    n = m // (out_width * out_height)
     zero = 0
     if AFFINE:
         zero = tl.load(zero_point) - less
+    # beyond the last, what is read is the last's: it is not stored
+    n, oh, ow, top, left = first_met(
+        tl.minimum(m, rows - 1) if MOVES == "still" else m, rows, out_height, out_width, stride_h,
+        stride_w, padding_h, padding_w, MOVES,
+    )  # fmt: skip
+    held = w + (tl.minimum(p, produced - 1) * w_p + group * w_g)[None, :] + c[:, None]
     base = n * x_n + group * x_g
-    across = p * w_p + group * w_g
+    if MOVES == "still" or MOVES == "gather" or MOVES == "scatter":
+        base += top * x_h + left * x_w
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)
-    for step in range(steps):
-        tap = step // blocks
-        deep = (step % blocks) * DEEP + c
-        r, s = tap // taps_w, tap % taps_w
-        h, v, there = met(
-            oh, ow, r, s, height, width, stride_h, stride_w, padding_h, padding_w, dilation_h,
-            dilation_w, SCATTER,
-        )  # fmt: skip
-        there = there & (m < rows)
-        at = base + h * x_h + v * x_w
-        a = tl.load(
-            x + at[:, None] + deep[None, :],
-            mask=there[:, None] & (deep < summed)[None, :],
-            other=0,
-        )
+    k, r, s = 0, 0, 0
+    for _ in range(steps):
+        a_mask = (c < summed - k)[None, :]
+        up, across = r * dilation_h, s * dilation_w
+        if MOVES == "still":
+            at = base + k
+        else:
+            if MOVES != "gather":
+                up, across = -up, -across
+            h, v, there = met(top + up, left + across, height, width, stride_h, stride_w, MOVES)
+            a_mask = there[:, None] if EVEN else there[:, None] & a_mask
+            if MOVES == "gather" or MOVES == "scatter":
+                at = base + (up * x_h + across * x_w + k)
+            else:
+                at = base + h * x_h + v * x_w + k
+        a = read(x + at[:, None] + c[None, :], a_mask, MOVES != "still" or not EVEN)
         if FILLED:
             a = tl.where(there[:, None], a, zero.to(tl.int8))
-        b = tl.load(
-            w + (across + r * w_r + s * w_s)[None, :] + deep[:, None],
-            mask=(p < produced)[None, :] & (deep < summed)[:, None],
-            other=0,
-        )
+        b = read(held + (r * w_r + s * w_s + k), (c < summed - k)[:, None], not EVEN)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
+        k, r, s = moved(k, r, s, DEEP, summed, taps_w, MOVES)
     inside = (m < rows)[:, None] & (p < produced)[None, :]
     channel = group * produced + p
     if AFFINE:
