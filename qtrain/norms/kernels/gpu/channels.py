@@ -16,7 +16,7 @@ from quantizers.kernels.serving import SOURCES, imported
 from ...passes import Affine, Channels, Codes, Extra, Slope, Sums
 from ..channels import ROUNDINGS
 from ..memory import Layout, is_dense, layout_of
-from .launch import CHANNELS, MOST, PASSES, STATISTICS, Parts, launched, tiles, whole
+from .launch import CHANNELS, MOST, PASS, PASSES, STATISTICS, Parts, launched, tiles, whole
 from .samples import TritonSample, moments
 
 _STORED = {torch.float32: None, torch.float16: fp16, torch.bfloat16: bf16}
@@ -64,9 +64,8 @@ class TritonChannels(Channels):
 
     def _elementwise(self, name: str, *words: object, **constants: object) -> None:
         """A kernel for every tile."""
-        launched(
-            PASSES, name, self.x, self.tiles.programs, *words, **constants, **self.tiles.shape()
-        )
+        of = tiles(self.layout, size=PASS)
+        launched(PASSES, name, self.x, of.programs, *words, **constants, **of.shape())
 
     def sample(self, mean: Tensor) -> TritonSample:
         return TritonSample(self.x, self.tiles, mean)
@@ -150,7 +149,7 @@ class TritonChannels(Channels):
             self.x, grad, *self._of(of), sums[0], sums[1], sums[-1], self.layout.channels,
             self.layout.width, *cut.words,
             RELU=of.relu, ROUNDING=ROUNDINGS[of.activation] if of.relu else 0, EXTRA=extra or "",
-            **self.tiles.shape(*cut.sizes),
+            **self.tiles.read(cut),
         )  # fmt: skip
         return sums, cut
 

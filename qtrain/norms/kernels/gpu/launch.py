@@ -17,9 +17,11 @@ STATISTICS = "qtrain.norms.kernels.gpu.triton_statistics"
 FINISH = "qtrain.norms.kernels.gpu.triton_finish"
 CHANNELS = "qtrain.norms.kernels.gpu.triton_channels"
 PASSES = "qtrain.norms.kernels.gpu.triton_passes"
-#: elements of a tile; the most channels of one; elements of a channel at once where its runs are
-#: shorter than a line of the cache is worth
-TILE, ACROSS, SHORT = 2048, 64, 64
+#: elements of a tile, of passes and of statistics; the most channels of one; elements of a channel
+#: at once where its runs are shorter than a line of the cache is worth
+PASS, TILE, ACROSS, SHORT = 2048, 2048, 64, 64
+#: tiles that a program reads before it needs them, of the many that it sums
+AHEAD = 3
 #: places of a tensor's elements, those of a tile beyond its end included, are int32
 MOST = 2**31 - 2**24
 #: about how many programs read x for its statistics: what a large GPU runs at once, as each ends
@@ -53,17 +55,21 @@ class Tiles(NamedTuple):
             "COLUMNS": self.columns,
         }  # fmt: skip
 
+    def read(self, cut: Parts) -> dict[str, Any]:
+        """As the kernels are told that read the parts of `cut`."""
+        return {**self.shape(*cut.sizes), "AHEAD": AHEAD}
+
 
 @lru_cache(maxsize=4096)
-def tiles(layout: Layout, length: int | None = None) -> Tiles:
-    """Those of a tensor, whose channels are read in chunks of so many elements."""
+def tiles(layout: Layout, length: int | None = None, size: int = TILE) -> Tiles:
+    """Those of a tensor, of so many elements, whose channels are read in chunks of `length`."""
     count = layout.runs * layout.width // layout.channels
     most = power_of_two(count if length is None else length)
     if layout.planes:  # the elements of a channel are neighbours
-        rows = min(most, TILE if layout.width >= SHORT else TILE // 8)
-        return Tiles(layout, count, rows, min(power_of_two(layout.channels), TILE // rows))
+        rows = min(most, size if layout.width >= SHORT else size // 8)
+        return Tiles(layout, count, rows, min(power_of_two(layout.channels), size // rows))
     columns = min(power_of_two(layout.channels), ACROSS)
-    return Tiles(layout, count, min(most, TILE // columns), columns)
+    return Tiles(layout, count, min(most, size // columns), columns)
 
 
 class Parts(NamedTuple):

@@ -10,7 +10,7 @@ from quantizers.kernels.serving import SOURCES, is_dense
 
 from .launch import MOST, PASSES, launched
 
-_BLOCK = 2048
+_BLOCK = 4096
 
 
 def _launched(x: Tensor, y: Tensor, result: Tensor, off: Tensor, masked: bool) -> None:

@@ -25,7 +25,7 @@ def moments(
     launched(
         STATISTICS, "moments", x, cut.slots * of.across, x, sums[0], sums[-1], *ends,
         of.layout.channels, of.layout.width, *cut.words, SQUARES=squares, EXTREMES=extremes,
-        **of.shape(*cut.sizes),
+        **of.read(cut),
     )  # fmt: skip
     return sums[0], sums[-1], *ends
 
@@ -40,7 +40,7 @@ def about(x: Tensor, of: Tiles, mean: Tensor, kind: str) -> tuple[Tensor, Tensor
     ats = torch.empty_like(sums, dtype=torch.int32) if kind == "largest" else sums
     launched(
         STATISTICS, "about", x, cut.slots * of.across, x, mean.contiguous(), sums, ats,
-        of.layout.channels, of.layout.width, *cut.words, KIND=kind, **of.shape(*cut.sizes),
+        of.layout.channels, of.layout.width, *cut.words, KIND=kind, **of.read(cut),
     )  # fmt: skip
     return sums, ats, cut
 

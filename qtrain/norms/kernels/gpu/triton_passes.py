@@ -158,7 +158,7 @@ def add_at(
     tl.store(grad + at, total, mask=first)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def residual(
     x, y, result, off, count, MASKED: tl.constexpr, SOURCE: tl.constexpr, BLOCK: tl.constexpr
 ):

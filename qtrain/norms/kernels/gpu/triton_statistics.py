@@ -4,7 +4,7 @@ A channel's elements are cut into chunks, from `start` on: the first `longer` of
 elements, the others of `size`; and each chunk into parts, of `steps` tiles each.  A program has a
 part and COLUMNS channels.  It leaves one number, fp64 sums and fp32 extremes, for each channel and
 part: (C, chunks * parts).  No number depends on anything but the shape.  ALIGNED: what the chunks'
-ends, and the runs of PLANES, are multiples of.
+ends, and the runs of PLANES, are multiples of.  AHEAD: tiles that are on their way at once.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def moments(
     EXTREMES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Sums of x; SQUARES: of d and d^2, d = x less its channel's first element; EXTREMES: besides,
     the largest and smallest x and the first elements that have them.  NaN is no extreme."""
@@ -91,7 +92,7 @@ def moments(
         low = tl.full((ROWS, COLUMNS), float("inf"), tl.float32)
         own = tl.zeros((ROWS, COLUMNS), tl.int32) + tl.where(e < end, e, 0x7FFFFFFF)[:, None]
         high_at, low_at = own, own
-    for _ in range(steps):
+    for _ in tl.range(0, steps, num_stages=AHEAD):
         inside = (e < end)[:, None] & there[None, :]
         at = places(e, c, channels, width, PLANES, ALIGNED)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -132,6 +133,7 @@ def about(
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Of x - mean: sums of squares (fp64) or of magnitudes (fp64), or the largest magnitude (fp32)
     and the first element that has it: KIND "squares", "magnitudes", "largest"."""
@@ -144,7 +146,7 @@ def about(
         found = tl.zeros((ROWS, COLUMNS), tl.int32) + tl.where(e < end, e, 0x7FFFFFFF)[:, None]
     else:
         total = tl.zeros((ROWS, COLUMNS), tl.float64)
-    for _ in range(steps):
+    for _ in tl.range(0, steps, num_stages=AHEAD):
         inside = (e < end)[:, None] & there[None, :]
         at = places(e, c, channels, width, PLANES, ALIGNED)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - middle
@@ -187,6 +189,7 @@ def gradient(
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Sums of g and g * centered, and of centered^2 or sign(centered), EXTRA "squares" or "signs".
 
@@ -203,7 +206,7 @@ def gradient(
     product = tl.zeros((ROWS, COLUMNS), tl.float64)
     if EXTRA != "":
         extra = tl.zeros((ROWS, COLUMNS), tl.float64)
-    for _ in range(steps):
+    for _ in tl.range(0, steps, num_stages=AHEAD):
         inside = (e < end)[:, None] & there[None, :]
         at = places(e, c, channels, width, PLANES, ALIGNED)
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - middle
