@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -99,3 +100,21 @@ def tile_of(rows: int, produced: int, groups: int = 1) -> tuple[int, int, int]:
     across = 128 if produced >= 128 and rows * groups >= 8192 else 64 if produced > 32 else 32
     tall = 128 if rows >= 128 and rows * groups >= 4096 else 64
     return tall, across, 8 if tall * across >= 128 * 128 else 4
+
+
+def moves_of(
+    given: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    size: Sequence[int],
+    scattered: bool,
+) -> str:
+    """MOVES of triton_places.  given, size: the two axes of the input and of the result."""
+    once = set(stride) == {1}
+    if math.prod(kernel) == 1 and not any(padding):
+        if not scattered or (once and tuple(given) == tuple(size)):
+            return "still"
+    if not scattered:
+        return "gather"
+    return "scatter" if once else "scatter 2" if set(stride) == {2} else "scatter any"

@@ -36,36 +36,62 @@ def first_met(
     m, rows, out_height, out_width, stride_h, stride_w, padding_h, padding_w, MOVES: tl.constexpr
 ):
     """Of results m: image, line and column; and line and column of the input at the first tap, of
-    a scatter before its strides divide them, out of reach for results beyond the last."""
+    a scatter before its strides divide them.  Those beyond the last meet nothing, or are the last.
+    """
+    if MOVES == "still":
+        m = tl.minimum(m, rows - 1)
     ow = m % out_width
     oh = (m // out_width) % out_height
     n = m // (out_width * out_height)
     if MOVES == "still" or MOVES == "gather":
-        h, v = oh * stride_h - padding_h, ow * stride_w - padding_w
+        top, left = oh * stride_h - padding_h, ow * stride_w - padding_w
     else:
-        h, v = oh + padding_h, ow + padding_w
-    return n, oh, ow, tl.where(m < rows, h, -(2**30)).to(tl.int32), v.to(tl.int32)
+        top, left = oh + padding_h, ow + padding_w
+    return n, oh, ow, tl.where(m < rows, top, -(2**30)).to(tl.int32), left.to(tl.int32)
 
 
 @triton.jit
-def met(h, v, height, width, stride_h, stride_w, MOVES: tl.constexpr):
-    """Line and column of the input, of those before division, and whether they are there."""
-    if MOVES == "scatter 2":
-        whole = ((h | v) & 1) == 0
-        h, v = h >> 1, v >> 1
-    if MOVES == "scatter any":
-        whole = (h % stride_h == 0) & (v % stride_w == 0)
-        # what is negative and divided stays so
-        h, v = h // stride_h, v // stride_w
-    there = (h.to(tl.uint32) < height.to(tl.uint32)) & (v.to(tl.uint32) < width.to(tl.uint32))
-    if MOVES == "scatter 2" or MOVES == "scatter any":
-        there = there & whole
-    return h, v, there
+def first_place(base, top, left, x_h, x_w, MOVES: tl.constexpr):
+    """Where the input at the first tap lies, of images at `base`; where strides are to divide, base
+    itself."""
+    if MOVES == "still" or MOVES == "gather" or MOVES == "scatter":
+        base += top * x_h + left * x_w
+    return base
+
+
+@triton.jit
+def place_met(
+    first, top, left, down, right, height, width, stride_h, stride_w, x_h, x_w, MOVES: tl.constexpr
+):
+    """Where the input lies that is met by the tap so far from the first, and whether it is there.
+
+    first, top, left: of `first_place` and `first_met`.
+    """
+    there = top >= 0
+    if MOVES == "still":
+        at = first
+    else:
+        if MOVES != "gather":
+            down, right = -down, -right
+        h, v = top + down, left + right
+        if MOVES == "gather" or MOVES == "scatter":
+            at = first + (down * x_h + right * x_w)
+        elif MOVES == "scatter 2":
+            whole = ((h | v) & 1) == 0
+            h, v = h >> 1, v >> 1
+        else:
+            whole = (h % stride_h == 0) & (v % stride_w == 0)
+            h, v = h // stride_h, v // stride_w  # what is negative and divided stays so
+        there = (h.to(tl.uint32) < height.to(tl.uint32)) & (v.to(tl.uint32) < width.to(tl.uint32))
+        if MOVES == "scatter 2" or MOVES == "scatter any":
+            there = there & whole
+            at = first + h * x_h + v * x_w
+    return at, there
 
 
 @triton.jit
 def moved(k, r, s, deep, summed, taps_w, MOVES: tl.constexpr):
-    """The next step's first channel, and its tap: after DEEP channels, or at the next tap."""
+    """The next step's first channel, and its tap: after `deep` channels, or at the next tap."""
     k += deep
     if MOVES != "still":
         last = k >= summed
@@ -78,10 +104,16 @@ def moved(k, r, s, deep, summed, taps_w, MOVES: tl.constexpr):
 
 
 @triton.jit
-def read(at, mask, MASKED: tl.constexpr):
-    """Elements, 0 where the mask is not."""
-    if MASKED:
-        v = tl.load(at, mask=mask, other=0)
+def read(place, there, inside, MOVES: tl.constexpr, EVEN: tl.constexpr):
+    """Elements; 0 beyond the last channel, and in a kernel that moves where there is none."""
+    if MOVES == "still":
+        if EVEN:
+            v = tl.load(place)
+        else:
+            v = tl.load(place, mask=inside, other=0)
     else:
-        v = tl.load(at)
+        if EVEN:
+            v = tl.load(place, mask=there, other=0)
+        else:
+            v = tl.load(place, mask=there & inside, other=0)
     return v

@@ -12,7 +12,7 @@ from quantizers.devices.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound
 from quantizers.kernels.gpu.launcher import launched
 
-from ..convolved import new_result, tile_of
+from ..convolved import moves_of, new_result, tile_of
 from ..layout import Layout
 from .digits import Cut, combine, digits, dtype_of, folded, is_folded, length
 
@@ -70,15 +70,17 @@ def _multiply(
     rows = batch * size[0] * size[1]
     (tall, across, warps), deep = tile_of(rows, produced), 64 if summed > 32 else 32
     short, blocks = length(cut_x, cut_w, 2**24), -(-summed // deep)
+    moves = moves_of((height, width), w.shape[2:4], stride, padding, size, scattered)
     inner, biased = scale if alone else None, bias if alone else None
     launched(
         KERNELS, "multiply", (-(-rows // tall) * -(-produced // across) * groups, 1, 1), x, w,
         target, w if inner is None else inner, w if biased is None else biased.contiguous(), rows,
         produced, summed, height, width, *size, *(x.stride(axis) for axis in (0, 3, 1, 2)),
         *w.stride()[:4], *target.stride(), 0 if inner is None else inner.stride(0), *stride,
-        *padding, *dilation, w.shape[3], blocks, bound(taps * blocks), max(short // deep, 1),
-        WIDE=Layout.of(x).is_wide or Layout.of(target).is_wide, SCATTER=scattered,
-        FLUSH=terms > short, LONG=long, SCALED=inner is not None, BIASED=biased is not None,
+        *padding, *dilation, w.shape[3], bound(taps * blocks), max(short // deep, 1),
+        WIDE=Layout.of(x).is_wide or Layout.of(target).is_wide, MOVES=moves,
+        EVEN=summed % deep == 0, FLUSH=terms > short, LONG=long, SCALED=inner is not None,
+        BIASED=biased is not None,
         ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=warps, num_stages=3, **OPTIONS,
     )  # fmt: skip
     if not alone:

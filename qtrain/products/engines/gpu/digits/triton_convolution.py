@@ -9,13 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_places import met, tile
+from ..triton_places import first_met, first_place, moved, place_met, read, tile
 from ..triton_scales import is_held, scaled
 
 _SHAPE = [
     "rows", "produced", "height", "width", "out_height", "out_width", "stride_h", "stride_w",
-    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "blocks", "steps", "every",
-    "scale_p",
+    "padding_h", "padding_w", "dilation_h", "dilation_w", "taps_w", "steps", "every", "scale_p",
 ]  # fmt: skip
 
 
@@ -54,11 +53,11 @@ def multiply(
     dilation_h,
     dilation_w,
     taps_w,
-    blocks,
     steps,
     every,
     WIDE: tl.constexpr,
-    SCATTER: tl.constexpr,
+    MOVES: tl.constexpr,
+    EVEN: tl.constexpr,
     FLUSH: tl.constexpr,
     LONG: tl.constexpr,
     SCALED: tl.constexpr,
@@ -74,40 +73,33 @@ def multiply(
     y (N, G, P, H, W): sums, or when SCALED fp32: fl32(fl32(sum) * scale), scale (G * P) fp32 or
     fp64, then + bias (G * P), fp32.
     FLUSH: fp32 sums are taken over to int32, LONG: to int64, after `every` steps.
-    rows: N * H * W of y; blocks: of DEEP channels; steps: taps times blocks.
-    WIDE: places in x or y pass int32.
+    rows: N * H * W of y; steps: of DEEP channels of a tap, EVEN: which are whole; MOVES: see
+    triton_places.  WIDE: places in x or y pass int32.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
     """
     group, m, p = tile(rows, produced, WIDE, ROWS, ACROSS, BAND)
     c = tl.arange(0, DEEP)
-    ow = m % out_width
-    oh = (m // out_width) % out_height
-    n = m // (out_width * out_height)
-    base = n * x_n + group * x_g
-    across = p * w_p + group * w_g
+    if WIDE:
+        x_h, x_w = x_h.to(tl.int64), x_w.to(tl.int64)
+    n, oh, ow, top, left = first_met(
+        m, rows, out_height, out_width, stride_h, stride_w, padding_h, padding_w, MOVES
+    )
+    held = w + (tl.minimum(p, produced - 1) * w_p + group * w_g)[None, :] + c[:, None]
+    first = first_place(n * x_n + group * x_g, top, left, x_h, x_w, MOVES)
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int64 if LONG else tl.int32)
     part = tl.zeros((ROWS, ACROSS), dtype=tl.float32)
+    k, r, s = 0, 0, 0
     for step in range(steps):
-        tap = step // blocks
-        deep = (step % blocks) * DEEP + c
-        r, s = tap // taps_w, tap % taps_w
-        h, v, there = met(
-            oh, ow, r, s, height, width, stride_h, stride_w, padding_h, padding_w, dilation_h,
-            dilation_w, SCATTER,
+        at, there = place_met(
+            first, top, left, r * dilation_h, s * dilation_w, height, width, stride_h, stride_w,
+            x_h, x_w, MOVES,
         )  # fmt: skip
-        there = there & (m < rows)
-        at = base + h * x_h + v * x_w
-        a = tl.load(
-            x + at[:, None] + deep[None, :],
-            mask=there[:, None] & (deep < summed)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            w + (across + r * w_r + s * w_s)[None, :] + deep[:, None],
-            mask=(p < produced)[None, :] & (deep < summed)[:, None],
-            other=0.0,
-        )
+        inside = c < summed - k
+        a = read(x + (at + k)[:, None] + c[None, :], there[:, None], inside[None, :], MOVES, EVEN)
+        within = inside[:, None]
+        b = read(held + (r * w_r + s * w_s + k), within, within, "still", EVEN)
         part = tl.dot(a, b, part)
+        k, r, s = moved(k, r, s, DEEP, summed, taps_w, MOVES)
         if FLUSH:
             if step % every == every - 1:
                 total += part.to(total.dtype)

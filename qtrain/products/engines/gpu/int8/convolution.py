@@ -13,14 +13,21 @@ from quantizers.devices.by_device import register
 from quantizers.kernels.gpu.device import OPTIONS, bound, there
 from quantizers.kernels.gpu.launcher import Launch
 
-from ..convolved import new_result, tile_of
+from ..convolved import moves_of, new_result, tile_of
 from ..layout import Layout, in_units, steps_of
 from .preparation import prepared
 
 KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
 #: elements read, from which copies whose rows are aligned are worth their launches
 _MANY = 2**22
+#: steps whose loads are on their way
+_AHEAD = 3
 _SUMMED_LAST = (0, 3, 4, 1, 2)
+
+
+def _deep(summed: int) -> int:
+    """Channels of a step."""
+    return 128 if summed >= 256 else 64 if summed > 32 else 32
 
 
 class Window(NamedTuple):
@@ -73,17 +80,6 @@ def copied(x: Tensor, to: Layout) -> Tensor:
         copy.zero_()
     copy.narrow(2, 0, x.shape[2]).copy_(x)
     return copy
-
-
-def _moves(given: Tensor, taps: int, padding: Sequence[int], by: Window) -> str:
-    """See triton_places."""
-    once = set(by.stride) == {1}
-    if taps == 1 and not any(padding):
-        if not by.scattered or (once and tuple(given.shape[3:]) == by.size):
-            return "still"
-    if not by.scattered:
-        return "gather"
-    return "scatter" if once else "scatter 2" if set(by.stride) == {2} else "scatter any"
 
 
 class Planned(NamedTuple):
@@ -157,9 +153,9 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     if by.shifted:
         prepare = prepared(given, None if padded is None else read, read_w, edges)
     summed = read_w.shape[2]
-    deep = 128 if summed >= 256 else 64 if summed > 32 else 32
+    deep = _deep(summed)
     blocks = -(-summed // deep)
-    moves = _moves(given, taps, padding, by)
+    moves = moves_of(given.shape[3:], weight.shape[3:], by.stride, padding, by.size, by.scattered)
     tall, across, warps = tile_of(rows, produced, groups)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
     steps = *steps_of(read, 0, 1, 3, 4), *steps_of(read_w, 0, 1, 3, 4)
@@ -175,7 +171,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         OUT=out, LAST=y.stride(2) == 1, MOVES=moves, EVEN=summed % deep == 0, AFFINE=by.shifted,
         FILLED=by.shifted and by.scattered and moves != "still", SCALES=len(by.scales),
         BIASED=by.biased, ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=warps,
-        num_stages=3, **OPTIONS,
+        num_stages=_AHEAD, **OPTIONS,
     )  # fmt: skip
     tiles = -(-rows // tall) * -(-produced // across) * groups
     return Planned(

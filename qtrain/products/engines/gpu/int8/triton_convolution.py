@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_places import first_met, met, moved, read, tile
+from ..triton_places import first_met, first_place, moved, place_met, read, tile
 from ..triton_scales import fl24, is_held, scaled
 
 #: no number compiles a kernel anew: what matters of them are UNIT, OUT and LAST
@@ -100,35 +100,24 @@ def convolve(
     zero = 0
     if AFFINE:
         zero = tl.load(zero_point) - less
-    # beyond the last, what is read is the last's: it is not stored
     n, oh, ow, top, left = first_met(
-        tl.minimum(m, rows - 1) if MOVES == "still" else m, rows, out_height, out_width, stride_h,
-        stride_w, padding_h, padding_w, MOVES,
-    )  # fmt: skip
+        m, rows, out_height, out_width, stride_h, stride_w, padding_h, padding_w, MOVES
+    )
     held = w + (tl.minimum(p, produced - 1) * w_p + group * w_g)[None, :] + c[:, None]
-    base = n * x_n + group * x_g
-    if MOVES == "still" or MOVES == "gather" or MOVES == "scatter":
-        base += top * x_h + left * x_w
+    first = first_place(n * x_n + group * x_g, top, left, x_h, x_w, MOVES)
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)
     k, r, s = 0, 0, 0
     for _ in range(steps):
-        a_mask = (c < summed - k)[None, :]
-        up, across = r * dilation_h, s * dilation_w
-        if MOVES == "still":
-            at = base + k
-        else:
-            if MOVES != "gather":
-                up, across = -up, -across
-            h, v, there = met(top + up, left + across, height, width, stride_h, stride_w, MOVES)
-            a_mask = there[:, None] if EVEN else there[:, None] & a_mask
-            if MOVES == "gather" or MOVES == "scatter":
-                at = base + (up * x_h + across * x_w + k)
-            else:
-                at = base + h * x_h + v * x_w + k
-        a = read(x + at[:, None] + c[None, :], a_mask, MOVES != "still" or not EVEN)
+        at, there = place_met(
+            first, top, left, r * dilation_h, s * dilation_w, height, width, stride_h, stride_w,
+            x_h, x_w, MOVES,
+        )  # fmt: skip
+        inside = c < summed - k
+        a = read(x + (at + k)[:, None] + c[None, :], there[:, None], inside[None, :], MOVES, EVEN)
         if FILLED:
             a = tl.where(there[:, None], a, zero.to(tl.int8))
-        b = read(held + (r * w_r + s * w_s + k), (c < summed - k)[:, None], not EVEN)
+        within = inside[:, None]
+        b = read(held + (r * w_r + s * w_s + k), within, within, "still", EVEN)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
         k, r, s = moved(k, r, s, DEEP, summed, taps_w, MOVES)
     inside = (m < rows)[:, None] & (p < produced)[None, :]
