@@ -20,7 +20,7 @@ from qtrain.products.engines.epilogue import Epilogue
 from qtrain.products.engines.float_units import TensorFloat32
 from qtrain.products.engines.gpu import layout
 from qtrain.products.engines.gpu import scales as kernels
-from qtrain.products.engines.gpu.int8 import convolution
+from qtrain.products.engines.gpu.int8 import convolution, engine, preparation
 from qtrain.products.engines.gpu.int8.engine import TritonInt8
 from qtrain.products.engines.task import ANY, Span, Task
 from qtrain.products.operations import Linear
@@ -46,6 +46,33 @@ def test_sums_are_exact(name: str) -> None:
         assert _is_exact(engine, product, a, b, like, torch.device(DEVICE)), product.kind
         served += product.kind != "grad_weight" or not isinstance(case[0], Convolution)
     assert served >= 2
+
+
+@pytest.mark.parametrize("name", ["linear", "batches", "3x3", "uneven", "transposed"])
+def test_rows_of_odd_lengths_are_copied_to_every_16_bytes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large products are read, and the weights of many channels summed."""
+    copies: list[int] = []
+
+    def copied(x: torch.Tensor, to: layout.Layout) -> torch.Tensor:
+        copies.append(to.shape[2])
+        return real(x, to)
+
+    real, direct = convolution.copied, engine._direct.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(convolution, "_MANY", 0)
+    monkeypatch.setattr(preparation, "_MANY", 0)
+    monkeypatch.setattr("qtrain.products.engines.engine._SPANS", [(Span(0, 255), Span(-128, 127))])
+    monkeypatch.setattr(convolution, "planned", convolution.planned.__wrapped__)
+    monkeypatch.setattr(engine, "planned", convolution.planned)
+    monkeypatch.setattr(engine, "_direct", direct)
+    for module in (convolution, engine):
+        monkeypatch.setattr(module, "copied", copied)
+    for product, a, b, like in _products(*CASES[name]):
+        if product.kind != "grad_weight" or not isinstance(product.operation, Convolution):
+            copies.clear()
+            assert _is_exact(TritonInt8(), product, a, b, like, torch.device(DEVICE)), product.kind
+            assert copies and all(channels % 16 == 0 for channels in copies)
 
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
