@@ -165,15 +165,17 @@ def test_extremes(arch: int) -> None:
 @pytest.mark.parametrize("arch", SHARED)
 @pytest.mark.parametrize("tile", [(128, 128, 128), (128, 64, 64), (64, 32, 32)], ids=str)
 @pytest.mark.parametrize("scales", [1, 2])
+@pytest.mark.parametrize("moves", ["still", "gather", "scatter", "scatter 2"])
 def test_a_convolution_is_on_tensor_cores(
-    arch: int, tile: tuple[int, int, int], scales: int
+    arch: int, tile: tuple[int, int, int], scales: int, moves: str
 ) -> None:
     from qtrain.products.engines.gpu.int8.triton_convolution import convolve
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "WIDE": False, "UNIT": 16, "OUT": 16, "LAST": True, "SCATTER": False, "AFFINE": True,
-        "FILLED": False, "SCALES": scales, "BIASED": True, "BAND": 8,
+        "WIDE": False, "UNIT": 16, "OUT": 16, "LAST": True, "MOVES": moves, "EVEN": True,
+        "X_ROWS": moves == "still", "Y_ROWS": True, "AFFINE": True, "FILLED": False,
+        "SCALES": scales, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     types = {
         "x": "!*i8", "w": "!*i8", "y": "!*fp32", "scale": "*fp32" if scales == 2 else "*fp64",
@@ -184,6 +186,8 @@ def test_a_convolution_is_on_tensor_cores(
     ptx = well_made(made, arch)
     assert re.search(unit, ptx) and "st.global.v4.b32" in ptx
     tall, across, deep = tile
+    step = ptx.partition("Inner Loop Header")[2].partition("bra")[0]
+    assert "mma" in step and "cp.async" in step and not re.search(r"(div|rem)\.[su]", step)
     if arch == 90 and tall == 128:  # loads run ahead of the products: several tiles are there
         assert made.metadata.shared >= 2 * (tall + across) * deep
 
@@ -203,8 +207,8 @@ def test_a_convolution_of_digits_is_on_tensor_cores(arch: int, tile: tuple[int, 
 
     constants = dict(zip(("ROWS", "ACROSS", "DEEP"), tile, strict=True))
     constants |= {
-        "WIDE": False, "SCATTER": False, "FLUSH": True, "LONG": False, "SCALED": True,
-        "BIASED": True, "BAND": 8,
+        "WIDE": False, "MOVES": "gather", "EVEN": True, "FLUSH": True, "LONG": False,
+        "SCALED": True, "BIASED": True, "BAND": 8,
     }  # fmt: skip
     strides = [f"{x}_{axis}" for x, axes in (("x", "nghw"), ("w", "gprs")) for axis in axes]
     types = dict.fromkeys([*strides, "y_n", "y_g", "y_h", "y_w", "summed"], "!i32")
@@ -252,8 +256,8 @@ def test_what_goes_before_a_convolution(arch: int) -> None:
     from qtrain.products.engines.gpu.int8.triton_prepare import prepare
 
     constants = {
-        "WIDE": False, "UNIT": 16, "LAST": True, "UNSIGNED": True, "PIXELS": 128, "CHANNELS": 128,
-        "DEEP": 128,
+        "WIDE": False, "UNIT": 16, "X_UNIT": 16, "LAST": True, "ALIGNED": True, "PADDED": False,
+        "UNSIGNED": True, "PIXELS": 128, "CHANNELS": 128, "TOGETHER": 1, "DEEP": 128,
     }  # fmt: skip
     types = {"x": "!*u8", "w": "!*i8", "y": "!*i8", "sums": "!*i32", "zero_point": "*i32"}
     # 16 bytes at a time

@@ -19,6 +19,19 @@ def steps_of(x: Tensor, *axes: int) -> list[int]:
     return [x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes]
 
 
+def pitch(x: Tensor) -> int | None:
+    """How far apart the rows (n, h, w) of (N, G, C, H, W) lie; None where that varies."""
+    found = reach = None
+    for axis in (4, 3, 0):
+        size, step = x.shape[axis], x.stride(axis)
+        if size == 1:
+            continue
+        if reach is not None and step != reach:
+            return None
+        found, reach = step if found is None else found, size * step
+    return 0 if found is None else found
+
+
 def in_units(*numbers: int) -> tuple[int, list[int]]:
     """16 where it divides all, else 1, and the numbers in it: what a kernel is to know of them."""
     unit = 1 if any(number % 16 for number in numbers) else 16

@@ -14,7 +14,7 @@ from quantizers.kernels.gpu.device import OPTIONS, bound, there
 from quantizers.kernels.gpu.launcher import Launch
 
 from ..convolved import moves_of, new_result, tile_of
-from ..layout import Layout, in_units, steps_of
+from ..layout import Layout, in_units, pitch, steps_of
 from .preparation import prepared
 
 KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
@@ -158,17 +158,21 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     moves = moves_of(given.shape[3:], weight.shape[3:], by.stride, padding, by.size, by.scattered)
     tall, across, warps = tile_of(rows, produced, groups)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
-    steps = *steps_of(read, 0, 1, 3, 4), *steps_of(read_w, 0, 1, 3, 4)
-    unit, (each, *steps_read) = in_units(summed, *steps)
-    out, (columns, y_n, y_g, y_h, y_w) = in_units(produced, *steps_of(y, 0, 1, 3, 4))
+    x_rows = pitch(read) if moves == "still" and set(by.stride) == {1} else None
+    y_rows = pitch(y)
+    (*steps, x_w), (*steps_y, y_w) = steps_of(read, 0, 1, 3, 4), steps_of(y, 0, 1, 3, 4)
+    steps += [x_w if x_rows is None else x_rows, *steps_of(read_w, 0, 1, 3, 4)]
+    unit, (each, *steps) = in_units(summed, *steps)
+    out, (columns, *steps_y) = in_units(produced, *steps_y, y_w if y_rows is None else y_rows)
     numbers = (
-        rows, columns, each, *read.shape[3:], out_height, out_width, *steps_read, y_n, y_g,
-        y.stride(2), y_h, y_w, one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
+        rows, columns, each, *read.shape[3:], out_height, out_width, *steps, *steps_y[:2],
+        y.stride(2), *steps_y[2:], one, other, *by.stride, *padding, *by.dilation, weight.shape[4],
         128 * unsigned, bound(taps * blocks),
     )  # fmt: skip
     launch = Launch(
         KERNELS, "convolve", numbers, WIDE=Layout.of(read).is_wide or result.is_wide, UNIT=unit,
-        OUT=out, LAST=y.stride(2) == 1, MOVES=moves, EVEN=summed % deep == 0, AFFINE=by.shifted,
+        OUT=out, LAST=y.stride(2) == 1, MOVES=moves, X_ROWS=x_rows is not None,
+        Y_ROWS=y_rows is not None, EVEN=summed % deep == 0, AFFINE=by.shifted,
         FILLED=by.shifted and by.scattered and moves != "still", SCALES=len(by.scales),
         BIASED=by.biased, ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=warps,
         num_stages=_AHEAD, **OPTIONS,

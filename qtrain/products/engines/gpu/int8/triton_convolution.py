@@ -64,6 +64,8 @@ def convolve(
     LAST: tl.constexpr,
     MOVES: tl.constexpr,
     EVEN: tl.constexpr,
+    X_ROWS: tl.constexpr,
+    Y_ROWS: tl.constexpr,
     AFFINE: tl.constexpr,
     FILLED: tl.constexpr,
     SCALES: tl.constexpr,
@@ -81,7 +83,8 @@ def convolve(
     zero_point (int32), when AFFINE: is taken from x, which holds the elements `less` so much,
     FILLED: where no element is met too.  sums (G * P): of w over c, taps.
     rows: N * H * W of y; steps: of DEEP channels of a tap, EVEN: which are whole; MOVES: see
-    triton_places.  WIDE: places in x or y pass int32.
+    triton_places.  X_ROWS, Y_ROWS: whether the row m of x (of a kernel that stands still, the same
+    number), or of y, lies at m times the step of its last axis.  WIDE: places pass int32.
     UNIT: summed and the strides of x and w are given in sixteens, or in ones; OUT:
     produced and the strides of y but y_p, which is 1 where LAST.
     Program: a tile of a group, ROWS x ACROSS; BAND of them share what they read.
@@ -104,7 +107,10 @@ def convolve(
         m, rows, out_height, out_width, stride_h, stride_w, padding_h, padding_w, MOVES
     )
     held = w + (tl.minimum(p, produced - 1) * w_p + group * w_g)[None, :] + c[:, None]
-    first = first_place(n * x_n + group * x_g, top, left, x_h, x_w, MOVES)
+    if X_ROWS:
+        first = tl.minimum(m, rows - 1) * x_w + group * x_g
+    else:
+        first = first_place(n * x_n + group * x_g, top, left, x_h, x_w, MOVES)
     total = tl.zeros((ROWS, ACROSS), dtype=tl.int32)
     k, r, s = 0, 0, 0
     for _ in range(steps):
@@ -124,7 +130,11 @@ def convolve(
     channel = group * produced + p
     if AFFINE:
         total = total - zero * tl.load(sums + channel, mask=p < produced, other=0)[None, :]
-    place = (n * y_n + oh * y_h + ow * y_w + group * y_g)[:, None] + (p * y_p)[None, :]
+    if Y_ROWS:
+        at = m * y_w + group * y_g
+    else:
+        at = n * y_n + oh * y_h + ow * y_w + group * y_g
+    place = at[:, None] + (p * y_p)[None, :]
     if SCALES > 0:
         own = tl.load(scale + channel * scale_p, mask=p < produced, other=0.0)
         if SCALES > 1:
