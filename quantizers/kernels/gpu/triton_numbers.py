@@ -39,6 +39,20 @@ def is_finite(x):
 
 
 @triton.jit
+def multiple(n, ALIGNED: tl.constexpr):
+    """n, a multiple of ALIGNED, so that the compiler knows."""
+    return n // ALIGNED * ALIGNED
+
+
+@triton.jit
+def near_bf16(x):
+    """x (fp32) rounded to bf16, to nearest even, which the interpreter's conversion is not."""
+    bits = float_bits(x)
+    near = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return tl.where(x == x, as_float(near), float("nan"))
+
+
+@triton.jit
 def larger(a, b):
     """The larger, or NaN where one is."""
     return tl.where((a != a) | (b != b), float("nan"), tl.where(a > b, a, b))

@@ -9,13 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from quantizers.kernels.gpu.triton_numbers import as_float, float_bits
-
-
-@triton.jit
-def multiple(n, ALIGNED: tl.constexpr):
-    """n, a multiple of ALIGNED, so that the compiler knows."""
-    return n // ALIGNED * ALIGNED
+from quantizers.kernels.gpu.triton_numbers import multiple, near_bf16
 
 
 @triton.jit
@@ -44,9 +38,7 @@ def rounded(x, ROUNDING: tl.constexpr):
     if ROUNDING == 1:
         y = x.to(tl.float16).to(tl.float32)
     if ROUNDING == 2:
-        bits = float_bits(x)
-        near = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        y = tl.where(x == x, as_float(near), float("nan"))
+        y = near_bf16(x)
     return y
 
 
