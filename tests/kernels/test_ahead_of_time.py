@@ -46,14 +46,13 @@ def compiled(
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def well_made(made: Any, arch: int) -> str:
-    """The kernel's PTX: no product and sum as one operation, no approximate division, no flush of
-    subnormal numbers but by the floor of a magnitude, nothing spilled, and no more shared memory
-    than there is."""
+def well_made(made: Any, arch: int, fused: int = 0) -> str:
+    """The kernel's PTX: no product and sum as one operation but `fused` a thread, no approximate
+    division, no flush of subnormal numbers but by the floor or ceiling of a magnitude, nothing
+    spilled, and no more shared memory than there is."""
     ptx: str = made.asm["ptx"]
-    assert not re.search(
-        r"fma\.rn(\.ftz)?\.f32|div\.(full|approx)|(?<!cvt\.rmi)\.ftz|(st|ld)\.local", ptx
-    )
+    assert len(re.findall(r"fma\.rn\S*\.f32", ptx)) == fused
+    assert not re.search(r"div\.(full|approx)|(?<!cvt\.r[mp]i)\.ftz|(st|ld)\.local", ptx)
     assert made.metadata.shared <= SHARED[arch]
     return ptx
 
@@ -104,16 +103,20 @@ def test_elements(arch: int, mode: str, integer: bool, measured: bool) -> None:
     from quantizers.kernels.gpu.triton_elements import elements, whole
 
     constants = {
-        "AXES": 2, "ALONE": True, "SCALED": True, "MEASURED": measured, "AFFINE": integer,
-        "FOLDED": True, **RULE, "INTEGER": integer, "SIGNED": True, "ZERO": True, "INF": False,
-        "RANDOM": 23 * (mode == "stochastic"), "MODE": mode, "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
+        "AXES": 2, "ALONE": True, "SCALED": True, "MEASURED": measured,
+        "AFFINE": integer and measured, "FOLDED": True, **RULE, "INTEGER": integer, "SIGNED": True,
+        "ZERO": True, "INF": False, "RANDOM": 23 * (mode == "stochastic"), "MODE": mode,
+        "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
     }  # fmt: skip
     types = {**WALK, **NUMBERS, **POINTERS, "result": "!*i8" if integer else "!*fp32"}
     if not integer:
         types |= {"c0": "i32", "c1": "i32"}
-    assert "div.rn.f32" in well_made(compiled(elements, constants, types, arch), arch)
+    # two for a quotient by one scale, of 16 and of 32 elements
+    made = compiled(elements, constants, types, arch)
+    assert "div.rn.f32" in well_made(made, arch, 32 * integer)
     constants = {name: value for name, value in constants.items() if name in whole.arg_names}
-    ptx = well_made(compiled(whole, {**constants, "BLOCK": 8192}, types, arch), arch)
+    made = compiled(whole, {**constants, "BLOCK": 8192}, types, arch)
+    ptx = well_made(made, arch, 64 * integer)
     assert "div.rn.f32" in ptx
     # every thread has read the running range before one of them moves it
     read, _ = ptx.split("st.global", 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_made import before, made
+from .triton_made import before, made, made_by_one
 from .triton_numbers import ordered, place
 from .triton_range import gathered
 from .triton_scale import spread
@@ -130,10 +130,16 @@ def elements(
                 shift = tl.load(zero_point + granule, mask=inside, other=0).to(tl.float32)
         if SCALED:
             v, by = before(v, by, prescale, PRESCALED, RECIPROCAL)
-        v = made(
-            v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
-            RANDOM, MODE,
-        )  # fmt: skip
+        if SCALED and (MEASURED or ALONE):
+            v = made_by_one(
+                v, by, shift, index, key, c0, c1, c2, c3, c4, INTEGER, SIGNED, ZERO, INF, RANDOM,
+                MODE, SIGNED and not AFFINE and result.dtype.element_ty == tl.int8,
+            )  # fmt: skip
+        else:
+            v = made(
+                v, by, shift, index, key, c0, c1, c2, c3, c4, SCALED, INTEGER, SIGNED, ZERO, INF,
+                RANDOM, MODE,
+            )  # fmt: skip
         tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)
 
 
@@ -226,8 +232,8 @@ def whole(
         NARROW, S_SIGNED, S_ZERO, S_INF, S_MODE,
     )  # fmt: skip
     v, own = before(v, own, prescale, PRESCALED, RECIPROCAL)
-    v = made(
-        v, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF, RANDOM,
-        MODE,
+    v = made_by_one(
+        v, own, zero, index, key, c0, c1, c2, c3, c4, INTEGER, SIGNED, ZERO, INF, RANDOM, MODE,
+        SIGNED and not AFFINE and result.dtype.element_ty == tl.int8,
     )  # fmt: skip
     tl.store(result + to, v.to(result.dtype.element_ty), mask=inside)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .triton_numbers import floating, integer, is_finite, noise
+from .triton_uniform import integers, is_usual
 
 
 @triton.jit
@@ -25,6 +26,35 @@ def made(
         v = integer(v, zero, bits, c0, c1, RANDOM, MODE)
     else:
         v = floating(v, source, bits, c0, c1, c2, c3, c4, SIGNED, ZERO, INF, RANDOM, MODE)
+    return v
+
+
+@triton.jit
+def made_by_one(
+    source, own, zero, index, key, c0, c1, c2, c3, c4, INTEGER: tl.constexpr, SIGNED: tl.constexpr,
+    ZERO: tl.constexpr, INF: tl.constexpr, RANDOM: tl.constexpr, MODE: tl.constexpr,
+    SHORT: tl.constexpr,
+):  # fmt: skip
+    """`made`, of one scale and zero point, scalars or (1,); integers' elements are int32.
+
+    SHORT: see triton_uniform.integers.
+    """
+    if INTEGER and (MODE == "nearest_even" or MODE == "stochastic"):
+        nil = tl.zeros((1,), tl.float32)
+        by, shift = nil + own, nil + zero
+        inverse = tl.div_rn(nil + 1.0, by)
+        if is_usual(by, shift):
+            v = integers(source, by, inverse, shift, index, key, c0, c1, RANDOM, MODE, SHORT)
+        else:
+            v = made(
+                source, by, shift, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO,
+                INF, RANDOM, MODE,
+            ).to(tl.int32)  # fmt: skip
+    else:
+        v = made(
+            source, own, zero, index, key, c0, c1, c2, c3, c4, True, INTEGER, SIGNED, ZERO, INF,
+            RANDOM, MODE,
+        )  # fmt: skip
     return v
 
 

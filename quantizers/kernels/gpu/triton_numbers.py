@@ -182,7 +182,7 @@ def place(
     """Where the elements at places i of the walk lie: in x and in the result, their logical index,
     their granule.  int32."""
     if AXES == 0:
-        return i, i, i * index_step, i * granule_step
+        return i, i, i, i * granule_step  # all of a tensor in order: it is its own index
     across = i % row
     x, result, index, granule = across, across, across * index_step, across * granule_step
     rest = i // row
