@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from quantizers.kernels.gpu.triton_numbers import float_bits, integer
+from quantizers.kernels.gpu.triton_made import made_by_one
 
 from .triton_tiles import before_relu, keep, multiple, place, places, rounded, sign
 
@@ -69,12 +69,13 @@ def normalize(
     if RELU:
         v = tl.where(v < 0.0, 0.0, v)
     if CODES:
-        own = tl.load(step)
-        v = tl.div_rn(v, tl.where(own == 0.0, float("inf"), own))
         zero = 0.0
         if AFFINE:
             zero = tl.load(zero_point).to(tl.float32)
-        v = integer(v, zero, float_bits(v), low, high, 0, "nearest_even")
+        v = made_by_one(
+            v, tl.load(step), zero, 0, step, low, high, 0.0, 0.0, 0.0, True, True, True, False, 0,
+            "nearest_even", False,
+        )  # fmt: skip
     tl.store(y + at, v.to(y.dtype.element_ty), mask=inside)
 
 
