@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..autograd.function_output import function_output
 from ..products.module import QProduct
 from .matmul import matmul
+from .softmax import softmax
 
 
 def attend(
@@ -39,14 +39,12 @@ def attend(
         exact = mask.dtype == torch.bool
         if exact:
             mask = torch.zeros_like(mask, dtype=logits.dtype).masked_fill_(~mask, float("-inf"))
-        # adding costs nothing in the backward pass: at a weight of 0 the gradient is 0 already
-        logits = logits + mask
     if mask is None or unseeing is None or mask.shape[-1:] == (0,):
-        weights = logits.softmax(-1)
+        weights = softmax(logits, mask, None)
     else:
         peak = mask.amax(-1, keepdim=True)  # -inf where all is hidden, NaN where anything is
         idle = ~peak.isfinite()
-        weights = _Weights.apply(logits, idle)  # type: ignore[no-untyped-call]
+        weights = softmax(logits, mask, idle)
         if unseeing == "nan":
             lost = idle
         elif not exact:
@@ -90,20 +88,3 @@ class _Lost(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output, None
-
-
-class _Weights(torch.autograd.Function):
-    """softmax over the last axis, 0 in idle rows; their gradient is 0 because the weights are."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, idle: Tensor) -> Tensor:
-        weights = logits.softmax(-1).masked_fill_(idle, 0.0)
-        ctx.dtype = logits.dtype
-        ctx.save_for_backward(weights)
-        return function_output(weights)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (weights,) = ctx.saved_tensors
-        grad: Tensor = torch._softmax_backward_data(grad_output, weights, -1, weights.dtype)
-        return grad.to(ctx.dtype), None

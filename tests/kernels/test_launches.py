@@ -127,6 +127,21 @@ def test_a_norm(launches: Launches) -> None:
     assert 5 < len(found) <= 10, found
 
 
+@pytest.mark.costly
+def test_attention(launches: Launches) -> None:
+    """Between its products one kernel each way, which leaves no sum of scores and mask."""
+    model = quantize(nn.MultiheadAttention(24, 2, batch_first=True), recipe="bf16").to(DEVICE)
+    x, causal = torch.randn(2, 5, 24).to(DEVICE), torch.ones(5, 5).triu(1).bool().to(DEVICE)
+    with launches:
+        output = model(x, x, x, attn_mask=causal)[0]
+    gradient = torch.ones_like(output)
+    with launches:
+        output.backward(gradient)
+    found = launches.found
+    own = [name for name in found if "softmax" in name or name == "add.Tensor"]
+    assert own == ["softmax (Triton)", "softmax_gradient (Triton)"], found
+
+
 def test_tensors_on_several_devices_are_refused() -> None:
     key = root_key(3).to(DEVICE)
     elsewhere = torch.tensor(5, device="meta" if DEVICE == "cpu" else "cpu")

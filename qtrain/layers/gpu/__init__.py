@@ -1,0 +1,1 @@
+"""What attention computes between its products, by Triton kernels."""
