@@ -267,6 +267,8 @@ def test_what_must_be_seen_is_torchs() -> None:
     assert torch.func.vmap(lambda x: softmax(x, None, None))(x.detach()).shape == x.shape
     for grad in (weights.detach().double(), weights.detach().requires_grad_()):
         assert launched.gradient(grad, weights.detach(), x.dtype) is None
+    empty = weights.detach()[:0]  # of which a GPU refuses to launch anything
+    assert launched.gradient(empty, empty, x.dtype) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
