@@ -116,7 +116,7 @@ def whole(
         return None
     first = Launch(
         RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=False, RUNNING=False,
-        STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     lowest, largest = own.constants[0] if known.shifted else 0.0, float(format.largest)
     scale = Launch(

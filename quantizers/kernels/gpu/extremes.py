@@ -120,13 +120,13 @@ def whole(
     parts, steps = programs_of(each, PARTS)
     first = Launch(
         RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
-        RUNNING=running, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        RUNNING=running, STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     makers, steps = programs_of(each, MAKERS)
     size = power_of_two(parts)
     constants |= {
         "ALONE": False, "SCALED": True, "MEASURED": True, "SIZE": size, "STEPS": steps,
-        "BLOCK": BLOCK,
+        "UNIT": own.unit(each), "BLOCK": BLOCK,
     }  # fmt: skip
     launch = Launch(ELEMENTS, "elements", (each, makers, parts, *numbers), **constants)
     return Whole(

@@ -61,7 +61,7 @@ def plan(
     parts, steps = programs_of(each, PARTS)
     first = Launch(
         RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=False, RUNNING=False,
-        STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     makers, steps = programs_of(each, MAKERS)
     levels = float(by.format.high - by.format.low)
