@@ -1,7 +1,8 @@
 """Noise, rounding and elements for Triton kernels.
 
 The arithmetic is that of `quantizers.noise`, `rounding` and `steps`, operation by operation in
-fp32, so that the bits are the same: divisions by `div_rn`, and kernels are compiled without fma.
+fp32, so that the bits are the same: divisions by `div_rn`, or as `triton_uniform` proves them to
+be, and kernels are compiled without fma but where it is asked for.
 """
 
 from __future__ import annotations
