@@ -106,14 +106,16 @@ def test_elements(arch: int, mode: str, integer: bool, measured: bool) -> None:
         "AXES": 2, "ALONE": True, "SCALED": True, "MEASURED": measured,
         "AFFINE": integer and measured, "FOLDED": True, **RULE, "INTEGER": integer, "SIGNED": True,
         "ZERO": True, "INF": False, "RANDOM": 23 * (mode == "stochastic"), "MODE": mode,
-        "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
+        "SIZE": 512, "STEPS": 2, "UNIT": 16, "BLOCK": 4096,
     }  # fmt: skip
     types = {**WALK, **NUMBERS, **POINTERS, "result": "!*i8" if integer else "!*fp32"}
     if not integer:
         types |= {"c0": "i32", "c1": "i32"}
     # two for a quotient by one scale, of 16 and of 32 elements
     made = compiled(elements, constants, types, arch)
-    assert "div.rn.f32" in well_made(made, arch, 32 * integer)
+    ptx = well_made(made, arch, 32 * integer)
+    # a row's units are read and written 16 bytes at a time
+    assert "div.rn.f32" in ptx and "ld.global.v4.b32" in ptx and "st.global.v4.b32" in ptx
     constants = {name: value for name, value in constants.items() if name in whole.arg_names}
     made = compiled(whole, {**constants, "BLOCK": 8192}, types, arch)
     ptx = well_made(made, arch, 64 * integer)
@@ -131,7 +133,8 @@ def test_rules_of_scales(arch: int, scale: str) -> None:
     constants = {
         "AXES": 0, "ALONE": False, "SCALED": True, "MEASURED": True, "AFFINE": False,
         "FOLDED": False, **RULE, **SCALES[scale], "INTEGER": False, "SIGNED": True, "ZERO": True,
-        "INF": False, "RANDOM": 0, "MODE": "nearest_even", "SIZE": 512, "STEPS": 2, "BLOCK": 4096,
+        "INF": False, "RANDOM": 0, "MODE": "nearest_even", "SIZE": 512, "STEPS": 2, "UNIT": 1,
+        "BLOCK": 4096,
     }  # fmt: skip
     types = {**WALK, **NUMBERS, **POINTERS, "result": "!*fp32", "c0": "i32", "c1": "i32"}
     for kernel in (elements, whole):
@@ -161,8 +164,10 @@ def test_offsets(arch: int, random: int) -> None:
 def test_extremes(arch: int) -> None:
     from quantizers.kernels.gpu.triton_range import extremes
 
-    constants = {"AXES": 2, "FOLDED": True, "RUNNING": True, "STEPS": 4, "BLOCK": 4096}
-    well_made(compiled(extremes, constants, {**WALK, **POINTERS}, arch), arch)
+    constants = {"AXES": 2, "FOLDED": True, "RUNNING": True, "BLOCK": 4096}
+    for unit in (1, 16):
+        made = compiled(extremes, {**constants, "UNIT": unit}, {**WALK, **POINTERS}, arch)
+        assert ("ld.global.v4.b32" in well_made(made, arch)) is (unit > 1)
 
 
 @pytest.mark.parametrize("arch", SHARED)

@@ -33,6 +33,7 @@ from quantizers import (
     stochastic,
 )
 from quantizers.devices.memory import eager
+from quantizers.elements import elements_of
 from quantizers.kernels.gpu import elements, extremes, keys, values
 from quantizers.kernels.gpu import quantizers as kernels
 
@@ -157,6 +158,10 @@ LARGE = {
         normal(2, 6, 35, 34).contiguous(memory_format=torch.channels_last),
         per_tensor,
     ),
+    "units of channels": (
+        normal(2, 32, 19, 15).contiguous(memory_format=torch.channels_last),
+        per_tensor,
+    ),
 }
 
 
@@ -194,6 +199,25 @@ def test_granules_that_several_programs_share(
                 assert same(got.zero_point, want.zero_point)
                 assert all(same(moved[part], value) for part, value in state.items())
     extremes.whole.cache_clear()
+
+
+@pytest.mark.parametrize("channels, unit", [(32, 16), (24, 1)])
+def test_elements_of_a_row_share_their_place(channels: int, unit: int) -> None:
+    x, format = normal(2, channels, 3, 5), IntFormat(8)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        laid = x.contiguous(memory_format=layout)
+        found = elements.elements(
+            torch.float32, (*x.shape,), laid.stride(), (*x.shape,), format, stochastic(), True,
+            False,
+        )  # fmt: skip
+        assert found is not None
+        assert found.launch.constants["UNIT"] == (unit if layout is torch.channels_last else 1)
+        given = laid, torch.full((1, 1, 1, 1), 0.03), None, (*x.shape,), format, stochastic()
+        with eager():
+            want = elements_of(*given, root_key(1))
+        there = (part.to(DEVICE) if isinstance(part, Tensor) else part for part in given)
+        got = kernels.elements(*there, root_key(1).to(DEVICE))
+        assert got is not None and same(got, want)
 
 
 def test_what_no_kernel_serves_is_declined() -> None:

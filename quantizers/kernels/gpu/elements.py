@@ -22,6 +22,8 @@ from .launcher import Launch
 BLOCK = 4096
 #: of a kernel that makes no scale: momentum, window, reach, prescale, rule, its format
 _NO_RULE = 0.0, 0, 1.0, 1.0, (1.0,), (1.0,)
+#: elements that a thread may take side by side
+_UNIT = 16
 #: the most programs that make a granule's elements
 MAKERS = 2048
 
@@ -38,6 +40,13 @@ class Path(NamedTuple):
     axes: int
     constants: tuple[float, ...]
     flags: dict[str, Any]
+
+    def unit(self, each: int) -> int:
+        """How many elements of granules of `each` lie side by side in x and in the result, from
+        every multiple of as many on, where rows are to be found: their place is found once."""
+        row, _, _, _, x_steps, result_steps, *_ = self.words
+        ragged = any(number % _UNIT for number in (each, row, *x_steps, *result_steps))
+        return 1 if ragged or not self.axes else _UNIT
 
 
 def path(
@@ -79,8 +88,15 @@ def known_of(
     return constants, flags
 
 
-def programs_of(size: int, most: int) -> tuple[int, int]:
+def parts_of(size: int, most: int) -> tuple[int, int]:
     """(programs, at most so many, blocks of each) that take `size` elements."""
+    blocks = -(-size // BLOCK)
+    steps = -(-blocks // most)
+    return -(-blocks // steps), steps
+
+
+def programs_of(size: int, most: int) -> tuple[int, int]:
+    """`parts_of`, where blocks are a kernel's constant."""
     blocks = -(-size // BLOCK)
     steps = 1
     while blocks > steps * most:
@@ -135,6 +151,7 @@ def elements(
     launch = Launch(
         ELEMENTS, "elements", (size, programs, 1, *own.words, *own.constants, *_NO_RULE),
         AXES=own.axes, ALONE=math.prod(own.plan.compact) == 1, SCALED=scaled, AFFINE=shifted,
-        **rule, **own.flags, SIZE=1, STEPS=steps, BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        **rule, **own.flags, SIZE=1, STEPS=steps, UNIT=own.unit(size), BLOCK=BLOCK,
+        num_warps=8, **OPTIONS,
     )  # fmt: skip
     return Elements(own.plan, launch, (programs, 1, 1))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_made import before, made, made_by_one
-from .triton_numbers import ordered, place
+from .triton_numbers import ordered, place, units
 from .triton_range import gathered
 from .triton_scale import spread
 
@@ -85,13 +85,15 @@ def elements(
     MODE: tl.constexpr,
     SIZE: tl.constexpr,
     STEPS: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """round(x / scale) + zero_point, clamped to the format: see steps.elements_of.
 
     scale, zero_point: by granule of the walk; ALONE: one.  MEASURED: made here, of the extremes
     `ends` of each granule's parts, SIZE at most: see spread.  FOLDED: x times the granule's factor.
-    each: elements of a granule, or all; blocks: programs of it, of STEPS times BLOCK elements.
+    each: elements of a granule, or all; blocks: programs of it, of STEPS times BLOCK elements;
+    UNIT: see units, divides each.
     c0..: of an integer format its lowest and largest, else see numbers.floating.
     """
     program, alone = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -113,12 +115,13 @@ def elements(
         own = tl.load(scale)
         if AFFINE:
             zero = tl.load(zero_point).to(tl.float32)
+    head, lane = units(BLOCK, UNIT)
     for step in range(STEPS):
-        i = (alone * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+        i = (alone * STEPS + step) * BLOCK + head
         inside = i < each
         at, to, index, granule = place(
-            program * each + i, row, index_step, granule_step, sizes, x_steps, result_steps,
-            index_steps, granule_steps, AXES,
+            program * each + i, lane, row, index_step, granule_step, sizes, x_steps, result_steps,
+            index_steps, granule_steps, AXES, UNIT,
         )  # fmt: skip
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         if FOLDED:
@@ -212,8 +215,8 @@ def whole(
     i = tl.arange(0, BLOCK)
     inside = i < each
     at, to, index, granule = place(
-        program * each + i, row, index_step, granule_step, sizes, x_steps, result_steps,
-        index_steps, granule_steps, AXES,
+        program * each + i, 0, row, index_step, granule_step, sizes, x_steps, result_steps,
+        index_steps, granule_steps, AXES, 1,
     )  # fmt: skip
     v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if FOLDED:

@@ -1,7 +1,8 @@
 """Noise, rounding and elements for Triton kernels.
 
 The arithmetic is that of `quantizers.noise`, `rounding` and `steps`, operation by operation in
-fp32, so that the bits are the same: divisions by `div_rn`, and kernels are compiled without fma.
+fp32, so that the bits are the same: divisions by `div_rn`, or as `triton_uniform` proves them to
+be, and kernels are compiled without fma but where it is asked for.
 """
 
 from __future__ import annotations
@@ -175,16 +176,30 @@ def floating(
 
 
 @triton.jit
+def units(BLOCK: tl.constexpr, UNIT: tl.constexpr):
+    """Places 0 .. BLOCK - 1 as those that are multiples of UNIT, and what follows each: one axis
+    where UNIT is 1, else two."""
+    if UNIT == 1:
+        return tl.arange(0, BLOCK), 0
+    else:
+        return tl.arange(0, BLOCK // UNIT)[:, None] * UNIT, tl.arange(0, UNIT)[None, :]
+
+
+@triton.jit
 def place(
-    i, row, index_step, granule_step, sizes, x_steps, result_steps, index_steps, granule_steps,
-    AXES: tl.constexpr,
+    i, lane, row, index_step, granule_step, sizes, x_steps, result_steps, index_steps,
+    granule_steps, AXES: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Where the elements at places i of the walk lie: in x and in the result, their logical index,
-    their granule.  int32."""
+    """Where the elements at places i + lane of the walk lie: in x and in the result, their logical
+    index, their granule.  int32.
+
+    UNIT: see units; above 1, it divides i, the row, and x's and the result's steps.
+    """
     if AXES == 0:
         return i, i, i, i * granule_step  # all of a tensor in order: it is its own index
     across = i % row
-    x, result, index, granule = across, across, across * index_step, across * granule_step
+    x, result = across, across
+    index, granule = (across + lane) * index_step, (across + lane) * granule_step
     rest = i // row
     for axis in tl.static_range(AXES):
         own = rest
@@ -195,4 +210,7 @@ def place(
         result += own * result_steps[AXES - 1 - axis]
         index += own * index_steps[AXES - 1 - axis]
         granule += own * granule_steps[AXES - 1 - axis]
+    if UNIT > 1:
+        x = tl.max_contiguous(tl.multiple_of(x + lane, (1, UNIT)), (1, UNIT))
+        result = tl.max_contiguous(tl.multiple_of(result + lane, (1, UNIT)), (1, UNIT))
     return x, result, index, granule

@@ -59,8 +59,8 @@ def offset(
         i = (alone * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         inside = i < each
         at, to, index, _ = place(
-            program * each + i, row, index_step, granule_step, sizes, x_steps, result_steps,
-            index_steps, granule_steps, AXES,
+            program * each + i, 0, row, index_step, granule_step, sizes, x_steps, result_steps,
+            index_steps, granule_steps, AXES, 1,
         )  # fmt: skip
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
         # wide only of what a warp has not in common: see triton_levels

@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_numbers import ordered, place
+from .triton_numbers import ordered, place, units
 
 
-@triton.jit(do_not_specialize=["granule_step", "index_step"])
+@triton.jit(do_not_specialize=["granule_step", "index_step", "steps"])
 def extremes(
     x,
     ends,
@@ -22,6 +22,7 @@ def extremes(
     running_high,
     running_share,
     each,
+    steps,
     row,
     index_step,
     granule_step,
@@ -33,26 +34,28 @@ def extremes(
     AXES: tl.constexpr,
     FOLDED: tl.constexpr,
     RUNNING: tl.constexpr,
-    STEPS: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """ends (granules, 2, parts): the smallest and the largest, ordered, int32, of each granule's
     parts.
 
-    Program (granule, part); each: elements of a granule, which follow one another along the walk.
+    Program (granule, part), of `steps` times BLOCK elements; each: elements of a granule, which
+    follow one another along the walk; UNIT: see units, divides it.
     FOLDED: of x times factor, one granule's, by the walk's granules.
     RUNNING: copies a running range into kept (3), for those who read it while one of them moves it.
     """
     granule, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     start = granule * each
-    least = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)
-    most = tl.full((BLOCK,), -0x80000000, tl.int32)
-    for step in range(STEPS):
-        i = (part * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+    head, lane = units(BLOCK, UNIT)
+    least = (head + lane) * 0 + 0x7FFFFFFF
+    most = -1 - least
+    for step in range(steps):
+        i = (part * steps + step) * BLOCK + head
         inside = i < each
         at, _, _, group = place(
-            start + i, row, index_step, granule_step, sizes, x_steps, result_steps, index_steps,
-            granule_steps, AXES,
+            start + i, lane, row, index_step, granule_step, sizes, x_steps, result_steps,
+            index_steps, granule_steps, AXES, UNIT,
         )  # fmt: skip
         v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         if FOLDED:
@@ -61,8 +64,8 @@ def extremes(
         least = tl.minimum(least, tl.where(inside, key, 0x7FFFFFFF))
         most = tl.maximum(most, tl.where(inside, key, -0x80000000))
     slot = ends + 2 * granule * parts + part
-    tl.store(slot, tl.min(least, 0))
-    tl.store(slot + parts, tl.max(most, 0))
+    tl.store(slot, tl.min(least))
+    tl.store(slot + parts, tl.max(most))
     if RUNNING:
         if part == 0:
             tl.store(kept, tl.load(running_low))

@@ -32,7 +32,7 @@ def quotient(x, by, inverse):
     """x / by, rounded to nearest; inverse: 1 / by, rounded to nearest.
 
     Of |x| from 2^-100 on and quotients within fp32's normal numbers; below, it is about as small,
-    of an infinity NaN, and of -0 its sign is lost.  Brisebarre, Muller and Raina, "Accelerating
+    of an infinity NaN, and of -0 0.  Brisebarre, Muller and Raina, "Accelerating
     correctly rounded floating-point division when the divisor is known in advance" (2004): the
     first quotient errs by less than 1.5 units of its last place, and its remainder corrects it.
     """
