@@ -164,7 +164,7 @@ def test_offsets(arch: int, random: int) -> None:
 def test_extremes(arch: int) -> None:
     from quantizers.kernels.gpu.triton_range import extremes
 
-    constants = {"AXES": 2, "FOLDED": True, "RUNNING": True, "BLOCK": 4096}
+    constants = {"AXES": 2, "FOLDED": True, "RUNNING": True, "STEPS": 4, "BLOCK": 4096}
     for unit in (1, 16):
         made = compiled(extremes, {**constants, "UNIT": unit}, {**WALK, **POINTERS}, arch)
         assert ("ld.global.v4.b32" in well_made(made, arch)) is (unit > 1)

@@ -17,7 +17,7 @@ from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import ChunkedMinMax
 
 from ..plan import plan_whole
-from .device import OPTIONS, RANGE, bound, power_of_two, there
+from .device import OPTIONS, RANGE, power_of_two, there
 from .elements import BLOCK, Elements, elements, path
 from .launcher import Launch
 from .memory import memory_of
@@ -108,15 +108,15 @@ def whole(
     if own is None or made is None or each is None or rule is None:
         return None
     count = own.plan.walk.size // each
-    steps = 1
+    steps = 1  # powers of two: a kernel is compiled for each
     while (parts := -(-each // (BLOCK * steps))) > 1 and count * parts > _MOST // 2:
         steps *= 2
     sizes = [power_of_two(n) for n in (count, parts)]
     if math.prod(sizes) > _MOST:
         return None
     first = Launch(
-        RANGE, "extremes", (each, bound(steps), *own.words), AXES=own.axes, FOLDED=False,
-        RUNNING=False, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=False, RUNNING=False,
+        STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     lowest, largest = own.constants[0] if known.shifted else 0.0, float(format.largest)
     scale = Launch(

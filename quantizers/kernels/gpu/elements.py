@@ -88,15 +88,8 @@ def known_of(
     return constants, flags
 
 
-def parts_of(size: int, most: int) -> tuple[int, int]:
-    """(programs, at most so many, blocks of each) that take `size` elements."""
-    blocks = -(-size // BLOCK)
-    steps = -(-blocks // most)
-    return -(-blocks // steps), steps
-
-
 def programs_of(size: int, most: int) -> tuple[int, int]:
-    """`parts_of`, where blocks are a kernel's constant."""
+    """(programs, at most so many, blocks of each) that take `size` elements."""
     blocks = -(-size // BLOCK)
     steps = 1
     while blocks > steps * most:

@@ -15,8 +15,8 @@ from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax
 
 from ..plan import Plan, plan_whole
-from .device import ELEMENTS, OPTIONS, RANGE, bound, power_of_two, there
-from .elements import BLOCK, MAKERS, parts_of, path, programs_of
+from .device import ELEMENTS, OPTIONS, RANGE, power_of_two, there
+from .elements import BLOCK, MAKERS, path, programs_of
 from .launcher import Launch
 from .memory import memory_of
 from .rules import rule_of
@@ -117,11 +117,10 @@ def whole(
         return Whole(
             own.plan, format, known.block, scales, known.shifted, by.scale.outer, 0, None, last
         )
-    parts, steps = parts_of(each, PARTS)
+    parts, steps = programs_of(each, PARTS)
     first = Launch(
-        RANGE, "extremes", (each, bound(steps), *own.words), AXES=own.axes,
-        FOLDED=factor is not None, RUNNING=running, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8,
-        **OPTIONS,
+        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
+        RUNNING=running, STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     makers, steps = programs_of(each, MAKERS)
     size = power_of_two(parts)

@@ -15,8 +15,8 @@ from quantizers.ranges.rules import AbsMax, MinMax, State
 from quantizers.settings import Settings
 
 from ..plan import Plan, plan_whole
-from .device import OPTIONS, RANGE, bound, power_of_two, serves, there
-from .elements import BLOCK, MAKERS, parts_of, path, programs_of
+from .device import OPTIONS, RANGE, power_of_two, serves, there
+from .elements import BLOCK, MAKERS, path, programs_of
 from .extremes import PARTS
 from .launcher import Launch
 
@@ -58,10 +58,10 @@ def plan(
         return None
     granules = math.prod(known.compact)
     each = own.plan.walk.size // granules
-    parts, steps = parts_of(each, PARTS)
+    parts, steps = programs_of(each, PARTS)
     first = Launch(
-        RANGE, "extremes", (each, bound(steps), *own.words), AXES=own.axes, FOLDED=False,
-        RUNNING=False, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=False, RUNNING=False,
+        STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     makers, steps = programs_of(each, MAKERS)
     levels = float(by.format.high - by.format.low)

@@ -12,7 +12,7 @@ import triton.language as tl
 from .triton_numbers import ordered, place, units
 
 
-@triton.jit(do_not_specialize=["granule_step", "index_step", "steps"])
+@triton.jit(do_not_specialize=["granule_step", "index_step"])
 def extremes(
     x,
     ends,
@@ -22,7 +22,6 @@ def extremes(
     running_high,
     running_share,
     each,
-    steps,
     row,
     index_step,
     granule_step,
@@ -34,14 +33,15 @@ def extremes(
     AXES: tl.constexpr,
     FOLDED: tl.constexpr,
     RUNNING: tl.constexpr,
+    STEPS: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """ends (granules, 2, parts): the smallest and the largest, ordered, int32, of each granule's
     parts.
 
-    Program (granule, part), of `steps` times BLOCK elements; each: elements of a granule, which
-    follow one another along the walk; UNIT: see units, divides it.
+    Program (granule, part); each: elements of a granule, which follow one another along the walk;
+    UNIT: see units, divides it.
     FOLDED: of x times factor, one granule's, by the walk's granules.
     RUNNING: copies a running range into kept (3), for those who read it while one of them moves it.
     """
@@ -50,8 +50,8 @@ def extremes(
     head, lane = units(BLOCK, UNIT)
     least = (head + lane) * 0 + 0x7FFFFFFF
     most = -1 - least
-    for step in range(steps):
-        i = (part * steps + step) * BLOCK + head
+    for step in range(STEPS):
+        i = (part * STEPS + step) * BLOCK + head
         inside = i < each
         at, _, _, group = place(
             start + i, lane, row, index_step, granule_step, sizes, x_steps, result_steps,
