@@ -15,6 +15,7 @@ from quantizers.qtensor import QTensor
 from quantizers.ranges.rules import AbsMax
 
 from ..plan import Plan, plan_whole
+from ..serving import is_dense
 from .device import ELEMENTS, OPTIONS, RANGE, power_of_two, there
 from .elements import BLOCK, MAKERS, path, programs_of
 from .launcher import Launch
@@ -76,6 +77,10 @@ class Whole(NamedTuple):
         return QTensor(made, scale, zero_point, self.format, self.block, outer)
 
 
+def _like(shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(shape, strides, device="meta")
+
+
 @lru_cache(maxsize=4096)
 def whole(
     dtype: torch.dtype,
@@ -118,9 +123,13 @@ def whole(
             own.plan, format, known.block, scales, known.shifted, by.scale.outer, 0, None, last
         )
     parts, steps = programs_of(each, PARTS)
+    words, axes, unit = own.words, own.axes, own.unit(each)
+    if granules == 1 and factor is None and is_dense(_like(shape, strides)):
+        # which element is which does not matter: memory is read from its start to its end
+        words, axes, unit = (each, 1, 0, *((1,),) * 5), 0, 1
     first = Launch(
-        RANGE, "extremes", (each, *own.words), AXES=own.axes, FOLDED=factor is not None,
-        RUNNING=running, STEPS=steps, UNIT=own.unit(each), BLOCK=BLOCK, num_warps=8, **OPTIONS,
+        RANGE, "extremes", (each, *words), AXES=axes, FOLDED=factor is not None, RUNNING=running,
+        STEPS=steps, UNIT=unit, BLOCK=BLOCK, num_warps=8, **OPTIONS,
     )  # fmt: skip
     makers, steps = programs_of(each, MAKERS)
     size = power_of_two(parts)

@@ -19,7 +19,7 @@ CHANNELS = "qtrain.norms.kernels.gpu.triton_channels"
 PASSES = "qtrain.norms.kernels.gpu.triton_passes"
 #: elements of a tile, of passes and of statistics; the most channels of one; elements of a channel
 #: at once where its runs are shorter than a line of the cache is worth
-PASS, TILE, ACROSS, SHORT = 2048, 2048, 64, 64
+PASS, TILE, ACROSS, SHORT = 4096, 2048, 64, 64
 #: tiles that a program reads before it needs them, of the many that it sums
 AHEAD = 3
 #: places of a tensor's elements, those of a tile beyond its end included, are int32

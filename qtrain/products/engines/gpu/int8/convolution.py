@@ -20,8 +20,8 @@ from .preparation import prepared
 KERNELS = "qtrain.products.engines.gpu.int8.triton_convolution"
 #: elements read, from which copies whose rows are aligned are worth their launches
 _MANY = 2**22
-#: steps whose loads are on their way
-_AHEAD = 3
+#: warps of a program, and steps whose loads are on their way
+_WARPS, _AHEAD = 4, 3
 _SUMMED_LAST = (0, 3, 4, 1, 2)
 
 
@@ -156,7 +156,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     deep = _deep(summed)
     blocks = -(-summed // deep)
     moves = moves_of(given.shape[3:], weight.shape[3:], by.stride, padding, by.size, by.scattered)
-    tall, across, warps = tile_of(rows, produced, groups)
+    tall, across, _ = tile_of(rows, produced, groups)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
     x_rows = pitch(read) if moves == "still" and set(by.stride) == {1} else None
     y_rows = pitch(y)
@@ -174,7 +174,7 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
         OUT=out, LAST=y.stride(2) == 1, MOVES=moves, X_ROWS=x_rows is not None,
         Y_ROWS=y_rows is not None, EVEN=summed % deep == 0, AFFINE=by.shifted,
         FILLED=by.shifted and by.scattered and moves != "still", SCALES=len(by.scales),
-        BIASED=by.biased, ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=warps,
+        BIASED=by.biased, ROWS=tall, ACROSS=across, DEEP=deep, BAND=8, num_warps=_WARPS,
         num_stages=_AHEAD, **OPTIONS,
     )  # fmt: skip
     tiles = -(-rows // tall) * -(-produced // across) * groups
