@@ -191,7 +191,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             "call it under torch.no_grad() to count the forward alone"
         )
     found = [
-        (name, key, counter.recipe.units[key[0]], counter.sums[key])
+        (name, key, counter.recipe, counter.sums[key])
         for name, counter in counters
         for key in sorted(counter.sums, key=lambda key: KINDS.index(key[0]))
     ]
@@ -201,13 +201,14 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             f"layer, and no matrix product"
         )
     return CostReport(
-        tuple(_row(name, key, own, table, unit) for name, key, unit, (own, _) in found),
+        tuple(_row(name, key, own, table, by.units[key[0]]) for name, key, by, (own, _) in found),
         tuple(
             _row(name, (key[0], "fp32", "fp32"), fp32, table, None)
             for name, key, _, (_, fp32) in found
         ),
         watch.outside,
         watch.never_ran(),
+        sum(own.macs for _, (kind, *_), by, (own, _) in found if kind not in by.off),
     )
 
 

@@ -90,12 +90,19 @@ class CostReport:
     fp32       the rows of the same products with every operand and result in fp32
     outside    module path -> products that are not counted, because they ran outside a layer that
                can be converted;  never_ran: layers that the batch did not reach
+    simulated  MACs of the rows that follow a recipe; the others are off, or left
     """
 
     rows: tuple[CostRow, ...]
     fp32: tuple[CostRow, ...]
     outside: Mapping[str, list[str]] = field(default_factory=dict)
     never_ran: Sequence[str] = ()
+    simulated: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of all rows' MACs those that follow a recipe, from 0 to 1."""
+        return self.simulated / max(sum(row.macs for row in self.rows), 1)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows to a .json or .csv file, atomically.  ValueError for other endings."""
@@ -151,7 +158,8 @@ class CostReport:
         plot([panel], checks.path("plot", path), legend=legend)
 
     def __str__(self) -> str:
-        remarks = [f"not counted: {path}: {', '.join(ops)}" for path, ops in self.outside.items()]
+        remarks = [f"{100 * self.share:.1f} % of the multiply-adds follow a recipe"]
+        remarks += [f"not counted: {path}: {', '.join(ops)}" for path, ops in self.outside.items()]
         if self.never_ran:
             remarks.append(f"never ran: {', '.join(self.never_ran)}")
         ordered = sorted(self.rows, key=lambda row: KINDS.index(row.product))

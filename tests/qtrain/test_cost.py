@@ -269,7 +269,11 @@ def test_layers_left_or_off_count_in_full_precision() -> None:
     assert mixed.fp32 == whole.fp32
     formats = {r.layer: (r.a, r.b) for r in mixed.rows if r.product == "forward"}
     assert formats == {"0": ("fp32",) * 2, "3": ("int8",) * 2, "5": ("fp32",) * 2}
-    assert cost(net(), X).rows == whole.fp32 == cost(quantize(net(), recipe="fp32"), X).rows
+    plain, off = cost(net(), X), cost(quantize(net(), recipe="fp32"), X)
+    assert plain.rows == whole.fp32 == off.rows
+    followed = sum(row.macs for row in mixed.rows if row.layer == "3")
+    assert mixed.share == followed / sum(row.macs for row in mixed.rows)
+    assert (whole.share, plain.share, off.share) == (1.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("left", [None, "fp32"])
