@@ -10,6 +10,7 @@ from test_ahead_of_time import SHARED, compiled, pytestmark, well_made
 
 __all__ = ["pytestmark"]
 
+#: of statistics; a pass has twice as many rows
 TILES = {"channels-last": (False, 32, 64), "contiguous": (True, 2048, 1)}
 #: by their names, in all kernels
 TYPES = {
@@ -30,9 +31,10 @@ def types_for(layout: str) -> dict[str, Any]:
     return TYPES if TILES[layout][0] else TYPES | {"channels": "!i32"}
 
 
-def tile(name: str) -> dict[str, Any]:
+def tile(name: str, times: int = 1) -> dict[str, Any]:
     planes, rows, columns = TILES[name]
-    return {"PLANES": planes, "ALIGNED": 4 if planes else 1, "ROWS": rows, "COLUMNS": columns}
+    aligned = 4 if planes else 1
+    return {"PLANES": planes, "ALIGNED": aligned, "ROWS": times * rows, "COLUMNS": columns}
 
 
 @pytest.mark.parametrize("layout", TILES)
@@ -40,16 +42,16 @@ def tile(name: str) -> dict[str, Any]:
 def test_statistics(arch: int, layout: str) -> None:
     from qtrain.norms.kernels.gpu import triton_statistics as kernels
 
-    types = {**types_for(layout), "steps": "i32"}
+    types, own_tile = {**types_for(layout), "steps": "i32"}, {**tile(layout), "AHEAD": 3}
     for squares, extremes in ((True, True), (True, False), (False, True), (False, False)):
-        constants = {"SQUARES": squares, "EXTREMES": extremes, **tile(layout)}
+        constants = {"SQUARES": squares, "EXTREMES": extremes, **own_tile}
         made = compiled(kernels.moments, constants, types, arch)
-        assert "ld.global.v4.b32" in well_made(made, arch)
+        assert "cp.async.cg" in well_made(made, arch)  # 16 bytes at a time, ahead of their use
     for kind in ("squares", "magnitudes", "largest"):
         own = types | {"sums": "*fp32"} if kind == "largest" else types
-        well_made(compiled(kernels.about, {"KIND": kind, **tile(layout)}, own, arch), arch)
+        well_made(compiled(kernels.about, {"KIND": kind, **own_tile}, own, arch), arch)
     for relu, extra in product((True, False), ("", "squares", "signs")):
-        constants = {"RELU": relu, "ROUNDING": 2 * relu, "EXTRA": extra, **tile(layout)}
+        constants = {"RELU": relu, "ROUNDING": 2 * relu, "EXTRA": extra, **own_tile}
         well_made(compiled(kernels.gradient, constants, types, arch), arch)
 
 
@@ -95,13 +97,14 @@ def test_passes(arch: int, layout: str) -> None:
 
     types = {**types_for(layout), "low": "fp32", "high": "fp32"}
     for codes in (False, True):
-        constants = {"RELU": True, "ROUNDING": 1, "CODES": codes, "AFFINE": codes, **tile(layout)}
+        constants = {"RELU": True, "ROUNDING": 1, "CODES": codes, "AFFINE": codes}
         own = types | ({"y": "!*i8"} if codes else {})
-        ptx = well_made(compiled(kernels.normalize, constants, own, arch), arch)
+        made = compiled(kernels.normalize, constants | tile(layout, 2), own, arch)
+        ptx = well_made(made, arch, 32 * codes)  # two for a quotient by one scale
         assert ("div.rn.f32" in ptx) is codes and "ld.global.v4.b32" in ptx
     for slope, carriers in (("", 2), ("centered", 0), ("sign", 0)):
         constants = {"RELU": True, "ROUNDING": 2, "SLOPE": slope, "CARRIERS": carriers, "TARGET": 0}
-        well_made(compiled(kernels.backward, constants | tile(layout), types, arch), arch)
+        well_made(compiled(kernels.backward, constants | tile(layout, 2), types, arch), arch)
     constants = {"PLANES": tile(layout)["PLANES"], "BLOCK": 1024}
     well_made(compiled(kernels.add_at, constants, types | {"grad": "*fp32"}, arch), arch)
 
@@ -111,5 +114,6 @@ def test_passes(arch: int, layout: str) -> None:
 def test_residual(arch: int, masked: bool) -> None:
     from qtrain.norms.kernels.gpu.triton_passes import residual
 
-    constants = {"MASKED": masked, "SOURCE": 0, "BLOCK": 2048}
-    well_made(compiled(residual, constants, TYPES, arch), arch)
+    constants = {"MASKED": masked, "SOURCE": 0, "BLOCK": 4096}
+    types = TYPES | {"off": "!*i8", "count": "!i32"}
+    assert "ld.global.v4.b32" in well_made(compiled(residual, constants, types, arch), arch)
