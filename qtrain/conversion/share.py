@@ -34,7 +34,10 @@ class Share:
         return self.simulated / total if total else 1.0
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % of the forward's multiply-adds follow the recipe"
+        said = f"{100 * self.value:.1f} % of the forward's multiply-adds follow the recipe"
+        if self.uncounted:
+            said += f"; not counted: {', '.join(sorted(self.uncounted))}"
+        return said
 
     def note(self, args: Any, output: Tensor) -> None:
         """A product that follows the recipe: the arguments of its QProduct, and its output."""
@@ -63,8 +66,14 @@ def _convolution(output: Tensor, args: Any) -> int:
     return output.numel() * int(args[1][0].numel())
 
 
-#: operations that inference mode does not take apart
-_WHOLE: dict[str, Callable[[Tensor, Any], int]] = {
+def _attention(output: Any, args: Any) -> int:
+    query, key, value = (x.shape for x in args[:3])
+    return int(query[:-1].numel() * key[-2] * (query[-1] + value[-1]))
+
+
+#: operations that inference mode does not take apart, and attention on a CPU
+_WHOLE: dict[str, Callable[[Any, Any], int]] = {
     "linear": _matrix, "matmul": _matrix, "mv": _matrix, "dot": _matrix,
     "conv1d": _convolution, "conv2d": _convolution, "conv3d": _convolution,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
 }  # fmt: skip

@@ -124,8 +124,6 @@ class Summary:
         if kinds.total():
             each = [f"{kind} {100 * macs / total:.2g} %" for kind, macs in kinds.most_common()]
             lines.append(f"           not: {some(each, 6)}")
-        if self.share.uncounted:
-            lines.append(f"           not counted: {', '.join(sorted(self.share.uncounted))}")
         return lines
 
     def _slow_lines(self) -> list[str]:

@@ -716,3 +716,24 @@ def test_calls_in_another_order_are_an_error_where_that_shows() -> None:
     left = quantize(Branches(), overrides={"functional.linear*": None})
     left(draw(3, 8), False)
     assert left(draw(3, 8), True).shape == (3, 8)
+
+
+def test_left_or_taken_attention_has_as_many_multiply_adds() -> None:
+    """Of queries and keys of several lengths, whichever operation torch runs for it."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(self.project(x[..., :3, :]), x, x[..., :6])
+
+    x = torch.randn(2, 4, 5, 8)
+    taken, left = (
+        summary(quantize(Attention(), functional=functional), x).share
+        for functional in (True, False)
+    )
+    assert taken is not None and left is not None
+    assert taken.simulated == 2 * 4 * 3 * (8 * 8 + 5 * (8 + 6)) and not left.uncounted
+    assert taken.value == 1 and left.left == {"(model)": taken.simulated - left.simulated}
