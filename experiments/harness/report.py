@@ -140,7 +140,7 @@ def plot_arms(result: Result, path: Path) -> None:
         if values:
             axes.plot(statistics.fmean(values), y, "|", color=colour, markersize=14, mew=2)
     axes.set_yticks(range(len(arms)), arms, fontsize=9)
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel(f"{result['metric']}, of each seed and their mean")
     axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
