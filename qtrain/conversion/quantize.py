@@ -14,7 +14,7 @@ from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_, may_call
 from .functional.discover import discover_
-from .functional.sites import CHILD, Following
+from .functional.following import CHILD, Following
 from .kinds import (
     children,
     is_any_norm,
