@@ -84,7 +84,9 @@ def parts(state: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("settings", [RANGE], ids=str)
+@pytest.mark.parametrize(
+    "settings", [RANGE, {"recipe": "lsq", "example_inputs": ids()}], ids=["int8", "lsq"]
+)
 def test_a_state_in_several_files_comes_back(settings: dict[str, Any], size: int) -> None:
     model = ran(**settings)
     with torch.device("meta"):
@@ -164,7 +166,16 @@ def test_calls_may_begin_with_another_recipe() -> None:
     assert_equal(steps(fresh), steps(model))
 
 
-@pytest.mark.parametrize("settings", [RANGE, {"recipe": "banner2018"}], ids=str)
+def test_layers_that_a_state_makes_need_the_optimizer() -> None:
+    state = ran(recipe="lsq", example_inputs=ids()).state_dict()
+    fresh = quantize(Net(), recipe="lsq")
+    early = adam(fresh)
+    fresh.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"nothing trains .* functional\.matmul0: forward input"):
+        steps(fresh, early)
+
+
+@pytest.mark.parametrize("settings", [RANGE, {"recipe": "banner2018"}], ids=["int8", "banner2018"])
 def test_safetensors_bring_it_back(settings: dict[str, Any], tmp_path: Path) -> None:
     files = pytest.importorskip("safetensors.torch")
     model = ran(**settings)
