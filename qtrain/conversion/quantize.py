@@ -14,7 +14,7 @@ from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_, may_call
 from .functional.discover import discover_
-from .functional.sites import CHILD, Following
+from .functional.following import CHILD, Following
 from .kinds import (
     children,
     is_any_norm,
@@ -214,9 +214,15 @@ class _Plan:
         record.attach(model)
         watch_first_forward(model)
         watch_learned(model)
+        if self._functional is not None:  # a state_dict makes layers of calls, which may learn
+            model.register_load_state_dict_post_hook(_loaded)
         warn_of_norms(model, self._norms, self._norms_left, level + 1)
         warn_of_groups(ungrouped, level + 1)
         warn_of_sums((own for _, _, recipes in work for own in recipes.values()), level + 1)
+
+
+def _loaded(model: nn.Module, keys: object) -> None:
+    watch_learned(model)
 
 
 def see_calls_(model: nn.Module, recipe: Recipe) -> None:

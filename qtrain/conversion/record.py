@@ -9,7 +9,7 @@ from torch import nn
 
 from ..names import lineage, some
 from ..recipe import Recipe
-from .functional.sites import Following
+from .functional.following import Following
 from .overrides import Asked, Chooser
 
 _ATTRIBUTE = "_qtrain_conversion"

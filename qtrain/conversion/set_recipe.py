@@ -21,7 +21,7 @@ from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_
-from .functional.sites import CHILD
+from .functional.following import CHILD
 from .kinds import can_convert, follow_norm_, norm_slots, operation_of
 from .overrides import OFF, Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion

@@ -23,7 +23,8 @@ class Learning(LayerState):
     <product>_<operand>_fitted    int64: whether a tensor has set them
 
     A state_dict without a flag, as of the plain model, leaves them unfitted: the next tensors set
-    them.
+    them.  A part of a state, as each of several files holds, leaves them as they are: one that
+    lacks what other layers need, or that has of this one no noise_key but other entries.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,6 +130,9 @@ class Learning(LayerState):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         flags = [f"{'_'.join(slot)}_fitted" for slot in self._learned]
         lacking = [flag for flag in flags if prefix + flag not in state_dict]
+        given = any(key.startswith(prefix) for key in state_dict)
+        if (given or args[2]) and prefix + "noise_key" not in state_dict:
+            lacking = []  # a part of a state
         super()._load_from_state_dict(state_dict, prefix, *args)
         for flag in lacking:
             self.get_buffer(flag).copy_(self._initial()[flag])

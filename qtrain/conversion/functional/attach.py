@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from ...layer_state import LayerState
+from .following import CHILD, Following
 from .scope import Scope, detach_
-from .sites import CHILD, Following, Sites
+from .sites import Sites
 
 #: where the classes are whose forwards multiply by nothing but their children
 _KNOWN = (
@@ -46,6 +47,8 @@ def attach_(model: nn.Module, following: Following) -> None:
     ]
     if not any(may_call(module) for _, module in modules):
         return
+    following.lacking = False  # under another recipe, its layers begin now
+    model.register_load_state_dict_pre_hook(following.look)
     for name, module in modules:
         gap = isinstance(module, ParametrizationList)  # what computes a weight is no product of it
         gap = gap or any(isinstance(child, LayerState) for child in module.children())

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from ...copies import copied, random_state_kept, take_hooks_off
 from .attach import sites_of
+from .following import CHILD
 from .scope import is_scope
-from .sites import CHILD
 
 _META = torch.device("meta")
 

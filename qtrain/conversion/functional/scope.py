@@ -18,6 +18,7 @@ from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
 from ...autograd.recomputation import is_running
 from ...copies import take_hooks_off
 from .calls import Calls
+from .following import Following
 from .sites import Sites
 from .tracing import never_alone, written
 
@@ -118,5 +119,5 @@ def detach_(model: nn.Module) -> None:
         take_hooks_off(module, is_scope)
         loading: dict[int, Any] = module._load_state_dict_pre_hooks
         for key, hook in list(loading.items()):
-            if isinstance(getattr(hook.hook, "__self__", None), Sites):
+            if isinstance(getattr(hook.hook, "__self__", None), Sites | Following):
                 del loading[key]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 from zlib import crc32
@@ -13,69 +12,20 @@ from zlib import crc32
 from torch import nn
 
 from ...layer_state import device_of
-from ...layers.calls import WeightProduct
+from ...layers.calls import QConvolutionCall, QLinearCall, WeightProduct
 from ...products.call import located
 from ...products.module import QProduct
 from ...products.operands import refuse_unscalable
 from ...recipe import Recipe
 from ...recipes import fp32
-from ..overrides import Chooser
+from .following import CHILD, Following, Functional
 from .functions import LAYERS
 from .tracing import run_by_tracing
 
-#: the child that holds them
-CHILD = "functional"
 #: streams of noise from here on are those of calls: of their names
 _STREAMS = 1 << 32
 #: why a call stays as it is: no gradient flows through it, or an override leaves it
 Aside = Literal["constant", "left"]
-
-
-@dataclass
-class Following:
-    """What every call of a model's functions follows; one for all of its modules.
-
-    choose      the recipe of each layer by its name
-    instead     what a call follows that is left or off, where every product is to be seen
-    is_open     whether layers may be made whose quantizers learn, as there is no optimizer yet
-    converted   layers that were made -> the kind of function: the conversion's own record
-    """
-
-    choose: Chooser
-    seed: int
-    converted: dict[str, str] = field(default_factory=dict)
-    instead: Recipe | None = None
-    is_open: bool = False
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Within it, it is open."""
-        before, self.is_open = self.is_open, True
-        try:
-            yield
-        finally:
-            self.is_open = before
-
-    def recipe(self, name: str) -> Recipe | None:
-        """What a layer of this path follows; None: it is left."""
-        own = self.choose.recipe(name)
-        left = own is None or own.products_off
-        return self.instead if left and self.instead is not None else own
-
-    @property
-    def are_followed(self) -> bool:
-        """Whether any layer's calls may follow a recipe that is not off."""
-        every = [self.choose.base, *self.choose.rules.values(), self.instead]
-        return any(own is not None and not own.products_off for own in every)
-
-    def may_follow(self, name: str) -> bool:
-        """Whether a module's calls, or one of them, follow a recipe that is not off."""
-        calls = [own for pattern, own in self.choose.rules.items() if CHILD in pattern]
-        return any(own is not None and not own.products_off for own in (self.recipe(name), *calls))
-
-
-class Functional(nn.Module):
-    """The layers of a module's calls, by the kind of function and a number."""
 
 
 class Sites:
@@ -97,6 +47,8 @@ class Sites:
 
     def _open(self) -> None:
         self.left: set[str] = set()
+        #: what state_dicts have had of layers whose sizes were in none yet
+        self.waiting: dict[str, dict[str, Any]] = {}
         self.aside: Aside | None = None
         self.box = _Box()
         self.number = next(_NUMBERS)
@@ -145,6 +97,7 @@ class Sites:
             if recipe is None or recipe.products_off:
                 self.left.add(layer)
             else:
+                self._check_loaded(layer)
                 found = self._made(owner, layer, kind, sizes, recipe)
         known = None if found is None else found._modules.get("product")
         if isinstance(known, WeightProduct) and known.shapes[1] != sizes:
@@ -156,6 +109,22 @@ class Sites:
                 f"{{{self._path(kind) + '*'!r}: None}}, or all by functional=False"
             )
         return found
+
+    def _check_loaded(self, layer: str) -> None:
+        """ValueError where a layer is to begin anew beside a state that was loaded."""
+        if layer in self.waiting:
+            raise ValueError(
+                f"layer {self._path(layer)!r}: a state_dict without its product.sizes was loaded; "
+                f"load the files with the other entries of this layer too"
+            )
+        if self.following.lacking:
+            raise ValueError(
+                f"layer {self._path(layer)!r}: the state that was loaded is of a model that ran, "
+                f"and has no layer of a call of a function. A loader that reads what a model has "
+                f"(torch.distributed.checkpoint) does not see them before the first forward: "
+                f"quantize(..., example_inputs=...) makes them at once. A model that was saved "
+                f"without them needs functional=False"
+            )
 
     def _path(self, layer: str) -> str:
         return ".".join(part for part in (self.name, CHILD, layer) if part)
@@ -208,15 +177,24 @@ class Sites:
         self.layer(owner, name, kind, sizes)  # type: ignore[arg-type]
 
     def load(self, module: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Make the layers that a state_dict has, before it is loaded."""
+        """Make the layers that a state_dict has, before it is loaded; those of a part of a state,
+        as in one of several files, once their sizes have come."""
         start = f"{prefix}{CHILD}."
-        own = [key[len(start) :] for key in state_dict if key.startswith(start)]
-        for name in dict.fromkeys(key.partition(".")[0] for key in own):
+        own: dict[str, dict[str, Any]] = {}
+        for key, value in state_dict.items():
+            if key.startswith(start):
+                own.setdefault(key[len(start) :].partition(".")[0], {})[key] = value
+        for name, entries in own.items():
             held = module._modules.get(CHILD)
             kind = name.rstrip("0123456789")
             if kind not in LAYERS or (held is not None and name in held._modules):
                 continue
-            sizes = state_dict.get(f"{start}{name}.product.sizes")
+            entries = {**self.waiting.pop(name, {}), **entries}
+            sizes = entries.get(f"{start}{name}.product.sizes")
+            if sizes is None and issubclass(LAYERS[kind], QLinearCall | QConvolutionCall):
+                self.waiting[name] = entries
+                continue
+            state_dict.update(entries)
             shape = () if sizes is None else tuple(int(size) for size in sizes)
             recipe = self.following.recipe(self._path(name)) or fp32()
             with self.following.opened():
