@@ -8,8 +8,8 @@ text     a Llama of two blocks that predicts the next character of a part of any
          on the test text in nats
 
 Arms: full precision; int8 in every product; int8 with products of functions left, as a conversion
-of layers alone has it.  Set before the runs: 3 seeds, margins of 1.5 points and 0.05 nats, about
-twice the deviation of full precision between seeds, as in experiments/recipes.
+of layers alone has it.  Set before the runs: margins of 1.5 points and 0.05 nats, about twice the
+deviation of full precision between seeds, as in experiments/recipes.
 
 Writes results/<data>-here.json and .svg.
 """
