@@ -220,6 +220,20 @@ def test_elements_of_a_row_share_their_place(channels: int, unit: int) -> None:
         assert got is not None and same(got, want)
 
 
+def test_extremes_are_those_of_the_tensors_own_elements() -> None:
+    """Not of what lies between them in memory, which is read from its start to its end only where
+    the tensor fills it."""
+    whole = torch.full((130, 200), 1e6)
+    whole[:, :100] = normal(130, 100)
+    by, key, x = Quantizer(format=IntFormat(8), rounding=stochastic()), root_key(3), whole[:, :100]
+    assert x.numel() > extremes.SMALL
+    with eager():
+        want = by(x, key=key)
+    got = kernels.whole(whole.to(DEVICE)[:, :100], by, None, key.to(DEVICE), True)
+    assert got is not None
+    assert same(got.elements, want.elements) and same(got.scale, want.scale)
+
+
 def test_what_no_kernel_serves_is_declined() -> None:
     x, by = normal(4, 6).to(DEVICE), Quantizer(format=IntFormat(8), range=ema(absmax))
     state = {
