@@ -61,8 +61,7 @@ def digits(job: Job) -> Curve:
 
 def characters(job: Job) -> Curve:
     """One arm on text."""
-    more = dict(job.setting.more or {})
-    _, dataset = small.characters(job)
+    dataset, more = small.passage(job), dict(job.setting.more or {})
     torch.manual_seed(job.seed)
     plain = Llama(
         vocabulary=dataset.num_classes, width=job.setting.width, depth=more["depth"],

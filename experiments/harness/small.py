@@ -50,15 +50,20 @@ def transformer(*, epochs: int, **more: Any) -> Setting:
     )  # fmt: skip
 
 
-def characters(job: Job) -> tuple[nn.Module, DataSet]:
-    """The Transformer of a `transformer` setting, and its part of the text."""
+def passage(job: Job) -> DataSet:
+    """The part of the text that a `transformer` setting has."""
     more: dict[str, Any] = dict(job.setting.more or {})
     dataset = text.load(job)
     parts = {
         name: replace(split, tokens=split.tokens[: more[name]])
         for name, split in (("train", dataset.train), ("test", dataset.test))
     }
-    dataset = replace(dataset, **parts)
+    return replace(dataset, **parts)
+
+
+def characters(job: Job) -> tuple[nn.Module, DataSet]:
+    """The Transformer of a `transformer` setting, and its part of the text."""
+    dataset, more = passage(job), dict(job.setting.more or {})
     torch.manual_seed(job.seed)
     model: nn.Module = models.CharTransformer(
         **dataset.sizes, width=job.setting.width, depth=more["depth"], heads=more["heads"]

@@ -61,9 +61,8 @@ class Tiles(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def tiles(layout: Layout, length: int | None = None, size: int | None = None) -> Tiles:
+def tiles(layout: Layout, length: int | None = None, size: int = TILE) -> Tiles:
     """Those of a tensor, of `size` elements, whose channels are read in chunks of `length`."""
-    size = TILE if size is None else size
     count = layout.runs * layout.width // layout.channels
     most = power_of_two(count if length is None else length)
     if layout.planes:  # the elements of a channel are neighbours

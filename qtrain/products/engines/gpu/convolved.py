@@ -92,14 +92,14 @@ def new_result(
     return y.permute([order.index(axis) for axis in range(5)])
 
 
-def tile_of(rows: int, produced: int, groups: int = 1) -> tuple[int, int, int]:
-    """Rows and columns of a program's tile, and its warps.
+def tile_of(rows: int, produced: int, groups: int = 1) -> tuple[int, int]:
+    """Rows and columns of a program's tile.
 
     rows, produced: of a group's result; groups: those whose tiles are to keep the GPU busy.
     """
     across = 128 if produced >= 128 and rows * groups >= 8192 else 64 if produced > 32 else 32
     tall = 128 if rows >= 128 and rows * groups >= 4096 else 64
-    return tall, across, 8 if tall * across >= 128 * 128 else 4
+    return tall, across
 
 
 def moves_of(

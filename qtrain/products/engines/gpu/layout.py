@@ -19,11 +19,11 @@ def steps_of(x: Tensor, *axes: int) -> list[int]:
     return [x.stride(axis) if x.shape[axis] > 1 else 0 for axis in axes]
 
 
-def pitch(x: Tensor) -> int | None:
-    """How far apart the rows (n, h, w) of (N, G, C, H, W) lie; None where that varies."""
+def pitch(sizes: Sequence[int], steps: Sequence[int]) -> int | None:
+    """How far apart the rows of (N, G, C, H, W), by n, h and w, lie; None where that varies."""
     found = reach = None
     for axis in (4, 3, 0):
-        size, step = x.shape[axis], x.stride(axis)
+        size, step = sizes[axis], steps[axis]
         if size == 1:
             continue
         if reach is not None and step != reach:

@@ -68,7 +68,8 @@ def _multiply(
         )
         target = kept.permute(0, 3, 4, 1, 2)
     rows = batch * size[0] * size[1]
-    (tall, across, warps), deep = tile_of(rows, produced), 64 if summed > 32 else 32
+    (tall, across), deep = tile_of(rows, produced), 64 if summed > 32 else 32
+    warps = 8 if tall * across >= 128 * 128 else 4
     short, blocks = length(cut_x, cut_w, 2**24), -(-summed // deep)
     moves = moves_of((height, width), w.shape[2:4], stride, padding, size, scattered)
     inner, biased = scale if alone else None, bias if alone else None

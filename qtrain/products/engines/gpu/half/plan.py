@@ -11,7 +11,7 @@ import torch
 from quantizers.kernels.gpu.device import INTERPRETED, OPTIONS, bound
 from quantizers.kernels.gpu.launcher import Launch
 
-from ..layout import is_wide
+from ..layout import is_wide, pitch
 
 KERNELS = "qtrain.products.engines.gpu.half.triton_gradient"
 #: bytes that a tile's loads may have on their way
@@ -37,19 +37,6 @@ class Operand(NamedTuple):
         if groups:
             return cls((count, 1, channels, 1, rows), (each, 0, step, 0, row))
         return cls((1, count, channels, 1, rows), (0, each, step, 0, row))
-
-    @property
-    def pitch(self) -> int | None:
-        """How far apart the rows (n, h, w) lie; None where that varies."""
-        found = reach = None
-        for axis in (4, 3, 0):
-            size, step = self.sizes[axis], self.steps[axis]
-            if size == 1:
-                continue
-            if reach is not None and step != reach:
-                return None
-            found, reach = step if found is None else found, size * step
-        return 0 if found is None else found
 
 
 class Tile(NamedTuple):
@@ -116,7 +103,7 @@ class Tensors(NamedTuple):
 def planned(of: Tensors) -> Planned | None:
     """None where g's rows are not evenly apart."""
     g, x = (Operand.of(*t, of.groups) for t in (of.g, of.x))
-    g_m = g.pitch
+    g_m = pitch(*g)
     if g_m is None:
         return None
     kernel, window, y = of.kernel, of.window, of.y
@@ -134,7 +121,7 @@ def planned(of: Tensors) -> Planned | None:
     steps = -(-steps // parts)
     parts = -(-rows // (steps * tile.deep))
     x_n, x_g, _, x_h, x_w = x.steps
-    even = x.pitch if taps == 1 and window[:4] == (1, 1, 0, 0) else None
+    even = pitch(*x) if taps == 1 and window[:4] == (1, 1, 0, 0) else None
     flat = even is not None and x.sizes[3:] == g.sizes[3:]
     if flat and even is not None:
         x_w = even

@@ -156,10 +156,12 @@ def planned(x: Layout, w: Layout, by: Window) -> Planned:
     deep = _deep(summed)
     blocks = -(-summed // deep)
     moves = moves_of(given.shape[3:], weight.shape[3:], by.stride, padding, by.size, by.scattered)
-    tall, across, _ = tile_of(rows, produced, groups)
+    tall, across = tile_of(rows, produced, groups)
     one, other, *_ = *(step for step, _ in by.scales), 0, 0
-    x_rows = pitch(read) if moves == "still" and set(by.stride) == {1} else None
-    y_rows = pitch(y)
+    x_rows = None
+    if moves == "still" and set(by.stride) == {1}:
+        x_rows = pitch(read.shape, read.stride())
+    y_rows = pitch(y.shape, y.stride())
     (*steps, x_w), (*steps_y, y_w) = steps_of(read, 0, 1, 3, 4), steps_of(y, 0, 1, 3, 4)
     steps += [x_w if x_rows is None else x_rows, *steps_of(read_w, 0, 1, 3, 4)]
     unit, (each, *steps) = in_units(summed, *steps)
