@@ -46,20 +46,20 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...
     ),
 }  # fmt: skip
 
-#: what makes a model, and its inputs by name
-Made = Callable[[], tuple[nn.Module, dict[str, Tensor]]]
+#: what makes a model, and its inputs by name, of a batch of this size
+Made = Callable[[int], tuple[nn.Module, dict[str, Tensor]]]
 
 
 def of_transformers() -> dict[str, Made]:
     """The architectures in their default configurations."""
     import transformers  # type: ignore[import-not-found]
 
-    def made(config: str, model: str, more: dict[str, Any], shapes: Any) -> Any:
+    def made(batch: int, config: str, model: str, more: dict[str, Any], shapes: Any) -> Any:
         with META:
             net = getattr(transformers, model)(getattr(transformers, config)(**more))
-            return net, {name: _drawn(name, shape) for name, shape in shapes.items()}
+            return net, {key: _drawn(key, (batch, *rest)) for key, (_, *rest) in shapes.items()}
 
-    return {name: lambda own=own: made(*own) for name, own in TRANSFORMERS.items()}  # type: ignore[misc]
+    return {name: lambda batch, own=own: made(batch, *own) for name, own in TRANSFORMERS.items()}  # type: ignore[misc]
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -71,16 +71,16 @@ def of_timm(each: int = 2) -> dict[str, Made]:
     equal distances."""
     import timm  # type: ignore[import-not-found]
 
-    def made(name: str) -> Any:
+    def made(batch: int, name: str) -> Any:
         with META:
             net = timm.create_model(name)
             size = net.default_cfg.get("input_size", (3, 224, 224))
-            return net, {"x": torch.zeros(1, *size)}
+            return net, {"x": torch.zeros(batch, *size)}
 
     found: dict[str, Made] = {}
     for file in timm.list_modules():
         names = timm.list_models(module=file)
         steps = [round(i * (len(names) - 1) / max(each - 1, 1)) for i in range(each)]
         for name in dict.fromkeys(names[step] for step in steps if names):
-            found[name] = lambda name=name: made(name)  # type: ignore[misc]
+            found[name] = lambda batch, name=name: made(batch, name)  # type: ignore[misc]
     return found
