@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..products.module import QProduct, Shapes, recipe_names, shapes_of
 from ..products.operations import Linear
-from .attend import attend, lost_rows
+from .attend import Causal, attend, lost_rows
 from .matmul import ANY_SHAPES
 
 
@@ -81,10 +81,9 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
         if is_causal:
             if attn_mask is not None:
                 raise ValueError("is_causal and attn_mask were both given; give one of them")
-            size = query.shape[-2], key.shape[-2]
-            attn_mask = query.new_full(size, float("-inf")).triu(1)
         found = attend(
-            self.scores, self.context, query, key, value, attn_mask, dropout_p, scale,
+            self.scores, self.context, query, key, value, Causal() if is_causal else attn_mask,
+            dropout_p, scale, weighs=False,
             unseeing=None if is_causal else "zero",  # every query sees the first key
         )  # fmt: skip
         return lost_rows(found.output, found.lost)
@@ -147,19 +146,19 @@ class QMultiheadAttention(nn.MultiheadAttention):
         dropout = self.dropout if self.training else 0.0
         output, weights, lost = attend(
             self.scores, self.context, q, k, v, mask, dropout, None,
-            unseeing="nan" if need_weights else "zero",
+            unseeing="nan" if need_weights else "zero", weighs=need_weights,
         )  # fmt: skip
         output = self.out_proj(output.transpose(1, 2).flatten(2))
         if lost is not None:  # by one head is by all: the projection adds them
             lost_by_any = lost.any(1) if lost.dim() == 4 else lost
             output = lost_rows(output, lost_by_any)
-        weights = lost_rows(weights, lost)
-        if average_attn_weights:
-            weights = weights.mean(1)
+        if weights is not None:
+            weights = lost_rows(weights, lost)
+            weights = weights.mean(1) if average_attn_weights else weights
         if not batched:
-            return output.squeeze(0), weights.squeeze(0) if need_weights else None
+            return output.squeeze(0), None if weights is None else weights.squeeze(0)
         output = output if self.batch_first else output.transpose(0, 1)
-        return output, weights if need_weights else None
+        return output, weights
 
     @property
     def _is_off(self) -> bool:

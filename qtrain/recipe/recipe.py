@@ -14,6 +14,7 @@ from quantizers.names import take_names
 
 from .. import checks
 from ..norms.recipe import NormRecipe
+from . import text
 from .slots import (
     OPERANDS,
     SLOTS,
@@ -43,6 +44,10 @@ class Recipe:
     narrow       whether outputs are also kept in that format's own dtype (fp16, bf16); the
                  gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
+    query_chunk  how many queries attention takes at a time (Rabe and Staats 2021,
+                 arXiv:2112.05682), forward, and again in its backward pass: each chunk with ranges
+                 and noise of its own, and batch x heads x query_chunk x keys scores in memory.
+                 None: all its queries
     with_bits    the same recipe at another width (None: it has none)
     source       who described it, and where: a paper, a file of public code
     leaves_out   what it leaves out of that, or approximates; a model's summary says so
@@ -60,6 +65,7 @@ class Recipe:
     activation: FloatFormat | QuantizerLike | None = None
     narrow: bool = False
     norm: NormRecipe | None = None
+    query_chunk: int | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
     source: str = ""
     leaves_out: str = ""
@@ -100,6 +106,8 @@ class Recipe:
         if not isinstance(self.norm, NormRecipe | None):
             checks.refuse("norm", self.norm, "a NormRecipe or None")
         checks.boolean("narrow", self.narrow)
+        if self.query_chunk is not None:
+            checks.integer("query_chunk", self.query_chunk, low=1)
         for name in ("source", "leaves_out", "when"):
             if not isinstance(getattr(self, name), str):
                 checks.refuse(name, getattr(self, name), "a text")
@@ -172,8 +180,8 @@ class Recipe:
         return self.slots[product, operand].reused
 
     def at(self, bits: int) -> Recipe:
-        """This recipe at `bits` bits; ValueError where it takes none.  Its outputs' format is kept,
-        and its accumulators and norm where one of those bits names none."""
+        """This recipe at `bits` bits; ValueError where it takes none.  Its outputs' format and its
+        query chunk are kept, its accumulators and norm where one of those bits names none."""
         checks.integer("bits", bits, low=2, high=16)
         if self.with_bits is None:
             raise ValueError(
@@ -188,7 +196,8 @@ class Recipe:
             if (own := getattr(made, product)).accumulator is None
         }
         norm = self.norm if made.norm is None else made.norm
-        return replace(made, activation=self.activation, narrow=self.narrow, norm=norm, **sums)
+        own = {"activation": self.activation, "narrow": self.narrow}
+        return replace(made, **own, norm=norm, query_chunk=self.query_chunk, **sums)
 
     @property
     def summed_in(self) -> dict[str, str]:
@@ -216,27 +225,4 @@ class Recipe:
         return f"{short(self.activation)}{' kept in 16 bits' if self.narrow else ''}"  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        if self.products_off:
-            return f"{self.name}: off"
-        grad_input = self.slot("grad_input", "grad_output")
-        grad_weight = self.slot("grad_weight", "grad_output")
-        text = (
-            f"{self.name}: input {short(self.forward.input)}; "
-            f"weight {short(self.forward.weight)}; "
-            f"grad_output for grad_input {short(grad_input)}; "
-            f"for grad_weight {short(grad_weight)}"
-        )
-        for product, operand in (("grad_input", "weight"), ("grad_weight", "input")):
-            if not self.reuses(product, operand):
-                text += f"; {operand} for {product} {short(self.slot(product, operand))}"
-                if self.slots[product, operand].of_forward:
-                    text += " of the forward's value"
-        for product, unit in self.summed_in.items():
-            text += f"; {product} in {unit}"
-        for product in OPERANDS:
-            transform = getattr(self, product).transform
-            if transform is not None:
-                text += f"; {product} after {transform}"
-        if self.activation is not None:
-            text += f"; output {self.stored_as}"
-        return text
+        return text.text_of(self)
