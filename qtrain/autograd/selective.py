@@ -65,6 +65,18 @@ def _stack(wanted: list[Any]) -> Iterator[None]:
             modes._push_mode(mode)
 
 
+@contextmanager
+def without(unwanted: Callable[[object], bool]) -> Iterator[None]:
+    """Without some modes, for what is `shown` too."""
+    token = _AROUND.set(tuple(mode for mode in _AROUND.get() if not unwanted(mode)))
+    around = modes._get_current_dispatch_mode_stack()
+    try:
+        with _stack([mode for mode in around if not unwanted(mode)]):
+            yield
+    finally:
+        _AROUND.reset(token)
+
+
 def unseen(function: Function) -> Function:
     """The function, run `hidden`."""
 

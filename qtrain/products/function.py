@@ -14,6 +14,7 @@ from quantizers.ranges.rules import State
 
 from ..autograd.contexts import without_autocast, without_grad
 from ..autograd.differentiated import once
+from ..autograd.flops import counted
 from ..autograd.function_output import function_output
 from ..autograd.selective import shown
 from ..recipe import OPERANDS, OUTPUT
@@ -70,7 +71,9 @@ class Products(torch.autograd.Function):
             shift = None if bias is None else bias.to(wide)
             output = shown(call.operation.native, xq.elements.to(wide), wq.elements.to(wide), shift)
         else:
-            output = call.multiply("forward", xq, wq, like, by, key, bias=bias)
+            shape = call.operation.canonical(weight).shape
+            with counted(call.operation.product, "forward", input.shape, shape, input):
+                output = call.multiply("forward", xq, wq, like, by, key, bias=bias)
         if call.recipe.centered["forward"]:
             canonical = call.operation.canonical(weight)
             output = call.corrected("forward", output, input, canonical, input)
@@ -181,7 +184,8 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
             wide = torch.promote_types(gq.elements.dtype, bare.elements.dtype)
             result = operation.product(kind, gq.elements.to(wide), bare.elements.to(wide), like)
         else:
-            result = call.multiply(kind, gq, bare, like, by, key)
+            with counted(operation.product, kind, grad_output.shape, shape, like):
+                result = call.multiply(kind, gq, bare, like, by, key)
         if x is not None and call.recipe.centered[kind]:
             result = call.corrected(kind, result, grad_output, x, like)
         if call.probe is not None and seen is not None:

@@ -7,6 +7,7 @@ import csv
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
 from qtrain import (
@@ -40,6 +41,7 @@ from quantizers import (
     QTensor,
     Quantizer,
     Scale,
+    accumulators,
     e4m3,
     e5m2,
     e8m0,
@@ -158,6 +160,51 @@ def test_networks_agree_with_torchs_flop_counter() -> None:
     tokens, keys = 3 * 5, 5
     weights = tokens * (4 * 8 * 8 + 2 * 8 * 16)
     assert macs(cost(quantize(block), x)) == 3 * (weights + 2 * tokens * keys * 8)
+
+
+class Mixed(nn.Module):
+    """Layers of several kinds, and a product by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(4, 8, 3, padding=1, stride=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.fc = nn.Linear(4, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(self.up(self.depthwise(self.down(x))).mean(-1).mT)
+        return self.attention(x, x, x)[0] @ x.mT
+
+
+@pytest.mark.parametrize("recipe", ["int8", "mxfp8", "jetfire", "sums"])
+def test_torchs_flop_counter_counts_a_converted_model_as_the_model(recipe: str) -> None:
+    """Whatever serves a product: units of floats, blocks, several parts, an accumulator."""
+    made: Recipe | str = recipe
+    if recipe == "sums":
+        made = replace(recipes.fp8(), accumulator=accumulators.sequential(FloatFormat(6, 9)))
+    model, x = Mixed(), normal(2, 4, 12, 12, grad=True)
+    assert flops(quantize(model, recipe=made), x) == flops(model, x)
+
+
+def test_the_flop_counter_counts_a_product_once_under_checkpointing() -> None:
+    """What a selective one keeps is counted in the recomputation all the same."""
+    kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+
+    def again(net: nn.Module, **how: Any) -> nn.Module:
+        class Checkpointed(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return checkpoint(net, x, use_reentrant=False, **how)  # type: ignore[no-any-return]
+
+        return Checkpointed()
+
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), normal(4, 8, grad=True)
+    how = {"context_fn": partial(create_selective_checkpoint_contexts, kept)}
+    forward = 2 * 4 * 8 * (8 + 4)
+    assert flops(net, x) == 3 * forward
+    assert flops(again(quantize(net, recipe="bf16")), x) == 4 * forward
+    assert flops(again(quantize(net, recipe="bf16"), **how), x) == 4 * forward
 
 
 def test_a_linear_layer_multiplies_every_weight_with_every_token() -> None:
