@@ -25,6 +25,7 @@ from ..recipe.units import Unit
 from .declined import Declined
 from .declined import lines as declined_lines
 from .record import Conversion, by_reason, grouped
+from .registered import class_of, name_of
 from .share import Share
 from .watch import rehearsed, twin
 
@@ -46,6 +47,7 @@ class Summary:
     device            the kind of device that the model is on
     share             of the forward's multiply-adds; None likewise
     types             module path -> its type, of those in the share's
+    registered        modules computed by a function that was registered -> their type, and it
     seconds           layer -> product -> what an accumulator took to sum it, on these inputs
     declined          quantizers -> calls for which that device has a kernel, and none served
     """
@@ -61,6 +63,7 @@ class Summary:
     constant: dict[str, list[str]] | None = None
     share: Share | None = None
     types: dict[str, str] = field(default_factory=dict)
+    registered: dict[str, str] = field(default_factory=dict)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -81,6 +84,8 @@ class Summary:
         lines.append(f"converted  {len(self.converted)} layers{ran}: {kinds}")
         for recipe, layers in grouped(self.conversion.overridden).items():
             lines.append(f"override   {', '.join(layers)}: {recipe}")
+        for said, layers in grouped(self.registered).items():
+            lines.append(f"registered {some(layers, 8)}: {said}")
         lines.append(f"left       {len(self.left)}")
         lines += [f"           {line}" for line in by_reason(self.left, 8)]
         for own in self.conversion.in_force:
@@ -190,7 +195,9 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         raise ValueError("summary: this model was not converted by quantize or quantize_")
     device = device_of(model).type
     if not inputs and not kwargs:
-        return Summary(conversion, None, None, _refused(device), device=device)
+        return Summary(
+            conversion, None, None, _refused(device), device=device, registered=_registered(model)
+        )
     model = twin(model, *inputs, **kwargs)
     conversion = Conversion.of(model) or conversion  # with the layers of its calls
     probes: dict[str, _Engines] = {}
@@ -206,15 +213,18 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     return Summary(
         conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
         seconds, watch.aside["constant"], watch.share, _types(model, watch.share.left),
+        _registered(model),
     )  # fmt: skip
 
 
 def _types(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    root = type(model).__name__
-    return {
-        path: root if path == "(model)" else type(model.get_submodule(path)).__name__
-        for path in paths
-    }
+    of = {name or "(model)": class_of(module).__name__ for name, module in model.named_modules()}
+    return {path: of[path] for path in paths}
+
+
+def _registered(model: nn.Module) -> dict[str, str]:
+    of = {name or "(model)": name_of(module) for name, module in model.named_modules()}
+    return {path: said for path, said in of.items() if said is not None}
 
 
 def _refused(device: str) -> list[str]:
