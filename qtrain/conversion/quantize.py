@@ -31,6 +31,7 @@ from .record import Conversion
 from .set_recipe import follow_
 from .stale_optimizer import watch_optimizers
 from .swap import built, fuse_sequentials_, swap_
+from .undone import undone_on_error
 from .unfollowed import (
     names_groups_alone,
     refuse_uncovered,
@@ -131,13 +132,14 @@ def quantize_(
         every = [Asked.of(recipe, norm, overrides, bits)]
     plans = [_Plan(model, asked, seed, functional) for asked in every]
     widest = max(plans, key=lambda plan: len(plan.work))
-    widest.convert_(copied=_copied, level=level)
-    if example_inputs is not None:
-        args, kwargs = arguments(example_inputs)
-        discover_(model, args, kwargs, forget_watch)
-        watch_learned(model)
-    if isinstance(recipe, Schedule):
-        follow_(model, every[0], schedule=str(recipe))
+    with undone_on_error(model):
+        widest.convert_(copied=_copied, level=level)
+        if example_inputs is not None:
+            args, kwargs = arguments(example_inputs)
+            discover_(model, args, kwargs, forget_watch)
+            watch_learned(model)
+        if isinstance(recipe, Schedule):
+            follow_(model, every[0], schedule=str(recipe))
     return model
 
 
