@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import checks
-from ..copies import copied, detached, random_state_kept, take_hooks_off, unwrapped
+from ..copies import aside, copied, random_state_kept, take_hooks_off, unwrapped
 from ..layer_state import LayerState
 from ..products.module import QProduct, products_of
 from .functional.attach import sites_of
@@ -137,9 +137,10 @@ def rehearsed(
 
     Run it on a copy: gradients and running statistics of `model` change.
     """
+    args, named = aside((inputs, kwargs))
     with random_state_kept(), torch.set_grad_enabled(learning):
         with Watch(model) as watch:
-            output = model(*detached(inputs), **detached(kwargs))
+            output = model(*args, **named)
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         sums = [leaf.sum() for leaf in leaves if leaf.requires_grad and leaf.is_floating_point()]
         if sums:
