@@ -40,6 +40,7 @@ class Summary:
     constant          module path -> those of functions through which no gradient flows, which are
                       left; None likewise
     never_ran         converted layers that the forward did not reach; None likewise
+    used_by           those whose weight another layer used, as a call of a function -> that one
     refused           engines that a product of this process asked for, and that failed their
                       exactness test on this machine; `doctor` tries all
     engines           layer -> product -> the engine that served it, of those that ran; several are
@@ -64,6 +65,7 @@ class Summary:
     share: Share | None = None
     types: dict[str, str] = field(default_factory=dict)
     registered: dict[str, str] = field(default_factory=dict)
+    used_by: dict[str, str] = field(default_factory=dict)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -104,6 +106,8 @@ class Summary:
             )
         if self.never_ran:
             lines.append(f"never ran  {', '.join(self.never_ran)}")
+        for name, instead in self.used_by.items():
+            lines.append(f"used by    {instead}: the weight of {name}, which was not called itself")
         lines += self._engine_lines()
         lines += declined_lines(self.engines or {}, self.declined, self.device)
         lines += self._slow_lines()
@@ -206,14 +210,15 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     with Declined() as declined:
         watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
-    outside, never_ran = {**watch.outside}, watch.never_ran()
+    outside, idle = {**watch.outside}, watch.never_ran()
+    never_ran = [name for name, instead in idle.items() if not instead]
     for name, left in watch.aside["left"].items():
         outside[name] = [*outside.get(name, []), *left]
     seconds = {name: probe.seconds for name, probe in probes.items() if probe.seconds}
     return Summary(
         conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
         seconds, watch.aside["constant"], watch.share, _types(model, watch.share.left),
-        _registered(model),
+        _registered(model), {name: instead for name, instead in idle.items() if instead},
     )  # fmt: skip
 
 
