@@ -10,6 +10,7 @@ from .conversion.converted import plain_state_dict as plain_state_dict
 from .conversion.converted import reseed as reseed
 from .conversion.quantize import quantize as quantize
 from .conversion.quantize import quantize_ as quantize_
+from .conversion.registered import register as register
 from .conversion.set_recipe import set_recipe as set_recipe
 from .conversion.summary import summary as summary
 from .diagnosis import rules as rules

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
 
 from . import checks
 
@@ -127,3 +128,38 @@ def detached(value: Any, pairs: list[tuple[Tensor, Tensor]] | None = None) -> An
         named = {f.name: detached(getattr(value, f.name), pairs) for f in fields(value) if f.init}
         return replace(value, **named)
     return value
+
+
+class _Moved(TorchFunctionMode):
+    """Within it, copy.deepcopy makes copies of tensors without a graph, on a device."""
+
+    def __init__(self, device: torch.device | None) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        own = tensor.detach()
+        twin = own.clone() if self.device is None else torch.empty_like(own, device=self.device)
+        memo[id(tensor)] = twin.requires_grad_(tensor.requires_grad)
+        return twin
+
+
+def moved(values: Any, device: torch.device | None = None) -> Any:
+    """A deep copy of what a model is called with: its tensors without a graph, on `device` without
+    values; None: where they are, with them."""
+    with torch.inference_mode(False), _Moved(device):  # in which a copy would have no version
+        return copy.deepcopy(values)
+
+
+def aside(values: Any) -> Any:
+    """What a model is called with in a pass that nobody is to see: `moved`, so that what a forward
+    writes to, as a cache, is a copy; `detached` where something cannot be copied."""
+    try:
+        return moved(values)
+    except Exception:
+        return detached(values)

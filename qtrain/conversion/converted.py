@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..copies import aside
 from ..layer_state import LayerState
 from ..names import some
 from ..products.module import products_of
@@ -62,7 +63,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         for state in states:
             state.train()
         for batch in batches:
-            model(_input(batch))
+            model(aside(_input(batch)))
             seen = True
         if not seen:
             raise ValueError("batches: got no batch; pass at least one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 _MADE: dict[tuple[type[nn.Module], ...], type[nn.Module]] = {}
 
@@ -22,6 +23,23 @@ def before(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that a joined one was made for; another one itself."""
     own: type[nn.Module] = vars(cls).get("_before", cls)
     return own
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """A module's class without the one that torch makes for a parametrized module, which holds its
+    properties."""
+    own = type(module)
+    return own.__bases__[0] if is_parametrized(module) else own
+
+
+def set_class_(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change `base_class` in place.  What torch made for a parametrized module is made again on
+    top, so that remove_parametrizations finds what it expects."""
+    own = type(module)
+    if own is not base_class(module):
+        held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+        cls = type(f"Parametrized{cls.__name__}", (cls,), held)
+    module.__class__ = cls
 
 
 def _reduce(module: nn.Module, protocol: Any) -> Any:

@@ -27,6 +27,7 @@ from ..products.operations import Linear, Operation
 from ..recipe import Recipe
 from . import norm_classes
 from .norm_classes import CONVERTED, plain_class, torch_kind
+from .registered import function_of
 
 _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: QLinear,
@@ -60,7 +61,7 @@ def targets(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in inside:
             continue
         known = isinstance(module, tuple(_PRODUCTS)) or is_any_norm(module)
-        if known or _holds_weights(module):
+        if known or _holds_weights(module) or is_registered(module):
             yield name, module
             if isinstance(module, nn.MultiheadAttention) and left_type(module) is not None:
                 # left whole: its output projection is read directly, not called
@@ -101,12 +102,14 @@ def children(module: nn.Module) -> list[str]:
     if torch_kind(module) is not None or is_norm_by_name(module):
         return ["state"]
     known = plain_type(module) is not None and not isinstance(module, LazyModuleMixin)
-    return list(products(module)) if known else []
+    return list(products(module)) if known and not is_registered(module) else []
 
 
 def left_type(module: nn.Module) -> str | None:
     """Why a module of this type cannot be converted, or None."""
     plain = plain_type(module)
+    if is_registered(module):
+        return "its own forward, not the function registered for it; kept in full precision"
     if plain is None:
         if isinstance(module, _LOOKUPS):
             return "a lookup, no product; kept in full precision"
@@ -160,6 +163,12 @@ def is_norm_by_name(module: nn.Module) -> bool:
 def is_any_norm(module: nn.Module) -> bool:
     """Whether the module is a norm of torch's, or is called one."""
     return torch_kind(module) is not None or isinstance(module, OTHERS) or is_norm_by_name(module)
+
+
+def is_registered(module: nn.Module) -> bool:
+    """Whether a function is registered that takes the place of a module's forward; of a norm, which
+    has no products, that is no affair of recipes."""
+    return function_of(module) is not None and not is_any_norm(module)
 
 
 def can_convert(module: nn.Module) -> bool:

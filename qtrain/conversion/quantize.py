@@ -20,10 +20,10 @@ from .kinds import (
     is_any_norm,
     is_norm,
     is_norm_by_name,
+    is_registered,
     left,
     plain_type,
     products,
-    quantized_class,
     targets,
 )
 from .overrides import Asked, Chooser, Norm, Override, check_attention
@@ -31,6 +31,7 @@ from .record import Conversion
 from .set_recipe import follow_
 from .stale_optimizer import watch_optimizers
 from .swap import built, fuse_sequentials_, swap_
+from .undone import undone_on_error
 from .unfollowed import (
     names_groups_alone,
     refuse_uncovered,
@@ -131,13 +132,14 @@ def quantize_(
         every = [Asked.of(recipe, norm, overrides, bits)]
     plans = [_Plan(model, asked, seed, functional) for asked in every]
     widest = max(plans, key=lambda plan: len(plan.work))
-    widest.convert_(copied=_copied, level=level)
-    if example_inputs is not None:
-        args, kwargs = arguments(example_inputs)
-        discover_(model, args, kwargs, forget_watch)
-        watch_learned(model)
-    if isinstance(recipe, Schedule):
-        follow_(model, every[0], schedule=str(recipe))
+    with undone_on_error(model):
+        widest.convert_(copied=_copied, level=level)
+        if example_inputs is not None:
+            args, kwargs = arguments(example_inputs)
+            discover_(model, args, kwargs, forget_watch)
+            watch_learned(model)
+        if isinstance(recipe, Schedule):
+            follow_(model, every[0], schedule=str(recipe))
     return model
 
 
@@ -163,6 +165,9 @@ class _Plan:
         within: dict[str, str] = {}  # products of layers that are left
         for (name, module, own), recipes in zip(plan, each, strict=True):
             shown, reason = name or "(model)", left(module, own)
+            if functional and own and is_registered(module):
+                self._overridden |= choose.overridden(name, own, {})
+                continue  # its calls follow
             if functional and own and reason and may_call(module) and not is_norm_by_name(module):
                 reason = reason.replace("kept in full precision", "left to its forward's calls")
             if own is None or reason is not None:
@@ -223,26 +228,3 @@ class _Plan:
 
 def _loaded(model: nn.Module, keys: object) -> None:
     watch_learned(model)
-
-
-def see_calls_(model: nn.Module, recipe: Recipe) -> None:
-    """Have every call of a model's functions that is left, or off, follow `recipe`, in place."""
-    conversion = Conversion.of(model)
-    following = None if conversion is None else conversion.functional
-    if following is None:
-        following = Following(Chooser(Asked.of(recipe, None, None)), 0)
-    following.instead = recipe
-    attach_(model, following)
-
-
-def convert_left_(model: nn.Module, recipe: Recipe) -> None:
-    """Convert under `recipe`, in place, every layer that could be converted and is not.
-
-    For a copy on which something is measured; layers that are converted keep what they have.
-    """
-    work = [
-        (name, module, dict.fromkeys(children(module), recipe))
-        for name, module in targets(model)
-        if left(module, recipe) is None and not isinstance(module, quantized_class(module))
-    ]
-    swap_(model, work, built(model, work, 0))

@@ -22,9 +22,10 @@ from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_
 from .functional.following import CHILD
-from .kinds import can_convert, follow_norm_, norm_slots, operation_of
+from .kinds import can_convert, follow_norm_, is_registered, norm_slots, operation_of
 from .overrides import OFF, Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
+from .registered import class_of
 from .swap import switch_fast_paths_
 from .unfollowed import names_groups_alone, warn_of_groups, warn_of_sums
 from .untrained import watch_learned
@@ -101,6 +102,8 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     choose = Chooser(asked)
     layers, chosen, left = [], {}, {}
     norms_left: dict[str, str] = {}
+    registered: dict[str, Recipe | None] = {}
+    off: dict[str, str] = {}  # of those
     unasked = []
     for name, module in model.named_modules():
         shown = name or "(model)"
@@ -109,6 +112,10 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
             own = chosen[name] = choose(name)
             of = choose.of_children(name, own, states)
             layers.append(_Layer(name, module, states, own or OFF, of))
+        elif before.functional is not None and is_registered(module):
+            own = registered[shown] = chosen[name] = choose(name)
+            if own is None:
+                off[shown] = f"{class_of(module).__name__}: left by an override"
         elif shown in before.left:
             own = chosen[name] = choose(name)
             left[name] = f"it was not converted: {before.left[shown]}"
@@ -122,6 +129,8 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     overridden: dict[str, str] = {}
     for layer in layers:
         overridden |= choose.overridden(layer.name, layer.recipe, layer.of)
+    for shown, own in registered.items():
+        overridden |= choose.overridden(shown, own, {}) if own else {}
     choose.check_all_honoured(left)
     if unasked:
         raise ValueError(
@@ -137,8 +146,10 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         before.functional.choose = choose
         attach_(model, before.functional)
     watch_learned(model)
+    kept = {name: why for name, why in before.left.items() if name not in registered}
     replace(
-        before, asked=asked, overridden=overridden, norms_left=norms_left,
+        before, left=kept | off, on_purpose=before.on_purpose - {*registered} | {*off},
+        asked=asked, overridden=overridden, norms_left=norms_left,
         schedule=before.schedule if schedule is None else schedule,
     ).attach(model)  # fmt: skip
     warn_of_groups([layer.name or "(model)" for layer in layers if layer.ungrouped()], 4)

@@ -25,6 +25,7 @@ from ..recipe.units import Unit
 from .declined import Declined
 from .declined import lines as declined_lines
 from .record import Conversion, by_reason, grouped
+from .registered import class_of, name_of
 from .share import Share
 from .watch import rehearsed, twin
 
@@ -39,6 +40,7 @@ class Summary:
     constant          module path -> those of functions through which no gradient flows, which are
                       left; None likewise
     never_ran         converted layers that the forward did not reach; None likewise
+    used_by           those whose weight another layer used, as a call of a function -> that one
     refused           engines that a product of this process asked for, and that failed their
                       exactness test on this machine; `doctor` tries all
     engines           layer -> product -> the engine that served it, of those that ran; several are
@@ -46,6 +48,7 @@ class Summary:
     device            the kind of device that the model is on
     share             of the forward's multiply-adds; None likewise
     types             module path -> its type, of those in the share's
+    registered        modules computed by a function that was registered -> their type, and it
     seconds           layer -> product -> what an accumulator took to sum it, on these inputs
     declined          quantizers -> calls for which that device has a kernel, and none served
     """
@@ -61,6 +64,8 @@ class Summary:
     constant: dict[str, list[str]] | None = None
     share: Share | None = None
     types: dict[str, str] = field(default_factory=dict)
+    registered: dict[str, str] = field(default_factory=dict)
+    used_by: dict[str, str] = field(default_factory=dict)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -81,6 +86,8 @@ class Summary:
         lines.append(f"converted  {len(self.converted)} layers{ran}: {kinds}")
         for recipe, layers in grouped(self.conversion.overridden).items():
             lines.append(f"override   {', '.join(layers)}: {recipe}")
+        for said, layers in grouped(self.registered).items():
+            lines.append(f"registered {some(layers, 8)}: {said}")
         lines.append(f"left       {len(self.left)}")
         lines += [f"           {line}" for line in by_reason(self.left, 8)]
         for own in self.conversion.in_force:
@@ -99,6 +106,8 @@ class Summary:
             )
         if self.never_ran:
             lines.append(f"never ran  {', '.join(self.never_ran)}")
+        for name, instead in self.used_by.items():
+            lines.append(f"used by    {instead}: the weight of {name}, which was not called itself")
         lines += self._engine_lines()
         lines += declined_lines(self.engines or {}, self.declined, self.device)
         lines += self._slow_lines()
@@ -190,7 +199,9 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         raise ValueError("summary: this model was not converted by quantize or quantize_")
     device = device_of(model).type
     if not inputs and not kwargs:
-        return Summary(conversion, None, None, _refused(device), device=device)
+        return Summary(
+            conversion, None, None, _refused(device), device=device, registered=_registered(model)
+        )
     model = twin(model, *inputs, **kwargs)
     conversion = Conversion.of(model) or conversion  # with the layers of its calls
     probes: dict[str, _Engines] = {}
@@ -199,22 +210,26 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     with Declined() as declined:
         watch, _ = rehearsed(model, inputs, kwargs, learning=not torch.is_inference_mode_enabled())
     engines = {name: probe.found for name, probe in probes.items() if probe.found}
-    outside, never_ran = {**watch.outside}, watch.never_ran()
+    outside, idle = {**watch.outside}, watch.never_ran()
+    never_ran = [name for name, instead in idle.items() if not instead]
     for name, left in watch.aside["left"].items():
         outside[name] = [*outside.get(name, []), *left]
     seconds = {name: probe.seconds for name, probe in probes.items() if probe.seconds}
     return Summary(
         conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
         seconds, watch.aside["constant"], watch.share, _types(model, watch.share.left),
+        _registered(model), {name: instead for name, instead in idle.items() if instead},
     )  # fmt: skip
 
 
 def _types(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    root = type(model).__name__
-    return {
-        path: root if path == "(model)" else type(model.get_submodule(path)).__name__
-        for path in paths
-    }
+    of = {name or "(model)": class_of(module).__name__ for name, module in model.named_modules()}
+    return {path: of[path] for path in paths}
+
+
+def _registered(model: nn.Module) -> dict[str, str]:
+    of = {name or "(model)": name_of(module) for name, module in model.named_modules()}
+    return {path: said for path, said in of.items() if said is not None}
 
 
 def _refused(device: str) -> list[str]:

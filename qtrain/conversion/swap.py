@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from ..layer_state import LayerState, device_of
 from ..layers.fused import QSequential, is_pair
@@ -16,7 +15,7 @@ from ..products.call import located
 from ..products.module import QProduct, products_of
 from ..products.operands import refuse_unscalable
 from ..recipe import Recipe
-from .joined import joined
+from .joined import base_class, joined, set_class_
 from .kinds import (
     convert_norm_,
     is_norm,
@@ -101,16 +100,10 @@ def _swap_(
 def change_class_(module: nn.Module, quantized: type[nn.Module], plain: type[nn.Module]) -> None:
     """Give a `plain` layer, or an object of a subclass of it, the forward of `quantized`, in place.
 
-    A subclass stays in the line.  The class that torch makes for a parametrized module, which holds
-    its properties, is made again on top, so that remove_parametrizations finds what it expects.
+    A subclass stays in the line.
     """
-    own = type(module)
-    base = own.__bases__[0] if is_parametrized(module) else own
-    target = quantized if base is plain else joined(base, quantized, base)
-    if base is not own:
-        held = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
-        target = type(f"Parametrized{target.__name__}", (target,), held)
-    module.__class__ = target
+    base = base_class(module)
+    set_class_(module, quantized if base is plain else joined(base, quantized, base))
 
 
 def fuse_sequentials_(model: nn.Module) -> None:

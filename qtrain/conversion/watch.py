@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import checks
-from ..copies import copied, detached, random_state_kept, take_hooks_off, unwrapped
-from ..layer_state import LayerState
+from ..copies import aside, copied, random_state_kept, take_hooks_off, unwrapped
 from ..products.module import QProduct, products_of
 from .functional.attach import sites_of
 from .functional.discover import discover_
@@ -62,7 +61,9 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._conversion = Conversion.of(model)
         self.names = {id(module): name for name, module in model.named_modules()}
-        self.states = [m for m in model.modules() if isinstance(m, LayerState)]
+        self.layers = list(model.modules())
+        #: parameters -> the products that they are weights of, of those that ran
+        self.weights: dict[int, str] = {}
         self.stack: list[nn.Module] = []
         self.outside: dict[str, list[str]] = {}
         self.aside: dict[str, dict[str, list[str]]] = {"constant": {}, "left": {}}
@@ -89,6 +90,9 @@ class Watch(TorchDispatchMode):
     def _pop(self, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(module, QProduct) and isinstance(output, Tensor):
             self.share.note(args, output)
+            weight = args[2]
+            held = weight if weight._base is None else weight._base
+            self.weights.setdefault(id(held), module.name)
         while self.stack and self.stack.pop() is not module:
             pass
 
@@ -123,10 +127,18 @@ class Watch(TorchDispatchMode):
         recipe = None if calls is None else calls.recipe(self.names[id(module)])
         return recipe is not None and recipe.products_off
 
-    def never_ran(self) -> list[str]:
-        """Products that no forward reached."""
-        products = [s for s in self.states if isinstance(s, QProduct)]
-        return [p.name for p in products if id(p) not in self.ran and not p.recipe.products_off]
+    def never_ran(self) -> dict[str, str]:
+        """Products that no forward reached -> the product of another layer that used their layer's
+        weight, as a function that its parent calls; "": none did."""
+        found = {}
+        for layer in self.layers:
+            own = {c.name: c for c in layer.children() if isinstance(c, QProduct)}
+            used = [self.weights.get(id(p), "") for p in layer.parameters(False)]
+            instead = next((name for name in used if name and name not in own), "")
+            for name, product in own.items():
+                if id(product) not in self.ran and not product.recipe.products_off:
+                    found[name] = instead
+        return found
 
 
 def rehearsed(
@@ -137,9 +149,10 @@ def rehearsed(
 
     Run it on a copy: gradients and running statistics of `model` change.
     """
+    args, named = aside((inputs, kwargs))
     with random_state_kept(), torch.set_grad_enabled(learning):
         with Watch(model) as watch:
-            output = model(*detached(inputs), **detached(kwargs))
+            output = model(*args, **named)
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         sums = [leaf.sum() for leaf in leaves if leaf.requires_grad and leaf.is_floating_point()]
         if sums:
@@ -179,7 +192,8 @@ class _FirstForward:
             for path, found in watch.outside.items()
             if not conversion.is_intended(path)
         ]
-        lines += [f"{name}: converted, but never ran" for name in watch.never_ran()]
+        idle = [name for name, instead in watch.never_ran().items() if not instead]
+        lines += [f"{name}: converted, but never ran" for name in idle]
         if lines:
             if conversion.functional is None:
                 lines.append("quantize(..., functional=True) has functions follow the recipe")

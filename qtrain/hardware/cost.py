@@ -207,7 +207,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             for name, key, _, (_, fp32) in found
         ),
         watch.outside,
-        watch.never_ran(),
+        [name for name, instead in watch.never_ran().items() if not instead],
         sum(own.macs for _, (kind, *_), by, (own, _) in found if kind not in by.off),
     )
 

@@ -12,7 +12,7 @@ from quantizers import QTensor
 
 from ..autograd.recomputation import in_backward
 from ..conversion.functional.discover import discover_
-from ..conversion.quantize import convert_left_, see_calls_
+from ..conversion.opened import convert_left_, see_calls_
 from ..conversion.watch import forget_watch, twin
 from ..products.module import products_of
 from ..products.operations import Kind

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .. import checks
 from ..conversion.watch import arguments
-from ..copies import detached, random_state_kept
+from ..copies import aside, detached, random_state_kept
 
 Loss = Callable[..., Tensor]
 #: the target that torch's cross-entropy leaves out
@@ -110,7 +110,7 @@ def rehearse(caller: str, model: nn.Module, inputs: Any, targets: Any, loss: Los
 
 def called(model: nn.Module, inputs: Any) -> Any:
     """The model's output; inputs as in `step`."""
-    args, kwargs = arguments(detached(inputs))
+    args, kwargs = arguments(aside(inputs))
     return model(*args, **kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,10 +21,14 @@ from qtrain import (
     Matmul,
     Monitor,
     ScaledDotProductAttention,
+    accumulated,
+    calibrate,
     cost,
     inspect,
     plain_state_dict,
     quantize,
+    required_bits,
+    sensitivity,
     set_recipe,
     summary,
 )
@@ -624,6 +629,44 @@ def test_what_a_forward_writes_to_is_written_once() -> None:
     again = Cache()
     quantize(Cached(), example_inputs=(draw(3, 4), again))
     assert not len(again.keys)
+
+
+def total(output: Tensor) -> Tensor:
+    return output.sum()
+
+
+ASIDE: dict[str, Callable[..., Any]] = {
+    "summary": lambda model, x, cache: summary(model, x, cache=cache),
+    "cost": lambda model, x, cache: cost(model, x, cache),
+    "inspect": lambda model, x, cache: inspect(model, (x, cache), loss=total),
+    "accumulated": lambda model, x, cache: accumulated(model, (x, cache), loss=total),
+    "required_bits": lambda model, x, cache: required_bits(model, (x, cache), loss=total),
+    "sensitivity": lambda model, x, cache: sensitivity(model, (x, cache), loss=total, by="layer"),
+    "calibrate": lambda model, x, cache: calibrate(model, [({"x": x, "cache": cache},)]),
+}
+
+
+@pytest.mark.cases(len(ASIDE), 1)
+@pytest.mark.parametrize("look", ASIDE)
+def test_what_looks_aside_writes_to_nothing_of_the_users(look: str) -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Any, cache: Cache | None = None) -> Any:
+            if cache is None:
+                x, cache = x["x"], x["cache"]
+            x.add_(1)
+            return self.fc(cache.update(x))
+
+    model, x, cache = quantize(Writes()), draw(3, 4), Cache()
+    ASIDE[look](model, x, cache)
+    assert torch.equal(x, draw(3, 4)) and not len(cache.keys)
+    if look == "summary":  # what cannot be copied is given as it is
+        cache.lock = threading.Lock()  # type: ignore[attr-defined]
+        summary(model, x, cache)
+        assert len(cache.keys)
 
 
 def test_an_input_that_may_not_ask_for_a_gradient() -> None:

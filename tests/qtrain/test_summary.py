@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from qtrain import Matmul, ScaledDotProductAttention, quantize, quantize_, recipes, summary
+from qtrain import (
+    Matmul,
+    ScaledDotProductAttention,
+    cost,
+    quantize,
+    quantize_,
+    recipes,
+    summary,
+)
 from qtrain.conversion.declined import lines
 from qtrain.conversion.functional.scope import Scope
 from qtrain.products.engines.choice import ENGINES
@@ -365,3 +373,24 @@ def test_the_first_forwards_warning_is_of_the_callers_line() -> None:
     with pytest.warns(UserWarning, match=r"inner: mm ran in full precision") as caught:
         model(torch.randn(4, 4))
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_a_layer_whose_weight_a_call_uses_is_not_said_to_be_idle(view: bool) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.rnn = nn.RNN(4, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            weight = self.qkv.weight
+            return F.linear(self.rnn(x)[0], weight[:2] if view else weight)
+
+    model, x = quantize(Reads()), torch.ones(3, 4)
+    said = warned(model, x)
+    assert len(said) == 1 and "idle: converted, but never ran" in said[0] and "qkv" not in said[0]
+    report = summary(model, x)
+    assert report.never_ran == ["idle"] and report.used_by == {"qkv": "functional.linear0"}
+    line = "used by    functional.linear0: the weight of qkv, which was not called itself"
+    assert line in str(report).splitlines() and cost(model, x).never_ran == ["idle"]

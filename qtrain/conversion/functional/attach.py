@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ...layer_state import LayerState
+from .. import registered
+from ..joined import base_class, before
 from .following import CHILD, Following
 from .scope import Scope, detach_
 from .sites import Sites
@@ -25,13 +27,14 @@ def may_call(module: nn.Module) -> bool:
     """Whether a module's own forward may multiply by functions."""
     if "forward" in vars(module) or isinstance(module, nn.Bilinear):
         return True
-    own = type(module).__bases__[0] if is_parametrized(module) else type(module)
-    return not own.__module__.startswith(_KNOWN)
+    return not before(base_class(module)).__module__.startswith(_KNOWN)
 
 
 def attach_(model: nn.Module, following: Following) -> None:
     """Have the calls of a model's functions follow what is asked, in place."""
     detach_(model)
+    for module in model.modules():
+        registered.unfollow_(module)
     if not following.are_followed:
         return  # torch's fast paths take no model with hooks
     computed = {
@@ -61,6 +64,7 @@ def attach_(model: nn.Module, following: Following) -> None:
         elif may_call(module):
             sites = vars(module)[_SITES] = known or Sites(module, name, following)
             sites.left.clear()
+            registered.follow_(module)
             Scope(sites).attach_(module)
 
 

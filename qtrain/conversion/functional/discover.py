@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ...copies import copied, random_state_kept, take_hooks_off
+from ...copies import aside, copied, moved, random_state_kept, take_hooks_off
 from .attach import sites_of
 from .following import CHILD
 from .scope import is_scope
@@ -34,7 +33,7 @@ def discover_(
 
     The forward runs on the meta device, where nothing is computed, or, where it cannot (it looks at
     values), and where `run`, on a copy; everything in floating point asks for a gradient, the
-    inputs too where it can run so.  What it writes to, as a cache, is a copy.
+    inputs too where it can run so.  What it writes to, as a cache, is a copy, if it can be copied.
     prepare: takes off a copy what its first forward would set off.
     """
     if not (args or kwargs) or not any(sites_of(module) for module in model.modules()):
@@ -107,29 +106,9 @@ def _empty(tensor: Tensor) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-class _Moved(TorchFunctionMode):
-    """Within it, copy.deepcopy makes copies of tensors without a graph, on a device."""
-
-    def __init__(self, device: torch.device | None) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is not Tensor.__deepcopy__:
-            return func(*args, **(kwargs or {}))
-        tensor, memo = args
-        own = tensor.detach()
-        twin = own.clone() if self.device is None else torch.empty_like(own, device=self.device)
-        memo[id(tensor)] = twin.requires_grad_(tensor.requires_grad)
-        return twin
-
-
 def _moved(values: Any, device: torch.device | None, asking: bool) -> Any:
-    with _Moved(device):
-        moved = copy.deepcopy(values)
-    for x in tree_leaves(moved) if asking else ():
+    found = aside(values) if device is None else moved(values, device)
+    for x in tree_leaves(found) if asking else ():
         if isinstance(x, Tensor) and x.is_floating_point():
             x.requires_grad_()
-    return moved
+    return found
