@@ -20,6 +20,7 @@ from ..layer_state import LayerState
 from ..products.module import QProduct, products_of
 from .functional.attach import sites_of
 from .functional.discover import discover_
+from .functional.naming import of_slice
 from .record import Conversion
 from .share import Share
 
@@ -28,7 +29,8 @@ _PRODUCT_OPS = (
     "_addmm_activation", "convolution", "convolution_overrideable", "mkldnn_linear",
     "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_native_multi_head_attention",
     "_transformer_encoder_layer_fwd", "_grouped_mm", "_scaled_mm", "_int_mm", "_trilinear",
-    "conv_tbc",
+    "conv_tbc", "_linear_cross_entropy_batch_chunked",
+    "_linear_cross_entropy_batch_chunked_no_reduction", "grouped_mm_fallback",
     # under inference_mode the following are not taken apart before they are seen
     "matmul", "einsum", "tensordot", "inner", "bilinear", "_convolution", "conv1d", "conv2d",
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
@@ -124,8 +126,8 @@ class Watch(TorchDispatchMode):
         return recipe is not None and recipe.products_off
 
     def never_ran(self) -> list[str]:
-        """Products that no forward reached."""
-        products = [s for s in self.states if isinstance(s, QProduct)]
+        """Products that no forward reached, but for experts that no token chose."""
+        products = [s for s in self.states if isinstance(s, QProduct) and not of_slice(s.name)]
         return [p.name for p in products if id(p) not in self.ran and not p.recipe.products_off]
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..products.module import QProduct
-from .matmul import matmul
 from .softmax import softmax
+
+#: torch.matmul, or one that follows a recipe
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def attend(
-    scores: QProduct,
-    context: QProduct,
+    scores: Product,
+    context: Product,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -33,7 +35,7 @@ def attend(
                F.scaled_dot_product_attention, or NaN, as from softmax; None: there is none
     """
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = matmul(scores, query * factor, key.transpose(-2, -1))
+    logits = scores(query * factor, key.transpose(-2, -1))
     lost = None
     if mask is not None:
         exact = mask.dtype == torch.bool
@@ -51,7 +53,7 @@ def attend(
             lost = idle & (peak != float("-inf"))
     if dropout_p > 0:
         weights = F.dropout(weights, dropout_p)
-    return Attended(matmul(context, weights, value), weights, lost)
+    return Attended(context(weights, value), weights, lost)
 
 
 class Attended(NamedTuple):
