@@ -50,7 +50,9 @@ def _groups(offs: Tensor, total: int) -> Groups:
         for piece, (start, end) in enumerate(zip(starts, ends, strict=True))
         for i in range(end - start)
     ]
-    return Groups(len(offs), length, total, torch.tensor(places, dtype=torch.int64, device=offs.device))
+    return Groups(
+        len(offs), length, total, torch.tensor(places, dtype=torch.int64, device=offs.device)
+    )
 
 
 def grouped_mm(
@@ -71,8 +73,8 @@ def grouped_mm(
     Under torch.compile, where offs is not known, a call with it is torch's, and a warning says so.
     """
     flat = [mat_a.dim(), mat_b.dim()].count(2)  # how many of the two have groups along an axis
-    odd = not {mat_a.dim(), mat_b.dim()} <= {2, 3} or bias is not None
-    if odd or out_dtype not in (None, mat_a.dtype):
+    odd = bias is not None or mat_a.dim() not in (2, 3) or mat_b.dim() not in (2, 3)
+    if odd or (out_dtype is not None and out_dtype != mat_a.dtype):
         return call.plain()
     if offs is None:
         return call.plain() if flat else matmul(call, mat_a, mat_b)
