@@ -72,14 +72,14 @@ def grouped_mm(
 
     Under torch.compile, where offs is not known, a call with it is torch's, and a warning says so.
     """
+    if offs is not None and torch.compiler.is_compiling():
+        return call.untraced("grouped_mm with offs")
     flat = [mat_a.dim(), mat_b.dim()].count(2)  # how many of the two have groups along an axis
     odd = bias is not None or mat_a.dim() not in (2, 3) or mat_b.dim() not in (2, 3)
     if odd or (out_dtype is not None and out_dtype != mat_a.dtype):
         return call.plain()
     if offs is None:
         return call.plain() if flat else matmul(call, mat_a, mat_b)
-    if torch.compiler.is_compiling():
-        return call.untraced("grouped_mm with offs")
     if not flat or offs.dim() != 1 or not len(offs):
         return call.plain()  # torch says what is wrong
     layer = call.layer("matmul", (), mat_b, mat_a)
