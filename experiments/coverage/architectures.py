@@ -30,7 +30,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], dict[str, tuple[int, ...
     ),
     "Mixtral": (
         "MixtralConfig", "MixtralForCausalLM",
-        {"num_hidden_layers": 2, "experts_implementation": "batched_mm"}, _TOKENS,
+        {"num_hidden_layers": 2}, _TOKENS,
     ),
     "Whisper": (
         "WhisperConfig", "WhisperForConditionalGeneration", {},

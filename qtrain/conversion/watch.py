@@ -19,6 +19,7 @@ from ..copies import aside, copied, random_state_kept, take_hooks_off, unwrapped
 from ..products.module import QProduct, products_of
 from .functional.attach import sites_of
 from .functional.discover import discover_
+from .functional.naming import of_slice
 from .record import Conversion
 from .share import Share
 
@@ -128,15 +129,17 @@ class Watch(TorchDispatchMode):
         return recipe is not None and recipe.products_off
 
     def never_ran(self) -> dict[str, str]:
-        """Products that no forward reached -> the product of another layer that used their layer's
-        weight, as a function that its parent calls; "": none did."""
+        """Products that no forward reached, but for experts that no token chose -> the product of
+        another layer that used their layer's weight, as a function that its parent calls; "": none
+        did."""
         found = {}
         for layer in self.layers:
             own = {c.name: c for c in layer.children() if isinstance(c, QProduct)}
             used = [self.weights.get(id(p), "") for p in layer.parameters(False)]
             instead = next((name for name in used if name and name not in own), "")
             for name, product in own.items():
-                if id(product) not in self.ran and not product.recipe.products_off:
+                chosen = id(product) in self.ran or of_slice(name)
+                if not (chosen or product.recipe.products_off):
                     found[name] = instead
         return found
 

@@ -4,6 +4,7 @@ queries or of chunks of them."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..products.module import QProduct
-from .matmul import matmul
 from .softmax import softmax
+
+#: torch.matmul, or one that follows a recipe
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def attend(
-    scores: QProduct,
-    context: QProduct,
+    scores: Product,
+    context: Product,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -28,6 +30,7 @@ def attend(
     *,
     unseeing: Literal["zero", "nan"] | None,
     weighs: bool,
+    query_chunk: int | None,
 ) -> Attended:
     """softmax(query key^T scale + mask) value, and the weights after dropout where `weighs`.
 
@@ -35,16 +38,16 @@ def attend(
     unseeing   what a query gets that the mask lets attend to nothing: 0, as from
                F.scaled_dot_product_attention, or NaN, as from softmax; None: there is none
 
-    Where `Recipe.query_chunk` is fewer than the queries, a chunk of them after another: in the
+    Where query_chunk, `Recipe`'s, is fewer than the queries, a chunk of them after another: in the
     backward pass each chunk's forward is run again, as under activation checkpointing.
     """
     others = dropout_p, scale, unseeing, weighs
-    size, queries = scores.recipe.query_chunk, query.shape[-2]
-    if size is None or size >= queries:
+    queries = query.shape[-2]
+    if query_chunk is None or query_chunk >= queries:
         return Attended(*_attend(scores, context, query, key, value, mask, *others))
     parts = []
-    for begin in range(0, queries, size):
-        rows = slice(begin, begin + size)
+    for begin in range(0, queries, query_chunk):
+        rows = slice(begin, begin + query_chunk)
         own: Any = _rows(mask, rows)
         operands = query[..., rows, :], key, value, own
         if torch.is_grad_enabled():
@@ -84,8 +87,8 @@ def _rows(mask: Tensor | Causal | None, rows: slice) -> Tensor | Causal | None:
 
 
 def _attend(
-    scores: QProduct,
-    context: QProduct,
+    scores: Product,
+    context: Product,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -99,7 +102,7 @@ def _attend(
     if isinstance(mask, Causal):
         mask = mask.of(query, key.shape[-2])
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = matmul(scores, query * factor, key.transpose(-2, -1))
+    logits = scores(query * factor, key.transpose(-2, -1))
     lost = None
     if mask is not None:
         exact = mask.dtype == torch.bool
@@ -117,7 +120,7 @@ def _attend(
             lost = idle & (peak != float("-inf"))
     if dropout_p > 0:
         weights = F.dropout(weights, dropout_p)
-    return matmul(context, weights, value), weights if weighs else None, lost
+    return context(weights, value), weights if weighs else None, lost
 
 
 class Attended(NamedTuple):

@@ -13,6 +13,8 @@ them all a NaN in one row, which somebody may mean to mask later, is everybody's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from torch.nn import functional as F
 from ..products.module import QProduct, Shapes, recipe_names, shapes_of
 from ..products.operations import Linear
 from .attend import Causal, attend, lost_rows
-from .matmul import ANY_SHAPES
+from .matmul import ANY_SHAPES, matmul
+from .multihead import Heads, multihead
 
 
 class ScaledDotProductAttention(nn.Module):
@@ -82,8 +85,9 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
             if attn_mask is not None:
                 raise ValueError("is_causal and attn_mask were both given; give one of them")
         found = attend(
-            self.scores, self.context, query, key, value, Causal() if is_causal else attn_mask,
-            dropout_p, scale, weighs=False,
+            partial(matmul, self.scores), partial(matmul, self.context),
+            query, key, value, Causal() if is_causal else attn_mask, dropout_p, scale,
+            weighs=False, query_chunk=self.scores.recipe.query_chunk,
             unseeing=None if is_causal else "zero",  # every query sees the first key
         )  # fmt: skip
         return lost_rows(found.output, found.lost)
@@ -123,42 +127,16 @@ class QMultiheadAttention(nn.MultiheadAttention):
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
             )  # fmt: skip
-        if is_causal and attn_mask is None:
-            raise ValueError("is_causal is a hint about attn_mask: pass attn_mask too")
-        batched = query.dim() == 3
-        if not batched:
-            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
-            if key_padding_mask is not None:
-                key_padding_mask = key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = self._project(query, key, value)
-        mask = self._mask(attn_mask, key_padding_mask, q, k.shape[1])
-        if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], 1)
-            v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], 1)
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        if self.add_zero_attn:
-            k = torch.cat([k, k.new_zeros(*k.shape[:2], 1, k.shape[3])], 2)
-            v = torch.cat([v, v.new_zeros(*v.shape[:2], 1, v.shape[3])], 2)
-        if mask is not None:  # learned and zero keys are appended and always visible
-            mask = F.pad(mask, (0, k.shape[2] - mask.shape[-1]))
-        dropout = self.dropout if self.training else 0.0
-        output, weights, lost = attend(
-            self.scores, self.context, q, k, v, mask, dropout, None,
-            unseeing="nan" if need_weights else "zero", weighs=need_weights,
+        return multihead(
+            Heads(
+                self.scores.name, self.num_heads, self.dropout if self.training else 0.0,
+                self.bias_k, self.bias_v, add_zero_attn=self.add_zero_attn,
+                query_chunk=self.scores.recipe.query_chunk,
+            ),
+            self._projections(), partial(matmul, self.scores), partial(matmul, self.context),
+            self.out_proj, (query, key, value), attn_mask, key_padding_mask,
+            need_weights, average_attn_weights, is_causal, batch_axis=int(not self.batch_first),
         )  # fmt: skip
-        output = self.out_proj(output.transpose(1, 2).flatten(2))
-        if lost is not None:  # by one head is by all: the projection adds them
-            lost_by_any = lost.any(1) if lost.dim() == 4 else lost
-            output = lost_rows(output, lost_by_any)
-        if weights is not None:
-            weights = lost_rows(weights, lost)
-            weights = weights.mean(1) if average_attn_weights else weights
-        if not batched:
-            return output.squeeze(0), None if weights is None else weights.squeeze(0)
-        output = output if self.batch_first else output.transpose(0, 1)
-        return output, weights
 
     @property
     def _is_off(self) -> bool:
@@ -169,50 +147,18 @@ class QMultiheadAttention(nn.MultiheadAttention):
             products.append(projection)
         return all(product.recipe.products_off for product in products)
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def _projections(self) -> list[Callable[[Tensor], Tensor]]:
         if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         products = (self.q_proj, self.k_proj, self.v_proj)
-        return tuple(
-            product(Linear(), x, weight, bias)
-            for product, x, weight, bias in zip(
-                products, (query, key, value), weights, biases, strict=True
-            )
-        )
 
-    def _mask(
-        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, keys: int
-    ) -> Tensor | None:
-        """One additive mask, broadcastable to (batch, heads, queries, keys).  q: projected."""
-        batch, queries = q.shape[:2]
-        total: Tensor | None = None
-        for name, mask, allowed in (
-            ("attn_mask", attn_mask, [(queries, keys), (batch * self.num_heads, queries, keys)]),
-            ("key_padding_mask", padding, [(batch, keys)]),
-        ):
-            if mask is None:
-                continue
-            if tuple(mask.shape) not in allowed:
-                raise ValueError(
-                    f"layer {self.scores.name!r}: {name} has shape {tuple(mask.shape)}, need "
-                    f"{' or '.join(map(str, allowed))}"
-                )
-            if mask.dtype == torch.bool:
-                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, float("-inf"))
-            elif not mask.is_floating_point():
-                raise TypeError(
-                    f"layer {self.scores.name!r}: {name} is {mask.dtype}, need bool (True: hidden) "
-                    f"or floating point (added)"
-                )
-            if name == "key_padding_mask":
-                mask = mask[:, None, None, :]
-            elif mask.dim() == 3:
-                mask = mask.unflatten(0, (-1, self.num_heads))
-            total = mask if total is None else total + mask
-        return total
+        def projection(product: QProduct, weight: Tensor, bias: Any) -> Callable[[Tensor], Tensor]:
+            return lambda x: product(Linear(), x, weight, bias)
+
+        return [projection(*own) for own in zip(products, weights, biases, strict=True)]
 
     @staticmethod
     def products(module: nn.MultiheadAttention) -> dict[str, Shapes]:

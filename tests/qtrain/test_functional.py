@@ -43,7 +43,7 @@ def no_mode_stays() -> Iterator[None]:
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Called(nn.Module):
@@ -111,13 +111,32 @@ def bilinear(x: Tensor, inner: nn.Module, outer: nn.Module) -> Tensor:
     return found
 
 
+TARGETS = torch.tensor([0, 2, 1, -100])
+#: of groups of 2, 0 and 6
+ENDS = torch.tensor([2, 2, 8], dtype=torch.int32)
+
+
+def padded(x: Tensor) -> Tensor:
+    """Groups of rows, each with zeros to six."""
+    return torch.stack([F.pad(x[:2], (0, 0, 0, 4)), x[:0].new_zeros(6, x.shape[1]), x[2:8]])
+
+
+def unpadded(x: Tensor) -> Tensor:
+    return torch.cat([x[0, :2], x[2]])
+
+
+def chained(*matrices: Tensor) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # torch means to drop it
+        return torch.chain_matmul(*matrices)
+
+
 CASES = {
     "F.linear": Case(F.linear, (6, 8), (2, 3, 8), lambda w: linear(w)),
     "F.linear, a vector": Case(F.linear, (6, 8), (8,), lambda w: linear(w)),
     "matmul, a weight": Case(torch.matmul, (8, 6), (2, 3, 8), lambda w: linear(w.t()), Tensor.t),
     "@, a view of a weight": Case(
-        lambda x, w: x @ w[1], (2, 8, 6), (4, 8), lambda w: linear(w[1].t()),
-        lambda grad: torch.stack([torch.zeros(8, 6), grad.t()]),
+        lambda x, w: x @ w[:, 1], (8, 2, 6), (4, 8), lambda w: linear(w[:, 1].t()),
+        lambda grad: torch.stack([torch.zeros(8, 6), grad.t()], 1),
     ),
     "mm": Case(torch.mm, (8, 6), (4, 8), lambda w: linear(w.t()), Tensor.t),
     "rmatmul": Case(
@@ -206,6 +225,74 @@ CASES = {
         lambda w: conv(
             nn.ConvTranspose2d, w, stride=2, padding=1, output_padding=1, groups=2
         ),
+    ),
+    "mv, a weight": Case(lambda x, w: torch.mv(w, x), (6, 8), (8,), lambda w: linear(w)),
+    "mv, data": Case(
+        lambda x, w: x.mv(w.relu()), (8,), (4, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()[:, None])[:, 0], w, Matmul()),
+    ),
+    "dot": Case(
+        lambda x, w: torch.dot(x, w), (8,), (8,),
+        lambda w: Data(lambda x, w, own: own(x[None], w[:, None]).squeeze(), w, Matmul()),
+    ),
+    "vdot": Case(
+        lambda x, w: x.vdot(w), (8,), (8,),
+        lambda w: Data(lambda x, w, own: own(x[None], w[:, None]).squeeze(), w, Matmul()),
+    ),
+    "vecdot": Case(
+        lambda x, w: torch.linalg.vecdot(x, w.relu(), dim=0), (8, 1), (8, 4),
+        lambda w: Data(
+            lambda x, w, own: own(x.t()[:, None], w.relu().t()[..., None])[:, 0, 0], w, Matmul()
+        ),
+    ),
+    "addmv, a bias": Case(
+        lambda x, w: torch.addmv(torch.ones(6), w, x), (6, 8), (8,),
+        lambda w: Twin(lambda x, own: own(x) + 1, linear(w)),
+    ),
+    "addmv, scaled": Case(
+        lambda x, w: x[:6].addmv(w.relu(), x, beta=2, alpha=3), (6, 8), (8,),
+        lambda w: Data(
+            lambda x, w, own: 3 * own(w.relu(), x[:, None])[:, 0] + 2 * x[:6], w, Matmul()
+        ),
+    ),
+    "inner, a weight": Case(torch.inner, (6, 8), (2, 3, 8), lambda w: linear(w)),
+    "inner, data": Case(
+        lambda x, w: x.inner(w.relu()), (2, 3, 8), (4, 8),
+        lambda w: Data(
+            lambda x, w, own: own(x, w.relu().flatten(0, 1).t()).view(4, 2, 3), w, Matmul()
+        ),
+    ),
+    "multi_dot": Case(
+        lambda x, w: torch.linalg.multi_dot([x, w, x[0, :6]]), (8, 6), (4, 8),
+        lambda w: Twin(
+            lambda x, own, last: last(own(x), x[0, :6, None])[:, 0], linear(w.t()), Matmul()
+        ),
+        Tensor.t,
+    ),
+    "chain_matmul": Case(
+        chained, (8, 6), (4, 8), lambda w: linear(w.t()), Tensor.t
+    ),
+    "linear_cross_entropy": Case(
+        lambda x, w: F.linear_cross_entropy(x, w, TARGETS, label_smoothing=0.1), (6, 8), (4, 8),
+        lambda w: Twin(
+            lambda x, own: F.cross_entropy(own(x), TARGETS, label_smoothing=0.1), linear(w)
+        ),
+    ),
+    "grouped_mm, rows": Case(
+        lambda x, w: F.grouped_mm(x, w.mT, offs=ENDS), (3, 4, 8), (8, 8),
+        lambda w: Data(lambda x, w, own: unpadded(own(padded(x), w.mT)), w, Matmul()),
+    ),
+    "grouped_mm, columns": Case(
+        lambda x, w: F.grouped_mm(w, x.t(), offs=ENDS), (3, 4, 8), (8, 8),
+        lambda w: Data(lambda x, w, own: unpadded(own(w, padded(x).mT).mT).t(), w, Matmul()),
+    ),
+    "grouped_mm, inside": Case(
+        lambda x, w: F.grouped_mm(x.t(), w, offs=ENDS), (8, 4), (8, 8),
+        lambda w: Data(lambda x, w, own: own(padded(x).mT, padded(w)), w, Matmul()),
+    ),
+    "grouped_mm, batches": Case(
+        lambda x, w: torch._grouped_mm(x, w.mT), (3, 4, 8), (3, 8, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.mT), w, Matmul()),
     ),
     "bilinear": Case(
         lambda x, w: F.bilinear(x[..., :5], x, w), (3, 5, 8), (4, 8),

@@ -20,12 +20,14 @@ _KNOWN = (
 )  # fmt: skip
 #: what calls no function that a mode sees; a scripted module takes no Python hooks either
 _CLOSED = (LayerState, torch.jit.ScriptModule)
+#: torch's own modules that are not converted, and whose forwards call a function that is taken
+_CALLING = (nn.Bilinear, getattr(nn, "LinearCrossEntropyLoss", nn.Bilinear))
 _SITES = "_functional_sites"
 
 
 def may_call(module: nn.Module) -> bool:
     """Whether a module's own forward may multiply by functions."""
-    if "forward" in vars(module) or isinstance(module, nn.Bilinear):
+    if "forward" in vars(module) or isinstance(module, _CALLING):
         return True
     return not before(base_class(module)).__module__.startswith(_KNOWN)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -13,11 +14,15 @@ class Calling(Protocol):
     def plain(self) -> Any:
         """The function itself, of the call's arguments."""
 
-    def layer(self, kind: str, sizes: tuple[int, ...] = ()) -> Any:
+    def layer(self, kind: str, sizes: tuple[int, ...] = (), *operands: Tensor) -> Any:
         """The layer of the module's next product of this kind, or None where it is left or off.
 
-        sizes   of a weight, canonical; () of data
+        sizes      of a weight, canonical; () of data
+        operands   the first that is one of those that a parameter stacks gives the layer its name
         """
+
+    def left(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args), a product of the call whose layer is left."""
 
 
 def is_weight(x: Tensor) -> bool:

@@ -4,7 +4,7 @@ of layers."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ...autograd.recomputation import in_first_pass, is_running, repeat_within
 from .functions import FUNCTIONS
-from .sites import Sites, traced_layer, traced_takes
+from .naming import counted, kind_of, repeated
+from .sites import Sites
+from .traced import has_stacks, traced_layer, traced_slice, traced_takes
 from .tracing import written
 
 
@@ -64,8 +66,9 @@ class Calls(TorchFunctionMode):
             if torch._C._are_functorch_transforms_active():
                 return False
             repeat_within(self.frame, self._again)
-        call = written(_numbered, self.calls, function)
         operands = _tensors(args, kwargs)
+        held = self._slice(operands)
+        call = f"{function}_{held}" if held else written(counted, self.calls, function)
         if not all([_is_dense(x) for x in operands[:2]]):
             return False
         graded = torch.is_grad_enabled()
@@ -75,9 +78,28 @@ class Calls(TorchFunctionMode):
         unknown = not self.learning or (not graded and in_first_pass())
         return self.sites.takes(call, flows, unknown) or None
 
-    def layer(self, kind: str, sizes: tuple[int, ...]) -> Any:
+    def _slice(self, operands: Sequence[Tensor]) -> str:
+        """What `Stacks.slice` calls the first of these that a parameter of the module stacks."""
+        compiling = torch.compiler.is_compiling()
+        for x in operands:
+            if not compiling:
+                assert self.module is not None
+                found = self.sites.slice(self.module, x)
+            elif has_stacks(self.sites.number):
+                found = traced_slice(self.sites.number, x)
+            else:
+                return ""
+            if found:
+                return found
+        return ""
+
+    def layer(self, kind: str, sizes: tuple[int, ...], operands: Sequence[Tensor]) -> Any:
         """The layer of the next product of a kind, or None where it is left or off."""
-        name = written(_numbered, self.layers, kind)
+        name = f"{kind}_{self._slice(operands)}"
+        if kind_of(name) == kind:
+            name = written(repeated, self.layers, name)
+        else:
+            name = written(counted, self.layers, kind)
         if torch.compiler.is_compiling():
             traced_layer(self.sites.number, name, kind, sizes)
             found = getattr(self.sites.box, name)
@@ -133,17 +155,16 @@ class _Call:
         with self.calls.sites.set_aside("left"):
             return self.func(*self.args, **self.kwargs)
 
-    def layer(self, kind: str, sizes: tuple[int, ...] = ()) -> Any:
-        found = self.calls.layer(kind, sizes)
+    def layer(self, kind: str, sizes: tuple[int, ...] = (), *operands: Tensor) -> Any:
+        found = self.calls.layer(kind, sizes, operands)
         self.is_left = found is None
         return found
 
-
-def _numbered(counts: dict[str, int], of: str) -> str:
-    """The next of these: what it is, and a number."""
-    found = counts.get(of, 0)
-    counts[of] = found + 1
-    return f"{of}{found}"
+    def left(self, function: Callable[..., Any], *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args)
+        with self.calls.sites.set_aside("left"):
+            return function(*args)
 
 
 def _tensors(args: Any, kwargs: dict[str, Any]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, Literal
 from zlib import crc32
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...layer_state import device_of
 from ...layers.calls import QConvolutionCall, QLinearCall, WeightProduct
@@ -20,7 +20,7 @@ from ...recipe import Recipe
 from ...recipes import fp32
 from .following import CHILD, Following, Functional
 from .functions import LAYERS
-from .tracing import run_by_tracing
+from .naming import Stacks, kind_of
 
 #: streams of noise from here on are those of calls: of their names
 _STREAMS = 1 << 32
@@ -51,8 +51,9 @@ class Sites:
         self.waiting: dict[str, dict[str, Any]] = {}
         self.aside: Aside | None = None
         self.box = _Box()
-        self.number = next(_NUMBERS)
-        _ALL[self.number] = self
+        self.stacks, self.seen = Stacks(), ""
+        self.number = next(_numbers)
+        NUMBERED[self.number] = self
 
     def __getstate__(self) -> dict[str, Any]:
         """With its module, which a copy has its own of."""
@@ -88,17 +89,23 @@ class Sites:
         finally:
             self.aside = None
 
+    def slice(self, owner: nn.Module, x: Tensor) -> str:
+        """`Stacks.slice`."""
+        base = x._base
+        return self.stacks.slice(owner, x, base) if isinstance(base, nn.Parameter) else ""
+
     def layer(self, owner: nn.Module, layer: str, kind: str, sizes: tuple[int, ...]) -> Any:
-        """The layer of a call, made where need be; None where it is left or in full precision."""
-        held = owner._modules.get(CHILD)
-        found = None if held is None else held._modules.get(layer)
+        """The layer of a call, made where need be; None where it is left or in full precision.
+
+        With the first layer of one of the weights that a parameter stacks come those of the others:
+        which of them run first changes from batch to batch.
+        """
+        found = self._held(owner, layer)
         if found is None and layer not in self.left:
-            recipe = self.following.recipe(self._path(layer))
-            if recipe is None or recipe.products_off:
-                self.left.add(layer)
-            else:
-                self._check_loaded(layer)
-                found = self._made(owner, layer, kind, sizes, recipe)
+            for name in self.stacks.siblings(owner, layer):
+                if self._held(owner, name) is None:
+                    self._make(owner, name, kind, sizes)
+            found = self._held(owner, layer)
         known = None if found is None else found._modules.get("product")
         if isinstance(known, WeightProduct) and known.shapes[1] != sizes:
             raise ValueError(
@@ -109,6 +116,19 @@ class Sites:
                 f"{{{self._path(kind) + '*'!r}: None}}, or all by functional=False"
             )
         return found
+
+    @staticmethod
+    def _held(owner: nn.Module, layer: str) -> Any:
+        held = owner._modules.get(CHILD)
+        return None if held is None else held._modules.get(layer)
+
+    def _make(self, owner: nn.Module, layer: str, kind: str, sizes: tuple[int, ...]) -> None:
+        recipe = self.following.recipe(self._path(layer))
+        if recipe is None or recipe.products_off:
+            self.left.add(layer)
+        else:
+            self._check_loaded(layer)
+            self._made(owner, layer, kind, sizes, recipe)
 
     def _check_loaded(self, layer: str) -> None:
         """ValueError where a layer is to begin anew beside a state that was loaded."""
@@ -185,9 +205,8 @@ class Sites:
             if key.startswith(start):
                 own.setdefault(key[len(start) :].partition(".")[0], {})[key] = value
         for name, entries in own.items():
-            held = module._modules.get(CHILD)
-            kind = name.rstrip("0123456789")
-            if kind not in LAYERS or (held is not None and name in held._modules):
+            kind = kind_of(name)
+            if kind not in LAYERS or self._held(module, name) is not None:
                 continue
             entries = {**self.waiting.pop(name, {}), **entries}
             sizes = entries.get(f"{start}{name}.product.sizes")
@@ -205,21 +224,6 @@ class _Box:
     """Layers as attributes."""
 
 
-_NUMBERS = count()
-_ALL: weakref.WeakValueDictionary[int, Sites] = weakref.WeakValueDictionary()
-
-
-@run_by_tracing
-def traced_takes(number: int, call: str, flows: bool, unknown: bool) -> bool:
-    """`Sites.takes` of the sites of this number."""
-    return _ALL[number].takes(call, flows, unknown)
-
-
-@run_by_tracing
-def traced_layer(number: int, layer: str, kind: str, sizes: tuple[int, ...]) -> int:
-    """`Sites.layer`, into the box of the sites of this number."""
-    sites = _ALL[number]
-    owner = sites._owner()
-    assert owner is not None
-    setattr(sites.box, layer, sites.layer(owner, layer, kind, sizes))
-    return 0
+_numbers = count()
+#: every one by its number, a constant for the compiler
+NUMBERED: weakref.WeakValueDictionary[int, Sites] = weakref.WeakValueDictionary()
