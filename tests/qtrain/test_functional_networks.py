@@ -9,8 +9,8 @@ import torch
 from network_cases import NETWORKS
 from torch import Tensor, nn
 
+from experiments.coverage.compared import compared
 from experiments.coverage.steps import nearest
-from experiments.coverage.twins import compared
 from qtrain import recipes
 
 
