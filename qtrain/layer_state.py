@@ -80,6 +80,11 @@ class LayerState(nn.Module):
         """Own one of these."""
         self.register_buffer(name, value)
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether a quantizer of it keeps one."""
+        return bool(self._slots)
+
     def own(self) -> dict[str, Any]:
         """All that it owns, by name."""
         return {**self._parameters, **self._buffers}

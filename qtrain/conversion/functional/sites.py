@@ -10,6 +10,7 @@ from typing import Any, Literal
 from zlib import crc32
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ...layer_state import device_of
 from ...layers.calls import QConvolutionCall, QLinearCall, WeightProduct
@@ -175,6 +176,8 @@ class Sites:
                 )  # fmt: skip
             except (TypeError, ValueError) as error:
                 raise located(error, f"layer {product!r}") from error
+            if child.keeps_states:
+                _check_handed_on(path)
             layer.add_module(key, child.train(owner.training))
         layer.training = owner.training
         if CHILD not in owner._modules:
@@ -218,6 +221,19 @@ class Sites:
             recipe = self.following.recipe(self._path(name)) or fp32()
             with self.following.opened():
                 self._made(module, name, kind, shape, recipe)
+
+
+def _check_handed_on(path: str) -> None:
+    """ValueError where DDP hands on no buffers, as the model had none: it looks for those that came
+    later with those that it knows."""
+    ddp: Any = DistributedDataParallel._get_active_ddp_module()
+    if ddp is not None and ddp.forward_sync_buffers and not ddp.modules_buffers:
+        raise ValueError(
+            f"layer {path!r}: it keeps ranges, and DistributedDataParallel, which was given a "
+            f"model without a buffer, does not hand on rank 0's; quantize(..., "
+            f"example_inputs=...) makes them before, and DistributedDataParallel(..., "
+            f"broadcast_buffers=False) leaves each rank its own"
+        )
 
 
 class _Box:
