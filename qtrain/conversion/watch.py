@@ -18,6 +18,7 @@ from .. import checks
 from ..copies import copied, detached, random_state_kept, take_hooks_off, unwrapped
 from ..layer_state import LayerState
 from ..products.module import QProduct, products_of
+from ..products.watched import Watched
 from .functional.attach import sites_of
 from .functional.discover import discover_
 from .record import Conversion
@@ -124,9 +125,9 @@ class Watch(TorchDispatchMode):
         return recipe is not None and recipe.products_off
 
     def never_ran(self) -> list[str]:
-        """Products that no forward reached."""
-        products = [s for s in self.states if isinstance(s, QProduct)]
-        return [p.name for p in products if id(p) not in self.ran and not p.recipe.products_off]
+        """Products, and lookups, that no forward reached."""
+        own = [s for s in self.states if isinstance(s, Watched)]
+        return [s.name for s in own if id(s) not in self.ran and not s.is_off]
 
 
 def rehearsed(

@@ -14,6 +14,7 @@ from quantizers.names import take_names
 
 from .. import checks
 from ..norms.recipe import NormRecipe
+from .lookup import Lookup, checked
 from .slots import (
     OPERANDS,
     SLOTS,
@@ -43,6 +44,7 @@ class Recipe:
     narrow       whether outputs are also kept in that format's own dtype (fp16, bf16); the
                  gradients that flow between layers then are of that dtype as well
     norm         how batch-norms are computed, or None: left alone
+    lookup       how tables are looked up in (nn.Embedding, nn.EmbeddingBag), or None: left alone
     with_bits    the same recipe at another width (None: it has none)
     source       who described it, and where: a paper, a file of public code
     leaves_out   what it leaves out of that, or approximates; a model's summary says so
@@ -60,6 +62,7 @@ class Recipe:
     activation: FloatFormat | QuantizerLike | None = None
     narrow: bool = False
     norm: NormRecipe | None = None
+    lookup: Lookup | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
     source: str = ""
     leaves_out: str = ""
@@ -99,6 +102,7 @@ class Recipe:
         self._check_activation()
         if not isinstance(self.norm, NormRecipe | None):
             checks.refuse("norm", self.norm, "a NormRecipe or None")
+        object.__setattr__(self, "lookup", checked(self.lookup))
         checks.boolean("narrow", self.narrow)
         for name in ("source", "leaves_out", "when"):
             if not isinstance(getattr(self, name), str):
@@ -173,7 +177,7 @@ class Recipe:
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits; ValueError where it takes none.  Its outputs' format is kept,
-        and its accumulators and norm where one of those bits names none."""
+        and its accumulators, norm and lookup (at `bits`) where one of those bits names none."""
         checks.integer("bits", bits, low=2, high=16)
         if self.with_bits is None:
             raise ValueError(
@@ -188,7 +192,9 @@ class Recipe:
             if (own := getattr(made, product)).accumulator is None
         }
         norm = self.norm if made.norm is None else made.norm
-        return replace(made, activation=self.activation, narrow=self.narrow, norm=norm, **sums)
+        lookup = made.lookup or (self.lookup and self.lookup.at(bits))
+        kept = {"activation": self.activation, "narrow": self.narrow, "norm": norm}
+        return replace(made, **kept, lookup=lookup, **sums)  # type: ignore[arg-type]
 
     @property
     def summed_in(self) -> dict[str, str]:
@@ -216,8 +222,9 @@ class Recipe:
         return f"{short(self.activation)}{' kept in 16 bits' if self.narrow else ''}"  # type: ignore[arg-type]
 
     def __str__(self) -> str:
+        table = f"; lookup {self.lookup}" if self.lookup else ""
         if self.products_off:
-            return f"{self.name}: off"
+            return f"{self.name}: off{table}"
         grad_input = self.slot("grad_input", "grad_output")
         grad_weight = self.slot("grad_weight", "grad_output")
         text = (
@@ -239,4 +246,4 @@ class Recipe:
                 text += f"; {product} after {transform}"
         if self.activation is not None:
             text += f"; output {self.stored_as}"
-        return text
+        return text + table
