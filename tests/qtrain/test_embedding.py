@@ -101,7 +101,8 @@ def test_a_clipped_weight_gets_no_gradient_and_frequencies_divide_it() -> None:
 
 
 def test_one_id_and_none_are_looked_up() -> None:
-    layer: Any = quantize(nn.Embedding(5, 4), recipe=recipe(ROWS, DRAWN))
+    tiles = replace(DRAWN, granularity=blocks(2, 2))
+    layer: Any = quantize(nn.Embedding(5, 4), recipe=recipe(ROWS, tiles))
     one, none = layer(torch.tensor(3)), layer(torch.empty(2, 0, dtype=torch.int64))
     assert torch.equal(one, of_table(layer, 1)[3]) and none.shape == (2, 0, 4)
     (one.square().sum() + none.sum()).backward()
