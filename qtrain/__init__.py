@@ -53,6 +53,7 @@ from .recipe import Forward as Forward
 from .recipe import GradInput as GradInput
 from .recipe import GradWeight as GradWeight
 from .recipe import Hadamard as Hadamard
+from .recipe import Lookup as Lookup
 from .recipe import Recipe as Recipe
 from .recipe import center as center
 from .recipe import hadamard as hadamard

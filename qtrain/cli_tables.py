@@ -76,6 +76,8 @@ def recipe_page(recipe: Recipe) -> str:
         rows.append(["activation", f"outputs rounded to {recipe.activation}{kept}"])
     if recipe.norm is not None:
         rows.append(["norm", str(recipe.norm)])
+    if recipe.lookup is not None:
+        rows.append(["lookup", str(recipe.lookup)])
     rows.append(["bits", "as above, or as --bits says, 2 to 16" if recipe.with_bits else "fixed"])
     rows.append(["leaves out", recipe.lacks or "nothing"])
     rows.append(["source", recipe.source or "-"])

@@ -1,4 +1,5 @@
-"""Which modules hold a product, which norms are converted, what each becomes, why some are left."""
+"""Which modules hold a product or a lookup, which norms are converted, what each becomes, why some
+are left."""
 
 from __future__ import annotations
 
@@ -9,13 +10,9 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..layer_state import LayerState, device_of
-from ..layers import cells, convolution, recurrent
-from ..layers.attention import (
-    QMultiheadAttention,
-    QScaledDotProductAttention,
-    ScaledDotProductAttention,
-)
+from ..layers import attention, cells, convolution, recurrent
 from ..layers.calls import QConvolutionCall, QLinearCall
+from ..layers.embedding import QEmbedding, QEmbeddingBag, left_lookup
 from ..layers.linear import QLinear
 from ..layers.matmul import Matmul, QMatmul
 from ..norms import deviations
@@ -38,16 +35,17 @@ _PRODUCTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose2d: convolution.QConvTranspose2d,
     nn.ConvTranspose3d: convolution.QConvTranspose3d,
     Matmul: QMatmul,
-    ScaledDotProductAttention: QScaledDotProductAttention,
-    nn.MultiheadAttention: QMultiheadAttention,
+    attention.ScaledDotProductAttention: attention.QScaledDotProductAttention,
+    nn.MultiheadAttention: attention.QMultiheadAttention,
     nn.RNN: recurrent.QRNN,
     nn.LSTM: recurrent.QLSTM,
     nn.GRU: recurrent.QGRU,
     nn.RNNCell: cells.QRNNCell,
     nn.LSTMCell: cells.QLSTMCell,
     nn.GRUCell: cells.QGRUCell,
+    nn.Embedding: QEmbedding,
+    nn.EmbeddingBag: QEmbeddingBag,
 }
-_LOOKUPS = nn.Embedding, nn.EmbeddingBag
 #: the norms that stay as they are
 OTHERS = (nn.modules.batchnorm._NormBase, nn.LocalResponseNorm)
 #: methods in which a product layer does its work: a subclass that has its own is not ours to guess
@@ -111,8 +109,6 @@ def left_type(module: nn.Module) -> str | None:
     if is_registered(module):
         return "its own forward, not the function registered for it; kept in full precision"
     if plain is None:
-        if isinstance(module, _LOOKUPS):
-            return "a lookup, no product; kept in full precision"
         if isinstance(module, OTHERS):
             return "no norm that is converted; kept in full precision"
         held = ", ".join(name for name, _ in module.named_parameters(recurse=False))
@@ -139,6 +135,8 @@ def left(module: nn.Module, recipe: Recipe | None) -> str | None:
         )
     if torch_kind(module) is not None or is_norm_by_name(module):
         return left_norm(module, recipe.norm)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return left_lookup(module, recipe.lookup) or left_type(module)
     return left_type(module)
 
 
@@ -155,7 +153,7 @@ def is_norm_by_name(module: nn.Module) -> bool:
     if "norm" not in type(module).__name__.lower() or hasattr(module, "right_inverse"):
         return False
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    others = *CONVERTED, *OTHERS, *_PRODUCTS, nn.RNNBase, nn.RNNCellBase, *_LOOKUPS
+    others = *CONVERTED, *OTHERS, *_PRODUCTS, nn.RNNBase, nn.RNNCellBase
     parts = [name for name, _ in module.named_children() if name != "state"]
     return not isinstance(module, others) and (bool(own) or not parts)
 

@@ -12,12 +12,15 @@ from ..names import hits, some
 from ..norms import deviations
 from ..norms.deviations import Deviation
 from ..norms.recipe import NormRecipe
-from ..recipe import Recipe
+from ..recipe import Lookup, Recipe
 from ..recipe_file import find
 
 Override = Recipe | int | str | None
 #: what an override of None makes of a layer that is converted
 OFF = recipes.fp32()
+#: the part of a recipe that decides, of layers that hold this child, and torch's own
+_PARTS = {"state": "norm", "lookup": "lookup"}
+_OWN = {"norm": NormRecipe(), "lookup": Lookup()}
 Norm = str | Deviation | NormRecipe | None
 
 
@@ -102,7 +105,7 @@ class Chooser:
         self.decided: dict[str, list[str]] = {pattern: [] for pattern in self.rules}
         self.matched: set[str] = set()
         self.names: list[str] = []
-        #: norms that an override leaves what they were, and why
+        #: norms and lookups that an override leaves what they were, and why
         self._alike: dict[str, str] = {}
 
     def __call__(self, name: str) -> Recipe | None:
@@ -122,26 +125,26 @@ class Chooser:
     def of_children(self, name: str, own: Recipe | None, keys: Iterable[str]) -> dict[str, Recipe]:
         """The recipe of each child of a layer that follows `own`: of several products each may have
         another by its own name, full precision where that is None."""
-        single = ("product", "state")
+        single = ("product", "lookup", "state")
         found = {key: own if key in single else self(f"{name}.{key}".lstrip(".")) for key in keys}
         return {key: OFF if recipe is None else recipe for key, recipe in found.items()}
 
-    def instead(self, name: str, own: Recipe, is_norm: bool) -> str | None:
-        """What a layer of recipe `own` follows instead of the base recipe, in words, if it does."""
-        given: object = own
-        base: object = self.base
-        if is_norm:
-            given, base = (recipe.norm or NormRecipe() for recipe in (own, self.base))
+    def instead(self, name: str, own: Recipe, of: Mapping[str, Recipe]) -> str | None:
+        """What a layer of recipe `own`, with these children, follows instead of the base recipe, in
+        words, if it does."""
+        part = next((_PARTS[key] for key in of if key in _PARTS), None)
+        if part is None:
+            return str(own) if own != self.base else None
+        given, base = (getattr(recipe, part) or _OWN[part] for recipe in (own, self.base))
         if given != base:
             return str(given)
-        if is_norm:
-            self._alike[name] = "it is a norm, which the recipe's norm= decides, not its bits"
+        self._alike[name] = f"it is a {part}, which the recipe's {part}= decides, not its bits"
         return None
 
     def overridden(self, name: str, own: Recipe, of: Mapping[str, Recipe]) -> dict[str, str]:
         """The layer, and those of its products that do not follow it -> what they follow instead of
         the base recipe, or of the layer's, in words."""
-        instead = self.instead(name, own, "state" in of)
+        instead = self.instead(name, own, of)
         found = {} if instead is None else {name or "(model)": instead}
         others = {key: recipe for key, recipe in of.items() if recipe != own}
         return found | {f"{name}.{key}".lstrip("."): f"{r}" for key, r in others.items()}
@@ -169,7 +172,7 @@ class Chooser:
 
     def check_all_honoured(self, left: Mapping[str, str]) -> None:
         """ValueError for an override that asks for a recipe where every layer it decides is left
-        (left: layer name -> why), or a norm that it changes nothing of."""
+        (left: layer name -> why), or a norm or lookup that it changes nothing of."""
         left = {**left, **self._alike}
         for pattern, value in self.rules.items():
             names = self.decided[pattern]

@@ -16,13 +16,14 @@ from ..names import some
 from ..norms import deviations
 from ..norms.recipe import NormRecipe
 from ..products.call import located
-from ..products.module import QProduct
 from ..products.operands import refuse_unscalable
+from ..products.watched import Watched
 from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_
 from .functional.following import CHILD
 from .kinds import can_convert, follow_norm_, is_registered, norm_slots, operation_of
+from .kinds import left as why_left
 from .overrides import OFF, Asked, Chooser, Norm, Override, check_attention
 from .record import Conversion
 from .registered import class_of
@@ -104,7 +105,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     norms_left: dict[str, str] = {}
     registered: dict[str, Recipe | None] = {}
     off: dict[str, str] = {}  # of those
-    unasked = []
+    unasked: dict[str, list[str]] = {"norm": [], "lookup": []}
     for name, module in model.named_modules():
         shown = name or "(model)"
         states = {k: child for k, child in module.named_children() if isinstance(child, LayerState)}
@@ -121,9 +122,12 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
             left[name] = f"it was not converted: {before.left[shown]}"
             if own is not None and own.norm is not None and not own.norm.is_off:
                 if shown not in before.on_purpose and can_convert(module):
-                    unasked.append(name)
+                    unasked["norm"].append(name)
                 elif shown in before.norms_left:
                     norms_left[shown] = before.left[shown]
+            elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                if shown not in before.on_purpose and why_left(module, own) is None:
+                    unasked["lookup"].append(name)
     choose.check_all_used(later="" if before.functional is None else f".{CHILD}.")
     check_attention(model, chosen)
     overridden: dict[str, str] = {}
@@ -132,12 +136,14 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
     for shown, own in registered.items():
         overridden |= choose.overridden(shown, own, {}) if own else {}
     choose.check_all_honoured(left)
-    if unasked:
-        raise ValueError(
-            f"norm: {asked.base.name} has norms computed as {asked.base.norm}, and "
-            f"{some(unasked, 6)} were not converted; quantize the original model with norm=, or "
-            f"with a Schedule of all its recipes, or take dataclasses.replace(recipe, norm=None)"
-        )
+    for part, names in unasked.items():
+        if names:
+            raise ValueError(
+                f"{part}: {asked.base.name} has {part} {getattr(asked.base, part)}, and "
+                f"{some(names, 6)} were not converted; quantize the original model with such a "
+                f"{part}, or with a Schedule of all its recipes, or take "
+                f"dataclasses.replace(recipe, {part}=None)"
+            )
     fresh = [layer.built() for layer in layers]  # everything first: an error must change nothing
     for layer, built in zip(layers, fresh, strict=True):
         layer.follow_(built)
@@ -152,7 +158,10 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         asked=asked, overridden=overridden, norms_left=norms_left,
         schedule=before.schedule if schedule is None else schedule,
     ).attach(model)  # fmt: skip
-    warn_of_groups([layer.name or "(model)" for layer in layers if layer.ungrouped()], 4)
+    warn_of_groups(
+        [layer.name or "(model)" for layer in layers if names_groups_alone(layer.states.values())],
+        4,
+    )
     warn_of_sums((recipe for layer in layers for recipe in layer.of.values()), 4)
 
 
@@ -184,7 +193,7 @@ class _Layer:
         own: dict[str, Any] = {"name": state.name, "seed": 0, "stream": 0}
         own["device"] = state.noise_key.device
         try:
-            if isinstance(state, QProduct):
+            if isinstance(state, Watched):
                 operation = operation_of(self.module)
                 if operation is not None:
                     refuse_unscalable(operation, recipe, state.shapes)
@@ -207,14 +216,6 @@ class _Layer:
                 f"have {self._norm.deviation}; with none its scale is not trained, which was "
                 f"decided when it was converted: quantize the original model with the other"
             )
-
-    def ungrouped(self) -> bool:
-        """Whether a weight of it has a scale for each group, and one group."""
-        return any(
-            names_groups_alone(self.of[key], state.shapes[1])
-            for key, state in self.states.items()
-            if isinstance(state, QProduct)
-        )
 
     def follow_(self, states: list[LayerState]) -> None:
         """Follow the recipe, with what `built` gave."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from ..layer_state import LayerState, device_of
+from ..layers.embedding import QLookup
 from ..layers.fused import QSequential, is_pair
 from ..norms.module import QNorm
 from ..products.call import located
@@ -66,13 +67,16 @@ def _children(
         return {"state": state}
     children: dict[str, LayerState] = {}
     for key, shapes in products(module).items():
-        path = ".".join(part for part in (name, "" if key == "product" else key) if part)
+        path = ".".join(
+            part for part in (name, "" if key in ("product", "lookup") else key) if part
+        )
         path = path or "(model)"
         try:
             operation = operation_of(module)
             if operation is not None:
                 refuse_unscalable(operation, recipes[key], shapes)
-            children[key] = QProduct(
+            kind = QLookup if key == "lookup" else QProduct
+            children[key] = kind(
                 recipes[key], shapes, name=path, seed=seed, stream=next(streams), device=device
             )
         except (TypeError, ValueError) as error:

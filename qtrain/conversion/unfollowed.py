@@ -11,7 +11,9 @@ from torch import nn
 
 from quantizers import Quantizer, QuantizerLike
 
+from ..layer_state import LayerState
 from ..names import some
+from ..products.watched import Watched
 from ..recipe import Recipe
 from .kinds import is_norm
 from .record import by_reason
@@ -71,21 +73,23 @@ def warn_of_sums(recipes: Iterable[Recipe], stacklevel: int) -> None:
         )
 
 
-def names_groups_alone(recipe: Recipe, shape: Sequence[int | None]) -> bool:
-    """Whether a quantizer of the weight cuts the axis of its groups alone, and there is one group.
+def names_groups_alone(states: Iterable[LayerState]) -> bool:
+    """Whether a quantizer of a layer's weights, each as (groups, out, in, *kernel), cuts the axis
+    of the groups alone, and there is one group.  states: those that the layer holds."""
 
-    shape   of the weight, as (groups, out, in, *kernel)
-    """
-
-    def cuts_first_alone(quantizer: QuantizerLike) -> bool:
+    def cuts_first_alone(quantizer: QuantizerLike, dims: int) -> bool:
         if not isinstance(quantizer, Quantizer):
             return False
         granularity = quantizer.granularity
-        cut = {axis % len(shape) for axis, size in granularity.sizes if size is not None}
+        cut = {axis % dims for axis, size in granularity.sizes if size is not None}
         return granularity.rest == "whole" and cut == {0}
 
-    own = (recipe.slots[product, "weight"].quantizer for product in ("forward", "grad_input"))
-    return shape[0] == 1 and any(map(cuts_first_alone, own))
+    return any(
+        cuts_first_alone(quantizer, len(state.shapes[1]))
+        for state in states
+        if isinstance(state, Watched) and state.shapes[1][0] == 1
+        for quantizer in state.weight_quantizers
+    )
 
 
 def warn_of_groups(layers: Sequence[str], stacklevel: int) -> None:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .. import checks
 from ..copies import aside, copied, random_state_kept, take_hooks_off, unwrapped
 from ..products.module import QProduct, products_of
+from ..products.watched import Watched
 from .functional.attach import sites_of
 from .functional.discover import discover_
 from .functional.naming import of_slice
@@ -129,17 +130,17 @@ class Watch(TorchDispatchMode):
         return recipe is not None and recipe.products_off
 
     def never_ran(self) -> dict[str, str]:
-        """Products that no forward reached, but for experts that no token chose -> the product of
-        another layer that used their layer's weight, as a function that its parent calls; "": none
-        did."""
+        """Products, and lookups, that no forward reached, but experts that no token chose -> the
+        product of another layer that used their layer's weight, as a function that its parent
+        calls; "": none did."""
         found = {}
         for layer in self.layers:
-            own = {c.name: c for c in layer.children() if isinstance(c, QProduct)}
+            own = {c.name: c for c in layer.children() if isinstance(c, Watched)}
             used = [self.weights.get(id(p), "") for p in layer.parameters(False)]
             instead = next((name for name in used if name and name not in own), "")
             for name, product in own.items():
                 chosen = id(product) in self.ran or of_slice(name)
-                if not (chosen or product.recipe.products_off):
+                if not (chosen or product.is_off):
                     found[name] = instead
         return found
 

@@ -92,10 +92,10 @@ def without(recipe: Recipe, roles: Iterable[str]) -> Recipe:
 def switched_off(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
     """Within it, these parts of a converted model run in full precision.
 
-    With every part off a layer is torch's own, bit for bit; norms stay as converted.  Where a model
-    keeps outputs in 16 bits (`Recipe.narrow`), a layer that is given 16 bits still hands on as
-    many, and attention is computed in its parts.  ValueError for a part that is not among
-    `rounded_parts(model)`.
+    With every part off a layer is torch's own, bit for bit; norms and lookups stay as converted.
+    Where a model keeps outputs in 16 bits (`Recipe.narrow`), a layer that is given 16 bits still
+    hands on as many, and attention is computed in its parts.  ValueError for a part that is not
+    among `rounded_parts(model)`.
     """
     chosen = list(parts)
     known = rounded_parts(model)

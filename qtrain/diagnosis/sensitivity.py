@@ -38,11 +38,11 @@ def sensitivity(
     more    further batches, (inputs, targets) each; every number is then the mean over all, of a
             step on each, as in training but with parameters that stay
 
-    Full precision is the converted model with every part off: layers are torch's, norms stay as
-    converted.  The gradient is that of all parameters as one vector, those that no part holds
-    (biases, norms, embeddings, layers that were left) among them: errors that pass through layers
-    reach them too.  All runs of a batch start from one state, with the rounding noise of the next
-    step and the same random state (dropout): differences are of the parts alone.
+    Full precision is the converted model with every part off: layers are torch's, norms and lookups
+    stay as converted.  The gradient is that of all parameters as one vector, those that no part
+    holds (biases, norms, embeddings, layers that were left) among them: errors that pass through
+    layers reach them too.  All runs of a batch start from one state, with the rounding noise of
+    the next step and the same random state (dropout): differences are of the parts alone.
 
     Runs on copies, in the model's present mode; the model, its gradients, its buffers and all
     random state stay untouched.  Two steps a part; grad_weight products of plain layers, which

@@ -170,8 +170,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
     fraction bits as it aligns; results their dtype, or as the recipe's activation has them.
 
     Not counted: what is done once for each element of an operand or a result (quantizing, scales,
-    zero points, biases and their gradients), adding the sums of blocks, norms, softmax, the loss,
-    the optimizer, and the energy of memory.
+    zero points, biases and their gradients), adding the sums of blocks, norms, lookups in
+    tables, softmax, the loss, the optimizer, and the energy of memory.
 
     Raises ValueError where no product was counted, no output has a gradient, or the table lacks
     an operation and has no rule for it.

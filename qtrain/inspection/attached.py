@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..names import some
-from ..products.module import QProduct
+from ..products.watched import Watched
 from .recorder import Recorder
 
 
@@ -26,14 +26,14 @@ class Attached:
     open    those of the step that is being recorded
     """
 
-    def __init__(self, products: Mapping[str, list[QProduct]]) -> None:
+    def __init__(self, products: Mapping[str, list[Watched]]) -> None:
         self._products, self._mark = products, _Mark()
         self.open: dict[str, Recorder] = {}
-        self._counts: dict[QProduct, Tensor] = {}
+        self._counts: dict[Watched, Tensor] = {}
         for product in self._of(products):
             product.monitored = self._mark
 
-    def _of(self, names: Iterable[str]) -> list[QProduct]:
+    def _of(self, names: Iterable[str]) -> list[Watched]:
         return [product for name in names for product in self._products[name]]
 
     def put(self, recorders: Mapping[str, Recorder]) -> None:
@@ -76,7 +76,7 @@ class Attached:
                 stacklevel=4,
             )
 
-    def _ran(self, product: QProduct) -> bool:
+    def _ran(self, product: Watched) -> bool:
         return product.training and int(product.noise_count) != int(self._counts[product])
 
 

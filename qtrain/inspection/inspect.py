@@ -13,8 +13,8 @@ from ..conversion.converted import plain_state_dict
 from ..conversion.watch import arguments, twin
 from ..copies import copied, unwrapped
 from ..layer_state import LayerState
-from ..products.module import products_of
 from ..products.probe import Computed
+from ..products.watched import watched_of
 from .figures import Sums
 from .pair import TensorPair
 from .probes import in_full_precision, show, watchable
@@ -48,12 +48,12 @@ def inspect(
     """
     args, kwargs = arguments(inputs)
     model = twin(model, *args, **kwargs)
-    if all(product.recipe.products_off for product in products_of(model)):
+    if all(own.is_off for own in watched_of(model)):
         checks.no_quantized_layer("inspect")
     loss = chosen_loss("inspect", loss, targets)
     recorders: dict[str, Recorder] = {}
-    for product in products_of(model):
-        product.probe = recorders.setdefault(product.name, Recorder())
+    for own in watched_of(model):
+        own.probe = recorders.setdefault(own.name, Recorder())
     rehearse("inspect", model, inputs, targets, loss)
     rows = [
         sums.row(name, role)
@@ -84,7 +84,7 @@ def accumulated(
     the backward pass), "grad_input" and "grad_weight".
 
     inputs, targets, loss   as in `inspect`
-    reference   None: the model itself with every product in full precision and its norms as
+    reference   None: the model itself with products and lookups in full precision and its norms as
                 converted, so that only the rounding of products counts; or the unconverted
                 network, into which the model's weights and buffers are loaded: norms count too
     samples     how many elements of each tensor are looked at, evenly spread; None: all
@@ -98,7 +98,7 @@ def accumulated(
     """
     args, kwargs = arguments(inputs)
     model = twin(model, *args, **kwargs)
-    if all(product.recipe.products_off for product in products_of(model)):
+    if all(own.is_off for own in watched_of(model)):
         checks.no_quantized_layer("accumulated")
     if samples is not None:
         checks.integer("samples", samples, low=1, hint="None looks at every element")

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import checks
 from ..copies import unwrapped
 from ..names import some
-from ..products.module import QProduct, products_of
+from ..products.watched import Watched, watched_of
 from ..reports.plots import plot
 from .attached import Attached, refuse_compiled
 from .distributions import HIGHEST, LOWEST
@@ -74,11 +74,11 @@ class Monitor:
     ) -> None:
         self._model = unwrapped(model)
         refuse_compiled(model)
-        self._products: dict[str, list[QProduct]] = {}
+        self._products: dict[str, list[Watched]] = {}
         self._channels: dict[str, int] = {}  # the axis of each layer's input's channels
         for layer in self._model.modules():
             for module in layer.children():
-                if isinstance(module, QProduct) and not module.recipe.products_off:
+                if isinstance(module, Watched) and not module.is_off:
                     name = module.name
                     self._products.setdefault(name, []).append(module)
                     self._channels[name] = 1 if isinstance(layer, nn.modules.conv._ConvNd) else -1
@@ -180,8 +180,7 @@ class Monitor:
 
     def _warn_of_calls(self) -> None:
         """Of layers that the first forward made, of calls of functions."""
-        own = products_of(self._model)
-        new = {p.name for p in own if not p.recipe.products_off} - self._products.keys()
+        new = {p.name for p in watched_of(self._model) if not p.is_off} - self._products.keys()
         if new:
             warnings.warn(
                 f"Monitor: {some(sorted(new), 4)} came with the first forward and are not "

@@ -17,6 +17,7 @@ from ..conversion.watch import forget_watch, twin
 from ..products.module import products_of
 from ..products.operations import Kind
 from ..products.probe import Computed, Probe
+from ..products.watched import watched_of
 from ..recipe import Recipe
 
 
@@ -58,10 +59,10 @@ def watchable(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 
 
 def in_full_precision(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """`watchable`, with every product in full precision; norms as they are."""
+    """`watchable`, with every product and lookup in full precision; norms as they are."""
     model = watchable(model, *args, **kwargs)
-    for product in products_of(model):
-        product.recipe = FULL
+    for own in watched_of(model):
+        own.recipe = FULL
     return model
 
 

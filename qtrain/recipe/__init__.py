@@ -2,6 +2,7 @@
 
 from .center import Center as Center
 from .center import center as center
+from .lookup import Lookup as Lookup
 from .recipe import Recipe as Recipe
 from .slots import OPERANDS as OPERANDS
 from .slots import OUTPUT as OUTPUT

@@ -15,6 +15,7 @@ from quantizers.names import take_names
 from .. import checks
 from ..norms.recipe import NormRecipe
 from . import text
+from .lookup import Lookup, checked
 from .slots import (
     OPERANDS,
     SLOTS,
@@ -48,6 +49,7 @@ class Recipe:
                  arXiv:2112.05682), forward, and again in its backward pass: each chunk with ranges
                  and noise of its own, and batch x heads x query_chunk x keys scores in memory.
                  None: all its queries
+    lookup       how tables are looked up in (nn.Embedding, nn.EmbeddingBag), or None: left alone
     with_bits    the same recipe at another width (None: it has none)
     source       who described it, and where: a paper, a file of public code
     leaves_out   what it leaves out of that, or approximates; a model's summary says so
@@ -66,6 +68,7 @@ class Recipe:
     narrow: bool = False
     norm: NormRecipe | None = None
     query_chunk: int | None = None
+    lookup: Lookup | None = None
     with_bits: Callable[[int], Recipe] | None = field(default=None, compare=False)
     source: str = ""
     leaves_out: str = ""
@@ -105,6 +108,7 @@ class Recipe:
         self._check_activation()
         if not isinstance(self.norm, NormRecipe | None):
             checks.refuse("norm", self.norm, "a NormRecipe or None")
+        object.__setattr__(self, "lookup", checked(self.lookup))
         checks.boolean("narrow", self.narrow)
         if self.query_chunk is not None:
             checks.integer("query_chunk", self.query_chunk, low=1)
@@ -181,7 +185,8 @@ class Recipe:
 
     def at(self, bits: int) -> Recipe:
         """This recipe at `bits` bits; ValueError where it takes none.  Its outputs' format and its
-        query chunk are kept, its accumulators and norm where one of those bits names none."""
+        query chunk are kept, its accumulators, norm and lookup (at `bits`) where one of those bits
+        names none."""
         checks.integer("bits", bits, low=2, high=16)
         if self.with_bits is None:
             raise ValueError(
@@ -196,8 +201,9 @@ class Recipe:
             if (own := getattr(made, product)).accumulator is None
         }
         norm = self.norm if made.norm is None else made.norm
-        own = {"activation": self.activation, "narrow": self.narrow}
-        return replace(made, **own, norm=norm, query_chunk=self.query_chunk, **sums)
+        own = {"activation": self.activation, "narrow": self.narrow, "norm": norm}
+        lookup = made.lookup or (self.lookup and self.lookup.at(bits))
+        return replace(made, **own, lookup=lookup, query_chunk=self.query_chunk, **sums)
 
     @property
     def summed_in(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from .slots import OPERANDS, short
 def text_of(recipe: Any) -> str:
     """A Recipe's name, and what each operand, sum and output is."""
     if recipe.products_off:
-        return f"{recipe.name}: off"
+        return f"{recipe.name}: off{_lookup(recipe)}"
     grad_input = recipe.slot("grad_input", "grad_output")
     grad_weight = recipe.slot("grad_weight", "grad_output")
     text = (
@@ -34,4 +34,8 @@ def text_of(recipe: Any) -> str:
         text += f"; output {recipe.stored_as}"
     if recipe.query_chunk is not None:
         text += f"; attention of {recipe.query_chunk} queries at a time"
-    return text
+    return text + _lookup(recipe)
+
+
+def _lookup(recipe: Any) -> str:
+    return f"; lookup {recipe.lookup}" if recipe.lookup else ""

@@ -62,9 +62,10 @@ def check_combinations(c: Any) -> None:
             f"nesterov: got True with {c.optimizer} and momentum {c.momentum}; "
             "it needs sgd with momentum above 0"
         )
-    if c.monitor is not None and c.quantization().products_off:
+    recipe = c.quantization()
+    if c.monitor is not None and recipe.products_off and recipe.lookup is None:
         raise ValueError(
-            f"monitor: got {c.monitor}, but recipe {c.quantization().name!r} quantizes no product: "
+            f"monitor: got {c.monitor}, but recipe {recipe.name!r} quantizes no product: "
             "there is no error to record; leave monitor out, or choose another recipe"
         )
     if c.resume and c.overwrite:

@@ -97,7 +97,7 @@ def _times(record: RunRecord) -> list[Card]:
 
 
 def _recipe(record: RunRecord) -> Section | None:
-    """Each operand's quantizer, the format of outputs, and the norms."""
+    """Each operand's quantizer, the format of outputs, the norms, and lookups where they follow."""
     if record.config is None:
         return None
     tables = [
@@ -111,6 +111,8 @@ def _recipe_table(config: TrainConfig, recipe: Recipe, when: str) -> Table:
     rows = [[product, operand, _quantizer(recipe, product, operand)] for product, operand in SLOTS]
     rows.append(["every product", "output", recipe.stored_as])
     rows.append(["norms", "", _norm(config, recipe)])
+    if recipe.lookup is not None:
+        rows.append(["lookups", "", str(recipe.lookup)])
     rows += [[product, "summed in", unit] for product, unit in recipe.summed_in.items()]
     headers = ("product", "operand", "quantizer")
     return _words(f"Recipe {recipe.name}{when}", headers, rows)

@@ -233,7 +233,8 @@ class Run:
         return result
 
     def _inspect(self, branch: Branch) -> Report | None:
-        if self.recipes.last.products_off:
+        last = self.recipes.last
+        if last.products_off and last.lookup is None:
             return None
         batch = training_batch(self.config, self.dataset, self.device)
         return inspect(branch.model.train(), *batch)
