@@ -9,14 +9,10 @@ from statistics import fmean, variance
 
 from torch import Tensor
 
+from .student import quantile
+
 #: 97.5 % quantile of the standard normal distribution.
 _Z = 1.959963984540054
-#: 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
-_T = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +84,6 @@ def _paired(
     differences = [b - a for a, b in zip(first, second, strict=True)]
     n = len(differences)
     mean = fmean(differences)
-    half = _student(n - 1) * math.sqrt((variance(differences) + floor / (n - 1)) / n)
+    half = quantile(0.95, n - 1) * math.sqrt((variance(differences) + floor / (n - 1)) / n)
     method = f"paired over {over}, Student t"
     return Interval(value=mean, low=mean - half, high=mean + half, n=n, method=method)
-
-
-def _student(degrees: int) -> float:
-    """97.5 % quantile of Student's t: a table, then Cornish and Fisher's first terms in 1 / degrees
-    (Abramowitz and Stegun 26.7.5), within 2e-4."""
-    if degrees <= len(_T):
-        return _T[degrees - 1]
-    first = (_Z**3 + _Z) / 4
-    second = (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
-    return _Z + first / degrees + second / degrees**2

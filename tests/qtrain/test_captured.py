@@ -113,7 +113,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def say(on: bool) -> None:
         for module in (
-            "products.module", "inspection.step_ends", "norms.ranks", "products.engines.engine",
+            "products.watched", "inspection.step_ends", "norms.ranks", "products.engines.engine",
             "training.nonfinite",
         ):  # fmt: skip
             monkeypatch.setattr(f"qtrain.{module}.capturing", lambda: on)

@@ -1,0 +1,1 @@
+"""Recipes beside one another over seeds, with intervals that hold."""

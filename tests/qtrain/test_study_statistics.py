@@ -1,0 +1,149 @@
+"""A study's intervals cover as often as they say, and its verdicts say what they may."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import NormalDist, fmean, variance
+
+import pytest
+
+from qtrain.training.student import inside, quantile, two_sided
+from qtrain.training.study.differences import Difference, differences
+
+Values = dict[str, dict[int, float]]
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 12, 30, 121])
+def test_students_distribution_is_the_integral_of_its_density(degrees: int) -> None:
+    factor = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
+    factor /= math.sqrt(degrees * math.pi)
+    for t in (0.3, 1.0, 2.5, 8.0):
+        steps = 4000
+        width = t / steps
+        density = [
+            factor * (1 + (i * width) ** 2 / degrees) ** (-(degrees + 1) / 2)
+            for i in range(steps + 1)
+        ]
+        weights = [1, *[4 if i % 2 else 2 for i in range(1, steps)], 1]
+        integral = width / 3 * sum(w * d for w, d in zip(weights, density, strict=True))
+        assert inside(t, degrees) == pytest.approx(2 * integral, abs=1e-9)
+        assert quantile(inside(t, degrees), degrees) == pytest.approx(t, rel=1e-6)
+        assert two_sided(-t, degrees) == pytest.approx(1 - 2 * integral, abs=1e-9)
+
+
+def test_students_quantiles_are_the_tables() -> None:
+    table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 10: 2.2281, 30: 2.0423}
+    assert {n: round(quantile(0.95, n), 4) for n in table} == table
+    assert quantile(0.95, 100_000) == pytest.approx(NormalDist().inv_cdf(0.975), abs=1e-4)
+
+
+def drawn(
+    rng: random.Random, means: dict[str, float], n: int, *, spread: float = 1.0, shared: float = 0.0
+) -> Values:
+    """Runs whose seeds share a part of their deviation: a correlation of shared^2."""
+    seeds = [rng.gauss(0, 1) for _ in range(n)]
+    own = math.sqrt(1 - shared * shared)
+    return {
+        arm: {i: mean + spread * (shared * seeds[i] + own * rng.gauss(0, 1)) for i in range(n)}
+        for arm, mean in means.items()
+    }
+
+
+def only(values: Values, **how: object) -> Difference:
+    return next(d for d in differences(values, "a", 1.0, **how) if d.arm == "b")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize(("arms", "n"), [("ab", 3), ("abcde", 3), ("abc", 6)])
+def test_intervals_cover_as_often_as_they_say(arms: str, n: int, shared: float) -> None:
+    """Also where the data chose whether to pair: 95 %, within what 2,000 draws can tell."""
+    rng, trials = random.Random(n), 2000
+    means = {arm: 0.5 * i for i, arm in enumerate(arms)}
+    found = [only(drawn(rng, means, n, shared=shared)).interval for _ in range(trials)]
+    hits = sum(i.low <= 0.5 <= i.high for i in found) / trials
+    assert 0.93 <= hits <= (1 if shared else 0.97)
+    if shared == 0.95:
+        chosen = sum("paired" in i.method for i in found) / trials
+        assert chosen > 0.8 if len(arms) > 2 else chosen == 0  # from 4 degrees of freedom on
+
+
+def test_a_pooled_interval_is_by_hand() -> None:
+    values = {"a": {0: 1.0, 1: 3.0, 2: 2.0}, "b": {0: 4.0, 5: 6.0}, "c": {0: 7.0, 1: 8.0, 2: 7.5}}
+    pooled = (2 * variance([1, 3, 2]) + variance([4, 6]) + 2 * variance([7, 8, 7.5])) / 5
+    half = quantile(0.95, 5) * math.sqrt(pooled * (1 / 3 + 1 / 2))
+    interval = only(values).interval
+    assert interval.value == 3.0 and interval.n == 2
+    assert (interval.low, interval.high) == pytest.approx((3 - half, 3 + half))
+    assert interval.method == "deviation pooled over arms, Student t of 5"
+
+
+def test_a_block_design_is_by_hand() -> None:
+    rng = random.Random(1)
+    values = drawn(rng, {"a": 0, "b": 1, "c": 2}, 4, shared=0.99)
+    means = {arm: fmean(runs.values()) for arm, runs in values.items()}
+    whole = fmean(means.values())
+    rest = [
+        runs[i] - means[arm] - fmean(values[other][i] for other in values) + whole
+        for arm, runs in values.items()
+        for i in runs
+    ]
+    half = quantile(0.95, 6) * math.sqrt(sum(r * r for r in rest) / 6 * (2 / 4))
+    interval = only(values).interval
+    assert interval.method == "paired by seed over all arms, Student t of 6"
+    assert interval.high - interval.value == pytest.approx(half)
+
+
+def test_verdicts() -> None:
+    rng = random.Random(2)
+    tight = drawn(rng, {"a": 0, "b": 0.1, "c": 5}, 8, spread=0.1)
+    assert only(tight).verdict == "equal within 1"
+    (far,) = (d for d in differences(tight, "a", 1.0) if d.arm == "c")
+    assert far.verdict.startswith("differs: [+4.") and far.p_differs < 1e-6
+    loose = drawn(rng, {"a": 0, "b": 0.1}, 3, spread=3)
+    weak = only(loose)
+    assert weak.verdict == f"too little power: needs n = {weak.needs}"
+    assert weak.needs is not None and weak.needs > 50
+
+
+def test_what_is_needed_is_enough() -> None:
+    """As many runs give the verdict in about 80 % of studies of equal arms, pooled as it says."""
+    rng = random.Random(3)
+    needs = only(drawn(rng, {"a": 0, "b": 0, "c": 0}, 200, spread=1.3)).needs
+    assert needs is not None and 25 < needs < 50
+    trials = [drawn(rng, {"a": 0, "b": 0, "c": 0}, needs, spread=1.3) for _ in range(600)]
+    power = sum(only(values).verdict.startswith("equal") for values in trials) / 600
+    assert 0.72 < power < 0.9
+
+
+def test_a_diverged_arm_is_compared_by_itself() -> None:
+    """Runs at chance have no deviation: pooled with them, the others would look too sure."""
+    rng = random.Random(4)
+    values = drawn(rng, {"a": 10, "b": 10.2}, 4)
+    known = only(values)
+    values["lost"] = dict.fromkeys(range(4), 0.1)
+    beside = differences(values, "a", 1.0, diverged=["lost"])
+    assert beside[0].interval == known.interval
+    assert beside[1].interval.method.startswith("deviations of both arms, Welch")
+    assert beside[1].verdict.startswith("differs: [-1")
+
+
+def test_primary_verdicts_hold_together() -> None:
+    """Of ten arms without a difference, one in 20 is called different by itself; Holm's are all
+    right in 95 % of studies."""
+    rng, trials, alone, together = random.Random(5), 400, 0, 0
+    means = {"a": 0.0, **{f"b{i}": 0.0 for i in range(10)}}
+    arms = [arm for arm in means if arm != "a"]
+    for _ in range(trials):
+        values = drawn(rng, means, 4, spread=3)
+        found = differences(values, "a", 0.001)
+        alone += any(d.verdict.startswith("differs") for d in found)
+        found = differences(values, "a", 0.001, primary=arms)
+        together += any(d.verdict.startswith("differs") for d in found)
+    assert alone / trials > 0.2
+    assert together / trials < 0.08
+
+
+def test_one_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="arm 'b': got 1 run, need two or more"):
+        differences({"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0}}, "a", 1.0)
