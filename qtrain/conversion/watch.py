@@ -224,9 +224,10 @@ def watch_first_forward(model: nn.Module) -> None:
 
 
 def forget_watch(model: nn.Module) -> bool:
-    """Take the first-forward watch off a model (or off its copy, whose hooks are copies too);
-    whether there was one."""
-    return take_hooks_off(model, lambda one: isinstance(one, _FirstForward))
+    """Take the first-forward watch off a model and its parts, which may be converted by themselves
+    (or off its copy, whose hooks are copies too); whether there was one."""
+    parts = list(model.modules())
+    return any([take_hooks_off(part, lambda one: isinstance(one, _FirstForward)) for part in parts])
 
 
 def twin(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:

@@ -796,6 +796,13 @@ def test_reports_see_calls_that_have_not_run() -> None:
     assert plain == left == {row.layer for row in cost(fresh, x).rows}
 
 
+def test_reports_see_calls_of_a_conversion_within_a_module() -> None:
+    x, targets = draw(2, 5, 8), torch.zeros(2, 5, dtype=torch.long)
+    within = nn.Sequential(quantize(net()))
+    for rows in (inspect(within, x, targets).rows, cost(within, x).rows):
+        assert {"functional.linear0", "first.functional.matmul0"} <= {row.layer for row in rows}
+
+
 def test_the_share_of_multiply_adds_is_said() -> None:
     """Of 2 x 5 tokens of width 8: a block projects to 24 and 8 and multiplies 4 matrices, 5 x 5 x 8
     each; three of them run, two matrices more and the head."""
