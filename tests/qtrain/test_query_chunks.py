@@ -80,6 +80,17 @@ def test_each_chunk_is_a_call(recipe: str, mask: str) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_query_whose_mask_is_lost_is_lost_alone(size: int) -> None:
+    mask = torch.zeros(QUERIES, KEYS)
+    mask[3, 0] = torch.nan
+    layer = converted(replace(recipes.int8(), query_chunk=size))
+    lost = layer(*operands(), mask).isnan()
+    assert torch.equal(lost, F.scaled_dot_product_attention(*operands(), mask).isnan())
+    assert lost[..., 3, :].all() and lost.sum() == lost[..., 3, :].numel()
+    assert layer(*operands(), mask[3:4]).isnan().all()  # one of all queries
+
+
 def test_scales_of_rows_make_chunks_the_whole() -> None:
     rows = Quantizer(format=int8, granularity=blocks(None), range=absmax)
     tensor = Quantizer(format=int8, range=absmax)
