@@ -176,6 +176,18 @@ CASES = {
         (2, 8, 6), (2, 3, 8),
         lambda w: Data(lambda x, w, own: own(x, w.relu()), w, Matmul()),
     ),
+    "baddbmm, one for all": Case(
+        lambda x, w: torch.baddbmm(x[0, :, :6], x, w.relu()), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()) + x[0, :, :6], w, Matmul()),
+    ),
+    "addbmm": Case(
+        lambda x, w: torch.addbmm(x[0, :, :6], x, w.relu(), alpha=2.0), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: 2.0 * own(x, w.relu()).sum(0) + x[0, :, :6], w, Matmul()),
+    ),
+    "addbmm, a row": Case(
+        lambda x, w: x[0, 0, :6].addbmm(x, w.relu()), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()).sum(0) + x[0, 0, :6], w, Matmul()),
+    ),
     "einsum, a weight": Case(
         lambda x, w: torch.einsum("bsd,dhk->bshk", x, w), (8, 2, 3), (2, 4, 8),
         lambda w: Twin(
@@ -243,6 +255,20 @@ CASES = {
         lambda x, w: torch.linalg.vecdot(x, w.relu(), dim=0), (8, 1), (8, 4),
         lambda w: Data(
             lambda x, w, own: own(x.t()[:, None], w.relu().t()[..., None])[:, 0, 0], w, Matmul()
+        ),
+    ),
+    "vecdot, of other ranks": Case(
+        lambda x, w: torch.linalg.vecdot(x, w.relu(), dim=0), (8,), (8, 8),
+        lambda w: Data(
+            lambda x, w, own: own(x.t()[:, None], w.relu()[:, None, None].expand(8, 8, 1))[:, 0, 0],
+            w, Matmul(),
+        ),
+    ),
+    "vecdot, one for all": Case(
+        lambda x, w: torch.linalg.vecdot(x, w.relu()), (4, 1), (4, 8),
+        lambda w: Data(
+            lambda x, w, own: own(x[:, None], w.relu()[..., None].expand(4, 8, 1))[:, 0, 0],
+            w, Matmul(),
         ),
     ),
     "addmv, a bias": Case(
