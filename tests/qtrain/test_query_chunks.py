@@ -161,6 +161,39 @@ def test_modules_and_functions_compiled_and_weights() -> None:
     assert output.shape == x.shape
 
 
+class Heads(nn.MultiheadAttention):
+    """The same by torch's function."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Any:
+        return F.multi_head_attention_forward(
+            query, key, value, self.embed_dim, self.num_heads, self.in_proj_weight,
+            self.in_proj_bias, None, None, False, 0.0, self.out_proj.weight, self.out_proj.bias,
+        )  # fmt: skip
+
+
+CHUNKED = replace(recipes.int8(), query_chunk=8)
+
+
+@pytest.mark.parametrize(
+    ("part", "own", "expected"),
+    [("scores", None, [8, 8, 5]), ("context", replace(CHUNKED, query_chunk=11), [8, 8, 5]),
+     ("context", replace(CHUNKED, query_chunk=5), [5, 5, 5, 5, 1])],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [ScaledDotProductAttention, nn.MultiheadAttention, Heads])
+def test_an_override_of_one_product_leaves_the_chunks(
+    kind: Any, part: str, own: Recipe | None, expected: list[int]
+) -> None:
+    plain = kind() if kind is ScaledDotProductAttention else kind(WIDTH, 1)
+    inputs = [x.detach()[0, 0] for x in operands()]
+    where = "functional.attention0." if kind is Heads else ""
+    layer = quantize(plain, recipe=CHUNKED, overrides={where + part: own}, example_inputs=inputs)
+    seen: list[int] = []
+    context = layer.get_submodule(f"{where}context")
+    context.register_forward_pre_hook(lambda module, args: seen.append(args[1].shape[-2]))
+    layer(*inputs)
+    assert seen == expected
+
+
 def test_dropout_is_drawn_once() -> None:
     layer = converted(replace(recipes.int8(), query_chunk=8))
     query, key, _ = operands()
