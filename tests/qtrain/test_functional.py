@@ -630,6 +630,36 @@ class Low(nn.Module):
         return weight + self.up @ self.down
 
 
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    ("function", "name"), [(F.linear, "linear0"), (lambda x, w: (x * w) @ (x * w), "matmul0")]
+)
+def test_function_transforms_around_a_forward_are_refused_as_by_layers(
+    function: Any, name: str, ran: bool
+) -> None:
+    model, x = quantize(Called(function, 8, 8)), draw(3, 8, 8)
+    if ran:
+        model(x)
+    before = model.state_dict()
+    message = rf"layer 'functional.{name}': .*torch\.func"
+    with pytest.raises(ValueError, match=message):
+        torch.func.vmap(model)(x)
+    with pytest.raises(ValueError, match=message):
+        torch.func.grad(lambda x: model(x).sum())(x)
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="jit"):
+        torch.jit.trace(model, x)
+    assert list(model.state_dict()) == list(before)
+    off = set_recipe(model, "fp32")
+    assert torch.func.vmap(off)(x).shape == x.shape
+
+
+def test_a_product_in_a_forwards_own_transform_is_left_and_named() -> None:
+    within = quantize(Called(lambda x, w: torch.func.vmap(F.linear, (0, None))(x @ w, w), 8, 8))
+    with pytest.warns(UserWarning, match="ran in full precision"):
+        within(draw(3, 8))
+    assert [product.name for product in products_of(within)] == ["functional.linear0"]
+
+
 def test_what_computes_a_weight_stays() -> None:
     called = Called(F.linear, 4, 4)
     parametrize.register_parametrization(called, "weight", Low())
