@@ -130,17 +130,7 @@ class LayerState(nn.Module):
         ValueError under torch.func (grad, vmap, jvp ...) or torch.jit.trace.
         """
         if not torch.compiler.is_compiling():
-            if torch._C._are_functorch_transforms_active():
-                raise ValueError(
-                    f"layer {self.name!r}: it is quantized, and torch.func's transforms (grad, "
-                    f"vmap, jvp ...) do not see its backward pass and its state; use "
-                    f"loss.backward() or torch.autograd.grad, and a batch axis instead of vmap"
-                )
-            if torch._C._get_tracing_state() is not None:  # with the engines that its batch took
-                raise ValueError(
-                    f"layer {self.name!r}: it is quantized, and torch.jit.trace would keep the "
-                    f"noise of one step; use torch.compile, or trace the model before quantize()"
-                )
+            refuse_transforms(self.name)
         if self.noise_key.device != input.device and not input.is_meta:
             self.to(input.device)
         counted = self.training or needs_gradient(input, *others)
@@ -236,3 +226,18 @@ def rank() -> int:
     if _DISTRIBUTED and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return 0
+
+
+def refuse_transforms(name: str) -> None:
+    """ValueError for the layer of this name under torch.func or torch.jit.trace."""
+    if torch._C._are_functorch_transforms_active():
+        raise ValueError(
+            f"layer {name!r}: it is quantized, and torch.func's transforms (grad, "
+            f"vmap, jvp ...) do not see its backward pass and its state; use "
+            f"loss.backward() or torch.autograd.grad, and a batch axis instead of vmap"
+        )
+    if torch._C._get_tracing_state() is not None:  # with the engines that its batch took
+        raise ValueError(
+            f"layer {name!r}: it is quantized, and torch.jit.trace would keep the "
+            f"noise of one step; use torch.compile, or trace the model before quantize()"
+        )

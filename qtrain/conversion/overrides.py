@@ -118,8 +118,9 @@ class Chooser:
         return self.rules[found[0]]
 
     def recipe(self, name: str) -> Recipe | None:
-        """The same of what is no layer that was there at conversion: none of the account."""
+        """The same of a layer that was not there at conversion; of the account, what matched."""
         found = hits(name, self.rules)
+        self.matched.update(found)
         return self.rules[found[0]] if found else self.base
 
     def of_children(self, name: str, own: Recipe | None, keys: Iterable[str]) -> dict[str, Recipe]:

@@ -62,7 +62,7 @@ def attend(
     return Attended(
         torch.cat(outputs, -2),
         torch.cat(weights, -2) if weighs else None,
-        None if lost[0] is None else lost[0] if lost[0].shape[-2] == 1 else torch.cat(lost, -2),
+        None if lost[0] is None else lost[0] if own is mask else torch.cat(lost, -2),
     )
 
 

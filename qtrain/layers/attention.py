@@ -50,6 +50,13 @@ class ScaledDotProductAttention(nn.Module):
         )
 
 
+def query_chunk(scores: QProduct, context: QProduct) -> int | None:
+    """How many queries attention takes at a time: what the recipes of its products name, of two the
+    fewer."""
+    named = [product.recipe.query_chunk for product in (scores, context)]
+    return min([size for size in named if size is not None], default=None)
+
+
 class QScaledDotProductAttention(ScaledDotProductAttention):
     """Attention whose two products, scores and context, follow a recipe; softmax does not."""
 
@@ -87,7 +94,7 @@ class QScaledDotProductAttention(ScaledDotProductAttention):
         found = attend(
             partial(matmul, self.scores), partial(matmul, self.context),
             query, key, value, Causal() if is_causal else attn_mask, dropout_p, scale,
-            weighs=False, query_chunk=self.scores.recipe.query_chunk,
+            weighs=False, query_chunk=query_chunk(self.scores, self.context),
             unseeing=None if is_causal else "zero",  # every query sees the first key
         )  # fmt: skip
         return lost_rows(found.output, found.lost)
@@ -131,7 +138,7 @@ class QMultiheadAttention(nn.MultiheadAttention):
             Heads(
                 self.scores.name, self.num_heads, self.dropout if self.training else 0.0,
                 self.bias_k, self.bias_v, add_zero_attn=self.add_zero_attn,
-                query_chunk=self.scores.recipe.query_chunk,
+                query_chunk=query_chunk(self.scores, self.context),
             ),
             self._projections(), partial(matmul, self.scores), partial(matmul, self.context),
             self.out_proj, (query, key, value), attn_mask, key_padding_mask,

@@ -48,7 +48,7 @@ class Recipe:
     query_chunk  how many queries attention takes at a time (Rabe and Staats 2021,
                  arXiv:2112.05682), forward, and again in its backward pass: each chunk with ranges
                  and noise of its own, and batch x heads x query_chunk x keys scores in memory.
-                 None: all its queries
+                 None: all its queries.  Where overrides give its two products others: the fewer
     lookup       how tables are looked up in (nn.Embedding, nn.EmbeddingBag), or None: left alone
     with_bits    the same recipe at another width (None: it has none)
     source       who described it, and where: a paper, a file of public code

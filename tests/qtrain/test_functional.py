@@ -176,6 +176,18 @@ CASES = {
         (2, 8, 6), (2, 3, 8),
         lambda w: Data(lambda x, w, own: own(x, w.relu()), w, Matmul()),
     ),
+    "baddbmm, one for all": Case(
+        lambda x, w: torch.baddbmm(x[0, :, :6], x, w.relu()), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()) + x[0, :, :6], w, Matmul()),
+    ),
+    "addbmm": Case(
+        lambda x, w: torch.addbmm(x[0, :, :6], x, w.relu(), alpha=2.0), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: 2.0 * own(x, w.relu()).sum(0) + x[0, :, :6], w, Matmul()),
+    ),
+    "addbmm, a row": Case(
+        lambda x, w: x[0, 0, :6].addbmm(x, w.relu()), (2, 8, 6), (2, 3, 8),
+        lambda w: Data(lambda x, w, own: own(x, w.relu()).sum(0) + x[0, 0, :6], w, Matmul()),
+    ),
     "einsum, a weight": Case(
         lambda x, w: torch.einsum("bsd,dhk->bshk", x, w), (8, 2, 3), (2, 4, 8),
         lambda w: Twin(
@@ -243,6 +255,20 @@ CASES = {
         lambda x, w: torch.linalg.vecdot(x, w.relu(), dim=0), (8, 1), (8, 4),
         lambda w: Data(
             lambda x, w, own: own(x.t()[:, None], w.relu().t()[..., None])[:, 0, 0], w, Matmul()
+        ),
+    ),
+    "vecdot, of other ranks": Case(
+        lambda x, w: torch.linalg.vecdot(x, w.relu(), dim=0), (8,), (8, 8),
+        lambda w: Data(
+            lambda x, w, own: own(x.t()[:, None], w.relu()[:, None, None].expand(8, 8, 1))[:, 0, 0],
+            w, Matmul(),
+        ),
+    ),
+    "vecdot, one for all": Case(
+        lambda x, w: torch.linalg.vecdot(x, w.relu()), (4, 1), (4, 8),
+        lambda w: Data(
+            lambda x, w, own: own(x[:, None], w.relu()[..., None].expand(4, 8, 1))[:, 0, 0],
+            w, Matmul(),
         ),
     ),
     "addmv, a bias": Case(
@@ -555,6 +581,18 @@ def test_overrides_name_calls() -> None:
     assert NAMES[2] in {product.name for product in products_of(model)}
 
 
+@pytest.mark.parametrize("sooner", [False, True])
+def test_an_override_that_no_call_matches_is_named(sooner: bool) -> None:
+    x = draw(2, 5, 8)
+    names = {"functional.attention0.scores": None, "functional.linear*": 4}
+    made: dict[str, Any] = {"example_inputs": x} if sooner else {}
+    model = quantize(Attention(), overrides={**names, "functional.conv0": None}, **made)
+    with pytest.warns(UserWarning, match=r"overrides\['functional.conv0'\]: no call") as said:
+        model(x)
+    assert len(said) == 1 and "linear*" not in str(said[0].message)
+    quantize(Attention(), overrides=names, **made)(x)  # a warning is an error here
+
+
 def test_functional_false_leaves_them_and_names_them() -> None:
     model = quantize(net(), functional=False)
     with pytest.warns(UserWarning, match=r"first: bmm, .*ran in full precision"):
@@ -602,6 +640,36 @@ class Low(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.up @ self.down
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize(
+    ("function", "name"), [(F.linear, "linear0"), (lambda x, w: (x * w) @ (x * w), "matmul0")]
+)
+def test_function_transforms_around_a_forward_are_refused_as_by_layers(
+    function: Any, name: str, ran: bool
+) -> None:
+    model, x = quantize(Called(function, 8, 8)), draw(3, 8, 8)
+    if ran:
+        model(x)
+    before = model.state_dict()
+    message = rf"layer 'functional.{name}': .*torch\.func"
+    with pytest.raises(ValueError, match=message):
+        torch.func.vmap(model)(x)
+    with pytest.raises(ValueError, match=message):
+        torch.func.grad(lambda x: model(x).sum())(x)
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match="jit"):
+        torch.jit.trace(model, x)
+    assert list(model.state_dict()) == list(before)
+    off = set_recipe(model, "fp32")
+    assert torch.func.vmap(off)(x).shape == x.shape
+
+
+def test_a_product_in_a_forwards_own_transform_is_left_and_named() -> None:
+    within = quantize(Called(lambda x, w: torch.func.vmap(F.linear, (0, None))(x @ w, w), 8, 8))
+    with pytest.warns(UserWarning, match="ran in full precision"):
+        within(draw(3, 8))
+    assert [product.name for product in products_of(within)] == ["functional.linear0"]
 
 
 def test_what_computes_a_weight_stays() -> None:

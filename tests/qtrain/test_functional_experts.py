@@ -130,6 +130,30 @@ def test_an_experts_layer_is_its_own_whichever_are_chosen() -> None:
     assert not shown.never_ran and shown.outside == {}
 
 
+class Filters(nn.Module):
+    """Experts that convolve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(draw(3, 4, 2, 3, seed=1))
+        self.down = nn.Parameter(draw(3, 4, 2, 3, seed=2))
+
+    def forward(self, x: Tensor, chosen: int) -> Tensor:
+        return F.conv_transpose1d(F.conv1d(x, self.up[chosen]), self.down[chosen])
+
+
+def test_an_expert_that_convolves_has_a_layer_of_its_own() -> None:
+    model = quantize(Filters())
+    for step, chosen in enumerate((2, 0, 2)):
+        model(draw(1, 2, 9, seed=step), chosen)
+    counts = {p.name: int(p.noise_count) for p in products_of(model)}
+    assert counts == {
+        f"functional.{kind}_{i}": count
+        for kind in ("conv_up", "conv_transpose_down")
+        for i, count in enumerate((1, 0, 2))
+    }
+
+
 def test_experts_ranges_are_kept_apart() -> None:
     """Running ranges are those of a model in which each expert is a module."""
     model = quantize(Loop(), recipe="int8")

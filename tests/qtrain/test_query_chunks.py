@@ -80,6 +80,17 @@ def test_each_chunk_is_a_call(recipe: str, mask: str) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_query_whose_mask_is_lost_is_lost_alone(size: int) -> None:
+    mask = torch.zeros(QUERIES, KEYS)
+    mask[3, 0] = torch.nan
+    layer = converted(replace(recipes.int8(), query_chunk=size))
+    lost = layer(*operands(), mask).isnan()
+    assert torch.equal(lost, F.scaled_dot_product_attention(*operands(), mask).isnan())
+    assert lost[..., 3, :].all() and lost.sum() == lost[..., 3, :].numel()
+    assert layer(*operands(), mask[3:4]).isnan().all()  # one of all queries
+
+
 def test_scales_of_rows_make_chunks_the_whole() -> None:
     rows = Quantizer(format=int8, granularity=blocks(None), range=absmax)
     tensor = Quantizer(format=int8, range=absmax)
@@ -148,6 +159,39 @@ def test_modules_and_functions_compiled_and_weights() -> None:
     assert weights.shape == (2, 2, 11, 11)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 11))
     assert output.shape == x.shape
+
+
+class Heads(nn.MultiheadAttention):
+    """The same by torch's function."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Any:
+        return F.multi_head_attention_forward(
+            query, key, value, self.embed_dim, self.num_heads, self.in_proj_weight,
+            self.in_proj_bias, None, None, False, 0.0, self.out_proj.weight, self.out_proj.bias,
+        )  # fmt: skip
+
+
+CHUNKED = replace(recipes.int8(), query_chunk=8)
+
+
+@pytest.mark.parametrize(
+    ("part", "own", "expected"),
+    [("scores", None, [8, 8, 5]), ("context", replace(CHUNKED, query_chunk=11), [8, 8, 5]),
+     ("context", replace(CHUNKED, query_chunk=5), [5, 5, 5, 5, 1])],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [ScaledDotProductAttention, nn.MultiheadAttention, Heads])
+def test_an_override_of_one_product_leaves_the_chunks(
+    kind: Any, part: str, own: Recipe | None, expected: list[int]
+) -> None:
+    plain = kind() if kind is ScaledDotProductAttention else kind(WIDTH, 1)
+    inputs = [x.detach()[0, 0] for x in operands()]
+    where = "functional.attention0." if kind is Heads else ""
+    layer = quantize(plain, recipe=CHUNKED, overrides={where + part: own}, example_inputs=inputs)
+    seen: list[int] = []
+    context = layer.get_submodule(f"{where}context")
+    context.register_forward_pre_hook(lambda module, args: seen.append(args[1].shape[-2]))
+    layer(*inputs)
+    assert seen == expected
 
 
 def test_dropout_is_drawn_once() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...layers.attention import query_chunk
 from ...layers.matmul import matmul
 from ...layers.multihead import Heads, multihead
 from .calling import Calling
@@ -66,7 +67,7 @@ def multihead_attention(
         scores = context = partial(call.left, torch.matmul)
     else:
         scores, context = partial(matmul, between.scores), partial(matmul, between.context)
-        chunk = between.scores.recipe.query_chunk
+        chunk = query_chunk(between.scores, between.context)
     return multihead(
         Heads(
             "F.multi_head_attention_forward", num_heads, dropout_p if training else 0.0,

@@ -24,14 +24,17 @@ from .tracing import written
 class Calls(TorchFunctionMode):
     """The calls in one forward of a module.
 
-    frame      the Python frame that the forward runs in
-    learning   whether gradients are recorded where the forward, or one around it, begins
+    frame        the Python frame that the forward runs in
+    learning     whether gradients are recorded where the forward, or one around it, begins
+    transformed  whether the forward runs within one of torch.func's transforms, which layers
+                 refuse; calls in one that it begins itself are left
     """
 
     def __init__(self, sites: Sites, module: nn.Module | None = None, frame: Any = None) -> None:
         super().__init__()
         self.sites, self.module, self.frame = sites, module, frame
         self.learning = True
+        self.transformed = torch._C._are_functorch_transforms_active()
         self.restart()
 
     def restart(self) -> None:
@@ -63,7 +66,7 @@ class Calls(TorchFunctionMode):
         if not compiling:
             if not is_running(self.frame):  # Ctrl-C ended it, and no hook was told
                 return False
-            if torch._C._are_functorch_transforms_active():
+            if torch._C._are_functorch_transforms_active() and not self.transformed:
                 return False
             repeat_within(self.frame, self._again)
         operands = _tensors(args, kwargs)
@@ -75,7 +78,8 @@ class Calls(TorchFunctionMode):
         flows = graded and any([x.requires_grad for x in operands])
         if compiling:
             return traced_takes(self.sites.number, call, flows, not self.learning) or None
-        unknown = not self.learning or (not graded and in_first_pass())
+        hidden = self.transformed or (not graded and in_first_pass())
+        unknown = hidden or not self.learning
         return self.sites.takes(call, flows, unknown) or None
 
     def _slice(self, operands: Sequence[Tensor]) -> str:

@@ -21,7 +21,7 @@ def _convolution(
         return call.plain()  # torch says what is wrong
     outer, inner, *kernel = weight.shape
     sizes = (groups, inner, outer // groups) if transposed else (groups, outer // groups, inner)
-    layer = call.layer("conv_transpose" if transposed else "conv", (*sizes, *kernel))
+    layer = call.layer("conv_transpose" if transposed else "conv", (*sizes, *kernel), weight)
     if layer is None:
         return call.plain()
     operation, sides = convolution(tuple(kernel), *_tuples(window[:3]), groups, *window[3:])

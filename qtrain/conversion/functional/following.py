@@ -63,6 +63,17 @@ class Following:
         every = [self.choose.base, *self.choose.rules.values(), self.instead]
         return any(own is not None and not own.products_off for own in every)
 
+    @property
+    def unmatched(self) -> list[str]:
+        """Overrides that name calls, and that no call has matched so far, in words."""
+        return [
+            f"overrides[{pattern!r}]: no call of a function has matched it"
+            for pattern in self.choose.rules
+            if self.are_followed
+            and CHILD in pattern.split(".")
+            and pattern not in self.choose.matched
+        ]
+
     def may_follow(self, name: str) -> bool:
         """Whether a module's calls, or one of them, follow a recipe that is not off."""
         calls = [own for pattern, own in self.choose.rules.items() if CHILD in pattern]

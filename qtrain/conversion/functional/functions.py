@@ -21,6 +21,7 @@ from .contractions import bilinear, chain_matmul, einsum, inner, multi_dot, tens
 from .convolutions import conv, conv_transpose
 from .grouped import grouped_mm
 from .matrices import (
+    addbmm,
     addmm,
     addmv,
     baddbmm,
@@ -68,8 +69,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     Tensor.addmv: addmv,
     torch.baddbmm: baddbmm,
     Tensor.baddbmm: baddbmm,
-    torch.addbmm: baddbmm,
-    Tensor.addbmm: baddbmm,
+    torch.addbmm: addbmm,
+    Tensor.addbmm: addbmm,
     torch.einsum: einsum,
     torch.tensordot: tensordot,
     torch.inner: inner,

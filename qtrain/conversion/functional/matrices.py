@@ -94,19 +94,21 @@ def dot(
 
 
 def vecdot(call: Calling, x: Tensor, y: Tensor, *, dim: int = -1, out: Any = None) -> Any:
-    """torch.linalg.vecdot: matrix products of rows and columns."""
+    """torch.linalg.vecdot: matrix products of rows and columns; dim is of their common shape."""
     if out is not None or not (x.dim() and y.dim()):
         return call.plain()
     layer = call.layer("matmul", (), y, x)
     if layer is None:
         return call.plain()
+    x, y = torch.broadcast_tensors(x, y)
     left, right = x.movedim(dim, -1).unsqueeze(-2), y.movedim(dim, -1).unsqueeze(-1)
     return layer(left, right).squeeze((-2, -1))
 
 
 def _added(
-    call: Calling, input: Tensor, mat1: Tensor, mat2: Tensor, beta: Any, alpha: Any, others: Any
-) -> Any:
+    call: Calling, input: Tensor, mat1: Tensor, mat2: Tensor, beta: Any, alpha: Any, others: Any,
+    summed: bool = False,
+) -> Any:  # fmt: skip
     if others or not isinstance(input, Tensor):
         return call.plain()
     if mat2.dim() == 2 and is_weight(mat2):
@@ -121,8 +123,7 @@ def _added(
         if layer is None:
             return call.plain()
         product = _multiplied(layer, mat1, mat2)
-    if mat1.dim() == 3 and input.dim() == 2:  # addbmm
-        product = product.sum(0)
+    product = product.sum(0) if summed else product
     product = product if alpha == 1 else alpha * product
     if beta == 0:  # not even a NaN of it
         return product.expand(torch.broadcast_shapes(input.shape, product.shape))
@@ -152,5 +153,13 @@ def baddbmm(
     call: Calling, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1,
     **others: Any,
 ) -> Any:  # fmt: skip
-    """The same, of batches; addbmm sums over these."""
+    """The same, of batches."""
     return _added(call, input, batch1, batch2, beta, alpha, others)
+
+
+def addbmm(
+    call: Calling, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alpha: Any = 1,
+    **others: Any,
+) -> Any:  # fmt: skip
+    """The same, summed over the batch."""
+    return _added(call, input, batch1, batch2, beta, alpha, others, summed=True)

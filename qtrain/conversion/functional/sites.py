@@ -12,7 +12,7 @@ from zlib import crc32
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...layer_state import device_of
+from ...layer_state import device_of, refuse_transforms
 from ...layers.calls import QConvolutionCall, QLinearCall, WeightProduct
 from ...products.call import located
 from ...products.module import QProduct
@@ -128,6 +128,7 @@ class Sites:
         if recipe is None or recipe.products_off:
             self.left.add(layer)
         else:
+            refuse_transforms(self._path(layer))
             self._check_loaded(layer)
             self._made(owner, layer, kind, sizes, recipe)
 
