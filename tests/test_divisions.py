@@ -115,7 +115,7 @@ COMPILED = {
 }
 #: means of floating-point numbers, whose sums are added in the device's own order as well
 MEANS = {
-    "qtrain/layers/attention.py: weights.mean(1)",
+    "qtrain/layers/multihead.py: weights.mean(1)",
     "qtrain/weights/bounded.py: norms.mean()",
     "qtrain/norms/samples.py: self.rows().abs().mean(1)",
     "qtrain/norms/samples.py: self.rows().square().mean(1)",

@@ -31,6 +31,8 @@ class Functions:
     def matmul(self, a: Tensor, b: Tensor) -> Any:
         if b.dim() == 2 and _is_weight(b):
             return self.linear(a, b.t())
+        if a.dim() == 2 and _is_weight(a) and b.dim() > 1:
+            return self.linear(b.mT, a).mT.contiguous()
         left, right = torch.atleast_2d(a), b if b.dim() > 1 else b[:, None]
         found = self._made(Matmul(), "matmul")(left, right)
         found = found if b.dim() > 1 else found.squeeze(-1)
@@ -72,6 +74,8 @@ class Functions:
             operands = tuple(operands[0])
         named, _, result = equation.replace(" ", "").partition("->")
         names = named.split(",")
+        if len(names) == 2 and _is_weight(operands[0]) and not _is_weight(operands[1]):
+            names, operands = names[::-1], operands[::-1]
         if "..." in equation or len(operands) < 2 or "->" not in equation:
             raise NotImplementedError(equation)
         first, found = names[0], operands[0]

@@ -142,6 +142,14 @@ CASES = {
     "rmatmul": Case(
         lambda x, w: w.__rmatmul__(x), (8, 6), (4, 8), lambda w: linear(w.t()), Tensor.t
     ),
+    "matmul, a weight on the left": Case(
+        lambda x, w: w @ x.mT, (6, 8), (2, 3, 8),
+        lambda w: Twin(lambda x, own: own(x).mT.contiguous(), linear(w)),
+    ),
+    "einsum, a weight first": Case(
+        lambda x, w: torch.einsum("oi,bti->bot", w, x), (6, 8), (2, 3, 8),
+        lambda w: Twin(lambda x, own: own(x.flatten(0, 1)).view(2, 3, 6).mT, linear(w)),
+    ),
     "addmm, a bias": Case(
         lambda x, w: torch.addmm(torch.ones(6), x, w), (8, 6), (4, 8),
         lambda w: Twin(lambda x, own: own(x) + 1, linear(w.t())), Tensor.t,

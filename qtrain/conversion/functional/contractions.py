@@ -20,6 +20,11 @@ def einsum(call: Calling, equation: Any, *operands: Any) -> Any:
     shapes = [tuple(x.shape) for x in operands if isinstance(x, Tensor)]
     if not isinstance(equation, str) or len(operands) < 2 or len(shapes) < len(operands):
         return call.plain()  # of one, or as lists of axes
+    first, comma, second = equation.partition(",")
+    if len(operands) == 2 and comma and is_weight(operands[0]) and not is_weight(operands[1]):
+        second, arrow, kept = second.partition("->")  # which is the same: a linear layer's
+        equation, operands = f"{second},{first}{arrow}{kept}", operands[::-1]
+        shapes = shapes[::-1]
     steps = letters.steps(equation, tuple(len(shape) for shape in shapes))
     if steps is None or not any(step.summed for step in steps):
         return call.plain()

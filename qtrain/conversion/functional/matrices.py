@@ -45,13 +45,24 @@ def linear_cross_entropy(
 
 
 def matmul(call: Calling, input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Any:
-    """torch.matmul; operands of one axis as torch takes them, a matrix with one row or column."""
+    """torch.matmul; operands of one axis as torch takes them, a matrix with one row or column.  A
+    weight on the left multiplies the other's columns, as a linear layer its rows."""
     if out is not None or not (input.dim() and other.dim()):
         return call.plain()
+    found = _product(call, input, other)
+    return call.plain() if found is None else found
+
+
+def _product(call: Calling, input: Tensor, other: Tensor) -> Tensor | None:
+    """A product by the layer of a call's next, or None where that is left."""
     if other.dim() == 2 and is_weight(other):
-        return linear(call, input, other.t())
+        layer = call.layer("linear", (1, *other.t().shape), other)
+        return None if layer is None else layer(input, other.t())
+    if input.dim() == 2 and is_weight(input) and other.dim() > 1:
+        layer = call.layer("linear", (1, *input.shape), input)
+        return None if layer is None else layer(other.mT, input).mT.contiguous()
     layer = call.layer("matmul", (), other, input)
-    return call.plain() if layer is None else _multiplied(layer, input, other)
+    return None if layer is None else _multiplied(layer, input, other)
 
 
 def _multiplied(layer: nn.Module, input: Tensor, other: Tensor) -> Tensor:
@@ -111,18 +122,11 @@ def _added(
 ) -> Any:  # fmt: skip
     if others or not isinstance(input, Tensor):
         return call.plain()
-    if mat2.dim() == 2 and is_weight(mat2):
-        layer = call.layer("linear", (1, mat2.shape[1], mat2.shape[0]), mat2)
-        if layer is None:
-            return call.plain()
-        if input.shape == mat2.shape[1:] and alpha == 1 and beta == 1:
-            return layer(mat1, mat2.t(), input)
-        product = layer(mat1, mat2.t())
-    else:
-        layer = call.layer("matmul", (), mat2, mat1)
-        if layer is None:
-            return call.plain()
-        product = _multiplied(layer, mat1, mat2)
+    if mat2.dim() == 2 and is_weight(mat2) and input.shape == mat2.shape[1:] and alpha == beta == 1:
+        return linear(call, mat1, mat2.t(), input)
+    product = _product(call, mat1, mat2)
+    if product is None:
+        return call.plain()
     product = product.sum(0) if summed else product
     product = product if alpha == 1 else alpha * product
     if beta == 0:  # not even a NaN of it
