@@ -142,8 +142,9 @@ class Block(nn.Module):
         )
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_modules_and_functions_compiled_and_weights() -> None:
+def test_modules_and_functions_compiled() -> None:
     x = torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(3))
     recipe = replace(recipes.get("bf16"), query_chunk=4)  # what is noisy draws anew, compiled
     eager, compiled = (quantize(Block(), recipe=recipe) for _ in range(2))
@@ -153,7 +154,10 @@ def test_modules_and_functions_compiled_and_weights() -> None:
     found = trained(run, [x.clone().requires_grad_()])
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
-    attention = eager.attention
+
+def test_weights_of_all_queries_where_they_are_asked_for() -> None:
+    x = torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(3))
+    attention = quantize(Block(), recipe=replace(recipes.get("bf16"), query_chunk=4)).attention
     with torch.no_grad():
         output, weights = attention(x, x, x, average_attn_weights=False)
     assert weights.shape == (2, 2, 11, 11)
