@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointFunction
 
-_APPLY = torch.autograd.Function.apply.__func__.__code__
+_APPLY: Any = torch.autograd.Function.apply.__code__
 #: a checkpoint's, whose backward runs the same forward again with gradients
 _CHECKPOINT = CheckpointFunction.forward.__code__
 

@@ -20,7 +20,7 @@ from ..copies import aside, copied, random_state_kept, take_hooks_off, unwrapped
 from ..products.module import QProduct, products_of
 from ..products.watched import Watched
 from .functional.attach import sites_of
-from .functional.discover import discover_
+from .functional.discover import discover_, only_scopes_
 from .functional.naming import of_slice
 from .record import Conversion
 from .share import Share, inside_function, multiplies
@@ -54,7 +54,7 @@ class Watch(TorchDispatchMode):
         self._conversion = Conversion.of(model)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.layers = list(model.modules())
-        #: parameters -> the products that they are weights of, of those that ran
+        #: parameters -> the products that multiply them, of those that ran
         self.weights: dict[int, str] = {}
         #: the modules whose forwards run, and the frames that these run in
         self.stack: list[tuple[nn.Module, Any]] = []
@@ -85,9 +85,11 @@ class Watch(TorchDispatchMode):
         if isinstance(module, QProduct) and isinstance(output, Tensor):
             parent = module.name.rpartition(".")[0] or "(model)"
             self.share.note(args, output, parent if module.is_off else None)
-            weight = args[2]
-            held = weight if weight._base is None else weight._base
-            self.weights.setdefault(id(held), module.name)
+        product = module if isinstance(module, QProduct) else module._modules.get("product")
+        if isinstance(product, QProduct):
+            for x in args:
+                if isinstance(x, Tensor):  # a weight is the left operand of a matmul, too
+                    self.weights.setdefault(id(x if x._base is None else x._base), product.name)
         while self.stack and self.stack.pop()[0] is not module:
             pass
 
@@ -174,7 +176,7 @@ class _FirstForward:
                 self.watch.__exit__(None, None, None)
             frozen = any(not p.requires_grad for p in module.parameters())
             if frozen or not torch.is_grad_enabled():  # gradients are not to be seen in it
-                discover_(module, args, kwargs, forget_watch, run=False)
+                discover_(module, args, kwargs, only_scopes_, strict=False)
             self.watch = Watch(module)
             self.watch.reached(module, args)  # the model itself is past its global hooks
             self.watch.__enter__()

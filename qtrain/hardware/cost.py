@@ -171,8 +171,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
 
     Not counted: what is done once for each element of an operand or a result (quantizing, scales,
     zero points, biases and their gradients), adding the sums of blocks, norms, lookups in
-    tables, softmax, the loss, the optimizer, and the energy of memory.  What ran outside of layers, as
-    inside of a torch.autograd.Function, has no row; the share that follows has its multiply-adds.
+    tables, softmax, the loss, the optimizer, and the energy of memory.  What ran outside of layers,
+    as in a torch.autograd.Function, has no row, and counts in the share that follows a recipe.
 
     Raises ValueError where no product was counted, no output has a gradient, or the table lacks
     an operation and has no rule for it.
