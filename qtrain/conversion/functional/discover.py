@@ -56,7 +56,8 @@ def discover_(
         if device is None and not strict and dist.is_available() and dist.is_initialized():
             return
         try:
-            found = forward(device, asking)
+            with torch.inference_mode(False):  # in which nothing asks for a gradient
+                found = forward(device, asking)
             break
         except Exception:
             if device is None and not asking:
