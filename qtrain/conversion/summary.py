@@ -40,6 +40,8 @@ class Summary:
     constant          module path -> those of functions through which no gradient flows, which are
                       left; None likewise
     never_ran         converted layers that the forward did not reach; None likewise
+    inside            module path -> of products outside that are of a torch.autograd.Function, what
+                      to do
     used_by           those whose weight another layer used, as a call of a function -> that one
     refused           engines that a product of this process asked for, and that failed their
                       exactness test on this machine; `doctor` tries all
@@ -66,6 +68,7 @@ class Summary:
     types: dict[str, str] = field(default_factory=dict)
     registered: dict[str, str] = field(default_factory=dict)
     used_by: dict[str, str] = field(default_factory=dict)
+    inside: dict[str, str] = field(default_factory=dict)
 
     @property
     def converted(self) -> dict[str, str]:
@@ -99,7 +102,8 @@ class Summary:
             )
         lines += self._share_lines()
         for name, products in (self.outside or {}).items():
-            lines.append(f"outside    {name}: {', '.join(products)} ran in full precision")
+            said = f"ran in full precision{self.inside.get(name, '')}"
+            lines.append(f"outside    {name}: {', '.join(products)} {said}")
         for name, products in (self.constant or {}).items():
             lines.append(
                 f"constant   {name}: {', '.join(products)}, through which no gradient flows"
@@ -131,7 +135,10 @@ class Summary:
         for path, macs in self.share.left.items():
             kinds[self.types[path]] += macs
         if kinds.total():
-            each = [f"{kind} {100 * macs / total:.2g} %" for kind, macs in kinds.most_common()]
+            each = [
+                f"{kind} {float(f'{100 * macs / total:.2g}'):g} %"
+                for kind, macs in kinds.most_common()
+            ]
             lines.append(f"           not: {some(each, 6)}")
         return lines
 
@@ -219,6 +226,7 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
         conversion, outside, never_ran, _refused(device), engines, device, declined.quantizers,
         seconds, watch.aside["constant"], watch.share, _types(model, watch.share.left),
         _registered(model), {name: instead for name, instead in idle.items() if instead},
+        watch.inside,
     )  # fmt: skip
 
 

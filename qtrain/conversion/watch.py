@@ -15,26 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import checks
+from ..autograd.own_functions import in_function
 from ..copies import aside, copied, random_state_kept, take_hooks_off, unwrapped
 from ..products.module import QProduct, products_of
 from ..products.watched import Watched
 from .functional.attach import sites_of
-from .functional.discover import discover_
+from .functional.discover import discover_, only_scopes_
 from .functional.naming import of_slice
 from .record import Conversion
-from .share import Share
-
-_PRODUCT_OPS = (
-    "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "linear",
-    "_addmm_activation", "convolution", "convolution_overrideable", "mkldnn_linear",
-    "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd", "_grouped_mm", "_scaled_mm", "_int_mm", "_trilinear",
-    "conv_tbc",
-    # under inference_mode the following are not taken apart before they are seen
-    "matmul", "einsum", "tensordot", "inner", "bilinear", "_convolution", "conv1d", "conv2d",
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "rnn_tanh", "rnn_relu",
-    "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell",
-)  # fmt: skip
+from .share import Share, inside_function, multiplies
 
 _TORCH = os.path.dirname(torch.__file__)
 
@@ -49,6 +38,7 @@ class Watch(TorchDispatchMode):
     """Notes every product, by the path of the module it runs in, and every layer that runs.
 
     outside   module path -> products outside the recipe;  aside: those of calls that are left
+    inside    of the former those in a torch.autograd.Function: path -> what to do, in words
     share     of the multiply-adds
     """
 
@@ -64,10 +54,12 @@ class Watch(TorchDispatchMode):
         self._conversion = Conversion.of(model)
         self.names = {id(module): name for name, module in model.named_modules()}
         self.layers = list(model.modules())
-        #: parameters -> the products that they are weights of, of those that ran
+        #: parameters -> the products that multiply them, of those that ran
         self.weights: dict[int, str] = {}
-        self.stack: list[nn.Module] = []
+        #: the modules whose forwards run, and the frames that these run in
+        self.stack: list[tuple[nn.Module, Any]] = []
         self.outside: dict[str, list[str]] = {}
+        self.inside: dict[str, str] = {}
         self.aside: dict[str, dict[str, list[str]]] = {"constant": {}, "left": {}}
         self.share = Share()
         self.ran: set[int] = set()
@@ -86,16 +78,19 @@ class Watch(TorchDispatchMode):
             handle.remove()
 
     def reached(self, module: nn.Module, args: Any) -> None:
-        self.stack.append(module)
+        self.stack.append((module, sys._getframe(1)))
         self.ran.add(id(module))
 
     def _pop(self, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(module, QProduct) and isinstance(output, Tensor):
-            self.share.note(args, output)
-            weight = args[2]
-            held = weight if weight._base is None else weight._base
-            self.weights.setdefault(id(held), module.name)
-        while self.stack and self.stack.pop() is not module:
+            parent = module.name.rpartition(".")[0] or "(model)"
+            self.share.note(args, output, parent if module.is_off else None)
+        product = module if isinstance(module, QProduct) else getattr(module, "product", None)
+        if isinstance(product, QProduct):
+            for x in args:
+                if isinstance(x, Tensor):  # a weight is the left operand of a matmul, too
+                    self.weights.setdefault(id(x if x._base is None else x._base), product.name)
+        while self.stack and self.stack.pop()[0] is not module:
             pass
 
     def __torch_dispatch__(
@@ -104,22 +99,27 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         name = func._overloadpacket.__name__.rstrip("_")  # addmm_ is addmm in place
-        if name in _PRODUCT_OPS or "scaled_dot_product" in name:
+        if multiplies(name):
             self._note(name, func, args, kwargs, found)
         return found
 
     def _note(self, name: str, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """A product of torch's."""
-        if any(isinstance(module, QProduct) for module in self.stack):
+        if any(isinstance(module, QProduct) for module, _ in self.stack):
             return
-        named = [m for m in self.stack if id(m) in self.names]
-        path = (self.names[id(named[-1])] if named else "") or "(model)"
-        self.share.note_left(path, func, args, kwargs, output)
-        if any(map(_is_off, self.stack)) or (named and self._calls_are_off(named[-1])):
-            return
-        sites = sites_of(named[-1]) if named else None
+        named = [entry for entry in self.stack if id(entry[0]) in self.names]
+        module, frame = named[-1] if named else (None, None)
+        path = (self.names[id(module)] if named else "") or "(model)"
+        sites = None if module is None else sites_of(module)
         why = None if sites is None else sites.aside
+        self.share.note_left(path, func, args, kwargs, output, graded=why != "constant")
+        if any(_is_off(module) for module, _ in self.stack):
+            return
+        if module is not None and self._calls_are_off(module):
+            return
         found = (self.outside if why is None else self.aside[why]).setdefault(path, [])
+        if why is None and module is not None and in_function(frame):
+            self.inside[path] = inside_function(module)
         if name not in found:
             found.append(name)
 
@@ -176,7 +176,7 @@ class _FirstForward:
                 self.watch.__exit__(None, None, None)
             frozen = any(not p.requires_grad for p in module.parameters())
             if frozen or not torch.is_grad_enabled():  # gradients are not to be seen in it
-                discover_(module, args, kwargs, forget_watch, run=False)
+                discover_(module, args, kwargs, only_scopes_, strict=False)
             self.watch = Watch(module)
             self.watch.reached(module, args)  # the model itself is past its global hooks
             self.watch.__enter__()
@@ -192,7 +192,7 @@ class _FirstForward:
         conversion = Conversion.of(module)
         assert conversion is not None
         lines = [
-            f"{path}: {', '.join(found)} ran in full precision"
+            f"{path}: {', '.join(found)} ran in full precision{watch.inside.get(path, '')}"
             for path, found in watch.outside.items()
             if not conversion.is_intended(path)
         ]

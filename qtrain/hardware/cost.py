@@ -171,7 +171,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
 
     Not counted: what is done once for each element of an operand or a result (quantizing, scales,
     zero points, biases and their gradients), adding the sums of blocks, norms, lookups in
-    tables, softmax, the loss, the optimizer, and the energy of memory.
+    tables, softmax, the loss, the optimizer, and the energy of memory.  What ran outside of layers,
+    as in a torch.autograd.Function, has no row, and counts in the share that follows a recipe.
 
     Raises ValueError where no product was counted, no output has a gradient, or the table lacks
     an operation and has no rule for it.
@@ -200,6 +201,7 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
             f"cost: {type(model).__name__} ran no linear, convolution, recurrent or attention "
             f"layer, and no matrix product"
         )
+    share = watch.share
     return CostReport(
         tuple(_row(name, key, own, table, by.units[key[0]]) for name, key, by, (own, _) in found),
         tuple(
@@ -209,6 +211,8 @@ def cost(model: nn.Module, *inputs: Any, table: EnergyTable = SZE2017, **kwargs:
         watch.outside,
         [name for name, instead in watch.never_ran().items() if not instead],
         sum(own.macs for _, (kind, *_), by, (own, _) in found if kind not in by.off),
+        share.left.total() + (2 * (share.left.total() - share.constant) if learning else 0),
+        sorted(share.uncounted),
     )
 
 

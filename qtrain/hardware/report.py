@@ -88,9 +88,12 @@ class CostReport:
     """Rows in network order.  `print(report)`, `report.rows`, `report.save("cost.csv")`.
 
     fp32       the rows of the same products with every operand and result in fp32
-    outside    module path -> products that are not counted, because they ran outside a layer that
-               can be converted;  never_ran: layers that the batch did not reach
+    outside    module path -> products that have no row, because they ran outside a layer that can
+               be converted;  never_ran: layers that the batch did not reach
     simulated  MACs of the rows that follow a recipe; the others are off, or left
+    rowless    MACs that have no row, of what ran outside or is constant: of the forward, and where
+               a gradient flows as many again for each of two backward products
+    uncounted  operations whose MACs are not known
     """
 
     rows: tuple[CostRow, ...]
@@ -98,11 +101,13 @@ class CostReport:
     outside: Mapping[str, list[str]] = field(default_factory=dict)
     never_ran: Sequence[str] = ()
     simulated: int = 0
+    rowless: int = 0
+    uncounted: Sequence[str] = ()
 
     @property
     def share(self) -> float:
-        """Of all rows' MACs those that follow a recipe, from 0 to 1."""
-        return self.simulated / max(sum(row.macs for row in self.rows), 1)
+        """Of all MACs, those that have no row too, the ones that follow a recipe, from 0 to 1."""
+        return self.simulated / max(sum(row.macs for row in self.rows) + self.rowless, 1)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the rows to a .json or .csv file, atomically.  ValueError for other endings."""
@@ -159,7 +164,9 @@ class CostReport:
 
     def __str__(self) -> str:
         remarks = [f"{100 * self.share:.1f} % of the multiply-adds follow a recipe"]
-        remarks += [f"not counted: {path}: {', '.join(ops)}" for path, ops in self.outside.items()]
+        remarks += [f"in no row: {path}: {', '.join(ops)}" for path, ops in self.outside.items()]
+        if self.uncounted:
+            remarks.append(f"not counted: {', '.join(self.uncounted)}")
         if self.never_ran:
             remarks.append(f"never ran: {', '.join(self.never_ran)}")
         ordered = sorted(self.rows, key=lambda row: KINDS.index(row.product))

@@ -363,7 +363,7 @@ def test_what_is_not_counted_is_named() -> None:
     report = cost(quantize(Outside()), normal(3, 4))
     assert {r.layer for r in report.rows} == {"fc"}
     assert list(report.outside) == ["(model)"] and list(report.never_ran) == ["idle"]
-    assert "not counted: (model): mm" in str(report) and "never ran: idle" in str(report)
+    assert "in no row: (model): mm" in str(report) and "never ran: idle" in str(report)
 
 
 def test_no_gradient_is_an_error_unless_asked_for() -> None:

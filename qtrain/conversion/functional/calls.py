@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils.checkpoint import checkpoint
 
+from ...autograd.own_functions import in_function
 from ...autograd.recomputation import in_first_pass, is_running, repeat_within
 from .functions import FUNCTIONS
 from .naming import counted, kind_of, repeated
@@ -78,7 +79,10 @@ class Calls(TorchFunctionMode):
         flows = graded and any([x.requires_grad for x in operands])
         if compiling:
             return traced_takes(self.sites.number, call, flows, not self.learning) or None
-        hidden = self.transformed or (not graded and in_first_pass())
+        if not graded and in_function(self.frame):
+            self.sites.takes(call, False, False)  # so too where the compiler asks
+            return False
+        hidden = self.transformed or (not graded and (in_first_pass() or in_function()))
         unknown = hidden or not self.learning
         return self.sites.takes(call, flows, unknown) or None
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -26,15 +27,16 @@ def discover_(
     kwargs: Mapping[str, Any],
     prepare: Callable[[nn.Module], object],
     *,
-    run: bool = True,
+    strict: bool = True,
 ) -> None:
     """Make the layers of a model's calls, as its first forward with these inputs would, and learn
     which calls no gradient flows through: in place, with nothing else changed.
 
     The forward runs on the meta device, where nothing is computed, or, where it cannot (it looks at
-    values), and where `run`, on a copy; everything in floating point asks for a gradient, the
-    inputs too where it can run so.  What it writes to, as a cache, is a copy, if it can be copied.
-    prepare: takes off a copy what its first forward would set off.
+    values), on a copy; everything in floating point asks for a gradient, the inputs too where it
+    can run so.  What it writes to, as a cache, is a copy, if it can be copied.
+    prepare: takes off a copy what its first forward would set off.  strict: an error where it
+    cannot run; else nothing is learned, nor where ranks would have to run a copy together.
     """
     if not (args or kwargs) or not any(sites_of(module) for module in model.modules()):
         return
@@ -51,14 +53,17 @@ def discover_(
         return copy
 
     for device, asking in itertools.product((_META, None), (True, False)):
-        if device is None and not run:
+        if device is None and not strict and dist.is_available() and dist.is_initialized():
             return
         try:
-            found = forward(device, asking)
+            with torch.inference_mode(False):  # in which nothing asks for a gradient
+                found = forward(device, asking)
             break
         except Exception:
             if device is None and not asking:
-                raise
+                if strict:
+                    raise
+                return
     with _open(model):
         for name, twin in found.named_modules():
             _adopt_(model.get_submodule(name), twin)
@@ -96,9 +101,14 @@ def _on_meta(model: nn.Module) -> nn.Module:
                 if tensor is not None and id(tensor) not in memo:
                     memo[id(tensor)] = _empty(tensor)
     twin = copy.deepcopy(model, memo)
-    for module in twin.modules():  # the model's own hooks have not been asked
-        take_hooks_off(module, lambda one: not is_scope(one))
+    only_scopes_(twin)  # the model's own hooks have not been asked
     return twin
+
+
+def only_scopes_(model: nn.Module) -> None:
+    """Take every hook but scopes off a model's forwards."""
+    for module in model.modules():
+        take_hooks_off(module, lambda one: not is_scope(one))
 
 
 def _empty(tensor: Tensor) -> Tensor:
