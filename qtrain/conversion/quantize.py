@@ -43,7 +43,8 @@ def quantize(
                 one, and modules called norms that compute one; None: what the recipe says (int8:
                 left alone)
     overrides   module-name patterns (fnmatch; a pattern that names a container covers all below;
-                a layer of several products has these below it: "lstm.hh_l0", "attention.scores")
+                a layer of several products has these below it: "lstm.hh_l0", "self_attn.scores"
+                of an nn.MultiheadAttention, "attn.functional.attention0.scores" of a call)
                 -> None (leave), an int (bits), a Recipe or its name; the first match wins
     seed        of the rounding noise
     functional  whether products that a forward computes by functions (F.linear, matmul, @, einsum,

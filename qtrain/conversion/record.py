@@ -63,6 +63,15 @@ class Conversion:
         found: Conversion | None = getattr(model, _ATTRIBUTE, None)
         return found
 
+    @staticmethod
+    def within(model: nn.Module, call: str) -> str:
+        """The calls, in words, for the parts of a model that was not converted which were; "": none
+        was.  call: as "summary({}, ...)"."""
+        paths = [name.split(".") for name, part in model.named_modules() if Conversion.of(part)]
+        each = ["".join(f"[{k}]" if k.isdigit() else f".{k}" for k in path) for path in paths]
+        calls = [call.format(f"model{path}") for path in each]
+        return f"; a part of it was: {some(calls, 3)}" if calls else ""
+
     def is_intended(self, name: str) -> bool:
         """Whether a module, or one it is part of, was left by an override."""
         return any(part in self.on_purpose for part in lineage(name))

@@ -68,6 +68,7 @@ def set_recipe(
         raise ValueError(
             "model: it was not converted by quantize or quantize_; convert it first, and give the "
             "whole model (overrides name its layers)"
+            + Conversion.within(inner, "set_recipe({}, ...)")
         )
     if recipe is before.asked.given and overrides is None and norm is None:
         return model  # as at every step of a schedule but few
