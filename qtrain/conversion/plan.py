@@ -115,6 +115,7 @@ class Plan:
         )  # fmt: skip
         if self._functional is not None:
             self._functional.converted = record.converted
+            self._functional.overridden = record.overridden
             attach_(model, self._functional)
         fuse_sequentials_(model)
         record.attach(model)

@@ -150,7 +150,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         layer.follow_(built)
     switch_fast_paths_(model)
     if before.functional is not None:
-        before.functional.choose = choose
+        before.functional.choose, before.functional.overridden = choose, overridden
         attach_(model, before.functional)
     watch_learned(model)
     kept = {name: why for name, why in before.left.items() if name not in registered}

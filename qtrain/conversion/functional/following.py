@@ -24,12 +24,14 @@ class Following:
     instead     what a call follows that is left or off, where every product is to be seen
     is_open     whether layers may be made whose quantizers learn, as there is no optimizer yet
     converted   layers that were made -> the kind of function: the conversion's own record
+    overridden  those with a recipe of their own, and that recipe: likewise
     lacking     whether the state that was loaded is of a model that ran, and has no such layer
     """
 
     choose: Chooser
     seed: int
     converted: dict[str, str] = field(default_factory=dict)
+    overridden: dict[str, str] = field(default_factory=dict)
     instead: Recipe | None = None
     is_open: bool = False
     lacking: bool = False
