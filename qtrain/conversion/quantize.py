@@ -15,6 +15,7 @@ from ..schedule import Schedule
 from .functional.discover import discover_
 from .overrides import Asked, Norm, Override
 from .plan import Plan
+from .record import Conversion
 from .set_recipe import follow_
 from .stale_optimizer import watch_optimizers
 from .undone import undone_on_error
@@ -119,6 +120,9 @@ def quantize_(
         if example_inputs is not None:
             args, kwargs = arguments(example_inputs)
             discover_(model, args, kwargs, forget_watch)
+            conversion = Conversion.of(model)
+            if (args or kwargs) and conversion and (lost := conversion.unmatched(model)):
+                raise ValueError(lost)
             watch_learned(model)
         if isinstance(recipe, Schedule):
             follow_(model, every[0], schedule=str(recipe))

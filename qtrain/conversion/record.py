@@ -10,6 +10,7 @@ from torch import nn
 from ..names import lineage, some
 from ..recipe import Recipe
 from .functional.following import Following
+from .functional.unmatched import unmatched
 from .overrides import Asked, Chooser
 
 _ATTRIBUTE = "_qtrain_conversion"
@@ -62,6 +63,13 @@ class Conversion:
         """The one that was attached to the model, or None."""
         found: Conversion | None = getattr(model, _ATTRIBUTE, None)
         return found
+
+    def unmatched(self, model: nn.Module) -> str:
+        """`unmatched`, once a forward has shown which calls the model has."""
+        if self.functional is None:
+            return ""
+        self.functional.are_known = True
+        return unmatched(model, self.functional, self.functional.choose)
 
     @staticmethod
     def within(model: nn.Module, call: str) -> str:

@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_
 from .functional.following import CHILD
+from .functional.unmatched import check_names, unmatched
 from .kinds import can_convert, follow_norm_, is_registered, norm_slots, operation_of
 from .kinds import left as why_left
 from .overrides import OFF, Asked, Chooser, Norm, Override, check_attention
@@ -130,6 +131,10 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
                 if shown not in before.on_purpose and why_left(module, own) is None:
                     unasked["lookup"].append(name)
     choose.check_all_used(later="" if before.functional is None else f".{CHILD}.")
+    if before.functional is not None and asked.overrides != before.asked.overrides:
+        check_names(model, choose)
+        if before.functional.are_known and (lost := unmatched(model, before.functional, choose)):
+            raise ValueError(lost)
     check_attention(model, chosen)
     overridden: dict[str, str] = {}
     for layer in layers:

@@ -127,6 +127,7 @@ class Sites:
         recipe = self.following.recipe(self._path(layer))
         if recipe is None or recipe.products_off:
             self.left.add(layer)
+            self.following.left[self._path(layer)] = kind
         else:
             refuse_transforms(self._path(layer))
             self._check_loaded(layer)
