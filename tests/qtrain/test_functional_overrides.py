@@ -137,7 +137,7 @@ def test_a_change_of_recipe_refuses_one_that_no_call_matches() -> None:
     set_recipe(model, "int8", overrides={"1.functional.linear0": None})
     found = summary(model).conversion
     with pytest.raises(ValueError, match=r"attention7'\] match no call; calls of '1' are"):
-        set_recipe(model, "bf16", overrides=bad)
+        set_recipe(model, "int8", overrides=bad)
     assert summary(model).conversion is found
     model(X)
     set_recipe(model, "int8", overrides={"1.functional.linear0": 4})  # that was left before
