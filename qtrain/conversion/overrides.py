@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from quantizers.checks import suggestion
+
 from .. import checks, recipes
 from ..names import hits, some
 from ..norms import deviations
@@ -118,9 +120,8 @@ class Chooser:
         return self.rules[found[0]]
 
     def recipe(self, name: str) -> Recipe | None:
-        """The same of a layer that was not there at conversion; of the account, what matched."""
+        """The same of what is no layer that was there at conversion: none of the account."""
         found = hits(name, self.rules)
-        self.matched.update(found)
         return self.rules[found[0]] if found else self.base
 
     def of_children(self, name: str, own: Recipe | None, keys: Iterable[str]) -> dict[str, Recipe]:
@@ -162,7 +163,7 @@ class Chooser:
             known = some([name for name in self.names if name], 12)
             raise ValueError(
                 f"overrides: {unused} match no layer; layers are {known}; patterns are names with "
-                f"*, ? and [...], as file names"
+                f"*, ? and [...], as file names{suggestion(unused[0], self.names)}"
             )
         idle = [p for p in self.rules if p in self.matched and not self.decided[p]]
         if idle:

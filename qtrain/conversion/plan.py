@@ -7,6 +7,7 @@ from torch import nn
 from ..recipe import Recipe
 from .functional.attach import attach_, may_call
 from .functional.following import CHILD, Following
+from .functional.unmatched import check_names
 from .kinds import (
     children,
     is_any_norm,
@@ -44,6 +45,8 @@ class Plan:
         plan = [(name, module, choose(name)) for name, module in targets(model)]
         each = [choose.of_children(name, own, children(module)) for name, module, own in plan]
         choose.check_all_used(later=f".{CHILD}." if functional else "")
+        if functional:
+            check_names(model, choose)
         check_attention(model, {name: own for name, _, own in plan})
         self.work: list[tuple[str, nn.Module, dict[str, Recipe]]] = []
         self._left: dict[str, str] = {}
@@ -115,6 +118,7 @@ class Plan:
         )  # fmt: skip
         if self._functional is not None:
             self._functional.converted = record.converted
+            self._functional.overridden = record.overridden
             attach_(model, self._functional)
         fuse_sequentials_(model)
         record.attach(model)

@@ -15,6 +15,7 @@ from ..schedule import Schedule
 from .functional.discover import discover_
 from .overrides import Asked, Norm, Override
 from .plan import Plan
+from .record import Conversion
 from .set_recipe import follow_
 from .stale_optimizer import watch_optimizers
 from .undone import undone_on_error
@@ -43,7 +44,8 @@ def quantize(
                 one, and modules called norms that compute one; None: what the recipe says (int8:
                 left alone)
     overrides   module-name patterns (fnmatch; a pattern that names a container covers all below;
-                a layer of several products has these below it: "lstm.hh_l0", "attention.scores")
+                a layer of several products has these below it: "lstm.hh_l0", "self_attn.scores"
+                of an nn.MultiheadAttention, "attn.functional.attention0.scores" of a call)
                 -> None (leave), an int (bits), a Recipe or its name; the first match wins
     seed        of the rounding noise
     functional  whether products that a forward computes by functions (F.linear, matmul, @, einsum,
@@ -118,6 +120,9 @@ def quantize_(
         if example_inputs is not None:
             args, kwargs = arguments(example_inputs)
             discover_(model, args, kwargs, forget_watch)
+            conversion = Conversion.of(model)
+            if (args or kwargs) and conversion and (lost := conversion.unmatched(model)):
+                raise ValueError(lost)
             watch_learned(model)
         if isinstance(recipe, Schedule):
             follow_(model, every[0], schedule=str(recipe))

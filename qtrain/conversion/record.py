@@ -10,6 +10,7 @@ from torch import nn
 from ..names import lineage, some
 from ..recipe import Recipe
 from .functional.following import Following
+from .functional.unmatched import unmatched
 from .overrides import Asked, Chooser
 
 _ATTRIBUTE = "_qtrain_conversion"
@@ -62,6 +63,22 @@ class Conversion:
         """The one that was attached to the model, or None."""
         found: Conversion | None = getattr(model, _ATTRIBUTE, None)
         return found
+
+    def unmatched(self, model: nn.Module) -> str:
+        """`unmatched`, once a forward has shown which calls the model has."""
+        if self.functional is None:
+            return ""
+        self.functional.are_known = True
+        return unmatched(model, self.functional, self.functional.choose)
+
+    @staticmethod
+    def within(model: nn.Module, call: str) -> str:
+        """The calls, in words, for the parts of a model that was not converted which were; "": none
+        was.  call: as "summary({}, ...)"."""
+        paths = [name.split(".") for name, part in model.named_modules() if Conversion.of(part)]
+        each = ["".join(f"[{k}]" if k.isdigit() else f".{k}" for k in path) for path in paths]
+        calls = [call.format(f"model{path}") for path in each]
+        return f"; a part of it was: {some(calls, 3)}" if calls else ""
 
     def is_intended(self, name: str) -> bool:
         """Whether a module, or one it is part of, was left by an override."""

@@ -78,7 +78,8 @@ def _check_signature(name: str, forward: Callable[..., Any], function: FunctionT
     """TypeError for a function that cannot be called as a forward can, to the same effect."""
     signature = inspect.signature(forward)
     theirs, own = signature.parameters, inspect.signature(function)
-    said = f"register({name}): got {_named(function)}{own}, need what is called as {signature} is"
+    said = f"register({name}): {_named(function)}{own} cannot be called as "
+    said += f"{name}.forward{signature} is"
     for args, kwargs in _calls(list(theirs.values())):
         try:
             bound = own.bind(*args, **kwargs).arguments

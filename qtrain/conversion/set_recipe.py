@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..schedule import Schedule
 from .functional.attach import attach_
 from .functional.following import CHILD
+from .functional.unmatched import check_names, unmatched
 from .kinds import can_convert, follow_norm_, is_registered, norm_slots, operation_of
 from .kinds import left as why_left
 from .overrides import OFF, Asked, Chooser, Norm, Override, check_attention
@@ -68,6 +69,7 @@ def set_recipe(
         raise ValueError(
             "model: it was not converted by quantize or quantize_; convert it first, and give the "
             "whole model (overrides name its layers)"
+            + Conversion.within(inner, "set_recipe({}, ...)")
         )
     if recipe is before.asked.given and overrides is None and norm is None:
         return model  # as at every step of a schedule but few
@@ -129,6 +131,10 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
                 if shown not in before.on_purpose and why_left(module, own) is None:
                     unasked["lookup"].append(name)
     choose.check_all_used(later="" if before.functional is None else f".{CHILD}.")
+    if before.functional is not None and asked.overrides != before.asked.overrides:
+        check_names(model, choose)
+        if before.functional.are_known and (lost := unmatched(model, before.functional, choose)):
+            raise ValueError(lost)
     check_attention(model, chosen)
     overridden: dict[str, str] = {}
     for layer in layers:
@@ -149,7 +155,7 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
         layer.follow_(built)
     switch_fast_paths_(model)
     if before.functional is not None:
-        before.functional.choose = choose
+        before.functional.choose, before.functional.overridden = choose, overridden
         attach_(model, before.functional)
     watch_learned(model)
     kept = {name: why for name, why in before.left.items() if name not in registered}

@@ -203,7 +203,8 @@ def summary(model: nn.Module, *inputs: Any, **kwargs: Any) -> Summary:
     model = unwrapped(model)
     conversion = Conversion.of(model)
     if conversion is None:
-        raise ValueError("summary: this model was not converted by quantize or quantize_")
+        part = Conversion.within(model, "summary({}, ...)")
+        raise ValueError(f"summary: this model was not converted by quantize or quantize_{part}")
     device = device_of(model).type
     if not inputs and not kwargs:
         return Summary(

@@ -198,7 +198,7 @@ class _FirstForward:
         ]
         idle = [name for name, instead in watch.never_ran().items() if not instead]
         lines += [f"{name}: converted, but never ran" for name in idle]
-        lines += [] if conversion.functional is None else conversion.functional.unmatched
+        lines += filter(None, [conversion.unmatched(module)])
         if lines:
             if conversion.functional is None:
                 lines.append("quantize(..., functional=True) has functions follow the recipe")

@@ -179,7 +179,10 @@ class QEmbeddingBag(_QTable, nn.EmbeddingBag):
 def left_lookup(module: nn.Embedding | nn.EmbeddingBag, lookup: Lookup | None) -> str | None:
     """Why a table cannot follow this, or None where it can."""
     if lookup is None:
-        return "a lookup, no product; kept in full precision"
+        return (
+            "a lookup, no product; kept in full precision; a recipe with lookup=Lookup(...) "
+            "quantizes it"
+        )
     if module.max_norm is not None:
         return "max_norm, by which its forward writes into the table; kept in full precision"
     if module.sparse:

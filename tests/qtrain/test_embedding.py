@@ -190,7 +190,12 @@ def test_what_is_off_is_torchs_bit_for_bit_there_and_back() -> None:
 def test_none_leaves_tables_as_they_were() -> None:
     model = quantize(net())
     assert type(model[0]) is nn.Embedding
-    assert summary(model).left == {"0": "Embedding: a lookup, no product; kept in full precision"}
+    said = "Embedding: a lookup, no product; kept in full precision; a recipe with lookup=Lookup"
+    assert summary(model).left == {"0": f"{said}(...) quantizes it"}
+    with pytest.raises(
+        ValueError, match=r"cannot be honoured: 0: .*lookup=Lookup\(...\) quantizes"
+    ):
+        quantize(nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)), overrides={"0": 4})
     assert replace(recipes.int8(), lookup=Lookup()) == recipes.int8()
     assert all(recipes.get(name).lookup is None for name in recipes.names())
     with pytest.raises(

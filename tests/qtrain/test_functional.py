@@ -589,18 +589,6 @@ def test_overrides_name_calls() -> None:
     assert NAMES[2] in {product.name for product in products_of(model)}
 
 
-@pytest.mark.parametrize("sooner", [False, True])
-def test_an_override_that_no_call_matches_is_named(sooner: bool) -> None:
-    x = draw(2, 5, 8)
-    names = {"functional.attention0.scores": None, "functional.linear*": 4}
-    made: dict[str, Any] = {"example_inputs": x} if sooner else {}
-    model = quantize(Attention(), overrides={**names, "functional.conv0": None}, **made)
-    with pytest.warns(UserWarning, match=r"overrides\['functional.conv0'\]: no call") as said:
-        model(x)
-    assert len(said) == 1 and "linear*" not in str(said[0].message)
-    quantize(Attention(), overrides=names, **made)(x)  # a warning is an error here
-
-
 def test_functional_false_leaves_them_and_names_them() -> None:
     model = quantize(net(), functional=False)
     with pytest.warns(UserWarning, match=r"first: bmm, .*ran in full precision"):

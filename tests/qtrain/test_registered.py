@@ -313,7 +313,11 @@ def _alike(self: Any, input: Tensor, *others: Tensor, causal: bool = False, **kw
         (Mix, _same, r"register\(Mix\): got .*_same, and .*mixed is registered; a class has one"),
         (Other, "attend", r"register\(Other\): got 'attend', need a function of \(self, ...\)"),
         (Other, _swapped, r"it has 'scale' in the place of 'x'"),
-        (Other, _fewer, r"need what is called as .*scale.* is: too many positional arguments"),
+        (
+            Other,
+            _fewer,
+            r"_fewer\(.*\) cannot be called as Other.forward\(self, .*scale.*\) is: too many",
+        ),
         (Other, _renamed, r"unexpected keyword argument 'scale'"),
         (Other, _more, r"missing a required argument: 'other'"),
         (Other, _default, r"the default of 'scale' is another"),

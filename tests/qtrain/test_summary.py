@@ -25,6 +25,7 @@ from qtrain import (
     quantize,
     quantize_,
     recipes,
+    set_recipe,
     summary,
 )
 from qtrain.conversion.declined import lines
@@ -278,8 +279,14 @@ def test_the_summary_says_a_recipe_once_and_what_it_counts() -> None:
 
 
 def test_a_model_that_was_not_converted_has_no_summary() -> None:
-    with pytest.raises(ValueError, match="was not converted"):
+    with pytest.raises(ValueError, match=r"was not converted by quantize or quantize_$"):
         summary(nn.Linear(2, 2))
+    around = nn.Sequential(nn.Module(), nn.Linear(2, 2))
+    around[0].m = quantize(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"a part of it was: summary\(model\[0\]\.m, \.\.\.\)$"):
+        summary(around, torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"a part of it was: set_recipe\(model\[0\]\.m, \.\.\.\)$"):
+        set_recipe(around, "fp32")
 
 
 def test_the_summary_looks_inside_wrappers() -> None:

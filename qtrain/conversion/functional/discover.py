@@ -76,6 +76,7 @@ def _adopt_(owner: nn.Module, twin: nn.Module) -> None:
         return
     sites.plain |= known.plain
     sites.taken |= known.taken
+    sites.following.left |= known.following.left
     held = twin._modules.get(CHILD)
     for layer, made in ({} if held is None else held._modules).items():
         assert made is not None

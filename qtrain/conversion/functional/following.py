@@ -24,12 +24,18 @@ class Following:
     instead     what a call follows that is left or off, where every product is to be seen
     is_open     whether layers may be made whose quantizers learn, as there is no optimizer yet
     converted   layers that were made -> the kind of function: the conversion's own record
+    overridden  those with a recipe of their own, and that recipe: likewise
+    left        calls that an override leaves -> the kind of function
+    are_known   whether a forward has shown which calls there are
     lacking     whether the state that was loaded is of a model that ran, and has no such layer
     """
 
     choose: Chooser
     seed: int
     converted: dict[str, str] = field(default_factory=dict)
+    overridden: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    are_known: bool = False
     instead: Recipe | None = None
     is_open: bool = False
     lacking: bool = False
@@ -62,17 +68,6 @@ class Following:
         """Whether any layer's calls may follow a recipe that is not off."""
         every = [self.choose.base, *self.choose.rules.values(), self.instead]
         return any(own is not None and not own.products_off for own in every)
-
-    @property
-    def unmatched(self) -> list[str]:
-        """Overrides that name calls, and that no call has matched so far, in words."""
-        return [
-            f"overrides[{pattern!r}]: no call of a function has matched it"
-            for pattern in self.choose.rules
-            if self.are_followed
-            and CHILD in pattern.split(".")
-            and pattern not in self.choose.matched
-        ]
 
     def may_follow(self, name: str) -> bool:
         """Whether a module's calls, or one of them, follow a recipe that is not off."""

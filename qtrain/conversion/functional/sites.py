@@ -127,6 +127,7 @@ class Sites:
         recipe = self.following.recipe(self._path(layer))
         if recipe is None or recipe.products_off:
             self.left.add(layer)
+            self.following.left[self._path(layer)] = kind
         else:
             refuse_transforms(self._path(layer))
             self._check_loaded(layer)
@@ -163,16 +164,16 @@ class Sites:
                 f"is built before the first forward does not train them; give quantize(..., "
                 f"example_inputs=...), which finds the calls of functions, or functional=False"
             )
+        of: dict[str, Recipe] = {}
         for key, shapes in wanted.products(sizes).items():
             product = path if key == "product" else f"{path}.{key}"
             made = WeightProduct if sizes else QProduct
-            if key != "product":  # of several, each may have another by its name
-                recipe = self.following.recipe(product) or fp32()
+            of[key] = recipe if key == "product" else self.following.recipe(product) or fp32()
             try:
                 if sizes:
-                    refuse_unscalable(wanted.operation(sizes), recipe, shapes)
+                    refuse_unscalable(wanted.operation(sizes), of[key], shapes)
                 child = made(
-                    recipe, shapes, name=product, seed=self.following.seed,
+                    of[key], shapes, name=product, seed=self.following.seed,
                     stream=_STREAMS + crc32(product.encode()), device=device_of(owner),
                 )  # fmt: skip
             except (TypeError, ValueError) as error:
@@ -191,6 +192,7 @@ class Sites:
             owner.add_module(CHILD, Functional().train(owner.training))
         owner.get_submodule(CHILD).add_module(name, layer)
         self.following.converted[path] = kind
+        self.following.overridden |= self.following.choose.overridden(path, recipe, of)
         return layer
 
     def make_like(self, owner: nn.Module, name: str, other: nn.Module) -> None:
