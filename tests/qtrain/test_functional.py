@@ -209,7 +209,9 @@ CASES = {
     ),
     "einsum, implicit": Case(
         lambda x, w: torch.einsum("...qd,...dk", x, w.relu()), (8, 5), (2, 3, 8),
-        lambda w: Data(lambda x, w, own: own(x.flatten(0, 1), w.relu()).view(2, 3, 5).mT, w, Matmul()),
+        lambda w: Data(
+            lambda x, w, own: own(x.flatten(0, 1), w.relu()).view(2, 3, 5).mT, w, Matmul()
+        ),
     ),
     "tensordot": Case(
         lambda x, w: torch.tensordot(x, w, dims=([1, 2], [1, 0])), (8, 3, 5), (2, 3, 8),
