@@ -328,6 +328,7 @@ def test_a_recomputed_forward_draws_the_same_noise() -> None:
         assert same(step(Checkpointed(again), taken), step(plain, taken))
 
 
+@pytest.mark.costly
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("make", [lambda: net(), lambda: nn.EmbeddingBag(7, 8)])
 def test_it_compiles_in_one_graph_to_the_same_bits(make: Callable[[], nn.Module]) -> None:
