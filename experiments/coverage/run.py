@@ -12,23 +12,15 @@ results/<library>.md at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import warnings
 from collections import Counter
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.coverage.architectures import Made, of_timm, of_transformers
-from qtrain import environment, quantize_, summary
-from qtrain.files.whole import write_atomically
+from experiments.coverage.rows import Row, collect, said
+from qtrain import quantize_, summary
 from qtrain.norms.module import QNorm
-from qtrain.reports.progress import Progress
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def measured(make: Made, batch: int = 1) -> dict[str, Any]:
@@ -99,28 +91,14 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=2, help="models of each of timm's files")
     given = parser.parse_args()
     models = of_timm(given.each) if given.library == "timm" else of_transformers()
-    path = RESULTS / f"{given.library}.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() else {}
-    version = import_module(given.library).__version__
-    bar = Progress(len(models), done=0, text=f"{given.library}'s models")
-    for name, make in models.items():
-        if name not in rows:
-            try:
-                rows[name] = measured(make)
-            except Exception as error:  # a row that says so
-                rows[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"}
-            result = {
-                "library": version,
-                "environment": environment(torch.device("cpu")),
-                "models": rows,
-            }
-            text = json.dumps(result, indent=1) + "\n"
-            write_atomically(path, lambda file, text=text: file.write(text.encode()))
-        bar.step()
-    bar.close()
-    text = table(given.library, {name: rows[name] for name in models})
-    (RESULTS / f"{given.library}.md").write_text(text, encoding="utf-8")
-    print(text)
+
+    def row(name: str) -> Row:
+        try:
+            return measured(models[name])
+        except Exception as error:  # a row that says so
+            return {"error": said(error)}
+
+    collect(given.library, given.library, list(models), row, table)
 
 
 if __name__ == "__main__":

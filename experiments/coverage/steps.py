@@ -14,27 +14,22 @@ results/steps-<library>.md at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from experiments.coverage.architectures import TRANSFORMERS
 from experiments.coverage.compared import compared
+from experiments.coverage.rows import collect, said
 from experiments.coverage.small import of_timm, of_transformers, smallest
-from qtrain import Recipe, environment, recipes
-from qtrain.files.whole import write_atomically
-from qtrain.reports.progress import Progress
+from qtrain import Recipe, recipes
 
-RESULTS = Path(__file__).parent / "results"
 #: no model is given more
 SECONDS = 40
 
@@ -130,7 +125,7 @@ def _row(library: str, one: str) -> dict[str, Any]:
         with bounded():
             row |= measured(*made)
     except (TooLong, Exception) as error:  # a row that says so
-        row["error"] = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0]:.160}"
+        row["error"] = said(error)
     return row
 
 
@@ -148,24 +143,10 @@ def main() -> None:
         every = [f"{name}, {kind}" for name in TRANSFORMERS for kind in ("sdpa", "eager")]
         for one in ("Mamba, sdpa", "Bloom, sdpa"):  # which have none
             every.remove(one)
-    path = RESULTS / f"steps-{given.library}.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() else {}
-    bar = Progress(len(every), done=0, text=f"{given.library}'s models")
-    for one in every:
-        if one not in rows or (given.only and given.only in one):
-            rows[one] = _row(given.library, one)
-            result = {
-                "library": library.__version__,
-                "environment": environment(torch.device("cpu")),
-                "models": rows,
-            }
-            text = json.dumps(result, indent=1) + "\n"
-            write_atomically(path, lambda file, text=text: file.write(text.encode()))
-        bar.step()
-    bar.close()
-    text = table(given.library, {one: rows[one] for one in every})
-    (RESULTS / f"steps-{given.library}.md").write_text(text, encoding="utf-8")
-    print(text)
+    collect(
+        given.library, f"steps-{given.library}", every, lambda one: _row(given.library, one), table,
+        lambda one: bool(given.only) and given.only in one,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
