@@ -284,7 +284,7 @@ def test_windows_that_all_differ_alike_leave_the_doubt_of_some_tokens(lost: int)
     second[:, :lost] = False
     gap = accuracy_gap(first, second)
     assert gap.value == pytest.approx(-lost / 50)
-    half = 2.0930 * (4 / 50**2 / (20 * 19)) ** 0.5  # t of 19 degrees of freedom
+    half = 2.093024 * (4 / 50**2 / (20 * 19)) ** 0.5  # t of 19 degrees of freedom
     assert gap.high - gap.value == pytest.approx(half) and half == pytest.approx(4.3 / 1000, 0.01)
     few = accuracy_gap(first[:2, :1], first[:2, :1])
     assert (few.value, few.low, few.high) == (0, -1, 1)
