@@ -5,14 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from ..recipe import Recipe
-from .functional.attach import attach_, may_call
+from .functional.attach import attach_, follows_by_calls, may_call
 from .functional.following import CHILD, Following
 from .functional.unmatched import check_names
 from .kinds import (
     children,
     is_any_norm,
     is_norm,
-    is_norm_by_name,
     is_registered,
     left,
     plain_type,
@@ -53,17 +52,20 @@ class Plan:
         self._on_purpose: set[str] = set()
         self._overridden: dict[str, str] = {}
         self._norms_left: dict[str, str] = {}
-        within: dict[str, str] = {}  # products of layers that are left
+        within: dict[str, str] = {}  # what is left and follows in no call, and its products
         for (name, module, own), recipes in zip(plan, each, strict=True):
             shown, reason = name or "(model)", left(module, own)
             if functional and own and is_registered(module):
                 self._overridden |= choose.overridden(name, own, {})
                 continue  # its calls follow
-            if functional and own and reason and may_call(module) and not is_norm_by_name(module):
+            by_calls = functional and own is not None and follows_by_calls(module)
+            if by_calls and reason:
                 reason = reason.replace("kept in full precision", "left to its forward's calls")
             if own is None or reason is not None:
                 self._left[shown] = f"{type(module).__name__}: {reason}"
                 within |= {f"{name}.{key}".lstrip("."): f"{shown}: {reason}" for key in recipes}
+                if not by_calls:
+                    within[shown] = self._left[shown]
                 if own is None:
                     self._on_purpose.add(shown)
                 elif own.norm is not None and not own.norm.is_off and is_any_norm(module):
@@ -71,7 +73,7 @@ class Plan:
                 continue
             self.work.append((name, module, recipes))
             self._overridden |= choose.overridden(name, own, recipes)
-        choose.check_all_honoured({**within, **self._left})
+        choose.check_all_honoured(within)
         self._norms = sum(is_norm(module) for _, module, _ in self.work)
         if asked.norm is not None and not self._norms:
             refuse_uncovered(model, asked.norm, plan, self._norms_left)

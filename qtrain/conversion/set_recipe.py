@@ -20,7 +20,7 @@ from ..products.operands import refuse_unscalable
 from ..products.watched import Watched
 from ..recipe import Recipe
 from ..schedule import Schedule
-from .functional.attach import attach_
+from .functional.attach import attach_, follows_by_calls
 from .functional.following import CHILD
 from .functional.unmatched import check_names, unmatched
 from .kinds import can_convert, follow_norm_, is_registered, norm_slots, operation_of
@@ -121,7 +121,8 @@ def follow_(model: nn.Module, asked: Asked, *, schedule: str | None = None) -> N
                 off[shown] = f"{class_of(module).__name__}: left by an override"
         elif shown in before.left:
             own = chosen[name] = choose(name)
-            left[name] = f"it was not converted: {before.left[shown]}"
+            if own is None or before.functional is None or not follows_by_calls(module):
+                left[name] = f"it was not converted: {before.left[shown]}"
             if own is not None and own.norm is not None and not own.norm.is_off:
                 if shown not in before.on_purpose and can_convert(module):
                     unasked["norm"].append(name)

@@ -156,3 +156,25 @@ def test_calls_that_an_override_leaves_are_calls() -> None:
     overrides = {"1.functional": None, "*.functional.linear0": 4}
     quantize(net(), overrides=overrides)(X)  # a warning is an error here
     quantize(net(), overrides={"1.functional.attention0": None}, example_inputs=X)(X)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * F.linear(input, self.weight, self.bias)
+
+
+def test_an_override_of_a_layer_with_its_own_forward_is_one_of_its_calls() -> None:
+    four = {"1.functional.linear0": str(recipes.int8(4))}
+    net = nn.Sequential(nn.Linear(8, 8), Doubled(8, 8))
+    later = quantize(net)
+    set_recipe(later, "int8", overrides={"1": 4})
+    for model in (quantize(net, overrides={"1": 4}), later):
+        model(X)
+        assert summary(model).conversion.overridden == four
+    set_recipe(later, "int8", overrides={})
+    assert summary(later).conversion.overridden == {}
+    left = r"overrides\['1'\] cannot be honoured: 1: .*its own forward"
+    with pytest.raises(ValueError, match=left):
+        quantize(net, overrides={"1": 4}, functional=False)
+    with pytest.raises(ValueError, match=left):
+        set_recipe(quantize(net, functional=False), "int8", overrides={"1": 4})

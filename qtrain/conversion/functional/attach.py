@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ...layer_state import LayerState
 from .. import registered
 from ..joined import base_class, before
+from ..kinds import is_norm_by_name
 from .following import CHILD, Following
 from .scope import Scope, detach_
 from .sites import Sites
@@ -30,6 +31,11 @@ def may_call(module: nn.Module) -> bool:
     if "forward" in vars(module) or isinstance(module, _CALLING):
         return True
     return not before(base_class(module)).__module__.startswith(_KNOWN)
+
+
+def follows_by_calls(module: nn.Module) -> bool:
+    """Whether a module that is not converted follows its recipe in what its forward calls."""
+    return may_call(module) and not is_norm_by_name(module)
 
 
 def attach_(model: nn.Module, following: Following) -> None:
