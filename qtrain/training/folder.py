@@ -23,7 +23,7 @@ from .metrics import check_metrics
 FILES = (
     "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl",
     "summary.json", "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png",
-    "monitor.jsonl", "monitor.png", "report.html", "updates.json",
+    "monitor.jsonl", "monitor.png", "report.html", "updates.json", "diverged.json",
 )  # fmt: skip
 
 

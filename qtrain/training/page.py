@@ -58,8 +58,8 @@ def _lead(record: RunRecord) -> str:
 
 def _summary(record: RunRecord) -> Section:
     """Figures of the whole run, and the rows of lowest SQNR."""
-    remark = ""
-    if not record.finished:
+    remark = record.diverged
+    if not (record.finished or remark):
         last = max((line["step"] for line in record.steps), default=0)
         remark = (
             f"This run has not come to its end: its last line is of step {last}. There is no "

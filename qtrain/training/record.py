@@ -32,6 +32,7 @@ class RunRecord:
     settings      config.json as it is, whatever fields it has; {} where the errors are of no run
     environments  of each session on another machine, the oldest first: see `environment`
     finished      whether the run came to its end
+    diverged      why it stopped at what was not finite, "" where it did not
     accuracy      branch key ("baseline", "quantized") to test accuracy;  gap: their difference
     steps, epochs lines of the metrics, by kind;  monitor: the records over the run
     """
@@ -43,6 +44,7 @@ class RunRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environments: Sequence[Mapping[str, str]] = ()
     finished: bool = True
+    diverged: str = ""
     accuracy: Mapping[str, float] = field(default_factory=dict)
     gap: Interval | None = None
     steps: Sequence[Mapping[str, Any]] = ()
@@ -94,6 +96,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         measured = "one training batch after the last step"
     finished = there(folder / "summary.json")
     summary = read(folder / "summary.json", dict) if finished else {}
+    diverged = folder / "diverged.json"
     lines = folder / "metrics.jsonl"
     if there(lines):
         check_metrics(lines, lines.stat().st_size)
@@ -107,6 +110,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         settings=settings,
         environments=sessions(folder / "environment.json"),
         finished=finished,
+        diverged=str(read(diverged, dict).get("message")) if there(diverged) else "",
         accuracy={line["branch"]: number(line["test_accuracy"]) for line in epochs},
         gap=_gap(folder / "summary.json", summary.get("gap")),
         steps=[line for line in metrics if line["kind"] == "step"],

@@ -23,6 +23,7 @@ from .folder import RunFolder, describe
 from .interrupt import Interrupted, StopRequest
 from .intervals import accuracy_gap
 from .metrics import MetricsLog, read_metrics
+from .nonfinite import NonFiniteError
 from .results import Result
 from .trainee import Branch, learning_rate
 
@@ -116,6 +117,7 @@ class Run:
         for difference in changed(stored.environment, self.environment) if stored else ():
             warnings.warn(f"resuming may change bits: {difference}", stacklevel=3)
         self.log = MetricsLog(self.folder.metrics, keep=stored.metrics_bytes if stored else 0)
+        (self.folder / "diverged.json").unlink(missing_ok=True)
 
     def train(self, stop: StopRequest) -> None:
         """The steps that are left; Interrupted, after a checkpoint, once `stop` is requested."""
@@ -140,6 +142,11 @@ class Run:
                                 f"stopped at step {self.done} of {self.total}; the same command "
                                 f"with --resume continues from {self.folder.checkpoint}"
                             )
+        except NonFiniteError as error:
+            place = {"layer": error.layer, "role": error.role, "step": error.step}
+            chance = {"classes": self.dataset.num_classes}
+            self.folder.write_json("diverged.json", {"message": str(error), **place, **chance})
+            raise
         finally:
             progress.close()
             self.log.close()
@@ -164,6 +171,7 @@ class Run:
         epoch = self.done // self.per_epoch
         text = f"epoch {epoch}/{self.config.epochs}"
         for branch in self.branches:
+            start = time.perf_counter()
             test_loss, correct = branch.evaluate(self._test_batches())
             train_loss, accuracy = branch.loss_sum / branch.samples, correct.double().mean().item()
             self.log.write(
@@ -175,6 +183,7 @@ class Run:
                 test_loss=test_loss,
                 test_accuracy=accuracy,
                 seconds=branch.seconds,
+                test_seconds=time.perf_counter() - start,
             )
             text += f" | {branch.label}: loss {train_loss:.3f}, accuracy {accuracy:.4f}"
             branch.reset_sums()

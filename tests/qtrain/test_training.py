@@ -13,6 +13,8 @@ from qtrain.training import trainee as branch_module
 from qtrain.training.intervals import accuracy_gap, mean_difference
 from qtrain.training.named import training_recipe
 from qtrain.training.nonfinite import NonFiniteError
+from qtrain.training.page import render
+from qtrain.training.record import read_run
 from qtrain.training.train import build_branches, load_data, train
 from qtrain.training.trainee import Branch
 
@@ -194,6 +196,11 @@ def test_a_diverging_run_stops_with_one_error_and_keeps_its_metrics(tmp_path: Pa
     with pytest.raises(NonFiniteError, match="Try a lower lr"):
         train(config, say=quiet)
     assert lines(tmp_path / "run" / "metrics.jsonl")[0]["step"] == 0
+    record = read_run(tmp_path / "run")
+    assert "Try a lower lr" in record.diverged and not record.finished
+    assert "int8: stopped at step" in render(record)
+    train(small(tmp_path, overwrite=True), say=quiet)
+    assert read_run(tmp_path / "run").diverged == ""
 
 
 def test_dropout_is_the_same_in_both_models_and_differs_by_step(

@@ -54,7 +54,8 @@ def states(checkpoint: Path) -> dict[str, Tensor]:
 
 def lines(metrics: Path) -> list[dict[str, Any]]:
     """The metrics without the times, which no two runs share."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(metrics)]
+    times = ("seconds", "test_seconds")
+    return [{k: v for k, v in line.items() if k not in times} for line in read_metrics(metrics)]
 
 
 def unchecked(path: Path) -> list[dict[str, Any]]:
