@@ -9,7 +9,7 @@ from typing import Any
 
 import quantizers
 
-from .. import checks, data, models
+from .. import checks
 from ..norms import deviations
 from ..recipe import Recipe
 from ..recipe_file import accumulator_of, find, is_text, lasting
@@ -17,6 +17,7 @@ from ..schedule import Schedule, beginnings
 from ..weights.updates import named
 from .config_checks import check_combinations, check_learned, check_numbers
 from .fit import check_device, check_fit
+from .given import dataset, model, reference
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -66,9 +67,11 @@ class TrainConfig:
         None, "what sums all products, e.g. 'sequential(fp16, chunk=64)'; default: recipe's"
     )
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
-    model: str = _option("resnet18", "model name")
+    model: str = _option(
+        "resnet18", "name, timm:NAME, torchvision:NAME, package.module:function, file.py:function"
+    )
     zero_init_residual: bool = _option(False, "scale 0 in the last norm of residual branches")
-    data: str = _option("digits", "data set name")
+    data: str = _option("digits", "name, package.module:function or file.py:function")
     data_dir: str | None = _option(None, "folder of the data set (text: or file); not for digits")
     image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
     context: int | None = _option(None, "characters in a window of text, 2 to 65536; default: 128")
@@ -114,8 +117,8 @@ class TrainConfig:
         self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
-        models.check(self.model, zero_init_residual=self.zero_init_residual)
-        checks.choice("data", self.data, data.names())
+        model.check(self.model, zero_init_residual=self.zero_init_residual)
+        dataset.check(self.data)
         check_fit(self.model, self.data)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
@@ -137,7 +140,8 @@ class TrainConfig:
         own = [first, *bits, *(f"{name}@{when:g}" for when, name in later)]
         own += [] if self.accumulator is None else re.findall(r"\w+", self.accumulator)
         own += [] if self.update is None else [named.short(self.update)]
-        return "-".join([*own, self.model, self.data, f"seed{self.seed}"])
+        parts = [reference.short(self.model), reference.short(self.data)]
+        return "-".join([*own, *parts, f"seed{self.seed}"])
 
     @property
     def warmup_epochs(self) -> float:

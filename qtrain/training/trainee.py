@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inspection.row import SUMS
-from ..inspection.step import cross_entropy
+from ..inspection.step import cross_entropy, logits_of
 from ..weights.updates.low_precision import LowPrecision, low_precision_
 from ..weights.updates.named import find
 from ..weights.updates.update import Update
@@ -151,7 +151,7 @@ class Branch:
         self.model.eval()
         losses, right = [], []
         for inputs, targets in batches:
-            logits = self.model(inputs)
+            logits = logits_of(self.model(inputs))
             losses.append(cross_entropy(logits, targets, reduction="sum").double())
             right.append(logits.argmax(dim=-1) == targets)
         correct = torch.cat(right).cpu()
