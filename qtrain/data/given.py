@@ -60,12 +60,10 @@ def _split(source: str, value: Any, batch_size: int | None, workers: int) -> Dat
             raise DataError(f"{source}: got a {type(value).__name__}, need {_NEED}")
         return DatasetSplit(dataset=value, workers=workers, source=source)
     _check_loader(source, value, batch_size)
-    collate = value.collate_fn
-    if getattr(collate, "__module__", "").startswith("torch.utils.data"):
-        collate = None  # torch's own
+    usual = getattr(value.collate_fn, "__module__", "").startswith("torch.utils.data")
     return DatasetSplit(
         dataset=value.dataset,
-        collate=collate,
+        collate=None if usual else value.collate_fn,
         workers=workers or value.num_workers,
         source=source,
     )

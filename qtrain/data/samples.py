@@ -63,7 +63,7 @@ class DatasetSplit:
     truth: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
-        checks.instance("dataset", self.dataset, Dataset, "a map-style torch Dataset")  # type: ignore[type-abstract]
+        checks.instance("dataset", self.dataset, Dataset, "a map-style torch Dataset")
         if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
             raise DataError(
                 f"{self.source}: got a {type(self.dataset).__name__}, whose samples have no number "
@@ -159,8 +159,8 @@ class DatasetSplit:
     def _truth(self) -> Tensor:
         """What every sample's target is."""
         if self._in_memory:
-            inputs, targets = self._checked(self.dataset.tensors, len(self))  # type: ignore[attr-defined]
-            return targets.cpu()
+            tensors = self.dataset.tensors  # type: ignore[attr-defined]
+            return self._checked(tensors, len(self))[1].cpu()
         told = _told(self.dataset)
         probe = np.unique(np.linspace(0, len(self) - 1, 3).astype(np.int64))
         if told is not None and self.collate is None:
@@ -182,23 +182,23 @@ def _targets(split: DatasetSplit, chunk: int) -> Tensor:
 def _told(dataset: Any) -> Tensor | None:
     """The targets that the dataset tells without reading a sample, int64 (N,) or (N, T)."""
     if isinstance(dataset, Subset):
-        whole = _told(dataset.dataset)
-        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+        of_all = _told(dataset.dataset)
+        return None if of_all is None else of_all[torch.as_tensor(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
         parts = [_told(part) for part in dataset.datasets]
         known = [part for part in parts if part is not None]
         same = len(known) == len(parts) and len({part.shape[1:] for part in known}) == 1
         return torch.cat(known) if same else None
     if type(dataset) is TensorDataset:
-        found = dataset.tensors[-1]
+        found: Any = dataset.tensors[-1]
     else:
         found = getattr(dataset, "targets", getattr(dataset, "labels", None))
     try:
         targets = torch.as_tensor(found).cpu()
     except (TypeError, ValueError, RuntimeError):
         return None
-    whole = not targets.is_floating_point() and not targets.is_complex()
-    if not whole or targets.dim() not in (1, 2) or len(targets) != len(dataset):
+    broken = targets.is_floating_point() or targets.is_complex()
+    if broken or targets.dim() not in (1, 2) or len(targets) != len(dataset):
         return None
     return targets.long()
 

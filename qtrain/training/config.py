@@ -48,10 +48,13 @@ def _option(default: Any, text: str) -> Any:
 class TrainConfig:
     """What to train, on what, how; checked at construction (ValueError or TypeError).
 
-    A recipe that is given as a file is kept as the file's text, so that a run needs no file.
+    recipe: a name, a file, a Recipe or a Schedule, whose later recipes become `switch`.  Kept as
+    the name, or as the text of a recipe's file, so that a run needs no file.
     """
 
-    recipe: str = field(metadata={"help": "quantization recipe, its name or its .yaml file"})
+    recipe: Any = field(  # text, after construction
+        metadata={"help": "quantization recipe, its name or its .yaml file"}
+    )
     switch: tuple[str, ...] = _option(
         (), "later recipes: 0.9:bf16 for the last tenth, 500:mine.yaml from step 500"
     )
@@ -109,6 +112,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.instance("switch", self.switch, tuple, 'a tuple such as ("0.9:bf16",)')
+        if isinstance(self.recipe, Schedule):
+            self._take(self.recipe)
         later = tuple(f"{when}:{lasting(name)}" for when, name in beginnings(self.switch))
         object.__setattr__(self, "recipe", lasting(self.recipe))
         object.__setattr__(self, "switch", later)
@@ -129,6 +134,13 @@ class TrainConfig:
         check_combinations(self)
         check_learned(self)
         check_device(self.device)
+
+    def _take(self, schedule: Schedule) -> None:
+        if self.switch:
+            raise ValueError(f"switch: got {self.switch} beside a Schedule, which says it all")
+        (_, first), *later = schedule.items()
+        object.__setattr__(self, "recipe", first)
+        object.__setattr__(self, "switch", tuple(f"{w!r}:{lasting(r)}" for w, r in later))
 
     @property
     def run_name(self) -> str:

@@ -80,11 +80,9 @@ def train(
 
 def recorded(config: TrainConfig, model: Model | None, data: Data | None) -> TrainConfig:
     """The configuration with what was given in place of its model and data, as text."""
-    given = {
-        **({} if model is None else {"model": given_model.recorded(model)}),
-        **({} if data is None else {"data": given_data.recorded(data)}),
-    }
-    return replace(config, **given) if given else config
+    if model is not None:
+        config = replace(config, model=given_model.recorded(model))
+    return config if data is None else replace(config, data=given_data.recorded(data))
 
 
 def build_branches(
@@ -135,9 +133,9 @@ def restored(
     """A checkpoint's quantized model in training mode, and its run's first training batch: inputs
     and targets.
 
-    model, data: as given to `train`, of a run whose configuration says given:NAME, in whose place
-    others do, too.  CheckpointError where the checkpoint does not fit its own configuration or the data is not that
-    of the run.
+    model, data: as `train` takes them, of a run whose configuration says given:NAME, or in place
+    of what it says.  CheckpointError where the checkpoint does not fit its own configuration or the
+    data is not that of the run.
     """
     checkpoint, where = load_checkpoint(path), str(path)
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine

@@ -67,6 +67,6 @@ def load(config: Any, value: Data | None) -> data.DataSet:
             )
     if function is not None:
         with drawing_from(config.seed):
-            found = reference.called("data", name, function, given)
+            found = reference.called("data", name, function, given, _SETTINGS)
     size, workers = config.batch_size, config.workers
     return data_set(reference.short(name), found, batch_size=size, workers=workers)

@@ -91,10 +91,11 @@ def _of_library(text: str, sizes: Mapping[str, int], seed: int) -> object:
         ) from error
     known = module.list_models() if library == "timm" else module.models.list_models()
     if name.partition(".")[0] not in known and not name.startswith(("hf-hub:", "hf_hub:")):
-        near = checks.suggestion(name, known)
-        some = f"one of {library}'s {len(known)} models ({module.__name__}"
-        some += ".list_models())" if library == "timm" else ".models.list_models())"
-        raise ValueError(f"model: got {text!r}, need {some}{near}")
+        listed = "timm" if library == "timm" else "torchvision.models"
+        raise ValueError(
+            f"model: got {text!r}, need one of the {len(known)} names of {listed}.list_models()"
+            f"{checks.suggestion(name, known)}"
+        )
     make = module.create_model if library == "timm" else module.models.get_model
     words, size = _WORDS[library]
     given = {word: sizes[what] for what, word in words.items() if what in sizes}
@@ -104,10 +105,18 @@ def _of_library(text: str, sizes: Mapping[str, int], seed: int) -> object:
             f"{sizes['in_channels']}; timm's models take any, timm:{name}"
         )
     if "image_size" in sizes:
+        given[size] = sizes["image_size"]
+    try:
         try:
-            return make(name, **given, **{size: sizes["image_size"]})
-        except TypeError as error:
-            if size not in str(error):
+            return make(name, **given)
+        except TypeError as error:  # of a model that has no size
+            if size not in given or size not in str(error):
                 raise
+        del given[size]
         torch.manual_seed(seed)  # of which the first try may have drawn
-    return make(name, **given)
+        return make(name, **given)
+    except (AssertionError, ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        told = ", ".join(f"{word}={value}" for word, value in given.items())
+        raise ValueError(
+            f"model: {text!r} cannot be made with {told}: {type(error).__name__}: {error}"
+        ) from error

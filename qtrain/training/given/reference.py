@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,6 +76,8 @@ def resolved(field: str, text: str) -> Callable[..., Any]:
 
 def _named(field: str, text: str) -> ModuleType:
     where = text.rpartition(":")[0]
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # which `python -m` has, and a command has not
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
@@ -146,9 +148,15 @@ def _place(module: ModuleType) -> str | None:
     return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
 
 
-def called(field: str, text: str, function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
+def called(
+    field: str,
+    text: str,
+    function: Callable[..., Any],
+    offered: Mapping[str, Any],
+    settable: Sequence[str] = (),
+) -> Any:
     """What the function makes of those of `offered` that its signature names, or of all where it
-    takes **any and names none; ValueError where it needs more."""
+    takes **any and names none; ValueError where it needs more.  settable: what can be set."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -164,6 +172,8 @@ def called(field: str, text: str, function: Callable[..., Any], offered: Mapping
         and (p.name not in offered or p.kind is p.POSITIONAL_ONLY)
     ]
     if lacking:
+        if set(lacking) <= set(settable):
+            raise ValueError(f"{field}: {text!r} needs {', '.join(lacking)}: set it")
         has = ", ".join(f"{name}={value}" for name, value in offered.items()) or "nothing"
         raise ValueError(
             f"{field}: {text!r} needs {', '.join(lacking)}, but is called with those of {has} that "
