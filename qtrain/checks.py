@@ -24,6 +24,7 @@ from quantizers.checks import mapping as mapping
 from quantizers.checks import number as number
 from quantizers.checks import refuse as refuse
 from quantizers.checks import shown as shown
+from quantizers.checks import suggestion as suggestion
 from quantizers.checks import text as text
 from quantizers.protocol import learns
 

@@ -109,17 +109,18 @@ def is_text(name: object) -> bool:
     return isinstance(name, str) and "\n" in name
 
 
-def lasting(name: str) -> str:
-    """The same recipe as `find`'s without its file: the text of what a path leads to, or its name
-    where it has one; any other name as it is."""
-    if not is_file(name):
-        return name
-    found = load_recipe(name)
-    return (
-        found.name
-        if found.name in recipes.names() and recipes.get(found.name) == found
-        else text_of(found)
-    )
+def lasting(given: str | Recipe) -> str:
+    """A recipe, or what a path leads to, as its name where it has one, else its file's text; any
+    other name as it is.  ValueError for a recipe that has no text."""
+    if not isinstance(given, Recipe) and not is_file(given):
+        return given
+    found = given if isinstance(given, Recipe) else load_recipe(given)
+    if found.name in recipes.names() and recipes.get(found.name) == found:
+        return found.name
+    text = text_of(found)
+    if not _same(_of_text(text), found):
+        raise ValueError(f"recipe {found.name!r} is not what its text gives; keep it in Python")
+    return text
 
 
 def _path(field: str, got: object) -> Path:

@@ -7,6 +7,7 @@ from .catalog import load as load
 from .catalog import names as names
 from .dataset import DataSet as DataSet
 from .errors import DataError as DataError
+from .samples import DatasetSplit as DatasetSplit
 from .splits import FileSplit as FileSplit
 from .splits import Split as Split
 from .splits import TensorSplit as TensorSplit

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 # Purposes: draws of different purpose are independent.
 ORDER, SHIFT_Y, SHIFT_X, FLIP, CROP = range(5)  # CROP is the first of many; keep it last
 OFFSET = 1 << 32  # beyond all of CROP's
+SAMPLE = OFFSET + 1  # what a sample's own transforms draw
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))

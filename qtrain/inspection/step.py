@@ -20,11 +20,26 @@ _IGNORED = -100
 _CLASSES = (torch.int64, torch.uint8)
 
 
+def logits_of(output: Any) -> Tensor:
+    """A model's output, or the `logits` of one that is an object, as transformers' models return.
+
+    TypeError for an output that is neither."""
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        kind = type(output).__name__
+        raise TypeError(
+            f"the model's output is a {kind}, need a tensor of logits or an object with .logits; "
+            f"wrap the model in a Module whose forward returns them"
+        )
+    return found
+
+
 def cross_entropy(
-    output: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, reduction: str = "mean"
+    output: Any, targets: Tensor, *, label_smoothing: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
     """The cross-entropy of (N, classes) outputs, of (N, classes, *S), or, as language models give
-    them, of (*, classes) outputs with targets (*)."""
+    them, of (*, classes) outputs with targets (*); of `logits_of` the output."""
+    output = logits_of(output)
     if output.dim() > 2 and output.shape[:-1] == targets.shape:
         output, targets = output.flatten(0, -2), targets.flatten()
     return functional.cross_entropy(
@@ -56,9 +71,10 @@ def chosen_loss(caller: str, loss: Loss | None, targets: Any) -> Loss | None:
 def _class_loss(output: Any, targets: Tensor) -> Tensor:
     """`cross_entropy`; TypeError or ValueError for an output that it does not take with these
     targets."""
-    if not isinstance(output, Tensor):
-        kind = type(output).__name__
-        raise TypeError(f"loss: the model's output is a {kind}, so give loss=, which takes it")
+    try:
+        output = logits_of(output)
+    except TypeError as error:
+        raise TypeError(f"loss: {error}, or give loss=, which takes it") from None
     rows = output.dim() > 2 and output.shape[:-1] == targets.shape
     classes = output.shape[-1 if rows or output.dim() < 2 else 1] if output.dim() else 0
     fits = rows or output.shape[:1] + output.shape[2:] == targets.shape

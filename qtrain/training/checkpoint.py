@@ -138,6 +138,30 @@ def load_model(model: nn.Module, state: object, *, where: str) -> None:
     model.load_state_dict(state)
 
 
+def unsaved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a model's state_dict leaves out, which training may change all the same."""
+    return {
+        f"{prefix}.{name}".lstrip("."): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
+
+
+def load_buffers(model: nn.Module, state: object, *, where: str) -> None:
+    """Load what `unsaved_buffers` gave, None where there were none; CheckpointError for others."""
+    own = unsaved_buffers(model)
+    given = {} if state is None else state
+    if not isinstance(given, dict) or given.keys() != own.keys():
+        raise CheckpointError(f"{where}: of another model: its non-persistent buffers differ")
+    problems = [why for name, buffer in own.items() for why in _misfit(name, given[name], buffer)]
+    if problems:
+        raise CheckpointError(f"{where}: of another model: {problems[0]}")
+    with torch.no_grad():
+        for name, buffer in own.items():
+            buffer.copy_(given[name])
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, where: str) -> None:
     """Load the state of an optimizer's parameters; its settings stay those of the run.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import quantizers
 
-from .. import checks, data, models
+from .. import checks
 from ..norms import deviations
 from ..recipe import Recipe
 from ..recipe_file import accumulator_of, find, is_text, lasting
@@ -17,6 +17,7 @@ from ..schedule import Schedule, beginnings
 from ..weights.updates import named
 from .config_checks import check_combinations, check_learned, check_numbers
 from .fit import check_device, check_fit
+from .given import dataset, model, reference
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -47,10 +48,13 @@ def _option(default: Any, text: str) -> Any:
 class TrainConfig:
     """What to train, on what, how; checked at construction (ValueError or TypeError).
 
-    A recipe that is given as a file is kept as the file's text, so that a run needs no file.
+    recipe: a name, a file, a Recipe or a Schedule, whose later recipes become `switch`.  Kept as
+    the name, or as the text of a recipe's file, so that a run needs no file.
     """
 
-    recipe: str = field(metadata={"help": "quantization recipe, its name or its .yaml file"})
+    recipe: Any = field(  # text, after construction
+        metadata={"help": "quantization recipe, its name or its .yaml file"}
+    )
     switch: tuple[str, ...] = _option(
         (), "later recipes: 0.9:bf16 for the last tenth, 500:mine.yaml from step 500"
     )
@@ -66,9 +70,11 @@ class TrainConfig:
         None, "what sums all products, e.g. 'sequential(fp16, chunk=64)'; default: recipe's"
     )
     activation: str | None = _option(None, "format of outputs: fp32, fp16, bf16; default: recipe's")
-    model: str = _option("resnet18", "model name")
+    model: str = _option(
+        "resnet18", "name, timm:NAME, torchvision:NAME, package.module:function, file.py:function"
+    )
     zero_init_residual: bool = _option(False, "scale 0 in the last norm of residual branches")
-    data: str = _option("digits", "data set name")
+    data: str = _option("digits", "name, package.module:function or file.py:function")
     data_dir: str | None = _option(None, "folder of the data set (text: or file); not for digits")
     image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
     context: int | None = _option(None, "characters in a window of text, 2 to 65536; default: 128")
@@ -106,6 +112,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.instance("switch", self.switch, tuple, 'a tuple such as ("0.9:bf16",)')
+        if isinstance(self.recipe, Schedule):
+            self._take(self.recipe)
         later = tuple(f"{when}:{lasting(name)}" for when, name in beginnings(self.switch))
         object.__setattr__(self, "recipe", lasting(self.recipe))
         object.__setattr__(self, "switch", later)
@@ -114,8 +122,8 @@ class TrainConfig:
         self.quantizations()
         if self.norm is not None:
             checks.choice("norm", self.norm, [*deviations.names(), OWN_NORM])
-        models.check(self.model, zero_init_residual=self.zero_init_residual)
-        checks.choice("data", self.data, data.names())
+        model.check(self.model, zero_init_residual=self.zero_init_residual)
+        dataset.check(self.data)
         check_fit(self.model, self.data)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("schedule", self.schedule, SCHEDULES)
@@ -127,6 +135,13 @@ class TrainConfig:
         check_learned(self)
         check_device(self.device)
 
+    def _take(self, schedule: Schedule) -> None:
+        if self.switch:
+            raise ValueError(f"switch: got {self.switch} beside a Schedule, which says it all")
+        (_, first), *later = schedule.items()
+        object.__setattr__(self, "recipe", first)
+        object.__setattr__(self, "switch", tuple(f"{w!r}:{lasting(r)}" for w, r in later))
+
     @property
     def run_name(self) -> str:
         """The run's folder: the same command always has the same name."""
@@ -137,7 +152,8 @@ class TrainConfig:
         own = [first, *bits, *(f"{name}@{when:g}" for when, name in later)]
         own += [] if self.accumulator is None else re.findall(r"\w+", self.accumulator)
         own += [] if self.update is None else [named.short(self.update)]
-        return "-".join([*own, self.model, self.data, f"seed{self.seed}"])
+        parts = [reference.short(self.model), reference.short(self.data)]
+        return "-".join([*own, *parts, f"seed{self.seed}"])
 
     @property
     def warmup_epochs(self) -> float:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 
 from .. import data, models
+from .given.reference import is_reference
 
 
 def check_fit(model: str, data_name: str) -> None:
-    """ValueError for a model of another kind than the data."""
+    """ValueError for a model of another kind than the data, where both are of this package."""
+    if is_reference(model) or is_reference(data_name):
+        return
     kind = data.kind(data_name)
     fitting = models.names(kind)
     if model not in fitting:

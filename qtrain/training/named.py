@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import checks, recipes
+from ..recipe import Recipe
 from ..recipe_file import is_file, is_text, lasting
+from ..schedule import Schedule
 from .config import TrainConfig
 
 TRAINING_RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -25,13 +27,15 @@ def names() -> list[str]:
     return [*TRAINING_RECIPES, *recipes.names()]
 
 
-def training_recipe(name: str, /, **changes: Any) -> TrainConfig:
+def training_recipe(name: str | Recipe | Schedule, /, **changes: Any) -> TrainConfig:
     """The configuration of a named run with `changes`; a quantization recipe's name,
-    or its file, does too.
+    or its file, does too, and so does a Recipe or a Schedule.
 
     Full precision alone (fp32) has no baseline beside it unless one is asked for.
     """
-    if is_file(name):
+    if isinstance(name, Schedule):
+        return TrainConfig(**{"recipe": name, **changes})
+    if is_file(name) or isinstance(name, Recipe):
         name = lasting(name)
     if not isinstance(name, str) or (name not in names() and not is_text(name)):
         near = recipes.hint(name, names())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,23 +10,49 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import checks, data, models
+from .. import checks
 from ..conversion.quantize import quantize
 from ..conversion.set_recipe import set_recipe
+from ..copies import copied
+from ..data import DataSet
 from ..files import terminal
 from ..recipe import Recipe
 from ..schedule import Schedule
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import OWN_NORM, TrainConfig
 from .folder import open_run
+from .given import dataset as given_data
+from .given import model as given_model
+from .given.dataset import Data
+from .given.model import Model
+from .given.reference import is_reference
+from .given.rehearsal import channels_last_, rehearsed
 from .interrupt import StopRequest
 from .results import Result
 from .run import Run, total_steps, training_batch
 from .trainee import Branch
 
 
-def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> Result:
+def train(
+    config: TrainConfig,
+    *,
+    model: Model | None = None,
+    data: Data | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Result:
     """Train as `config` says and write runs/<name>/; `say` takes remarks (default: stderr).
+
+    model   in place of the configuration's: a function or class that is called with those of the
+            data's sizes (num_classes, in_channels, image_size, context) that its signature names,
+            and returns an nn.Module; or an nn.Module, from whose weights both branches start (it
+            is copied, and stays as it is)
+    data    in place of the configuration's: a qtrain DataSet; a pair (train, test) of map-style
+            torch Datasets of (input, target), or of DataLoaders; or a function that makes one of
+            these, called with those of data_dir, image_size, context and cache_dir that are set
+
+    The configuration that is kept has both as text: the reference "package.module:function", of a
+    script "file.py:function", where there is one, else "given:NAME"; a run of these is read again
+    by whoever gives the value again.
 
     Raises ValueError for what cannot run (CheckpointError, DataError among them), NonFiniteError
     for a NaN, Interrupted after Ctrl-C or SIGTERM; warns where a resumed run's machine differs.
@@ -38,11 +62,12 @@ def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> R
     if say is not None:
         checks.function("say", say, "a function of a line of text, or None", "")
     report = say or terminal.say
+    config = recorded(config, model, data)
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):
-        dataset = load_data(config).to(device)
+        dataset = load_data(config, data).to(device)
         config.quantizations().begins(total_steps(config, dataset))
-        branches = build_branches(config, dataset, device)
+        branches = build_branches(config, dataset, device, model)
         with open_run(config, say=report) as (folder, stored):
             run = Run(config, folder, dataset, branches, device)
             if stored is not None:
@@ -53,55 +78,64 @@ def train(config: TrainConfig, *, say: Callable[[str], None] | None = None) -> R
             return run.finish()
 
 
+def recorded(config: TrainConfig, model: Model | None, data: Data | None) -> TrainConfig:
+    """The configuration with what was given in place of its model and data, as text."""
+    if model is not None:
+        config = replace(config, model=given_model.recorded(model))
+    return config if data is None else replace(config, data=given_data.recorded(data))
+
+
 def build_branches(
-    config: TrainConfig, dataset: data.DataSet, device: torch.device
+    config: TrainConfig, dataset: DataSet, device: torch.device, model: Model | None = None
 ) -> list[Branch]:
     """The models to train, from one seeded initialisation: the baseline first, if wanted."""
-    torch.manual_seed(config.seed)
-    options = {"zero_init_residual": config.zero_init_residual}
-    network = models.get(config.model, **dataset.sizes, **options)
+    network = given_model.build(
+        config.model,
+        model,
+        dataset.sizes,
+        seed=config.seed,
+        zero_init_residual=config.zero_init_residual,
+    )
+    last = True  # channels
+    if is_reference(config.model) or is_reference(config.data):
+        last = rehearsed(config, network, dataset)
     norm = None if config.norm == OWN_NORM else config.norm
     quantized = quantize(network, recipe=_recipes(config), norm=norm, seed=config.seed)
     pairs = [("quantized", config.label, quantized)]
     if config.baseline:
-        pairs.insert(0, ("baseline", "full precision", copy.deepcopy(network)))
-    layout = torch.channels_last  # in which convolutions of codes and the norms behind them run
-    return [
-        Branch(key, label, model.to(device).to(memory_format=layout), config)  # type: ignore[call-overload]
-        for key, label, model in pairs
-    ]
+        pairs.insert(0, ("baseline", "full precision", copied(network)))
+    for _, _, own in pairs:
+        own.to(device)
+        if last:
+            channels_last_(own)
+    return [Branch(key, label, own, config) for key, label, own in pairs]
 
 
 def _recipes(config: TrainConfig) -> Recipe | Schedule:
     return config.quantizations() if config.switch else config.quantization()
 
 
-def load_data(config: TrainConfig) -> data.DataSet:
-    """The configuration's data set; DataError where it is missing or damaged."""
-    return data.load(
-        config.data,
-        data_dir=_folder(config.data_dir),
-        image_size=config.image_size,
-        context=config.context,
-        workers=config.workers,
-        cache_dir=_folder(config.cache_dir),
-    )
-
-
-def _folder(name: str | None) -> str | None:
-    """`name` with ~ as the home folder: no shell does that in --data-dir=~/x."""
-    return None if name is None else os.path.expanduser(name)
+def load_data(config: TrainConfig, data: Data | None = None) -> DataSet:
+    """The configuration's data set, or of what was given; DataError where it is missing or
+    damaged."""
+    return given_data.load(config, data)
 
 
 @contextmanager
 def restored(
-    path: Path, *, data_dir: str | None = None, device: str = "auto"
+    path: Path,
+    *,
+    model: Model | None = None,
+    data: Data | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
 ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
     """A checkpoint's quantized model in training mode, and its run's first training batch: inputs
     and targets.
 
-    CheckpointError where the checkpoint does not fit its own configuration or the data is not that
-    of the run.
+    model, data: as `train` takes them, of a run whose configuration says given:NAME, or in place
+    of what it says.  CheckpointError where the checkpoint does not fit its own configuration or the
+    data is not that of the run.
     """
     checkpoint, where = load_checkpoint(path), str(path)
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
@@ -113,9 +147,9 @@ def restored(
         config = replace(config, data_dir=data_dir)
     on = _device(config.device)
     with _settings(config, on):
-        dataset = load_data(config).to(on)
+        dataset = load_data(config, data).to(on)
         checkpoint.check_data(dataset.fingerprint(), config.data_dir, where=where)
-        branch = build_branches(config, dataset, on)[-1]
+        branch = build_branches(config, dataset, on, model)[-1]
         total = total_steps(config, dataset)
         step = min(max(checkpoint.step, 1), total) - 1  # the last that was done
         set_recipe(branch.model, config.quantizations().at(step, total))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..inspection.row import SUMS
-from ..inspection.step import cross_entropy
+from ..inspection.step import cross_entropy, logits_of
 from ..weights.updates.low_precision import LowPrecision, low_precision_
 from ..weights.updates.named import find
 from ..weights.updates.update import Update
 from .captured import Captured
-from .checkpoint import CheckpointError, load_model, load_optimizer
+from .checkpoint import CheckpointError, load_buffers, load_model, load_optimizer, unsaved_buffers
 from .config import TrainConfig
 from .nonfinite import NonFiniteError, first_nonfinite
 
@@ -56,6 +56,9 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     # a warm-up as long as the run leaves no cosine: the step < warmup branch took every step
     progress = (step - warmup) / (total - warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+_STATE = ("model", "optimizer", "sums")  # and, where there are any, buffers
 
 
 class Branch:
@@ -151,7 +154,7 @@ class Branch:
         self.model.eval()
         losses, right = [], []
         for inputs, targets in batches:
-            logits = self.model(inputs)
+            logits = logits_of(self.model(inputs))
             losses.append(cross_entropy(logits, targets, reduction="sum").double())
             right.append(logits.argmax(dim=-1) == targets)
         correct = torch.cat(right).cpu()
@@ -159,7 +162,9 @@ class Branch:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs, as plain data."""
+        unsaved = unsaved_buffers(self.model)
         return {
+            **({"buffers": unsaved} if unsaved else {}),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": [self.loss_sum, self.samples, self.seconds],
@@ -167,7 +172,7 @@ class Branch:
 
     def load_state_dict(self, state: object, *, where: str) -> None:
         """Restore what `state_dict` gave; CheckpointError where it does not fit."""
-        if not isinstance(state, dict) or set(state) != {"model", "optimizer", "sums"}:
+        if not isinstance(state, dict) or {*state, "buffers"} != {*_STATE, "buffers"}:
             raise CheckpointError(f"{where}: got no state of a model in training")
         sums = state["sums"]
         if not isinstance(sums, list) or [type(v) for v in sums] != [float, int, float]:
@@ -175,6 +180,7 @@ class Branch:
         if not all(math.isfinite(value) and value >= 0 for value in sums):
             raise CheckpointError(f"{where}: sums of the running epoch are {sums}, need 0 or more")
         load_model(self.model, state["model"], where=where)
+        load_buffers(self.model, state.get("buffers"), where=where)
         load_optimizer(self.optimizer, state["optimizer"], where=where)
         self.loss_sum, self.samples, self.seconds = sums
 
