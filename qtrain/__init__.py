@@ -69,6 +69,8 @@ from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
+from .training.study.results import StudyResult as StudyResult
+from .training.study.study import study as study
 from .training.train import train as train
 from .version import VERSION
 from .weights.bounded import bound_weights as bound_weights

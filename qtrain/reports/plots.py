@@ -16,14 +16,16 @@ from ..files.whole import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One curve.
 
-    kind     its style, in a page a class: "baseline", "quantized" (with " thin" for noisy ones),
-             "low", "median"; in a file lines of one kind look alike, "" stands for the label
+    kind     its style, in a page a class: "baseline", "quantized", "low", "median", "margin",
+             "interval", "arm0" to "arm7"; with " thin" for noisy ones, " area" for areas; in a file
+             lines of one kind look alike, "" stands for the label
     points   (x, y); a y that is not finite leaves a gap
     top      (x, y) is the lower edge of an area, and this the upper
     marks    whether each point has a mark;  names: and something written beside it
@@ -73,19 +75,35 @@ MARKERS = "osD^v<>"
 
 
 def plot(panels: Sequence[Panel], path: Path, *, legend: Sequence[str] = ()) -> None:
-    """Draw panels, three to a row, and beside them each line's label once, to a PNG or SVG.
+    """Write what `figure` draws to a PNG or SVG; ValueError for a path of another ending."""
+    _kind_of(path)  # before a second of drawing
+    save_figure(figure(panels, legend=legend), path)
 
-    legend   what stands beside them instead; labels are in each panel, then
 
-    ValueError for a path of another ending.
-    """
+def _kind_of(path: Path) -> str:
     kind = path.suffix.lower()
     if kind not in (".png", ".svg"):
         raise ValueError(f"plot: got {str(path)!r}, need a path that ends in .png or .svg")
+    return kind[1:]
+
+
+def save_figure(made: Figure, path: Path) -> None:
+    """Write a figure atomically to a PNG or SVG; ValueError for a path of another ending."""
+    kind = _kind_of(path)
+    # the same run gives the same file: no date in an SVG
+    metadata = {"Date": None} if kind == "svg" else {}
+    write_atomically(path, lambda file: made.savefig(file, format=kind, metadata=metadata))
+
+
+def figure(panels: Sequence[Panel], *, legend: Sequence[str] = ()) -> Figure:
+    """Panels, three to a row, and beside them each line's label once.
+
+    legend   what stands beside them instead; labels are in each panel, then
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    kinds = dict.fromkeys(_kind(line) for panel in panels for line in panel.lines)
+    kinds = list(dict.fromkeys(_kind(line) for panel in panels for line in panel.lines))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     width = max(9.0, 2 + 4.3 * columns, 2 + 0.35 * max(len(panel.ticks) for panel in panels))
@@ -95,11 +113,9 @@ def plot(panels: Sequence[Panel], path: Path, *, legend: Sequence[str] = ()) -> 
     places: list[Axes] = [*made.subplots(rows, columns, squeeze=False).flatten()]
     labelled: dict[str, Any] = {}
     for panel, axes in zip(panels, places, strict=False):
-        for line in panel.lines:
-            found = _draw(line, axes, [*kinds].index(_kind(line)))
+        for line, found in draw(panel, axes, kinds):
             if not line.top:
                 labelled.setdefault(_plain(line.label), found)
-        _frame(panel, axes)
         if legend:
             axes.legend(fontsize=8)
     for axes in places[len(panels) :]:
@@ -109,13 +125,22 @@ def plot(panels: Sequence[Panel], path: Path, *, legend: Sequence[str] = ()) -> 
         made.legend([], [], loc="outside right upper", title=title, title_fontsize=8, frameon=False)
     else:
         made.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
-    # the same run gives the same file: no date in an SVG
-    metadata = {"Date": None} if kind == ".svg" else {}
-    write_atomically(path, lambda file: made.savefig(file, format=kind[1:], metadata=metadata))
+    return made
+
+
+def draw(panel: Panel, axes: Axes, kinds: Sequence[str] = ()) -> list[tuple[Line, Any]]:
+    """Draw a panel -> each line, and what matplotlib made of it.
+
+    kinds   of all lines that are to differ, in the order of their colours; default: the panel's
+    """
+    kinds = kinds or list(dict.fromkeys(map(_kind, panel.lines)))
+    found = [(line, _draw(line, axes, kinds.index(_kind(line)))) for line in panel.lines]
+    _frame(panel, axes)
+    return found
 
 
 def _kind(line: Line) -> str:
-    return line.kind.removesuffix(" thin") or line.label
+    return line.kind.removesuffix(" thin").removesuffix(" area") or line.label
 
 
 def _plain(name: str) -> str:

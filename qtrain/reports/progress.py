@@ -51,7 +51,7 @@ class Progress:
         first, start = self._timed or (self._done, 0.0)
         if self._done > first:
             left = (self._last_line - start) / (self._done - first) * (self._total - self._done)
-            text += f"  (about {_clock(left)} left)"
+            text += f"  (about {clock(left)} left)"
         say(text)
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class Progress:
         self._bar.close()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

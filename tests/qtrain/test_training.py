@@ -198,7 +198,7 @@ def test_a_diverging_run_stops_with_one_error_and_keeps_its_metrics(tmp_path: Pa
     assert lines(tmp_path / "run" / "metrics.jsonl")[0]["step"] == 0
     record = read_run(tmp_path / "run")
     assert "Try a lower lr" in record.diverged and not record.finished
-    assert "int8: stopped at step" in render(record)
+    assert "precision: stopped at step" in render(record)
     train(small(tmp_path, overwrite=True), say=quiet)
     assert read_run(tmp_path / "run").diverged == ""
 

@@ -34,11 +34,18 @@ def drawn(panel: Panel) -> dict[str, Any]:
         "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT,
         "bottom": HEIGHT - BOTTOM,
         "up": [(up(value), up.text(value)) for value in up.ticks],
-        "across": [(across(value), f"{value:g}") for value in across.ticks],
+        "across": [(across(value), text) for value, text in _across(panel, across)],
         "lines": [(line.kind, _path(line, across, up), _marks(line, across, up)) for line in lines],
         "data": json.dumps(plot, separators=(",", ":"), ensure_ascii=True),
         "described": _described(lines, panel.unit, panel.x),
     }  # fmt: skip
+
+
+def _across(panel: Panel, axis: _Axis) -> list[tuple[float, str]]:
+    """(x, what stands there)."""
+    if panel.ticks:
+        return [(float(i), text) for i, text in enumerate(panel.ticks)]
+    return [(value, f"{value:g}") for value in axis.ticks]
 
 
 class _Axis:

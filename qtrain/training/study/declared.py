@@ -1,0 +1,73 @@
+"""What a study has stated, and after how many runs: kept in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...files.plain_json import read
+from ...files.whole import there, write_atomically
+from ...reports.rows import typed
+from .outcome import folder_of, outcome
+from .plan import Plan
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """How a study is to be judged.
+
+    after   how many of its runs had ended when it was stated so
+    """
+
+    baseline: str
+    metric: str
+    margin: float
+    primary: tuple[str, ...]
+    after: int
+
+    def terms(self) -> tuple[object, ...]:
+        """All but when it was stated."""
+        return self.baseline, self.metric, self.margin, self.primary
+
+
+def declare(plan: Plan) -> tuple[Declaration, ...]:
+    """Write down how the plan is to be judged, unless it is as before -> all that was stated so
+    far, the oldest first.  ValueError for a damaged file."""
+    path = place(plan) / FILE
+    stated = list(_read(path)) if there(path) else []
+    ended = sum(outcome(job).has_ended for job in plan.jobs())
+    now = Declaration(
+        baseline=plan.baseline, metric=plan.metric, margin=plan.margin, primary=plan.primary,
+        after=ended,
+    )  # fmt: skip
+    if not stated or stated[-1].terms() != now.terms():
+        stated.append(now)
+    arms = {arm.name: arm.config.to_dict() for arm in plan.arms}
+    content = {"stated": [asdict(one) for one in stated], "seeds": list(plan.seeds), "arms": arms}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return tuple(stated)
+
+
+def place(plan: Plan) -> Path:
+    """The study's folder."""
+    return folder_of(plan.arms[0].config).parent
+
+
+def _read(path: Path) -> Sequence[Declaration]:
+    kinds = {
+        "baseline": str, "metric": str, "margin": float, "primary": tuple[str, ...], "after": int,
+    }  # fmt: skip
+    try:
+        rows = read(path, dict)["stated"]
+        return [
+            Declaration(**{name: typed(name, row[name], kind) for name, kind in kinds.items()})
+            for row in rows
+        ]
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path}: holds no study ({error}); restore or delete it") from error

@@ -1,0 +1,90 @@
+"""What became of one run of a study, read from its folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...files.plain_json import read
+from ...files.whole import there
+from ..config import TrainConfig
+from ..metrics import number
+from ..record import read_run
+from .plan import Job
+
+#: entries of an environment that name the machine of a run
+_MACHINE = ("processor", "device", "threads", "torch", "qtrain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """One run, whatever became of it.
+
+    state        "finished", "diverged", "unfinished", "failed" (by an error of this call) or
+                 "not started"
+    accuracy, loss   of the test after the last epoch that ended; of a diverged run those of chance,
+                 1 / classes and log(classes); NaN before the first
+    train_loss   of the same epoch
+    epochs       how many ended
+    seconds      of its steps and tests
+    note         why it diverged or failed
+    machine      what it ran on
+    path         its folder
+    """
+
+    arm: str
+    seed: int
+    state: str
+    accuracy: float = math.nan
+    loss: float = math.nan
+    train_loss: float = math.nan
+    epochs: int = 0
+    seconds: float = 0.0
+    note: str = ""
+    machine: str = ""
+    path: str = ""
+    curve: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it needs no more steps."""
+        return self.state in ("finished", "diverged")
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Where a run lies."""
+    return Path(config.runs_dir).expanduser() / config.run_name
+
+
+def outcome(job: Job) -> StudyRun:
+    """What the folder of a run says; ValueError where it holds another run, or is damaged."""
+    path = folder_of(job.config)
+    known = {"arm": job.arm, "seed": job.seed, "path": str(path)}
+    if not there(path / "config.json"):
+        return StudyRun(**known, state="not started")
+    record = read_run(path)
+    if differences := job.config.differences(record.settings):
+        raise ValueError(
+            f"{path}: holds a run with another {', '.join(differences)}; give the study another "
+            f"name, or remove that folder"
+        )
+    rows = record.epochs
+    last: Mapping[str, Any] = rows[-1] if rows else {}
+    figures = {
+        "accuracy": number(last.get("test_accuracy")), "loss": number(last.get("test_loss")),
+        "train_loss": number(last.get("train_loss")),
+    }  # fmt: skip
+    state = "finished" if record.finished else "unfinished"
+    if record.diverged and not record.finished:
+        state = "diverged"
+        classes = int(read(path / "diverged.json", dict)["classes"])
+        figures |= {"accuracy": 1 / classes, "loss": math.log(classes)}
+    where = record.environments[-1] if record.environments else {}
+    return StudyRun(
+        **known, **figures, state=state, note=record.diverged, epochs=len(rows), curve=rows,
+        seconds=sum(number(row["seconds"]) + row.get("test_seconds", 0.0) for row in rows),
+        machine=", ".join(f"{name} {where[name]}" for name in _MACHINE if name in where),
+    )  # fmt: skip

@@ -1,0 +1,63 @@
+"""A study as one HTML page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from ...reports.page.shell import Section, page, part, save
+from ...reports.table import Table
+from ..config import TrainConfig, default_of
+from .outcome import StudyRun
+from .results import StudyResult
+
+
+def save_page(result: StudyResult, path: str | os.PathLike[str]) -> Path:
+    """Write the page atomically; ValueError for a path that does not end in .html."""
+    lead = part("text", ["", result.title(), "."])
+    return save(page(result.plan.name, lead, _sections(result)), path)
+
+
+def _sections(result: StudyResult) -> Iterator[Section | None]:
+    verdicts = [["", arm, f": {verdict}"] for arm, verdict in result.verdicts.items()]
+    body = part("items", verdicts) + part("table", result.table())
+    yield Section(
+        id="verdicts", title="Verdicts", body=body + part("items", [[n] for n in result.notes()])
+    )
+    yield _curves(result)
+    yield _runs(result)
+    yield _settings(result)
+
+
+def _curves(result: StudyResult) -> Section:
+    keys = {f"arm{i % 8}": arm.name for i, arm in enumerate(result.plan.arms)}
+    body = part("keys", keys) + part("charts", result.panels())
+    return Section(id="curves", title="Curves", body=body)
+
+
+def _runs(result: StudyResult) -> Section:
+    headers = ["run", "state", "accuracy", "loss", "training loss", "epochs", "seconds"]
+    lines = [_line(run) for run in result.runs]
+    table = Table(caption="Every run", headers=headers, lines=lines, words=["state"])
+    return Section(id="runs", title="Runs", body=part("table", table))
+
+
+def _line(run: StudyRun) -> list[str]:
+    figures = [f"{value:.4f}" for value in (run.accuracy, run.loss, run.train_loss)]
+    name = f"{run.arm}, seed {run.seed}"
+    return [name, run.state, *figures, f"{run.epochs}", f"{run.seconds:.1f}"]
+
+
+def _settings(result: StudyResult) -> Section:
+    """Of every arm what is not the default."""
+    arms = result.plan.arms
+    lines = []
+    for option in fields(TrainConfig):
+        values = [getattr(arm.config, option.name) for arm in arms]
+        if any(value != default_of(option) for value in values):
+            lines.append([option.name, *("none" if v in (None, ()) else str(v) for v in values)])
+    headers = ["setting", *(arm.name for arm in arms)]
+    table = Table(caption="What is not the default", headers=headers, lines=lines, kind="words")
+    return Section(id="settings", title="Settings", body=part("table", table))

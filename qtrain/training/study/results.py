@@ -1,0 +1,180 @@
+"""What a study found: verdicts, a table, every run; and as files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from ...reports.plots import Panel, draw, figure, save_figure
+from ...reports.rows import save_rows
+from ...reports.table import Table, wrapped
+from .declared import Declaration, place
+from .differences import Difference, differences
+from .outcome import StudyRun
+from .panels import curve_panel, gap_panel
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: fields of a run that rows of files have
+_COLUMNS = tuple(field.name for field in fields(StudyRun) if field.compare)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """Print it for verdicts and table; `plot`, `save` and `frame` give it in other forms.
+
+    runs       every run of the plan, whatever became of it
+    declared   how it is judged, each time that was stated: see `Declaration`
+    """
+
+    plan: Plan
+    runs: tuple[StudyRun, ...]
+    declared: tuple[Declaration, ...]
+
+    def values(self, arm: str) -> dict[int, float]:
+        """Seed -> the metric, of the runs that ended; of diverged ones that of chance."""
+        ended = [run for run in self.runs if run.arm == arm and run.has_ended]
+        return {run.seed: getattr(run, self.plan.metric) for run in ended}
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """Of each arm to its baseline, where both have two runs that ended."""
+        found: list[Difference] = []
+        diverged = [run.arm for run in self.runs if run.state == "diverged"]
+        for baseline, arms, primary in self.plan.rivals().values():
+            known = {arm: own for arm in arms if len(own := self.values(arm)) > 1}
+            if baseline in known:
+                found += differences(
+                    known, baseline, self.plan.margin, diverged=diverged,
+                    primary=[arm for arm in primary if arm in known],
+                )  # fmt: skip
+        return tuple(found)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Arm -> the verdict in words; baselines have none."""
+        found = {one.arm: one.verdict for one in self.differences}
+        baselines = {baseline for baseline, _, _ in self.plan.rivals().values()}
+        few = "too few runs: a comparison needs two of each"
+        return {a.name: found.get(a.name, few) for a in self.plan.arms if a.name not in baselines}
+
+    def table(self) -> Table:
+        """A line an arm: the metric's mean and deviation, how many runs ended, the difference."""
+        gaps = {one.arm: one for one in self.differences}
+        lines = []
+        for arm in self.plan.arms:
+            values, gap = list(self.values(arm.name).values()), gaps.get(arm.name)
+            diverged = sum(r.arm == arm.name and r.state == "diverged" for r in self.runs)
+            count = f"{len(values)}" + (f", {diverged} diverged" if diverged else "")
+            mean = f"{fmean(values):.4f}" if values else "-"
+            deviation = f"{stdev(values):.4f}" if len(values) > 1 else "-"
+            interval = gap and f"[{gap.interval.low:+.4f}, {gap.interval.high:+.4f}]"
+            difference = f"{gap.interval.value:+.4f}" if gap else ""
+            lines.append([arm.name, mean, deviation, count, difference, interval or ""])
+        headers = ["arm", self.plan.metric, "sd", "runs", "difference", "95 % interval"]
+        caption = f"{self.plan.metric} of each arm, and its difference to {self.plan.baseline}"
+        return Table(caption=caption, headers=headers, lines=lines)
+
+    def title(self) -> str:
+        """What was compared, in a line."""
+        plan, epochs = self.plan, {arm.config.epochs for arm in self.plan.arms}
+        after = f"{epochs.pop()} epochs" if len(epochs) == 1 else "the last epoch"
+        return (
+            f"{plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds, test {plan.metric} "
+            f"after {after}, against {plan.baseline}, margin {plan.margin:g}"
+        )
+
+    def notes(self) -> list[str]:
+        """What to know of the table: how it was computed, when judged, and what went otherwise."""
+        found = []
+        methods = dict.fromkeys(one.interval.method for one in self.differences)
+        if methods:
+            primary = ", ".join(self.plan.primary)
+            found.append(
+                f"Intervals: 95 % each, over seeds ({'; '.join(methods)}); the test samples are the "
+                f"same for all. Verdicts of {primary or 'no arm'} hold together at 95 % (Holm)."
+            )
+        if len(self.declared) > 1:
+            stated = "; ".join(
+                f"after {d.after} runs: {d.metric}, margin {d.margin:g}, against {d.baseline}, "
+                f"primary {', '.join(d.primary) or 'none'}"
+                for d in self.declared
+            )
+            found.append(f"How it is judged was changed: {stated}.")
+        elif self.declared and self.declared[0].after:
+            found.append(f"How it is judged was stated after {self.declared[0].after} runs.")
+        for run in self.runs:
+            if run.state == "diverged":
+                chance = getattr(run, self.plan.metric)
+                found.append(
+                    f"{run.arm}, seed {run.seed}, counts as chance, {chance:.4g}: {run.note}"
+                )
+            elif run.state in ("unfinished", "failed"):
+                what = f"ended with {run.epochs} epochs" if run.state == "unfinished" else "failed"
+                found.append(f"{run.arm}, seed {run.seed}, {what}: {run.note}")
+        missing = sum(not run.has_ended for run in self.runs)
+        if missing:
+            found.append(
+                f"{missing} of {len(self.runs)} runs have not ended: the same call goes on."
+            )
+        machines = dict.fromkeys(run.machine for run in self.runs if run.machine)
+        if len(machines) > 1:
+            found.append(f"Runs of {len(machines)} machines: {'; '.join(machines)}.")
+        return found
+
+    def __str__(self) -> str:
+        verdicts = [f"{arm}: {verdict}" for arm, verdict in self.verdicts.items()]
+        parts = ["\n".join(wrapped(self.title())), "\n".join(verdicts), self.table().text()]
+        parts += ["\n".join(wrapped(note)) for note in self.notes()]
+        return "\n\n".join(parts)
+
+    def panels(self) -> list[Panel]:
+        """The test metric by epoch, and the differences with their intervals."""
+        plan = self.plan
+        gaps = [gap_panel(self.differences, plan.metric, plan.margin)] if self.differences else []
+        return [curve_panel(self.runs, [arm.name for arm in plan.arms], plan.metric), *gaps]
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
+        """The curves with bands from the lowest run to the highest, and the differences; to a .png
+        or .svg where a path is given; the curves alone into `ax` where one is."""
+        panels = self.panels()
+        if ax is not None:
+            draw(panels[0], ax)
+            ax.legend(fontsize=8)
+        made: Figure = figure(panels) if ax is None else ax.figure  # type: ignore[assignment]
+        if path is not None:
+            save_figure(made, Path(path))
+        return made
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every run as plain data."""
+        return [{k: v for k, v in asdict(run).items() if k in _COLUMNS} for run in self.runs]
+
+    def frame(self) -> Any:
+        """Every run as a pandas.DataFrame; ImportError where pandas is not installed."""
+        import pandas
+
+        return pandas.DataFrame(self.rows(), columns=_COLUMNS)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write every run to a .json or .csv, or all of it to an .html page, atomically."""
+        from .page import save_page  # which imports this
+
+        if Path(path).suffix == ".html":
+            return save_page(self, path)
+        return save_rows(self.runs, StudyRun, path)
+
+    def publish(self) -> None:
+        """Write report.txt, runs.json, study.png and report.html into the study's folder."""
+        folder = place(self.plan)
+        (folder / "report.txt").write_text(f"{self}\n", encoding="utf-8")
+        self.save(folder / "runs.json")
+        self.plot(folder / "study.png")
+        self.save(folder / "report.html")

@@ -1,0 +1,80 @@
+"""study: recipes compared over seeds by one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ... import checks
+from ...files import terminal
+from .declared import declare
+from .execute import execute
+from .executors import Executor, Here, Processes
+from .planned import planned
+from .results import StudyResult
+
+
+def study(
+    model: Any,
+    recipes: Any,
+    *,
+    seeds: int | Iterable[int] = 5,
+    data: Any = "digits",
+    config: Mapping[str, Any] | None = None,
+    baseline: str | None = None,
+    metric: str | None = None,
+    margin: float = 0.01,
+    primary: Sequence[str] | None = None,
+    name: str | None = None,
+    runs_dir: str = "runs",
+    jobs: int = 1,
+    executor: Executor | None = None,
+    budget: float | None = None,
+    say: Callable[[str], None] | None = None,
+) -> StudyResult:
+    """Train a model by every recipe with every seed, and compare them: print the result.
+
+    model      what `train` takes: a name, a reference ("timm:resnet18", "package.module:function"),
+               a function that makes one; or a mapping of names to such: all of them
+    recipes    name -> a recipe's name or .yaml file, a Recipe or Schedule, None (full precision),
+               or a mapping of settings of `qtrain train`, {"recipe": "int8", "lr": 0.01}; or a list
+               of names
+    seeds      how many, 0, 1, ..., or which; all recipes of a seed run before the next seed
+    data       what `train` takes: a name, a reference, a DataSet, a pair of torch Datasets
+    config     settings of every run, fields of TrainConfig: {"epochs": 20, "lr": 0.1}
+    baseline   the recipe that the others are compared with; default: the first
+    metric     "accuracy" or "loss", of the test after the last epoch; default: accuracy, of text
+               loss
+    margin     what counts as equal, in the metric's unit (0.01: one point of accuracy)
+    primary    recipes whose verdicts hold together at 95 % (Holm); default: all
+    name       the study's folder in `runs_dir`; default: model-data
+    jobs       runs at a time, each in a process of its own; 1: in this one
+    executor   what starts the runs, in place of jobs
+    budget     seconds within which runs are started, only those that are expected to end in time
+    say        takes lines of progress (default: stderr)
+
+    Margin, metric, primary recipes and baseline are written down before the first run; the result
+    says if they were changed later.  Every run lies in its own folder, runs/<study>/<recipe>-seed<k>:
+    the same call goes on where it was stopped, with more seeds it does those that are new.  A run
+    that diverges counts as chance.
+
+    TypeError or ValueError for what cannot run, Interrupted after Ctrl-C.
+    """
+    plan = planned(
+        model, recipes, seeds=seeds, data=data, config=config, baseline=baseline, metric=metric,
+        margin=margin, primary=primary, name=name, runs_dir=runs_dir,
+    )  # fmt: skip
+    if say is not None:
+        checks.function("say", say, "a function of a line of text, or None", "")
+    if budget is not None:
+        checks.number("budget", budget, low=0, positive=True, hint="seconds; None for no limit")
+    checks.integer("jobs", jobs, low=1, high=1024)
+    if executor is None:
+        executor = Here() if jobs == 1 else Processes(jobs)
+    elif jobs != 1:
+        raise ValueError(f"jobs: got {jobs} beside an executor, which has its own number")
+    declared = declare(plan)
+    runs = execute(plan, executor, budget=budget, say=say or terminal.say)
+    result = StudyResult(plan=plan, runs=tuple(runs), declared=declared)
+    result.publish()
+    return result
