@@ -62,7 +62,7 @@ def folder_of(config: TrainConfig) -> Path:
 def outcome(job: Job) -> StudyRun:
     """What the folder of a run says; ValueError where it holds another run, or is damaged."""
     path = folder_of(job.config)
-    known = {"arm": job.arm, "seed": job.seed, "path": str(path)}
+    known: dict[str, Any] = {"arm": job.arm, "seed": job.seed, "path": str(path)}
     if not there(path / "config.json"):
         return StudyRun(**known, state="not started")
     record = read_run(path)
@@ -73,7 +73,7 @@ def outcome(job: Job) -> StudyRun:
         )
     rows = record.epochs
     last: Mapping[str, Any] = rows[-1] if rows else {}
-    figures = {
+    figures: dict[str, Any] = {
         "accuracy": number(last.get("test_accuracy")), "loss": number(last.get("test_loss")),
         "train_loss": number(last.get("train_loss")),
     }  # fmt: skip

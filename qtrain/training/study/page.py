@@ -1,4 +1,4 @@
-"""A study as one HTML page."""
+"""A study as one HTML page, and the other files of its folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from ...files.whole import write_atomically
 from ...reports.page.shell import Section, page, part, save
 from ...reports.table import Table
 from ..config import TrainConfig, default_of
+from .declared import place
 from .outcome import StudyRun
 from .results import StudyResult
 
@@ -18,6 +20,17 @@ def save_page(result: StudyResult, path: str | os.PathLike[str]) -> Path:
     """Write the page atomically; ValueError for a path that does not end in .html."""
     lead = part("text", ["", result.title(), "."])
     return save(page(result.plan.name, lead, _sections(result)), path)
+
+
+def publish(result: StudyResult) -> None:
+    """Write report.txt, runs.json, runs.csv, study.png and report.html into the study's folder."""
+    folder = place(result.plan)
+    text = f"{result}\n".encode()
+    write_atomically(folder / "report.txt", lambda file: file.write(text))
+    for name in ("runs.json", "runs.csv"):
+        result.save(folder / name)
+    result.plot(folder / "study.png")
+    save_page(result, folder / "report.html")
 
 
 def _sections(result: StudyResult) -> Iterator[Section | None]:

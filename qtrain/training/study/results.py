@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...reports.plots import Panel, draw, figure, save_figure
 from ...reports.rows import save_rows
 from ...reports.table import Table, wrapped
-from .declared import Declaration, place
+from .declared import Declaration
 from .differences import Difference, differences
 from .outcome import StudyRun
 from .panels import curve_panel, gap_panel
@@ -98,8 +98,8 @@ class StudyResult:
         if methods:
             primary = ", ".join(self.plan.primary)
             found.append(
-                f"Intervals: 95 % each, over seeds ({'; '.join(methods)}); the test samples are the "
-                f"same for all. Verdicts of {primary or 'no arm'} hold together at 95 % (Holm)."
+                f"Intervals: 95 % each, over seeds ({'; '.join(methods)}); the test samples are "
+                f"the same for all. Verdicts of {primary or 'no arm'} hold together at 95 % (Holm)."
             )
         if len(self.declared) > 1:
             stated = "; ".join(
@@ -159,22 +159,10 @@ class StudyResult:
 
     def frame(self) -> Any:
         """Every run as a pandas.DataFrame; ImportError where pandas is not installed."""
-        import pandas
+        import pandas  # type: ignore[import-untyped]
 
         return pandas.DataFrame(self.rows(), columns=_COLUMNS)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write every run to a .json or .csv, or all of it to an .html page, atomically."""
-        from .page import save_page  # which imports this
-
-        if Path(path).suffix == ".html":
-            return save_page(self, path)
+        """Write every run to a .json or .csv, atomically; ValueError for another ending."""
         return save_rows(self.runs, StudyRun, path)
-
-    def publish(self) -> None:
-        """Write report.txt, runs.json, study.png and report.html into the study's folder."""
-        folder = place(self.plan)
-        (folder / "report.txt").write_text(f"{self}\n", encoding="utf-8")
-        self.save(folder / "runs.json")
-        self.plot(folder / "study.png")
-        self.save(folder / "report.html")

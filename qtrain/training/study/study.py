@@ -10,6 +10,7 @@ from ...files import terminal
 from .declared import declare
 from .execute import execute
 from .executors import Executor, Here, Processes
+from .page import publish
 from .planned import planned
 from .results import StudyResult
 
@@ -54,9 +55,10 @@ def study(
     say        takes lines of progress (default: stderr)
 
     Margin, metric, primary recipes and baseline are written down before the first run; the result
-    says if they were changed later.  Every run lies in its own folder, runs/<study>/<recipe>-seed<k>:
-    the same call goes on where it was stopped, with more seeds it does those that are new.  A run
-    that diverges counts as chance.
+    says if they were changed later.  Every run lies in a folder, runs/<study>/<recipe>-seed<k>: the
+    same call goes on where it was stopped, with more seeds it does those that are new.  A run that
+    diverges counts as chance.  Files of the whole beside them: report.html, report.txt, study.png,
+    runs.json and runs.csv.
 
     TypeError or ValueError for what cannot run, Interrupted after Ctrl-C.
     """
@@ -76,5 +78,5 @@ def study(
     declared = declare(plan)
     runs = execute(plan, executor, budget=budget, say=say or terminal.say)
     result = StudyResult(plan=plan, runs=tuple(runs), declared=declared)
-    result.publish()
+    publish(result)
     return result
