@@ -235,6 +235,7 @@ WRONG_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "none": (lambda: (DataLoader(TRAIN, None), TEST), "batch_size=None"),
     "init": (lambda: (DataLoader(TRAIN, 8, worker_init_fn=quiet), TEST), "worker_init_fn"),  # type: ignore[arg-type]
     "dropped": (lambda: (TRAIN, DataLoader(TEST, 5, drop_last=True)), "drop_last"),
+    "tensor": (lambda: (torch.zeros(4, 2), TEST), "got a Tensor, need a map-style Dataset"),
     "one": (lambda: (TRAIN,), "tuple of 1, need a qtrain DataSet"),
     "floats": (lambda: pair(y=torch.rand(32)), "cross-entropy of class indices"),
     "int32": (lambda: pair(y=torch.zeros(32, dtype=torch.int32)), "torch.int32.*int64"),
@@ -244,11 +245,12 @@ WRONG_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "empty": (lambda: pair(0, y=torch.zeros(0).long()), "holds no samples"),
     "shapes": (
         lambda: (TRAIN, [(torch.zeros(n), 0) for n in range(1, 9)]),
-        "list|tensors of one shape",
+        "make no batch .*tensors of one shape",
     ),
 }
 
 
+@pytest.mark.cases(20, 1)
 @pytest.mark.parametrize("case", WRONG_DATA)
 def test_data_that_cannot_be_kept_is_refused(case: str) -> None:
     make, words = WRONG_DATA[case]
@@ -268,6 +270,7 @@ WRONG_REFERENCES = {
 }
 
 
+@pytest.mark.cases(20, 1)
 @pytest.mark.parametrize("text", WRONG_REFERENCES)
 def test_a_wrong_reference_says_what_is_wrong(text: str, file: str, tmp_path: Path) -> None:
     config = small(tmp_path, model=text.format(file=file), data=f"{file}:images")
@@ -276,6 +279,7 @@ def test_a_wrong_reference_says_what_is_wrong(text: str, file: str, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.cases(20, 1)
 @pytest.mark.parametrize("model", ["a b:c", "timm:", "x:", ":x", "x:1", "resnet19"])
 def test_what_is_no_reference_is_refused_at_once(model: str) -> None:
     with pytest.raises(ValueError, match=r"^model: got .*package.module:function"):
