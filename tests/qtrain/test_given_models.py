@@ -53,12 +53,12 @@ class Net(nn.Module):
     def forward(self, x):
         if self.training:
             self.calls += 1
-        x = self.drop(self.norm(self.conv(x)).relu())
-        x = self.deep(x[:, None])[:, 0].contiguous() + x
+        x = self.conv(x + self.deep(x[:, None])[:, 0])
+        x = self.drop(self.norm(x).relu())
         return self.fc(x.view(len(x), -1)) * (1 + 0.01 * self.calls)
 
 def images(n=64, data_dir=None):
-    x = torch.randn(n, 1, 6, 6)
+    x = torch.randn(n, 2, 6, 6)
     return [torch.utils.data.TensorDataset(x, x.flatten(1).argmax(1) % 3) for _ in range(2)]
 
 number, text = 3, lambda num_classes: "no module"
@@ -130,7 +130,7 @@ def test_a_network_of_a_file_resumes_bit_for_bit(file: str, tmp_path: Path) -> N
     assert whole.models["quantized"].conv.weight.is_contiguous()  # what x.view() needs
     assert TrainConfig.from_dict(config.to_dict()) == config
     with restored(whole.folder.checkpoint) as (model, inputs, _):
-        assert inputs.shape == (16, 1, 6, 6) and model(inputs).shape == (16, 3)
+        assert inputs.shape == (16, 2, 6, 6) and model(inputs).shape == (16, 3)
 
 
 def test_random_transforms_and_workers_resume_bit_for_bit(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ WRONG_REFERENCES = {
     "{file}:text": "returned a str, need a torch.nn.Module",
     "torch.nn:Linear": "needs in_features, out_features",
     "given:Net": "give it again",
-    "torch.nn:Identity": r"logits \(2, 1, 6, 6\) for targets \(2,\)",
+    "torch.nn:Identity": r"logits \(2, 2, 6, 6\) for targets \(2,\)",
 }
 
 
