@@ -56,8 +56,6 @@ def _of_classes(split: DatasetSplit, count: int) -> DatasetSplit:
 
 def _split(source: str, value: Any, batch_size: int | None, workers: int) -> DatasetSplit:
     if not isinstance(value, DataLoader):
-        if not isinstance(value, Dataset) and not hasattr(value, "__getitem__"):
-            raise DataError(f"{source}: got a {type(value).__name__}, need {_NEED}")
         return DatasetSplit(dataset=value, workers=workers, source=source)
     _check_loader(source, value, batch_size)
     usual = getattr(value.collate_fn, "__module__", "").startswith("torch.utils.data")

@@ -20,7 +20,6 @@ from torch.utils.data import (
     default_collate,
 )
 
-from .. import checks
 from . import draws
 from .batches import loaded
 from .drawing import drawing_from, seed_all
@@ -63,11 +62,13 @@ class DatasetSplit:
     truth: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
-        checks.instance("dataset", self.dataset, Dataset, "a map-style torch Dataset")
-        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__len__"):
+        kind, numbered = type(self.dataset), hasattr(self.dataset, "__getitem__")
+        if isinstance(self.dataset, IterableDataset | dict | str | Tensor) or not (
+            numbered and hasattr(self.dataset, "__len__")
+        ):
             raise DataError(
-                f"{self.source}: got a {type(self.dataset).__name__}, whose samples have no number "
-                f"and order; need a map-style Dataset, with __len__ and __getitem__"
+                f"{self.source}: got a {kind.__name__}, need a map-style Dataset, with __len__ and "
+                f"__getitem__: samples that have a number, in an order"
             )
         if len(self) == 0:
             raise DataError(f"{self.source}: holds no samples")
@@ -75,7 +76,7 @@ class DatasetSplit:
             object.__setattr__(self, "truth", self._truth())
         if self.num_classes == 0:
             names = class_names(self.dataset)
-            most = len(names) if names else int(self.truth.max()) + 1
+            most = len(names) if names else max(int(self.truth.max()), 0) + 1
             object.__setattr__(self, "num_classes", most)
         check_range(self.truth, self.num_classes, self.source, "target")
 

@@ -53,12 +53,12 @@ class Net(nn.Module):
     def forward(self, x):
         if self.training:
             self.calls += 1
-        x = self.drop(self.norm(self.conv(x)).relu())
-        x = self.deep(x[:, None])[:, 0].contiguous() + x
+        x = self.conv(x + self.deep(x[:, None])[:, 0])
+        x = self.drop(self.norm(x).relu())
         return self.fc(x.view(len(x), -1)) * (1 + 0.01 * self.calls)
 
 def images(n=64, data_dir=None):
-    x = torch.randn(n, 1, 6, 6)
+    x = torch.randn(n, 2, 6, 6)
     return [torch.utils.data.TensorDataset(x, x.flatten(1).argmax(1) % 3) for _ in range(2)]
 
 number, text = 3, lambda num_classes: "no module"
@@ -130,7 +130,7 @@ def test_a_network_of_a_file_resumes_bit_for_bit(file: str, tmp_path: Path) -> N
     assert whole.models["quantized"].conv.weight.is_contiguous()  # what x.view() needs
     assert TrainConfig.from_dict(config.to_dict()) == config
     with restored(whole.folder.checkpoint) as (model, inputs, _):
-        assert inputs.shape == (16, 1, 6, 6) and model(inputs).shape == (16, 3)
+        assert inputs.shape == (16, 2, 6, 6) and model(inputs).shape == (16, 3)
 
 
 def test_random_transforms_and_workers_resume_bit_for_bit(tmp_path: Path) -> None:
@@ -235,6 +235,7 @@ WRONG_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "none": (lambda: (DataLoader(TRAIN, None), TEST), "batch_size=None"),
     "init": (lambda: (DataLoader(TRAIN, 8, worker_init_fn=quiet), TEST), "worker_init_fn"),  # type: ignore[arg-type]
     "dropped": (lambda: (TRAIN, DataLoader(TEST, 5, drop_last=True)), "drop_last"),
+    "tensor": (lambda: (torch.zeros(4, 2), TEST), "got a Tensor, need a map-style Dataset"),
     "one": (lambda: (TRAIN,), "tuple of 1, need a qtrain DataSet"),
     "floats": (lambda: pair(y=torch.rand(32)), "cross-entropy of class indices"),
     "int32": (lambda: pair(y=torch.zeros(32, dtype=torch.int32)), "torch.int32.*int64"),
@@ -244,11 +245,12 @@ WRONG_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "empty": (lambda: pair(0, y=torch.zeros(0).long()), "holds no samples"),
     "shapes": (
         lambda: (TRAIN, [(torch.zeros(n), 0) for n in range(1, 9)]),
-        "list|tensors of one shape",
+        "make no batch .*tensors of one shape",
     ),
 }
 
 
+@pytest.mark.cases(20, 1)
 @pytest.mark.parametrize("case", WRONG_DATA)
 def test_data_that_cannot_be_kept_is_refused(case: str) -> None:
     make, words = WRONG_DATA[case]
@@ -264,10 +266,11 @@ WRONG_REFERENCES = {
     "{file}:text": "returned a str, need a torch.nn.Module",
     "torch.nn:Linear": "needs in_features, out_features",
     "given:Net": "give it again",
-    "torch.nn:Identity": r"logits \(2, 1, 6, 6\) for targets \(2,\)",
+    "torch.nn:Identity": r"logits \(2, 2, 6, 6\) for targets \(2,\)",
 }
 
 
+@pytest.mark.cases(20, 1)
 @pytest.mark.parametrize("text", WRONG_REFERENCES)
 def test_a_wrong_reference_says_what_is_wrong(text: str, file: str, tmp_path: Path) -> None:
     config = small(tmp_path, model=text.format(file=file), data=f"{file}:images")
@@ -276,6 +279,7 @@ def test_a_wrong_reference_says_what_is_wrong(text: str, file: str, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.cases(20, 1)
 @pytest.mark.parametrize("model", ["a b:c", "timm:", "x:", ":x", "x:1", "resnet19"])
 def test_what_is_no_reference_is_refused_at_once(model: str) -> None:
     with pytest.raises(ValueError, match=r"^model: got .*package.module:function"):
