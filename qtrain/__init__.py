@@ -69,6 +69,7 @@ from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
+from .training.study.file import load_study as load_study
 from .training.study.results import StudyResult as StudyResult
 from .training.study.study import study as study
 from .training.train import train as train

@@ -33,6 +33,9 @@ from .training.named import TRAINING_RECIPES, training_recipe
 from .training.nonfinite import NonFiniteError
 from .training.page import save_page
 from .training.record import read_run
+from .training.study.declared import place
+from .training.study.file import load_study, seconds
+from .training.study.study import study
 from .training.train import restored, train
 
 
@@ -88,6 +91,18 @@ def _train(parsed: argparse.Namespace) -> None:
     result = train(config, say=_say)
     place = result.folder.path
     terminal.show(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
+
+
+def _study(parsed: argparse.Namespace) -> None:
+    given = {name: getattr(parsed, name) for name in ("seeds", "jobs", "budget", "runs_dir")}
+    said = {name: value for name, value in given.items() if value is not None}
+    if "budget" in said:
+        said["budget"] = seconds(said["budget"])
+    try:
+        result = study(**{**load_study(parsed.study), **said}, say=_say)
+    except TypeError as error:  # a value of the wrong kind in the file
+        raise ValueError(error) from error
+    terminal.show(f"\n{result}\n\neverything is in {place(result.plan)}/: report.html is the page")
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
@@ -178,6 +193,7 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
+    "study": _study,
     "inspect": _inspect,
     "diagnose": _diagnose,
     "cost": _cost,

@@ -76,6 +76,14 @@ def build_parser() -> Parser:
     for option in fields(TrainConfig):
         if option.name != "recipe":
             _add(train, option, kinds[option.name])
+    many = commands.add_parser(
+        "study", help="compare recipes over seeds, as a .yaml file says", description=_STUDY
+    )
+    many.add_argument("study", help="a .yaml file")
+    many.add_argument("--seeds", type=int, metavar="N", help="in place of the file's")
+    many.add_argument("--jobs", type=int, metavar="N", help="runs at a time, default: 1")
+    many.add_argument("--budget", metavar="8m", help="start only runs that end within it")
+    many.add_argument("--runs-dir", metavar="DIR", help="folder of the study's folder")
     look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")
     count = commands.add_parser("cost", help="cost in hardware of each layer of a checkpoint")
     blame = commands.add_parser(
@@ -125,6 +133,11 @@ def train_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 _DEFAULTS = {option.name: default_of(option) for option in fields(TrainConfig)}
+_STUDY = (
+    "Trains every recipe with every seed, goes on where it was, and writes runs/<name>/. The file "
+    "holds the arguments of qtrain.study: model: resnet20, recipes: [fp32, int8], seeds: 5, and "
+    "maybe data, config: {epochs: 20}, margin, primary, baseline, metric, rates, jobs, budget."
+)
 _TRAIN = (
     "Trains a quantized model side by side with full precision; writes runs/<name>/. With a recipe "
     "alone, as in qtrain train nvfp4, that is {model} on {data} (of this package: 1437 images of "

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 ORDER, SHIFT_Y, SHIFT_X, FLIP, CROP = range(5)  # CROP is the first of many; keep it last
 OFFSET = 1 << 32  # beyond all of CROP's
 SAMPLE = OFFSET + 1  # what a sample's own transforms draw
+HELD_OUT = OFFSET + 2  # which samples are held out
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -50,7 +51,7 @@ def below(
     return ((high * np.uint64(n)) >> np.uint64(32)).astype(np.int64)
 
 
-def permutation(n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The integers below n in an order that (seed, epoch) decides."""
-    keys = bits(np.arange(n), seed=seed, epoch=epoch, purpose=ORDER)
+def permutation(n: int, *, seed: int, epoch: int, purpose: int = ORDER) -> NDArray[np.int64]:
+    """The integers below n in an order that (seed, epoch, purpose) decides."""
+    keys = bits(np.arange(n), seed=seed, epoch=epoch, purpose=purpose)
     return np.argsort(keys, kind="stable").astype(np.int64)

@@ -28,6 +28,7 @@ OWN_NORM = "recipe"
 _SINCE = {
     "switch": [],
     "zero_init_residual": False,
+    "holdout": None,
     "capture": True,
     "update": None,
     "accumulator": None,
@@ -79,6 +80,9 @@ class TrainConfig:
     image_size: int | None = _option(None, "pixels, 8 to 1024, to which image files are resized")
     context: int | None = _option(None, "characters in a window of text, 2 to 65536; default: 128")
     cache_dir: str | None = _option(None, "folder for decoded images of an image folder")
+    holdout: float | None = _option(
+        None, "part of the training set, below 1, to test on instead of the test set: for tuning"
+    )
     epochs: int = _option(8, "passes over the training set")
     batch_size: int = _option(64, "samples per step")
     optimizer: str = _option("sgd", "sgd or adamw")

@@ -29,6 +29,8 @@ def check_numbers(c: Any) -> None:
     checks.number("lr", c.lr, low=0, positive=True, hint="say lr=0.02")
     checks.number("momentum", c.momentum, low=0, high=1, hint="0 is none")
     checks.number("weight_decay", c.weight_decay, low=0, hint="0 is none")
+    if c.holdout is not None:
+        checks.number("holdout", c.holdout, low=0, high=1, positive=True, hint="say holdout=0.1")
     if c.gamma is not None:
         checks.number("gamma", c.gamma, low=0, high=1, positive=True, hint="say gamma=0.1")
     if c.warmup is not None:

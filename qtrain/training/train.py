@@ -15,6 +15,7 @@ from ..conversion.quantize import quantize
 from ..conversion.set_recipe import set_recipe
 from ..copies import copied
 from ..data import DataSet
+from ..data.parts import held_out
 from ..files import terminal
 from ..recipe import Recipe
 from ..schedule import Schedule
@@ -116,9 +117,10 @@ def _recipes(config: TrainConfig) -> Recipe | Schedule:
 
 
 def load_data(config: TrainConfig, data: Data | None = None) -> DataSet:
-    """The configuration's data set, or of what was given; DataError where it is missing or
-    damaged."""
-    return given_data.load(config, data)
+    """The configuration's data set, or of what was given, with a part held out where it says so;
+    DataError where it is missing or damaged."""
+    found = given_data.load(config, data)
+    return found if config.holdout is None else held_out(found, config.holdout)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...files.plain_json import read
 from ...files.whole import there, write_atomically
 from ...reports.rows import typed
-from .outcome import folder_of, outcome
+from .outcome import folder_of, has_ended
 from .plan import Plan
 
 FILE = "study.json"
@@ -39,7 +39,7 @@ def declare(plan: Plan) -> tuple[Declaration, ...]:
     far, the oldest first.  ValueError for a damaged file."""
     path = place(plan) / FILE
     stated = list(_read(path)) if there(path) else []
-    ended = sum(outcome(job).has_ended for job in plan.jobs())
+    ended = sum(has_ended(job.config) for job in plan.jobs())
     now = Declaration(
         baseline=plan.baseline, metric=plan.metric, margin=plan.margin, primary=plan.primary,
         after=ended,

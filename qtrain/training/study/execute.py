@@ -75,11 +75,12 @@ class _Execution:
             job, now = self.waiting[0], time.monotonic()
             need = self.times.of(job)
             if self.budget is not None and now - self.began + need > self.budget:
+                left = len(self.waiting)
+                self.waiting.clear()
                 self._line(
                     f"budget of {clock(self.budget)}: {job.text} is expected to take {clock(need)},"
-                    f" which does not fit; {len(self.waiting)} runs are left for another call"
+                    f" which does not fit; {left} runs are left for another call"
                 )
-                self.waiting.clear()
                 return
             self.waiting.pop(0)
             self.going.append(_Going(job, self.executor.start(job), now))

@@ -59,6 +59,11 @@ def folder_of(config: TrainConfig) -> Path:
     return Path(config.runs_dir).expanduser() / config.run_name
 
 
+def has_ended(config: TrainConfig) -> bool:
+    """Whether a run needs no more steps, by the files in its folder alone."""
+    return any(there(folder_of(config) / file) for file in ("summary.json", "diverged.json"))
+
+
 def outcome(job: Job) -> StudyRun:
     """What the folder of a run says; ValueError where it holds another run, or is damaged."""
     path = folder_of(job.config)

@@ -17,6 +17,7 @@ from .differences import Difference, differences
 from .outcome import StudyRun
 from .panels import curve_panel, gap_panel
 from .plan import Plan
+from .tuning import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +33,13 @@ class StudyResult:
 
     runs       every run of the plan, whatever became of it
     declared   how it is judged, each time that was stated: see `Declaration`
+    tuned      the learning rates that were chosen, where they were
     """
 
     plan: Plan
     runs: tuple[StudyRun, ...]
     declared: tuple[Declaration, ...]
+    tuned: Tuned | None = None
 
     def values(self, arm: str) -> dict[int, float]:
         """Seed -> the metric, of the runs that ended; of diverged ones that of chance."""
@@ -101,6 +104,8 @@ class StudyResult:
                 f"Intervals: 95 % each, over seeds ({'; '.join(methods)}); the test samples are "
                 f"the same for all. Verdicts of {primary or 'no arm'} hold together at 95 % (Holm)."
             )
+        if self.tuned is not None:
+            found.append(self.tuned.note)
         if len(self.declared) > 1:
             stated = "; ".join(
                 f"after {d.after} runs: {d.metric}, margin {d.margin:g}, against {d.baseline}, "

@@ -1,0 +1,291 @@
+"""A study runs what is missing, keeps what is there, and judges by what was stated."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qtrain import StudyResult, data, load_study, study
+from qtrain.data.parts import held_out
+from qtrain.training.study.declared import declare
+from qtrain.training.study.execute import execute
+from qtrain.training.study.file import seconds
+from qtrain.training.study.outcome import StudyRun, outcome
+from qtrain.training.study.plan import Job, Plan
+from qtrain.training.study.planned import planned
+from qtrain.training.study.tuning import at_rates, factors_of, tuned, tuning
+
+FAST = {"epochs": 1, "batch_size": 256, "threads": 1, "device": "cpu"}
+RECIPES = {"fp32": None, "hot": {"recipe": "fp32", "lr": 1e12, "warmup": 0.0}}
+
+
+def net(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    folder = tmp_path_factory.mktemp("study")
+    return study(
+        net, RECIPES, seeds=2, config=FAST, runs_dir=str(folder), name="s", say=quiet
+    )  # fmt: skip
+
+
+def place(result: StudyResult) -> Path:
+    return Path(result.plan.runs_dir) / "s"
+
+
+def test_every_run_is_a_row_and_a_diverged_one_counts_as_chance(done: StudyResult) -> None:
+    assert [(run.arm, run.seed, run.state) for run in done.runs] == [
+        ("fp32", 0, "finished"), ("hot", 0, "diverged"),
+        ("fp32", 1, "finished"), ("hot", 1, "diverged"),
+    ]  # fmt: skip
+    hot = done.runs[1]
+    assert (hot.accuracy, hot.loss) == (0.1, math.log(10)) and "Try a lower lr" in hot.note
+    assert done.values("hot") == {0: 0.1, 1: 0.1}
+    first = done.runs[0]
+    stored = json.loads((Path(first.path) / "summary.json").read_text())
+    assert first.accuracy == stored["accuracy"]["quantized"] and first.seconds > 0
+    (gap,) = done.differences
+    assert gap.interval.value == pytest.approx(0.1 - (first.accuracy + done.runs[2].accuracy) / 2)
+    text = str(done)
+    for part in ("2, 2 diverged", "hot, seed 1, counts as chance, 0.1: ", gap.verdict, "Holm"):
+        assert part in " ".join(text.split())
+
+
+def test_its_folder_holds_page_figure_and_rows(done: StudyResult) -> None:
+    folder = place(done)
+    assert (folder / "report.txt").read_text() == f"{done}\n"
+    rows = json.loads((folder / "runs.json").read_text())
+    assert [row["accuracy"] for row in rows] == [run.accuracy for run in done.runs]
+    assert (folder / "runs.csv").read_text().splitlines()[0].startswith("arm,seed,state,accuracy")
+    assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text()
+    for part in ("hot, seed 1", done.verdicts["hot"], 'class="arm1"', "counts as chance"):
+        assert part in page
+
+
+def test_its_figure_is_matplotlibs(done: StudyResult) -> None:
+    from matplotlib.figure import Figure
+
+    figure = done.plot()
+    assert isinstance(figure, Figure) and len(figure.axes) == 2
+    own = Figure()
+    axes = own.subplots()
+    assert done.plot(ax=axes) is own
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    mean = (done.runs[0].accuracy + done.runs[2].accuracy) / 2
+    assert lines["fp32"][-1] == pytest.approx(mean) and "hot (2 diverged)" in lines
+
+
+def test_its_runs_are_a_frame_of_pandas(done: StudyResult) -> None:
+    pytest.importorskip("pandas")
+    frame = done.frame()
+    assert list(frame["state"]) == [run.state for run in done.runs]
+
+
+def test_the_same_call_does_no_run_twice_and_more_seeds_only_those(done: StudyResult) -> None:
+    started: list[str] = []
+
+    class Spy:
+        at_once = 1
+
+        def start(self, job: Job) -> Any:
+            started.append(job.text)
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            pass
+
+    runs_dir = done.plan.runs_dir
+    again = study(net, RECIPES, seeds=2, config=FAST, runs_dir=runs_dir, name="s", executor=Spy())
+    assert again.runs == done.runs and not started
+    with pytest.raises(KeyboardInterrupt, match="4 of 6 runs are done; the same call goes on"):
+        study(net, RECIPES, seeds=3, config=FAST, runs_dir=runs_dir, name="s", executor=Spy())
+    assert started == ["fp32, seed 2"]
+
+
+def test_another_setting_is_refused_by_the_runs_that_are_there(done: StudyResult) -> None:
+    other = {**FAST, "epochs": 2}
+    with pytest.raises(ValueError, match=r"another epochs .*give the study another name"):
+        study(net, RECIPES, seeds=2, config=other, runs_dir=done.plan.runs_dir, name="s")
+
+
+def test_terms_that_change_after_runs_are_told(done: StudyResult) -> None:
+    known = (place(done) / "study.json").read_text()
+    assert done.declared[0].after == 0 and "was changed" not in str(done)
+    stated = declare(replace(done.plan, margin=0.5))
+    (place(done) / "study.json").write_text(known)
+    assert [(one.margin, one.after) for one in stated] == [(0.01, 0), (0.5, 4)]
+    text = " ".join(str(replace(done, declared=stated)).split())
+    assert "after 4 runs: accuracy, margin 0.5" in text
+
+
+def test_a_run_starts_only_where_it_fits_the_budget(done: StudyResult) -> None:
+    plan = planned(net, RECIPES, seeds=3, config=FAST, runs_dir=done.plan.runs_dir, name="s")
+
+    class Never:
+        at_once = 1
+
+        def start(self, job: Job) -> Any:
+            raise AssertionError(job)
+
+        def close(self) -> None:
+            pass
+
+    said: list[str] = []
+    runs = execute(plan, Never(), budget=5.0, say=said.append)
+    assert [run.state for run in runs[4:]] == ["not started"] * 2
+    assert "fp32, seed 2 is expected to take 0:10" in said[-1] and "2 runs are left" in said[-1]
+
+
+def test_an_arm_that_cannot_run_is_a_row_and_stops_no_other(tmp_path: Path) -> None:
+    def odd(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(7, num_classes))
+
+    models = {"good": net, "odd": odd}
+    found = study(
+        models, RECIPES, seeds=[5], config=FAST, runs_dir=str(tmp_path), name="s", say=quiet
+    )  # fmt: skip
+    states = {run.arm: run.state for run in found.runs}
+    assert states == {
+        "fp32 good": "finished", "hot good": "diverged", "fp32 odd": "failed", "hot odd": "failed",
+    }  # fmt: skip
+    assert "2 of 4 runs have not ended" in str(found)
+    assert set(found.verdicts) == {"hot good", "hot odd"}
+    assert outcome(found.plan.jobs()[0]).seed == 5
+
+
+REFUSED: Sequence[tuple[dict[str, Any], str]] = [
+    ({"recipes": ["int8"]}, "recipes: got 1, need two or more"),
+    ({"recipes": {"a/b": "int8", "c": "fp32"}}, "need one without slashes"),
+    ({"recipes": {"a": "int8", "b": {"bit": 4}}}, "got 'bit', which is no setting.*'bits'"),
+    ({"recipes": ["int8", "int9"]}, "arm 'int9': recipe: got 'int9'"),
+    ({"config": {"seed": 3}}, "config: got 'seed', which a study has itself; say seeds"),
+    ({"config": {"epoch": 3}}, "no setting of a run; did you mean 'epochs'"),
+    ({"baseline": "fp31"}, "baseline: got 'fp31'"),
+    ({"primary": ["int7"]}, "primary: got 'int7'"),
+    ({"seeds": [1, 1]}, "each once"),
+    ({"seeds": 0}, "seeds: got 0"),
+    ({"metric": "acc"}, "metric: got 'acc', need one of accuracy, loss"),
+    ({"margin": 0}, "margin: got 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED)
+def test_what_is_no_study_is_refused(change: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {"model": "mlp", "recipes": ["fp32", "int8"], **change}
+    with pytest.raises((ValueError, TypeError), match=said):
+        planned(**given)
+
+
+def test_seeds_come_first_and_models_are_compared_within(tmp_path: Path) -> None:
+    plan = planned({"a": "mlp", "b": "resnet20"}, ["fp32", "int8"], seeds=2, primary=["int8"])
+    assert [job.text for job in plan.jobs()][:5] == [
+        "fp32 a, seed 0", "int8 a, seed 0", "fp32 b, seed 0", "int8 b, seed 0", "fp32 a, seed 1",
+    ]  # fmt: skip
+    assert plan.rivals()["b"] == ("fp32 b", ["fp32 b", "int8 b"], ["int8 b"])
+    names = {job.config.run_name for job in plan.jobs()}
+    assert len(names) == 8 and "int8-b-seed1" in names
+    assert planned("chartransformer", ["fp32", "int8"], data="text").metric == "loss"
+
+
+def test_a_file_says_what_a_call_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text('model: mlp\nrecipes: {a: null, b: {recipe: int8, bits: 4}}\nbudget: "8m"\n')
+    assert load_study(path) == {
+        "model": "mlp", "recipes": {"a": None, "b": {"recipe": "int8", "bits": 4}},
+        "budget": 480.0, "name": "mine",
+    }  # fmt: skip
+    path.write_text("model: mlp\nrecipe: int8\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: study: got 'recipe'.*mean 'recipes'"):
+        load_study(path)
+    path.write_text("model: mlp\n")
+    with pytest.raises(ValueError, match="has no recipes"):
+        load_study(path)
+    assert [seconds(text) for text in ("90", "90s", "1.5h", 3, None)] == [90, 90, 5400, 3, None]
+    with pytest.raises(ValueError, match="need seconds, or such as"):
+        seconds("8 min")
+
+
+def test_what_is_held_out_is_a_part_of_the_training_samples_and_no_test_sample() -> None:
+    whole = data.load("digits")
+    part = held_out(whole, 0.25)
+    count = round(len(whole.train) * 0.25)
+    assert (len(part.test), len(part.train)) == (count, len(whole.train) - count)
+    every = np.arange(len(whole.train))
+    images, labels = whole.train.read(every, seed=0, epoch=0, augment=False)
+
+    def rows(split: Any) -> list[bytes]:
+        x, y = split.read(np.arange(len(split)), seed=0, epoch=0, augment=False)
+        assert torch.equal(y, split.truth)
+        return [image.numpy().tobytes() for image in x]
+
+    found = rows(part.train) + rows(part.test)
+    assert sorted(found) == sorted(image.numpy().tobytes() for image in images)
+    assert len(labels.unique()) == len(part.test.truth.unique())
+    assert part.fingerprint() != whole.fingerprint()
+
+
+def run(arm: str, seed: int, accuracy: float) -> StudyRun:
+    return StudyRun(arm=arm, seed=seed, state="finished", accuracy=accuracy, loss=1 - accuracy)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_each_arm_takes_its_best_rate(metric: str) -> None:
+    config = {"epochs": 9, "lr": 0.1, "schedule": "step", "milestones": (1, 6, 8), "warmup": 1.0}
+    plan = planned("mlp", ["fp32", "int8"], metric=metric, config=config)
+    factors = factors_of([2, 0.5, 1])
+    first = tuning(plan, factors)
+    assert len(first.jobs()) == 12 and {job.seed for job in first.jobs()} == {1000, 1001}
+    one = first.jobs()[0].config
+    assert (one.epochs, one.holdout, one.lr, one.milestones) == (5, 0.1, 0.05, (1, 3, 4))
+    assert one.warmup == pytest.approx(5 / 9) and one.runs_dir.endswith("/tuning")
+    values = {"fp32 x0.5": 0.5, "fp32 x1": 0.9, "fp32 x2": 0.9, "int8 x0.5": 0.7, "int8 x1": 0.6,
+              "int8 x2": 0.1}  # fmt: skip
+    runs = [run(arm, seed, value) for arm, value in values.items() for seed in (1000, 1001)]
+    chosen = tuned(plan, factors, runs)
+    assert chosen is not None and chosen.factors == {"fp32": 1.0, "int8": 0.5}
+    assert "int8 x0.5 (the last of those tried)" in chosen.note
+    assert [arm.config.lr for arm in at_rates(plan, chosen).arms] == [0.1, 0.05]
+    assert tuned(plan, factors, [*runs[:-1], replace(runs[-1], state="unfinished")]) is None
+
+
+def test_rates_that_choose_nothing_are_refused() -> None:
+    for rates in ([1], [1, 1], [0, 1]):
+        with pytest.raises(ValueError, match="rates: got"):
+            factors_of(rates)
+
+
+def test_tuning_is_a_study_of_its_own(tmp_path: Path) -> None:
+    asked: list[Plan] = []
+
+    class Refuses:
+        at_once = 1
+
+        def start(self, job: Job) -> Any:
+            asked.append(job)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(KeyboardInterrupt, match="0 of 8 runs are done"):
+        study(
+            net, ["fp32", "int8"], rates=(1, 2), config=FAST, runs_dir=str(tmp_path), name="s",
+            executor=Refuses(), say=quiet,
+        )  # fmt: skip
+    assert asked[0].config.run_name == "fp32-x1-seed1000"  # type: ignore[attr-defined]
