@@ -305,9 +305,9 @@ WIDE = {"input": IntFormat(8, signed=False, symmetric=False), "weight": IntForma
 def test_what_is_recommended_reaches_what_was_measured_handed_on_as_it_is(
     by: str, each: bool, to: Any
 ) -> None:
-    found = recommend(blame_by_role(), 0.95, by=by, to=to, each=each, model=MODEL, **BATCH)
-    assert found.before == pytest.approx(blame_by_role().cosine, abs=1e-9) and found.before < 0.95
-    assert found.measured is not None and found.measured >= 0.95 and found.recipe is not None
+    found = recommend(blame_by_role(), 0.93, by=by, to=to, each=each, model=MODEL, **BATCH)
+    assert found.before == pytest.approx(blame_by_role().cosine, abs=1e-9) and found.before < 0.93
+    assert found.measured is not None and found.measured >= 0.93 and found.recipe is not None
     again = quantize(plain(), recipe=found.recipe, overrides=found.overrides)
     assert measured(again) == pytest.approx(found.measured, abs=1e-9)
     switched = set_recipe(copy.deepcopy(MODEL), found.recipe, found.overrides)
