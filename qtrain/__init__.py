@@ -15,8 +15,8 @@ from .conversion.set_recipe import set_recipe as set_recipe
 from .conversion.summary import summary as summary
 from .diagnosis import rules as rules
 from .diagnosis.diagnose import diagnose as diagnose
-from .diagnosis.recommend import Recommendation as Recommendation
 from .diagnosis.recommend import recommend as recommend
+from .diagnosis.recommendation import Recommendation as Recommendation
 from .diagnosis.required_bits import RequiredBits as RequiredBits
 from .diagnosis.required_bits import RequiredRow as RequiredRow
 from .diagnosis.required_bits import required_bits as required_bits

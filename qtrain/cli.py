@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from . import checks
 from .cli_arguments import build_parser, train_settings
 from .cli_tables import formats_table, recipe_page, recipes_table, run_line
 from .diagnosis.diagnose import diagnose
+from .diagnosis.recommend import recommend
 from .diagnosis.sensitivity import sensitivity
 from .files import terminal
 from .hardware.cost import cost
@@ -126,6 +128,23 @@ def _sensitivity(parsed: argparse.Namespace) -> None:
     _give(parsed, report.table(parsed.worst), report.save)
 
 
+def _recommend(parsed: argparse.Namespace) -> None:
+    to = int(parsed.to) if parsed.to is not None and parsed.to.isdecimal() else parsed.to
+    asked: dict[str, Any] = {"by": parsed.by, "to": to, "each": parsed.each}
+    with _restored(parsed) as (model, inputs, targets):
+        blame = sensitivity(model, inputs, targets, by=parsed.by)
+        batch: dict[str, Any] = {"model": model, "inputs": inputs, "targets": targets}
+        found = recommend(blame, parsed.cosine, **asked, **batch)
+    terminal.show(found)
+    if parsed.save is not None and (found.overrides or found.recipe is None):
+        raise ValueError(
+            "save: single layers have recipes of their own, and a file has one; they are given in "
+            " Python, quantize(model, overrides=found.overrides)"
+        )
+    if found.recipe is not None:
+        _write("save", parsed.save, partial(save_recipe, found.recipe))
+
+
 def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
     return restored(Path(parsed.checkpoint), data_dir=parsed.data_dir, device=parsed.device)
 
@@ -148,7 +167,11 @@ def _report(parsed: argparse.Namespace) -> None:
 
 
 def _diagnose(parsed: argparse.Namespace) -> None:
-    verdict = diagnose(parsed.run)
+    if parsed.gradient:
+        with restored(Path(parsed.run) / "checkpoint.pt") as (model, inputs, targets):
+            verdict = diagnose(parsed.run, model=model, inputs=inputs, targets=targets)
+    else:
+        verdict = diagnose(parsed.run)
     _give(parsed, verdict, verdict.save)
 
 
@@ -200,6 +223,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "report": _report,
     "sensitivity": _sensitivity,
+    "recommend": _recommend,
     "doctor": lambda parsed: terminal.show(doctor()),
     "recipes": _recipes,
     "formats": lambda parsed: terminal.show(formats_table()),

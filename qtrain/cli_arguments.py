@@ -89,12 +89,17 @@ def build_parser() -> Parser:
     blame = commands.add_parser(
         "sensitivity", help="which part of a checkpoint is to blame for the error of its gradient"
     )
-    for reader in (look, count, blame):
+    widen = commands.add_parser(
+        "recommend", help="what of a checkpoint to widen so that its gradient keeps its direction"
+    )
+    for reader in (look, count, blame, widen):
         reader.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
         reader.add_argument("--data-dir", help="folder of the data set, if it moved")
         reader.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
         reader.add_argument(
-            "--save", metavar="FILE", help="write the rows to a .json or .csv too (errors: .html)"
+            "--save",
+            metavar="FILE",
+            help="write the rows to a .json or .csv too (errors: .html; a recipe: .yaml)",
         )
     page = commands.add_parser("report", help="a run as one HTML page")
     page.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
@@ -103,6 +108,10 @@ def build_parser() -> Parser:
     for ranked in (look, blame):
         ranked.add_argument("--worst", type=int, metavar="N", help="print the N worst rows only")
     blame.add_argument("--by", default="product", help="layer, product (default) or role")
+    widen.add_argument("--by", default="role", help="layer, product or role (default)")
+    widen.add_argument("--to", metavar="X", help="bits or a recipe (default: full precision)")
+    widen.add_argument("--each", action="store_true", help="in single layers, not in all alike")
+    widen.add_argument("--cosine", type=float, default=0.99, metavar="X", help="(default 0.99)")
     look.add_argument(
         "--accumulated",
         action="store_true",
@@ -117,6 +126,11 @@ def build_parser() -> Parser:
     judge = commands.add_parser("diagnose", help="what is wrong with a monitored run, and why")
     judge.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
     judge.add_argument("--save", metavar="FILE", help="write the findings to a .json or .csv too")
+    judge.add_argument(
+        "--gradient",
+        action="store_true",
+        help="measure its gradient's cosine too, on the checkpoint in runs/<name>",
+    )
     commands.add_parser("doctor", help="what this machine computes with, for a report of a bug")
     known = commands.add_parser("recipes", help="list recipes, or show one in full")
     known.add_argument("recipe", nargs="?", help="a recipe's name or its .yaml file")

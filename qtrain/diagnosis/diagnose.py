@@ -6,17 +6,23 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from .. import checks
 from ..files.whole import there
 from ..inspection.monitor import Monitor
 from ..inspection.row import OPERAND_ROLES, RESULTS, ROLES, SLOT_OF, SUMS
 from ..inspection.rows import MonitorRow, read_monitor
+from ..inspection.step import Loss
 from ..recipe import OPERANDS
 from ..reports.rows import read_rows
 from ..weights.updates.counts import UpdateReport, UpdateRow
 from ..weights.updates.low_precision import LowPrecision
 from .figures import Rule
+from .gradient import ASTRAY, bounded, cosine_on, with_measured
+from .paired import Batch, batches_of
 from .rules import NOT_FINITE, OVERFLOWING, RULES
 from .updates import verdict_on_updates
 from .verdict import GRAVE, Finding, Verdict
@@ -29,21 +35,41 @@ UPDATES = "updates.json"
 
 def diagnose(
     record: Monitor | Iterable[MonitorRow] | LowPrecision | UpdateReport | str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    inputs: Any = None,
+    targets: Any = None,
+    loss: Loss | None = None,
+    more: Iterable[Batch] = (),
 ) -> Verdict:
     """What is wrong with a run, where, why, and what to do.
 
     record   a Monitor, its rows, the .jsonl file that it saved, what low_precision_ returned or its
              report, or a run's folder, where both are looked for
+    model    the converted model, as it is now: then the cosine of its gradient with that of full
+             precision is measured too, on copies, on the batches of `inputs`, `targets`, `loss` and
+             `more`, as `sensitivity` takes them; without, the record gives a bound of it
 
     Every layer and role is looked at by itself, over all records that are kept, under every rule of
     `rules.RULES`.  A product's finding follows those of its own operands: it is no more severe, and
     named after them.  Raises ValueError where nothing is recorded, and for a file or folder
     without a record.
     """
+    batches = batches_of("diagnose", inputs, targets, more)
+    if model is None:
+        if inputs is not None or targets is not None or loss is not None or len(batches) > 1:
+            raise ValueError("diagnose: got a batch, but no model= to measure the gradient of")
+        return _verdict(record)[0]
+    checks.batch("inputs", inputs)
+    verdict, step = _verdict(record)
+    return with_measured(verdict, cosine_on(model, batches, loss), len(batches), step)
+
+
+def _verdict(record: Any) -> tuple[Verdict, int]:
+    """What the record says, and its last step."""
     updates = updates_of(record)
     if updates is not None and not _is_monitored(record):
-        return verdict_on_updates(updates)
-    assert not isinstance(record, LowPrecision | UpdateReport)
+        return verdict_on_updates(updates), updates.rows[0].steps
     rows = _rows(record)
     if not rows:
         raise ValueError(
@@ -61,16 +87,18 @@ def diagnose(
         for role in own:
             findings += _following(role, found)
     findings.sort(key=lambda f: _order(f, by_tensor, layers))
+    if (astray := bounded(by_tensor)) is not None:
+        findings.insert(0, astray)
     steps = sorted({row.step for row in rows})
     checked = (
         f"{len(layers)} layers, {len(by_tensor)} tensors, {len(steps)} records of the steps "
         f"{steps[0]} to {steps[-1]}"
     )
-    rules = tuple(rule.symptom for rule in RULES)
+    rules = (ASTRAY, *(rule.symptom for rule in RULES))
     if updates is not None:
         also = verdict_on_updates(updates)
         checked, rules = f"{checked}; {also.checked}", rules + also.rules
-    return Verdict(findings=tuple(findings), checked=checked, rules=rules)
+    return Verdict(findings=tuple(findings), checked=checked, rules=rules), steps[-1]
 
 
 def updates_of(record: object) -> UpdateReport | None:

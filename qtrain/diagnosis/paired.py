@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..conversion.overrides import Override
+from ..conversion.set_recipe import set_recipe
 from ..conversion.watch import twin
 from ..copies import copied, random_state_kept
 from ..inspection.step import Loss, chosen_loss, step
+from ..recipe import Recipe
 from .parts import Part, switched_off
 
 #: Inputs and targets.
@@ -57,6 +60,11 @@ class PairedStep:
     def without(self, off: Iterable[Part]) -> Outcome:
         """What the step gives with these parts off: same state, same noise, same random state."""
         return _run(self.caller, copied(self.model), self.batch, self.loss, off)
+
+    def under(self, recipe: Recipe, overrides: Mapping[str, Override]) -> Outcome:
+        """What it gives under another recipe: same state, same noise, same random state."""
+        model = set_recipe(copied(self.model), recipe, overrides)
+        return _run(self.caller, model, self.batch, self.loss, ())
 
 
 def paired_steps(

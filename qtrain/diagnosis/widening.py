@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from typing import NamedTuple
 
 #: No further set is measured from this many on, once one reaches the goal.
@@ -15,7 +16,7 @@ Layers = tuple[str, ...]
 
 
 class Trial(NamedTuple):
-    """A set of layers in full precision, and the cosine of the gradient: predicted, measured."""
+    """A set of parts that are wider, and the cosine of the gradient: predicted, measured."""
 
     widened: Layers
     predicted: float
@@ -74,3 +75,25 @@ def tried(
         else:
             allowed *= 2 if does else 0.5
     return list(trials.values())
+
+
+def cheapest(
+    errors: Mapping[str, float],
+    costs: Mapping[str, float],
+    measure: Callable[[Layers], float],
+    goal: float,
+) -> list[Trial]:
+    """Of few parts: all of them wider and, where that reaches the goal, every set in the order of
+    its cost, and of equal ones of the error that stays, up to the first that does."""
+    sets = [s for n in range(1, len(errors) + 1) for s in combinations(errors, n)]
+
+    def stays(widened: Layers) -> float:
+        return sum(error for name, error in errors.items() if name not in widened)
+
+    sets.sort(key=lambda s: (sum(costs[name] for name in s), stays(s)))
+    trials: list[Trial] = []
+    for widened in (tuple(errors), *(s for s in sets if len(s) < len(errors))):
+        trials.append(Trial(widened, cosine_of(stays(widened)), measure(widened)))
+        if (trials[-1].measured >= goal) == (len(trials) > 1):
+            break
+    return trials

@@ -64,6 +64,8 @@ BAD = [
     ("cost {tmp}/none.pt", "none.pt"),
     ("cost {tmp}/none.pt --worst 3", "--worst"),
     ("sensitivity {tmp}/none.pt", "none.pt"),
+    ("recommend {tmp}/none.pt --to 8", "none.pt"),
+    ("diagnose {tmp}/none --gradient", "checkpoint.pt"),
     ("compare {tmp} {tmp}", "config.json, environment.json, metrics.jsonl missing"),
     ("compare {tmp}", "run_b"),
     ("", "command"),
@@ -190,6 +192,24 @@ def test_sensitivity_prints_ranks_and_saves(
     for more in (("--by", "layers"), ("--worst", "0"), ("--save", str(tmp_path / "s.xls"))):
         status, _, err = run(capsys, *line, *more)
         assert status == 2 and err.count("\n") == 1 and more[0].strip("-") in err, err
+
+
+def test_recommend_prints_and_saves_a_recipe_that_trains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    train(small(tmp_path, epochs=1, bits=4), say=quiet)
+    line = ("recommend", str(tmp_path / "run" / "checkpoint.pt"), "--device", "cpu", "--to", "8")
+    saved = tmp_path / "wider.yaml"
+    status, out, _ = run(capsys, *line, "--save", str(saved))
+    assert status == 0 and "8 bits in all layers" in out and "measured" in out
+    status, _, err = run(capsys, "train", str(saved), "--model", "mlp", "--epochs", "1",
+                         "--runs-dir", str(tmp_path / "runs"))  # fmt: skip
+    assert status == 0, err
+    status, out, _ = run(capsys, *line, "--each", "--cosine", "0.97")
+    assert status == 0 and "single roles" in out
+    for more in (("--each", "--save", str(saved)), ("--by", "layers"), ("--cosine", "2")):
+        status, _, err = run(capsys, *line, *more)
+        assert status == 2 and err.count("\n") >= 1 and more[0 if len(more) < 3 else 1][2:] in err
 
 
 def test_recipes_and_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

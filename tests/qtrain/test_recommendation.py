@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,9 +24,11 @@ from qtrain import (
     recipes,
     recommend,
     sensitivity,
+    set_recipe,
 )
 from qtrain.diagnosis.widening import TRIALS, greedy
-from qtrain.recipe import GradInput
+from qtrain.inspection.row import OPERAND_ROLES
+from qtrain.recipe import SLOTS, GradInput
 from quantizers import IntFormat, Quantizer
 
 X = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -135,7 +139,7 @@ def test_the_measured_cosine_is_that_of_quantize_with_the_overrides(by: str, par
     again = quantize(plain(), recipe=NEAREST, overrides=found.overrides)
     once = sensitivity(again, X, TARGETS, by="layer", more=batch["more"])
     assert once.cosine == pytest.approx(found.measured, abs=1e-9)
-    assert (tuple(found.overrides), found.predicted, found.measured) in found.trials
+    assert (found.widened, found.predicted, found.measured) in found.trials
 
 
 @pytest.mark.parametrize("shrink", [0.3, 1e-3])
@@ -260,3 +264,142 @@ def test_what_has_no_errors_to_weigh_is_refused() -> None:
     with pytest.raises(TypeError, match="cost: got list"):
         recommend(report, 0.99, [1.0, 2.0])  # type: ignore[arg-type]
     assert not recommend(report, 1e-300).overrides
+
+
+# Products and roles, wider in all layers or in single ones ----------------------------------------
+
+BATCH: Any = {"inputs": X, "targets": TARGETS}
+
+
+@cache
+def blame_by_role() -> SensitivityReport:
+    return sensitivity(MODEL, X, TARGETS, by="role")
+
+
+GRADIENT, ALL_OF_IT = "grad_output (grad_input)", ("input", "weight", "grad_output (grad_input)")
+
+
+def measured(model: nn.Module) -> float:
+    return sensitivity(model, X, TARGETS, by="layer").cosine
+
+
+def goal_of(*roles: str) -> float:
+    """What the model reaches with these operands in 8 bits, by recipes written out by hand."""
+    forward = {role: replace(getattr(NEAREST.forward, role), format=WIDE[role]) for role in roles
+               if role != GRADIENT}  # fmt: skip
+    found = replace(NEAREST, forward=replace(NEAREST.forward, **forward))
+    if GRADIENT in roles:
+        own = replace(NEAREST.grad_input.grad_output, format=IntFormat(8))
+        found = replace(found, grad_input=replace(NEAREST.grad_input, grad_output=own))
+    return measured(quantize(plain(), recipe=found))
+
+
+WIDE = {"input": IntFormat(8, signed=False, symmetric=False), "weight": IntFormat(8)}
+
+
+@pytest.mark.parametrize(
+    ("by", "each", "to"),
+    [("role", False, 8), ("product", False, 8), ("role", False, None), ("role", False, "fp8"),
+     ("layer", False, 8), ("role", True, 8), ("product", True, 8), ("layer", False, "fp8")],
+)  # fmt: skip
+def test_what_is_recommended_reaches_what_was_measured_handed_on_as_it_is(
+    by: str, each: bool, to: Any
+) -> None:
+    found = recommend(blame_by_role(), 0.93, by=by, to=to, each=each, model=MODEL, **BATCH)
+    assert found.before == pytest.approx(blame_by_role().cosine, abs=1e-9) and found.before < 0.93
+    assert found.measured is not None and found.measured >= 0.93 and found.recipe is not None
+    again = quantize(plain(), recipe=found.recipe, overrides=found.overrides)
+    assert measured(again) == pytest.approx(found.measured, abs=1e-9)
+    switched = set_recipe(copy.deepcopy(MODEL), found.recipe, found.overrides)
+    assert measured(switched) == pytest.approx(found.measured, abs=1e-9)
+    text = str(found)
+    assert ("in all layers" in text) == (by != "layer" and not each)
+    assert f"{found.before:.5f} without" in text and f"{found.measured:.5f} measured" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_fewest_bits_that_reach_the_goal_are_added() -> None:
+    """The oracle: every set, each with a recipe written out by hand; bits: 4, 4 and 5 to 8."""
+    added = {"input": 4, "weight": 4, GRADIENT: 3}
+    reached = {
+        roles: goal_of(*roles)
+        for n in range(1, 4)
+        for roles in itertools.combinations(ALL_OF_IT, n)
+    }
+    for goal in sorted(reached.values())[::3]:
+        found = recommend(blame_by_role(), goal - 1e-9, by="role", to=8, model=MODEL, **BATCH)
+        fewest = min(sum(added[r] for r in s) for s, cosine in reached.items() if cosine >= goal)
+        assert sum(added[role] for role in found.widened) == fewest
+        assert found.measured == pytest.approx(reached[found.widened], abs=1e-9)
+        before = (4 + 4 + 5 + 16) * 4  # of four layers
+        assert found.cost_share == pytest.approx(4 * fewest / before) and found.unit == "bits"
+
+
+def test_only_the_bits_change_and_only_of_what_has_fewer() -> None:
+    """Roles keep their rounding and range; what an override made wider, or left, stays."""
+    own = replace(recipes.int8(bits=12), name="mine")
+    given: dict[str, Any] = {"5": own, "2": None}
+    model = quantize(plain(), recipe=NEAREST, overrides=given)
+    blame = sensitivity(model, X, TARGETS, by="role")
+    found = recommend(blame, blame.cosine + 1e-4, by="role", to=8, model=model, **BATCH)
+    assert found.recipe is not None and found.overrides == given
+    for product, operand in SLOTS:
+        before, after = (recipe.slot(product, operand) for recipe in (NEAREST, found.recipe))
+        wide = OPERAND_ROLES[product, operand] in found.widened
+        assert wide or before == after or found.recipe.reuses(product, operand)
+        if wide:
+            assert isinstance(after, Quantizer) and isinstance(after.format, IntFormat)
+            assert after == replace(before, format=replace(before.format, bits=8))  # type: ignore[type-var]
+
+
+def test_overrides_of_single_layers_come_before_those_that_the_model_has() -> None:
+    model = quantize(plain(), recipe=NEAREST, overrides={"0": 3, "[25]": 3})
+    blame = sensitivity(model, X, TARGETS, by="layer")
+    found = recommend(blame, 0.98, to=8, model=model, **BATCH)
+    assert len(found.widened) >= 2
+    assert list(found.overrides)[: len(found.widened)] == list(found.widened)
+    assert measured(set_recipe(model, found.recipe, found.overrides)) >= 0.98
+
+
+def test_one_sentence_says_what_to_change() -> None:
+    found = recommend(
+        blame_by_role(), goal_of(*ALL_OF_IT) - 1e-9, by="role", to=8, model=MODEL, **BATCH
+    )
+    text = " ".join(str(found).split())
+    assert text.startswith("give input, weight and grad_output (grad_input) 8 bits in all layers (")
+    assert f"{1 / found.before**2 - 1:.3g} -> " in text
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"by": "operand"}, "by: got 'operand'"),
+        ({"by": "role"}, "by and to need model="),
+        ({"to": 8}, "by and to need model="),
+        ({"by": "layer", "each": True}, "each: got True by='layer'"),
+        ({"to": 1}, "to: got 1"),
+        ({"by": "role", "to": 4, "model": MODEL, **BATCH}, "to: got 4 bits, .* no part"),
+        ({"by": "role", "to": 6, "model": MODEL, **BATCH}, "cosine: got 0.99, but with 6 bits"),
+        ({"by": "layer", "to": 6, "model": MODEL, **BATCH}, "cosine: got 0.99, but with 6 bits"),
+        ({"by": "role", "to": "int9", "model": MODEL, **BATCH}, "int9"),
+    ],
+)
+def test_what_to_widen_is_honoured_or_refused(kwargs: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        recommend(blame_by_role(), **kwargs)
+
+
+def test_a_coarser_report_says_nothing_of_finer_parts() -> None:
+    blame = sensitivity(MODEL, X, TARGETS, by="layer")
+    with pytest.raises(ValueError, match="report: is by 'layer', which says nothing of a role"):
+        recommend(blame, by="role", to=8, model=MODEL, **BATCH)
+
+
+def test_bits_of_a_float_are_refused_and_a_recipe_is_taken() -> None:
+    model = quantize(plain(), recipe="mxfp4")
+    blame = sensitivity(model, X, TARGETS, by="role")
+    with pytest.raises(ValueError, match=r"to: got 8, but .* has no bits to set; give a recipe"):
+        recommend(blame, by="role", to=8, model=model, **BATCH)
+    found = recommend(blame, 0.98, by="role", to="mxfp8", model=model, **BATCH)
+    assert found.recipe is not None
+    assert measured(set_recipe(model, found.recipe, found.overrides)) >= 0.98

@@ -401,6 +401,8 @@ def test_the_command_reads_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert out.startswith("nothing is wrong in 3 layers")
     assert json.loads(saved.read_text()) == []
+    assert main(["diagnose", str(folder), "--gradient"]) == 0
+    assert "the gradient's cosine, 0.99" in " ".join(capsys.readouterr().out.split())
     (folder / "monitor.jsonl").unlink()
     assert main(["diagnose", str(folder)]) == 2
     assert "--monitor N" in capsys.readouterr().err
