@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from .plan import Job
 
 #: entries of an environment that name the machine of a run
 _MACHINE = ("processor", "device", "threads", "torch", "qtrain")
+#: what a curve holds beside the epoch
+CURVE = ("train_loss", "test_loss", "test_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRun:
-    """One run, whatever became of it.
+class StudyRow:
+    """One run, whatever became of it, in a line.
 
     state        "finished", "diverged", "unfinished", "failed" (by an error of this call) or
                  "not started"
@@ -46,12 +48,23 @@ class StudyRun:
     note: str = ""
     machine: str = ""
     path: str = ""
-    curve: Sequence[Mapping[str, Any]] = field(default=(), repr=False, compare=False)
 
     @property
     def has_ended(self) -> bool:
         """Whether it needs no more steps."""
         return self.state in ("finished", "diverged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun(StudyRow):
+    """One run and its curve: of each epoch its number (from 1), training loss, test loss and test
+    accuracy."""
+
+    curve: tuple[tuple[int, float, float, float], ...] = field(default=(), repr=False)
+
+    def row(self) -> StudyRow:
+        """The run without its curve."""
+        return StudyRow(**{name: getattr(self, name) for name in StudyRow.__dataclass_fields__})
 
 
 def folder_of(config: TrainConfig) -> Path:
@@ -89,7 +102,8 @@ def outcome(job: Job) -> StudyRun:
         figures |= {"accuracy": 1 / classes, "loss": math.log(classes)}
     where = record.environments[-1] if record.environments else {}
     return StudyRun(
-        **known, **figures, state=state, note=record.diverged, epochs=len(rows), curve=rows,
+        **known, **figures, state=state, note=record.diverged, epochs=len(rows),
+        curve=tuple((row["epoch"], *(number(row[name]) for name in CURVE)) for row in rows),
         seconds=sum(number(row["seconds"]) + row.get("test_seconds", 0.0) for row in rows),
         machine=", ".join(f"{name} {where[name]}" for name in _MACHINE if name in where),
     )  # fmt: skip

@@ -7,20 +7,19 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from ...reports.plots import Line, Panel
-from ..metrics import number
 from .differences import Difference
-from .outcome import StudyRun
+from .outcome import CURVE, StudyRun
 
 
 def curve_panel(runs: Sequence[StudyRun], arms: Sequence[str], metric: str) -> Panel:
     """The test metric of each arm by epoch: the mean of its runs, and a band from the lowest to the
     highest; at epochs that all of them have, but for those that diverged."""
-    column, bands, lines = f"test_{metric}", [], []
+    column, bands, lines = 1 + CURVE.index(f"test_{metric}"), [], []
     for i, arm in enumerate(arms):
         own = [run for run in runs if run.arm == arm]
         lost = sum(run.state == "diverged" for run in own)
         curves = [
-            {row["epoch"]: number(row[column]) for row in run.curve}
+            {point[0]: point[column] for point in run.curve}
             for run in own
             if run.curve and run.state != "diverged"
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +14,7 @@ from ...reports.rows import save_rows
 from ...reports.table import Table, wrapped
 from .declared import Declaration
 from .differences import Difference, differences
-from .outcome import StudyRun
+from .outcome import StudyRow, StudyRun
 from .panels import curve_panel, gap_panel
 from .plan import Plan
 from .tuning import Tuned
@@ -22,9 +22,6 @@ from .tuning import Tuned
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: fields of a run that rows of files have
-_COLUMNS = tuple(field.name for field in fields(StudyRun) if field.compare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +157,17 @@ class StudyResult:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run as plain data."""
-        return [{k: v for k, v in asdict(run).items() if k in _COLUMNS} for run in self.runs]
+        return [asdict(run.row()) for run in self.runs]
 
     def frame(self) -> Any:
         """Every run as a pandas.DataFrame; ImportError where pandas is not installed."""
         import pandas  # type: ignore[import-untyped]
 
-        return pandas.DataFrame(self.rows(), columns=_COLUMNS)
+        return pandas.DataFrame(self.rows(), columns=list(StudyRow.__dataclass_fields__))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write every run to a .json or .csv, atomically; ValueError for another ending."""
+        """Write every run to a .csv, or with its curve to a .json, atomically; ValueError for
+        another ending."""
+        if Path(path).suffix == ".csv":
+            return save_rows([run.row() for run in self.runs], StudyRow, path)
         return save_rows(self.runs, StudyRun, path)
