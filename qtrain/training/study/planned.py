@@ -37,7 +37,7 @@ def planned(
 ) -> Plan:
     """The plan of what `study` takes; TypeError or ValueError for what is none."""
     settings = _settings("config", {} if config is None else config)
-    every, own = _models(model), _recipes(recipes)
+    every, rules = _models(model), _recipes(recipes)
     data_text = data if isinstance(data, str) else dataset.recorded(data)
     if name is None:
         name = "-".join([*every, reference.short(data_text)])
@@ -47,19 +47,23 @@ def planned(
     for group, value in every.items():
         text = value if isinstance(value, str) else given_model.recorded(value)
         fixed = {"model": text, "data": data_text, "baseline": False, "resume": True}
-        for recipe, changes in own.items():
+        for recipe, changes in rules.items():
             label = f"{recipe} {group}" if len(every) > 1 else recipe
             given = {**fixed, "runs_dir": f"{runs_dir}/{name}", **settings, **changes}
+            own = value
+            if "model" in changes:  # of this arm alone
+                own = changes["model"]
+                given["model"] = own if isinstance(own, str) else given_model.recorded(own)
             arm = Arm(
                 name=label, recipe=recipe, group=group, config=_config(label, given),
-                model=None if isinstance(value, str) else value,
+                model=None if isinstance(own, str) else own,
             )  # fmt: skip
             arms.append(arm)
-    baseline = next(iter(own)) if baseline is None else baseline
-    checks.choice("baseline", baseline, own)
-    main = [*own] if primary is None else list(checks.iterable("primary", primary, "recipes"))
+    baseline = next(iter(rules)) if baseline is None else baseline
+    checks.choice("baseline", baseline, rules)
+    main = [*rules] if primary is None else list(checks.iterable("primary", primary, "recipes"))
     for one in main:
-        checks.choice("primary", one, own)
+        checks.choice("primary", one, rules)
     if metric is None:
         metric = "loss" if data == "text" else "accuracy"
     checks.choice("metric", metric, METRICS)
@@ -114,7 +118,8 @@ def _recipes(got: Any) -> dict[str, dict[str, Any]]:
         own = dict(value) if isinstance(value, Mapping) else {"recipe": value}
         recipe = own.pop("recipe", "fp32")
         _check_folder(f"recipes[{name!r}]", name)
-        rest = _settings(f"recipes[{name!r}]", own)
+        model = {"model": own.pop("model")} if "model" in own else {}
+        rest = _settings(f"recipes[{name!r}]", own) | model
         found[name] = {"recipe": "fp32" if recipe is None else recipe, **rest}
     return found
 

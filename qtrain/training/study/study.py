@@ -42,8 +42,8 @@ def study(
     model      what `train` takes: a name, a reference ("timm:resnet18", "package.module:function"),
                a function that makes one; or a mapping of names to such: all of them
     recipes    name -> a recipe's name or .yaml file, a Recipe or Schedule, None (full precision),
-               or a mapping of settings of `qtrain train`, {"recipe": "int8", "lr": 0.01}; or a list
-               of names
+               or a mapping of settings of `qtrain train`, {"recipe": "int8", "lr": 0.01}, a model
+               of its own among them; or a list of names
     seeds      how many, 0, 1, ..., or which; all recipes of a seed run before the next seed
     data       what `train` takes: a name, a reference, a DataSet, a pair of torch Datasets
     config     settings of every run, fields of TrainConfig: {"epochs": 20, "lr": 0.1}
