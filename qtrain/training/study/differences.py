@@ -82,8 +82,8 @@ def differences(
         if arm != baseline:
             own = None if {arm, baseline} & set(diverged) else pool
             found.append(_difference(values, arm, baseline, margin, own, arm in primary))
-    holm = _holm([d for d in found if d.primary])
-    return [_judged(d, holm.get(d.arm, _ALPHA)) for d in found]
+    levels = holm({d.arm: d for d in found if d.primary})
+    return [judged(d, levels.get(d.arm, _ALPHA)) for d in found]
 
 
 @dataclass(frozen=True)
@@ -185,22 +185,25 @@ def _needed(margin: float, pool: _Pool) -> int | None:
     return found if found <= _MOST else None
 
 
-def _holm(primary: Sequence[Difference]) -> dict[str, float]:
-    """Of each primary comparison the level at which it is judged; 0 from the first that fails on.
+def holm(primary: Mapping[str, Difference]) -> dict[str, float]:
+    """Of each primary comparison, by name, the level at which it is judged; 0 from the first that
+    fails on.
 
     Of "no difference" and "as large as the margin" at most one is true of an arm, so the smaller p
-    of the two is one test.
+    of the two is one test.  (Holm 1979)
     """
     levels: dict[str, float] = {}
     failed = False
-    for done, one in enumerate(sorted(primary, key=lambda d: min(d.p_differs, d.p_equal))):
+    smaller = {name: min(one.p_differs, one.p_equal) for name, one in primary.items()}
+    for done, name in enumerate(sorted(smaller, key=smaller.__getitem__)):
         level = _ALPHA / (len(primary) - done)
-        failed = failed or min(one.p_differs, one.p_equal) > level
-        levels[one.arm] = 0.0 if failed else level
+        failed = failed or smaller[name] > level
+        levels[name] = 0.0 if failed else level
     return levels
 
 
-def _judged(one: Difference, level: float) -> Difference:
+def judged(one: Difference, level: float) -> Difference:
+    """With its verdict at a level."""
     low, high = one.interval.low, one.interval.high
     if level > 0 and one.p_equal <= level:
         verdict = f"equal within {one.margin:g}"

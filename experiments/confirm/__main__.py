@@ -1,0 +1,78 @@
+"""Confirm the papers' claims, a slice at a time.
+
+    python -m experiments.confirm [STUDY ...] --scale cpu --budget 30m
+    python -m experiments.confirm int8 range --scale gpu --data-dir PATH --jobs 3 --budget 8m
+
+Does runs of the studies, whole seeds first, that results/<study>.json does not hold yet and that
+fit the budget, adds them there, and writes the table into README.md.  A seed's arms run on one
+machine; runs that a slice leaves behind are begun anew by the next, unless --runs-dir is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from experiments.confirm.claims import CLAIMS
+from experiments.confirm.results import merged, stored
+from experiments.confirm.studies import ON_CPU, STUDIES, StudyOf
+from experiments.confirm.table import publish
+from qtrain import StudyResult, study
+from qtrain.training.study.file import seconds
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("studies", nargs="*", help=f"of {', '.join(STUDIES)}; default: all")
+    parser.add_argument(
+        "--scale", choices=("cpu", "gpu"), default="gpu" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--data-dir", help="folder of CIFAR-10")
+    parser.add_argument("--data", default="cifar10", help="cifar10, or imagefolder of its images")
+    parser.add_argument("--cache-dir", help="folder for decoded images")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--budget", default="30m", help="of the slice: start only what fits")
+    parser.add_argument("--runs-dir", default="runs/confirm")
+    args = parser.parse_args(arguments)
+    names = args.studies or [name for name in STUDIES if (name in ON_CPU) == (args.scale == "cpu")]
+    if unknown := [name for name in names if name not in STUDIES]:
+        parser.error(f"got {unknown[0]!r}, need studies of {', '.join(STUDIES)}")
+    began, budget = time.monotonic(), seconds(args.budget)
+    for name in names:
+        left = None if budget is None else budget - (time.monotonic() - began)
+        if left is None or left > 0:
+            merged(name, _slice(name, STUDIES[name], args, left))
+    publish()
+
+
+def _slice(name: str, own: StudyOf, args: argparse.Namespace, budget: float | None) -> Any:
+    """The runs of seeds that are not whole."""
+    known = stored(name)
+    whole = [
+        seed
+        for seed in range(own.runs)
+        if {run.arm for run in known if run.seed == seed and run.has_ended} == set(own.arms)
+    ]
+    seeds = [seed for seed in range(own.runs) if seed not in whole]
+    if not seeds:
+        return ()
+    config: dict[str, Any] = dict(own.config)
+    if own.data != "digits":
+        config |= {"data_dir": args.data_dir, "cache_dir": args.cache_dir}
+    found: StudyResult = study(
+        own.model, own.arms, seeds=seeds, data=own.data if own.data == "digits" else args.data,
+        config=config, margin=min(c.margin for c in CLAIMS if c.study == name),
+        primary=[c.arm for c in CLAIMS if c.study == name], rates=own.rates or None, name=name,
+        runs_dir=args.runs_dir, jobs=args.jobs, budget=budget,
+    )  # fmt: skip
+    print(found)
+    return found.runs
+
+
+if __name__ == "__main__":
+    main()

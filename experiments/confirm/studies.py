@@ -1,0 +1,132 @@
+"""The studies of the confirmation: arms and settings, fixed before the first run.
+
+At scale `full` the paper's ResNet-18 of width 64, or its VGG, on CIFAR-10, a few minutes a run on
+one GPU; at scale `digits` a ResNet-20 on the digits of the package, half a minute a run on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from qtrain import NormRecipe, Recipe, bound_weights, deviations, models, quantize, recipes
+from qtrain import weight_norm as with_weight_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOf:
+    """What `qtrain.study` is called with, the first arm the baseline.
+
+    runs   of each arm, so many that a difference of 0 would be within the margin of its claims with
+           80 % power, were the deviation of a run what `deviation` says
+    """
+
+    model: str
+    arms: Mapping[str, Any]
+    config: Mapping[str, Any]
+    runs: int
+    deviation: float
+    rates: tuple[float, ...] = ()
+    data: str = "cifar10"
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _norm(deviation: deviations.Deviation, **more: Any) -> Recipe:
+    """Full precision, but for the norms."""
+    norm = NormRecipe(deviation=deviation, **more)
+    return replace(recipes.get("fp32"), name=f"fp32 {deviation.name}", norm=norm)
+
+
+def bounded(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """A ResNet-18 with bounded weight norm, a fixed norm of every channel; mean-only norms."""
+    return _weights(bound_weights(_resnet(num_classes, in_channels, image_size), skip=["fc"]))
+
+
+def bounded_learned(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """The same as the authors' code has it: sizes of channels learned, their norm fixed."""
+    network = _resnet(num_classes, in_channels, image_size)
+    return _weights(bound_weights(network, skip=["fc"], learned=True))
+
+
+def weight_norm(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """The same with weight norm."""
+    return _weights(with_weight_norm(_resnet(num_classes, in_channels, image_size), skip=["fc"]))
+
+
+def _resnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return models.get("resnet18", **sizes)
+
+
+def _weights(network: nn.Module) -> nn.Module:
+    return quantize(network, recipe="fp32", norm="none")
+
+
+_SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
+_20 = {**_SGD, "epochs": 20, "batch_size": 128, "lr": 0.1}
+_HERE = "experiments.confirm.studies"
+
+STUDIES: dict[str, StudyOf] = {
+    # in the order in which they are worth their time
+    "int8": StudyOf(
+        model="resnet18", arms={"fp32": "fp32", "int8": "int8"},
+        config={**_SGD, "epochs": 20, "batch_size": 512, "lr": 0.2}, runs=8, deviation=0.002,
+    ),
+    "range": StudyOf(
+        model="resnet18",
+        arms={
+            "l2": "fp32",
+            "range": _norm(deviations.range_()),
+            "range16": _norm(deviations.range_(chunks=16)),
+            "range16 code": _norm(deviations.range_(16, "code")),
+            "range16 smooth": _norm(deviations.range_(chunks=16), statistics_gradient="l2"),
+        },
+        config=_20, runs=8, deviation=0.002,
+    ),
+    "recipe": StudyOf(
+        model="resnet18",
+        arms={
+            "fp32": "fp32",
+            "fp32 range16": _norm(deviations.range_(chunks=16)),
+            "banner2018 code": recipes.banner2018(variant="code"),
+        },
+        config={**_20, "epochs": 15, "zero_init_residual": True}, runs=8, deviation=0.002,
+    ),
+    "deviations": StudyOf(
+        model="resnet18",
+        arms={
+            "l2": "fp32",
+            "l1": _norm(deviations.l1()),
+            "top10": _norm(deviations.topk(10)),
+            "ghost top10": _norm(deviations.topk(10, "code", smoothing=0.75)),
+            "linf": _norm(deviations.linf()),
+        },
+        config=_20, runs=8, deviation=0.002,
+    ),
+    "bounded": StudyOf(
+        model="resnet18",
+        arms={
+            "batch norm": "fp32",
+            "bounded": {"model": f"{_HERE}:bounded", "clip_grad": 5.0},
+            "bounded learned": {"model": f"{_HERE}:bounded_learned", "clip_grad": 5.0},
+            "weight norm": {"model": f"{_HERE}:weight_norm", "clip_grad": 5.0},
+        },
+        config=_20, runs=8, deviation=0.003, rates=(0.5, 1, 2),
+    ),
+    "digits": StudyOf(
+        model="resnet20", data="digits",
+        arms={
+            "fp32": "fp32",
+            "int8": "int8",
+            "fp32 range": {"recipe": "fp32", "norm": "range"},
+            "int8 range": {"recipe": "int8", "norm": "range"},
+        },
+        config={**_SGD, "epochs": 6, "batch_size": 32, "lr": 0.05, "threads": 1}, runs=12,
+        deviation=0.005,
+    ),
+}  # fmt: skip
+#: studies that a CPU has time for
+ON_CPU = ("digits",)

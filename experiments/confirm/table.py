@@ -1,0 +1,99 @@
+"""The table of claims: from the runs that are kept, into README.md.
+
+python -m experiments.confirm.table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from tabulate import tabulate
+
+from experiments.confirm.claims import CLAIMS, UNDECIDABLE, Claim
+from experiments.confirm.results import FOLDER, stored
+from experiments.harness.claims import insert
+from qtrain.training.study.differences import Difference, differences, holm, judged
+from qtrain.training.study.outcome import StudyRun
+
+README = Path(__file__).parent / "README.md"
+HEADERS = (
+    "", "claim", "paper", "its scale and source", "ours", "d, 95 % interval", "margin", "verdict",
+)  # fmt: skip
+
+
+def comparisons(folder: Path = FOLDER) -> dict[str, Difference]:
+    """Of each claim of which both arms have two runs that ended: its difference, judged by Holm's
+    correction over all of these."""
+    found: dict[str, Difference] = {}
+    for claim in CLAIMS:
+        values, diverged = _values(stored(claim.study, folder))
+        if all(len(values.get(arm, ())) > 1 for arm in (claim.arm, claim.other)):
+            known = {arm: own for arm, own in values.items() if len(own) > 1}
+            every = differences(known, claim.other, claim.margin, diverged=diverged)
+            found[claim.name] = next(one for one in every if one.arm == claim.arm)
+    levels = holm(found)
+    return {name: judged(one, levels[name]) for name, one in found.items()}
+
+
+def _values(runs: Sequence[StudyRun]) -> tuple[dict[str, dict[int, float]], list[str]]:
+    values: dict[str, dict[int, float]] = {}
+    for run in runs:
+        values.setdefault(run.arm, {})[run.seed] = run.accuracy
+    return values, [run.arm for run in runs if run.state == "diverged"]
+
+
+def verdict(claim: Claim, one: Difference) -> str:
+    """What the difference says of the claim."""
+    if one.verdict.startswith("equal"):
+        return f"{one.verdict}: {'as claimed' if claim.says == 'equal' else 'contradicts'}"
+    if one.verdict.startswith("differs"):
+        lower = one.interval.value < 0
+        if claim.says == "below":
+            return "same direction" if lower else "contradicts"
+        outside = min(abs(one.interval.low), abs(one.interval.high)) > claim.margin
+        way = "lower" if lower else "higher"
+        return f"differs, {way}: " + ("contradicts" if outside else "by less than the margin shows")
+    return one.verdict
+
+
+def rows(found: Mapping[str, Difference], folder: Path = FOLDER) -> list[list[str]]:
+    """A line a claim."""
+    lines = []
+    for claim in CLAIMS:
+        start = [claim.name, claim.text, claim.paper, claim.source]
+        one = found.get(claim.name)
+        if one is None:
+            lines.append([*start, "not run yet", "", f"{100 * claim.margin:g}", "-"])
+            continue
+        values, _ = _values(stored(claim.study, folder))
+        means = [100 * fmean(values[arm].values()) for arm in (claim.arm, claim.other)]
+        low, high, d = (100 * x for x in (one.interval.low, one.interval.high, one.interval.value))
+        ours = f"{means[0]:.2f} against {means[1]:.2f} %, n = {one.interval.n}"
+        gap = f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
+        lines.append([*start, ours, gap, f"{100 * claim.margin:g}", verdict(claim, one)])
+    return lines
+
+
+def text(folder: Path = FOLDER) -> str:
+    """The table as markdown, and on which machines its runs were."""
+    lines = rows(comparisons(folder), folder)
+    parts = [tabulate(lines, HEADERS, tablefmt="github", disable_numparse=True)]
+    studies = dict.fromkeys(claim.study for claim in CLAIMS)
+    machines = {
+        name: list(dict.fromkeys(run.machine for run in stored(name, folder))) for name in studies
+    }
+    parts += [f"{name}: runs on {'; '.join(own)}." for name, own in machines.items() if own]
+    return "\n\n".join([*parts, UNDECIDABLE])
+
+
+def publish() -> None:
+    """Print the table and put it into README.md."""
+    found = text()
+    print(found)
+    insert(found, README)
+
+
+if __name__ == "__main__":
+    publish()
