@@ -36,7 +36,7 @@ from .training.nonfinite import NonFiniteError
 from .training.page import save_page
 from .training.record import read_run
 from .training.study.declared import place
-from .training.study.file import load_study, seconds
+from .training.study.file import load_study
 from .training.study.study import study
 from .training.train import restored, train
 
@@ -98,8 +98,6 @@ def _train(parsed: argparse.Namespace) -> None:
 def _study(parsed: argparse.Namespace) -> None:
     given = {name: getattr(parsed, name) for name in ("seeds", "jobs", "budget", "runs_dir")}
     said = {name: value for name, value in given.items() if value is not None}
-    if "budget" in said:
-        said["budget"] = seconds(said["budget"])
     try:
         result = study(**{**load_study(parsed.study), **said}, say=_say)
     except TypeError as error:  # a value of the wrong kind in the file

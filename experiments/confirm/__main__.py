@@ -1,7 +1,7 @@
 """Confirm the papers' claims, a slice at a time.
 
-    python -m experiments.confirm [STUDY ...] --scale cpu --budget 30m
-    python -m experiments.confirm int8 range --scale gpu --data-dir PATH --jobs 3 --budget 8m
+    python -m experiments.confirm [STUDY ...] --scale cpu --minutes 30
+    python -m experiments.confirm int8 range --scale gpu --data-dir PATH --jobs 3 --minutes 8
 
 Does runs of the studies, whole seeds first, that results/<study>.json does not hold yet and that
 fit the budget, adds them there, and writes the table into README.md.  A seed's arms run on one
@@ -21,7 +21,6 @@ from experiments.confirm.results import merged, stored
 from experiments.confirm.studies import ON_CPU, STUDIES, StudyOf
 from experiments.confirm.table import publish
 from qtrain import StudyResult, study
-from qtrain.training.study.file import seconds
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,21 +35,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default="cifar10", help="cifar10, or imagefolder of its images")
     parser.add_argument("--cache-dir", help="folder for decoded images")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--budget", default="30m", help="of the slice: start only what fits")
+    parser.add_argument("--minutes", type=float, default=30, help="start only what ends in time")
     parser.add_argument("--runs-dir", default="runs/confirm")
     args = parser.parse_args(arguments)
     names = args.studies or [name for name in STUDIES if (name in ON_CPU) == (args.scale == "cpu")]
     if unknown := [name for name in names if name not in STUDIES]:
         parser.error(f"got {unknown[0]!r}, need studies of {', '.join(STUDIES)}")
-    began, budget = time.monotonic(), seconds(args.budget)
+    ends = time.monotonic() + 60 * args.minutes
     for name in names:
-        left = None if budget is None else budget - (time.monotonic() - began)
-        if left is None or left > 0:
+        if (left := ends - time.monotonic()) > 0:
             merged(name, _slice(name, STUDIES[name], args, left))
     publish()
 
 
-def _slice(name: str, own: StudyOf, args: argparse.Namespace, budget: float | None) -> Any:
+def _slice(name: str, own: StudyOf, args: argparse.Namespace, budget: float) -> Any:
     """The runs of seeds that are not whole."""
     known = stored(name)
     whole = [

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.confirm.studies import STUDIES
-from qtrain.reports.rows import read_rows, save_rows
-from qtrain.training.study.outcome import StudyRun
+from qtrain import StudyRun, read_runs, save_runs
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -16,7 +15,7 @@ FOLDER = Path(__file__).parent / "results"
 def stored(name: str, folder: Path = FOLDER) -> tuple[StudyRun, ...]:
     """The runs of a study that are kept, in order; () where there are none."""
     path = folder / f"{name}.json"
-    return read_rows(path, StudyRun) if path.exists() else ()
+    return read_runs(path) if path.exists() else ()
 
 
 def merged(name: str, runs: Iterable[StudyRun], folder: Path = FOLDER) -> None:
@@ -29,4 +28,4 @@ def merged(name: str, runs: Iterable[StudyRun], folder: Path = FOLDER) -> None:
     found = sorted(known.values(), key=lambda run: (run.seed, order.index(run.arm)))
     if found:
         folder.mkdir(exist_ok=True)
-        save_rows(found, StudyRun, folder / f"{name}.json")
+        save_runs(found, folder / f"{name}.json")

@@ -14,8 +14,7 @@ from tabulate import tabulate
 from experiments.confirm.claims import CLAIMS, UNDECIDABLE, Claim
 from experiments.confirm.results import FOLDER, stored
 from experiments.harness.claims import insert
-from qtrain.training.study.differences import Difference, differences, holm, judged
-from qtrain.training.study.outcome import StudyRun
+from qtrain import Difference, StudyRun, differences
 
 README = Path(__file__).parent / "README.md"
 HEADERS = (
@@ -31,10 +30,10 @@ def comparisons(folder: Path = FOLDER) -> dict[str, Difference]:
         values, diverged = _values(stored(claim.study, folder))
         if all(len(values.get(arm, ())) > 1 for arm in (claim.arm, claim.other)):
             known = {arm: own for arm, own in values.items() if len(own) > 1}
-            every = differences(known, claim.other, claim.margin, diverged=diverged)
+            every = differences.differences(known, claim.other, claim.margin, diverged=diverged)
             found[claim.name] = next(one for one in every if one.arm == claim.arm)
-    levels = holm(found)
-    return {name: judged(one, levels[name]) for name, one in found.items()}
+    levels = differences.holm(found)
+    return {name: differences.judged(one, levels[name]) for name, one in found.items()}
 
 
 def _values(runs: Sequence[StudyRun]) -> tuple[dict[str, dict[int, float]], list[str]]:

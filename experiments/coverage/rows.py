@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from qtrain import environment
-from qtrain.files.whole import write_atomically
-from qtrain.reports.progress import Progress
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -31,8 +30,7 @@ def collect(
     path = RESULTS / f"{file}.json"
     rows: dict[str, Row] = json.loads(path.read_text())["models"] if path.exists() else {}
     version = import_module(library).__version__
-    bar = Progress(len(names), done=0, text=f"{library}'s models")
-    for name in names:
+    for name in tqdm(names, desc=f"{library}'s models", disable=None):
         if name not in rows or again(name):
             rows[name] = row(name)
             result = {
@@ -41,9 +39,9 @@ def collect(
                 "models": rows,
             }
             text = json.dumps(result, indent=1) + "\n"
-            write_atomically(path, lambda out, text=text: out.write(text.encode()))
-        bar.step()
-    bar.close()
+            whole = path.with_suffix(".tmp")  # so that the file is never half written
+            whole.write_text(text, encoding="utf-8")
+            whole.replace(path)
     text = table(library, {name: rows[name] for name in names})
     (RESULTS / f"{file}.md").write_text(text, encoding="utf-8")
     print(text)

@@ -20,7 +20,6 @@ from typing import Any
 from experiments.coverage.architectures import Made, of_timm, of_transformers
 from experiments.coverage.rows import Row, collect, said
 from qtrain import quantize_, summary
-from qtrain.norms.module import QNorm
 
 
 def measured(make: Made, batch: int = 1) -> dict[str, Any]:
@@ -46,7 +45,8 @@ def measured(make: Made, batch: int = 1) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for path, macs in found.share.left.items():
         kinds[found.types[path]] += macs
-    norms = sum(isinstance(module, QNorm) for module in model.modules())
+    classes = [[cls.__name__ for cls in type(module).__mro__] for module in model.modules()]
+    norms = sum("QNorm" in names for names in classes)
     return {
         "parameters": size,
         "multiply_adds": total / batch,

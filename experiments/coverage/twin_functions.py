@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qtrain import Matmul, ScaledDotProductAttention
-from qtrain.copies import random_state_kept
 
 
 class Functions:
@@ -24,7 +23,7 @@ class Functions:
         raise NotImplementedError
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-        with random_state_kept():  # dropout's
+        with torch.random.fork_rng(devices=[]):  # dropout's
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
         return self._weighted(layer, "linear", weight, bias)(x)
 
@@ -114,7 +113,7 @@ class Functions:
         padding: Any = 0, dilation: Any = 1, groups: int = 1,
     ) -> Any:  # fmt: skip
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[weight.dim() - 3]
-        with random_state_kept():
+        with torch.random.fork_rng(devices=[]):
             layer = kind(
                 weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride,
                 padding, dilation, groups, bias is not None,
@@ -126,7 +125,7 @@ class Functions:
         padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
     ) -> Any:  # fmt: skip
         kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[weight.dim() - 3]
-        with random_state_kept():
+        with torch.random.fork_rng(devices=[]):
             layer = kind(
                 weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]), stride,
                 padding, output_padding, groups, bias is not None, dilation,

@@ -19,16 +19,16 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from experiments.coverage.twin_functions import Functions
 from qtrain import Recipe, quantize
-from qtrain.products.module import QProduct
 
 
 @contextmanager
-def recorded() -> Iterator[list[QProduct]]:
+def recorded() -> Iterator[list[Any]]:
     """The products of functions that run within it, in their order."""
-    found: list[QProduct] = []
+    found: list[Any] = []
 
     def note(module: nn.Module, args: Any) -> None:
-        called = isinstance(module, QProduct) and "functional" in module.name.split(".")
+        of = [cls.__name__ for cls in type(module).__mro__]
+        called = "QProduct" in of and "functional" in str(module.name).split(".")
         if called and not module.noise_key.is_meta:  # as where calls are looked for
             found.append(module)
 
@@ -51,8 +51,8 @@ class Twin(Functions):
         #: what is within a module of qtrain's, or computes a weight, stays
         self.paused = 0
         self.calls = 0
-        self.order: Iterator[QProduct] | None = None
-        self.known: dict[QProduct, nn.Module] = {}
+        self.order: Iterator[Any] | None = None
+        self.known: dict[Any, nn.Module] = {}
         for module in model.modules():
             own = any(cls.__module__.startswith("qtrain.") for cls in type(module).__mro__)
             if own or isinstance(module, ParametrizationList):
@@ -65,7 +65,7 @@ class Twin(Functions):
     def _go_on(self, *_: Any) -> None:
         self.paused -= 1
 
-    def __call__(self, order: list[QProduct] | None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, order: list[Any] | None, *args: Any, **kwargs: Any) -> Any:
         """Its forward.  order: the products whose noise and states its modules take; None: each
         call is a new module."""
         self.order, self.calls = None if order is None else iter(order), 0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...files.plain_json import read
 from ...files.whole import there
+from ...reports.rows import read_rows, save_rows
 from ..config import TrainConfig
 from ..metrics import number
 from ..record import read_run
@@ -65,6 +67,19 @@ class StudyRun(StudyRow):
     def row(self) -> StudyRow:
         """The run without its curve."""
         return StudyRow(**{name: getattr(self, name) for name in StudyRow.__dataclass_fields__})
+
+
+def save_runs(runs: Sequence[StudyRun], path: str | os.PathLike[str]) -> Path:
+    """Write runs to a .csv, or with their curves to a .json, atomically; ValueError for another
+    ending."""
+    if Path(path).suffix == ".csv":
+        return save_rows([run.row() for run in runs], StudyRow, path)
+    return save_rows(runs, StudyRun, path)
+
+
+def read_runs(path: str | os.PathLike[str]) -> tuple[StudyRun, ...]:
+    """The runs in a .json file that `save_runs` wrote; ValueError for another file."""
+    return read_rows(path, StudyRun)
 
 
 def folder_of(config: TrainConfig) -> Path:

@@ -10,11 +10,10 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ...reports.plots import Panel, draw, figure, save_figure
-from ...reports.rows import save_rows
 from ...reports.table import Table, wrapped
 from .declared import Declaration
 from .differences import Difference, differences
-from .outcome import StudyRow, StudyRun
+from .outcome import StudyRow, StudyRun, save_runs
 from .panels import curve_panel, gap_panel
 from .plan import Plan
 from .tuning import Tuned
@@ -168,6 +167,4 @@ class StudyResult:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write every run to a .csv, or with its curve to a .json, atomically; ValueError for
         another ending."""
-        if Path(path).suffix == ".csv":
-            return save_rows([run.row() for run in self.runs], StudyRow, path)
-        return save_rows(self.runs, StudyRun, path)
+        return save_runs(self.runs, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ def study(
     runs_dir: str = "runs",
     jobs: int = 1,
     executor: Executor | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StudyResult:
     """Train a model by every recipe with every seed, and compare them: print the result.
@@ -57,7 +58,8 @@ def study(
     name       the study's folder in `runs_dir`; default: model-data
     jobs       runs at a time, each in a process of its own; 1: in this one
     executor   what starts the runs, in place of jobs
-    budget     seconds within which runs are started, only those that are expected to end in time
+    budget     seconds within which runs are started, only those that are expected to end in time;
+               or text, "90s", "8m", "1.5h"
     say        takes lines of progress (default: stderr)
 
     Margin, metric, primary recipes and baseline are written down before the first run; the result
@@ -74,8 +76,7 @@ def study(
     )  # fmt: skip
     if say is not None:
         checks.function("say", say, "a function of a line of text, or None", "")
-    if budget is not None:
-        checks.number("budget", budget, low=0, positive=True, hint="seconds; None for no limit")
+    budget = seconds(budget)
     checks.integer("jobs", jobs, low=1, high=1024)
     if executor is None:
         executor = Here() if jobs == 1 else Processes(jobs)
@@ -98,6 +99,19 @@ def study(
     result = StudyResult(plan=plan, runs=tuple(runs), declared=declared, tuned=chosen)
     publish(result)
     return result
+
+
+def seconds(got: object) -> float | None:
+    """The seconds of "90", "90s", "8m", "1.5h", or of a number; None of None.  ValueError or
+    TypeError for anything else."""
+    if isinstance(got, str):
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)([smh]?)", got.strip())
+        if match is None:
+            raise ValueError(f"budget: got {checks.shown(got)}, need seconds, or 90s, 8m, 1.5h")
+        got = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
+    if got is None:
+        return None
+    return checks.number("budget", got, low=0, positive=True, hint="seconds; None for no limit")
 
 
 def _why(runs: Sequence[StudyRun]) -> str:
