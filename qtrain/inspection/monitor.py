@@ -118,6 +118,10 @@ class Monitor:
         layer, in the order of the network, and role."""
         return tuple(self._record.rows)
 
+    def rows_of(self, step: int) -> tuple[MonitorRow, ...]:
+        """The rows of one step; () where it is not recorded."""
+        return self._record.of(step)
+
     def report(self, step: int | None = None) -> Report:
         """The record of a step (None: the last one); ValueError where there is none."""
         steps = self._record.steps
@@ -135,7 +139,7 @@ class Monitor:
                 f"{self.thinned} thinned out); the nearest that are: "
                 f"{', '.join(map(str, sorted(near)))}"
             )
-        rows = tuple(row.error() for row in self._record.rows if row.step == chosen)
+        rows = tuple(row.error() for row in self.rows_of(chosen))
         shown, count = len({row.layer for row in rows}), len(self._products)
         turns = f"{shown} of {count} layers; the others take turns (layers=None: all at once)"
         return Report(rows, remark=turns if shown < count else "")

@@ -48,6 +48,10 @@ class Record:
         """The steps that are kept, in order."""
         return list(dict.fromkeys(row.step for row in self.rows))
 
+    def of(self, step: int) -> tuple[MonitorRow, ...]:
+        """The rows of one step."""
+        return tuple(row for row in self.rows if row.step == step)
+
     def add(self, step: int, recorders: Mapping[str, Recorder]) -> None:
         """The rows of a step that is done; older ones make room."""
         for name, recorder in recorders.items():
