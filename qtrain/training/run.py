@@ -143,9 +143,10 @@ class Run:
             values = branch.step(inputs, targets, step=self.done, rate=rate)
             if self.done % LOG_STEPS == 0:
                 self.log.write(kind="step", step=self.done, branch=branch.key, lr=rate, **values)
-        if self.monitor is not None:
-            for row in self.monitor.rows_of(self.done):
-                self.log.tell(kind="monitor", branch="quantized", **vars(row))
+        if self.monitor is not None and self.done % self.monitor.every == 0:
+            for row in self.monitor.rows:
+                if row.step == self.done:
+                    self.log.tell(kind="monitor", branch="quantized", **vars(row))
         self.done += 1
 
     def _end_epoch(self) -> str:
