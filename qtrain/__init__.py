@@ -66,6 +66,7 @@ from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
 from .training.intervals import Interval as Interval
 from .training.intervals import mean_difference as mean_difference
+from .training.loggers.logger import Logger as Logger
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import checks
 from ..inspection.report import Report
@@ -16,6 +17,9 @@ from ..reports.plots import Line, Panel, plot
 from ..reports.rows import save_rows
 from ..reports.table import Table, wrapped
 from .energy import multiplier
+
+if TYPE_CHECKING:
+    from ..reports.plots import Axes, Figure, Place
 
 #: Heading, field, its unit and its prefixes, of the columns of a table.
 _COLUMNS = (
@@ -142,9 +146,9 @@ class CostReport:
             if (layer, product) in found
         )
 
-    def plot(self, errors: Report, path: str | os.PathLike[str]) -> None:
-        """`against(errors)` as a picture, SQNR against energy, to a PNG or SVG: one mark a layer
-        and product, numbered in network order as the legend lists the layers."""
+    def plot(self, errors: Report, path: Place = None, *, ax: Axes | None = None) -> Figure:
+        """`against(errors)`, SQNR against energy: a mark a layer and product, numbered as the
+        legend lists layers; to a PNG or SVG where a path is given, into `ax` where one is."""
         trades = self.against(errors)
         layers = list(dict.fromkeys(trade.layer for trade in trades))
         lines = []
@@ -160,7 +164,7 @@ class CostReport:
             x="energy of the product's multiply-adds in µJ (lower is better)", lines=lines, log="x",
         )  # fmt: skip
         legend = [f"{number} {layer}" for number, layer in enumerate(layers, 1)]
-        plot([panel], checks.path("plot", path), legend=legend)
+        return plot([panel], path, ax=ax, legend=legend)
 
     def __str__(self) -> str:
         remarks = [f"{100 * self.share:.1f} % of the multiply-adds follow a recipe"]

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,7 +17,7 @@ from .. import checks
 from ..copies import unwrapped
 from ..names import some
 from ..products.watched import Watched, watched_of
-from ..reports.plots import plot
+from ..reports.heat import plot_heats
 from .attached import Attached, refuse_compiled
 from .distributions import HIGHEST, LOWEST
 from .record import Record
@@ -25,6 +25,9 @@ from .recorder import Recorder
 from .report import Report
 from .rows import MonitorRow, save_rows
 from .step_ends import StepEnds, listen
+
+if TYPE_CHECKING:
+    from ..reports.plots import Axes, Figure, Place
 
 
 class Monitor:
@@ -152,12 +155,14 @@ class Monitor:
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: Place = None,
         *,
+        ax: Axes | None = None,
         layers: Iterable[str] | None = None,
         roles: Iterable[str] | None = None,
-    ) -> None:
-        """SQNR against the step, a panel a role and a line a layer, to a PNG or SVG.
+    ) -> Figure:
+        """SQNR by step as heat maps, one a role, a line a layer in network order; to a PNG or SVG
+        where a path is given; that of one role into `ax` where one is.
 
         layers, roles   which of those recorded; None: all.  ValueError for others, and without a
                         row
@@ -165,7 +170,7 @@ class Monitor:
         for field, names in (("layers", layers), ("roles", roles)):
             if names is not None and not isinstance(names, str):  # which is no layer's, or role's
                 checks.patterns(field, names)
-        plot(self._record.panels(layers, roles), checks.path("plot", path))
+        return plot_heats(self._record.heats(layers, roles), path, ax=ax)
 
     def end_step(self) -> None:
         """End a training step, where no torch optimizer does."""

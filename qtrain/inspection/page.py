@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
+from ..reports.heat import level, level_names
 from ..reports.numbers import count, decibels, in_decibels, short
 from ..reports.page.shell import Section, page, part, save
 from ..reports.table import Cell, Table
@@ -18,8 +18,6 @@ from .rows import MonitorRow
 
 #: What, (value, unit) in lines, remark.
 Card = tuple[str, Sequence[tuple[str, str]], str]
-#: Each colour's lowest SQNR in dB, the best first: a bit is worth some 6 dB.
-LEVELS = (40.0, 30.0, 20.0, 15.0, 10.0, 5.0, -math.inf)
 
 
 def save_page(rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
@@ -90,13 +88,6 @@ def _largest(rows: Sequence[Row], most: int = 10) -> Table:
     )
 
 
-def level(sqnr_db: float) -> str:
-    """The class of a cell: h0 (best) to h6, or nan."""
-    if math.isnan(sqnr_db):
-        return "nan"
-    return f"h{next(i for i, low in enumerate(LEVELS) if sqnr_db >= low)}"
-
-
 def network_section(rows: Sequence[Row], measured: str) -> Section | None:
     """A strip of the whole network; measured: on what its errors were."""
     if not rows:
@@ -107,15 +98,16 @@ def network_section(rows: Sequence[Row], measured: str) -> Section | None:
         "how far each tensor lies above its own error; higher is better. Errors are local: what a "
         "layer passes on is not counted against the next."
     )
-    names = [f"{low:g} to {high:g}" for high, low in pairwise(LEVELS[:-1])]
-    names = [f"{LEVELS[0]:g} and more", *names, f"below {LEVELS[-2]:g}"]
-    legend = [*((f"h{i}", name) for i, name in enumerate(names)), ("nan", "NaN")]
     paths: dict[str, str] = {}  # one a colour
     for x, line in enumerate(_cells(rows)):
         for y, (kind, value) in enumerate(line):
             if value:
                 paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
-    body = part("text", [text]) + part("legend", legend) + part("strip", layers, roles, paths)
+    body = (
+        part("text", [text])
+        + part("legend", level_names().items())
+        + part("strip", layers, roles, paths)
+    )
     return Section(id="network", title="Network", body=body)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..reports.plots import Line, Panel
+from ..reports.heat import Heat
 from .detail import Detail
 from .figures import MONITORED, computed
 from .recorder import Recorder
-from .row import ROLES
-from .rows import MonitorRow, dumped, parsed
+from .row import ROLES, layers_of
+from .rows import MonitorRow, dumped, heats, parsed
 from .weight_watch import HISTORY, oscillation
 
 
@@ -89,26 +89,14 @@ class Record:
         self.thinned, self.rows, self._medians = thinned, rows, medians
         self._codes = codes
 
-    def panels(self, layers: Iterable[str] | None, roles: Iterable[str] | None) -> list[Panel]:
-        """SQNR against the step, a panel a role and a line a layer: of those named, None of all."""
+    def heats(self, layers: Iterable[str] | None, roles: Iterable[str] | None) -> list[Heat]:
+        """SQNR by step, a map a role and a line a layer: of those named, None of all."""
         if not self.rows:
             raise ValueError("monitor: nothing to plot; no step is recorded")
-        layers = _chosen("layers", layers, [row.layer for row in self.rows])
+        layers = _chosen("layers", layers, layers_of(self.rows))
         found = {row.role for row in self.rows}
         roles = _chosen("roles", roles, [role for role in ROLES if role in found])
-        points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for row in self.rows:
-            points.setdefault((row.layer, row.role), []).append((row.step, row.sqnr_db))
-        return [
-            Panel(
-                title=role, unit="SQNR in dB (higher is better)", x="step",
-                lines=[
-                    Line(label=layer, points=points.get((layer, role), ()), marks=True)
-                    for layer in layers
-                ],
-            )
-            for role in roles
-        ]  # fmt: skip
+        return heats(self.rows, layers, roles)
 
     def _drift(self, key: tuple[str, str], detail: Detail) -> float | None:
         if detail.scale is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from .. import checks
 from ..files.terminal import printable
@@ -19,6 +20,9 @@ from ..reports.table import WIDTH, Table, wrapped
 from .figures import FIGURES
 from .page import save_page
 from .row import SUMS, Row, layers_of, roles_of, worst_first
+
+if TYPE_CHECKING:
+    from ..reports.plots import Axes, Figure, Place
 
 #: How many rows print, of those of lowest SQNR.
 SHOWN = 10
@@ -53,18 +57,17 @@ class Report:
             )
         return save_rows(self.rows, Row, path)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """SQNR of every layer in network order, one line a role, to a PNG or SVG."""
+    def plot(self, path: Place = None, *, ax: Axes | None = None) -> Figure:
+        """SQNR of every layer in network order, one line a role; to a PNG or SVG where a path is
+        given, into `ax` where one is."""
         places = {layer: place for place, layer in enumerate(self.layers)}
         lines = []
         for role in dict.fromkeys(row.role for row in self.rows):
             points = [(places[row.layer], row.sqnr_db) for row in self.rows if row.role == role]
             lines.append(Line(label=role, points=points, marks=True))
         unit = "SQNR in dB (higher is better)"
-        plot(
-            [Panel(title="", unit=unit, x="", lines=lines, ticks=self.layers)],
-            checks.path("plot", path),
-        )
+        panel = Panel(title="", unit=unit, x="", lines=lines, ticks=self.layers)
+        return plot([panel], path, ax=ax)
 
     @property
     def layers(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from .. import checks
 from ..files import plain_json
 from ..files.whole import read_bytes, write_atomically
+from ..reports.heat import Heat, heat_of
 from ..reports.rows import strict, typed
 from .figures import FIGURES
 from .row import Row
@@ -119,3 +120,20 @@ def read_monitor(path: str | os.PathLike[str]) -> list[MonitorRow]:
         return [_row(line) for line in rows]
     except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no record of a Monitor ({error})") from error
+
+
+def heats(
+    rows: Sequence[MonitorRow], layers: Sequence[str], roles: Sequence[str], most: int | None = None
+) -> list[Heat]:
+    """SQNR by step of these layers, a map a role, each of `most` columns at most, the last one
+    that of the last record."""
+    steps = sorted({row.step for row in rows})
+    every = -(-len(steps) // (most or len(steps)))
+    steps = steps[::-every][::-1]
+    return [
+        heat_of(
+            role, layers, steps,
+            [(row.step, row.layer, row.sqnr_db) for row in rows if row.role == role],
+        )
+        for role in roles
+    ]  # fmt: skip

@@ -33,9 +33,9 @@ def to_tensorboard(
     metrics   lines of a run's metrics (`read_metrics(path)`): each number as a scalar, of the run
               that is called as the model ("baseline", "quantized")
 
-    Every event is at its training step.  A histogram of values has the bins of
-    `value_counts`; one of codes the number of the bin, of `code_counts`, on
-    its axis.  NaN and infinities are written as such; a metric that was not finite is a NaN.
+    Every event is at its training step, an epoch's at its last.  A histogram of values has the
+    bins of `value_counts`; one of codes the number of the bin, of `code_counts`, on its axis.  NaN
+    and infinities are written as such; a metric that was not finite is a NaN.
 
     Raises ValueError for a folder that holds events already (they would show twice), where there is
     nothing to write, and where the package is not installed.
@@ -62,15 +62,22 @@ def to_tensorboard(
         own = [line for line in metrics if line["branch"] == branch]
         errors = rows if branch == "quantized" else ()
         if own or errors:
-            with _writer(folder / branch) as writer:
+            with writer_of(folder / branch) as writer:
                 for line in own:
-                    _add_metrics(writer, line)
+                    add_metrics(writer, line)
                 for row in errors:
-                    _add_row(writer, row)
+                    add_row(writer, row)
     return folder
 
 
-def _writer(folder: Path) -> SummaryWriter:
+def at(line: Mapping[str, Any]) -> int:
+    """The 0-based step that a line of the metrics tells of, an epoch's its last: what is done of a
+    run has lower ones than what is to come."""
+    return int(line["step"]) - int(line["kind"] == "epoch")
+
+
+def writer_of(folder: Path, **settings: Any) -> SummaryWriter:
+    """torch's writer of events; ValueError where the package is missing or the folder no such."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -78,21 +85,23 @@ def _writer(folder: Path) -> SummaryWriter:
             "tensorboard: the package is not installed; pip install 'qtrain[tensorboard]'"
         ) from error
     try:
-        return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), **settings)
     except OSError as error:
         raise ValueError(
             f"tensorboard: {folder} cannot be written ({error.strerror or error}); give another"
         ) from error
 
 
-def _add_metrics(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+def add_metrics(writer: SummaryWriter, line: Mapping[str, Any]) -> None:
+    """Each number of a line as a scalar."""
     for name, value in line.items():
         if name not in _KEYS:
             number = math.nan if value is None else value
-            writer.add_scalar(f"run/{name}", number, line["step"])
+            writer.add_scalar(f"run/{name}", number, at(line))
 
 
-def _add_row(writer: SummaryWriter, row: MonitorRow) -> None:
+def add_row(writer: SummaryWriter, row: MonitorRow) -> None:
+    """Each figure of a monitor's row as a scalar, its values and codes as histograms."""
     tensor = f"{row.layer}/{row.role}"
     for figure in (*FIGURES, *MONITORED):
         value = getattr(row, figure.name)

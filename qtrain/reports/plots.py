@@ -1,4 +1,4 @@
-"""What is drawn, lines within panels: in a page, or to a file without a display.
+"""What is drawn, lines within panels: in a page, an Axes of the caller's, or a file.
 
 matplotlib, which takes a second to import, is imported when the first is drawn.
 """
@@ -6,17 +6,23 @@ matplotlib, which takes a second to import, is imported when the first is drawn.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .. import checks
 from ..files.whole import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+
+
+#: Where a figure is written: a .png or .svg, or nowhere.
+Place: TypeAlias = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +80,58 @@ DASHES = ("-", "--")
 MARKERS = "osD^v<>"
 
 
-def plot(panels: Sequence[Panel], path: Path, *, legend: Sequence[str] = ()) -> None:
-    """Write what `figure` draws to a PNG or SVG; ValueError for a path of another ending."""
-    _kind_of(path)  # before a second of drawing
-    save_figure(figure(panels, legend=legend), path)
+def plot(
+    panels: Sequence[Panel],
+    path: Place = None,
+    *,
+    ax: Axes | None = None,
+    legend: Sequence[str] = (),
+) -> Figure:
+    """What `figure` draws, or one panel into `ax`: see `placed`."""
+    return placed(
+        panels, path, ax, lambda: figure(panels, legend=legend),
+        lambda axes: _alone(panels[0], axes, legend),
+    )  # fmt: skip
+
+
+def placed(
+    panels: Sequence[Any],
+    path: Place,
+    ax: Axes | None,
+    whole: Callable[[], Figure],
+    alone: Callable[[Axes], object],
+) -> Figure:
+    """The figure that `whole` makes, or that of `ax` once `alone` has drawn the one panel there;
+    written to a .png or .svg where a path is given.
+
+    ValueError for a path of another ending, and where `ax` would have to hold several panels.
+    """
+    where = None if path is None else checks.path("plot", path)
+    if where is not None:
+        _kind_of(where)  # before a second of drawing
+    if ax is None:
+        made = whole()
+    else:
+        from matplotlib.axes import Axes
+
+        checks.instance("ax", ax, Axes, "an Axes of matplotlib, as plt.subplots() gives")
+        if len(panels) != 1:
+            titles = ", ".join(panel.title.replace("\n", " ") for panel in panels)
+            raise ValueError(
+                f"ax: got one for {len(panels)} panels ({titles}); leave it out for a figure of "
+                "its own, or choose one of them"
+            )
+        alone(ax)
+        figure: Any = ax.figure
+        made = figure.figure  # of a subfigure the one that holds it
+    if where is not None:
+        save_figure(made, where)
+    return made
+
+
+def _alone(panel: Panel, axes: Axes, legend: Sequence[str]) -> None:
+    draw(panel, axes)
+    axes.legend(fontsize=8, title=plain("\n".join(legend)) or None, title_fontsize=8)
 
 
 def _kind_of(path: Path) -> str:
@@ -115,13 +169,13 @@ def figure(panels: Sequence[Panel], *, legend: Sequence[str] = ()) -> Figure:
     for panel, axes in zip(panels, places, strict=False):
         for line, found in draw(panel, axes, kinds):
             if not line.top:
-                labelled.setdefault(_plain(line.label), found)
+                labelled.setdefault(plain(line.label), found)
         if legend:
             axes.legend(fontsize=8)
     for axes in places[len(panels) :]:
         axes.remove()
     if legend:  # outside it covers no line
-        title = _plain("\n".join(legend))
+        title = plain("\n".join(legend))
         made.legend([], [], loc="outside right upper", title=title, title_fontsize=8, frameon=False)
     else:
         made.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=8)
@@ -143,7 +197,7 @@ def _kind(line: Line) -> str:
     return line.kind.removesuffix(" thin").removesuffix(" area") or line.label
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name as text: matplotlib takes what is between two dollars for a formula."""
     return name.replace("$", r"\$")
 
@@ -156,7 +210,7 @@ def _draw(line: Line, axes: Axes, i: int) -> Any:
     if line.top:
         return axes.fill_between(steps, values, line.top, color=colour, alpha=0.15)
     (found,) = axes.plot(
-        steps, values, color=colour, linewidth=1, markersize=4, label=_plain(line.label),
+        steps, values, color=colour, linewidth=1, markersize=4, label=plain(line.label),
         linestyle=DASHES[i % 2] if line.joined else "",
         marker=MARKERS[i % len(MARKERS)] if line.marks else "",
         alpha=0.5 if line.kind.endswith(" thin") else 1,
@@ -173,7 +227,7 @@ def _frame(panel: Panel, axes: Axes) -> None:
     """Titles, ticks and grid."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(_plain(panel.title), fontsize=9)
+    axes.set_title(plain(panel.title), fontsize=9)
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_ylabel(panel.unit, fontsize=9)
     axes.grid(alpha=0.3, which="both" if panel.log else "major")
@@ -183,6 +237,6 @@ def _frame(panel: Panel, axes: Axes) -> None:
         axes.margins(x=0.1)
         axes.set_xscale("log")
     elif panel.ticks:
-        axes.set_xticks(range(len(panel.ticks)), map(_plain, panel.ticks), rotation=90, fontsize=8)
+        axes.set_xticks(range(len(panel.ticks)), map(plain, panel.ticks), rotation=90, fontsize=8)
     else:  # at steps
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

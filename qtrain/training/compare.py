@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import checks
 from ..files.terminal import printable
@@ -18,6 +18,9 @@ from ..reports.rows import save_rows, strict
 from . import pairs
 from .comparison_text import accuracies_text, errors_text, losses_text, settings_text
 from .record import RunRecord, read_run
+
+if TYPE_CHECKING:
+    from ..reports.plots import Axes, Figure, Place
 
 #: Files without which a folder is no run to compare.
 NEEDED = ("config.json", "environment.json", "metrics.jsonl")
@@ -66,9 +69,10 @@ class Comparison:
         write_atomically(path, lambda file: file.write(text.encode()))
         return path
 
-    def plot(self, path: str | os.PathLike[str], *, rows: int = 6) -> None:
-        """Both loss curves, and the SQNRs of the `rows` worst layers and roles, to a PNG or SVG."""
-        checks.integer("rows", rows, low=1)
+    def plot(self, path: Place = None, *, ax: Axes | None = None, rows: int = 6) -> Figure:
+        """Both loss curves, and the SQNRs of the `rows` worst layers and roles (0: none); to a PNG
+        or SVG where a path is given, into `ax` where one is and there is one panel."""
+        checks.integer("rows", rows, low=0)
         runs = self.a, self.b
         names = [f"{letter}: {run.name}" for letter, run in zip("AB", runs, strict=True)]
 
@@ -93,7 +97,7 @@ class Comparison:
         ]
         if not panels:
             raise ValueError("plot: the two runs have no branch and no monitored layer in common")
-        plot(panels, checks.path("plot", path))
+        return plot(panels, path, ax=ax)
 
     def __str__(self) -> str:
         places = (("A", self.a.path), ("B", self.b.path))

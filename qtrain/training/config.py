@@ -18,6 +18,7 @@ from ..weights.updates import named
 from .config_checks import check_combinations, check_learned, check_numbers
 from .fit import check_device, check_fit
 from .given import dataset, model, reference
+from .loggers import named as loggers
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -36,7 +37,7 @@ _SINCE = {
 #: Fields that say where and how a run executes, not what it computes.
 NOT_COMPARED = (
     "data_dir", "cache_dir", "device", "threads", "workers", "runs_dir", "name", "resume",
-    "overwrite", "checkpoint_every", "capture",
+    "overwrite", "checkpoint_every", "capture", "log",
 )  # fmt: skip
 
 
@@ -109,6 +110,7 @@ class TrainConfig:
         None, "steps between checkpoints; default: a quarter of the run, at most 10 minutes"
     )
     monitor: int | None = _option(None, "steps between records of 8 layers' errors; default: none")
+    log: tuple[str, ...] = _option((), "where metrics go too, live: tensorboard, wandb")
     runs_dir: str = _option("runs", "folder of all runs")
     name: str | None = _option(None, "folder of this run; default: recipe-model-data-seed")
     resume: bool = _option(False, "continue from this run's checkpoint, if there is one")
@@ -134,6 +136,7 @@ class TrainConfig:
         for name in ("data_dir", "cache_dir", "name"):
             if not isinstance(getattr(self, name), str | None):
                 raise TypeError(f"{name}: got {checks.shown(getattr(self, name))}, need a string")
+        loggers.check(self.log)
         check_numbers(self)
         check_combinations(self)
         check_learned(self)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..inspection.row import ROLES, worst_first
-from ..inspection.rows import MonitorRow
+from ..inspection.row import ROLES, layers_of, worst_first
+from ..inspection.rows import MonitorRow, heats
+from ..reports.heat import level_names
 from ..reports.numbers import count, decibels, short
 from ..reports.page.shell import Section, part
 from ..reports.plots import Line, Panel
@@ -113,7 +114,10 @@ def errors_section(record: RunRecord) -> Section | None:
         "record till then."
     )
     keys = {"low": "lowest", "median": "median", "band": "quartiles"}
+    maps = heats(record.monitor, layers_of(record.monitor), [line[0] for line in lines], WINDOWS)
     body = part("text", [text]) + part("keys", keys) + part("charts", charts) + part("table", table)
+    told = "The same of every layer, a line each in network order, by its last record till then."
+    body += part("text", [told]) + part("legend", level_names().items()) + part("heats", maps)
     return Section(id="errors", title="Errors over the run", body=body)
 
 

@@ -21,9 +21,9 @@ from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
 FILES = (
-    "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl",
+    "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl", "metrics.csv",
     "summary.json", "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png",
-    "monitor.jsonl", "monitor.png", "report.html", "updates.json", "diverged.json",
+    "monitor.jsonl", "monitor.png", "report.html", "updates.json", "diverged.json", "wandb.json",
 )  # fmt: skip
 
 

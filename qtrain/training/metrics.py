@@ -11,6 +11,7 @@ from typing import Any
 from ..files import plain_json
 from ..files.whole import read_bytes
 from .checkpoint import CheckpointError
+from .loggers.logger import Loggers
 
 #: What every line of a kind holds, beside its branch and the integer that counts; numbers are null
 #: where they were not finite.
@@ -23,12 +24,12 @@ class MetricsLog:
     """Appends one JSON object per line, with a checksum: see `plain_json`.
 
     The file is first cut to `keep` bytes, so that lines written after a checkpoint are neither
-    lost nor doubled when the run resumes there: see `check_metrics`.
+    lost nor doubled when the run resumes there: see `check_metrics`.  Loggers are given each line.
     """
 
-    def __init__(self, path: Path, *, keep: int = 0) -> None:
+    def __init__(self, path: Path, *, keep: int = 0, loggers: Loggers | None = None) -> None:
         self._checksum = check_metrics(path, keep)
-        self._path = path
+        self._path, self._loggers = path, loggers
         self._file = open(path, "ab")
         self._file.truncate(keep)
         self._file.seek(keep)
@@ -48,6 +49,12 @@ class MetricsLog:
                 f"{self._path}: cannot be written ({error.strerror or error}); the last "
                 "checkpoint, if any, is whole: make room, then continue with --resume"
             ) from error
+        self.tell(**plain)
+
+    def tell(self, **values: Any) -> None:
+        """Give a line to the loggers alone."""
+        if self._loggers is not None:
+            self._loggers.log(values)
 
     def position(self) -> int:
         """Bytes written so far, all of them on the disk."""
@@ -56,9 +63,11 @@ class MetricsLog:
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and the loggers."""
         with suppress(OSError):  # what the disk did not take was an error of `write` before
             self._file.close()
+        if self._loggers is not None:
+            self._loggers.close()
 
 
 def check_metrics(path: Path, keep: int) -> int:

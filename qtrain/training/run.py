@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,12 +17,15 @@ from ..inspection.monitor import Monitor
 from ..inspection.report import Report
 from ..recipe import Recipe
 from ..reports.progress import Progress
+from .batches import epoch_batches, total_steps, training_batch
 from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from .config import TrainConfig
 from .folder import RunFolder, describe
 from .interrupt import Interrupted, StopRequest
 from .intervals import accuracy_gap
+from .loggers.logger import Logger, Loggers
 from .metrics import MetricsLog, read_metrics
+from .metrics_table import save_table
 from .nonfinite import NonFiniteError
 from .results import Result
 from .trainee import Branch, learning_rate
@@ -31,33 +34,6 @@ from .trainee import Branch, learning_rate
 CHECKPOINT_SECONDS = 600.0
 #: Steps between the metrics lines of single steps.
 LOG_STEPS = 10
-
-
-def training_batch(
-    config: TrainConfig, dataset: data.DataSet, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The run's first training batch, on which errors are reported."""
-    inputs, targets = next(iter(epoch_batches(config, dataset, epoch=0, start=0)))
-    return inputs.to(device), targets.to(device)
-
-
-def epoch_batches(
-    config: TrainConfig, dataset: data.DataSet, *, epoch: int, start: int
-) -> data.Batches:
-    return data.Batches(
-        split=dataset.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        epoch=epoch,
-        start=start,
-        # a last batch of one sample has no batch statistics
-        drop_last=len(dataset.train) >= config.batch_size,
-    )
-
-
-def total_steps(config: TrainConfig, dataset: data.DataSet) -> int:
-    """The steps of the whole run."""
-    return config.epochs * epoch_batches(config, dataset, epoch=0, start=0).total
 
 
 class Run:
@@ -111,12 +87,14 @@ class Run:
     def _recipe_of(self, step: int) -> Recipe:
         return self.recipes.at(max(step, 0), self.total)
 
-    def start_log(self, stored: Checkpoint | None) -> None:
+    def start_log(self, stored: Checkpoint | None, loggers: Sequence[Logger] = ()) -> None:
         """Open the metrics where the checkpoint left them; say what the run is and runs on."""
         self.environment = describe(self.folder, self.config, self.device)
         for difference in changed(stored.environment, self.environment) if stored else ():
             warnings.warn(f"resuming may change bits: {difference}", stacklevel=3)
-        self.log = MetricsLog(self.folder.metrics, keep=stored.metrics_bytes if stored else 0)
+        own = Loggers(loggers, self.folder.path, self.config.to_dict(), self.done)
+        keep = stored.metrics_bytes if stored else 0
+        self.log = MetricsLog(self.folder.metrics, keep=keep, loggers=own)
         (self.folder / "diverged.json").unlink(missing_ok=True)
 
     def train(self, stop: StopRequest) -> None:
@@ -146,6 +124,7 @@ class Run:
             place = {"layer": error.layer, "role": error.role, "step": error.step}
             chance = {"classes": self.dataset.num_classes}
             self.folder.write_json("diverged.json", {"message": str(error), **place, **chance})
+            save_table(self.folder.metrics, self.folder / "metrics.csv")
             raise
         finally:
             progress.close()
@@ -164,6 +143,10 @@ class Run:
             values = branch.step(inputs, targets, step=self.done, rate=rate)
             if self.done % LOG_STEPS == 0:
                 self.log.write(kind="step", step=self.done, branch=branch.key, lr=rate, **values)
+        if self.monitor is not None and self.done % self.monitor.every == 0:
+            for row in self.monitor.rows:
+                if row.step == self.done:
+                    self.log.tell(kind="monitor", branch="quantized", **vars(row))
         self.done += 1
 
     def _end_epoch(self) -> str:
@@ -218,6 +201,7 @@ class Run:
                 monitor=None if self.monitor is None else self.monitor.state_dict(),
             ),
         )
+        save_table(self.folder.metrics, self.folder / "metrics.csv")
         self.saved_at = time.monotonic()
 
     def finish(self) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..data.parts import held_out
 from ..files import terminal
 from ..recipe import Recipe
 from ..schedule import Schedule
+from .batches import total_steps, training_batch
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import OWN_NORM, TrainConfig
 from .folder import open_run
@@ -29,8 +30,10 @@ from .given.model import Model
 from .given.reference import is_reference
 from .given.rehearsal import channels_last_, rehearsed
 from .interrupt import StopRequest
+from .loggers.logger import Logger
+from .loggers.named import made
 from .results import Result
-from .run import Run, total_steps, training_batch
+from .run import Run
 from .trainee import Branch
 
 
@@ -39,6 +42,7 @@ def train(
     *,
     model: Model | None = None,
     data: Data | None = None,
+    loggers: Sequence[Logger] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
     """Train as `config` says and write runs/<name>/; `say` takes remarks (default: stderr).
@@ -50,6 +54,8 @@ def train(
     data    in place of the configuration's: a qtrain DataSet; a pair (train, test) of map-style
             torch Datasets of (input, target), or of DataLoaders; or a function that makes one of
             these, called with those of data_dir, image_size, context and cache_dir that are set
+    loggers objects that are given every line of the metrics as it is written, beside those that
+            the configuration names (`log`)
 
     The configuration that is kept has both as text: the reference "package.module:function", of a
     script "file.py:function", where there is one, else "given:NAME"; a run of these is read again
@@ -64,6 +70,7 @@ def train(
         checks.function("say", say, "a function of a line of text, or None", "")
     report = say or terminal.say
     config = recorded(config, model, data)
+    every = made(config.log, loggers)
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config, data).to(device)
@@ -74,7 +81,7 @@ def train(
             if stored is not None:
                 run.restore(stored)
                 report(f"{folder.path}: resuming at step {run.done} of {run.total}")
-            run.start_log(stored)
+            run.start_log(stored, every)
             run.train(stop)
             return run.finish()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +13,9 @@ from .. import checks
 from ..reports.plots import Line, Panel, plot
 from .channels import chosen
 from .decay import CorrectedSteps, effective_rates
+
+if TYPE_CHECKING:
+    from ..reports.plots import Axes, Figure, Place
 
 
 class RateRow(NamedTuple):
@@ -84,8 +86,9 @@ class EffectiveRates:
             raise ValueError(f"state: got {checks.shown(state)}, need {need}")
         self.rows = [RateRow(*row) for row in rows]
 
-    def plot(self, path: str | Path) -> None:
-        """Median and quartiles of every weight against the step, to a PNG or SVG.
+    def plot(self, path: Place = None, *, ax: Axes | None = None) -> Figure:
+        """Median and quartiles of every weight against the step; to a PNG or SVG where a path is
+        given, into `ax` where one is.
 
         ValueError for another ending, and where nothing was recorded.
         """
@@ -102,7 +105,7 @@ class EffectiveRates:
             lines += [band, Line(label=name, points=[(r.step, r.median) for r in own], marks=True)]
         title = "median and quartiles of each weight's channels"
         panel = Panel(title=title, unit="learning rate / ||w||²", x="step", lines=lines, log="y")
-        plot([panel], checks.path("plot", path))
+        return plot([panel], path, ax=ax)
 
 
 def _is_row(row: Any) -> bool:

@@ -490,8 +490,8 @@ def _measuring() -> dict[str, Entry]:
                                  lambda: (watched(), {"step": 0})),
         "Monitor.save": method("save", {"path": Kind(lambda v: True)},
                                lambda: (watched(), {"path": _scratch("a.jsonl")}), names=("save",)),
-        "Monitor.plot": method("plot", {"path": Kind(lambda v: True), "layers": ANYTHING,
-                                        "roles": ANYTHING},
+        "Monitor.plot": method("plot", {"path": Kind(lambda v: True), "ax": ANYTHING,
+                                        "layers": ANYTHING, "roles": ANYTHING},
                                lambda: (watched(), {"path": "x.wrong"}), names=("plot", "save")),
         "Monitor.load_state_dict": method("load_state_dict", {"state": Kind(lambda v: True)},
                                           lambda: (w := watched(), {"state": w.state_dict()}),
@@ -650,5 +650,5 @@ NOT_CALLED = frozenset(
     "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
     "SensitivityReport SensitivityRow Finding Verdict recipes LowPrecision UpdateReport "
-    "UpdateRow".split()
+    "UpdateRow Logger".split()
 )

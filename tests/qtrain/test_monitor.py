@@ -809,6 +809,7 @@ def test_the_plot_shows_chosen_layers_and_roles(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         monitor.plot(tmp_path / name, layers=["last"], roles=["weight", "grad_weight"])
     text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
     assert "<!-- last -->" in text and "<!-- grad_weight -->" in text
     assert "<!-- first -->" not in text and "<!-- input -->" not in text
     with pytest.raises(ValueError, match=r"layers: got 'lost'.*did you mean 'last'"):

@@ -27,7 +27,7 @@ from qtrain.cli import main
 from qtrain.diagnosis.verdict import verdict_section
 from qtrain.inspection import page_pictures
 from qtrain.inspection.distributions import HIGHEST, LOWEST, VALUE_BINS, value_counts
-from qtrain.inspection.page import LEVELS, level
+from qtrain.reports.heat import LEVELS, level
 from qtrain.reports.numbers import percent, short
 from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from qtrain.reports.page.shell import part

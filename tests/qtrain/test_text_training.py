@@ -57,6 +57,7 @@ def test_a_run_on_text_learns_and_leaves_all_files(finished: Any) -> None:
     assert {path.name for path in finished.folder.path.iterdir()} == {
         "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl", "summary.json",
         "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png", ".lock",
+        "metrics.csv",
     }  # fmt: skip
     first = lines(finished.folder.metrics)[0]
     characters = len(load_data(finished.config).classes)

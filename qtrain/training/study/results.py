@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from ...reports.plots import Panel, draw, figure, save_figure
+from ...reports.plots import Panel, plot
 from ...reports.table import Table, wrapped
 from .declared import Declaration
 from .differences import Difference, differences
@@ -19,8 +19,7 @@ from .plan import Plan
 from .tuning import Tuned
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from ...reports.plots import Axes, Figure, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,17 +141,11 @@ class StudyResult:
         gaps = [gap_panel(self.differences, plan.metric, plan.margin)] if self.differences else []
         return [curve_panel(self.runs, [arm.name for arm in plan.arms], plan.metric), *gaps]
 
-    def plot(self, path: str | os.PathLike[str] | None = None, *, ax: Axes | None = None) -> Figure:
+    def plot(self, path: Place = None, *, ax: Axes | None = None) -> Figure:
         """The curves with bands from the lowest run to the highest, and the differences; to a .png
         or .svg where a path is given; the curves alone into `ax` where one is."""
         panels = self.panels()
-        if ax is not None:
-            draw(panels[0], ax)
-            ax.legend(fontsize=8)
-        made: Figure = figure(panels) if ax is None else ax.figure  # type: ignore[assignment]
-        if path is not None:
-            save_figure(made, Path(path))
-        return made
+        return plot(panels if ax is None else panels[:1], path, ax=ax)
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run as plain data."""

@@ -1,0 +1,36 @@
+"""The training batches of a run, in the order that its configuration decides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import data
+from .config import TrainConfig
+
+
+def training_batch(
+    config: TrainConfig, dataset: data.DataSet, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The run's first training batch, on which errors are reported."""
+    inputs, targets = next(iter(epoch_batches(config, dataset, epoch=0, start=0)))
+    return inputs.to(device), targets.to(device)
+
+
+def epoch_batches(
+    config: TrainConfig, dataset: data.DataSet, *, epoch: int, start: int
+) -> data.Batches:
+    return data.Batches(
+        split=dataset.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        start=start,
+        # a last batch of one sample has no batch statistics
+        drop_last=len(dataset.train) >= config.batch_size,
+    )
+
+
+def total_steps(config: TrainConfig, dataset: data.DataSet) -> int:
+    """The steps of the whole run."""
+    return config.epochs * epoch_batches(config, dataset, epoch=0, start=0).total

@@ -1,0 +1,1 @@
+"""Where the lines of a run go beside its own files, while it runs."""
