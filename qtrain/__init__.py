@@ -69,6 +69,7 @@ from .training.intervals import mean_difference as mean_difference
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
+from .training.study import executors as executors
 from .training.study.file import load_study as load_study
 from .training.study.results import StudyResult as StudyResult
 from .training.study.study import study as study
@@ -97,7 +98,7 @@ from .weights.updates.update import Update as Update
 __version__ = VERSION
 
 #: modules that are imported from by name
-_MODULES = ("data", "deviations", "energy", "fused", "models", "recipes", "rules")
+_MODULES = ("data", "deviations", "energy", "executors", "fused", "models", "recipes", "rules")
 #: every name above but VERSION, and no module it lives in
 __all__ = sorted(
     name

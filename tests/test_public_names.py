@@ -12,7 +12,7 @@ import qtrain
 import quantizers
 
 MODULES = {
-    qtrain: ["data", "deviations", "energy", "fused", "models", "recipes", "rules"],
+    qtrain: ["data", "deviations", "energy", "executors", "fused", "models", "recipes", "rules"],
     quantizers: ["accumulators", "kernels"],
 }
 
