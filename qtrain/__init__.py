@@ -71,6 +71,7 @@ from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.results import Result as Result
 from .training.study import differences as differences
+from .training.study import executors as executors
 from .training.study.differences import Difference as Difference
 from .training.study.file import load_study as load_study
 from .training.study.outcome import StudyRun as StudyRun
@@ -103,7 +104,9 @@ from .weights.updates.update import Update as Update
 __version__ = VERSION
 
 #: modules that are imported from by name
-_MODULES = ("data", "deviations", "differences", "energy", "fused", "models", "recipes", "rules")
+_MODULES = (
+    "data", "deviations", "differences", "energy", "executors", "fused", "models", "recipes", "rules",
+)  # fmt: skip
 #: every name above but VERSION, and no module it lives in
 __all__ = sorted(
     name

@@ -96,7 +96,8 @@ def _train(parsed: argparse.Namespace) -> None:
 
 
 def _study(parsed: argparse.Namespace) -> None:
-    given = {name: getattr(parsed, name) for name in ("seeds", "jobs", "budget", "runs_dir")}
+    names = ("seeds", "jobs", "executor", "budget", "runs_dir")
+    given = {name: getattr(parsed, name) for name in names}
     said = {name: value for name, value in given.items() if value is not None}
     try:
         result = study(**{**load_study(parsed.study), **said}, say=_say)

@@ -82,6 +82,7 @@ def build_parser() -> Parser:
     many.add_argument("study", help="a .yaml file")
     many.add_argument("--seeds", type=int, metavar="N", help="in place of the file's")
     many.add_argument("--jobs", type=int, metavar="N", help="runs at a time, default: 1")
+    many.add_argument("--executor", metavar="X", help="processes, ray or slurm, default: processes")
     many.add_argument("--budget", metavar="8m", help="start only runs that end within it")
     many.add_argument("--runs-dir", metavar="DIR", help="folder of the study's folder")
     look = commands.add_parser("inspect", help="numeric error of each layer of a checkpoint")

@@ -12,7 +12,17 @@ import qtrain
 import quantizers
 
 MODULES = {
-    qtrain: ["data", "deviations", "differences", "energy", "fused", "models", "recipes", "rules"],
+    qtrain: [
+        "data",
+        "deviations",
+        "differences",
+        "energy",
+        "executors",
+        "fused",
+        "models",
+        "recipes",
+        "rules",
+    ],  # fmt: skip
     quantizers: ["accumulators", "kernels"],
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ...reports.progress import clock
 from ..interrupt import Interrupted, StopRequest
-from .executors import Executor, Running
+from .executors.executor import Executor, Running
 from .outcome import StudyRun, folder_of, outcome
 from .plan import Job, Plan
 

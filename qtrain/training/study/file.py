@@ -11,21 +11,18 @@ from ...files.plain_yaml import parsed
 from ...files.whole import text_in
 from .study import study
 
-#: words that take values of Python alone
-_PYTHON = ("executor", "say")
-
 
 def load_study(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says, as arguments: study(**load_study("mine.yaml"), jobs=4).
 
     A file has the names and values that `study` takes: model, recipes (a list of names, or names
     and what stands for each: a name, a .yaml file, null, settings), seeds, data, config, baseline,
-    metric, margin, primary, rates, name, runs_dir, jobs, budget ("8m", in quotes).
+    metric, margin, primary, rates, name, runs_dir, jobs, executor, budget ("8m", in quotes).
 
     ValueError for another name, with the nearest, and for a file without model or recipes.
     """
     place = checks.path("load_study", path)
-    known = [name for name in inspect.signature(study).parameters if name not in _PYTHON]
+    known = [name for name in inspect.signature(study).parameters if name != "say"]
     with text_in(place, "study") as text:
         found = parsed(text)
         for name in found:

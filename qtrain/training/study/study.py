@@ -11,7 +11,8 @@ from ... import checks
 from ...files import terminal
 from .declared import declare
 from .execute import execute
-from .executors import Executor, Here, Processes
+from .executors.executor import Executor
+from .executors.named import executor_for
 from .outcome import StudyRun, folder_of
 from .page import publish
 from .planned import planned
@@ -34,7 +35,7 @@ def study(
     name: str | None = None,
     runs_dir: str = "runs",
     jobs: int = 1,
-    executor: Executor | None = None,
+    executor: Executor | str | Mapping[str, Any] | None = None,
     budget: float | str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StudyResult:
@@ -57,7 +58,8 @@ def study(
                runs each of half the epochs, on a tenth of the training samples, held out
     name       the study's folder in `runs_dir`; default: model-data
     jobs       runs at a time, each in a process of its own; 1: in this one
-    executor   what starts the runs, in place of jobs
+    executor   where runs are done: of `qtrain.executors`, such as Ray(4), in place of jobs; or
+               beside jobs a word, "ray", {"slurm": {"timeout_min": 60}}: see `executors.named`
     budget     seconds within which runs are started, only those that are expected to end in time;
                or text, "90s", "8m", "1.5h"
     say        takes lines of progress (default: stderr)
@@ -77,15 +79,11 @@ def study(
     if say is not None:
         checks.function("say", say, "a function of a line of text, or None", "")
     budget = seconds(budget)
-    checks.integer("jobs", jobs, low=1, high=1024)
-    if executor is None:
-        executor = Here() if jobs == 1 else Processes(jobs)
-    elif jobs != 1:
-        raise ValueError(f"jobs: got {jobs} beside an executor, which has its own number")
+    where = executor_for(executor, jobs, jobs if rates else len(plan.jobs()))
     declared, report = declare(plan), say or terminal.say
     chosen, factors, began = None, factors_of(rates), time.monotonic()
     if factors:
-        first = execute(tuning(plan, factors), executor, budget=budget, say=report)
+        first = execute(tuning(plan, factors), where, budget=budget, say=report)
         chosen = tuned(plan, factors, first)
         if chosen is None:
             raise ValueError(
@@ -95,7 +93,7 @@ def study(
         for job in tuning(plan, factors).jobs():  # which nobody looks into again
             (folder_of(job.config) / "checkpoint.pt").unlink(missing_ok=True)
         plan, budget = at_rates(plan, chosen), budget and budget - (time.monotonic() - began)
-    runs = execute(plan, executor, budget=budget, say=report)
+    runs = execute(plan, where, budget=budget, say=report)
     result = StudyResult(plan=plan, runs=tuple(runs), declared=declared, tuned=chosen)
     publish(result)
     return result
