@@ -105,7 +105,8 @@ __version__ = VERSION
 
 #: modules that are imported from by name
 _MODULES = (
-    "data", "deviations", "differences", "energy", "executors", "fused", "models", "recipes", "rules",
+    "data", "deviations", "differences", "energy", "executors", "fused", "models", "recipes",
+    "rules",
 )  # fmt: skip
 #: every name above but VERSION, and no module it lives in
 __all__ = sorted(

@@ -22,7 +22,7 @@ MODULES = {
         "models",
         "recipes",
         "rules",
-    ],  # fmt: skip
+    ],
     quantizers: ["accumulators", "kernels"],
 }
 
