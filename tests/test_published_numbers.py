@@ -56,9 +56,9 @@ def prose(*paths: str) -> str:
 def test_the_table_of_claims_is_what_the_results_give(module: Any) -> None:
     text = module.README.read_text(encoding="utf-8")
     held = text.partition(BEGIN)[2].partition(END)[0].strip()
-    assert held == table(
-        load(module.CLAIMS, module.README.parent / "results", "here"), module.CLAIMS
-    )
+    results = load(module.CLAIMS, module.README.parent / "results", "here")
+    judged = module.README.parent.name not in ("hoffer2018", "banner2018")  # smoke tests
+    assert held == table(results, module.CLAIMS, verdicts=judged)
 
 
 @papers

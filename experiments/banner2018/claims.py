@@ -149,7 +149,7 @@ CLAIMS = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    publish(CLAIMS, README, __doc__ or "", arguments)
+    publish(CLAIMS, README, __doc__ or "", arguments, verdicts=False)
 
 
 if __name__ == "__main__":

@@ -100,10 +100,11 @@ def row(claim: Claim, result: Result | None) -> list[str]:
     return [claim.text, claim.paper, ours, rule, verdict(claim, result)]
 
 
-def table(results: Mapping[str, Result], claims: Sequence[Claim]) -> str:
-    """As markdown."""
-    rows = [row(claim, results.get(claim.experiment)) for claim in claims]
-    headers = ["claim", "paper", "ours", "rule", "verdict"]
+def table(results: Mapping[str, Result], claims: Sequence[Claim], *, verdicts: bool = True) -> str:
+    """As markdown; without rules and verdicts where runs are too small or too few to bear them."""
+    columns = 5 if verdicts else 3
+    rows = [row(claim, results.get(claim.experiment))[:columns] for claim in claims]
+    headers = ["claim", "paper", "ours", "rule", "verdict"][:columns]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -129,7 +130,12 @@ def insert(text: str, into: Path) -> None:
 
 
 def publish(
-    claims: Sequence[Claim], readme: Path, text: str, arguments: list[str] | None = None
+    claims: Sequence[Claim],
+    readme: Path,
+    text: str,
+    arguments: list[str] | None = None,
+    *,
+    verdicts: bool = True,
 ) -> None:
     """The command of a paper's claims: print their table, and put it into a README.
 
@@ -142,6 +148,6 @@ def publish(
     parser.add_argument("--output", type=Path, default=results, help="folder of the results")
     parser.add_argument("--readme", type=Path, default=readme)
     args = parser.parse_args(arguments)
-    found = table(load(claims, args.output, args.scale), claims)
+    found = table(load(claims, args.output, args.scale), claims, verdicts=verdicts)
     print(found)
     insert(found, args.readme)
