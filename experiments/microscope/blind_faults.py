@@ -19,7 +19,7 @@ import random
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 import qtrain
 from experiments.microscope.faults import DECADES, KINDS, OF_SCALE, Fault, planted
+from experiments.microscope.sqnr import falls, operands, ranked
 from experiments.microscope.subjects import Batch, error, subject, train, usual_optimizer
 from qtrain import Monitor, Recipe, diagnose, environment, plain_state_dict, quantize, recipes
 from qtrain.inspection.row import SLOT_OF
-from qtrain.inspection.rows import MonitorRow
 
 NAMES = ("resnet20", "vgg11", "vit", "chartransformer")
 RECIPES = {"int8": recipes.int8, "fp8": recipes.fp8, "mxfp8": recipes.mxfp8}
@@ -39,7 +39,6 @@ SEED, DRAWS, STEPS, RECORDS, HEALTHY = 31415926, 300, 150, 6, 5
 GRADIENTS = 2  # batches over which the cosine of the gradient is a mean
 EVERY, CONTINUED = 5, 40  # every fifth draw is trained on for so many steps in all
 OUT = Path(__file__).parent / "results" / "blind"
-Tensors = dict[tuple[str, str], float]
 
 
 def main() -> None:
@@ -195,30 +194,6 @@ def cosines(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The mean cosine; of a gradient that is 0 or not finite, 0."""
     pairs = zip(found, exact, strict=True)
     return fmean((torch.cosine_similarity(a, b, dim=0).nan_to_num(0.0).item()) for a, b in pairs)
-
-
-def operands(rows: Sequence[MonitorRow]) -> Tensors:
-    """The median SQNR in dB of each operand over its records, of a NaN -inf."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row.role in SLOT_OF:
-            sqnr = -math.inf if math.isnan(row.sqnr_db) else row.sqnr_db
-            found.setdefault((row.layer, row.role), []).append(sqnr)
-    return {tensor: median(values) for tensor, values in found.items()}
-
-
-def falls(sqnr: Tensors, reference: Tensors) -> Tensors:
-    """How far below the reference each is, as a negative number of dB; 0 of two infinities."""
-    return {
-        tensor: 0.0 if value == reference[tensor] else value - reference[tensor]
-        for tensor, value in sqnr.items()
-    }
-
-
-def ranked(tensors: Tensors) -> list[list[Any]]:
-    """[layer, role, value], the lowest first, of equal ones the first in network order."""
-    order = sorted(tensors.items(), key=lambda item: item[1])
-    return [[*tensor, value] for tensor, value in order]
 
 
 def rules_digest() -> str:

@@ -190,6 +190,6 @@ def planted(recipe: Recipe, fault: Fault) -> Recipe:
     return replace(kept, **{product: broken})
 
 
-def place_of(fault: Fault) -> float:
-    """The size in decades above the smallest of its kind."""
-    return math.log10(fault.size / KINDS[fault.kind])
+def decades(kind: str, size: float) -> float:
+    """A size in decades above the smallest of its kind."""
+    return math.log10(size / KINDS[kind])
