@@ -15,6 +15,7 @@ from experiments.microscope import leave_one_out as script
 from qtrain import Recipe
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "microscope"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
 RESULTS = sorted((FOLDER / "results").glob("leave_one_out_*.json"))
 
 
@@ -56,6 +57,8 @@ def test_the_committed_correlations_are_those_of_the_committed_runs(path: Path) 
     assert committed["recipes"] == {a: str(script.recipe(b)) for a, b in script.BITS.items()}
     truth = [fmean(own) for own in committed["falls"]]
     assert len(committed["parts"]) == len(truth)
+    by_bits = script.spearman(truth, [-float(bits) for bits in script.BITS.values()])
+    assert f"gives **{by_bits[0]:.2f}** [{by_bits[1]:.2f}, {by_bits[2]:.2f}]" in README
     for name, scores in committed["scores"].items():
         assert list(script.spearman(truth, scores)) == pytest.approx(committed["spearman"][name])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,15 @@ def test_draws_are_of_a_seed_and_of_scales_where_there_are_some() -> None:
         bare = recipe.slot(*SLOT_OF[fault.role]).range is None  # type: ignore[attr-defined]
         assert not (bare and fault.kind in OF_SCALE)
     assert any(recipe.slot(*SLOT_OF[f.role]).range is None for f in faults)  # type: ignore[attr-defined]
+
+
+def test_results_of_other_rules_are_not_gone_on_with(tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+    blind_faults.same_rules(tmp_path, found)
+    blind_faults.same_rules(tmp_path, found)
+    assert found == {"rules": blind_faults.rules_digest()}
+    with pytest.raises(SystemExit, match="other rules"):
+        blind_faults.same_rules(tmp_path, {"rules": "others"})
 
 
 def test_a_draw_is_judged() -> None:

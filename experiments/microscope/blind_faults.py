@@ -67,7 +67,7 @@ def run_cell(
     bench = Bench(cell, data_dir)
     looks = [bench.look((), 100 + i) for i in range(HEALTHY)]
     reference = looks[0]["sqnr"]
-    found["rules"] = rules_digest()
+    same_rules(path, found)
     found["environment"] = environment(torch.device("cpu"))
     found["cell"] = {
         "tested": bench.tested, "tensors": len(reference),
@@ -201,6 +201,12 @@ def rules_digest() -> str:
     root = Path(qtrain.__file__).parent
     files = [p for name in ("diagnosis", "inspection") for p in sorted((root / name).glob("*.py"))]
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+
+
+def same_rules(path: Path, found: dict[str, Any]) -> None:
+    """Note by which rules results are made; SystemExit where those that there are had others."""
+    if found.setdefault("rules", rules_digest()) != rules_digest():
+        raise SystemExit(f"{path} was made with other rules: move it away, or check its commit out")
 
 
 def save(path: Path, found: dict[str, Any]) -> None:

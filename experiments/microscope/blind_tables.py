@@ -48,7 +48,7 @@ def report() -> str:
     draws = all_draws(cells)
     digests = ", ".join(sorted({own["rules"] for own in cells.values()}))
     parts = [f"{len(draws)} draws in {len(cells)} benches; rules {digests}.", *claims(draws)]
-    parts += [by_cost(draws), by_size(draws), by_kind(draws), beside(draws)]
+    parts += [by_cost(draws), by_size(draws), by_kind(draws), misses(draws), beside(draws)]
     return "\n\n".join([*parts, benches(cells), accuracy(cells)])
 
 
@@ -126,6 +126,21 @@ def by_kind(draws: Sequence[Draw]) -> str:
     return "By kind, draws of one fault.\n\n" + tabulate(lines, headers, tablefmt="github")
 
 
+def misses(draws: Sequence[Draw]) -> str:
+    """The costly draws of which no planted tensor stands first, and their faults."""
+    lines = []
+    for draw in sorted(draws, key=lambda d: -d["lost"]):
+        if draw["lost"] >= COSTLY and not draw["first"]["diagnose"]:
+            found = ["named" if own else "not named" for own in draw["found"]["diagnose"]]
+            for fault, said in zip(draw["faults"], found, strict=True):
+                place = f"{fault['layer']}, {fault['role']}"
+                figures = f"{draw['lost']:.2g}", fault["kind"], f"{fault['size']:.2g}"
+                lines.append([*figures, place, fault["sqnr"], fault["fall"], said])
+    headers = ["lost", "kind", "size", "tensor", "SQNR, dB", "fall, dB", "diagnose"]
+    text = tabulate(lines, headers, tablefmt="github", floatfmt=".3g")
+    return f"Not first, though {COSTLY} of the cosine or more is lost.\n\n{text}"
+
+
 def beside(draws: Sequence[Draw]) -> str:
     """The judges over chosen draws."""
     one = [d for d in draws if len(d["faults"]) == 1]
@@ -152,21 +167,19 @@ def benches(cells: Mapping[str, Any]) -> str:
         looks = own["cell"]["healthy"]
         draws = [judged(draw, own["cell"]) for draw in own["draws"].values()]
         costly = [d for d in draws if d["lost"] >= COSTLY]
+        gained = max(-min(float(d["lost"]) for d in own["draws"].values()), 0.0)
         lines.append([
             name, own["cell"]["tested"]["accuracy"], fmean(float(k["cosine"]) for k in looks),
-            max(abs(float(k["lost"])) for k in looks), sum(bool(k["findings"]) for k in looks),
-            *rates(costly, "diagnose")[:2],
+            max(abs(float(k["lost"])) for k in looks), gained,
+            sum(bool(k["findings"]) for k in looks), *rates(costly, "diagnose")[:2],
         ])  # fmt: skip
-    headers = [
-        "bench",
-        "accuracy",
-        "cosine",
-        "resolution",
-        "alarms of 5",
-        "found (costly)",
-        "first",
-    ]
-    return "Benches, healthy.\n\n" + tabulate(lines, headers, tablefmt="github", floatfmt=".4g")
+    said = "bench accuracy cosine resolution gained alarms found first"
+    text = tabulate(lines, said.split(), tablefmt="github", floatfmt=".4g")
+    return (
+        "Benches: healthy, accuracy in percent, cosine, what it loses by noise, alarms of 5; the "
+        "most that a draw's cosine\ngained (noise, too); of draws that lose "
+        f"{COSTLY} or more, those found and first by diagnose.\n\n{text}"
+    )
 
 
 def accuracy(cells: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from experiments.microscope.blind_faults import rules_digest
+from experiments.microscope.blind_faults import same_rules
 from experiments.microscope.exact import share
 from experiments.microscope.subjects import NETWORKS, subject, train
 from qtrain import Monitor, diagnose, environment, quantize
@@ -52,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}}
-    found["rules"], found["environment"] = rules_digest(), environment(torch.device("cpu"))
+    same_rules(args.out, found)
+    found["environment"] = environment(torch.device("cpu"))
     for i in range(args.first, min(args.first + args.count, len(RUNS))):
         if str(i) not in found["runs"]:
             found["runs"][str(i)] = run(i, args.data_dir)
