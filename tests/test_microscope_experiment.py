@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.microscope import blind_faults, blind_tables, healthy
 from experiments.microscope.exact import interval, mcnemar
 from experiments.microscope.faults import KINDS, OF_SCALE, Fault, Faulty, axes, planted
-from experiments.microscope.judged import judged, sized
+from experiments.microscope.judged import JUDGES, judged, sized
 from experiments.microscope.sqnr import falls, operands, ranked
 from qtrain import Monitor, quantize, recipes
 from qtrain.inspection.row import SLOT_OF
@@ -109,14 +109,19 @@ def test_elements_are_at_fault_as_they_say() -> None:
     q, own = made("rounding to odd", 1.0)
     between = (X / own.scale) != (X / own.scale).round()
     assert (q.elements[between] % 2 != 0).all() and ((q.dequantize() - X).abs() <= own.scale).all()
+    q, _ = made("rounding to odd", 1.0, torch.tensor([[127.0, 2.0, 3.5, -2.5]]))
+    assert q.elements.tolist() == [[127, 2, 3, -3]]  # at scale 1; a code stays what it is
     q, own = made("dead tile", 0.25)
     assert not q.elements.flatten()[:12].any()
     assert torch.equal(q.elements.flatten()[12:], own.elements.flatten()[12:])
     noisy = Quantizer(format=int8, rounding=stochastic())
     same = torch.full((64, 6), 0.505)
     same[0, 0] = 1.27
-    q, _ = made("shared noise", 1.0, same, noisy)
-    assert (q.elements[1:] == q.elements[1]).all() and len(q.elements[1].unique()) == 2
+    q, _ = made("biased rounding", 0.0, same, noisy)  # noise of its own for each element
+    assert all(len(column.unique()) == 2 for column in q.elements[1:].T)
+    for base in (noisy, SYMMETRIC):
+        q, _ = made("shared noise", 1.0, same, base)
+        assert (q.elements[1:] == q.elements[1]).all() and len(q.elements[1].unique()) == 2
 
 
 def test_channels_are_at_fault_as_they_say() -> None:
@@ -124,6 +129,8 @@ def test_channels_are_at_fault_as_they_say() -> None:
     wrong = (q.elements != own.elements).any(0)
     assert wrong.tolist() == [False, False, False, True, False, False]
     assert torch.equal(q.elements[:, 3], (X / 1.5 / own.scale).round().to(torch.int8)[:, 3])
+    q, own = made("bad channel", 0.5, up=False, place=1.0)
+    assert (q.elements != own.elements).any(0).tolist() == [*[False] * 5, True]
     peaks = X.abs().amax(0)
     q, own = made("transposed scale", 0.5)
     other = X * torch.cat([peaks[:3].flip(0) / peaks[:3], torch.ones(3)])
@@ -225,6 +232,13 @@ def test_the_committed_tables_are_those_of_the_committed_draws() -> None:
     assert blind_tables.report() == committed.rstrip("\n")
     found = [json.loads(path.read_text()) for path in CELLS]
     assert sorted(int(i) for own in found for i in own["draws"]) == list(range(blind_faults.DRAWS))
+    draws = blind_tables.all_draws(blind_tables.read())
+    text = (blind_tables.RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    for low, high in ((0.01, 2), (0.001, 0.01), (0, 0.001), (0, 2)):
+        own = [draw for draw in draws if low <= draw["lost"] < high]
+        cells = [blind_tables.rates(own, judge)[1].partition(", ")[2] for judge in JUDGES]
+        assert f" {len(own)}" in text and f"| {' | '.join(cells)} |" in text
     runs = json.loads(healthy.OUT.read_text())
-    assert len(runs["runs"]) == 96
+    assert {int(i) for i in runs["runs"]} <= set(range(96))
+    assert healthy.tables(runs["runs"]).splitlines()[2].split("|")[2].strip() in text
     assert {own["rules"] for own in found} == {runs["rules"]}

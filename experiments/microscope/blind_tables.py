@@ -148,6 +148,7 @@ def beside(draws: Sequence[Draw]) -> str:
     chosen = {
         "all": draws, "one fault": one, "two faults": two,
         **{f"one fault, {name}": alone(draws, kinds) for name, kinds in groups().items()},
+        f"cosine lost < {COSTLY / 10}": [d for d in draws if d["lost"] < COSTLY / 10],
         f"cosine lost >= {COSTLY}": [d for d in draws if d["lost"] >= COSTLY],
     }  # fmt: skip
     lines = [[name, judge, *rates(own, judge)] for name, own in chosen.items() for judge in JUDGES]
