@@ -1,6 +1,6 @@
 """Does leave-one-out, minutes of work at a few points of one run, say what retraining would?
 
-    python experiments/microscope/leave_one_out.py
+    python -m experiments.microscope.leave_one_out [--equal 4 --by layer --seeds 24]
 
 A small convolutional network learns the 8x8 digits in few bits, all three products of a layer in
 as many as `BITS` says, 2 to 8, so that layers differ in what they cost.  Retraining, the truth: for
@@ -10,14 +10,9 @@ Leave-one-out: `sensitivity` at a few points of the quantized run says how much 
 of the gradient gains with that part put back.  Printed, and written to results/: Spearman's rank
 correlation of the two over the parts, for each ranking that a report offers, with its interval, and
 how well one half of the seeds of the retraining agrees with the other, which is about what the
-noise of the truth allows.
-
-Over the 8 layers, 12 seeds: gain_cosine 0.69 [-0.13, 0.95]; the halves agree at 0.81 [0.12, 0.97].
-
-With 3 bits in every layer, as first set, the truth itself did not repeat: the halves agreed at 0.24
-over layers and -0.16 over products (loss of the last 2 of 6 epochs, rate 0.1, 5 seeds), and at
--0.19 over layers (this setting otherwise, 8 seeds).  gain_cosine had 0.71 [-0.09, 0.95] and 0.20
-[-0.23, 0.56], and 0.43 [-0.43, 0.88]: where parts cost much the same, runs do not rank them.
+noise of the truth allows.  Beside them baselines that measure no rounding's effect: a layer's bits,
+SQNR, parameters, gradient.  --equal: the same bits in all of 37 layers of a ResNet-34, so that bits
+rank nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +26,15 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
+from experiments.microscope.baselines import baselines
+from experiments.microscope.rank import spearman
 from qtrain import (
     Forward,
     GradInput,
@@ -47,6 +43,7 @@ from qtrain import (
     SensitivityReport,
     data,
     environment,
+    models,
     quantize,
     recipes,
     sensitivity,
@@ -71,16 +68,18 @@ def main() -> None:
         "--by", nargs="+", choices=("layer", "product"), default=["layer", "product"]
     )
     parser.add_argument("--seeds", type=int, default=12, help="how many: 0, 1, ...")
+    parser.add_argument("--equal", type=int, help="bits of all layers of a ResNet-34")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(exist_ok=True)
+    subject = MIXED if args.equal is None else equal(args.equal)
     for by in args.by:
         started = time.process_time()
-        result = compared(by, range(args.seeds))
+        result = compared(by, range(args.seeds), subject)
         print(f"\nby {by}, n = {len(result['parts'])}, {args.seeds} seeds\n{table(result)}")
         report = {
-            "recipes": {layer: str(recipe(bits)) for layer, bits in BITS.items()},
+            "recipes": {layer: str(recipe(bits)) for layer, bits in subject.bits.items()},
             "setting": {
                 "epochs": EPOCHS, "batch": BATCH, "lr": LR, "points": POINTS,
                 "batches": BATCHES, "primary": PRIMARY,
@@ -90,7 +89,8 @@ def main() -> None:
             **result,
             "environment": environment(torch.device("cpu")),
         }  # fmt: skip
-        path = args.out / f"leave_one_out_{by}.json"
+        name = "" if args.equal is None else f"_equal_{args.equal}"
+        path = args.out / f"leave_one_out{name}_{by}.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -120,23 +120,48 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
+class Subject(NamedTuple):
+    """The network of a seed, and each layer's bits."""
+
+    network: Callable[[int], nn.Module]
+    bits: Mapping[str, int]
+
+
+MIXED = Subject(network, BITS)
+
+
+def equal(bits: int) -> Subject:
+    """A narrow ResNet-34, all of its 37 layers in so many bits."""
+
+    def resnet(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return models.resnet34(num_classes=10, in_channels=1, stem="cifar", width=4)
+
+    kinds = nn.Conv2d | nn.Linear
+    layers = [name for name, layer in resnet(0).named_modules() if isinstance(layer, kinds)]
+    return Subject(resnet, dict.fromkeys(layers, bits))
+
+
 def batches(seed: int, epoch: int) -> data.Batches:
     """Those of an epoch, in the order of a seed."""
     split = data.load("digits").train
     return data.Batches(split, batch_size=BATCH, seed=seed, epoch=epoch, drop_last=True)
 
 
-def quantized(seed: int, changes: Mapping[str, Recipe] = MappingProxyType({})) -> nn.Module:
+def quantized(seed: int, changes: Mapping[str, Recipe], subject: Subject) -> nn.Module:
     """The network, each layer in its bits or as `changes` says."""
-    own = {layer: recipe(bits) for layer, bits in BITS.items()}
-    return quantize(network(seed), recipe="fp32", overrides={**own, **changes}, seed=seed)
+    own = {layer: recipe(bits) for layer, bits in subject.bits.items()}
+    return quantize(subject.network(seed), recipe="fp32", overrides={**own, **changes}, seed=seed)
 
 
 def trained(
-    seed: int, changes: Mapping[str, Recipe], look: Callable[[int, nn.Module], None] | None = None
+    seed: int,
+    changes: Mapping[str, Recipe],
+    subject: Subject = MIXED,
+    look: Callable[[int, nn.Module], None] | None = None,
 ) -> float:
     """The mean training loss of the run; look: is shown the model before each step."""
-    model = quantized(seed, changes)
+    model = quantized(seed, changes, subject)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     losses: list[float] = []
     total = EPOCHS * len(batches(seed, 0))
@@ -153,40 +178,47 @@ def trained(
     return fmean(losses)
 
 
-def looked(seed: int, by: str) -> list[SensitivityReport]:
-    """Leave-one-out at each point of the quantized run."""
-    found: list[SensitivityReport] = []
+def looked(
+    seed: int, by: str, subject: Subject = MIXED
+) -> list[tuple[SensitivityReport, dict[str, list[float]]]]:
+    """Leave-one-out at each point of the quantized run, and what the baselines say of its parts."""
+    found = []
     total = EPOCHS * len(batches(seed, 0))
     points = [round(point * total) for point in POINTS]
 
     def look(step: int, model: nn.Module) -> None:
         if step in points:
             (images, labels), *more = islice(batches(seed, EPOCHS + step), BATCHES)
-            found.append(sensitivity(model, images, labels, by=by, more=more))
+            report = sensitivity(model, images, labels, by=by, more=more)
+            found.append((report, baselines(model, images, labels, report.rows)))
 
-    trained(seed, {}, look)
+    trained(seed, {}, subject, look)
     return found
 
 
-def compared(by: str, seeds: Sequence[int]) -> dict[str, Any]:
+def compared(by: str, seeds: Sequence[int], subject: Subject) -> dict[str, Any]:
     """Retraining against leave-one-out, the parts in network order."""
-    reports = [looked(seed, by) for seed in seeds]
-    base = [trained(seed, {}) for seed in seeds]
-    units = {(row.layer, row.part): row for row in reports[0][0].rows}
+    reports = [looked(seed, by, subject) for seed in seeds]
+    base = [trained(seed, {}, subject) for seed in seeds]
+    units = [(row.layer, row.part) for row in reports[0][0][0].rows]
     falls: list[list[float]] = []  # of each part, by seed
     for layer, part in units:
-        own = without(recipe(BITS[layer]), part)
-        falls.append([b - trained(s, {layer: own}) for s, b in zip(seeds, base, strict=True)])
+        changes = {layer: without(recipe(subject.bits[layer]), part)}
+        falls.append([b - trained(s, changes, subject) for s, b in zip(seeds, base, strict=True)])
         print(f"{by} {layer} {part}: loss falls by {fmean(falls[-1]):+.4f}", flush=True)
     truth = [fmean(own) for own in falls]
     halves = [[fmean(own[start::2]) for own in falls] for start in (0, 1)]
     scores = {
         ranking: [
-            fmean(getattr(report.rows[i], ranking) for own in reports for report in own)
+            fmean(getattr(report.rows[i], ranking) for own in reports for report, _ in own)
             for i in range(len(units))
         ]
         for ranking in RANKINGS
     }
+    scores["bits"] = [-float(subject.bits[layer]) for layer, _ in units]
+    for name in reports[0][0][1]:
+        own = [values[name] for points in reports for _, values in points]
+        scores[name] = [fmean(column) for column in zip(*own, strict=True)]
     return {
         "parts": [" ".join(unit) for unit in units],
         "loss": base,
@@ -195,22 +227,6 @@ def compared(by: str, seeds: Sequence[int]) -> dict[str, Any]:
         "spearman": {name: spearman(truth, own) for name, own in scores.items()},
         "halves": spearman(*halves),
     }
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """Rank correlation with its 95 % interval over parts, of Bonett and Wright (2000)."""
-    a, b = (_ranks(values) - (len(values) - 1) / 2 for values in (x, y))
-    rho = float(a @ b / (a.norm() * b.norm()))
-    half = 1.96 * math.sqrt((1 + rho**2 / 2) / (len(x) - 3))
-    centre = math.atanh(max(min(rho, 1 - 1e-12), -1 + 1e-12))
-    return rho, math.tanh(centre - half), math.tanh(centre + half)
-
-
-def _ranks(values: Sequence[float]) -> Tensor:
-    """From 0; equal values share the mean of theirs."""
-    x = torch.tensor(values, dtype=torch.float64)
-    below = (x[None] < x[:, None]).sum(1)
-    return below + ((x[None] == x[:, None]).sum(1) - 1) / 2
 
 
 def table(result: Any) -> str:
