@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from training_cases import start
+from training_cases import Forked, start
 
 from qtrain.conversion.kinds import convert_norm_
 from qtrain.norms.deviations import l1, l2, linf, none, range_, topk
@@ -126,7 +126,8 @@ def run_ranks(job: str, world: int, folder: Path) -> list[Any]:
         "sync_cases.run_rank(*sys.argv[2:])"
     )
     here = str(Path(__file__).parent)
-    processes = [start(code, here, job, str(r), str(world), str(folder)) for r in range(world)]
+    create = start if job == "devices" else Forked
+    processes = [create(code, here, job, str(r), str(world), str(folder)) for r in range(world)]
     try:
         for process in processes:
             _, errors = process.communicate(timeout=200)
@@ -134,7 +135,6 @@ def run_ranks(job: str, world: int, folder: Path) -> list[Any]:
     finally:  # the others wait for one that failed
         for process in processes:
             process.kill()
-            process.communicate()
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 

@@ -160,3 +160,8 @@ def models(rank: int, world: int) -> dict[str, Any]:
         "fused": _fused(rank),
         "compiled": _compiled(rank),
     }
+
+
+def every(rank: int, world: int) -> dict[str, Any]:
+    """The jobs of two ranks, in one pair of processes."""
+    return {job.__name__: job(rank, world) for job in (norms, models, subclass)}

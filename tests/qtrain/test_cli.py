@@ -139,9 +139,18 @@ def test_a_failed_run_has_status_1(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "step" in err and "layer" in err and "role" in err and "Traceback" not in err
 
 
-def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    train(small(tmp_path, epochs=1), say=quiet)
-    path = tmp_path / "run" / "checkpoint.pt"
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run that its readers leave as it is."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(small(folder, epochs=1), say=quiet)
+    return folder / "run" / "checkpoint.pt"
+
+
+def test_inspect_prints_and_saves(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
+) -> None:
+    path = checkpoint
     status, whole, _ = run(capsys, "inspect", str(path), "--save", str(tmp_path / "e.csv"))
     assert status == 0 and "grad_weight" in whole
     assert (tmp_path / "e.csv").read_text().startswith("layer,role")
@@ -154,10 +163,10 @@ def test_inspect_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert "did you mean" not in err
 
 
-def test_inspect_accumulates_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    train(small(tmp_path, epochs=1), say=quiet)
-    path = str(tmp_path / "run" / "checkpoint.pt")
-    drawn = tmp_path / "e.svg"
+def test_inspect_accumulates_and_draws(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
+) -> None:
+    path, drawn = str(checkpoint), tmp_path / "e.svg"
     status, out, _ = run(capsys, "inspect", path, "--accumulated", "--plot", str(drawn))
     assert status == 0 and "- grad_output " in out and "grad_output (grad_input)" not in out
     assert drawn.read_text().startswith("<?xml")
@@ -166,9 +175,10 @@ def test_inspect_accumulates_and_draws(capsys: pytest.CaptureFixture[str], tmp_p
         assert status == 2 and err.count("\n") == 1 and "plot: " in err
 
 
-def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    train(small(tmp_path, epochs=1), say=quiet)
-    path, saved = tmp_path / "run" / "checkpoint.pt", tmp_path / "c.csv"
+def test_cost_prints_and_saves(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
+) -> None:
+    path, saved = checkpoint, tmp_path / "c.csv"
     status, out, err = run(capsys, "cost", str(path), "--save", str(saved), "--device", "cpu")
     assert err.endswith(f"wrote {saved}\n")
     assert status == 0 and "grad_weight" in out and "fp32" in out
@@ -179,10 +189,9 @@ def test_cost_prints_and_saves(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 def test_sensitivity_prints_ranks_and_saves(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Path
 ) -> None:
-    train(small(tmp_path, epochs=1), say=quiet)
-    line = ("sensitivity", str(tmp_path / "run" / "checkpoint.pt"), "--device", "cpu")
+    line = ("sensitivity", str(checkpoint), "--device", "cpu")
     saved = tmp_path / "s.csv"
     status, whole, _ = run(capsys, *line, "--save", str(saved))
     assert status == 0 and "grad_weight" in whole and "in full precision" in whole

@@ -10,8 +10,6 @@ import pickle
 import random
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -22,9 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_cases import quiet, rewrite, small, unchecked
+from training_cases import Forked, quiet, rewrite, small, unchecked
 
-import qtrain
 from qtrain import compare, data, diagnose
 from qtrain.data.cifar import read_python
 from qtrain.files.plain_json import line as checked_line
@@ -399,13 +396,10 @@ except ValueError as error:
 
 def refused(line: str, *, spare: int = 2**30) -> str:
     """What a process with so many bytes to spare says of it."""
-    root = str(Path(qtrain.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", TIGHT, line, str(spare)], env={**os.environ, "PYTHONPATH": root},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = Forked(TIGHT, line, str(spare))
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return out
 
 
 def gzip_bomb(head: bytes = b"", count: int = 500) -> bytes:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training_cases import assert_same_run, quiet, small, start
+from training_cases import Forked, assert_same_run, quiet, small
 
 from qtrain.training.train import train
 
@@ -85,7 +85,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_this_moment_and_resumed(
     whole: Path, tmp_path: Path, where: str, count: int
 ) -> None:
-    process = start(DIE, where, str(count), *RUN, "--runs-dir", str(tmp_path))
+    process = Forked(DIE, where, str(count), *RUN, "--runs-dir", str(tmp_path))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     train(small(tmp_path, checkpoint_every=3, resume=True), say=quiet)
@@ -108,7 +108,7 @@ EARLY = """
 import os, sys, time
 from qtrain.training import train as training
 from qtrain.cli import main
-def load_data(config):
+def load_data(config, data):
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(60)
 training.load_data = load_data
@@ -120,7 +120,7 @@ sys.exit(main(sys.argv[2:]))
 def test_interrupted_before_the_first_step_says_so_in_one_line(
     tmp_path: Path, sent: signal.Signals
 ) -> None:
-    process = start(EARLY, str(int(sent)), *RUN, "--runs-dir", str(tmp_path))
+    process = Forked(EARLY, str(int(sent)), *RUN, "--runs-dir", str(tmp_path))
     out, errors = process.communicate(timeout=120)
     assert (process.returncode, out, errors.count("\n")) == (130, "", 1), errors
     assert "stopped" in errors
@@ -131,7 +131,7 @@ def test_interrupted_run_leaves_a_checkpoint_and_says_how_to_resume(
     tmp_path: Path, sent: signal.Signals
 ) -> None:
     long = [*RUN, "--runs-dir", str(tmp_path), "--epochs", "400", "--checkpoint-every", "1000"]
-    process = start(COMMAND, *long)
+    process = Forked(COMMAND, *long)
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for(metrics, 0)
     process.send_signal(sent)
@@ -141,7 +141,7 @@ def test_interrupted_run_leaves_a_checkpoint_and_says_how_to_resume(
     if sent == signal.SIGTERM:  # resuming is the same after both
         return
     # killed by surprise after it resumed: no line is lost or doubled
-    process = start(COMMAND, *long, "--resume")
+    process = Forked(COMMAND, *long, "--resume")
     wait_for(metrics, metrics.stat().st_size)
     process.kill()
     _, errors = process.communicate(timeout=120)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_cases import assert_same_run, lines, quiet, small, start, states
+from training_cases import Forked, assert_same_run, lines, quiet, small, states
 
 from qtrain import CheckpointError, TrainConfig, compare, inspect, training_recipe
 from qtrain.cli import main
@@ -100,7 +100,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
         "--device cpu --checkpoint-every 1 --no-baseline --name run --runs-dir"
     )
     assert main([*command, str(tmp_path / "whole")]) == 0
-    process = start(KILLED, *command, str(tmp_path / "killed"))
+    process = Forked(KILLED, *command, str(tmp_path / "killed"))
     process.communicate(timeout=200)
     assert process.returncode == -9
     assert main([*command, str(tmp_path / "killed"), "--resume"]) == 0

@@ -83,9 +83,18 @@ def own_sums(case: Case, rank: int, output: Tensor) -> Results:
     return {"grad_weight": (grad * normalized).sum(axes), "grad_bias": grad.sum(axes)}
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What each job returns on each of two ranks."""
+    found = run_ranks("every", 2, tmp_path_factory.mktemp("ranks"))
+    return {job: [rank[job] for rank in found] for job in found[0]}
+
+
 @pytest.mark.parametrize("world", [2, 3], ids="{}-ranks".format)
-def test_ranks_equal_one_process_with_all_batches(world: int, tmp_path: Path) -> None:
-    found = run_ranks("norms", world, tmp_path)
+def test_ranks_equal_one_process_with_all_batches(
+    world: int, tmp_path: Path, two: dict[str, list[Any]]
+) -> None:
+    found = two["norms"] if world == 2 else run_ranks("norms", world, tmp_path)
     for name, case in cases(world).items():
         ranks = [rank[name] for rank in found]
         assert_one_batch(case, name, ranks, alone(case.recipe, case, *case.whole))
@@ -106,8 +115,8 @@ def test_ranks_equal_one_process_with_all_batches(world: int, tmp_path: Path) ->
         assert not torch.equal(found[1]["pair"]["mean"], whole["mean"])
 
 
-def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
-    found: list[dict[str, Any]] = run_ranks("models", 2, tmp_path)
+def test_two_ranks_train_as_one_process(two: dict[str, list[Any]]) -> None:
+    found = two["models"]
     whole = trained(converted(nn.BatchNorm2d), 0, 1)
     for rank in found:
         state = {key.removeprefix("module."): value for key, value in rank["ddp"].items()}
@@ -127,8 +136,8 @@ def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
             torch.testing.assert_close(compiled[key], value)
 
 
-def test_a_subclass_with_its_own_forward_is_synchronised_too(tmp_path: Path) -> None:
-    for torchs, own in run_ranks("subclass", 2, tmp_path):
+def test_a_subclass_with_its_own_forward_is_synchronised_too(two: dict[str, list[Any]]) -> None:
+    for torchs, own in two["subclass"]:
         assert torch.equal(own.pop("output"), 2 * torchs.pop("output"))
         assert own.keys() == torchs.keys()
         assert all(torch.equal(own[name], value) for name, value in torchs.items())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -93,7 +97,7 @@ torch.distributed.init_process_group(
 def on_two_ranks(code: str, folder: Path) -> None:
     """Run `code` in two processes of one group; it finds torch, nn, `rank` and `folder`."""
     whole = f"{RANK}{code}torch.distributed.destroy_process_group()\n"
-    processes = [start(whole, str(rank), str(folder)) for rank in range(2)]
+    processes = [Forked(whole, str(rank), str(folder)) for rank in range(2)]
     for process in processes:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
@@ -109,3 +113,50 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class Forked:
+    """What `start` gives, forked from a process that has all imports behind it (fork_server): a
+    process of its own, with signals, memory limits and an exit status of its own.
+
+    Not for a fresh interpreter's behaviour, nor for CUDA, which may be in use before the fork.
+    """
+
+    returncode: int | None
+
+    def __init__(self, code: str, *arguments: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["fork_server"])
+        with pytest.MonkeyPatch.context() as patch:  # for the server, started by the first of them
+            here, root = Path(__file__).parent, Path(qtrain.__file__).parents[1]
+            patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{here}")
+            forkserver.ensure_running()
+        self.folder = tempfile.TemporaryDirectory()
+        self.process = context.Process(target=_run, args=(code, arguments, self.folder.name))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """(stdout, stderr) at its end."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.kill()
+            self.process.join()
+        self.returncode = self.process.exitcode
+        out, errors = (Path(self.folder.name, str(stream)).read_text() for stream in (1, 2))
+        self.folder.cleanup()
+        return out, errors
+
+
+def _run(code: str, arguments: tuple[str, ...], folder: str) -> None:
+    for stream in (1, 2):
+        os.dup2(os.open(f"{folder}/{stream}", os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv[:] = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})
