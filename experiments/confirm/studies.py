@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from qtrain import NormRecipe, Recipe, bound_weights, deviations, models, quantize, recipes
+from qtrain import NormRecipe, Recipe, bound_weights, deviations, models, recipes
 from qtrain import weight_norm as with_weight_norm
 
 
@@ -41,19 +41,19 @@ def _norm(deviation: deviations.Deviation, **more: Any) -> Recipe:
 
 
 def bounded(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """A ResNet-18 with bounded weight norm, a fixed norm of every channel; mean-only norms."""
-    return _weights(bound_weights(_resnet(num_classes, in_channels, image_size), skip=["fc"]))
+    """A ResNet-18 with bounded weight norm, a fixed norm of every channel."""
+    return bound_weights(_resnet(num_classes, in_channels, image_size), skip=["fc"])
 
 
 def bounded_learned(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """The same as the authors' code has it: sizes of channels learned, their norm fixed."""
     network = _resnet(num_classes, in_channels, image_size)
-    return _weights(bound_weights(network, skip=["fc"], learned=True))
+    return bound_weights(network, skip=["fc"], learned=True)
 
 
 def weight_norm(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """The same with weight norm."""
-    return _weights(with_weight_norm(_resnet(num_classes, in_channels, image_size), skip=["fc"]))
+    return with_weight_norm(_resnet(num_classes, in_channels, image_size), skip=["fc"])
 
 
 def _resnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -61,13 +61,15 @@ def _resnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     return models.get("resnet18", **sizes)
 
 
-def _weights(network: nn.Module) -> nn.Module:
-    return quantize(network, recipe="fp32", norm="none")
-
-
 _SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
 _20 = {**_SGD, "epochs": 20, "batch_size": 128, "lr": 0.1}
-_HERE = "experiments.confirm.studies"
+
+
+def _own(function: str) -> dict[str, Any]:
+    """An arm with a network of this file, and mean-only norms."""
+    model = f"experiments.confirm.studies:{function}"
+    return {"recipe": "fp32", "norm": "none", "model": model, "clip_grad": 5.0}
+
 
 STUDIES: dict[str, StudyOf] = {
     # in the order in which they are worth their time
@@ -110,9 +112,9 @@ STUDIES: dict[str, StudyOf] = {
         model="resnet18",
         arms={
             "batch norm": "fp32",
-            "bounded": {"model": f"{_HERE}:bounded", "clip_grad": 5.0},
-            "bounded learned": {"model": f"{_HERE}:bounded_learned", "clip_grad": 5.0},
-            "weight norm": {"model": f"{_HERE}:weight_norm", "clip_grad": 5.0},
+            "bounded": _own("bounded"),
+            "bounded learned": _own("bounded_learned"),
+            "weight norm": _own("weight_norm"),
         },
         config=_20, runs=8, deviation=0.003, rates=(0.5, 1, 2),
     ),
