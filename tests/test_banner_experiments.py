@@ -206,19 +206,23 @@ with ranks.joined("cpu"):
 """
 
 
-def test_ranks_agree_and_do_together_what_one_process_does(tmp_path: Path) -> None:
+def test_ranks_agree_and_do_together_what_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, *launcher, str(script), str(tmp_path)], env=environment,
-                         stderr=subprocess.PIPE, text=True)
-        for launcher in (torchrun, [])
-    ]  # fmt: skip
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
+    threads = torch.get_num_threads()
+    exec(RANK, {"__name__": "__main__"})
+    torch.set_num_threads(threads)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
     alone, first, second = (
         json.loads((tmp_path / f"{name}.json").read_text())
         for name in ("0-of-1", "0-of-2", "1-of-2")
