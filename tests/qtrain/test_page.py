@@ -209,9 +209,9 @@ def test_every_row_is_there_in_network_order(count: int) -> None:
 
 
 def test_a_layer_takes_so_much_of_the_file_however_long_the_run() -> None:
-    """Under 26 kB a layer of 9 roles whose histograms have no empty bin: 5.2 MB at 200 layers."""
+    """Under 30 kB a layer of 9 roles whose histograms have no empty bin: 6 MB at 200 layers."""
     few, many = (len(render(record(names(n), records=45))) for n in (8, 24))
-    assert (many - few) / 16 < 26_000 and few < 8 * 26_000 + 150_000
+    assert (many - few) / 16 < 30_000 and few < 8 * 30_000 + 150_000
     assert len(render(record(names(8), records=90))) < 1.02 * few
 
 
@@ -277,13 +277,14 @@ def test_the_lowest_error_of_all_layers_breaks_off_where_one_is_lost(value: floa
 def test_levels_are_those_of_the_legend() -> None:
     assert [level(low) for low in LEVELS] == [f"h{i}" for i in range(len(LEVELS))]
     assert level(LEVELS[0] - 1e-9) == "h1" and level(math.inf) == "h0" and level(math.nan) == "nan"
-    (legend,) = (
-        u for u in parsed(render(record(["a"]))).all("ul") if u.attributes.get("class") == "legend"
-    )
-    assert [item.attributes["class"] for item in legend.all("li")] == [
-        *(f"h{i}" for i in range(len(LEVELS))), "nan",
-    ]  # fmt: skip
-    assert [item.content for item in legend.all("li")][:2] == ["40 and more", "30 to 40"]
+    lists = parsed(render(record(["a"]))).all("ul")
+    legends = [u for u in lists if u.attributes.get("class") == "legend"]
+    assert len(legends) == 2  # of the network, and of the run
+    for legend in legends:
+        classes = [item.attributes["class"] for item in legend.all("li")]
+        assert [c for c in classes if c.startswith("h")] == [f"h{i}" for i in range(len(LEVELS))]
+        assert "nan" in classes
+        assert [item.content for item in legend.all("li")][:2] == ["40 and more", "30 to 40"]
 
 
 def colours(scheme: str) -> dict[str, str]:
