@@ -182,6 +182,15 @@ REFUSED: Sequence[tuple[dict[str, Any], str]] = [
     ({"seeds": 0}, "seeds: got 0"),
     ({"metric": "acc"}, "metric: got 'acc', need one of accuracy, loss"),
     ({"margin": 0}, "margin: got 0"),
+    ({"runs_dir": ""}, "runs_dir: got '', need a folder"),
+    ({"name": ".."}, "name: got the name '..'"),
+    ({"recipes": {"a b": "fp32", "a-b": "int8"}}, "'a b' .* and 'a-b' .* have one folder, 'a-b'"),
+    (
+        {"model": {"z": "mlp", "y z": "mlp"}, "recipes": {"x": "fp32", "x y": "int8"}},
+        "'x y z' .'x y' of 'z'. and 'x y z' .'x' of 'y z'. have one folder",
+    ),
+    ({"recipes": {"a": {"holdout": 0.1}, "b": "int8"}}, "holdout is 0.1 of 'a', None of 'b'"),
+    ({"recipes": {"a": "fp32", "b": {"data_dir": "x"}}}, "data_dir is None of 'a', 'x' of 'b'"),
 ]
 
 
@@ -197,6 +206,7 @@ def test_seeds_come_first_and_models_are_compared_within(tmp_path: Path) -> None
     assert [job.text for job in plan.jobs()][:5] == [
         "fp32 a, seed 0", "int8 a, seed 0", "fp32 b, seed 0", "int8 b, seed 0", "fp32 a, seed 1",
     ]  # fmt: skip
+    assert planned("mlp", ["fp32", "int8"], primary=["int8", "int8"]).primary == ("int8",)
     assert plan.rivals()["b"] == ("fp32 b", ["fp32 b", "int8 b"], ["int8 b"])
     names = {job.config.run_name for job in plan.jobs()}
     assert len(names) == 8 and "int8-b-seed1" in names

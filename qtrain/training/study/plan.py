@@ -27,6 +27,11 @@ class Arm:
     config: TrainConfig
     model: Any = field(default=None, compare=False)
 
+    @property
+    def folder(self) -> str:
+        """What the names of its runs' folders begin with."""
+        return self.name.replace(" ", "-")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -56,8 +61,7 @@ class Plan:
 
     def job(self, arm: Arm, seed: int) -> Job:
         """One run, in a folder that tells which."""
-        name = f"{arm.name.replace(' ', '-')}-seed{seed}"
-        config = replace(arm.config, seed=seed, name=name)
+        config = replace(arm.config, seed=seed, name=f"{arm.folder}-seed{seed}")
         return Job(arm=arm.name, seed=seed, config=config, model=arm.model, data=self.data)
 
     def rivals(self) -> dict[str, tuple[str, list[str], list[str]]]:

@@ -42,8 +42,9 @@ def planned(
     if name is None:
         name = "-".join([*every, reference.short(data_text)])
     _check_folder("name", name)
-    checks.text("runs_dir", runs_dir)
-    arms = []
+    if not checks.text("runs_dir", runs_dir).strip():
+        raise ValueError(f"runs_dir: got {runs_dir!r}, need a folder; the default is runs")
+    arms: list[Arm] = []
     for group, value in every.items():
         text = value if isinstance(value, str) else given_model.recorded(value)
         fixed = {"model": text, "data": data_text, "baseline": False, "resume": True}
@@ -58,6 +59,7 @@ def planned(
                 name=label, recipe=recipe, group=group, config=_config(label, given),
                 model=None if isinstance(own, str) else own,
             )  # fmt: skip
+            _check_apart(arm, arms)
             arms.append(arm)
     baseline = next(iter(rules)) if baseline is None else baseline
     checks.choice("baseline", baseline, rules)
@@ -70,7 +72,8 @@ def planned(
     checks.number("margin", margin, low=0, positive=True, hint="0.01 is a point of accuracy")
     return Plan(
         name=name, runs_dir=runs_dir, arms=tuple(arms), seeds=_seeds(seeds), baseline=baseline,
-        metric=metric, margin=float(margin), primary=tuple(p for p in main if p != baseline),
+        metric=metric, margin=float(margin),
+        primary=tuple(p for p in dict.fromkeys(main) if p != baseline),
         data=None if isinstance(data, str) else data,
     )  # fmt: skip
 
@@ -136,9 +139,28 @@ def _models(got: Any) -> dict[str, Any]:
     return dict(got)
 
 
+def _check_apart(arm: Arm, others: Sequence[Arm]) -> None:
+    """ValueError for an arm that shares a folder with one of the others, or is tested on other
+    samples."""
+    for other in others:
+        if arm.folder == other.folder:
+            raise ValueError(
+                f"recipes: the arms {other.name!r} ({other.recipe!r} of {other.group!r}) and "
+                f"{arm.name!r} ({arm.recipe!r} of {arm.group!r}) have one folder, {arm.folder!r}; "
+                f"name one otherwise"
+            )
+        for name in ("data_dir", "holdout"):
+            got = getattr(other.config, name), getattr(arm.config, name)
+            if got[0] != got[1]:
+                raise ValueError(
+                    f"recipes: {name} is {got[0]!r} of {other.name!r}, {got[1]!r} of "
+                    f"{arm.name!r}, but all arms are tested on the same samples; say it in config"
+                )
+
+
 def _check_folder(field: str, name: Any) -> None:
     """ValueError for a name that is no part of a folder's name."""
-    if not isinstance(name, str) or not name.strip() or any(c in name for c in "/\\\n"):
+    if not isinstance(name, str) or name.strip(" .") == "" or any(c in name for c in "/\\\n"):
         raise ValueError(f"{field}: got the name {name!r}, need one without slashes, for a folder")
 
 
