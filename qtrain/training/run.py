@@ -221,6 +221,8 @@ class Run:
             gap=gap,
             report=self._inspect(quantized),
             monitor=self.monitor,
+            data=self.fingerprint,
+            classes=self.dataset.num_classes,
         )
         result.save()
         return result

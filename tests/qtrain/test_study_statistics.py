@@ -116,6 +116,38 @@ def test_what_is_needed_is_enough() -> None:
     assert 0.72 < power < 0.9
 
 
+def test_what_is_needed_is_enough_for_verdicts_that_hold_together() -> None:
+    """At the level of the first of Holm's, which of eight arms is 5 % / 8."""
+    rng, arms = random.Random(6), "abcdefghi"
+    means = dict.fromkeys(arms, 0.0)
+    needs = only(drawn(rng, means, 200, spread=0.4), primary=arms[1:]).needs
+    assert needs is not None
+    power = 0.0
+    for _ in range(150):
+        found = differences(drawn(rng, means, needs, spread=0.4), "a", 1.0, primary=arms[1:])
+        power += sum(d.verdict.startswith("equal") for d in found) / 8 / 150
+    assert power > 0.8
+
+
+@pytest.mark.parametrize("primary", ["", "bc"])
+def test_more_runs_are_needed_than_told_nothing(primary: str) -> None:
+    """Of half the margin: the first n whose interval cannot hold both 0 and the margin, never one
+    that is there."""
+    rng, weak = random.Random(7), []
+    for _ in range(200):
+        one = only(drawn(rng, {"a": 0, "b": 0.5, "c": 0}, 10, spread=0.6), primary=primary)
+        if one.verdict.startswith("too little power"):
+            assert one.needs is not None and one.needs > 10
+            weak.append(one)
+    assert len(weak) > 20
+    values = {"a": {i: 0.55 * (-1) ** i for i in range(10)}}
+    values["b"] = {i: 0.5 - value for i, value in values["a"].items()}
+    needs, spread = only(values).needs, math.sqrt(2 * variance(values["a"].values()))
+    assert needs is not None
+    halves = [quantile(0.95, 2 * (n - 1)) * spread / math.sqrt(n) for n in (needs - 1, needs)]
+    assert halves[0] > 0.5 >= halves[1]
+
+
 def test_a_diverged_arm_is_compared_by_itself() -> None:
     """Runs at chance have no deviation: pooled with them, the others would look too sure."""
     rng = random.Random(4)

@@ -43,6 +43,8 @@ class Difference:
     p_differs  of no difference;  p_equal: of one as large as the margin (two one-sided tests,
                doubled: at 0.05 the 95 % interval touches the margin)
     needs      runs an arm for 80 % power to show that an arm without a difference is equal within
+               the margin, were it the first or the only one judged (of m primary arms at 5 % / m);
+               where these are there and tell nothing, for an interval that cannot hold both 0 and
                the margin; None above 1,000
     """
 
@@ -78,10 +80,13 @@ def differences(
             raise ValueError(f"arm {arm!r}: got {len(runs)} run, need two or more to compare")
     pool = _pool({arm: runs for arm, runs in values.items() if arm not in diverged})
     found = []
+    strictest = _ALPHA / max(1, sum(arm in primary for arm in values if arm != baseline))
     for arm in values:
         if arm != baseline:
             own = None if {arm, baseline} & set(diverged) else pool
-            found.append(_difference(values, arm, baseline, margin, own, arm in primary))
+            level = strictest if arm in primary else _ALPHA
+            one = _difference(values, arm, baseline, margin, own, level)
+            found.append(replace(one, primary=arm in primary))
     levels = holm({d.arm: d for d in found if d.primary})
     return [judged(d, levels.get(d.arm, _ALPHA)) for d in found]
 
@@ -132,7 +137,7 @@ def _difference(
     baseline: str,
     margin: float,
     pool: _Pool | None,
-    primary: bool,
+    level: float,
 ) -> Difference:
     a, b = (list(values[name].values()) for name in (baseline, arm))
     both = 1 / len(a) + 1 / len(b)
@@ -147,10 +152,11 @@ def _difference(
         value=mean, low=mean - half, high=mean + half, n=min(len(a), len(b)),
         method=f"{pool.method}, Student t of {degrees}",
     )  # fmt: skip
+    p_differs, p_equal = _p(mean, error, degrees), _p_equal(mean, margin, error, degrees)
     return Difference(
         arm=arm, baseline=baseline, interval=interval, margin=margin, verdict="",
-        p_differs=_p(mean, error, degrees), p_equal=_p_equal(mean, margin, error, degrees),
-        needs=_needed(margin, pool), primary=primary,
+        p_differs=p_differs, p_equal=p_equal, primary=False,
+        needs=_needed(margin, pool, level, interval.n if min(p_differs, p_equal) > level else 0),
     )  # fmt: skip
 
 
@@ -174,14 +180,18 @@ def _p_equal(mean: float, margin: float, error: float, degrees: int) -> float:
     return 1 - inside(room / error, degrees)
 
 
-def _needed(margin: float, pool: _Pool) -> int | None:
-    """The n for which a true difference of 0 is within the margin with 80 % power."""
+def _needed(margin: float, pool: _Pool, level: float, undecided: int) -> int | None:
+    """The n for which a true difference of 0 is within the margin with 80 % power; where that many
+    runs, `undecided`, told nothing, the n for which half an interval is below half the margin."""
 
-    def enough(n: int) -> bool:
-        t = quantile(0.95, min(pool.per * (n - 1), _LARGE))
-        return margin >= math.sqrt(2 * pool.variance / n) * (t + _Z90)
+    def enough(n: int, told: bool = True) -> bool:
+        t = quantile(1 - level, min(pool.per * (n - 1), _LARGE))
+        return margin >= math.sqrt(2 * pool.variance / n) * (t + _Z90 if told else 2 * t)
 
-    found = bisect_left(range(2, _MOST + 1), True, key=enough) + 2
+    counts = range(2, _MOST + 1)
+    found = bisect_left(counts, True, key=enough) + 2
+    if found <= undecided:
+        found = bisect_left(counts, True, key=lambda n: enough(n, told=False)) + 2
     return found if found <= _MOST else None
 
 
