@@ -34,6 +34,7 @@ class Result:
     gap       accuracy of the quantized model minus the baseline's; None without a baseline
     report    the per-layer numeric error on one training batch; None where nothing is quantized
     monitor   the numeric error over the run; None where it was not recorded
+    data      `DataSet.fingerprint`;  classes: how many it has
     """
 
     config: TrainConfig
@@ -44,6 +45,8 @@ class Result:
     gap: Interval | None
     report: Report | None
     monitor: Monitor | None = None
+    data: str = ""
+    classes: int = 0
 
     @cached_property
     def verdict(self) -> Verdict | None:
@@ -110,6 +113,8 @@ class Result:
             **self._switches(),
             "accuracy": self.accuracy,
             "gap": None if self.gap is None else asdict(self.gap),
+            "data": self.data,
+            "classes": self.classes,
             "train_seconds": {key: round(value, 2) for key, value in self.seconds.items()},
         }
 

@@ -122,7 +122,7 @@ class Run:
                             )
         except NonFiniteError as error:
             place = {"layer": error.layer, "role": error.role, "step": error.step}
-            chance = {"classes": self.dataset.num_classes}
+            chance = {"classes": self.dataset.num_classes, "data": self.fingerprint}
             self.folder.write_json("diverged.json", {"message": str(error), **place, **chance})
             save_table(self.folder.metrics, self.folder / "metrics.csv")
             raise

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from qtrain import StudyResult, data, load_study, study
 from qtrain.data.parts import held_out
@@ -122,6 +123,60 @@ def test_another_setting_is_refused_by_the_runs_that_are_there(done: StudyResult
     other = {**FAST, "epochs": 2}
     with pytest.raises(ValueError, match=r"another epochs .*give the study another name"):
         study(net, RECIPES, seeds=2, config=other, runs_dir=done.plan.runs_dir, name="s")
+
+
+def test_a_call_that_is_refused_states_nothing(done: StudyResult) -> None:
+    known = (place(done) / "study.json").read_text()
+    for change in ({"config": {**FAST, "epochs": 2}}, {"rates": (1,)}):
+        given: dict[str, Any] = {"config": FAST, "margin": 0.5, "seeds": 2, **change}
+        with pytest.raises(ValueError, match=r"another epochs|rates: got"):
+            study(net, RECIPES, runs_dir=done.plan.runs_dir, name="s", **given)
+    assert (place(done) / "study.json").read_text() == known
+
+
+def images(label: int) -> tuple[TensorDataset, TensorDataset]:
+    x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = (x.flatten(1)[:, :4].argmax(1) + label) % 4
+    return TensorDataset(x, y), TensorDataset(x[:32], y[:32])
+
+
+def images_in(data_dir: str) -> tuple[TensorDataset, TensorDataset]:
+    return images(int(Path(data_dir).read_text()))
+
+
+def test_runs_on_other_data_are_refused(tmp_path: Path) -> None:
+    def run(data: Any, **config: Any) -> StudyResult:
+        given: dict[str, Any] = {"seeds": 1, "runs_dir": str(tmp_path), "say": quiet}
+        name = "by-function" if config else "by-value"
+        return study(
+            net, {"a": None, "b": {"lr": 0.01}}, data=data, config=FAST | config, name=name, **given
+        )
+
+    known = run(images(0))
+    assert known.runs[0].state == "finished" and run(images(0)).runs == known.runs
+    with pytest.raises(ValueError, match=r"holds a run on other data .*another\s+name"):
+        run(images(1))
+    for place, label in (("a", 0), ("b", 1), ("moved", 0)):
+        (tmp_path / place).write_text(str(label))
+    known = run(images_in, data_dir=str(tmp_path / "a"))
+    assert run(images_in, data_dir=str(tmp_path / "moved")).runs == known.runs
+    with pytest.raises(ValueError, match=r"other data .data_dir was '.*a', now '.*b'"):
+        run(images_in, data_dir=str(tmp_path / "b"))
+
+
+def test_a_run_whose_test_loss_is_not_finite_counts_as_chance(tmp_path: Path) -> None:
+    one_step = {**FAST, "batch_size": 1437}
+    recipes = {"fp32": None, "hot": {"recipe": "fp32", "lr": 1e38, "warmup": 0.0}}
+    found = study(
+        net, recipes, seeds=2, config=one_step, metric="loss", runs_dir=str(tmp_path), say=quiet
+    )  # fmt: skip
+    hot = found.runs[1]
+    assert (hot.state, hot.note) == ("diverged", "its test loss is not finite")
+    assert found.values("hot") == dict.fromkeys((0, 1), math.log(10)) and hot.accuracy == 0.1
+    summary = Path(hot.path) / "summary.json"
+    summary.write_text(summary.read_text().replace('"classes": 10', '"classes": null'))
+    with pytest.raises(ValueError, match="say no number of classes; restore or remove"):
+        outcome(found.plan.jobs()[1])
 
 
 def test_terms_that_change_after_runs_are_told(done: StudyResult) -> None:
@@ -278,6 +333,9 @@ def test_rates_that_choose_nothing_are_refused() -> None:
     for rates in ([1], [1, 1], [0, 1]):
         with pytest.raises(ValueError, match="rates: got"):
             factors_of(rates)
+    held = planned("mlp", ["fp32", "int8"], config={"holdout": 0.2})
+    with pytest.raises(ValueError, match=r"rates: got them beside holdout=0.2"):
+        tuning(held, (1, 2))
 
 
 def test_tuning_is_a_study_of_its_own(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ CURVE = ("train_loss", "test_loss", "test_accuracy")
 class StudyRow:
     """One run, whatever became of it, in a line.
 
-    state        "finished", "diverged", "unfinished", "failed" (by an error of this call) or
-                 "not started"
+    state        "finished", "diverged" (at what was not finite, or to such a test loss),
+                 "unfinished", "failed" (by an error of this call) or "not started"
     accuracy, loss   of the test after the last epoch that ended; of a diverged run those of chance,
                  1 / classes and log(classes); NaN before the first
     train_loss   of the same epoch
@@ -110,15 +110,30 @@ def outcome(job: Job) -> StudyRun:
         "accuracy": number(last.get("test_accuracy")), "loss": number(last.get("test_loss")),
         "train_loss": number(last.get("train_loss")),
     }  # fmt: skip
+    note = record.diverged
     state = "finished" if record.finished else "unfinished"
-    if record.diverged and not record.finished:
+    if record.finished and not math.isfinite(figures["loss"]):
+        state, note = "diverged", "its test loss is not finite"
+    elif note and not record.finished:
         state = "diverged"
-        classes = int(read(path / "diverged.json", dict)["classes"])
+    if state == "diverged":
+        classes = end_of(path).get("classes")
+        if not isinstance(classes, int) or classes < 1:
+            raise ValueError(
+                f"{path}: a diverged run counts as chance, 1 / classes, but its files say no "
+                f"number of classes; restore or remove that folder"
+            )
         figures |= {"accuracy": 1 / classes, "loss": math.log(classes)}
     where = record.environments[-1] if record.environments else {}
     return StudyRun(
-        **known, **figures, state=state, note=record.diverged, epochs=len(rows),
+        **known, **figures, state=state, note=note, epochs=len(rows),
         curve=tuple((row["epoch"], *(number(row[name]) for name in CURVE)) for row in rows),
         seconds=sum(number(row["seconds"]) + row.get("test_seconds", 0.0) for row in rows),
         machine=", ".join(f"{name} {where[name]}" for name in _MACHINE if name in where),
     )  # fmt: skip
+
+
+def end_of(path: Path) -> Mapping[str, Any]:
+    """What was written in a run's folder at its end, {} where it has none."""
+    files = [path / name for name in ("summary.json", "diverged.json")]
+    return next((read(file, dict) for file in files if there(file)), {})

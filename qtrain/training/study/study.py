@@ -17,6 +17,7 @@ from .outcome import StudyRun, folder_of
 from .page import publish
 from .planned import planned
 from .results import StudyResult
+from .stored import check_stored
 from .tuning import at_rates, factors_of, tuned, tuning
 
 
@@ -78,21 +79,24 @@ def study(
     )  # fmt: skip
     if say is not None:
         checks.function("say", say, "a function of a line of text, or None", "")
-    budget = seconds(budget)
-    where = executor_for(executor, jobs, jobs if rates else len(plan.jobs()))
+    budget, factors = seconds(budget), factors_of(rates)
+    at_first = tuning(plan, factors) if factors else plan
+    where = executor_for(executor, jobs, len(at_first.jobs()))
+    check_stored(at_first)
     declared, report = declare(plan), say or terminal.say
-    chosen, factors, began = None, factors_of(rates), time.monotonic()
+    chosen, began = None, time.monotonic()
     if factors:
-        first = execute(tuning(plan, factors), where, budget=budget, say=report)
+        first = execute(at_first, where, budget=budget, say=report)
         chosen = tuned(plan, factors, first)
         if chosen is None:
             raise ValueError(
                 f"rates: {sum(not run.has_ended for run in first)} of {len(first)} runs that "
                 f"choose them have not ended ({_why(first)}); the same call goes on"
             )
-        for job in tuning(plan, factors).jobs():  # which nobody looks into again
+        for job in at_first.jobs():  # which nobody looks into again
             (folder_of(job.config) / "checkpoint.pt").unlink(missing_ok=True)
         plan, budget = at_rates(plan, chosen), budget and budget - (time.monotonic() - began)
+        check_stored(plan)
     runs = execute(plan, where, budget=budget, say=report)
     result = StudyResult(plan=plan, runs=tuple(runs), declared=declared, tuned=chosen)
     publish(result)

@@ -60,7 +60,13 @@ def factors_of(rates: Iterable[float] | None) -> tuple[float, ...]:
 
 
 def tuning(plan: Plan, factors: Sequence[float]) -> Plan:
-    """The runs that choose: every arm at every rate, in the folder `tuning` of the study."""
+    """The runs that choose: every arm at every rate, in the folder `tuning` of the study.
+    ValueError for a study that is itself tested on held out samples: these would choose."""
+    if (own := plan.arms[0].config.holdout) is not None:
+        raise ValueError(
+            f"rates: got them beside holdout={own}, whose samples would choose the rates and test "
+            f"them too; leave one out"
+        )
     arms = [
         Arm(
             name=f"{arm.name} x{factor:g}", recipe=f"{arm.recipe} x{factor:g}", group=arm.group,
