@@ -20,6 +20,7 @@ from qtrain.data.parts import held_out
 from qtrain.training.study.declared import declare
 from qtrain.training.study.execute import execute
 from qtrain.training.study.outcome import StudyRun, outcome
+from qtrain.training.study.page import publish
 from qtrain.training.study.plan import Job, Plan
 from qtrain.training.study.planned import planned
 from qtrain.training.study.study import seconds
@@ -132,6 +133,24 @@ def test_a_call_that_is_refused_states_nothing(done: StudyResult) -> None:
         with pytest.raises(ValueError, match=r"another epochs|rates: got"):
             study(net, RECIPES, runs_dir=done.plan.runs_dir, name="s", **given)
     assert (place(done) / "study.json").read_text() == known
+
+
+def test_a_run_that_lost_epochs_is_refused(done: StudyResult) -> None:
+    path = Path(done.runs[0].path) / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"metrics.jsonl has 0 of its 1 epochs; restore it"):
+        outcome(done.plan.jobs()[0])
+    path.write_bytes(whole)
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_told(done: StudyResult, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/s cannot be made a folder .*another runs_dir"):
+        declare(planned(net, RECIPES, runs_dir=str(tmp_path / "file"), name="s"))
+    gone = planned(net, RECIPES, runs_dir=str(tmp_path / "gone"), name="s")
+    with pytest.raises(OSError, match=r"gone/s: the study's files cannot be written .*same call"):
+        publish(replace(done, plan=gone))
 
 
 def images(label: int) -> tuple[TensorDataset, TensorDataset]:

@@ -36,7 +36,7 @@ class Declaration:
 
 def declare(plan: Plan) -> tuple[Declaration, ...]:
     """Write down how the plan is to be judged, unless it is as before -> all that was stated so
-    far, the oldest first.  ValueError for a damaged file."""
+    far, the oldest first.  ValueError for a damaged file, and where no folder can be made."""
     path = place(plan) / FILE
     stated = list(_read(path)) if there(path) else []
     ended = sum(has_ended(job.config) for job in plan.jobs())
@@ -48,7 +48,13 @@ def declare(plan: Plan) -> tuple[Declaration, ...]:
         stated.append(now)
     arms = {arm.name: arm.config.to_dict() for arm in plan.arms}
     content = {"stated": [asdict(one) for one in stated], "seeds": list(plan.seeds), "arms": arms}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"runs_dir and name: {path.parent} cannot be made a folder "
+            f"({error.strerror or error}); give another runs_dir or name"
+        ) from error
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     return tuple(stated)

@@ -110,6 +110,11 @@ def outcome(job: Job) -> StudyRun:
         "accuracy": number(last.get("test_accuracy")), "loss": number(last.get("test_loss")),
         "train_loss": number(last.get("train_loss")),
     }  # fmt: skip
+    if record.finished and len(rows) != job.config.epochs:
+        raise ValueError(
+            f"{path}: a run that ended, but metrics.jsonl has {len(rows)} of its "
+            f"{job.config.epochs} epochs; restore it, or remove that folder"
+        )
     note = record.diverged
     state = "finished" if record.finished else "unfinished"
     if record.finished and not math.isfinite(figures["loss"]):

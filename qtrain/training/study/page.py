@@ -23,14 +23,21 @@ def save_page(result: StudyResult, path: str | os.PathLike[str]) -> Path:
 
 
 def publish(result: StudyResult) -> None:
-    """Write report.txt, runs.json, runs.csv, study.png and report.html into the study's folder."""
+    """Write report.txt, runs.json, runs.csv, study.png and report.html into the study's folder;
+    OSError where they cannot be."""
     folder = place(result.plan)
     text = f"{result}\n".encode()
-    write_atomically(folder / "report.txt", lambda file: file.write(text))
-    for name in ("runs.json", "runs.csv"):
-        result.save(folder / name)
-    result.plot(folder / "study.png")
-    save_page(result, folder / "report.html")
+    try:
+        write_atomically(folder / "report.txt", lambda file: file.write(text))
+        for name in ("runs.json", "runs.csv"):
+            result.save(folder / name)
+        result.plot(folder / "study.png")
+        save_page(result, folder / "report.html")
+    except OSError as error:
+        raise OSError(
+            f"{folder}: the study's files cannot be written ({error.strerror or error}); its runs "
+            f"are kept: make room, then the same call writes them"
+        ) from error
 
 
 def _sections(result: StudyResult) -> Iterator[Section | None]:
