@@ -240,6 +240,9 @@ def test_an_arm_that_cannot_run_is_a_row_and_stops_no_other(tmp_path: Path) -> N
     }  # fmt: skip
     assert "2 of 4 runs have not ended" in str(found)
     assert set(found.verdicts) == {"hot good", "hot odd"}
+    runs = [run(arm.name, seed, 0.5) for arm in found.plan.arms for seed in (0, 1)]
+    notes = replace(found, runs=tuple(runs)).notes()
+    assert "hold together at 95 % (Holm), of each model by itself" in notes[0]
     assert outcome(found.plan.jobs()[0]).seed == 5
 
 

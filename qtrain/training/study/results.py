@@ -94,10 +94,11 @@ class StudyResult:
         found = []
         methods = dict.fromkeys(one.interval.method for one in self.differences)
         if methods:
-            primary = ", ".join(self.plan.primary)
+            primary = ", ".join(self.plan.primary) or "no arm"
+            each = ", of each model by itself" if len(self.plan.rivals()) > 1 else ""
             found.append(
                 f"Intervals: 95 % each, over seeds ({'; '.join(methods)}); the test samples are "
-                f"the same for all. Verdicts of {primary or 'no arm'} hold together at 95 % (Holm)."
+                f"the same for all. Verdicts of {primary} hold together at 95 % (Holm){each}."
             )
         if self.tuned is not None:
             found.append(self.tuned.note)
