@@ -263,9 +263,9 @@ READERS: dict[str, Callable[[Path], object]] = {
 #: Which files each of them needs to read.
 READ = {
     "page": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
-             "summary.json"],
+             "summary.json", "diverged.json"],
     "compare": ["config.json", "environment.json", "metrics.jsonl", "monitor.jsonl", "errors.json",
-                "summary.json"],
+                "summary.json", "diverged.json"],
     "diagnose": ["monitor.jsonl", "updates.json"],
     "resume": list(FILES),
     "checkpoint": ["checkpoint.pt"],

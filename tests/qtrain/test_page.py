@@ -212,7 +212,7 @@ def test_a_layer_takes_so_much_of_the_file_however_long_the_run() -> None:
     """Under 34 kB a layer of 9 roles whose histograms have no empty bin: 6.8 MB at 200 layers."""
     few, many = (len(render(record(names(n), records=60))) for n in (8, 24))
     assert (many - few) / 16 < 34_000 and few < 8 * 34_000 + 150_000
-    assert len(render(record(names(8), records=120))) < 1.02 * few
+    assert len(render(record(names(8), records=480))) < 1.2 * few  # stretches of one colour end
 
 
 def test_the_strip_has_a_cell_for_each_row() -> None:

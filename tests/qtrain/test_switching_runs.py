@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,12 +111,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
 def test_a_checkpoint_comes_back_under_its_recipe(tmp_path: Path) -> None:
     for switch, name, ranged in (("1:bf16", "bf16", False), ("0.9:int8", "int8", True)):
         config = small(tmp_path, recipe="int8" if name == "bf16" else "bf16", switch=(switch,))
-        train(
-            TrainConfig(
-                **{**config.to_dict(), "overwrite": True, "switch": (switch,), "milestones": ()}
-            ),
-            say=quiet,
-        )
+        train(replace(config, overwrite=True), say=quiet)
         with restored(tmp_path / "run" / "checkpoint.pt") as (model, inputs, targets):
             products = [m for m in model.modules() if hasattr(m, "noise_key")]
             assert {p.recipe.name for p in products} == {name}
