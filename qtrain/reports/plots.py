@@ -144,9 +144,12 @@ def _kind_of(path: Path) -> str:
 def save_figure(made: Figure, path: Path) -> None:
     """Write a figure atomically to a PNG or SVG; ValueError for a path of another ending."""
     kind = _kind_of(path)
-    # the same run gives the same file: no date in an SVG
+    from matplotlib import rc_context
+
+    # the same run gives the same file: no date in an SVG, no names drawn at random
     metadata = {"Date": None} if kind == "svg" else {}
-    write_atomically(path, lambda file: made.savefig(file, format=kind, metadata=metadata))
+    with rc_context({"svg.hashsalt": "qtrain"}):
+        write_atomically(path, lambda file: made.savefig(file, format=kind, metadata=metadata))
 
 
 def figure(panels: Sequence[Panel], *, legend: Sequence[str] = ()) -> Figure:
