@@ -35,7 +35,6 @@ from .training.named import TRAINING_RECIPES, training_recipe
 from .training.nonfinite import NonFiniteError
 from .training.page import save_page
 from .training.record import read_run
-from .training.study.declared import place
 from .training.study.file import load_study
 from .training.study.study import study
 from .training.train import restored, train
@@ -103,7 +102,7 @@ def _study(parsed: argparse.Namespace) -> None:
         result = study(**{**load_study(parsed.study), **said}, say=_say)
     except TypeError as error:  # a value of the wrong kind in the file
         raise ValueError(error) from error
-    terminal.show(f"\n{result}\n\neverything is in {place(result.plan)}/: report.html is the page")
+    terminal.show(f"\n{result}\n\neverything is in {result.plan.place}/: report.html is the page")
 
 
 def _inspect(parsed: argparse.Namespace) -> None:

@@ -55,6 +55,23 @@ class RunFolder:
         write_atomically(self / file, lambda out: out.write(text.encode()))
 
 
+def folder_of(config: TrainConfig) -> Path:
+    """Where a run lies, or is to lie."""
+    return Path(os.path.expanduser(config.runs_dir)) / config.run_name
+
+
+def make_folder(path: Path, instead: str) -> None:
+    """Make a folder and those above it; ValueError, that says what to give instead, where it cannot
+    be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"runs_dir and name: {path} cannot be made a folder ({error.strerror or error}); "
+            f"give another {instead}"
+        ) from error
+
+
 @contextmanager
 def open_run(
     config: TrainConfig, *, say: Callable[[str], None]
@@ -66,15 +83,9 @@ def open_run(
     it, and where it resumes another configuration.  A run that ends before its first step, or the
     checkpoint it begins at, leaves nothing behind.
     """
-    folder = RunFolder(path=Path(os.path.expanduser(config.runs_dir)) / config.run_name)
-    try:
-        new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"runs_dir and name: {folder.path} cannot be made a folder "
-            f"({error.strerror or error}); give another --runs-dir or --name"
-        ) from error
+    folder = RunFolder(path=folder_of(config))
+    new = [path for path in (folder.path, *folder.path.parents) if not os.path.lexists(path)]
+    make_folder(folder.path, "--runs-dir or --name")
     with lock(folder.path, say=say):
         places = {name: folder / name for name in FILES}
         odd = [n for n, path in places.items() if os.path.lexists(path) and not path.is_file()]

@@ -10,7 +10,8 @@ from pathlib import Path
 from ...files.plain_json import read
 from ...files.whole import there, write_atomically
 from ...reports.rows import typed
-from .outcome import folder_of, has_ended
+from ..folder import make_folder
+from .outcome import has_ended
 from .plan import Plan
 
 FILE = "study.json"
@@ -37,7 +38,7 @@ class Declaration:
 def declare(plan: Plan) -> tuple[Declaration, ...]:
     """Write down how the plan is to be judged, unless it is as before -> all that was stated so
     far, the oldest first.  ValueError for a damaged file, and where no folder can be made."""
-    path = place(plan) / FILE
+    path = plan.place / FILE
     stated = list(_read(path)) if there(path) else []
     ended = sum(has_ended(job.config) for job in plan.jobs())
     now = Declaration(
@@ -48,21 +49,10 @@ def declare(plan: Plan) -> tuple[Declaration, ...]:
         stated.append(now)
     arms = {arm.name: arm.config.to_dict() for arm in plan.arms}
     content = {"stated": [asdict(one) for one in stated], "seeds": list(plan.seeds), "arms": arms}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"runs_dir and name: {path.parent} cannot be made a folder "
-            f"({error.strerror or error}); give another runs_dir or name"
-        ) from error
+    make_folder(path.parent, "runs_dir or name")
     text = json.dumps(content, indent=1) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     return tuple(stated)
-
-
-def place(plan: Plan) -> Path:
-    """The study's folder."""
-    return folder_of(plan.arms[0].config).parent
 
 
 def _read(path: Path) -> Sequence[Declaration]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ...reports.progress import clock
 from ..interrupt import Interrupted, StopRequest
 from .executors.executor import Executor, Running
-from .outcome import StudyRun, folder_of, outcome
+from .outcome import StudyRun, outcome
 from .plan import Job, Plan
 
 #: seconds between two looks at the runs
@@ -53,15 +53,14 @@ class _Execution:
 
     def all(self) -> list[StudyRun]:
         if self.waiting:
-            place = folder_of(self.plan.arms[0].config).parent
-            self._line(f"{len(self.waiting)} of {len(self.found)} runs to do, in {place}")
+            count = f"{len(self.waiting)} of {len(self.found)} runs to do"
+            self._line(f"{count}, in {self.plan.place}")
         try:
             with StopRequest():
                 while self.waiting or self.going:
                     self._start()
                     self._look()
         except KeyboardInterrupt as error:
-            self.executor.close()
             raise Interrupted(
                 f"{self.plan.name}: stopped, {self._done()} of {len(self.found)} runs are done; "
                 f"the same call goes on"

@@ -13,12 +13,15 @@ from ...files.plain_json import read
 from ...files.whole import there
 from ...reports.rows import read_rows, save_rows
 from ..config import TrainConfig
+from ..folder import folder_of
 from ..metrics import number
 from ..record import read_run
 from .plan import Job
 
 #: entries of an environment that name the machine of a run
 _MACHINE = ("processor", "device", "threads", "torch", "qtrain")
+#: the files that a run writes at its end
+_ENDS = ("summary.json", "diverged.json")
 #: what a curve holds beside the epoch
 CURVE = ("train_loss", "test_loss", "test_accuracy")
 
@@ -82,14 +85,9 @@ def read_runs(path: str | os.PathLike[str]) -> tuple[StudyRun, ...]:
     return read_rows(path, StudyRun)
 
 
-def folder_of(config: TrainConfig) -> Path:
-    """Where a run lies."""
-    return Path(config.runs_dir).expanduser() / config.run_name
-
-
 def has_ended(config: TrainConfig) -> bool:
     """Whether a run needs no more steps, by the files in its folder alone."""
-    return any(there(folder_of(config) / file) for file in ("summary.json", "diverged.json"))
+    return any(there(folder_of(config) / file) for file in _ENDS)
 
 
 def outcome(job: Job) -> StudyRun:
@@ -140,5 +138,5 @@ def outcome(job: Job) -> StudyRun:
 
 def end_of(path: Path) -> Mapping[str, Any]:
     """What was written in a run's folder at its end, {} where it has none."""
-    files = [path / name for name in ("summary.json", "diverged.json")]
+    files = [path / name for name in _ENDS]
     return next((read(file, dict) for file in files if there(file)), {})

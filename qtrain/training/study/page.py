@@ -11,7 +11,6 @@ from ...files.whole import write_atomically
 from ...reports.page.shell import Section, page, part, save
 from ...reports.table import Table
 from ..config import TrainConfig, default_of
-from .declared import place
 from .outcome import StudyRun
 from .results import StudyResult
 
@@ -25,7 +24,7 @@ def save_page(result: StudyResult, path: str | os.PathLike[str]) -> Path:
 def publish(result: StudyResult) -> None:
     """Write report.txt, runs.json, runs.csv, study.png and report.html into the study's folder;
     OSError where they cannot be."""
-    folder = place(result.plan)
+    folder = result.plan.place
     text = f"{result}\n".encode()
     try:
         write_atomically(folder / "report.txt", lambda file: file.write(text))

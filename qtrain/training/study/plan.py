@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..folder import folder_of
 
 METRICS = ("accuracy", "loss")
 
@@ -54,6 +56,11 @@ class Plan:
     margin: float
     primary: tuple[str, ...]
     data: Any = field(default=None, compare=False)
+
+    @property
+    def place(self) -> Path:
+        """The folder of its runs' folders."""
+        return folder_of(self.arms[0].config).parent
 
     def jobs(self) -> list[Job]:
         """Every run, all arms of a seed before the next seed."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...data.given import is_data
 from ...files.plain_json import read
+from ..folder import folder_of
 from ..train import load_data
-from .outcome import end_of, folder_of, outcome
+from .outcome import end_of, outcome
 from .plan import Plan
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from ... import checks
 from ...files import terminal
+from ..folder import folder_of
 from .declared import declare
 from .execute import execute
 from .executors.executor import Executor
 from .executors.named import executor_for
-from .outcome import StudyRun, folder_of
+from .outcome import StudyRun
 from .page import publish
 from .planned import planned
 from .results import StudyResult

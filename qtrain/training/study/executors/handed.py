@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...folder import folder_of
 from ...given.reference import is_given
 from ...interrupt import Interrupted, StopRequest
-from ..outcome import folder_of
 from ..plan import Job
 from .executor import GOES_ON, do, in_words
 
