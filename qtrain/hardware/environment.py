@@ -14,7 +14,7 @@ from ..files.whole import there
 from ..version import VERSION
 
 #: Entries that can change the bits of a result.
-DECISIVE = ("qtrain", "torch", "machine", "processor", "capability", "threads", "device")
+DECISIVE = ("qtrain", "torch", "machine", "processor", "capability", "threads", "device", "code")
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -45,11 +45,12 @@ def sessions(path: Path) -> list[dict[str, str]]:
 
 
 def changed(stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Decisive entries that differ, with both values."""
+    """Decisive entries that differ, with both values; what ran before there was an entry of its
+    own code does not differ in it."""
     return [
-        f"{name} (then {stored.get(name)}, now {now[name]})"
+        f"{name} (then {stored.get(name)}, now {now.get(name)})"
         for name in DECISIVE
-        if stored.get(name) != now[name]
+        if stored.get(name) != now.get(name) and (name != "code" or name in stored)
     ]
 
 

@@ -17,6 +17,7 @@ from ..files.whole import LOCK, UNFINISHED, lock, write_atomically
 from ..hardware.environment import environment, sessions
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import TrainConfig
+from .given.reference import code_of
 from .metrics import check_metrics
 
 #: Every file that a run writes; `overwrite` deletes these and nothing else.
@@ -147,10 +148,18 @@ def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:
     return stored
 
 
+def code(config: TrainConfig) -> dict[str, str]:
+    """What is to know of the source of the functions that a configuration names, {} of none."""
+    found = filter(None, map(code_of, (config.model, config.data)))
+    text = ", ".join(found)
+    return {"code": text} if text else {}
+
+
 def describe(folder: RunFolder, config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """Write config.json and environment.json (one entry per session on another machine)."""
+    """Write config.json and environment.json (one entry per session on another machine, or with
+    another source of the functions that the configuration names)."""
     folder.write_json("config.json", {**config.to_dict(), "name": config.run_name})
-    now = environment(device)
+    now = environment(device) | code(config)
     machines = sessions(folder / "environment.json") if config.resume else []
     if now not in machines:
         machines.append(now)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import linecache
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +135,27 @@ def test_a_call_that_is_refused_states_nothing(done: StudyResult) -> None:
         with pytest.raises(ValueError, match=r"another epochs|rates: got"):
             study(net, RECIPES, runs_dir=done.plan.runs_dir, name="s", **given)
     assert (place(done) / "study.json").read_text() == known
+
+
+def test_runs_of_another_source_are_told_and_kept(tmp_path: Path) -> None:
+    script = tmp_path / "edited_net.py"
+    text = (
+        "from torch import nn\ndef build(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes){})\n"
+    )
+    own: dict[str, Any] = {
+        "recipes": {"a": None, "b": None}, "seeds": 1, "config": FAST, "name": "edited",
+        "runs_dir": str(tmp_path),
+    }  # fmt: skip
+    told: list[str] = []
+    for more in ("", "", ", nn.Identity()"):
+        script.write_text(text.format(more))
+        sys.modules.pop("edited_net", None)
+        linecache.checkcache()
+        told.clear()
+        study(f"{script}:build", say=told.append, **own)
+    assert [line.partition(" ran")[0] for line in told] == ["a, seed 0 and 1 others"]
+    assert "another source" in told[0] and str(tmp_path / "edited") in told[0]
 
 
 def test_a_run_that_lost_epochs_is_refused(done: StudyResult) -> None:

@@ -148,6 +148,18 @@ def _place(module: ModuleType) -> str | None:
     return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
 
 
+def code_of(text: str) -> str | None:
+    """A digest of the source of the function or class that a reference names; None of one of a
+    library's models, of what Python was given, and where nothing is found."""
+    if not is_reference(text) or text.partition(":")[0] in (*LIBRARIES, GIVEN):
+        return None
+    try:
+        source = inspect.getsource(resolved("reference", text))
+    except (OSError, TypeError, ValueError):
+        return None
+    return f"{text} {hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
 def called(
     field: str,
     text: str,

@@ -83,8 +83,9 @@ def study(
     budget, factors = seconds(budget), factors_of(rates)
     at_first = tuning(plan, factors) if factors else plan
     where = executor_for(executor, jobs, len(at_first.jobs()))
-    check_stored(at_first)
-    declared, report = declare(plan), say or terminal.say
+    report = say or terminal.say
+    check_stored(at_first, report)
+    declared = declare(plan)
     chosen, began = None, time.monotonic()
     if factors:
         first = execute(at_first, where, budget=budget, say=report)
@@ -97,7 +98,7 @@ def study(
         for job in at_first.jobs():  # which nobody looks into again
             (folder_of(job.config) / "checkpoint.pt").unlink(missing_ok=True)
         plan, budget = at_rates(plan, chosen), budget and budget - (time.monotonic() - began)
-        check_stored(plan)
+        check_stored(plan, report)
     runs = execute(plan, where, budget=budget, say=report)
     result = StudyResult(plan=plan, runs=tuple(runs), declared=declared, tuned=chosen)
     publish(result)
