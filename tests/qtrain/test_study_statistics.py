@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, variance
 
 import pytest
 
-from qtrain.training.student import inside, quantile, two_sided
+from qtrain.training.student import at_least, inside, quantile, two_sided
 from qtrain.training.study.differences import Difference, differences
 
 Values = dict[str, dict[int, float]]
@@ -57,8 +57,8 @@ def only(values: Values, **how: object) -> Difference:
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize(("arms", "n"), [("ab", 3), ("abcde", 3), ("abc", 6)])
 def test_intervals_cover_as_often_as_they_say(arms: str, n: int, shared: float) -> None:
-    """Also where the data chose whether to pair: 95 %, within what 2,000 draws can tell."""
-    rng, trials = random.Random(n), 2000
+    """Also where the data chose whether to pair: 95 %, within what 1,000 draws can tell."""
+    rng, trials = random.Random(n), 1000
     means = {arm: 0.5 * i for i, arm in enumerate(arms)}
     found = [only(drawn(rng, means, n, shared=shared)).interval for _ in range(trials)]
     hits = sum(i.low <= 0.5 <= i.high for i in found) / trials
@@ -69,13 +69,13 @@ def test_intervals_cover_as_often_as_they_say(arms: str, n: int, shared: float) 
 
 
 def test_a_pooled_interval_is_by_hand() -> None:
-    values = {"a": {0: 1.0, 1: 3.0, 2: 2.0}, "b": {0: 4.0, 5: 6.0}, "c": {0: 7.0, 1: 8.0, 2: 7.5}}
-    pooled = (2 * variance([1, 3, 2]) + variance([4, 6]) + 2 * variance([7, 8, 7.5])) / 5
+    values = {"a": {0: 1.0, 1: 3.0, 2: 2.0}, "b": {0: 4.0, 5: 6.0}, "c": {0: 7.0, 1: 9.0, 2: 7.5}}
+    pooled = (2 * variance([1, 3, 2]) + variance([4, 6]) + 2 * variance([7, 9, 7.5])) / 5
     half = quantile(0.95, 5) * math.sqrt(pooled * (1 / 3 + 1 / 2))
     interval = only(values).interval
     assert interval.value == 3.0 and interval.n == 2
     assert (interval.low, interval.high) == pytest.approx((3 - half, 3 + half))
-    assert interval.method == "deviation pooled over arms, Student t of 5"
+    assert interval.method == "deviation pooled over 3 arms, Student t of 5"
 
 
 def test_a_block_design_is_by_hand() -> None:
@@ -90,8 +90,54 @@ def test_a_block_design_is_by_hand() -> None:
     ]
     half = quantile(0.95, 6) * math.sqrt(sum(r * r for r in rest) / 6 * (2 / 4))
     interval = only(values).interval
-    assert interval.method == "paired by seed over all arms, Student t of 6"
+    assert interval.method == "paired by seed over 3 arms, Student t of 6"
     assert interval.high - interval.value == pytest.approx(half)
+
+
+@pytest.mark.parametrize("scatters", ["a", "b", "c"])
+@pytest.mark.parametrize(("n", "least"), [(3, 0.90), (6, 0.93)])
+def test_intervals_cover_where_one_arm_scatters_more(scatters: str, n: int, least: float) -> None:
+    """Five times as much as four others: pooled with them, it covers 78 %."""
+    rng, trials, hits = random.Random(n), 500, 0
+    for _ in range(trials):
+        values = drawn(rng, dict.fromkeys("abcde", 0.0), n)
+        values[scatters] = {seed: 5 * value for seed, value in values[scatters].items()}
+        interval = only(values).interval
+        hits += interval.low <= 0 <= interval.high
+    assert least <= hits / trials <= 0.985
+
+
+def test_two_arms_are_compared_alike_whatever_else_scatters() -> None:
+    rng = random.Random(8)
+    values = drawn(rng, {"a": 0, "b": 0.2}, 4, spread=0.1)
+    alone = only(values)
+    values["wild"] = {seed: rng.gauss(0, 50) for seed in range(4)}
+    assert only(values).interval == alone.interval
+
+
+def test_chance_is_not_compared_with_chance() -> None:
+    lost = {arm: {0: 0.1, 1: 0.1} for arm in "ab"}
+    both = only(lost, diverged=["a", "b"], primary=["b"])
+    assert both.verdict == "both diverged: nothing to compare"
+    assert (both.p_differs, both.p_equal, both.needs) == (1.0, 1.0, None)
+    beside = {"a": {0: 0.1, 1: 0.1}, "b": {0: 0.9, 1: 0.92}}
+    assert only(beside, diverged=["a"]).p_differs < 0.05
+
+
+def test_seeds_that_agree_are_counted_on_where_more_of_them_would_be_paired() -> None:
+    """Two arms of three seeds are not paired yet, but five are."""
+    values = {"a": {0: 1.0, 1: 5.0, 2: 9.0}, "b": {0: 1.1, 1: 5.0, 2: 9.1}}
+    found = only(values)
+    assert "pooled over both arms" in found.interval.method and found.needs == 5
+    values["b"] = {0: 9.0, 1: 5.1, 2: 1.0}
+    assert (only(values).needs or 1000) > 100
+
+
+def test_fishers_distribution_is_the_tables() -> None:
+    table = {(2, 2): 19.0, (5, 5): 5.0503, (2, 10): 4.1028, (10, 3): 8.7855}
+    for (one, other), value in table.items():
+        assert at_least(value, one, other) == pytest.approx(0.05, abs=1e-5)
+    assert at_least(3.0, 2, 4) == pytest.approx((1 + 2 * 3 / 4) ** -2)
 
 
 def test_verdicts() -> None:
@@ -113,7 +159,7 @@ def test_what_is_needed_is_enough() -> None:
     assert needs is not None and 25 < needs < 50
     trials = [drawn(rng, {"a": 0, "b": 0, "c": 0}, needs, spread=1.3) for _ in range(600)]
     power = sum(only(values).verdict.startswith("equal") for values in trials) / 600
-    assert 0.72 < power < 0.9
+    assert 0.68 < power < 0.9
 
 
 def test_what_is_needed_is_enough_for_verdicts_that_hold_together() -> None:
@@ -156,14 +202,14 @@ def test_a_diverged_arm_is_compared_by_itself() -> None:
     values["lost"] = dict.fromkeys(range(4), 0.1)
     beside = differences(values, "a", 1.0, diverged=["lost"])
     assert beside[0].interval == known.interval
-    assert beside[1].interval.method.startswith("deviations of both arms, Welch")
+    assert beside[1].interval.method.startswith("each arm's own deviation, Welch")
     assert beside[1].verdict.startswith("differs: [-1")
 
 
 def test_primary_verdicts_hold_together() -> None:
     """Of ten arms without a difference, one in 20 is called different by itself; Holm's are all
     right in 95 % of studies."""
-    rng, trials, alone, together = random.Random(5), 400, 0, 0
+    rng, trials, alone, together = random.Random(5), 150, 0, 0
     means = {"a": 0.0, **{f"b{i}": 0.0 for i in range(10)}}
     arms = [arm for arm in means if arm != "a"]
     for _ in range(trials):
@@ -173,7 +219,7 @@ def test_primary_verdicts_hold_together() -> None:
         found = differences(values, "a", 0.001, primary=arms)
         together += any(d.verdict.startswith("differs") for d in found)
     assert alone / trials > 0.2
-    assert together / trials < 0.08
+    assert together / trials < 0.09
 
 
 def test_one_run_is_refused() -> None:

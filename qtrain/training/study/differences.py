@@ -1,9 +1,7 @@
 """Arms of a study against its baseline: differences with intervals, verdicts, runs still needed.
 
 An arm is a recipe (with its model and settings); its runs are independent but for their seeds.
-Deviations are pooled over the arms, so that three seeds of five arms give ten degrees of freedom;
-runs of one seed are paired over all arms at once (a randomised block design, seeds as blocks) where
-that is estimated to help; an arm with a diverged run is compared by itself (Welch).
+What deviation two arms are compared with: `pooling`.
 """
 
 from __future__ import annotations
@@ -12,22 +10,20 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, variance
+from statistics import fmean
 
 from ..intervals import Interval
 from ..student import inside, quantile, two_sided
+from .pooling import FEWEST, Pool, alike, apart, pools
 
 #: P(Z <= z) = 0.9: with 80 % power an arm without a difference is within the margin on both sides
 _Z90 = 1.2815515655446004
-#: how much better a block design must be estimated to be (Fisher's relative efficiency), as it is
-#: chosen by the data that it is applied to
-_WORTH = 1.5
-#: with fewer degrees of freedom chance alone would choose it, and intervals cover too seldom
-_FEWEST = 4
 #: degrees of freedom from which on t hardly changes: 1.972 here, 1.960 in the end
 _LARGE = 200
 #: the most runs that are said to be needed
 _MOST = 1000
+#: the verdict where chance is compared with chance
+BOTH = "both diverged: nothing to compare"
 #: 5 %, of one comparison or of all primary ones
 _ALPHA = 0.05
 
@@ -38,8 +34,9 @@ class Difference:
 
     interval   95 %, of this comparison by itself
     margin     what counts as equal, in the unit of the values
-    verdict    "equal within 0.01", "differs: [-0.05, -0.02]" or "too little power: needs n = 12";
-               of a primary arm, under Holm's correction over these
+    verdict    "equal within 0.01", "differs: [-0.05, -0.02]", "too little power: needs n = 12" or,
+               where all runs of both did, "both diverged: nothing to compare"; of a primary arm,
+               under Holm's correction over these
     p_differs  of no difference;  p_equal: of one as large as the margin (two one-sided tests,
                doubled: at 0.05 the 95 % interval touches the margin)
     needs      runs an arm for 80 % power to show that an arm without a difference is equal within
@@ -78,57 +75,19 @@ def differences(
     for arm, runs in values.items():
         if len(runs) < 2:
             raise ValueError(f"arm {arm!r}: got {len(runs)} run, need two or more to compare")
-    pool = _pool({arm: runs for arm, runs in values.items() if arm not in diverged})
+    whole = {arm: runs for arm, runs in values.items() if arm not in diverged}
     found = []
     strictest = _ALPHA / max(1, sum(arm in primary for arm in values if arm != baseline))
     for arm in values:
         if arm != baseline:
-            own = None if {arm, baseline} & set(diverged) else pool
+            like = {} if {arm, baseline} & set(diverged) else alike(whole, arm, baseline)
             level = strictest if arm in primary else _ALPHA
-            one = _difference(values, arm, baseline, margin, own, level)
+            one = _difference(values, arm, baseline, margin, pools(like), level)
+            if {arm, baseline} <= set(diverged) and one.interval.low == one.interval.high == 0:
+                one = replace(one, p_differs=1.0, p_equal=1.0, needs=None, verdict=BOTH)
             found.append(replace(one, primary=arm in primary))
     levels = holm({d.arm: d for d in found if d.primary})
     return [judged(d, levels.get(d.arm, _ALPHA)) for d in found]
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """The variance of a run within its arm.
-
-    degrees   of freedom;  per: how many of them each run of all arms adds
-    method    in words
-    """
-
-    variance: float
-    degrees: int
-    per: int
-    method: str
-
-
-def _pool(values: Mapping[str, Mapping[int, float]]) -> _Pool | None:
-    arms = [list(runs.values()) for runs in values.values()]
-    degrees = sum(len(runs) - 1 for runs in arms)
-    if not degrees:
-        return None
-    spread = sum(variance(runs) * (len(runs) - 1) for runs in arms) / degrees
-    found = _Pool(spread, degrees, len(arms), "deviation pooled over arms")
-    seeds = {tuple(sorted(runs)) for runs in values.values()}
-    if len(seeds) > 1 or len(arms) < 2:
-        return found
-    rows = [[runs[seed] for runs in values.values()] for seed in seeds.pop()]
-    arm_means = [fmean(column) for column in zip(*rows, strict=True)]
-    whole = fmean(arm_means)
-    residuals = [
-        value - fmean(row) - mean + whole
-        for row in rows
-        for value, mean in zip(row, arm_means, strict=True)
-    ]
-    blocked = (len(rows) - 1) * (len(arms) - 1)
-    within = sum(r * r for r in residuals) / blocked
-    efficiency = (blocked + 1) * (degrees + 3) / ((blocked + 3) * (degrees + 1))
-    if blocked >= _FEWEST and efficiency * spread > _WORTH * within:
-        return _Pool(within, blocked, len(arms) - 1, "paired by seed over all arms")
-    return found
 
 
 def _difference(
@@ -136,15 +95,13 @@ def _difference(
     arm: str,
     baseline: str,
     margin: float,
-    pool: _Pool | None,
+    found: Sequence[Pool],
     level: float,
 ) -> Difference:
     a, b = (list(values[name].values()) for name in (baseline, arm))
     both = 1 / len(a) + 1 / len(b)
-    if pool is None:
-        parts = [variance(runs) / len(runs) for runs in (a, b)]
-        degrees = _welch(parts, (len(a), len(b)))
-        pool = _Pool(sum(parts) / both, degrees, 1, "deviations of both arms, Welch")
+    found = found or [apart(a, b)]
+    pool = found[0]
     error, degrees = math.sqrt(pool.variance * both), pool.degrees
     mean = fmean(b) - fmean(a)
     half = quantile(0.95, degrees) * error
@@ -156,15 +113,8 @@ def _difference(
     return Difference(
         arm=arm, baseline=baseline, interval=interval, margin=margin, verdict="",
         p_differs=p_differs, p_equal=p_equal, primary=False,
-        needs=_needed(margin, pool, level, interval.n if min(p_differs, p_equal) > level else 0),
+        needs=_needed(margin, found, level, interval.n if min(p_differs, p_equal) > level else 0),
     )  # fmt: skip
-
-
-def _welch(parts: Sequence[float], counts: Sequence[int]) -> int:
-    """Satterthwaite's degrees of freedom, rounded down: wider."""
-    below = sum(p * p / (n - 1) for p, n in zip(parts, counts, strict=True))
-    smallest = min(counts) - 1
-    return smallest if below == 0 else max(smallest, math.floor(sum(parts) ** 2 / below))
 
 
 def _p(mean: float, error: float, degrees: int) -> float:
@@ -180,11 +130,13 @@ def _p_equal(mean: float, margin: float, error: float, degrees: int) -> float:
     return 1 - inside(room / error, degrees)
 
 
-def _needed(margin: float, pool: _Pool, level: float, undecided: int) -> int | None:
-    """The n for which a true difference of 0 is within the margin with 80 % power; where that many
-    runs, `undecided`, told nothing, the n for which half an interval is below half the margin."""
+def _needed(margin: float, pools: Sequence[Pool], level: float, undecided: int) -> int | None:
+    """By the pool of so many runs, the n for which a true difference of 0 is within the margin with
+    80 % power; where that many runs, `undecided`, told nothing, the n for which half an interval is
+    below half the margin."""
 
     def enough(n: int, told: bool = True) -> bool:
+        pool = next((p for p in reversed(pools) if p.per * (n - 1) >= FEWEST), pools[0])
         t = quantile(1 - level, min(pool.per * (n - 1), _LARGE))
         return margin >= math.sqrt(2 * pool.variance / n) * (t + _Z90 if told else 2 * t)
 
@@ -215,6 +167,8 @@ def holm(primary: Mapping[str, Difference]) -> dict[str, float]:
 def judged(one: Difference, level: float) -> Difference:
     """With its verdict at a level."""
     low, high = one.interval.low, one.interval.high
+    if one.verdict == BOTH:
+        return one
     if level > 0 and one.p_equal <= level:
         verdict = f"equal within {one.margin:g}"
     elif level > 0 and one.p_differs <= level:
