@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.microscope import blind_faults, blind_tables, healthy
 from experiments.microscope.exact import interval, mcnemar
 from experiments.microscope.faults import KINDS, OF_SCALE, Fault, Faulty, axes, planted
 from experiments.microscope.judged import JUDGES, judged, sized
 from experiments.microscope.sqnr import falls, operands, ranked
-from qtrain import Monitor, quantize, recipes
+from qtrain import Monitor, diagnose, quantize, recipes
 from qtrain.inspection.row import SLOT_OF
 from quantizers import Quantizer, blocks, e4m3, int8, root_key, stochastic
 
@@ -224,14 +224,14 @@ def test_each_recipe_meets_each_optimizer_rate_and_network() -> None:
         assert not healthy.healthy(first, last, fp32)
 
 
-CELLS = sorted(blind_faults.OUT.glob("*.json"))
+CELLS = sorted((blind_faults.OUT / "blind").glob("*.json"))
 
 
 def test_the_committed_tables_are_those_of_the_committed_draws() -> None:
     committed = (blind_tables.RESULTS / "blind_faults.md").read_text()
     assert blind_tables.report() == committed.rstrip("\n")
     found = [json.loads(path.read_text()) for path in CELLS]
-    assert sorted(int(i) for own in found for i in own["draws"]) == list(range(blind_faults.DRAWS))
+    assert sorted(int(i) for own in found for i in own["draws"]) == list(range(300))
     draws = blind_tables.all_draws(blind_tables.read())
     text = (blind_tables.RESULTS.parent / "README.md").read_text(encoding="utf-8")
     for low, high in ((0.01, 2), (0.001, 0.01), (0, 0.001), (0, 2)):
@@ -239,6 +239,20 @@ def test_the_committed_tables_are_those_of_the_committed_draws() -> None:
         cells = [blind_tables.rates(own, judge)[1].partition(", ")[2] for judge in JUDGES]
         assert f" {len(own)}" in text and f"| {' | '.join(cells)} |" in text
     runs = json.loads(healthy.OUT.read_text())
-    assert {int(i) for i in runs["runs"]} <= set(range(96))
-    assert healthy.tables(runs["runs"]).splitlines()[2].split("|")[2].strip() in text
     assert {own["rules"] for own in found} == {runs["rules"]}
+    for path in (healthy.OUT, healthy.AGAIN):
+        runs = json.loads(path.read_text())["runs"]
+        assert {int(i) for i in runs} <= set(range(96))
+        assert healthy.tables(runs).splitlines()[2].split("|")[2].strip() in " ".join(text.split())
+
+
+@pytest.mark.parametrize("size", [6.0, 9.0])
+def test_a_scale_too_coarse_is_named_where_three_bits_are_lost(size: float) -> None:
+    fault = Fault("0", "input", "coarse scale", size, True, 0.5)
+    model = quantize(nn.Sequential(nn.Linear(16, 8)), recipe=planted(recipes.int8(), fault))
+    monitor = Monitor(model, 1)
+    for seed in range(3):
+        model(torch.randn(64, 16, generator=torch.Generator().manual_seed(seed))).sum().backward()
+        monitor.end_step()
+    named = [(f.layer, f.role, f.symptom) for f in diagnose(monitor).findings]
+    assert named == ([("0", "input", "scale too coarse")] if size > 7 else [])

@@ -22,6 +22,7 @@ from experiments.hoffer2018 import claims as hoffer_claims
 from experiments.hoffer2018 import lp_norm
 from experiments.hoffer2018 import run_all as hoffer
 from experiments.int8_vs_fp32 import norm_and_gradient as script
+from experiments.microscope.exact import share
 from qtrain import train, training_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -246,7 +247,10 @@ def microscope() -> list[str]:
     wall = {row["sensitivity by"]: row["wall (s)"] for row in cost["sensitivity"]}
     found = stored("microscope/results/leave_one_out_layer.json")
     rho, low, high = found["spearman"]["gain_cosine"]
+    runs = [r for r in stored("microscope/results/healthy_again.json")["runs"].values()]
+    healthy = [bool(run["findings"]) for run in runs if run["healthy"]]
     return [
+        f"other seeds {share(sum(healthy), len(healthy))}, of the healthy runs",
         f"takes {wall['product']:.0f} s by product and {wall['role']:.0f} s by role",
         f"a record of a `Monitor` {cost['monitor'][1]['% at every=100']:.1f} % of 100 steps",
         f"rho = {rho:.2f} [{low:.2f}, {high:.2f}] ({len(found['seeds'])} seeds; retraining with "

@@ -1,11 +1,11 @@
 """Blind faults: is a fault of any kind, place and size found, and which tensor is named first?
 
-    python -m experiments.microscope.blind_faults --data-dir DIR [--cells resnet20-int8 ...]
+    python -m experiments.microscope.blind_faults --data-dir DIR [--set scales] [--cells ...]
 
 DIR holds a text.  Four networks in three recipes are each trained for `STEPS` steps; from there
-every draw trains `RECORDS` steps under a Monitor of every layer, with one or two faults that
-`SEED` chose (see the README's protocol).  Goes on where it stopped; writes
-results/blind/<cell>.json after every draw.  `python -m experiments.microscope.blind_tables` makes
+every draw trains `RECORDS` steps under a Monitor of every layer, with one or two faults that the
+set's seed chose (see the README's protocols).  Goes on where it stopped; writes
+results/<set>/<cell>.json after every draw.  `python -m experiments.microscope.blind_tables` makes
 the tables and the figure.
 """
 
@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import qtrain
-from experiments.microscope.faults import DECADES, KINDS, OF_SCALE, Fault, planted
+from experiments.microscope.faults import DECADES, KINDS, OF_RANGE, OF_SCALE, Fault, planted
 from experiments.microscope.sqnr import falls, operands, ranked
 from experiments.microscope.subjects import Batch, error, subject, train, usual_optimizer
 from qtrain import Monitor, Recipe, diagnose, environment, plain_state_dict, quantize, recipes
@@ -35,10 +35,30 @@ from qtrain.inspection.row import SLOT_OF
 NAMES = ("resnet20", "vgg11", "vit", "chartransformer")
 RECIPES = {"int8": recipes.int8, "fp8": recipes.fp8, "mxfp8": recipes.mxfp8}
 CELLS = tuple(f"{name}-{recipe}" for name in NAMES for recipe in RECIPES)
-SEED, DRAWS, STEPS, RECORDS, HEALTHY = 31415926, 300, 150, 6, 5
+STEPS, RECORDS, HEALTHY = 150, 6, 5
 GRADIENTS = 2  # batches over which the cosine of the gradient is a mean
 EVERY, CONTINUED = 5, 40  # every fifth draw is trained on for so many steps in all
-OUT = Path(__file__).parent / "results" / "blind"
+OUT = Path(__file__).parent / "results"
+
+
+class Draws(NamedTuple):
+    """Draws i of so many, in the benches CELLS[i % 12] of `cells`, of these kinds; seed: of the
+    faults, bench: of the networks, batches and noise."""
+
+    seed: int
+    count: int
+    kinds: tuple[str, ...]
+    cells: tuple[str, ...]
+    bench: int
+
+    def numbers(self, cell: str) -> list[int]:
+        return [i for i in range(self.count) if CELLS[i % len(CELLS)] == cell]
+
+
+SETS = {
+    "blind": Draws(31415926, 300, tuple(KINDS), CELLS, 0),
+    "scales": Draws(27182818, 180, OF_RANGE, tuple(c for c in CELLS if c.endswith("int8")), 1),
+}
 
 
 def main() -> None:
@@ -46,32 +66,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--set", choices=SETS, default="blind")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for cell in args.cells:
-        path = args.out / f"{cell}.json"
+    draws, folder = SETS[args.set], args.out / args.set
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in (cell for cell in args.cells if cell in draws.cells):
+        path = folder / f"{cell}.json"
         found = json.loads(path.read_text()) if path.exists() else {"draws": {}}
-        numbers = [i for i in range(DRAWS) if CELLS[i % len(CELLS)] == cell]
-        if len(found["draws"]) < len(numbers):
-            run_cell(cell, numbers, args.data_dir, found, path)
+        if len(found["draws"]) < len(draws.numbers(cell)):
+            run_cell(cell, draws, args.data_dir, found, path)
         print(f"{cell}: {len(found['draws'])} draws", flush=True)
 
 
-def run_cell(
-    cell: str, numbers: Sequence[int], data_dir: Path, found: dict[str, Any], path: Path
-) -> None:
+def run_cell(cell: str, draws: Draws, data_dir: Path, found: dict[str, Any], path: Path) -> None:
     """Train, look at healthy runs, then at every draw that is missing."""
-    bench = Bench(cell, data_dir)
-    looks = [bench.look((), 100 + i) for i in range(HEALTHY)]
+    bench, first = Bench(cell, data_dir, draws.bench), 10_000 * draws.bench
+    looks = [bench.look((), first + 100 + i) for i in range(HEALTHY)]
     reference = looks[0]["sqnr"]
     same_rules(path, found)
     found["environment"] = environment(torch.device("cpu"))
     found["cell"] = {
         "tested": bench.tested, "tensors": len(reference),
-        "continued": [bench.continued((), 100 + i) for i in range(3)],
+        "continued": [bench.continued((), first + 100 + i) for i in range(3)],
         "healthy": [
             {
                 "findings": look["findings"],
@@ -83,11 +102,11 @@ def run_cell(
         ],
     }  # fmt: skip
     places = list(reference)
-    for i in numbers:
+    for i in draws.numbers(cell):
         if str(i) in found["draws"]:
             continue
-        faults = drawn(i, bench.recipe, places)
-        look = bench.look(faults, 1000 + i)
+        faults = drawn(i, bench.recipe, places, draws)
+        look = bench.look(faults, first + 1000 + i)
         sqnr = look.pop("sqnr")
         fall = falls(sqnr, reference)
         keys = [(fault.layer, fault.role) for fault in faults]
@@ -101,17 +120,19 @@ def run_cell(
             "falls": ranked(fall)[:3],
         }
         if i // len(CELLS) % EVERY == 0:
-            found["draws"][str(i)]["continued"] = bench.continued(faults, 1000 + i)
+            found["draws"][str(i)]["continued"] = bench.continued(faults, first + 1000 + i)
         save(path, found)
 
 
-def drawn(i: int, recipe: Recipe, places: Sequence[tuple[str, str]]) -> list[Fault]:
+def drawn(
+    i: int, recipe: Recipe, places: Sequence[tuple[str, str]], draws: Draws = SETS["blind"]
+) -> list[Fault]:
     """The faults of draw i: kind, then layer, then role, each uniform among those that there are,
     and log-uniform the size."""
-    random_ = random.Random(SEED + i)
+    random_ = random.Random(draws.seed + i)
     found: list[Fault] = []
     for _ in range(random_.choice((1, 2))):
-        kind = random_.choice(list(KINDS))
+        kind = random_.choice(draws.kinds)
         able = [
             place
             for place in places
@@ -128,12 +149,12 @@ def drawn(i: int, recipe: Recipe, places: Sequence[tuple[str, str]]) -> list[Fau
 class Bench:
     """A network in a recipe, trained, from which runs go on."""
 
-    def __init__(self, cell: str, data_dir: Path) -> None:
+    def __init__(self, cell: str, data_dir: Path, seed: int = 0) -> None:
         self.name, recipe = cell.split("-")
         self.recipe = RECIPES[recipe]()
-        self.subject = subject(self.name, 0, data_dir)
-        model = quantize(self.subject.network, recipe=self.recipe, seed=0)
-        train(model, self.subject.batches(0, STEPS), usual_optimizer(self.name, model))
+        self.subject = subject(self.name, seed, data_dir)
+        model = quantize(self.subject.network, recipe=self.recipe, seed=seed)
+        train(model, self.subject.batches(seed, STEPS), usual_optimizer(self.name, model))
         self.tested = self.subject.tested(model)
         self.state = plain_state_dict(model)
 

@@ -3,7 +3,7 @@
     python -m experiments.microscope.blind_tables
 
 Prints the tables, and writes them to results/blind_faults.md and the curves to
-results/blind_faults.svg.
+results/blind_faults.svg; of the set "scales" to results/scales.md.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ COSTLY, LEVEL = 0.01, 0.025
 
 
 def main() -> None:
-    text = report()
-    (RESULTS / "blind_faults.md").write_text(text + "\n")
-    print(text)
+    texts = [(report(), "blind_faults"), *([(scales(), "scales")] if read("scales") else [])]
+    for text, name in texts:
+        (RESULTS / f"{name}.md").write_text(text + "\n")
+        print(text)
     figure(all_draws(read()), RESULTS / "blind_faults.svg")
 
 
-def read() -> dict[str, Any]:
-    return {p.stem: json.loads(p.read_text()) for p in sorted((RESULTS / "blind").glob("*.json"))}
+def read(name: str = "blind") -> dict[str, Any]:
+    return {p.stem: json.loads(p.read_text()) for p in sorted((RESULTS / name).glob("*.json"))}
 
 
 def all_draws(cells: Mapping[str, Any]) -> list[Draw]:
@@ -50,6 +51,30 @@ def report() -> str:
     parts = [f"{len(draws)} draws in {len(cells)} benches; rules {digests}.", *claims(draws)]
     parts += [by_cost(draws), by_size(draws), by_kind(draws), misses(draws), beside(draws)]
     return "\n\n".join([*parts, benches(cells), accuracy(cells)])
+
+
+def scales() -> str:
+    """The tables of the set "scales", and each fault that makes a scale too large or stale."""
+    cells = read("scales")
+    draws = all_draws(cells)
+    digests = ", ".join(sorted({own["rules"] for own in cells.values()}))
+    looks = [look for own in cells.values() for look in own["cell"]["healthy"]]
+    lines = []
+    for draw in draws:
+        for fault in draw["faults"]:
+            if fault["kind"] in ("coarse scale", "drifting range"):
+                place = [fault["layer"], fault["role"]]
+                named = ", ".join(f[2] for f in draw["findings"] if f[:2] == place)
+                way = "" if fault["kind"] == "coarse scale" else " up" if fault["up"] else " down"
+                figures = 1 + fault["size"], fault["sqnr"], fault["fall"], draw["lost"]
+                lines.append([fault["kind"] + way, *figures, named])
+    lines.sort(key=lambda line: (line[0], line[1]))
+    headers = ["kind", "factor", "SQNR, dB", "fall, dB", "the draw lost", "named"]
+    faults = tabulate(lines, headers, tablefmt="github", floatfmt=".3g")
+    alarms = share(sum(bool(look["findings"]) for look in looks), len(looks))
+    parts = [f"{len(draws)} draws in {len(cells)} benches; rules {digests}.", by_cost(draws)]
+    parts += [by_kind(draws), f"Alarms in healthy records: {alarms}.", faults]
+    return "\n\n".join(parts)
 
 
 def claims(draws: Sequence[Draw]) -> list[str]:
@@ -110,6 +135,8 @@ def by_kind(draws: Sequence[Draw]) -> str:
     lines = []
     for kind in KINDS:
         own = alone(draws, [kind])
+        if not own:
+            continue
         costly = [d for d in own if d["lost"] >= COSTLY]
         missed = sorted(d["lost"] for d in own if not d["found"]["diagnose"][0])
         symptoms: Counter[str] = Counter()

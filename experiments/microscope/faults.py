@@ -37,6 +37,8 @@ KINDS = {**FORESEEN, **UNFORESEEN}
 DECADES = 3
 #: these need a scale
 OF_SCALE = ("clipped range", "coarse scale", "scale 0", "stale range", "drifting range")
+#: and make it too small, too large, or either in turn
+OF_RANGE = ("clipped range", "coarse scale", "stale range", "drifting range")
 
 
 @dataclass(frozen=True)

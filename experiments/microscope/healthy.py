@@ -1,9 +1,10 @@
 """How often a verdict finds something wrong with a healthy run: 96 different ones.
 
-    python -m experiments.microscope.healthy --data-dir DIR [--first 0] [--count 96]
+    python -m experiments.microscope.healthy --data-dir DIR [--first 0] [--count 96] [--again]
 
 8 networks, 4 rates, 3 optimizers, recipes in turn (see the README's protocol); DIR holds a text.
-Goes on where it stopped; writes results/healthy.json after every run, and prints its tables.
+Goes on where it stopped, and beside another process; writes results/healthy.json, with --again
+healthy_again.json, whose seeds are others, after every run, and prints its tables.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -38,7 +40,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 WITH_NORM = ("resnet20", "vgg11", "resnet18", "separable")
 STEPS, EVERY, LAST, MARGIN = 48, 6, 8, 0.1
 RUNS = [(n, o, rate) for n, o, rate in product(NETWORKS, OPTIMIZERS, range(4))]
+#: every 37th, so that what is done when the time is up is of all kinds
+ORDER = [37 * k % len(RUNS) for k in range(len(RUNS))]
 OUT = Path(__file__).parent / "results" / "healthy.json"
+AGAIN = OUT.with_name("healthy_again.json")
+SEEDS = {OUT: 500, AGAIN: 2500}  # of run 0
 
 
 def main() -> None:
@@ -48,21 +54,29 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=len(RUNS))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = json.loads(args.out.read_text()) if args.out.exists() else {"runs": {}}
-    same_rules(args.out, found)
-    found["environment"] = environment(torch.device("cpu"))
-    for i in range(args.first, min(args.first + args.count, len(RUNS))):
-        if str(i) not in found["runs"]:
-            found["runs"][str(i)] = run(i, args.data_dir)
-            whole = args.out.with_suffix(".tmp")
+    out = AGAIN if args.again else OUT
+    for i in ORDER[args.first : args.first + args.count]:
+        if str(i) not in read(out)["runs"]:
+            own = run(i, args.data_dir, SEEDS[out])
+            found = read(out)
+            found["environment"] = environment(torch.device("cpu"))
+            found["runs"][str(i)] = own
+            whole = out.with_suffix(f".{os.getpid()}")
             lines = [f'"{k}": {json.dumps(v)}' for k, v in found["runs"].items()]
             rest = json.dumps({k: v for k, v in found.items() if k != "runs"})
             whole.write_text(rest[:-1] + ',\n"runs": {\n' + ",\n".join(lines) + "\n}}\n")
-            whole.replace(args.out)
-    print(tables(found["runs"]))
+            whole.replace(out)
+    print(tables(read(out)["runs"]))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What there is; SystemExit where other rules made it."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    same_rules(path, found)
+    return found
 
 
 def recipe_of(i: int) -> str:
@@ -73,9 +87,9 @@ def recipe_of(i: int) -> str:
     return ("int8", second, "fp8", "mxfp8")[turn]
 
 
-def run(i: int, data_dir: Path) -> dict[str, Any]:
+def run(i: int, data_dir: Path, first: int) -> dict[str, Any]:
     """Run i and its twin in full precision: losses at both ends, and the findings."""
-    (name, optimizer, rate), seed = RUNS[i], 500 + i
+    (name, optimizer, rate), seed = RUNS[i], first + i
     make, rates = OPTIMIZERS[optimizer]
     losses = {}
     for quantized in (False, True):

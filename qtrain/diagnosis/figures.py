@@ -70,6 +70,13 @@ def room(rows: Series) -> Values:
     ]
 
 
+def used(rows: Series) -> Values:
+    """The largest code in units of the format's largest; of integers alone, whose step does not
+    follow a value."""
+    integers = [bool(row.codes) and not _is_float(row) for row in rows]
+    return [value if own else None for value, own in zip(room(rows), integers, strict=True)]
+
+
 def scatters(rows: Series) -> bool:
     """Whether most of the error is other than a gain."""
     shares = [row.gain**2 * 10 ** (row.sqnr_db / 10) for row in rows if math.isfinite(row.sqnr_db)]
@@ -91,8 +98,7 @@ def stride(rows: Series) -> Values:
 
     def share(row: MonitorRow) -> float | None:
         largest = max(abs(row.low), abs(row.high))
-        float_format = len(row.codes) == VALUE_BINS
-        if row.update is None or row.scale is None or largest <= 0 or float_format:
+        if row.update is None or row.scale is None or largest <= 0 or _is_float(row):
             return None
         return row.update * row.scale[1] / largest
 
@@ -162,6 +168,11 @@ def often(values: Values, *, smallest: bool = False) -> float | None:
 
 def _has_signal(row: MonitorRow) -> bool:
     return row.low != 0 or row.high != 0
+
+
+def _is_float(row: MonitorRow) -> bool:
+    """Whether its codes are those of a float format: no integers have as many bins."""
+    return len(row.codes) == VALUE_BINS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,15 @@ import math
 from ..inspection.row import ROLES, SUMS
 from . import figures as series
 from .figures import Rule
+from .training_rules import TRAINING
 
 NOT_FINITE, OVERFLOWING = "not finite", "overflowing sums"
 _OWN = "; a learned step or clip: another learning rate, no weight decay"
 _PRODUCTS_TOO = tuple(role for role in ROLES if role not in SUMS.values())
 
 _ERRORS = (
-    "clipped", "range too narrow", "range too wide", "gain", "saturated", "underflow",
-    "too few bits",
+    "clipped", "range too narrow", "scale too coarse", "range too wide", "gain", "saturated",
+    "underflow", "too few bits",
 )  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
@@ -97,6 +98,18 @@ RULES: tuple[Rule, ...] = (
         cause="more of the tensor lies outside the representable interval than a clip should cut",
         remedy="range=absmax (affine: minmax) in {slot}; where it is, a scale rounded up" + _OWN,
         source="healthy: at most 0.09 (banner2018, which clips by design); a PACT's: any below 0",
+    ),
+    Rule(
+        symptom="scale too coarse",
+        values=series.used,
+        threshold=1 / 8,
+        smallest=True,
+        explains=("range too wide", "underflow", "gain", "too few bits"),
+        cause="the largest code is an eighth of the format's or less (int8: 15 of 127): three bits "
+        "or more are never used, for a range that has drifted or is that of other values",
+        remedy="a range of this tensor in {slot}: range=absmax (affine: minmax); a running one "
+        "that forgets faster" + _OWN,
+        source="integers lose 18 dB by it, floats nothing; healthy: at least 0.3",
     ),
     Rule(
         symptom="range too wide",
@@ -202,49 +215,5 @@ RULES: tuple[Rule, ...] = (
         "range=None)), or overrides={{'{layer}': None}} for the rest of the run",
         source="FP4 All the Way, arXiv 2505.19115",
     ),
-    Rule(
-        symptom="outlier channels",
-        values=series.field("outlier"),
-        threshold=30.0,
-        most=1.0,
-        error=False,
-        cause="one channel is so much larger than the others that it sets their step too",
-        remedy="one scale a channel, granularity=per_axis(...) in {slot}, or "
-        "overrides={{'{layer}': None}}",
-        source="healthy: at most 19; language models have 100 (SmoothQuant, arXiv 2211.10438)",
-    ),
-    Rule(
-        symptom="oscillating weights",
-        roles=("weight",),
-        values=series.field("oscillation"),
-        threshold=0.5,
-        most=1.0,
-        error=False,
-        cause="weights go to and fro between two codes: they sit on the threshold between them",
-        remedy="a lower learning rate, or more bits: overrides={{'{layer}': 16}}",
-        source="healthy: at most 0.4",
-    ),
-    Rule(
-        symptom="steps too long",
-        roles=("weight",),
-        values=series.stride,
-        threshold=0.25,
-        most=1.0,
-        error=False,
-        cause="one update moves the weights by a quarter of the largest of them, or more",
-        remedy="a lower learning rate, or a longer warm-up",
-        source="healthy: at most 0.02",
-    ),
-    Rule(
-        symptom="steps too short",
-        roles=("weight",),
-        values=series.field("update"),
-        threshold=1e-4,
-        smallest=True,
-        most=1.0,
-        error=False,
-        cause="codes hardly ever change: the quantized weights stand still",
-        remedy="a higher learning rate, or more bits: overrides={{'{layer}': 16}}",
-        source="healthy: at least 0.0003 (4 bits)",
-    ),
+    *TRAINING,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantizers import QTensor
 
-from .distributions import code_counts, outlier, value_counts
+from .distributions import Channels, channels, code_counts, value_counts
 from .pair import TensorPair, in_steps
 from .rounding import Rounded, Shared, rounded, shared_noise
 from .weight_watch import WeightWatch
@@ -24,8 +24,8 @@ class Detail:
     codes      counts in the bins of `code_counts`; None for a product
     scales     (smallest, median, largest) scale of the granules of each call; of two that a median
                lies between, the lower
-    roundings, shared, outliers   of each call that has one: see `rounded`, `shared_noise` (where
-               it rounds with noise), `outlier`
+    roundings, shared, channels   of each call that has one: see `rounded`, `shared_noise` (where
+               it rounds with noise), `channels`
     weight     of a weight: what its elements do from here on; None for all else
     """
 
@@ -34,7 +34,7 @@ class Detail:
     scales: list[tuple[float, float, float]] = field(default_factory=list)
     roundings: list[Rounded] = field(default_factory=list)
     shared: list[list[Shared]] = field(default_factory=list)
-    outliers: list[float] = field(default_factory=list)
+    channels: list[Channels] = field(default_factory=list)
     weight: WeightWatch | None = None
 
     def add(self, pair: TensorPair, *, quantized: bool) -> None:
@@ -58,9 +58,9 @@ class Detail:
             return
         if in_steps(q) and self.roundings[-1].noisy:
             self.shared.append(shared_noise(x.detach(), q))
-        peak = outlier(x, q, channel_axis)
-        if peak is not None:
-            self.outliers.append(peak)
+        own = channels(x, q, channel_axis)
+        if own is not None:
+            self.channels.append(own)
 
     @property
     def scale(self) -> tuple[float, float, float] | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from quantizers import IntFormat, QTensor
+from quantizers.formats import Format
 from quantizers.steps import as_real
 
+from .pair import TensorPair
 from .sampling import block, cropped
 
 #: The binades 2^e <= |x| < 2^(e + 1) that have bins of their own; the end bins take what is beyond.
@@ -16,6 +20,8 @@ LOWEST, HIGHEST = -32, 15
 VALUE_BINS = 2 * (HIGHEST - LOWEST + 1) + 1
 #: The fewest channels that have a median, and the fewest elements of each that have a peak.
 _FEWEST = 4
+#: One channel in so many is among the largest.
+_SHARE = 16
 #: How many elements are looked at.
 _BLOCK = 2**14
 
@@ -50,20 +56,52 @@ def code_counts(q: QTensor) -> Tensor:
     return torch.bincount(place, minlength=count).cpu()
 
 
-def outlier(x: Tensor, q: QTensor, axis: int) -> float | None:
-    """The largest channel's peak |x| / scale in units of the median channel's, in a sub-block with
-    every channel; channels that are 0 throughout do not count.  None where fewer than four are
-    left, or have fewer than four elements each."""
+class Channels(NamedTuple):
+    """What the largest channels do to the others, peaks in units of the channels' scales.
+
+    outlier   the largest channel's peak in units of the median channel's; channels that are 0
+              throughout do not count
+    crowded   the share of their power that rounding takes of all channels but the largest
+              sixteenth (at least one), less what it would take were their scale as much finer as
+              their largest peak is smaller.  About 0 where they have scales of their own, or float
+              elements that do not underflow; None without a scale, and where they are 0
+    """
+
+    outlier: float
+    crowded: float | None
+
+
+def channels(x: Tensor, q: QTensor, axis: int) -> Channels | None:
+    """Measured in a sub-block with every channel.  None where fewer than four are other than 0, or
+    have fewer than four elements each."""
     axis %= x.dim()
     some, part = block(x.detach(), q, cropped(x.shape, _BLOCK, keep=axis))
     count = some.shape[axis]
     if count < _FEWEST or some.numel() < _FEWEST * count:
         return None
-    magnitude = some.abs()
-    if part.scale is not None:
-        magnitude = magnitude / part.scale
-    if part.outer is not None:
-        magnitude = magnitude / part.outer
-    peaks = magnitude.amax([other for other in range(x.dim()) if other != axis]).float()
-    peaks = peaks[torch.isfinite(peaks) & (peaks > 0)]
-    return (peaks.max() / peaks.median()).item() if peaks.numel() >= _FEWEST else None
+    pair = TensorPair(some, part)
+    divisor = torch.where(pair.scale == 0, torch.inf, pair.scale)  # of channels that are 0
+    values, scale = (
+        own.expand(some.shape).movedim(axis, 0).flatten(1) for own in (pair.x, divisor)
+    )
+    peaks, order = (values / scale).abs().amax(1).sort(descending=True)
+    counting = peaks[torch.isfinite(peaks) & (peaks > 0)]
+    if counting.numel() < _FEWEST:
+        return None
+    middle = counting[counting.numel() // 2]  # of two, the smaller
+    largest = max(count // _SHARE, 1)
+    finer = (peaks[largest] / peaks[0]).item()
+    if q.scale is None or q.format is None or not 0 < finer <= 1:
+        return Channels((counting[0] / middle).item(), None)
+    values, scale = values[order[largest:]], scale[order[largest:]]
+    taken = [_taken(values, own, q.format) for own in (scale, scale * finer)]
+    return Channels((counting[0] / middle).item(), taken[0] - taken[1])
+
+
+def _taken(x: Tensor, scale: Tensor, fmt: Format) -> float:
+    """What rounding to nearest takes of the power of x: all of what is below half a step, of the
+    rest step^2 / 12 each (Bennett 1948, Bell System Technical Journal 27: 446)."""
+    step = scale * fmt.spacing(x / scale)
+    power = x.square()
+    lost = torch.where(x.abs() < step / 2, power, step.square() / 12)
+    return (lost.sum() / power.sum()).item()

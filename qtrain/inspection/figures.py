@@ -152,11 +152,13 @@ FIGURES = (
 )
 
 
-def _over_calls(name: str, merged: Callable[[list[float]], float]) -> Callable[[Detail], Any]:
-    """A field of `Rounded`, over the calls that have it; None where none does."""
+def _over_calls(
+    name: str, merged: Callable[[list[float]], float], of: str = "roundings"
+) -> Callable[[Detail], Any]:
+    """A field of `Rounded` or `Channels`, over the calls that have it; None where none does."""
 
     def value(detail: Detail) -> float | None:
-        found = [v for v in (getattr(r, name) for r in detail.roundings) if v is not None]
+        found = [v for v in (getattr(r, name) for r in getattr(detail, of)) if v is not None]
         return merged(found) if found else None
 
     return value
@@ -177,7 +179,8 @@ MONITORED = (
     Figure("axis", lambda d: d.noise[0], _integer),
     Figure("shared", lambda d: d.noise[1], short),
     Figure("shared_error", lambda d: d.noise[2], short),
-    Figure("outlier", lambda d: max(d.outliers, default=None), short),
+    Figure("outlier", _over_calls("outlier", max, "channels"), short),
+    Figure("crowded", _over_calls("crowded", max, "channels"), percent),
     Figure("update", lambda d: None if d.weight is None else d.weight.update(), short),
     Figure("oscillation", None, percent),
 )

@@ -35,7 +35,8 @@ class MonitorRow(Row):
     shared, shared_error   the correlation of the rounding's noise along `axis`, where it is
              largest, and its standard error: see `shared_noise`; a weight is (groups, out, in,
              *kernel)
-    outlier  the largest channel's peak in units of the median channel's: see `outlier`
+    outlier, crowded   the largest channel's peak in units of the median channel's, and what the
+             largest channels' scale takes of the others' power: see `channels`
     update   the mean |change| of a weight by this step, in units of its quantization step; None for
              what is no parameter, or was not written to (by another optimizer, later)
     oscillation   which fraction of some 256 weights went to and fro between two neighbouring codes
@@ -58,6 +59,7 @@ class MonitorRow(Row):
     shared_error: float | None = None
     axis: int | None = None
     outlier: float | None = None
+    crowded: float | None = None
     update: float | None = None
     oscillation: float | None = None
 

@@ -205,7 +205,7 @@ def test_every_number_is_the_definitions_in_float64() -> None:
             assert (row.layer, row.elements, row.nonfinite) == ("(model)", exact.numel(), 0)
             if q is None:
                 assert (row.codes, row.scale, row.drift) == ((), None, None)
-                assert (row.offset, row.spread, row.reach, row.outlier) == (None,) * 4
+                assert (row.offset, row.spread, row.reach, row.crowded) == (None,) * 4
                 assert row.clipped == row.saturated == 0
                 continue
             assert row.values == tuple(binade_counts(reference))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qtrain.inspection.detail import Detail
-from qtrain.inspection.distributions import outlier
+from qtrain.inspection.distributions import channels
 from qtrain.inspection.pair import TensorPair
 from qtrain.inspection.sampling import block, sampled
 from quantizers import (
@@ -44,9 +44,10 @@ def test_samples_and_figures_see_both_levels(quantizer: Quantizer) -> None:
     assert torch.equal(some, X[::2, ::3])
     few = sampled(q, 100)
     assert torch.equal(few.dequantize(), sampled(q.dequantize(), 100))
-    peak = outlier(X, q, 1)
+    found = channels(X, q, 1)
     base = (X.abs() / whole).amax(0)
-    assert peak == pytest.approx((base.max() / base.median()).item())
+    assert found is not None
+    assert found.outlier == pytest.approx((base.max() / base.median()).item())
     detail = Detail()
     detail.add(pair, quantized=True)
     detail.add_whole(X, q, 1)

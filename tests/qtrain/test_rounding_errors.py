@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrain.inspection.distributions import outlier
+from qtrain.inspection.distributions import Channels, channels
 from qtrain.inspection.pair import TensorPair
 from qtrain.inspection.rounding import Rounded, rounded, shared_noise
 from qtrain.inspection.sampling import block, cropped
@@ -182,16 +183,46 @@ def test_a_block_thins_out_the_longest_axes_and_keeps_its_scales() -> None:
 # Channels -----------------------------------------------------------------------------------------
 
 
+def crowd(axis: int, *sizes: float) -> Tensor:
+    """Noise of 32 channels, the first ones of other sizes than 1."""
+    x = normal(60, 32, 32).clamp(-2, 2)
+    for channel, size in enumerate(sizes):
+        x.select(axis, channel).mul_(size)
+    return x
+
+
+def found_in(x: Tensor, axis: int, **settings: Any) -> Channels:
+    found = channels(x, Quantizer(**{"format": int8, **settings})(x), axis)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("axis", [1, -1])
-def test_an_outlier_channel_is_measured_in_units_of_the_median_one(axis: int) -> None:
-    x = normal(50, 9, 9).clamp(-1, 1).abs()
-    x.select(axis, 3).mul_(40)
-    x.select(axis, 5).zero_()  # a dead one does not count
-    assert outlier(x, Quantizer(format=int8)(x), axis) == pytest.approx(40, rel=0.02)
-    own = Quantizer(format=int8, granularity=per_axis(axis))(x)  # one scale a channel
-    assert outlier(x, own, axis) == pytest.approx(1, rel=0.02)
+def test_an_outlier_channel_is_measured_by_what_its_scale_takes_of_the_others(axis: int) -> None:
+    x = crowd(axis, 80, 0)  # a dead one does not count
+    q = Quantizer(format=int8)(x)
+    found = found_in(x, axis)
+    assert found.outlier == pytest.approx(80, rel=0.02)
+    others = x.narrow(axis, 1, 31).double()
+    error = q.dequantize().narrow(axis, 1, 31) - others
+    fine = Quantizer(format=int8)(others).dequantize() - others
+    taken = (error.square().sum() - fine.square().sum()) / others.square().sum()
+    assert found.crowded == pytest.approx(taken.item(), rel=0.1) and found.crowded > 0.1
+    own = found_in(x, axis, granularity=per_axis(axis))  # one scale a channel
+    assert own.outlier == pytest.approx(1, rel=0.02) and own.crowded == pytest.approx(0, abs=1e-9)
+    assert abs(found_in(x, axis, format=e4m3).crowded or 0) < 1e-4  # no step that all share
     few = x.narrow(axis, 0, 3)
-    assert outlier(few, Quantizer(format=int8)(few), axis) is None
+    assert channels(few, Quantizer(format=int8)(few), axis) is None
+
+
+def test_small_channels_make_no_outlier_of_the_others() -> None:
+    """q and k of a joined projection, rare classes: the median is small, no channel is large."""
+    x = crowd(-1, *[1e-3] * 22)
+    found = found_in(x, -1)
+    assert found.outlier > 900 and abs(found.crowded or 0) < 1e-3
+    two = found_in(crowd(-1, 80, 80), -1).crowded  # one in sixteen is few
+    three = found_in(crowd(-1, 80, 80, 80), -1).crowded
+    assert two is not None and two > 0.1 and three is not None and three < 1e-3
 
 
 # Weights ------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from qtrain.cli import main
 from qtrain.conversion.overrides import Asked, Chooser
 from qtrain.diagnosis.figures import OPERANDS, Rule, often
 from qtrain.diagnosis.rules import RULES
+from qtrain.inspection.distributions import VALUE_BINS
 from qtrain.inspection.row import ROLES
 from qtrain.recipe import SLOTS
 from quantizers import (
@@ -59,7 +60,7 @@ SOUND: dict[str, Any] = {
     "gain": 1e-4, "values": (0,) * 48 + (96,) + (4000,) + (0,) * 47,
 }  # fmt: skip
 QUANTIZED: dict[str, Any] = {
-    "offset": 0.0, "offset_error": 0.0, "spread": 0.29, "reach": 1.0, "outlier": 3.0,
+    "offset": 0.0, "offset_error": 0.0, "spread": 0.29, "reach": 1.0, "crowded": 1e-4,
 }  # fmt: skip
 
 
@@ -102,7 +103,12 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"reach": 3.1, "gain": -0.021},
         {"reach": 2.9, "gain": -0.021},
     ),
-    "range too wide": ("input", {"reach": 0.015}, {"reach": 0.016}),
+    "scale too coarse": (
+        "input",
+        {"reach": 15 / 127, "codes": (1,) * 255},
+        {"reach": 16 / 127, "codes": (1,) * 255},
+    ),
+    "range too wide": ("input", {"reach": 0.015}, {"reach": 0.016, "codes": (1,) * VALUE_BINS}),
     "clipped": ("input", {"clipped": 0.16, "gain": -0.021}, {"clipped": 0.14, "gain": -0.021}),
     "excess error": ("input", {"spread": 1.01}, {"spread": 0.99}),
     "shared noise": (
@@ -126,7 +132,7 @@ EDGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "too few bits": ("grad_output (grad_input)", {"sqnr_db": 2.9}, {"sqnr_db": 3.1}),
     "gradient below noise": ("grad_weight", {"sqnr_db": 4.7}, {"sqnr_db": 4.8}),
-    "outlier channels": ("input", {"outlier": 31.0}, {"outlier": 29.0}),
+    "outlier channels": ("input", {"crowded": 0.11}, {"crowded": 0.09, "outlier": 1000.0}),
     "oscillating weights": ("weight", {"oscillation": 0.51}, {"oscillation": 0.49}),
     "steps too long": ("weight", {"update": 0.33}, {"update": 0.26}),
     "steps too short": ("weight", {"update": 0.9e-4}, {"update": 1.1e-4}),
