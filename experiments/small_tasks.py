@@ -85,7 +85,9 @@ def main(
     """An experiment's command: run its studies, keep their runs and figures in results/ beside the
     script, and put the table into its README."""
     folder = Path(script).parent
-    parser = argparse.ArgumentParser(prog=f"python -m experiments.{folder.name}.{Path(script).stem}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{folder.name}.{Path(script).stem}"
+    )
     parser.add_argument("studies", nargs="*", help=f"of {', '.join(studies)}; default: all")
     parser.add_argument("--data-dir", help="a text: a file, or a folder of them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
