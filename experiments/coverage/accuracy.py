@@ -38,7 +38,7 @@ def llama(num_classes: int) -> nn.Module:
 STUDIES = {
     "digits": small_tasks.digits(
         ARMS, seeds=3, margin=0.03, optimizer="adamw", lr=4e-3, weight_decay=0.1, clip_grad=1.0,
-        epochs=8,
+        epochs=6,
     )
     | {"model": "experiments.coverage.accuracy:vit"},
     "text": small_tasks.text(ARMS, seeds=3, margin=0.03)
