@@ -6,7 +6,7 @@
 All three products are summed by the accumulator.  int8, its gradients in int8 too, with integers
 that saturate; fp8 (e4m3, gradients e5m2, scaled) term after term in formats of 8 exponent bits,
 rounded to nearest: nothing overflows, what is lost are mantissa bits.  `error` has the error of
-single sums.
+single sums.  Digits do not ask for what fp8's lose: that is of text alone.
 
 Set before the runs: n = 3 seeds; margins of 1.5 points and 0.03 nats, as in experiments/recipes.
 """
@@ -37,10 +37,10 @@ def recipe(arm: str) -> Recipe:
     return replace(plain, name=arm, accumulator=sums)
 
 
-ARMS = {"fp32": "fp32"} | {arm: recipe(arm) for arm in ("int8-18", "int8-16", "fp8-m5", "fp8-m3")}
+INTEGERS = {"fp32": "fp32"} | {arm: recipe(arm) for arm in ("int8-18", "int8-16")}
 STUDIES = {
-    "digits": small_tasks.digits(ARMS, seeds=3, margin=0.015),
-    "text": small_tasks.text(ARMS, seeds=3, margin=0.03),
+    "digits": small_tasks.digits(INTEGERS, seeds=3, margin=0.015),
+    "text": small_tasks.text(INTEGERS | {"fp8-m3": recipe("fp8-m3")}, seeds=3, margin=0.03),
 }
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m experiments.accumulators.error
 
 A ResNet-20 of three stages, trained for three epochs on digits in full precision, is taken through
-one batch, forward and backward, under accumulators as `accuracy` trains with: the SQNR of their sums
-alone, against the exact sums of the same elements.  Writes results/error.json and results/error.svg.
+one batch, forward and backward, under accumulators such as `accuracy` trains with: the SQNR of
+their sums alone, against the exact sums of the same elements.  Writes results/error.json and .svg.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Named recipes of every family trained on two small tasks: what they cost in accuracy and hardware.
+"""Named recipes of every family on two small tasks: what they cost in accuracy and hardware.
 
     python -m experiments.recipes.accuracy digits
     python -m experiments.recipes.accuracy text --data-dir TEXT
 
-Set before the runs: n = 3 seeds; margins of 1.5 points, twice the deviation that a run had here with
-other settings and Holm's correction over 8 arms allow for, and of 0.03 nats, ten times what two
-pilot runs of each of three recipes differed by.  Costs are those of one training step beside full
+Set before the runs: n = 3 seeds; margins of 1.5 points, for deviations of a run up to 0.45 points
+and Holm's correction over 8 arms, and of 0.03 nats, ten times what two pilot runs of each of three
+recipes differed by.  Costs are those of one training step beside full
 precision's (`qtrain.cost`): bytes moved, energy of the products.
 """
 
