@@ -79,26 +79,29 @@ def text(recipes: Mapping[str, Any], *, seeds: int, margin: float, **config: Any
 
 
 def main(
-    studies: Mapping[str, Study], script: str, *, more: More | None = None, readme: str = "README.md",
+    studies: Mapping[str, Study],
+    script: str,
+    *,
+    more: More | None = None,
     arguments: list[str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """An experiment's command: run its studies, keep their runs and figures in results/ beside the
-    script, and put the table into its README."""
+    script, and put the table into the README there."""
     folder = Path(script).parent
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{folder.name}.{Path(script).stem}"
-    )
+    command = f"python -m experiments.{folder.name}.{Path(script).stem}"
+    parser = argparse.ArgumentParser(prog=command)
     parser.add_argument("studies", nargs="*", help=f"of {', '.join(studies)}; default: all")
     parser.add_argument("--data-dir", help="a text: a file, or a folder of them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--budget", help="start only runs that end within it: 90s, 8m")
     parser.add_argument("--runs-dir", default="runs/small")
+    parser.add_argument("--table", action="store_true", help="the table alone, of runs kept")
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.studies if name not in studies]:
         parser.error(f"got {unknown[0]!r}, need studies of {', '.join(studies)}")
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    for name in args.studies or studies:
+    for name in () if args.table else args.studies or studies:
         own = dict(studies[name])
         if "data" in own:
             own["config"] = {**own["config"], "data_dir": args.data_dir}
@@ -110,7 +113,7 @@ def main(
         ended = [replace(run, path="") for run in found.runs if run.has_ended]
         save_runs(ended, results / f"{name}.json")
         found.plot(results / f"{name}.svg")
-    insert(tables(studies, results, more), folder / readme)
+    insert(tables(studies, results, more), folder / "README.md")
 
 
 def tables(studies: Mapping[str, Study], results: Path, more: More | None = None) -> str:
@@ -143,30 +146,22 @@ def values(own: Study, runs: Sequence[StudyRun], arm: str) -> dict[int, float]:
 
 
 def _table(name: str, own: Study, runs: Sequence[StudyRun], more: More | None) -> str:
-    accuracy = own.get("metric", "accuracy") == "accuracy"
-    unit, scale, places = ("accuracy in %", 100, 2) if accuracy else ("loss in nats", 1, 3)
     found, rows = judged(own, runs), []
     for arm in own["recipes"]:
-        known, gap = list(values(own, runs, arm).values()), found.get(arm)
+        known = values(own, runs, arm).values()
         lost = sum(run.arm == arm and run.state == "diverged" for run in runs)
-        row = [
-            arm,
-            f"{scale * fmean(known):.{places}f}" if known else "-",
-            f"{len(known)}" + (f", {lost} diverged" if lost else ""),
-        ]
-        if gap is None:
-            row += ["", ""]
-        else:
-            d, low, high = (
-                f"{scale * x:+.{places}f}"
-                for x in (gap.interval.value, gap.interval.low, gap.interval.high)
-            )
-            row += [f"{d} [{low}, {high}]", gap.verdict]
+        count = f"{len(known)}" + (f", {lost} diverged" if lost else "")
+        row = [arm, f"{fmean(known):.4f}" if known else "-", count, "", ""]
+        if gap := found.get(arm):
+            d = gap.interval
+            row[3:] = [f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", gap.verdict]
         rows.append([*row, *(more[1](name, arm) if more else ())])
-    headers = [name, unit, "n", "difference, 95 % interval", "verdict", *(more[0] if more else ())]
+    metric, baseline = own.get("metric", "accuracy"), next(iter(own["recipes"]))
+    headers = [name, metric, "n", f"minus {baseline}, 95 % interval", "verdict"]
     machines = "; ".join(dict.fromkeys(run.machine for run in runs))
     head = (
-        f"{name}: {unit} after {own['config']['epochs']} epochs, against "
-        f"{next(iter(own['recipes']))}; margin {scale * own['margin']:g}; {machines}."
+        f"{name}: test {metric} after epoch {own['config']['epochs']}, margin {own['margin']:g}; "
+        f"{machines}."
     )
+    headers += more[0] if more else ()
     return f"{head}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"

@@ -15,7 +15,7 @@ from experiments.banner2018 import claims as banner_claims
 from experiments.banner2018 import run_all as banner
 from experiments.banner2018 import transformer
 from experiments.banner2018.bits import PAPER
-from experiments.harness.claims import BEGIN, END, load, table
+from experiments.harness.claims import load, table
 from experiments.harness.experiment import Experiment
 from experiments.harness.report import difference, failures, finals
 from experiments.hoffer2018 import claims as hoffer_claims
@@ -23,6 +23,7 @@ from experiments.hoffer2018 import lp_norm
 from experiments.hoffer2018 import run_all as hoffer
 from experiments.int8_vs_fp32 import norm_and_gradient as script
 from experiments.microscope.exact import share
+from experiments.readme import held
 from qtrain import train, training_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -55,11 +56,9 @@ def prose(*paths: str) -> str:
 
 @papers
 def test_the_table_of_claims_is_what_the_results_give(module: Any) -> None:
-    text = module.README.read_text(encoding="utf-8")
-    held = text.partition(BEGIN)[2].partition(END)[0].strip()
     results = load(module.CLAIMS, module.README.parent / "results", "here")
     judged = module.README.parent.name not in ("hoffer2018", "banner2018")  # smoke tests
-    assert held == table(results, module.CLAIMS, verdicts=judged)
+    assert held(module.README) == table(results, module.CLAIMS, verdicts=judged)
 
 
 @papers

@@ -2,14 +2,15 @@
 
     python -m experiments.accumulators.speed [--rounds 7]
 
-CPU time of a whole product of e4m3 elements (bytes for the integer), all accumulators and fp32's
-matrix product in turn, round after round; the median of the rounds and its quartiles.  Matrices:
+CPU time of a product as a model has it, operands rounded to e4m3 (to bytes for the integer), all
+accumulators and fp32's matrix product in turn, round after round; the median of the rounds and its
+quartiles.  "fp32 sums" rounds the operands alone.  Matrices:
 
 square    512 x 512 sums of 512 terms, a Linear's
 narrow    32,768 x 16 sums of 144 terms, the forward of a Conv2d of 16 channels
 long      16 x 144 sums of 32,768 terms, its grad_weight
 
-Targets: 0.5 ns; sums rounded at the chunks' boundaries 1.5 times fp32's product.  Writes
+Targets, of the sums: 0.5 ns; rounded at the chunks' boundaries 1.5 times fp32's product.  Writes
 results/speed.json.
 """
 
@@ -20,16 +21,17 @@ from collections.abc import Callable
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
+from torch import nn
 
 from experiments.speed.timing import cpu_seconds, run, spread
-from qtrain.products.accumulated.sums import accumulated
-from quantizers import FloatFormat, accumulators, bf16, e4m3, fp16, int8, root_key, stochastic
+from qtrain import Forward, Matmul, Recipe, quantize
+from quantizers import FloatFormat, Quantizer, accumulators, bf16, fp16, stochastic
 from quantizers.accumulators import Accumulator, Integer
 
 SHAPES = {"square": (512, 512, 512), "narrow": (32768, 16, 144), "long": (16, 144, 32768)}
 E6M9 = FloatFormat(6, 9)
-UNITS: dict[str, Accumulator] = {
+UNITS: dict[str, Accumulator | None] = {
+    "fp32 sums": None,
     "integer(18, saturate)": accumulators.integer(18, overflow="saturate"),
     "fp16": accumulators.sequential(fp16),
     "e6m9": accumulators.sequential(E6M9),
@@ -42,30 +44,26 @@ UNITS: dict[str, Accumulator] = {
 }
 
 
-def drawn(count: int, terms: int, unit: Accumulator | None) -> Tensor:
-    """(count, terms), fp32."""
-    seed = torch.Generator().manual_seed(count)
-    if isinstance(unit, Integer):
-        return torch.randint(-128, 128, (count, terms), generator=seed).float()
-    return torch.randn(count, terms, generator=seed).to(torch.float8_e4m3fn).float()
-
-
-def run_of(unit: Accumulator | None, shape: tuple[int, int, int]) -> Callable[[], object]:
+def run_of(name: str, shape: tuple[int, int, int]) -> Callable[[], object]:
     """One product by an accumulator, or by torch's matrix product in fp32."""
     rows, columns, terms = shape
-    a, b = drawn(rows, terms, unit), drawn(columns, terms, unit)
-    if unit is None:
-        return lambda: a @ b.T
-    formats = (int8, int8) if isinstance(unit, Integer) else (e4m3, e4m3)
-    key = root_key(0) if unit.noisy else None
-    return lambda: accumulated(a, b, unit, formats, key)
+    seed = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, terms, generator=seed) for size in (rows, columns))
+    model: nn.Module = Matmul()
+    if name in UNITS:
+        unit = UNITS[name]
+        operand = Quantizer(format="int8" if isinstance(unit, Integer) else "e4m3")
+        forward = Forward(input=operand, weight=operand)
+        options = {} if unit is None else {"accumulator": unit}
+        model = quantize(model, recipe=Recipe(name="own", forward=forward, **options))
+    return torch.no_grad()(lambda: model(a, b.T))
 
 
 def measured(rounds: int) -> dict[str, dict[str, list[float]]]:
     """{accumulator: {matrices: the nanoseconds of each round}}."""
     runs = {
-        (name, shape): run_of(unit, sizes)
-        for name, unit in {"fp32, a @ b.T": None, **UNITS}.items()
+        (name, shape): run_of(name, sizes)
+        for name in ("fp32, a @ b.T", *UNITS)
         for shape, sizes in SHAPES.items()
     }
     found: dict[str, dict[str, list[float]]] = {name: {} for name, _ in runs}

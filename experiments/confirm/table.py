@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from experiments.confirm.claims import CLAIMS, UNDECIDABLE, Claim
 from experiments.confirm.results import FOLDER, stored
-from experiments.harness.claims import insert
+from experiments.readme import insert
 from qtrain import Difference, StudyRun, differences
 
 README = Path(__file__).parent / "README.md"

@@ -24,8 +24,10 @@ from typing import Literal
 from tabulate import tabulate
 
 from experiments.harness.report import Result, difference, failures, finals, shown
+from experiments.readme import BEGIN as BEGIN
+from experiments.readme import END as END
+from experiments.readme import insert
 
-BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 HOLDS, NOT, OPEN = "holds", "does not hold", "does not show"
 
 
@@ -117,16 +119,6 @@ def load(claims: Sequence[Claim], folder: Path, scale: str) -> dict[str, Result]
         for name, path in paths.items()
         if path.exists()
     }
-
-
-def insert(text: str, into: Path) -> None:
-    """Put the text between the file's two markers; SystemExit where it lacks them."""
-    before, begin, rest = into.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{into}: need the lines {BEGIN} and {END}")
-    whole = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    into.write_text(whole, encoding="utf-8")
 
 
 def publish(
