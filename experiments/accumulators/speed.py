@@ -25,7 +25,7 @@ from torch import nn
 
 from experiments.speed.timing import cpu_seconds, run, spread
 from qtrain import Forward, Matmul, Recipe, quantize
-from quantizers import FloatFormat, Quantizer, accumulators, bf16, fp16, stochastic
+from quantizers import FloatFormat, Quantizer, accumulators, bf16, stochastic
 from quantizers.accumulators import Accumulator, Integer
 
 SHAPES = {"square": (512, 512, 512), "narrow": (32768, 16, 144), "long": (16, 144, 32768)}
@@ -33,7 +33,6 @@ E6M9 = FloatFormat(6, 9)
 UNITS: dict[str, Accumulator | None] = {
     "fp32 sums": None,
     "integer(18, saturate)": accumulators.integer(18, overflow="saturate"),
-    "fp16": accumulators.sequential(fp16),
     "e6m9": accumulators.sequential(E6M9),
     "e6m9, chunk=64": accumulators.sequential(E6M9, chunk=64),
     "bf16": accumulators.sequential(bf16),
@@ -53,9 +52,8 @@ def run_of(name: str, shape: tuple[int, int, int]) -> Callable[[], object]:
     if name in UNITS:
         unit = UNITS[name]
         operand = Quantizer(format="int8" if isinstance(unit, Integer) else "e4m3")
-        forward = Forward(input=operand, weight=operand)
-        options = {} if unit is None else {"accumulator": unit}
-        model = quantize(model, recipe=Recipe(name="own", forward=forward, **options))
+        forward = Forward(input=operand, weight=operand, accumulator=unit)
+        model = quantize(model, recipe=Recipe(name="own", forward=forward))
     return torch.no_grad()(lambda: model(a, b.T))
 
 
