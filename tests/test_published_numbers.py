@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import statistics
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from experiments import small_tasks
 from experiments.banner2018 import claims as banner_claims
 from experiments.banner2018 import run_all as banner
 from experiments.banner2018 import transformer
@@ -24,7 +26,7 @@ from experiments.hoffer2018 import run_all as hoffer
 from experiments.int8_vs_fp32 import norm_and_gradient as script
 from experiments.microscope.exact import share
 from experiments.readme import held
-from qtrain import train, training_recipe
+from qtrain import Difference, read_runs, train, training_recipe
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS: dict[ModuleType, list[Experiment]] = {
@@ -117,34 +119,28 @@ def scalable() -> list[str]:
     ]
 
 
+def small(experiment: str, study: str) -> tuple[dict[str, list[float]], dict[str, Difference]]:
+    """Of a small study the values of each arm, and the differences to its baseline."""
+    own = importlib.import_module(f"experiments.{experiment}.accuracy").STUDIES[study]
+    runs = read_runs(ROOT / "experiments" / experiment / "results" / f"{study}.json")
+    values = {arm: list(small_tasks.values(own, runs, arm).values()) for arm in own["recipes"]}
+    return values, small_tasks.judged(own, runs)
+
+
+def points(one: Difference) -> str:
+    """Of accuracy, with the interval."""
+    value, low, high = (100 * x for x in (one.interval.value, one.interval.low, one.interval.high))
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
 def int8_against_fp32() -> list[str]:
-    digits, cifar = (stored(f"int8_vs_fp32/results/{name}.json") for name in ("digits", "cifar10"))
-    accuracy = [
-        f"{100 * statistics.fmean(values):.1f} % (std {100 * statistics.stdev(values):.1f}, n = "
-        f"{len(values)})"
-        for values in digits["accuracy"].values()
+    values, found = small("int8_vs_fp32", "digits")
+    row = [
+        f"{100 * statistics.fmean(own):.1f} % (std {100 * statistics.stdev(own):.1f}, n = "
+        f"{len(own)})"
+        for own in values.values()
     ]
-    seconds = [
-        f"{min(values) / digits['config']['epochs']:.1f} to "
-        f"{max(values) / digits['config']['epochs']:.1f}"
-        for values in digits["train_seconds"].values()
-    ]
-    gaps = [
-        "{value:+.1f} points [{low:+.1f}, {high:+.1f}]".format(
-            **{key: 100 * run["gap"][key] for key in ("value", "low", "high")}
-        )
-        for run in (digits, cifar)
-    ]
-    full, int8 = (f"{100 * values[0]:.1f} %" for values in cifar["accuracy"].values())
-    assert digits["config"]["threads"] == 1
-    minutes = sum(values[0] for values in cifar["train_seconds"].values()) / 60
-    return [
-        f"| {accuracy[0]} | {accuracy[1]} | {gaps[0]}",
-        f"one thread, {len(digits['seeds'])} runs on a busy machine, at the commit of those runs | "
-        f"{seconds[0]} | {seconds[1]} |",
-        f"| {full} | {int8} | {gaps[1]}",
-        f"what {round(minutes, -1):.0f} minutes of one busy core allowed",
-    ]
+    return [f"| {row[0]} | {row[1]} | {points(found['int8'])}"]
 
 
 def norm_and_gradient() -> list[str]:
