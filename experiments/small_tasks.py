@@ -117,13 +117,13 @@ def main(
 
 
 def tables(studies: Mapping[str, Study], results: Path, more: More | None = None) -> str:
-    """Markdown, of each study whose runs are kept: a row an arm, its mean, n, its difference to the
+    """Markdown, of each study's runs that are kept: a row an arm, its mean, n, its difference to the
     baseline with the 95 % interval, and the study's verdict."""
     parts = []
     for name, own in studies.items():
         path = results / f"{name}.json"
-        if path.exists():
-            parts.append(_table(name, own, read_runs(path), more))
+        found = read_runs(path) if path.exists() else ()
+        parts.append(_table(name, own, found, more) if found else f"{name}: not run yet.")
     return "\n\n".join(parts)
 
 

@@ -55,9 +55,11 @@ def test_the_table_is_what_the_kept_runs_say(name: str) -> None:
         module.STUDIES, folder / "results", more
     )
     for study, own in module.STUDIES.items():
-        runs = read_runs(folder / "results" / f"{study}.json")
-        wanted = {(arm, seed) for arm in own["recipes"] for seed in range(own["seeds"])}
-        assert {(run.arm, run.seed) for run in runs} == wanted and {r.path for r in runs} == {""}
+        if (path := folder / "results" / f"{study}.json").exists():
+            runs = read_runs(path)
+            wanted = {(arm, seed) for arm in own["recipes"] for seed in range(own["seeds"])}
+            assert {(run.arm, run.seed) for run in runs} <= wanted
+            assert {run.path for run in runs} == {""}
 
 
 def test_a_passage_is_the_beginning_of_both_parts(
@@ -94,7 +96,8 @@ def test_the_command_keeps_runs_and_writes_their_table(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         small_tasks.main(studies, str(script), arguments=["other"])
     save_runs([run for run in runs if run.arm == "fp32" or run.seed], results / "digits.json")
-    few = small_tasks.tables(studies, results)
+    few = small_tasks.tables({**studies, "text": own}, results)
+    assert few.endswith("text: not run yet.")
     assert "minus fp32" in few and "equal" not in few  # one run of slow compares with nothing
 
 
