@@ -26,11 +26,10 @@ from torch import nn
 from experiments.speed.timing import cpu_seconds, run, spread
 from qtrain import Forward, Matmul, Recipe, quantize
 from quantizers import FloatFormat, Quantizer, accumulators, bf16, stochastic
-from quantizers.accumulators import Accumulator, Integer
 
 SHAPES = {"square": (512, 512, 512), "narrow": (32768, 16, 144), "long": (16, 144, 32768)}
 E6M9 = FloatFormat(6, 9)
-UNITS: dict[str, Accumulator | None] = {
+UNITS: dict[str, accumulators.Accumulator | None] = {
     "fp32 sums": None,
     "integer(18, saturate)": accumulators.integer(18, overflow="saturate"),
     "e6m9": accumulators.sequential(E6M9),
@@ -51,7 +50,7 @@ def run_of(name: str, shape: tuple[int, int, int]) -> Callable[[], object]:
     model: nn.Module = Matmul()
     if name in UNITS:
         unit = UNITS[name]
-        operand = Quantizer(format="int8" if isinstance(unit, Integer) else "e4m3")
+        operand = Quantizer(format="int8" if isinstance(unit, accumulators.Integer) else "e4m3")
         forward = Forward(input=operand, weight=operand, accumulator=unit)
         model = quantize(model, recipe=Recipe(name="own", forward=forward))
     return torch.no_grad()(lambda: model(a, b.T))
