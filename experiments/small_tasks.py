@@ -117,8 +117,8 @@ def main(
 
 
 def tables(studies: Mapping[str, Study], results: Path, more: More | None = None) -> str:
-    """Markdown, of each study's runs that are kept: a row an arm, its mean, n, its difference to the
-    baseline with the 95 % interval, and the study's verdict."""
+    """Markdown, of each study's runs that are kept: a row an arm, with its mean, n, difference to
+    the baseline and its 95 % interval, and the study's verdict."""
     parts = []
     for name, own in studies.items():
         path = results / f"{name}.json"

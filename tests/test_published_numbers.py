@@ -143,6 +143,25 @@ def int8_against_fp32() -> list[str]:
     return [f"| {row[0]} | {row[1]} | {points(found['int8'])}"]
 
 
+def learned() -> list[str]:
+    values, found = small("learned", "digits")
+    assert found["learned 4"].verdict == found["fixed 4"].verdict == "equal within 0.015"
+    gap = found["learned 2"].interval
+    return [
+        f"2 bits end {-100 * gap.value:.1f} points [{-100 * gap.high:.1f}, {-100 * gap.low:.1f}] "
+        f"behind with learned steps",
+        f"/learned/README.md), {len(values['fp32'])} seeds)",
+    ]
+
+
+def updates() -> list[str]:
+    both = [small("updates", study) for study in ("digits", "text")]
+    assert {one.verdict for _, found in both for one in found.values()} == {
+        "equal within 0.015", "equal within 0.03"
+    }  # fmt: skip
+    return [f"/updates/README.md), {len(both[0][0]['kahan'])} seeds)"]
+
+
 def norm_and_gradient() -> list[str]:
     found = stored("int8_vs_fp32/results/norm_and_gradient-digits.json")["sqnr_db"]
     own = found["range"]
@@ -255,7 +274,16 @@ def microscope() -> list[str]:
 
 @pytest.mark.parametrize(
     "sentences",
-    [norm_matters, scalable, int8_against_fp32, norm_and_gradient, growth, microscope],
+    [
+        norm_matters,
+        scalable,
+        int8_against_fp32,
+        learned,
+        updates,
+        norm_and_gradient,
+        growth,
+        microscope,
+    ],
     ids=lambda sentences: sentences.__name__,
 )
 def test_the_sentences_on_what_was_measured_hold_the_stored_numbers(sentences: Any) -> None:
@@ -286,6 +314,22 @@ def test_the_rows_of_compiled_steps_and_of_peers_hold_the_stored_ratios() -> Non
 def test_the_readme_holds_the_ratio_of_a_step() -> None:
     row = speed_row("resnet18-three-rows", "resnet18", "int8 range-norm", "channels_last")
     assert f"of full precision's | 1 | {ratio(row['ratio'])}: median" in prose("README.md")
+
+
+def test_the_page_of_recipes_holds_the_differences_of_those_that_differ() -> None:
+    text = prose("docs/recipes.md")
+    on_digits, on_text = (small("recipes", study)[1] for study in ("digits", "text"))
+    differ = {n for n, one in on_digits.items() if one.verdict.startswith("differs")}
+    gap = on_digits["hbfp4"].interval
+    low, value, high = (-100 * x for x in (gap.high, gap.value, gap.low))
+    assert differ == {"hbfp4"} and f"loses {value:.1f} points [{low:.1f}, {high:.1f}]" in text
+    worse = [n for n, one in on_text.items() if one.verdict.startswith("differs")]
+    assert sorted(worse) == ["banner2018", "hbfp4", "luq"]
+    for name in worse:
+        gap = on_text[name].interval
+        found = f"{gap.value:.2f} [{gap.low:.2f}, {gap.high:.2f}]"
+        nats = found.replace(" [", " nats [")
+        assert f"`{name}` loses {nats}" in text or f"`{name}` {found}" in text
 
 
 def test_the_sentences_on_norm_matters_hold_the_stored_numbers() -> None:
