@@ -17,6 +17,8 @@ from experiments.banner2018 import claims as banner_claims
 from experiments.banner2018 import run_all as banner
 from experiments.banner2018 import transformer
 from experiments.banner2018.bits import PAPER
+from experiments.confirm import results as confirm_results
+from experiments.confirm import table as confirm_table
 from experiments.harness.claims import load, table
 from experiments.harness.experiment import Experiment
 from experiments.harness.report import difference, failures, finals
@@ -127,20 +129,19 @@ def small(experiment: str, study: str) -> tuple[dict[str, list[float]], dict[str
     return values, small_tasks.judged(own, runs)
 
 
-def points(one: Difference) -> str:
-    """Of accuracy, with the interval."""
-    value, low, high = (100 * x for x in (one.interval.value, one.interval.low, one.interval.high))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
-
-
 def int8_against_fp32() -> list[str]:
-    values, found = small("int8_vs_fp32", "digits")
-    row = [
-        f"{100 * statistics.fmean(own):.1f} % (std {100 * statistics.stdev(own):.1f}, n = "
-        f"{len(own)})"
-        for own in values.values()
+    """By the confirmation's study of digits."""
+    runs = confirm_results.stored("digits")
+    row = [[100 * run.accuracy for run in runs if run.arm == arm] for arm in ("fp32", "int8 range")]
+    means = [
+        f"{statistics.fmean(own):.1f} % (std {statistics.stdev(own):.1f}, n = {len(own)})"
+        for own in row
     ]
-    return [f"| {row[0]} | {row[1]} | {points(found['int8'])}"]
+    gap = confirm_table.comparisons()["D2"].interval
+    d = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(
+        *(100 * x for x in (gap.value, gap.low, gap.high))
+    )
+    return [f"| ResNet-20, digits, 6 epochs, top-1 | {means[0]} | {means[1]} | {d}"]
 
 
 def learned() -> list[str]:

@@ -19,7 +19,7 @@ from qtrain.training.train import build_branches
 
 EXPERIMENTS = {
     name: importlib.import_module(f"experiments.{name}.accuracy")
-    for name in ("recipes", "updates", "learned", "accumulators", "coverage", "int8_vs_fp32")
+    for name in ("recipes", "updates", "learned", "accumulators", "coverage")
 }
 #: but for those of named recipes, which have steps of their own in tests/qtrain
 STUDIES = [
