@@ -118,3 +118,4 @@ def test_a_diverged_run_is_told_and_counts_as_chance(tmp_path: Path) -> None:
     )  # fmt: skip
     found = small_tasks.tables({"text": own}, tmp_path)
     assert "| few    | 1.7000 | 2, 1 diverged |" in found and "too little power" in found
+    assert "[-6.9290, +8.3190]" in found  # by its own deviation: Welch, Student's t of 1
