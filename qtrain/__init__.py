@@ -69,6 +69,7 @@ from .training.intervals import mean_difference as mean_difference
 from .training.loggers.logger import Logger as Logger
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
+from .training.nonfinite import first_nonfinite as first_nonfinite
 from .training.results import Result as Result
 from .training.study import differences as differences
 from .training.study import executors as executors

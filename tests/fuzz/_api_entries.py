@@ -650,5 +650,5 @@ NOT_CALLED = frozenset(
     "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
     "SensitivityReport SensitivityRow Finding Verdict recipes LowPrecision UpdateReport "
-    "UpdateRow Logger".split()
+    "UpdateRow Logger first_nonfinite".split()
 )
