@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from . import checks
-from .cli_arguments import build_parser, train_settings
+from .cli_arguments import build_parser
 from .cli_tables import formats_table, recipe_page, recipes_table, run_line
 from .diagnosis.diagnose import diagnose
 from .diagnosis.recommend import recommend
@@ -30,6 +30,7 @@ from .inspection.inspect import accumulated, inspect
 from .inspection.tensorboard import to_tensorboard
 from .recipe_file import find, save_recipe
 from .training.compare import compare
+from .training.flags import train_settings
 from .training.interrupt import Interrupted
 from .training.named import TRAINING_RECIPES, training_recipe
 from .training.nonfinite import NonFiniteError
@@ -144,7 +145,10 @@ def _recommend(parsed: argparse.Namespace) -> None:
 
 
 def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
-    return restored(Path(parsed.checkpoint), data_dir=parsed.data_dir, device=parsed.device)
+    folder = getattr(parsed, "run", None)
+    path = Path(parsed.checkpoint) if folder is None else Path(folder) / "checkpoint.pt"
+    names = ("model", "data", "data_dir", "device")
+    return restored(path, **{name: getattr(parsed, name) for name in names})
 
 
 def _compare(parsed: argparse.Namespace) -> None:
@@ -166,9 +170,12 @@ def _report(parsed: argparse.Namespace) -> None:
 
 def _diagnose(parsed: argparse.Namespace) -> None:
     if parsed.gradient:
-        with restored(Path(parsed.run) / "checkpoint.pt") as (model, inputs, targets):
+        with _restored(parsed) as (model, inputs, targets):
             verdict = diagnose(parsed.run, model=model, inputs=inputs, targets=targets)
     else:
+        for name in ("model", "data", "data_dir"):
+            if (got := getattr(parsed, name)) is not None:
+                raise ValueError(f"{name}: got {got!r}, but no --gradient to use it")
         verdict = diagnose(parsed.run)
     _give(parsed, verdict, verdict.save)
 

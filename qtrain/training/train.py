@@ -134,8 +134,8 @@ def load_data(config: TrainConfig, data: Data | None = None) -> DataSet:
 def restored(
     path: Path,
     *,
-    model: Model | None = None,
-    data: Data | None = None,
+    model: Model | str | None = None,
+    data: Data | str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
 ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
@@ -143,17 +143,21 @@ def restored(
     and targets.
 
     model, data: as `train` takes them, of a run whose configuration says given:NAME, or in place
-    of what it says.  CheckpointError where the checkpoint does not fit its own configuration or the
-    data is not that of the run.
+    of what it says; or as TrainConfig has them, names and references.
+
+    CheckpointError where the checkpoint does not fit its own configuration or the data is not that
+    of the run.
     """
     checkpoint, where = load_checkpoint(path), str(path)
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
+    said = {"model": model, "data": data}
+    named = {name: value for name, value in said.items() if isinstance(value, str)}
+    model, data = (None if isinstance(value, str) else value for value in said.values())
     try:
         config = TrainConfig.from_dict({**checkpoint.config, **here})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: its configuration is refused: {error}") from error
-    if data_dir is not None:
-        config = replace(config, data_dir=data_dir)
+    config = replace(config, **named, **({} if data_dir is None else {"data_dir": data_dir}))
     on = _device(config.device)
     with _settings(config, on):
         dataset = load_data(config, data).to(on)
