@@ -1,4 +1,4 @@
-"""What is given away: the data's licence beside it, the citation's version, a source that is whole."""
+"""What is given away: the data's licence, the citation's version, a whole source."""
 
 from __future__ import annotations
 

@@ -36,16 +36,16 @@ def measured_on(measured: str) -> str:
 def summary_section(
     rows: Sequence[Row],
     *,
-    remark: str = "",
+    remarks: Sequence[str] = (),
     before: Sequence[Card] = (),
     behind: Sequence[Card] = (),
 ) -> Section:
     """Figures of the errors, between others where more is known, and the rows of lowest SQNR."""
-    remarks = [remark] if remark else []
+    told = list(remarks)
     if not rows:
-        remarks.append("No error was measured: nothing is quantized, or not yet.")
+        told.append("No error was measured: nothing is quantized, or not yet.")
     cards = [*before, *_figures(rows), *behind]
-    body = "".join(part("remark", text) for text in remarks) + part("cards", cards)
+    body = "".join(part("remark", text) for text in told) + part("cards", cards)
     if rows:
         body += part("table", _largest(rows))
     return Section(id="summary", title="Summary", body=body)
@@ -98,6 +98,7 @@ def network_section(rows: Sequence[Row], measured: str) -> Section | None:
         "how far each tensor lies above its own error; higher is better. Errors are local: what a "
         "layer passes on is not counted against the next."
     )
+    most = min(len(layers), 6)  # names under the strip, each where its stretch begins
     paths: dict[str, str] = {}  # one a colour
     for x, line in enumerate(_cells(rows)):
         for y, (kind, value) in enumerate(line):
@@ -106,7 +107,9 @@ def network_section(rows: Sequence[Row], measured: str) -> Section | None:
     body = (
         part("text", [text])
         + part("legend", level_names().items())
-        + part("strip", layers, roles, paths)
+        + part(
+            "strip", layers, roles, paths, [layers[i * len(layers) // most] for i in range(most)]
+        )
     )
     return Section(id="network", title="Network", body=body)
 

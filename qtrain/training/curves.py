@@ -36,6 +36,7 @@ def training_section(record: RunRecord) -> Section | None:
         _panel("Training loss", "cross-entropy", steps, labels, "loss"),
         _panel("Test loss", "cross-entropy", epochs, labels, "test_loss"),
         _panel("Test accuracy", "%", epochs, labels, "test_accuracy"),
+        *_late(epochs, labels),
         _panel("Gradient norm", "norm of all gradients", steps, labels, "grad_norm"),
     ]
     body = part("keys", labels) + part("charts", charts)
@@ -69,7 +70,15 @@ def _panel(
         ]
         kind = f"{branch} thin" if thin else branch
         lines.append(Line(label=label, kind=kind, points=points, marks=not thin))
-    return Panel(title=title, unit=unit, x=x, lines=lines)
+    return Panel(title=title, unit=unit, x=x, lines=lines, log="" if unit == "%" else "y")
+
+
+def _late(epochs: Sequence[Metrics], labels: Mapping[str, str]) -> list[Panel]:
+    """The accuracy of the second half, of which the first leaves little room; of four epochs on."""
+    last = max((line["epoch"] for line in epochs), default=0)
+    half = [line for line in epochs if 2 * line["epoch"] > last]
+    title = "Test accuracy, second half"
+    return [_panel(title, "%", half, labels, "test_accuracy")] if last > 3 else []
 
 
 def epoch_table(
