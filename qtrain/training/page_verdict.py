@@ -15,22 +15,19 @@ BUSY = 1.25
 def sentence(record: RunRecord) -> list[str]:
     """The gap and whether its interval leaves it open, and the tensor of lowest SQNR: pieces of
     text, every second one to stand out; none where neither is known."""
-    found: list[str] = []
+    found = [""]
     if (gap := record.gap) is not None and record.config is not None:
         points = f"{100 * abs(gap.value):.2f} points"
         told = f"{'behind' if gap.value < 0 else 'ahead of'} full precision by {points}"
         if gap.low <= 0 <= gap.high:
             told = f"within noise of full precision: a gap of {100 * gap.value:+.2f} points"
         interval = f"95 % interval [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]"
-        found = ["", record.config.label, f" is {told}, {interval}"]
-    worst = worst_first(record.errors.rows)[:1]
-    for row in worst:
-        lead = "; the" if found else "The"
-        found += [*([] if found else ["", ""]), f"{lead} weakest spot is "]
-        if len(found) > 3:  # a piece of the same look as the one before
-            found[2:4] = [found[2] + found[3]]
+        found += [record.config.label, f" is {told}, {interval}; "]
+    for row in worst_first(record.errors.rows)[:1]:
+        found[-1] += f"{'the' if found[1:] else 'The'} weakest spot is "
         found += [f"{row.layer}'s {row.role}", f", {in_decibels(row.sqnr_db)}"]
-    return [*found, "."] if found else []
+    found[-1] = f"{found[-1].removesuffix('; ')}."
+    return found if found[1:] else []
 
 
 def remarks(record: RunRecord) -> Iterator[str]:
