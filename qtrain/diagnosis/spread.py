@@ -20,10 +20,10 @@ def gathered(findings: Sequence[Finding], layers: Sequence[str]) -> list[Finding
     if len(lost) < 2:
         return list(findings)
     first = min(lost, key=lambda finding: (finding.first, place(finding, layers)))
-    layers = {finding.layer for finding in lost}
+    reached = {finding.layer for finding in lost}
     spread = (
         f"{first.cause}; from step {first.first} on it has spread to "
-        f"{count(len(lost) - 1, 'more tensor')} of {count(len(layers), 'layer')}"
+        f"{count(len(lost) - 1, 'more tensor')} of {count(len(reached), 'layer')}"
     )
     told = replace(first, cause=spread)
     kept = [told if finding is first else finding for finding in findings]

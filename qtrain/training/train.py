@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,13 +152,15 @@ def restored(
     checkpoint, where = load_checkpoint(path), str(path)
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
     said = {"model": model, "data": data}
-    named = {name: value for name, value in said.items() if isinstance(value, str)}
+    named: dict[str, Any] = {name: value for name, value in said.items() if isinstance(value, str)}
     model, data = (None if isinstance(value, str) else value for value in said.values())
     try:
         config = TrainConfig.from_dict({**checkpoint.config, **here})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: its configuration is refused: {error}") from error
-    config = replace(config, **named, **({} if data_dir is None else {"data_dir": data_dir}))
+    if data_dir is not None:
+        named["data_dir"] = data_dir
+    config = replace(config, **named)
     on = _device(config.device)
     with _settings(config, on):
         dataset = load_data(config, data).to(on)
