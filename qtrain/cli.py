@@ -30,6 +30,7 @@ from .inspection.inspect import accumulated, inspect
 from .inspection.tensorboard import to_tensorboard
 from .recipe_file import find, save_recipe
 from .training.compare import compare
+from .training.demo.demo import demo
 from .training.flags import train_settings
 from .training.interrupt import Interrupted
 from .training.named import TRAINING_RECIPES, training_recipe
@@ -92,7 +93,13 @@ def _train(parsed: argparse.Namespace) -> None:
         raise ValueError(error) from error
     result = train(config, say=_say)
     place = result.folder.path
-    terminal.show(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
+    terminal.show(f"\n{result}\n\neverything is in {place}/: report.html is the page")
+
+
+def _demo(parsed: argparse.Namespace) -> None:
+    given = {name: getattr(parsed, name) for name in ("seed", "runs_dir", "threads")}
+    story = demo(**{name: value for name, value in given.items() if value is not None}, say=_say)
+    terminal.show(f"\n{story}\n\nthe page is {story.path}")
 
 
 def _study(parsed: argparse.Namespace) -> None:
@@ -221,6 +228,7 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
+    "demo": _demo,
     "study": _study,
     "inspect": _inspect,
     "diagnose": _diagnose,

@@ -100,6 +100,10 @@ def build_parser() -> Parser:
         "recipe", help="a named run or quantization recipe, see qtrain recipes, or its .yaml file"
     )
     add_flags(train)
+    shown = command("demo", "see int4 break and be mended: four short runs and a page", _DEMO)
+    shown.add_argument("--seed", type=int, metavar="N", help="of the runs, default: 0")
+    shown.add_argument("--runs-dir", metavar="DIR", help="folder of the folder demo, default: runs")
+    shown.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     many = command("study", "compare recipes over seeds, as a .yaml file says", _STUDY)
     many.add_argument("study", help="a .yaml file")
     many.add_argument("--seeds", type=int, metavar="N", help="in place of the file's")
@@ -177,6 +181,7 @@ _RUN = "runs/int8-resnet18-digits-seed0"
 _BEGIN = f"""where to begin:
   qtrain doctor                  what this machine computes with
   qtrain train int8-resnet18     a first run, minutes on two CPU cores; its data comes along
+  qtrain demo                    full precision, int8, int4, and int4 mended: one page
   qtrain report {_RUN}    that run as one page
 
 Flags and examples of a command: qtrain command --help"""
@@ -188,6 +193,7 @@ _EXAMPLES = {
         "train banner2018 --model resnet20 --data cifar10 --data-dir PATH --bits 6",
         "train int8 --model timm:resnet18 --switch 0.9:bf16 --resume",
     ),
+    "demo": ("demo", "demo --seed 1 --threads 1"),
     "study": ("study mine.yaml", "study mine.yaml --seeds 5 --jobs 2 --budget 30m"),
     "report": (f"report {_RUN}", "report monitor.jsonl --save page.html"),
     "diagnose": (f"diagnose {_RUN}", f"diagnose {_RUN} --gradient"),
@@ -204,6 +210,10 @@ _EXAMPLES = {
     "formats": ("formats",),
 }
 _DEFAULTS = {option.name: default_of(option) for option in fields(TrainConfig)}
+_DEMO = (
+    " Trains a deep MLP on digits in full precision, int8 and int4, asks diagnose and recommend "
+    "what ails int4, trains it as they say, and writes runs/demo/demo.html. Goes on where it was."
+)
 _STUDY = (
     " Trains every recipe with every seed, goes on where it was, and writes runs/<name>/. The file "
     "holds the arguments of qtrain.study: model: resnet20, recipes: [fp32, int8], seeds: 5, and "

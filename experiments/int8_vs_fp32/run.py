@@ -28,7 +28,7 @@ from tabulate import tabulate
 from qtrain import environment, mean_difference, train, training_recipe
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "digits": {"data": "digits", "model": "resnet18", "seeds": 5, "changes": {}},
+    "digits": {"data": "digits", "model": "resnet18", "seeds": 5, "changes": {"lr": 0.02}},
     "cifar10": {
         "data": "cifar10",
         "model": "resnet20",

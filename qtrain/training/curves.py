@@ -60,14 +60,10 @@ def _panel(
 ) -> Panel:
     """One line a model: the metric `name`, accuracies in %, by step or epoch."""
     x = "step" if name in STEP_NUMBERS else "epoch"
-    times, thin = 100 if unit == "%" else 1, x == "step" or name == "train_loss"
+    thin = x == "step" or name == "train_loss"
     lines = []
     for branch, label in labels.items():
-        points = [
-            (float(line[x]), times * number(line[name]))
-            for line in metrics
-            if line["branch"] == branch
-        ]
+        points = metric_points([line for line in metrics if line["branch"] == branch], name, unit)
         kind = f"{branch} thin" if thin else branch
         lines.append(Line(label=label, kind=kind, points=points, marks=not thin))
     return Panel(title=title, unit=unit, x=x, lines=lines, log="" if unit == "%" else "y")
@@ -79,6 +75,12 @@ def _late(epochs: Sequence[Metrics], labels: Mapping[str, str]) -> list[Panel]:
     half = [line for line in epochs if 2 * line["epoch"] > last]
     title = "Test accuracy, second half"
     return [_panel(title, "%", half, labels, "test_accuracy")] if last > 3 else []
+
+
+def metric_points(metrics: Sequence[Metrics], name: str, unit: str) -> list[tuple[float, float]]:
+    """(step or epoch, the metric `name`) of each line, in % where that is the unit."""
+    x, times = "step" if name in STEP_NUMBERS else "epoch", 100 if unit == "%" else 1
+    return [(float(line[x]), times * number(line[name])) for line in metrics]
 
 
 def epoch_table(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..data import DataSet
 from ..data.parts import held_out
 from ..files import terminal
 from ..recipe import Recipe
+from ..reports.numbers import count
 from ..schedule import Schedule
 from .batches import total_steps, training_batch
 from .checkpoint import CheckpointError, load_checkpoint
@@ -73,6 +75,9 @@ def train(
     config = recorded(config, model, data)
     every = made(config.log, loggers)
     device = _device(config.device)
+    report(f"{config.run_name}: {config.model} on {config.data}, {count(config.epochs, 'epoch')}")
+    if crowded := _crowded(config, device):
+        report(crowded)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config, data).to(device)
         config.quantizations().begins(total_steps(config, dataset))
@@ -83,8 +88,9 @@ def train(
                 run.restore(stored)
                 report(f"{folder.path}: resuming at step {run.done} of {run.total}")
             run.start_log(stored, every)
-            run.train(stop)
-            return run.finish()
+            with closing(run.progress):
+                run.train(stop)
+                return run.finish()
 
 
 def recorded(config: TrainConfig, model: Model | None, data: Data | None) -> TrainConfig:
@@ -180,6 +186,21 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: got {name!r}, but torch sees {torch.cuda.device_count()} GPUs")
     return device
+
+
+def _crowded(config: TrainConfig, device: torch.device) -> str:
+    """What to say where others keep the cores busy: threads that wait for one another then cost
+    more than they bring.  "" where they do not, or the threads were chosen."""
+    cores = os.cpu_count() or 1
+    if config.threads is not None or device.type != "cpu" or not hasattr(os, "getloadavg"):
+        return ""
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
+    if load < cores or threads == 1:
+        return ""
+    return (
+        f"others keep this machine busy (load {load:.1f} on {count(cores, 'core')}): with "
+        f"--threads 1 this may end sooner than with {threads}"
+    )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def test_a_run_leaves_curves_gap_errors_and_all_files(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl", "summary.json",
         "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png", ".lock",
-        "metrics.csv",
+        "metrics.csv", "report.html",
     }  # fmt: skip
     assert [(e["epoch"], e["branch"]) for e in result.epochs] == [
         (1, "baseline"), (1, "quantized"), (2, "baseline"), (2, "quantized"),
