@@ -52,7 +52,7 @@ class Story:
     @property
     def holds(self) -> bool:
         """Whether it went as one would tell it: int8 keeps up, int4 breaks, and is mended."""
-        return self.gaps["int8"].low < 0 < self.gaps["int8"].high and self.breaks and self.mended
+        return self.gaps["int8"].high > 0 and self.breaks and self.mended
 
     def sentences(self) -> list[Sentence]:
         """What happened, of each step."""
