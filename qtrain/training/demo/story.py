@@ -10,6 +10,7 @@ from ...diagnosis.recommendation import Recommendation
 from ...diagnosis.verdict import Verdict, verdict_section
 from ...inspection.page import Card, strip
 from ...reports.heat import level_names
+from ...reports.numbers import count
 from ...reports.page.shell import Section, page, part, save
 from ...reports.plots import Line, Panel
 from ..curves import metric_points
@@ -58,7 +59,7 @@ class Story:
         """What happened, of each step."""
         full = self.results["full precision"]
         epochs = full.config.epochs
-        told = [["Full precision", f" ends at {_percent(full)} after {epochs} epochs."]]
+        told = [["Full precision", f" ends at {_percent(full)} after {count(epochs, 'epoch')}."]]
         told.append([*_against("int8", self), "."])
         told.append([*_against("int4", self), "." if self.breaks else "; it does not break here."])
         told.append(["diagnose", f" says of the int4 run: {self._diagnosis()}."])
@@ -99,11 +100,11 @@ def save_page(story: Story) -> None:
         f"and in the same order (seed {config.seed}), on the CPU. All of this page is computed "
         f"from these runs.",
     ])  # fmt: skip
-    save(page("qtrain demo: where int4 breaks", lead, _sections(story)), story.path)
+    save(page("qtrain demo: int8, int4, and int4 mended", lead, _sections(story)), story.path)
 
 
 def _sections(story: Story) -> Iterator[Section]:
-    body = part("cards", _cards(story)) + part("items", story.sentences())
+    body = part("cards", _cards(story)) + part("items", [["", *one] for one in story.sentences()])
     yield Section(id="summary", title="What happened", body=body)
     yield _curves(story)
     yield _networks(story)
@@ -129,7 +130,7 @@ def _curves(story: Story) -> Section:
     arms = {arm: f"arm{i}" for i, arm in enumerate(story.results)}
     panels = [
         Panel(title=title, unit=unit, x="epoch", lines=[
-            Line(label=arm, kind=kind, points=metric_points(story.results[arm].epochs, name, unit))
+            Line(label=arm, kind=kind, marks=True, points=metric_points(story.results[arm].epochs, name, unit))
             for arm, kind in arms.items()
         ])
         for title, unit, name in (
