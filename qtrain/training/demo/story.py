@@ -130,7 +130,10 @@ def _curves(story: Story) -> Section:
     arms = {arm: f"arm{i}" for i, arm in enumerate(story.results)}
     panels = [
         Panel(title=title, unit=unit, x="epoch", lines=[
-            Line(label=arm, kind=kind, marks=True, points=metric_points(story.results[arm].epochs, name, unit))
+            Line(
+                label=arm, kind=kind, marks=True,
+                points=metric_points(story.results[arm].epochs, name, unit),
+            )
             for arm, kind in arms.items()
         ])
         for title, unit, name in (
