@@ -72,10 +72,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise
     except NonFiniteError as error:
         return _fail(error, 1)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how torch says so of the CPU's
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):  # torch of the CPU's
             raise
         return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
     except (ValueError, OSError) as error:
@@ -97,15 +96,16 @@ def _train(parsed: argparse.Namespace) -> None:
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    given = {name: getattr(parsed, name) for name in ("seed", "runs_dir", "threads")}
-    story = demo(**{name: value for name, value in given.items() if value is not None}, say=_say)
+    story = demo(**_given(parsed, "seed", "runs_dir", "threads"), say=_say)
     terminal.show(f"\n{story}\n\nthe page is {story.path}")
 
 
+def _given(parsed: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {n: getattr(parsed, n) for n in names if getattr(parsed, n) is not None}
+
+
 def _study(parsed: argparse.Namespace) -> None:
-    names = ("seeds", "jobs", "executor", "budget", "runs_dir")
-    given = {name: getattr(parsed, name) for name in names}
-    said = {name: value for name, value in given.items() if value is not None}
+    said = _given(parsed, "seeds", "jobs", "executor", "budget", "runs_dir")
     try:
         result = study(**{**load_study(parsed.study), **said}, say=_say)
     except TypeError as error:  # a value of the wrong kind in the file
