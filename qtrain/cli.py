@@ -227,20 +227,11 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "train": _train,
-    "demo": _demo,
-    "study": _study,
-    "inspect": _inspect,
-    "diagnose": _diagnose,
-    "cost": _cost,
-    "compare": _compare,
-    "report": _report,
-    "sensitivity": _sensitivity,
-    "recommend": _recommend,
-    "doctor": lambda parsed: terminal.show(doctor()),
-    "recipes": _recipes,
-    "formats": lambda parsed: terminal.show(formats_table()),
-}
+    "train": _train, "demo": _demo, "study": _study, "inspect": _inspect, "diagnose": _diagnose,
+    "cost": _cost, "compare": _compare, "report": _report, "sensitivity": _sensitivity,
+    "recommend": _recommend, "doctor": lambda parsed: terminal.show(doctor()),
+    "recipes": _recipes, "formats": lambda parsed: terminal.show(formats_table()),
+}  # fmt: skip
 
 
 def _say(text: object) -> None:

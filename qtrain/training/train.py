@@ -75,14 +75,15 @@ def train(
     config = recorded(config, model, data)
     every = made(config.log, loggers)
     device = _device(config.device)
-    report(f"{config.run_name}: {config.model} on {config.data}, {count(config.epochs, 'epoch')}")
-    if crowded := _crowded(config, device):
-        report(crowded)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config, data).to(device)
         config.quantizations().begins(total_steps(config, dataset))
         branches = build_branches(config, dataset, device, model)
         with open_run(config, say=report) as (folder, stored):
+            epochs = count(config.epochs, "epoch")
+            report(f"{config.run_name}: {config.model} on {config.data}, {epochs}")
+            if crowded := _crowded(config, device):
+                report(crowded)
             run = Run(config, folder, dataset, branches, device)
             if stored is not None:
                 run.restore(stored)
