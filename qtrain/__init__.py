@@ -64,6 +64,7 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
+from .training.hook import Hook as Hook
 from .training.intervals import Interval as Interval
 from .training.intervals import mean_difference as mean_difference
 from .training.loggers.logger import Logger as Logger

@@ -17,11 +17,13 @@ from ..inspection.monitor import Monitor
 from ..inspection.report import Report
 from ..recipe import Recipe
 from ..reports.progress import Progress
+from .attached import Attached
 from .batches import epoch_batches, test_batches, total_steps, training_batch
 from .beside import Beside
 from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from .config import TrainConfig
 from .folder import RunFolder, describe
+from .hook import Hook
 from .interrupt import Interrupted, StopRequest
 from .intervals import accuracy_gap
 from .loggers.logger import Logger, Loggers
@@ -49,6 +51,7 @@ class Run:
         dataset: data.DataSet,
         branches: list[Branch],
         device: torch.device,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.branches, self.device = branches, device
@@ -64,6 +67,7 @@ class Run:
         if config.monitor is not None:
             (quantized,) = (b.model for b in branches if b.key == "quantized")
             self.monitor = Monitor(quantized, config.monitor)
+        self.hooks = Attached(config, hooks, branches[-1])
 
     def restore(self, stored: Checkpoint) -> None:
         """Continue from a checkpoint; CheckpointError where it does not fit."""
@@ -78,6 +82,7 @@ class Run:
             if branch.samples != samples:
                 got = f"got sums over {branch.samples} samples"
                 raise CheckpointError(f"{where}: {got}, need {samples} at step {stored.step}")
+        self.hooks.load(stored.hooks, where=where)
         if self.monitor is not None:
             try:
                 self.monitor.load_state_dict(stored.monitor or {})
@@ -115,6 +120,7 @@ class Run:
             with stop.postponed():
                 while self.done < self.total:
                     epoch, start = divmod(self.done, self.per_epoch)
+                    self.hooks.before_epoch(epoch, self.done)
                     for batch in epoch_batches(self.config, self.dataset, epoch=epoch, start=start):
                         self._step(*batch)
                         progress.step()
@@ -160,6 +166,7 @@ class Run:
         """Evaluate, log, and say how the epoch went."""
         epoch, began = self.done // self.per_epoch, time.perf_counter()
         text = f"epoch {epoch}/{self.config.epochs}"
+        columns = self.hooks.after_epoch(epoch - 1, self.done)
         for branch in self.branches:
             start = time.perf_counter()
             test_loss, correct = self._tested(branch)
@@ -174,6 +181,7 @@ class Run:
                 test_accuracy=accuracy,
                 seconds=branch.seconds,
                 test_seconds=time.perf_counter() - start,
+                **(columns if branch is self.branches[-1] else {}),
             )
             text += f" | {branch.label}: loss {train_loss:.3f}, accuracy {accuracy:.4f}"
             branch.reset_sums()
@@ -206,6 +214,7 @@ class Run:
                 branches={branch.key: branch.state_dict() for branch in self.branches},
                 data=self.fingerprint,
                 monitor=None if self.monitor is None else self.monitor.state_dict(),
+                hooks=self.hooks.state(),
             ),
         )
         save_table(self.folder.metrics, self.folder / "metrics.csv")
@@ -245,4 +254,4 @@ class Run:
             return None
         self.progress.line("measuring the numeric error of every layer")
         batch = training_batch(self.config, self.dataset, self.device)
-        return inspect(branch.model.train(), *batch)
+        return inspect(branch.model.train(), *batch, branch.scaled_loss)

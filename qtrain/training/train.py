@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +27,13 @@ from .checkpoint import CheckpointError, load_checkpoint
 from .config import OWN_NORM, TrainConfig
 from .folder import open_run
 from .given import dataset as given_data
+from .given import hooks as given_hooks
 from .given import model as given_model
 from .given.dataset import Data
 from .given.model import Model
 from .given.reference import is_reference
 from .given.rehearsal import channels_last_, rehearsed
+from .hook import Hook
 from .interrupt import StopRequest
 from .loggers.logger import Logger
 from .loggers.named import made
@@ -45,6 +47,7 @@ def train(
     *,
     model: Model | None = None,
     data: Data | None = None,
+    hooks: Iterable[Hook | Callable[..., Hook]] = (),
     loggers: Sequence[Logger] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
@@ -57,10 +60,12 @@ def train(
     data    in place of the configuration's: a qtrain DataSet; a pair (train, test) of map-style
             torch Datasets of (input, target), or of DataLoaders; or a function that makes one of
             these, called with those of data_dir, image_size, context and cache_dir that are set
+    hooks   what is called around its epochs, beside those that the configuration names: Hooks, or
+            functions or classes that make one, of no argument or of `config`
     loggers objects that are given every line of the metrics as it is written, beside those that
             the configuration names (`log`)
 
-    The configuration that is kept has both as text: the reference "package.module:function", of a
+    The configuration that is kept has these as text: the reference "package.module:function", of a
     script "file.py:function", where there is one, else "given:NAME"; a run of these is read again
     by whoever gives the value again.
 
@@ -72,19 +77,22 @@ def train(
     if say is not None:
         checks.function("say", say, "a function of a line of text, or None", "")
     report = say or terminal.say
+    own_hooks = given_hooks.listed(hooks)
     config = recorded(config, model, data)
+    config = replace(config, hooks=given_hooks.recorded(config.hooks, own_hooks))
     every = made(config.log, loggers)
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config, data).to(device)
         config.quantizations().begins(total_steps(config, dataset))
         branches = build_branches(config, dataset, device, model)
+        attached = given_hooks.made(config, own_hooks)
         with open_run(config, say=report) as (folder, stored):
             epochs = count(config.epochs, "epoch")
             report(f"{config.run_name}: {config.model} on {config.data}, {epochs}")
             if crowded := _crowded(config, device):
                 report(crowded)
-            run = Run(config, folder, dataset, branches, device)
+            run = Run(config, folder, dataset, branches, device, attached)
             if stored is not None:
                 run.restore(stored)
                 report(f"{folder.path}: resuming at step {run.done} of {run.total}")

@@ -208,7 +208,7 @@ def test_dropout_is_the_same_in_both_models_and_differs_by_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def draw(step: int) -> torch.Tensor:
-        branch_module._seed(3, step)
+        branch_module.seed_step(3, step)
         return torch.rand(4)
 
     with torch.random.fork_rng(devices=[]):
