@@ -124,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             runs_dir=args.runs_dir, name=f"seed{seed}", overwrite=True,
         )  # fmt: skip
         found.append({"seed": seed, "config": config.to_dict(), **measured(config)})
-    content = {"bits beside the sign": WIDTHS, "runs": found, "environment": environment()}
+    where = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    content = {"bits beside the sign": WIDTHS, "runs": found, "environment": where}
     args.output.mkdir(exist_ok=True)
     text = json.dumps(content, indent=1) + "\n"
     (args.output / "angle.json").write_text(text, encoding="utf-8")
