@@ -172,17 +172,11 @@ class Run:
             test_loss, correct = self._tested(branch)
             train_loss, accuracy = branch.loss_sum / branch.samples, correct.double().mean().item()
             self.log.write(
-                kind="epoch",
-                epoch=epoch,
-                step=self.done,
-                branch=branch.key,
-                train_loss=train_loss,
-                test_loss=test_loss,
-                test_accuracy=accuracy,
-                seconds=branch.seconds,
-                test_seconds=time.perf_counter() - start,
+                kind="epoch", epoch=epoch, step=self.done, branch=branch.key,
+                train_loss=train_loss, test_loss=test_loss, test_accuracy=accuracy,
+                seconds=branch.seconds, test_seconds=time.perf_counter() - start,
                 **(columns if branch is self.branches[-1] else {}),
-            )
+            )  # fmt: skip
             text += f" | {branch.label}: loss {train_loss:.3f}, accuracy {accuracy:.4f}"
             branch.reset_sums()
         self.beside.tested(time.perf_counter() - began)
