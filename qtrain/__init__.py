@@ -64,11 +64,13 @@ from .training.checkpoint import CheckpointError as CheckpointError
 from .training.compare import Comparison as Comparison
 from .training.compare import compare as compare
 from .training.config import TrainConfig as TrainConfig
+from .training.hook import Hook as Hook
 from .training.intervals import Interval as Interval
 from .training.intervals import mean_difference as mean_difference
 from .training.loggers.logger import Logger as Logger
 from .training.named import training_recipe as training_recipe
 from .training.nonfinite import NonFiniteError as NonFiniteError
+from .training.nonfinite import first_nonfinite as first_nonfinite
 from .training.results import Result as Result
 from .training.study import differences as differences
 from .training.study import executors as executors

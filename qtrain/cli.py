@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from . import checks
-from .cli_arguments import build_parser, train_settings
+from .cli_arguments import build_parser
 from .cli_tables import formats_table, recipe_page, recipes_table, run_line
 from .diagnosis.diagnose import diagnose
 from .diagnosis.recommend import recommend
@@ -30,6 +30,8 @@ from .inspection.inspect import accumulated, inspect
 from .inspection.tensorboard import to_tensorboard
 from .recipe_file import find, save_recipe
 from .training.compare import compare
+from .training.demo.demo import demo
+from .training.flags import train_settings
 from .training.interrupt import Interrupted
 from .training.named import TRAINING_RECIPES, training_recipe
 from .training.nonfinite import NonFiniteError
@@ -70,10 +72,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise
     except NonFiniteError as error:
         return _fail(error, 1)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how torch says so of the CPU's
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):  # torch of the CPU's
             raise
         return _fail(f"out of memory, use a smaller batch_size: {error}", 1)
     except (ValueError, OSError) as error:
@@ -91,13 +92,20 @@ def _train(parsed: argparse.Namespace) -> None:
         raise ValueError(error) from error
     result = train(config, say=_say)
     place = result.folder.path
-    terminal.show(f"\n{result}\n\neverything is in {place}/; as one page: qtrain report {place}")
+    terminal.show(f"\n{result}\n\neverything is in {place}/: report.html is the page")
+
+
+def _demo(parsed: argparse.Namespace) -> None:
+    story = demo(**_given(parsed, "seed", "runs_dir", "threads"), say=_say)
+    terminal.show(f"\n{story}\n\nthe page is {story.path}")
+
+
+def _given(parsed: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {n: getattr(parsed, n) for n in names if getattr(parsed, n) is not None}
 
 
 def _study(parsed: argparse.Namespace) -> None:
-    names = ("seeds", "jobs", "executor", "budget", "runs_dir")
-    given = {name: getattr(parsed, name) for name in names}
-    said = {name: value for name, value in given.items() if value is not None}
+    said = _given(parsed, "seeds", "jobs", "executor", "budget", "runs_dir")
     try:
         result = study(**{**load_study(parsed.study), **said}, say=_say)
     except TypeError as error:  # a value of the wrong kind in the file
@@ -144,7 +152,10 @@ def _recommend(parsed: argparse.Namespace) -> None:
 
 
 def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
-    return restored(Path(parsed.checkpoint), data_dir=parsed.data_dir, device=parsed.device)
+    folder = getattr(parsed, "run", None)
+    path = Path(parsed.checkpoint) if folder is None else Path(folder) / "checkpoint.pt"
+    names = ("model", "data", "data_dir", "device")
+    return restored(path, **{name: getattr(parsed, name) for name in names})
 
 
 def _compare(parsed: argparse.Namespace) -> None:
@@ -166,9 +177,12 @@ def _report(parsed: argparse.Namespace) -> None:
 
 def _diagnose(parsed: argparse.Namespace) -> None:
     if parsed.gradient:
-        with restored(Path(parsed.run) / "checkpoint.pt") as (model, inputs, targets):
+        with _restored(parsed) as (model, inputs, targets):
             verdict = diagnose(parsed.run, model=model, inputs=inputs, targets=targets)
     else:
+        for name in ("model", "data", "data_dir"):
+            if (got := getattr(parsed, name)) is not None:
+                raise ValueError(f"{name}: got {got!r}, but no --gradient to use it")
         verdict = diagnose(parsed.run)
     _give(parsed, verdict, verdict.save)
 
@@ -213,19 +227,11 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "train": _train,
-    "study": _study,
-    "inspect": _inspect,
-    "diagnose": _diagnose,
-    "cost": _cost,
-    "compare": _compare,
-    "report": _report,
-    "sensitivity": _sensitivity,
-    "recommend": _recommend,
-    "doctor": lambda parsed: terminal.show(doctor()),
-    "recipes": _recipes,
-    "formats": lambda parsed: terminal.show(formats_table()),
-}
+    "train": _train, "demo": _demo, "study": _study, "inspect": _inspect, "diagnose": _diagnose,
+    "cost": _cost, "compare": _compare, "report": _report, "sensitivity": _sensitivity,
+    "recommend": _recommend, "doctor": lambda parsed: terminal.show(doctor()),
+    "recipes": _recipes, "formats": lambda parsed: terminal.show(formats_table()),
+}  # fmt: skip
 
 
 def _say(text: object) -> None:

@@ -54,12 +54,14 @@ def suggestion(got: object, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def choice(field: str, got: object, allowed: Iterable[str]) -> str:
-    """`got` where it is one of `allowed`; else ValueError with the nearest suggestion."""
+    """`got` where it is one of `allowed`; else ValueError that lists them, the nearest first."""
     names = list(allowed)
     if isinstance(got, str) and got in names:
         return got
     hint = suggestion(got, names, 0.4)
-    raise ValueError(f"{field}: got {shown(got)}, need one of {', '.join(names)}{hint}")
+    near = difflib.get_close_matches(got, names, 3, 0.6) if isinstance(got, str) else []
+    listed = ", ".join(dict.fromkeys([*near, *names]))
+    raise ValueError(f"{field}: got {shown(got)}, need one of {listed}{hint}")
 
 
 def integer(

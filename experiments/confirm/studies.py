@@ -6,38 +6,15 @@ one GPU; at scale `digits` a ResNet-20 on the digits of the package, half a minu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from experiments.confirm import bits, decay, half, text
+from experiments.confirm.study_of import EPOCHS_20, SGD, StudyOf, full
 from qtrain import NormRecipe, Recipe, bound_weights, deviations, models, recipes
 from qtrain import weight_norm as with_weight_norm
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOf:
-    """What `qtrain.study` is called with, the first arm the baseline.
-
-    runs   of each arm, so many that a difference of 0 would be within the margin of its claims with
-           80 % power, were the deviation of a run what `deviation` says
-    """
-
-    model: str
-    arms: Mapping[str, Any]
-    config: Mapping[str, Any]
-    runs: int
-    deviation: float
-    rates: tuple[float, ...] = ()
-    data: str = "cifar10"
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _norm(deviation: deviations.Deviation, **more: Any) -> Recipe:
-    """Full precision, but for the norms."""
-    norm = NormRecipe(deviation=deviation, **more)
-    return replace(recipes.get("fp32"), name=f"fp32 {deviation.name}", norm=norm)
 
 
 def bounded(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -61,52 +38,55 @@ def _resnet(num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     return models.get("resnet18", **sizes)
 
 
-_SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
-_20 = {**_SGD, "epochs": 20, "batch_size": 128, "lr": 0.1}
-
-
 def _own(function: str) -> dict[str, Any]:
     """An arm with a network of this file, and mean-only norms."""
     model = f"experiments.confirm.studies:{function}"
     return {"recipe": "fp32", "norm": "none", "model": model, "clip_grad": 5.0}
 
 
+def _int8_range16() -> Recipe:
+    norm = NormRecipe(deviation=deviations.range_(chunks=16))
+    return replace(recipes.get("int8"), name="int8 range16", norm=norm)
+
+
+#: L1 batch-norm's constant
+_TIMES = {"l1": 1.0, "l1 quarter": 0.25, "l1 fourfold": 4.0}
 STUDIES: dict[str, StudyOf] = {
     # in the order in which they are worth their time
     "int8": StudyOf(
         model="resnet18", arms={"fp32": "fp32", "int8": "int8"},
-        config={**_SGD, "epochs": 20, "batch_size": 512, "lr": 0.2}, runs=8, deviation=0.002,
+        config={**SGD, "epochs": 20, "batch_size": 512, "lr": 0.2}, runs=8, deviation=0.002,
     ),
     "range": StudyOf(
         model="resnet18",
         arms={
             "l2": "fp32",
-            "range": _norm(deviations.range_()),
-            "range16": _norm(deviations.range_(chunks=16)),
-            "range16 code": _norm(deviations.range_(16, "code")),
-            "range16 smooth": _norm(deviations.range_(chunks=16), statistics_gradient="l2"),
+            "range": full(deviations.range_()),
+            "range16": full(deviations.range_(chunks=16)),
+            "range16 code": full(deviations.range_(16, "code")),
+            "range16 smooth": full(deviations.range_(chunks=16), statistics_gradient="l2"),
         },
-        config=_20, runs=8, deviation=0.002,
+        config=EPOCHS_20, runs=8, deviation=0.002,
     ),
     "recipe": StudyOf(
         model="resnet18",
         arms={
             "fp32": "fp32",
-            "fp32 range16": _norm(deviations.range_(chunks=16)),
+            "fp32 range16": full(deviations.range_(chunks=16)),
             "banner2018 code": recipes.banner2018(variant="code"),
         },
-        config={**_20, "epochs": 15, "zero_init_residual": True}, runs=8, deviation=0.002,
+        config={**EPOCHS_20, "epochs": 15, "zero_init_residual": True}, runs=8, deviation=0.002,
     ),
     "deviations": StudyOf(
         model="resnet18",
         arms={
             "l2": "fp32",
-            "l1": _norm(deviations.l1()),
-            "top10": _norm(deviations.topk(10)),
-            "ghost top10": _norm(deviations.topk(10, "code", smoothing=0.75)),
-            "linf": _norm(deviations.linf()),
+            "l1": full(deviations.l1()),
+            "top10": full(deviations.topk(10)),
+            "ghost top10": full(deviations.topk(10, "code", smoothing=0.75)),
+            "linf": full(deviations.linf()),
         },
-        config=_20, runs=8, deviation=0.002,
+        config=EPOCHS_20, runs=8, deviation=0.002,
     ),
     "bounded": StudyOf(
         model="resnet18",
@@ -116,8 +96,30 @@ STUDIES: dict[str, StudyOf] = {
             "bounded learned": _own("bounded_learned"),
             "weight norm": _own("weight_norm"),
         },
-        config=_20, runs=8, deviation=0.003, rates=(0.5, 1, 2),
+        config=EPOCHS_20, runs=8, deviation=0.003, rates=(0.5, 1, 2),
     ),
+    **decay.STUDIES,
+    **half.STUDIES,
+    **bits.STUDIES,
+    "constant": StudyOf(
+        model="resnet18",
+        arms={name: full(deviations.l1(times=times)) for name, times in _TIMES.items()},
+        config={**EPOCHS_20, "zero_init_residual": True}, runs=8, deviation=0.002,
+    ),
+    "cifar resnet": StudyOf(
+        model="resnet20",
+        arms={
+            "fp32": "fp32",
+            "fp32 range16": full(deviations.range_(chunks=16)),
+            "int8 range16": {"recipe": _int8_range16()},
+        },
+        config={
+            "epochs": 200, "batch_size": 128, "lr": 0.1, "schedule": "step", "warmup": 0.0,
+            "milestones": [81, 122, 164], "weight_decay": 1e-4, "zero_init_residual": True,
+        },
+        runs=5, deviation=0.002,
+    ),
+    **text.STUDIES,
     "digits": StudyOf(
         model="resnet20", data="digits",
         arms={
@@ -126,9 +128,9 @@ STUDIES: dict[str, StudyOf] = {
             "fp32 range": {"recipe": "fp32", "norm": "range"},
             "int8 range": {"recipe": "int8", "norm": "range"},
         },
-        config={**_SGD, "epochs": 6, "batch_size": 32, "lr": 0.05, "threads": 1}, runs=12,
+        config={**SGD, "epochs": 6, "batch_size": 32, "lr": 0.05, "threads": 1}, runs=12,
         deviation=0.005,
     ),
 }  # fmt: skip
 #: studies that a CPU has time for
-ON_CPU = ("digits",)
+ON_CPU = ("digits", "weight decay small", "text")

@@ -5,6 +5,7 @@ python -m experiments.confirm.table
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +28,7 @@ def comparisons(folder: Path = FOLDER) -> dict[str, Difference]:
     correction over all of these."""
     found: dict[str, Difference] = {}
     for claim in CLAIMS:
-        values, diverged = _values(stored(claim.study, folder))
+        values, diverged = _values(stored(claim.study, folder), claim.metric)
         if all(len(values.get(arm, ())) > 1 for arm in (claim.arm, claim.other)):
             known = {arm: own for arm, own in values.items() if len(own) > 1}
             every = differences.differences(known, claim.other, claim.margin, diverged=diverged)
@@ -36,10 +37,11 @@ def comparisons(folder: Path = FOLDER) -> dict[str, Difference]:
     return {name: differences.judged(one, levels[name]) for name, one in found.items()}
 
 
-def _values(runs: Sequence[StudyRun]) -> tuple[dict[str, dict[int, float]], list[str]]:
+def _values(runs: Sequence[StudyRun], metric: str) -> tuple[dict[str, dict[int, float]], list[str]]:
     values: dict[str, dict[int, float]] = {}
     for run in runs:
-        values.setdefault(run.arm, {})[run.seed] = run.accuracy
+        if math.isfinite(value := run.value(metric)):
+            values.setdefault(run.arm, {})[run.seed] = value
     return values, [run.arm for run in runs if run.state == "diverged"]
 
 
@@ -63,15 +65,18 @@ def rows(found: Mapping[str, Difference], folder: Path = FOLDER) -> list[list[st
     for claim in CLAIMS:
         start = [claim.name, claim.text, claim.paper, claim.source]
         one = found.get(claim.name)
+        times, unit = (100, " %") if claim.metric == "accuracy" else (1, "")
         if one is None:
-            lines.append([*start, "not run yet", "", f"{100 * claim.margin:g}", "-"])
+            lines.append([*start, "not run yet", "", f"{times * claim.margin:g}", "-"])
             continue
-        values, _ = _values(stored(claim.study, folder))
-        means = [100 * fmean(values[arm].values()) for arm in (claim.arm, claim.other)]
-        low, high, d = (100 * x for x in (one.interval.low, one.interval.high, one.interval.value))
-        ours = f"{means[0]:.2f} against {means[1]:.2f} %, n = {one.interval.n}"
+        values, _ = _values(stored(claim.study, folder), claim.metric)
+        means = [times * fmean(values[arm].values()) for arm in (claim.arm, claim.other)]
+        low, high, d = (
+            times * x for x in (one.interval.low, one.interval.high, one.interval.value)
+        )
+        ours = f"{means[0]:.2f} against {means[1]:.2f}{unit}, n = {one.interval.n}"
         gap = f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
-        lines.append([*start, ours, gap, f"{100 * claim.margin:g}", verdict(claim, one)])
+        lines.append([*start, ours, gap, f"{times * claim.margin:g}", verdict(claim, one)])
     return lines
 
 

@@ -1,6 +1,6 @@
 """How much the norm's deviation costs the 8-bit layer gradient, on a trained run's weights.
 
-    qtrain train int8-resnet18 --no-baseline --threads 1 --name digits
+    qtrain train int8-resnet18 --epochs 8 --lr 0.02 --no-baseline --threads 1 --name digits
     python experiments/int8_vs_fp32/norm_and_gradient.py runs/digits/checkpoint.pt [--data-dir PATH]
 
 Puts the run's quantized weights under batch-norms of different deviations and inspects one training

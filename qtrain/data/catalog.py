@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import checks
+from . import cifar, mnist
 from .cifar import load_cifar10
 from .dataset import DataSet
 from .digits import load_digits
@@ -23,6 +24,13 @@ _FROM_FOLDER: dict[str, Callable[[Path], DataSet]] = {"cifar10": load_cifar10, "
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("digits", "imagefolder", *_FROM_FOLDER), "images"),
     "text": "text",
+}
+#: how to come by those that are no part of the package
+_GET = {
+    "cifar10": f"get cifar-10-python.tar.gz, or the binary version, from {cifar.ADDRESS}",
+    "mnist": f"get train-images-idx3-ubyte.gz and the other three files from {mnist.ADDRESS}",
+    "imagefolder": "put images into train/CLASS/ and val/CLASS/ of a folder",
+    "text": "take any .txt file, or a folder of them",
 }
 
 
@@ -80,7 +88,10 @@ def _place(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     """Where the data lies; DataError where that is not said or not there."""
     what = "folder or file" if name == "text" else "folder"
     if data_dir is None:
-        raise DataError(f"{name}: no {what} given; say where the data lies (data_dir)")
+        raise DataError(
+            f"{name}: no {what} given; {_GET[name]}, and say where it lies: "
+            f"data_dir=PATH, in the shell --data-dir PATH"
+        )
     place = Path(data_dir)
     if not place.is_dir() and not (name == "text" and place.exists()):
         raise DataError(f"{name}: looked for the {what} {data_dir}, which does not exist")

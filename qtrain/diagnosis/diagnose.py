@@ -24,6 +24,7 @@ from .figures import Rule
 from .gradient import ASTRAY, bounded, cosine_on, with_measured
 from .paired import Batch, batches_of
 from .rules import NOT_FINITE, OVERFLOWING, RULES
+from .spread import gathered, place
 from .updates import verdict_on_updates
 from .verdict import GRAVE, Finding, Verdict
 
@@ -52,8 +53,9 @@ def diagnose(
 
     Every layer and role is looked at by itself, over all records that are kept, under every rule of
     `rules.RULES`.  A product's finding follows those of its own operands: it is no more severe, and
-    named after them.  Raises ValueError where nothing is recorded, and for a file or folder
-    without a record.
+    named after them.  NaN and infinities are named once, where they were recorded first.
+
+    Raises ValueError where nothing is recorded, and for a file or folder without a record.
     """
     batches = batches_of("diagnose", inputs, targets, more)
     if model is None:
@@ -86,6 +88,7 @@ def _verdict(record: Any) -> tuple[Verdict, int]:
         found = {role: _findings(tensor) for role, tensor in own.items()}
         for role in own:
             findings += _following(role, found)
+    findings = gathered(findings, layers)
     findings.sort(key=lambda f: _order(f, by_tensor, layers))
     if (astray := bounded(by_tensor)) is not None:
         findings.insert(0, astray)
@@ -237,14 +240,5 @@ def _order(
     symptom of a tensor's first record was there from the start, whenever its turn was."""
     rows = by_tensor.get((finding.layer, finding.role))
     began = 0 if rows is not None and finding.first == rows[0].step else finding.first
-    place = (0, 0, 0) if rows is None else _place(finding, layers)
-    return finding.severity < GRAVE, began, -round(finding.severity, 1), place
-
-
-def _place(finding: Finding, layers: Sequence[str]) -> tuple[int, int, float]:
-    """When in a training step a tensor comes: the forward pass in the order of the network, the
-    backward pass against it; sums before the result that is made of them."""
-    role, layer = ROLES.index(finding.role), layers.index(finding.layer)
-    place = role - 1.5 if finding.role in SUMS.values() else role
-    backward = role > ROLES.index(SUMS["forward"])
-    return int(backward), -layer if backward else layer, place
+    at = (0, 0, 0) if rows is None else place(finding, layers)
+    return finding.severity < GRAVE, began, -round(finding.severity, 1), at

@@ -179,8 +179,8 @@ RULES: tuple[Rule, ...] = (
         remedy="more bits: overrides={{'{layer}': 16}}, or what sensitivity and recommend name; or "
         "less spread under one scale: a channel or block each (range batch-norm widens layer "
         "gradients, norm='l1' less so)",
-        source="experiments/banner2018: signal to noise of 1.3 in layer gradients (5 bits) cost "
-        "2.5 points, 0.75 (4 bits) 6",
+        source="experiments/confirm/smoke_tests.md: signal to noise of 1.3 in layer gradients "
+        "(5 bits) cost 2.5 points, 0.75 (4 bits) 6",
     ),
     Rule(
         symptom="gain",

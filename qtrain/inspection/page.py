@@ -36,16 +36,16 @@ def measured_on(measured: str) -> str:
 def summary_section(
     rows: Sequence[Row],
     *,
-    remark: str = "",
+    remarks: Sequence[str] = (),
     before: Sequence[Card] = (),
     behind: Sequence[Card] = (),
 ) -> Section:
     """Figures of the errors, between others where more is known, and the rows of lowest SQNR."""
-    remarks = [remark] if remark else []
+    told = list(remarks)
     if not rows:
-        remarks.append("No error was measured: nothing is quantized, or not yet.")
+        told.append("No error was measured: nothing is quantized, or not yet.")
     cards = [*before, *_figures(rows), *behind]
-    body = "".join(part("remark", text) for text in remarks) + part("cards", cards)
+    body = "".join(part("remark", text) for text in told) + part("cards", cards)
     if rows:
         body += part("table", _largest(rows))
     return Section(id="summary", title="Summary", body=body)
@@ -92,23 +92,26 @@ def network_section(rows: Sequence[Row], measured: str) -> Section | None:
     """A strip of the whole network; measured: on what its errors were."""
     if not rows:
         return None
-    layers, roles = layers_of(rows), roles_of(rows)
     text = (
-        f"SQNR in dB of {count(len(layers), 'layer')} in network order, measured on {measured}: "
-        "how far each tensor lies above its own error; higher is better. Errors are local: what a "
-        "layer passes on is not counted against the next."
+        f"SQNR in dB of {count(len(layers_of(rows)), 'layer')} in network order, measured on "
+        f"{measured}: how far each tensor lies above its own error; higher is better. Errors are "
+        "local: what a layer passes on is not counted against the next."
     )
+    body = part("text", [text]) + part("legend", level_names().items()) + strip(rows)
+    return Section(id="network", title="Network", body=body)
+
+
+def strip(rows: Sequence[Row]) -> str:
+    """The SQNR of every layer and role as colours: layers across, roles down."""
     paths: dict[str, str] = {}  # one a colour
     for x, line in enumerate(_cells(rows)):
         for y, (kind, value) in enumerate(line):
             if value:
                 paths[kind] = paths.get(kind, "") + f"M{x} {y}h1v1h-1z"
-    body = (
-        part("text", [text])
-        + part("legend", level_names().items())
-        + part("strip", layers, roles, paths)
-    )
-    return Section(id="network", title="Network", body=body)
+    layers = layers_of(rows)
+    most = min(len(layers), 6)  # names under the strip, each where its stretch begins
+    names = [layers[i * len(layers) // most] for i in range(most)]
+    return part("strip", layers, roles_of(rows), paths, names)
 
 
 def _cells(rows: Sequence[Row]) -> list[list[tuple[str, str]]]:

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 from ..files.terminal import draws, printable, say
 
-#: Seconds between lines where stderr is not a terminal.
-LINE_SECONDS = 30.0
+#: Seconds between lines where stderr is not a terminal: at first, and at most.
+LINE_SECONDS = 4.0, 30.0
 
 
 class Progress:
     """Counts the steps of a whole run, of which `done` were done before.
 
     The time left is estimated from the steps after this process' first, which may compile kernels.
+
+    rest   seconds of a step -> seconds of what is still to do beside steps; None: nothing
     """
 
-    def __init__(self, total: int, *, done: int, text: str) -> None:
+    def __init__(
+        self, total: int, *, done: int, text: str, rest: Callable[[float], float] | None = None
+    ) -> None:
         self._terminal = draws(sys.stderr)
         self._total, self._done = total, done
-        self._last_line = time.monotonic()
-        self._timed: tuple[int, float] | None = None  # steps done, and when, after the first
+        self._began = self._last_line = time.monotonic()
+        self._first: int | None = None  # steps done after the first
+        self._spent, self._since = 0.0, self._began  # in steps behind the first; in the running one
+        self._rest = rest or (lambda _: 0.0)
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -31,16 +38,28 @@ class Progress:
             unit="step",
             disable=not self._terminal,
             dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
 
     def step(self) -> None:
         """Count one step."""
+        now = time.monotonic()
         self._done += 1
-        if self._timed is None:
-            self._timed = self._done, time.monotonic()
+        if self._first is None:
+            self._first = self._done
+        else:
+            self._spent += now - self._since
+        self._since = now
+        self._bar.set_postfix_str(self._left().strip(), refresh=False)
         self._bar.update()
-        if not self._terminal and time.monotonic() - self._last_line >= LINE_SECONDS:
+        shortest, longest = LINE_SECONDS
+        due = min(max((now - self._began) / 20, shortest), longest)
+        if not self._terminal and now - self._last_line >= due:
             self.line(f"step {self._done}/{self._total}")
+
+    def resume(self) -> None:
+        """What was done since the last step was beside the steps."""
+        self._since = time.monotonic()
 
     def line(self, text: str) -> None:
         """Print a line that stays, with the time left where no bar shows it."""
@@ -48,11 +67,15 @@ class Progress:
             self._bar.write(printable(text), file=sys.stderr)
             return
         self._last_line = time.monotonic()
-        first, start = self._timed or (self._done, 0.0)
-        if self._done > first:
-            left = (self._last_line - start) / (self._done - first) * (self._total - self._done)
-            text += f"  (about {clock(left)} left)"
-        say(text)
+        say(text + self._left())
+
+    def _left(self) -> str:
+        timed = 0 if self._first is None else self._done - self._first
+        if not timed:
+            return ""
+        one = self._spent / timed
+        left = one * (self._total - self._done) + self._rest(one)
+        return f"  (about {clock(left)} left)"
 
     def close(self) -> None:
         """Leave the terminal clean."""

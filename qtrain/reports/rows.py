@@ -30,15 +30,25 @@ def save_rows(rows: Sequence[Any], kind: type, path: str | os.PathLike[str]) -> 
         plain = [strict(asdict(row)) for row in rows]
         text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
     elif path.suffix == ".csv":
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer)
-        writer.writerow(field.name for field in fields(kind))
-        writer.writerows(map(_cell, asdict(row).values()) for row in rows)
-        text = buffer.getvalue()
+        return save_table([asdict(row) for row in rows], path, [f.name for f in fields(kind)])
     else:
         raise ValueError(f"save: got {str(path)!r}, need a path that ends in .json or .csv")
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
+
+
+def save_table(
+    lines: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], names: Sequence[str] = ()
+) -> Path:
+    """Write lines of plain data, of the same `names` (default: the first one's), to a .csv file,
+    atomically."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(names or lines[0])
+    writer.writerows(map(_cell, line.values()) for line in lines)
+    text = buffer.getvalue()
+    write_atomically(Path(path), lambda file: file.write(text.encode()))
+    return Path(path)
 
 
 def _cell(value: object) -> object:

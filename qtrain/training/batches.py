@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,16 @@ def epoch_batches(
         # a last batch of one sample has no batch statistics
         drop_last=len(dataset.train) >= config.batch_size,
     )
+
+
+def test_batches(
+    config: TrainConfig, dataset: data.DataSet, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of the test set."""
+    # no statistics are taken: larger is only faster, but a long window fills memory by itself
+    size = max(config.batch_size, 256 // dataset.sizes.get("context", 1))
+    for inputs, targets in data.Batches(split=dataset.test, batch_size=size, train=False):
+        yield inputs.to(device), targets.to(device)
 
 
 def total_steps(config: TrainConfig, dataset: data.DataSet) -> int:

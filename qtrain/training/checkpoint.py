@@ -19,6 +19,12 @@ from ..layer_state import LayerState
 from ..weights.updates.kept import STATE
 
 FORMAT = "qtrain-checkpoint-1"
+#: entries that the file of a run without them has not
+_OPTIONAL: dict[str, type] = {"monitor": dict, "hooks": list}
+
+_STATES: dict[type, set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -37,6 +43,7 @@ class Checkpoint:
     data                  `DataSet.fingerprint`; "" in files of versions that kept none
     monitor               see `Monitor.state_dict`; None, and no entry in the file, for a run
                           without one
+    hooks                 each hook's state, in order; None likewise
     """
 
     config: dict[str, Any]
@@ -46,6 +53,7 @@ class Checkpoint:
     branches: dict[str, Any]
     data: str = ""
     monitor: dict[str, Any] | None = None
+    hooks: list[Any] | None = None
 
     def check_data(self, found: str, place: str | None, *, where: str) -> None:
         """CheckpointError where the data of fingerprint `found`, read from `place` (data_dir), is
@@ -100,8 +108,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     content.setdefault("data", "")
     kinds: dict[str, Any] = {
         "config": dict, "environment": dict, "step": int, "metrics_bytes": int, "branches": dict,
-        "data": str, **({"monitor": dict} if "monitor" in content else {}),
+        "data": str,
     }  # fmt: skip
+    kinds |= {name: kind for name, kind in _OPTIONAL.items() if name in content}
     if set(content) != set(kinds):
         raise CheckpointError(f"{path}: got entries {sorted(map(str, content))}, need {[*kinds]}")
     for name, kind in kinds.items():
@@ -180,6 +189,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, where: st
             problems = _state_misfits(optimizer, entries, parameters[index])
             if problems:
                 raise ValueError(f"parameter {index}: {problems[0]}")
+        for group, stored in zip(own, state["param_groups"], strict=True):
+            if group.get("constant", False):  # of which no schedule makes the rate
+                group["lr"] = _rate(stored["lr"])
         optimizer.load_state_dict({"state": state["state"], "param_groups": own})
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{where}: not this optimizer's state: {error}") from error
@@ -190,11 +202,21 @@ def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "lr"}
 
 
+def _rate(value: object) -> float:
+    if type(value) is not float or not 0 <= value < math.inf:
+        raise ValueError(f"a group's constant rate is {value!r:.60}")
+    return value
+
+
 def _state_misfits(
     optimizer: torch.optim.Optimizer, entries: dict[str, Any], parameter: torch.Tensor
 ) -> list[str]:
-    adaptive = isinstance(optimizer, torch.optim.AdamW)
-    names = {"step", "exp_avg", "exp_avg_sq"} if adaptive else {"momentum_buffer"}
+    names = _STATES.get(type(optimizer))
+    if names is None:  # of the user's own, whose entries only their class knows
+        odd = [
+            n for n, v in entries.items() if not isinstance(v, torch.Tensor | int | float | None)
+        ]
+        return [f"{name} is no tensor or number" for name in odd]
     if entries and set(entries) != names:
         return [f"got {sorted(map(str, entries))}, need {sorted(names)}"]
     problems = []

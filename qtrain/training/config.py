@@ -17,10 +17,9 @@ from ..schedule import Schedule, beginnings
 from ..weights.updates import named
 from .config_checks import check_combinations, check_learned, check_numbers
 from .fit import check_device, check_fit
-from .given import dataset, model, reference
+from .given import dataset, hooks, model, optimizer, reference
 from .loggers import named as loggers
 
-OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
 #: Formats of `activation`; fp32 means that outputs are not rounded.
 ACTIVATIONS = ("fp32", "fp16", "bf16")
@@ -33,6 +32,8 @@ _SINCE = {
     "capture": True,
     "update": None,
     "accumulator": None,
+    "hooks": [],
+    "loss_scale": 1.0,
 }  # fields that older versions had not
 #: Fields that say where and how a run executes, not what it computes.
 NOT_COMPARED = (
@@ -86,7 +87,9 @@ class TrainConfig:
     )
     epochs: int = _option(8, "passes over the training set")
     batch_size: int = _option(64, "samples per step")
-    optimizer: str = _option("sgd", "sgd or adamw")
+    optimizer: str = _option(
+        "sgd", "sgd, adamw, or a function of (model, config), package.module:function"
+    )
     lr: float = _option(0.02, "learning rate after the warm-up, per step of batch-size samples")
     momentum: float = _option(0.9, "sgd's momentum, or adamw's first beta")
     nesterov: bool = _option(False, "Nesterov momentum (sgd)")
@@ -99,6 +102,9 @@ class TrainConfig:
         None, "epochs of linear warm-up; default: a quarter of the run, at most 2"
     )
     clip_grad: float | None = _option(None, "largest gradient norm; default: no clipping")
+    loss_scale: float = _option(
+        1.0, "the loss is this large in the backward pass; gradients are divided by it after"
+    )
     label_smoothing: float = _option(0.0, "label smoothing of the training loss")
     seed: int = _option(0, "seed of the initial weights, data order, dropout and rounding noise")
     baseline: bool = _option(True, "train full precision side by side")
@@ -108,6 +114,9 @@ class TrainConfig:
     workers: int = _option(0, "processes that decode images")
     checkpoint_every: int | None = _option(
         None, "steps between checkpoints; default: a quarter of the run, at most 10 minutes"
+    )
+    hooks: tuple[str, ...] = _option(
+        (), "called around epochs: package.module:function or file.py:function, that makes a Hook"
     )
     monitor: int | None = _option(None, "steps between records of 8 layers' errors; default: none")
     log: tuple[str, ...] = _option((), "where metrics go too, live: tensorboard, wandb")
@@ -131,7 +140,8 @@ class TrainConfig:
         model.check(self.model, zero_init_residual=self.zero_init_residual)
         dataset.check(self.data)
         check_fit(self.model, self.data)
-        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        optimizer.check(self.optimizer)
+        hooks.check(self.hooks)
         checks.choice("schedule", self.schedule, SCHEDULES)
         for name in ("data_dir", "cache_dir", "name"):
             if not isinstance(getattr(self, name), str | None):

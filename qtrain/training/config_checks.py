@@ -35,6 +35,7 @@ def check_numbers(c: Any) -> None:
         checks.number("gamma", c.gamma, low=0, high=1, positive=True, hint="say gamma=0.1")
     if c.warmup is not None:
         checks.number("warmup", c.warmup, low=0, hint="0 is none")
+    checks.number("loss_scale", c.loss_scale, low=0, positive=True, hint="1 is none, say 1024")
     checks.number("label_smoothing", c.label_smoothing, low=0, high=1, hint="0 is none")
     if c.clip_grad is not None:
         checks.number("clip_grad", c.clip_grad, low=0, positive=True, hint="leave it out for none")

@@ -36,6 +36,7 @@ def training_section(record: RunRecord) -> Section | None:
         _panel("Training loss", "cross-entropy", steps, labels, "loss"),
         _panel("Test loss", "cross-entropy", epochs, labels, "test_loss"),
         _panel("Test accuracy", "%", epochs, labels, "test_accuracy"),
+        *_late(epochs, labels),
         _panel("Gradient norm", "norm of all gradients", steps, labels, "grad_norm"),
     ]
     body = part("keys", labels) + part("charts", charts)
@@ -59,17 +60,27 @@ def _panel(
 ) -> Panel:
     """One line a model: the metric `name`, accuracies in %, by step or epoch."""
     x = "step" if name in STEP_NUMBERS else "epoch"
-    times, thin = 100 if unit == "%" else 1, x == "step" or name == "train_loss"
+    thin = x == "step" or name == "train_loss"
     lines = []
     for branch, label in labels.items():
-        points = [
-            (float(line[x]), times * number(line[name]))
-            for line in metrics
-            if line["branch"] == branch
-        ]
+        points = metric_points([line for line in metrics if line["branch"] == branch], name, unit)
         kind = f"{branch} thin" if thin else branch
         lines.append(Line(label=label, kind=kind, points=points, marks=not thin))
-    return Panel(title=title, unit=unit, x=x, lines=lines)
+    return Panel(title=title, unit=unit, x=x, lines=lines, log="" if unit == "%" else "y")
+
+
+def _late(epochs: Sequence[Metrics], labels: Mapping[str, str]) -> list[Panel]:
+    """The accuracy of the second half, of which the first leaves little room; of four epochs on."""
+    last = max((line["epoch"] for line in epochs), default=0)
+    half = [line for line in epochs if 2 * line["epoch"] > last]
+    title = "Test accuracy, second half"
+    return [_panel(title, "%", half, labels, "test_accuracy")] if last > 3 else []
+
+
+def metric_points(metrics: Sequence[Metrics], name: str, unit: str) -> list[tuple[float, float]]:
+    """(step or epoch, the metric `name`) of each line, in % where that is the unit."""
+    x, times = "step" if name in STEP_NUMBERS else "epoch", 100 if unit == "%" else 1
+    return [(float(line[x]), times * number(line[name])) for line in metrics]
 
 
 def epoch_table(

@@ -150,7 +150,7 @@ def _stored(folder: RunFolder, config: TrainConfig) -> Checkpoint | None:
 
 def code(config: TrainConfig) -> dict[str, str]:
     """What is to know of the source of the functions that a configuration names, {} of none."""
-    found = filter(None, map(code_of, (config.model, config.data)))
+    found = filter(None, map(code_of, (config.model, config.data, config.optimizer, *config.hooks)))
     text = ", ".join(found)
     return {"code": text} if text else {}
 

@@ -16,6 +16,8 @@ from .loggers.logger import Loggers
 #: What every line of a kind holds, beside its branch and the integer that counts; numbers are null
 #: where they were not finite.
 EPOCH_NUMBERS = ("epoch", "train_loss", "test_loss", "test_accuracy", "seconds")
+#: all of a line of kind "epoch" but for what hooks add
+EPOCH = ("kind", "branch", "step", *EPOCH_NUMBERS, "test_seconds", "crc")
 STEP_NUMBERS = ("step", "loss", "grad_norm")
 _NUMBERS = {"epoch": EPOCH_NUMBERS, "step": STEP_NUMBERS}
 

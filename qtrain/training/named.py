@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from .. import checks, recipes
@@ -18,6 +19,8 @@ TRAINING_RECIPES: Mapping[str, Mapping[str, Any]] = {
         "activation": "fp16",
         "model": "resnet18",
         "data": "digits",
+        "epochs": 3,
+        "lr": 0.01,  # at 0.02 running statistics lag behind the weights in the first epochs
     },
 }
 
@@ -33,6 +36,14 @@ def training_recipe(name: str | Recipe | Schedule, /, **changes: Any) -> TrainCo
 
     Full precision alone (fp32) has no baseline beside it unless one is asked for.
     """
+    known = [option.name for option in fields(TrainConfig)]
+    for field in changes:
+        if field not in known:
+            near = checks.suggestion(field, known)
+            raise TypeError(
+                f"training_recipe: got {field}={checks.shown(changes[field])}, need fields of "
+                f"TrainConfig{near}"
+            )
     if isinstance(name, Schedule):
         return TrainConfig(**{"recipe": name, **changes})
     if is_file(name) or isinstance(name, Recipe):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quantizers.accumulators import Accumulator
 
+from .. import checks
 from ..autograd.capture import capturing
 from ..inspection.row import SUMS
 from ..products.module import products_of
@@ -49,12 +50,17 @@ class _Sums(Probe):
 
 
 def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, str] | None:
-    """Layer and role of the first non-finite value while `loss()` and its backward run.
+    """Layer and role of the first non-finite value while `loss()` and its backward run; None where
+    every value was finite.  Roles are those of `NonFiniteError`.
 
-    The order is that of execution: a module's inputs, its parameters, its children, its outputs;
-    then, backward, gradients as they arrive. None where every value seen was finite.  ValueError
-    within the capture of a CUDA graph, whose replays it would not see.
+    In a loop of your own, where a loss is NaN: `first_nonfinite(model, lambda: loss_of(model(x)))`,
+    before the step's update.  It is a pass as any other: gradients are added to .grad, running
+    statistics move.  The order is that of execution: a module's inputs, its parameters, its
+    children, its outputs; then, backward, gradients as they arrive.  ValueError within the capture
+    of a CUDA graph, whose replays it would not see.
     """
+    checks.module(model)
+    checks.function("loss", loss, "a function without arguments that returns the loss")
     if capturing():
         raise ValueError("the search for a NaN reads every tensor: not in a captured CUDA graph")
     found: list[tuple[str, str]] = []

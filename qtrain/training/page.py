@@ -16,6 +16,7 @@ from ..reports.page.shell import Section, page, part, save
 from ..reports.table import Table
 from .config import OWN_NORM, TrainConfig, default_of
 from .curves import errors_section, training_section
+from .page_verdict import remarks, sentence
 from .record import RunRecord
 
 
@@ -50,7 +51,8 @@ def _lead(record: RunRecord) -> str:
         return measured_on(record.measured)
     c, sessions = record.config, record.environments
     machine = f", on {sessions[-1].get('processor', 'an unknown processor')}" if sessions else ""
-    return part("text", [
+    told = part("text", verdict) if (verdict := sentence(record)) else ""
+    return told + part("text", [
         "", c.model, " on ", c.data, ", recipe ", c.label,
         f", {count(c.epochs, 'epoch')} in batches of {c.batch_size}, seed {c.seed}{machine}.",
     ])  # fmt: skip
@@ -58,15 +60,18 @@ def _lead(record: RunRecord) -> str:
 
 def _summary(record: RunRecord) -> Section:
     """Figures of the whole run, and the rows of lowest SQNR."""
-    remark = record.diverged
-    if not (record.finished or remark):
+    notes, first = list(remarks(record)), record.diverged
+    if not (record.finished or first):
         last = max((line["step"] for line in record.steps), default=0)
-        remark = (
+        first = (
             f"This run has not come to its end: its last line is of step {last}. There is no "
             "accuracy gap yet, and errors are those of the monitor, if any."
         )
     return summary_section(
-        record.errors.rows, remark=remark, before=_accuracies(record), behind=_times(record)
+        record.errors.rows,
+        remarks=[*([first] if first else []), *notes],
+        before=_accuracies(record),
+        behind=_times(record),
     )
 
 

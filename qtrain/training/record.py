@@ -34,6 +34,7 @@ class RunRecord:
     finished      whether the run came to its end
     diverged      why it stopped at what was not finite, "" where it did not
     accuracy      branch key ("baseline", "quantized") to test accuracy;  gap: their difference
+    load          at its end: processes that wanted a core in the last minute, and how many cores
     steps, epochs lines of the metrics, by kind;  monitor: the records over the run
     """
 
@@ -47,6 +48,7 @@ class RunRecord:
     diverged: str = ""
     accuracy: Mapping[str, float] = field(default_factory=dict)
     gap: Interval | None = None
+    load: tuple[float, int] | None = None
     steps: Sequence[Mapping[str, Any]] = ()
     epochs: Sequence[Mapping[str, Any]] = ()
     monitor: Sequence[MonitorRow] = ()
@@ -113,6 +115,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         diverged=str(read(diverged, dict).get("message")) if there(diverged) else "",
         accuracy={line["branch"]: number(line["test_accuracy"]) for line in epochs},
         gap=_gap(folder / "summary.json", summary.get("gap")),
+        load=_load(folder / "summary.json", summary.get("load")),
         steps=[line for line in metrics if line["kind"] == "step"],
         epochs=epochs,
         monitor=monitor,
@@ -126,6 +129,16 @@ def _latest(monitor: Sequence[MonitorRow]) -> Report:
     layers = dict.fromkeys(layer for layer, _ in last)
     keys = [(layer, role) for layer in layers for role in ROLES]
     return Report(tuple(last[key] for key in keys if key in last))
+
+
+def _load(path: Path, values: Any) -> tuple[float, int] | None:
+    try:
+        if values is None:
+            return None
+        load, cores = values
+        return typed("load", load, float), typed("cores", cores, int)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its load is no two numbers; restore or delete it") from error
 
 
 def _gap(path: Path, values: Any) -> Interval | None:

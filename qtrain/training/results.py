@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -115,6 +116,7 @@ class Result:
             "gap": None if self.gap is None else asdict(self.gap),
             "data": self.data,
             "classes": self.classes,
+            "load": _load(),
             "train_seconds": {key: round(value, 2) for key, value in self.seconds.items()},
         }
 
@@ -134,3 +136,11 @@ class Result:
         if self.monitor is not None:
             self.monitor.save(self.folder / "monitor.jsonl")
             self.monitor.plot(self.folder / "monitor.png")
+
+
+def _load() -> list[float] | None:
+    """Processes that want a core, of the last minute, and how many cores there are."""
+    try:
+        return [round(os.getloadavg()[0], 2), os.cpu_count() or 1]
+    except (AttributeError, OSError):  # a system that does not tell
+        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,16 +17,21 @@ from ..inspection.monitor import Monitor
 from ..inspection.report import Report
 from ..recipe import Recipe
 from ..reports.progress import Progress
-from .batches import epoch_batches, total_steps, training_batch
+from .attached import Attached
+from .batches import epoch_batches, test_batches, total_steps, training_batch
+from .beside import Beside
 from .checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from .config import TrainConfig
 from .folder import RunFolder, describe
+from .hook import Hook
 from .interrupt import Interrupted, StopRequest
 from .intervals import accuracy_gap
 from .loggers.logger import Logger, Loggers
 from .metrics import MetricsLog, read_metrics
 from .metrics_table import save_table
 from .nonfinite import NonFiniteError
+from .page import save_page
+from .record import read_run
 from .results import Result
 from .trainee import Branch, learning_rate
 
@@ -46,6 +51,7 @@ class Run:
         dataset: data.DataSet,
         branches: list[Branch],
         device: torch.device,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.branches, self.device = branches, device
@@ -56,10 +62,12 @@ class Run:
         self.fingerprint = dataset.fingerprint()
         self.done = 0
         self.saved_at = time.monotonic()
+        self.right: dict[str, Tensor] = {}  # branch key -> which targets the last test met
         self.monitor: Monitor | None = None
         if config.monitor is not None:
             (quantized,) = (b.model for b in branches if b.key == "quantized")
             self.monitor = Monitor(quantized, config.monitor)
+        self.hooks = Attached(config, hooks, branches[-1])
 
     def restore(self, stored: Checkpoint) -> None:
         """Continue from a checkpoint; CheckpointError where it does not fit."""
@@ -74,6 +82,7 @@ class Run:
             if branch.samples != samples:
                 got = f"got sums over {branch.samples} samples"
                 raise CheckpointError(f"{where}: {got}, need {samples} at step {stored.step}")
+        self.hooks.load(stored.hooks, where=where)
         if self.monitor is not None:
             try:
                 self.monitor.load_state_dict(stored.monitor or {})
@@ -96,18 +105,22 @@ class Run:
         keep = stored.metrics_bytes if stored else 0
         self.log = MetricsLog(self.folder.metrics, keep=keep, loggers=own)
         (self.folder / "diverged.json").unlink(missing_ok=True)
+        tests = -(-(self.total - self.done) // self.per_epoch)
+        self.beside = Beside(tests, self.per_epoch, self.dataset)
+        text, rest = self.config.run_name, self.beside
+        self.progress = Progress(self.total, done=self.done, text=text, rest=rest)
 
     def train(self, stop: StopRequest) -> None:
         """The steps that are left; Interrupted, after a checkpoint, once `stop` is requested."""
-        progress = Progress(self.total, done=self.done, text=self.config.run_name)
+        progress, where = self.progress, f"step {self.done}/{self.total}"
         if self.done < self.total:
-            where = f"step {self.done}/{self.total}"
             compiles = self.device.type != "cpu"  # of which quantizers says so when it is
             progress.line(where + "; the first may compile kernels, once a machine" * compiles)
         try:
             with stop.postponed():
                 while self.done < self.total:
                     epoch, start = divmod(self.done, self.per_epoch)
+                    self.hooks.before_epoch(epoch, self.done)
                     for batch in epoch_batches(self.config, self.dataset, epoch=epoch, start=start):
                         self._step(*batch)
                         progress.step()
@@ -115,6 +128,7 @@ class Run:
                             progress.line(self._end_epoch())
                         if stop.requested or self._checkpoint_due():
                             self.save()
+                        progress.resume()
                         if stop.requested:
                             raise Interrupted(
                                 f"stopped at step {self.done} of {self.total}; the same command "
@@ -127,7 +141,6 @@ class Run:
             save_table(self.folder.metrics, self.folder / "metrics.csv")
             raise
         finally:
-            progress.close()
             self.log.close()
 
     def _step(self, inputs: Tensor, targets: Tensor) -> None:
@@ -151,32 +164,28 @@ class Run:
 
     def _end_epoch(self) -> str:
         """Evaluate, log, and say how the epoch went."""
-        epoch = self.done // self.per_epoch
+        epoch, began = self.done // self.per_epoch, time.perf_counter()
         text = f"epoch {epoch}/{self.config.epochs}"
+        columns = self.hooks.after_epoch(epoch - 1, self.done)
         for branch in self.branches:
             start = time.perf_counter()
-            test_loss, correct = branch.evaluate(self._test_batches())
+            test_loss, correct = self._tested(branch)
             train_loss, accuracy = branch.loss_sum / branch.samples, correct.double().mean().item()
             self.log.write(
-                kind="epoch",
-                epoch=epoch,
-                step=self.done,
-                branch=branch.key,
-                train_loss=train_loss,
-                test_loss=test_loss,
-                test_accuracy=accuracy,
-                seconds=branch.seconds,
-                test_seconds=time.perf_counter() - start,
-            )
+                kind="epoch", epoch=epoch, step=self.done, branch=branch.key,
+                train_loss=train_loss, test_loss=test_loss, test_accuracy=accuracy,
+                seconds=branch.seconds, test_seconds=time.perf_counter() - start,
+                **(columns if branch is self.branches[-1] else {}),
+            )  # fmt: skip
             text += f" | {branch.label}: loss {train_loss:.3f}, accuracy {accuracy:.4f}"
             branch.reset_sums()
+        self.beside.tested(time.perf_counter() - began)
         return text
 
-    def _test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # no statistics are taken: larger is only faster, but a long window fills memory by itself
-        size = max(self.config.batch_size, 256 // self.dataset.sizes.get("context", 1))
-        for inputs, targets in data.Batches(split=self.dataset.test, batch_size=size, train=False):
-            yield inputs.to(self.device), targets.to(self.device)
+    def _tested(self, branch: Branch) -> tuple[float, Tensor]:
+        found = branch.evaluate(test_batches(self.config, self.dataset, self.device))
+        self.right[branch.key] = found[1]
+        return found
 
     def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint_every or max(self.total // 4, 1)
@@ -199,6 +208,7 @@ class Run:
                 branches={branch.key: branch.state_dict() for branch in self.branches},
                 data=self.fingerprint,
                 monitor=None if self.monitor is None else self.monitor.state_dict(),
+                hooks=self.hooks.state(),
             ),
         )
         save_table(self.folder.metrics, self.folder / "metrics.csv")
@@ -210,8 +220,10 @@ class Run:
             self.monitor.close()
         quantized, gap = self.branches[-1], None
         if self.config.baseline:
-            both = [branch.evaluate(self._test_batches())[1] for branch in self.branches]
-            gap = accuracy_gap(*both)
+            for branch in self.branches:  # none yet where it is resumed at its end
+                if branch.key not in self.right:
+                    self._tested(branch)
+            gap = accuracy_gap(*(self.right[branch.key] for branch in self.branches))
         result = Result(
             config=self.config,
             folder=self.folder,
@@ -224,12 +236,16 @@ class Run:
             data=self.fingerprint,
             classes=self.dataset.num_classes,
         )
+        self.beside.inspected()
+        self.progress.line("writing tables, plots and report.html")
         result.save()
+        save_page(read_run(self.folder.path), self.folder / "report.html")
         return result
 
     def _inspect(self, branch: Branch) -> Report | None:
         last = self.recipes.last
         if last.products_off and last.lookup is None:
             return None
+        self.progress.line("measuring the numeric error of every layer")
         batch = training_batch(self.config, self.dataset, self.device)
-        return inspect(branch.model.train(), *batch)
+        return inspect(branch.model.train(), *batch, branch.scaled_loss)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +20,20 @@ from ..data import DataSet
 from ..data.parts import held_out
 from ..files import terminal
 from ..recipe import Recipe
+from ..reports.numbers import count
 from ..schedule import Schedule
 from .batches import total_steps, training_batch
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import OWN_NORM, TrainConfig
 from .folder import open_run
 from .given import dataset as given_data
+from .given import hooks as given_hooks
 from .given import model as given_model
 from .given.dataset import Data
 from .given.model import Model
 from .given.reference import is_reference
 from .given.rehearsal import channels_last_, rehearsed
+from .hook import Hook
 from .interrupt import StopRequest
 from .loggers.logger import Logger
 from .loggers.named import made
@@ -42,6 +47,7 @@ def train(
     *,
     model: Model | None = None,
     data: Data | None = None,
+    hooks: Iterable[Hook | Callable[..., Hook]] = (),
     loggers: Sequence[Logger] = (),
     say: Callable[[str], None] | None = None,
 ) -> Result:
@@ -54,10 +60,12 @@ def train(
     data    in place of the configuration's: a qtrain DataSet; a pair (train, test) of map-style
             torch Datasets of (input, target), or of DataLoaders; or a function that makes one of
             these, called with those of data_dir, image_size, context and cache_dir that are set
+    hooks   what is called around its epochs, beside those that the configuration names: Hooks, or
+            functions or classes that make one, of no argument or of `config`
     loggers objects that are given every line of the metrics as it is written, beside those that
             the configuration names (`log`)
 
-    The configuration that is kept has both as text: the reference "package.module:function", of a
+    The configuration that is kept has these as text: the reference "package.module:function", of a
     script "file.py:function", where there is one, else "given:NAME"; a run of these is read again
     by whoever gives the value again.
 
@@ -69,21 +77,29 @@ def train(
     if say is not None:
         checks.function("say", say, "a function of a line of text, or None", "")
     report = say or terminal.say
+    own_hooks = given_hooks.listed(hooks)
     config = recorded(config, model, data)
+    config = replace(config, hooks=given_hooks.recorded(config.hooks, own_hooks))
     every = made(config.log, loggers)
     device = _device(config.device)
     with StopRequest() as stop, _settings(config, device):
         dataset = load_data(config, data).to(device)
         config.quantizations().begins(total_steps(config, dataset))
         branches = build_branches(config, dataset, device, model)
+        attached = given_hooks.made(config, own_hooks)
         with open_run(config, say=report) as (folder, stored):
-            run = Run(config, folder, dataset, branches, device)
+            epochs = count(config.epochs, "epoch")
+            report(f"{config.run_name}: {config.model} on {config.data}, {epochs}")
+            if crowded := _crowded(config, device):
+                report(crowded)
+            run = Run(config, folder, dataset, branches, device, attached)
             if stored is not None:
                 run.restore(stored)
                 report(f"{folder.path}: resuming at step {run.done} of {run.total}")
             run.start_log(stored, every)
-            run.train(stop)
-            return run.finish()
+            with closing(run.progress):
+                run.train(stop)
+                return run.finish()
 
 
 def recorded(config: TrainConfig, model: Model | None, data: Data | None) -> TrainConfig:
@@ -134,8 +150,8 @@ def load_data(config: TrainConfig, data: Data | None = None) -> DataSet:
 def restored(
     path: Path,
     *,
-    model: Model | None = None,
-    data: Data | None = None,
+    model: Model | str | None = None,
+    data: Data | str | None = None,
     data_dir: str | None = None,
     device: str = "auto",
 ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
@@ -143,17 +159,23 @@ def restored(
     and targets.
 
     model, data: as `train` takes them, of a run whose configuration says given:NAME, or in place
-    of what it says.  CheckpointError where the checkpoint does not fit its own configuration or the
-    data is not that of the run.
+    of what it says; or as TrainConfig has them, names and references.
+
+    CheckpointError where the checkpoint does not fit its own configuration or the data is not that
+    of the run.
     """
     checkpoint, where = load_checkpoint(path), str(path)
     here = {"device": device, "threads": None, "workers": 0}  # not those of another machine
+    said = {"model": model, "data": data}
+    named: dict[str, Any] = {name: value for name, value in said.items() if isinstance(value, str)}
+    model, data = (None if isinstance(value, str) else value for value in said.values())
     try:
         config = TrainConfig.from_dict({**checkpoint.config, **here})
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: its configuration is refused: {error}") from error
     if data_dir is not None:
-        config = replace(config, data_dir=data_dir)
+        named["data_dir"] = data_dir
+    config = replace(config, **named)
     on = _device(config.device)
     with _settings(config, on):
         dataset = load_data(config, data).to(on)
@@ -173,6 +195,21 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: got {name!r}, but torch sees {torch.cuda.device_count()} GPUs")
     return device
+
+
+def _crowded(config: TrainConfig, device: torch.device) -> str:
+    """What to say where others keep the cores busy: threads that wait for one another then cost
+    more than they bring.  "" where they do not, or the threads were chosen."""
+    cores = os.cpu_count() or 1
+    if config.threads is not None or device.type != "cpu" or not hasattr(os, "getloadavg"):
+        return ""
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
+    if load < cores or threads == 1:
+        return ""
+    return (
+        f"others keep this machine busy (load {load:.1f} on {count(cores, 'core')}): with "
+        f"--threads 1 this may end sooner than with {threads}"
+    )
 
 
 @contextmanager

@@ -7,19 +7,22 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..inspection.row import SUMS
-from ..inspection.step import cross_entropy, logits_of
+from ..inspection.step import Loss, cross_entropy, logits_of
 from ..weights.updates.low_precision import LowPrecision, low_precision_
 from ..weights.updates.named import find
 from ..weights.updates.update import Update
 from .captured import Captured
 from .checkpoint import CheckpointError, load_buffers, load_model, load_optimizer, unsaved_buffers
 from .config import TrainConfig
+from .given import optimizer as given_optimizer
+from .given.reference import is_reference
 from .nonfinite import NonFiniteError, first_nonfinite
 
 
@@ -36,6 +39,8 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer over `model`'s parameters; its rate is set anew at every step."""
+    if is_reference(config.optimizer):
+        return given_optimizer.made(model, config)
     groups = parameter_groups(model, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
@@ -96,7 +101,7 @@ class Branch:
         """
         start = time.perf_counter()
         self.model.train()
-        _seed(self._config.seed, step)
+        seed_step(self._config.seed, step)
         figures = self.passes(inputs, targets)
         value, norm = figures.tolist()  # the one wait for the device in a step
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -106,20 +111,34 @@ class Branch:
             raise self._fault(inputs, targets, step, value)
         if (most := self._config.clip_grad) is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), most, figures[1])
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rates(rate)
         self.optimizer.step()
         self.loss_sum += value * len(targets)
         self.samples += len(targets)
         self.seconds += time.perf_counter() - start
         return {"loss": value, "grad_norm": norm}
 
+    @cached_property
+    def _rates(self) -> list[float]:
+        """What each group's rate was before the first step."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _set_rates(self, rate: float) -> None:
+        """Each group's own rate times what the schedule makes of the run's; a constant one's."""
+        whole = self._config.lr
+        for group, own in zip(self.optimizer.param_groups, self._rates, strict=True):
+            if not group.get("constant", False):
+                group["lr"] = rate if own == whole else own * (rate / whole)
+
     def _passes(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward: the loss and the norm of all gradients, fp32, shape (2,)."""
         self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         loss = self._loss(inputs, targets)
-        loss.backward()
+        scale = self._config.loss_scale
+        (loss if scale == 1 else loss * scale).backward()
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if scale != 1:
+            torch._foreach_div_(grads, scale)
         norm = nn.utils.get_total_norm(grads)
         return torch.stack([loss.detach().float(), norm.float()])
 
@@ -127,13 +146,20 @@ class Branch:
         smoothing = self._config.label_smoothing
         return cross_entropy(self.model(inputs), targets, label_smoothing=smoothing)
 
+    @property
+    def scaled_loss(self) -> Loss | None:
+        """The loss of (output, targets) as the backward pass has it; None: the cross-entropy."""
+        scale = self._config.loss_scale
+        return None if scale == 1 else lambda out, targets: cross_entropy(out, targets) * scale
+
     def _fault(self, inputs: Tensor, targets: Tensor, step: int, value: float) -> NonFiniteError:
         """Run the step again, watched."""
         self.optimizer.zero_grad(set_to_none=True)
-        _seed(self._config.seed, step)
-        place = first_nonfinite(self.model, lambda: self._loss(inputs, targets))
+        seed_step(self._config.seed, step)
+        scale = self._config.loss_scale
+        place = first_nonfinite(self.model, lambda: self._loss(inputs, targets) * scale)
         layer, role = place or ("model", "gradient norm (every value is finite, their norm is not)")
-        advice = "Try a lower lr, clip_grad or more warmup"
+        advice = "Try a lower lr, clip_grad or more warmup" + ", a lower loss_scale" * (scale > 1)
         if role in SUMS.values():
             advice = (
                 "Its exact sums are finite: take an accumulator of more exponent bits "
@@ -195,7 +221,7 @@ def _rehearse(model: nn.Module, update: Update, config: TrainConfig) -> None:
     optimizer.step()
 
 
-def _seed(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int) -> None:
     """torch's random numbers as a function of (seed, step): nothing to restore on resume."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))  # its CPU generator takes 32 bits

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import logging
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from . import layout
+from .remarks import Remarks
 from .team import openmp
 
 f32, f64, i32, i64, u32 = np.float32, np.float64, np.int32, np.int64, np.uint32
@@ -52,11 +52,8 @@ _ORIGIN = (
 
 
 @cache
-def _announce() -> None:
-    logging.getLogger("quantizers").warning(
-        "quantizers: kernels are compiled for this machine, which takes seconds each and is kept "
-        "on disk for later processes"
-    )
+def _announce() -> Remarks:
+    return Remarks()
 
 
 def _made_for(value: Any) -> Any:
@@ -83,9 +80,11 @@ def kernel(body: Any, kind: Any = _KERNEL) -> Any:
     try:
         made._cache = FunctionCache(body)
         made._cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple())
-        if not any(Path(made._cache.cache_path).glob(f"*.{body.__qualname__}-*.nbi")):
-            _announce()
+        new = not any(Path(made._cache.cache_path).glob(f"*.{body.__qualname__}-*.nbi"))
+        said = _announce() if new else None
         made.compile()
+        if said is not None:
+            said.add()
     except Exception:  # nowhere to write, or a damaged cache; a body's own fault comes up again
         with suppress(Exception):
             FunctionCache(body).flush()

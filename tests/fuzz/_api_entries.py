@@ -647,8 +647,8 @@ ENTRIES: dict[str, Entry] = {**_numbers(), **_conversion(), **_measuring(), **_w
 #: protocols, errors, and modules whose forward is torch's
 NOT_CALLED = frozenset(
     "ClippingScaleWarning Format Granularity OFF Off QTensor QuantizerLike RangeRule "
-    "CheckpointError Comparison CostReport CostRow Trade Matmul MonitorRow "
+    "CheckpointError Comparison Hook CostReport CostRow Trade Matmul MonitorRow "
     "NonFiniteError RateRow Recommendation Report Row Result ScaledDotProductAttention "
     "SensitivityReport SensitivityRow Finding Verdict recipes LowPrecision UpdateReport "
-    "UpdateRow Logger".split()
+    "UpdateRow Logger first_nonfinite".split()
 )

@@ -10,8 +10,9 @@ from training_cases import quiet, small, start
 
 from qtrain import cli, recipes
 from qtrain.cli import main
-from qtrain.cli_arguments import build_parser, train_settings
+from qtrain.cli_arguments import build_parser
 from qtrain.training.config import TrainConfig
+from qtrain.training.flags import _GROUPS, train_settings
 from qtrain.training.named import training_recipe
 from qtrain.training.train import train
 from quantizers.formats import NAMED
@@ -53,7 +54,13 @@ BAD = [
      "cuda:99"),
     ("train int8 --runs-dir {tmp}/file", "file"),
     ("train", "recipe"),
-    ("trian int8", "trian"),
+    ("diagnose {tmp}/none --data digits", "but no --gradient to use it"),
+    ("train int8 --learning-rate 1", "did you mean --lr?"),
+    ("recommend {tmp}/none.pt --by rol", "need one of role, layer, product; did you mean 'role'?"),
+    ("train int8 --data cifar10", "cifar-10-python.tar.gz"),
+    ("train int8 --data mnist", "train-images"),
+    ("train int8 --model resnet81", "need one of resnet18,"),
+    ("trian int8", "did you mean 'train'?"),
     ("train int8 --name /dev/null", "name"),
     ("train int8 --runs-dir /dev/null --model mlp", "runs_dir"),
     ("train int8 --lr 1e300 --overwrite", "lr: got 1e+300"),
@@ -145,6 +152,53 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train(small(folder, epochs=1), say=quiet)
     return folder / "run" / "checkpoint.pt"
+
+
+@pytest.mark.parametrize("command", ["", *cli._COMMANDS])
+def test_every_help_has_examples_that_are_accepted(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    status, out, _ = run(capsys, *command.split(), "--help")
+    _, title, examples = out.rpartition("examples:\n" if command else "where to begin:\n")
+    assert status == 0 and title
+    lines = [line.split("  ")[1] for line in examples.splitlines() if line.startswith("  ")]
+    assert lines
+    for line in lines:
+        first, *words = line.split()
+        assert first == "qtrain" and build_parser().parse_args(words).command in (command or words)
+
+
+def test_flags_of_training_are_in_groups_and_show_their_choices(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, out, _ = run(capsys, "train", "--help")
+    titles = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert titles == ["positional arguments", "options", *_GROUPS.values(), "examples"]
+    assert "--optimizer {sgd,adamw}" in out and "resnet56" in out and "--epochs N" in out
+
+
+def test_a_setting_that_there_is_none_of_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"got epoch=1, .*; did you mean 'epochs'?"):
+        training_recipe("int8", epoch=1)
+
+
+def test_runs_of_values_given_in_python_are_read_in_the_shell(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    train(small(tmp_path, epochs=1), model=network, say=quiet)
+    path = str(tmp_path / "run" / "checkpoint.pt")
+    status, _, err = run(capsys, "inspect", path)
+    assert status == 2 and "--model file.py:function" in err
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import torch\n\n\ndef make():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    status, out, err = run(capsys, "inspect", path, "--model", f"{own}:make", "--data", "digits")
+    assert status == 0 and "grad_weight" in out, err
+    status, _, err = run(capsys, "inspect", path, "--model", "resnet81")
+    assert status == 2 and "'resnet18'" in err
 
 
 def test_inspect_prints_and_saves(

@@ -27,12 +27,14 @@ from qtrain.cli import main
 from qtrain.diagnosis.verdict import verdict_section
 from qtrain.inspection import page_pictures
 from qtrain.inspection.distributions import HIGHEST, LOWEST, VALUE_BINS, value_counts
+from qtrain.inspection.row import worst_first
 from qtrain.reports.heat import LEVELS, level
-from qtrain.reports.numbers import percent, short
-from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from qtrain.reports.numbers import in_decibels, percent, short
+from qtrain.reports.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, drawn
 from qtrain.reports.page.shell import part
 from qtrain.reports.plots import Line, Panel
 from qtrain.training.page import render, save_page
+from qtrain.training.page_verdict import remarks, sentence
 from qtrain.training.record import RunRecord, read_run
 
 VOID = {"meta", "wbr", "br", "input"}
@@ -562,3 +564,48 @@ def test_what_a_monitor_saved_is_shown_by_the_command(
     assert capsys.readouterr().out == f"{tmp_path / 'own.html'}\n"
     root = parsed((tmp_path / "own.html").read_text(encoding="utf-8"))
     assert len(list(root.all("figure"))) == len(monitor.rows)
+
+
+def test_it_begins_with_what_the_run_came_to() -> None:
+    made = record(names(20))
+    worst = worst_first(made.errors.rows)[0]
+    text = "".join(sentence(made))
+    spot = f"the weakest spot is {worst.layer}'s {worst.role}, {in_decibels(worst.sqnr_db)}."
+    behind = "banner2018 is behind full precision by 2.00 points, 95 % interval [-3.00, -1.00]; "
+    assert text == behind + spot
+    assert made.gap is not None
+    within = replace(made, gap=replace(made.gap, high=0.01))
+    noise = "within noise of full precision: a gap of -2.00 points, 95 % interval [-3.00, +1.00]; "
+    assert "".join(sentence(within)).endswith(noise + spot)
+    alone = replace(made, gap=None)
+    assert "".join(sentence(alone)) == f"T{spot[1:]}"
+    assert sentence(replace(alone, errors=Report(()))) == []
+    assert "is behind full precision" in render(made)
+
+
+def test_it_says_where_times_are_doubtful_and_a_monitor_would_show_more() -> None:
+    made = record(names(3))
+    assert not list(remarks(replace(made, load=(2.4, 2))))
+    (busy,) = remarks(replace(made, load=(2.6, 2)))
+    assert "busy machine" in busy and "2.6 processes wanted its 2 cores" in busy
+    (more,) = remarks(replace(made, monitor=()))
+    assert "--monitor 100" in more and "--monitor 100" in render(replace(made, monitor=()))
+
+
+def test_small_losses_are_readable_beside_large_ones() -> None:
+    points = [(1.0, 3.0), (2.0, 0.1), (3.0, 0.02)]
+    panel = Panel(title="x", unit="", x="epoch", lines=[Line(label="a", points=points)], log="y")
+    up = drawn(panel)["up"]
+    assert [text for _, text in up] == ["0.03", "0.1", "0.3", "1", "3"]
+    places = [float(y) for y, _ in up]
+    assert places == sorted(places, reverse=True) and min(places) >= 8
+    zero = replace(panel, lines=[Line(label="a", points=[*points, (4.0, 0.0)])])
+    assert drawn(zero)["up"][0][1].startswith("0")  # which has no logarithm: a plain axis
+
+
+def test_the_strip_names_layers_along_it() -> None:
+    text = render(record(names(20)))
+    marks = re.search(r'<p aria-hidden="true">(.*?)</p></div>', text)
+    assert marks is not None
+    said = [mark.replace("<wbr>", "") for mark in re.findall("<span>(.*?)</span>", marks[1])]
+    assert said == [names(20)[i] for i in (0, 3, 6, 10, 13, 16)]

@@ -158,7 +158,7 @@ def test_a_terminal_without_columns_gets_lines_with_the_time_left(
         progress.step()
     progress.line("epoch 1")
     progress.close()
-    assert ("left)" in capsys.readouterr().err) == (columns == 0)
+    assert ("epoch 1  (about" in capsys.readouterr().err) == (columns == 0)
 
 
 def test_what_prints_stays_and_what_does_not_is_spelt() -> None:

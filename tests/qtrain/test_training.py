@@ -24,7 +24,7 @@ def test_a_run_leaves_curves_gap_errors_and_all_files(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl", "summary.json",
         "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png", ".lock",
-        "metrics.csv",
+        "metrics.csv", "report.html",
     }  # fmt: skip
     assert [(e["epoch"], e["branch"]) for e in result.epochs] == [
         (1, "baseline"), (1, "quantized"), (2, "baseline"), (2, "quantized"),
@@ -208,7 +208,7 @@ def test_dropout_is_the_same_in_both_models_and_differs_by_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def draw(step: int) -> torch.Tensor:
-        branch_module._seed(3, step)
+        branch_module.seed_step(3, step)
         return torch.rand(4)
 
     with torch.random.fork_rng(devices=[]):

@@ -26,6 +26,7 @@ from qtrain import (
     Verdict,
     data,
     diagnose,
+    first_nonfinite,
     quantize,
     recipes,
     train,
@@ -284,7 +285,39 @@ def test_an_overflow_is_traced_to_where_it_comes_up_first() -> None:
     del bad["b/input"], bad["b/weight"]
     verdict = diagnose(moving(rows(**bad)))
     assert named(verdict)[0] == ("b", "output (accumulator)", "not finite")
-    assert {f.symptom for f in verdict.findings} == {"not finite"}
+    assert [f.symptom for f in verdict.findings] == ["not finite"]  # once, not one a tensor
+    spread = f"from step 0 on it has spread to {len(bad) - 1} more tensors of 3 layers"
+    assert verdict.findings[0].cause.endswith(spread)
+
+
+def test_nan_of_a_loop_of_ones_own_is_named_once_with_its_step() -> None:
+    torch.manual_seed(0)
+    model = quantize(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4)))
+    monitor = Monitor(model, every=1, layers=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = torch.randn(16, 8)
+
+    def loss() -> torch.Tensor:
+        return model(inputs).square().sum()
+
+    for step in range(6):
+        if step == 3:
+            with torch.no_grad():
+                model[2].weight[0, 0] = math.nan
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    lost = [f for f in diagnose(monitor).findings if f.symptom == "not finite"]
+    assert [(f.layer, f.role, f.first) for f in lost] == [("2", "weight", 3)]
+    assert "more tensors of 3 layers" in lost[0].cause
+    with torch.no_grad():
+        model[0].weight.nan_to_num_()
+        model[2].weight.nan_to_num_()
+        model[3].weight.nan_to_num_()
+        model[3].bias[1] = math.inf
+    for layer in (model[0], model[2]):
+        nn.init.zeros_(layer.bias)
+    assert first_nonfinite(model, loss) == ("3", "bias")
 
 
 def test_what_came_first_is_the_cause_but_for_what_leaves_nothing() -> None:

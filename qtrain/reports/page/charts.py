@@ -24,7 +24,9 @@ def drawn(panel: Panel) -> dict[str, Any]:
     lines = [line if line.top else _thinned(line) for line in panel.lines]
     finite = replace(panel, lines=lines).points
     across = _Axis([a for a, _ in finite], LEFT, WIDTH - RIGHT, whole=True)
-    up = _Axis([b for _, b in finite], HEIGHT - BOTTOM, TOP)
+    heights = [b for _, b in finite]
+    logarithmic = "y" in panel.log and min(heights) > 0 and max(heights) > 2 * min(heights)
+    up = (_LogAxis if logarithmic else _Axis)(heights, HEIGHT - BOTTOM, TOP)
     plot = {
         "x": [across.low, across.high, LEFT, WIDTH - RIGHT],
         "unit": panel.x,
@@ -78,6 +80,29 @@ class _Axis:
     def __call__(self, value: float) -> str:
         share = (value - self.low) / (self.high - self.low)
         return f"{self._start + share * (self._end - self._start):.1f}".removesuffix(".0")
+
+
+class _LogAxis(_Axis):
+    """The same on a logarithmic scale, of values above 0: those that become small stay readable."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        ends = math.log10(min(values)), math.log10(max(values))
+        super().__init__(ends, start, end)
+        self.low, self.high = ends
+        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+        for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+            ticks = [step * 10.0**power for power in powers for step in steps]
+            self.ticks = [x for x in ticks if self.low <= math.log10(x) + 1e-9 <= self.high + 2e-9]
+            if len(self.ticks) > 2:
+                break
+        self.ticks = self.ticks[:: -(-len(self.ticks) // 6)]
+
+    def text(self, value: float) -> str:
+        """A tick, 0.02 or 3."""
+        return f"{value:.4g}"
+
+    def __call__(self, value: float) -> str:
+        return super().__call__(math.log10(value))
 
 
 def _path(line: Line, across: _Axis, up: _Axis) -> str:

@@ -54,7 +54,7 @@ def load(config: Any, value: Data | None) -> data.DataSet:
     if value is None and reference.is_given(name):
         raise ValueError(
             f"data: the configuration says {name!r}, a value of Python; give it again: "
-            f"train(config, data=...), restored(path, data=...)"
+            f"train(config, data=...); to qtrain inspect and the like, --data file.py:function"
         )
     found = value if is_data(value) else None
     function = None if is_data(value) else value or reference.resolved("data", name)

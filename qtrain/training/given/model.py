@@ -67,7 +67,7 @@ def build(
     elif value is None and reference.is_given(name):
         raise ValueError(
             f"model: the configuration says {name!r}, a value of Python; give it again: "
-            f"train(config, model=...), restored(path, model=...)"
+            f"train(config, model=...); to qtrain inspect and the like, --model file.py:function"
         )
     elif value is None and name.partition(":")[0] in reference.LIBRARIES:
         found = _of_library(name, sizes, seed)

@@ -20,7 +20,8 @@ from ... import checks
 GIVEN = "given"
 #: libraries whose models have names
 LIBRARIES = ("timm", "torchvision")
-_NEED = "package.module:function or path/to/file.py:function"
+#: how a reference is written
+NEED = "package.module:function or path/to/file.py:function"
 
 
 def is_reference(text: object) -> bool:
@@ -45,7 +46,7 @@ def check(field: str, text: str, libraries: tuple[str, ...] = ()) -> None:
         fits &= where.isprintable() and (where.endswith(".py") or words.isidentifier())
     if not fits:
         known = "".join(f"{library}:name, " for library in libraries)
-        checks.refuse(field, text, f"a name, {known}{_NEED}", error=ValueError)
+        checks.refuse(field, text, f"a name, {known}{NEED}", error=ValueError)
 
 
 def short(text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ...reports.progress import clock
 from ..interrupt import Interrupted, StopRequest
 from .executors.executor import Executor, Running
 from .outcome import StudyRun, outcome
-from .plan import Job, Plan
+from .plan import METRICS, Job, Plan
 
 #: seconds between two looks at the runs
 _LOOK = 0.2
@@ -46,6 +47,8 @@ class _Execution:
     ) -> None:
         self.plan, self.executor, self.budget, self.say = plan, executor, budget, say
         self.found = {(job.arm, job.seed): outcome(job) for job in plan.jobs()}
+        for run in self.found.values():
+            _check_metric(run, plan.metric)
         self.waiting = [j for j in plan.jobs() if not self.found[j.arm, j.seed].has_ended]
         self.going: list[_Going] = []
         self.times = _Times(self.found.values())
@@ -100,12 +103,13 @@ class _Execution:
     def _ended(self, one: _Going) -> None:
         error, run = one.running.error(), outcome(one.job)
         if run.state == "finished":
+            _check_metric(run, self.plan.metric)
             self.times.ended(one.job, time.monotonic() - one.since)
         elif error and run.state != "diverged":
             run = replace(run, state="unfinished" if run.epochs else "failed", note=error)
         self.found[run.arm, run.seed] = run
         metric = self.plan.metric
-        value = f"{metric} {getattr(run, metric):.4f}" if run.state == "finished" else run.state
+        value = f"{metric} {run.value(metric):.4f}" if run.state == "finished" else run.state
         self._line(f"{one.job.text}: {value}" + (f": {run.note}" if run.note else ""))
 
     def _done(self) -> int:
@@ -120,6 +124,16 @@ class _Execution:
         if seconds:
             text += f", about {clock(seconds / self.executor.at_once)} left"
         self.say(text)
+
+
+def _check_metric(run: StudyRun, metric: str) -> None:
+    """ValueError where a finished run has no such figure."""
+    if run.state == "finished" and metric not in (*METRICS, *dict(run.columns)):
+        columns = ", ".join(dict(run.columns)) or "none"
+        raise ValueError(
+            f"metric: got {metric!r}, but run {Path(run.path).name} has accuracy, loss and its "
+            f"hooks' columns after the last epoch: {columns}"
+        )
 
 
 class _Times:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...files.plain_json import read
 from ...files.whole import there
-from ...reports.rows import read_rows, save_rows
+from ...reports.rows import read_rows, save_rows, save_table
 from ..config import TrainConfig
 from ..folder import folder_of
-from ..metrics import number
+from ..metrics import EPOCH, number
 from ..record import read_run
-from .plan import Job
+from .plan import METRICS, Job
 
 #: entries of an environment that name the machine of a run
 _MACHINE = ("processor", "device", "threads", "torch", "qtrain")
@@ -62,10 +62,20 @@ class StudyRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRun(StudyRow):
-    """One run and its curve: of each epoch its number (from 1), training loss, test loss and test
-    accuracy."""
+    """One run, its curve and what hooks measured.
+
+    curve     of each epoch its number (from 1), training loss, test loss and test accuracy
+    columns   name and figure of its hooks' columns after the last epoch
+    """
 
     curve: tuple[tuple[int, float, float, float], ...] = field(default=(), repr=False)
+    columns: tuple[tuple[str, float], ...] = ()
+
+    def value(self, metric: str) -> float:
+        """Its accuracy or loss, or a hook's column: NaN where it has none."""
+        if metric in METRICS:
+            return float(getattr(self, metric))
+        return math.nan if self.state == "diverged" else dict(self.columns).get(metric, math.nan)
 
     def row(self) -> StudyRow:
         """The run without its curve."""
@@ -76,8 +86,17 @@ def save_runs(runs: Sequence[StudyRun], path: str | os.PathLike[str]) -> Path:
     """Write runs to a .csv, or with their curves to a .json, atomically; ValueError for another
     ending."""
     if Path(path).suffix == ".csv":
-        return save_rows([run.row() for run in runs], StudyRow, path)
+        return save_table(table_of(runs), path)
     return save_rows(runs, StudyRun, path)
+
+
+def table_of(runs: Sequence[StudyRun]) -> list[dict[str, Any]]:
+    """Every run in a line of plain data, without its curve: hooks' columns last."""
+    columns = dict.fromkeys(name for run in runs for name, _ in run.columns)
+    return [
+        {**asdict(run.row()), **dict.fromkeys(columns, math.nan), **dict(run.columns)}
+        for run in runs
+    ]
 
 
 def read_runs(path: str | os.PathLike[str]) -> tuple[StudyRun, ...]:
@@ -132,6 +151,7 @@ def outcome(job: Job) -> StudyRun:
         **known, **figures, state=state, note=note, epochs=len(rows),
         curve=tuple((row["epoch"], *(number(row[name]) for name in CURVE)) for row in rows),
         seconds=sum(number(row["seconds"]) + row.get("test_seconds", 0.0) for row in rows),
+        columns=tuple((n, float(v)) for n, v in last.items() if n not in EPOCH),
         machine=", ".join(f"{name} {where[name]}" for name in _MACHINE if name in where),
     )  # fmt: skip
 

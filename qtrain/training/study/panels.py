@@ -40,8 +40,10 @@ def curve_panel(runs: Sequence[StudyRun], arms: Sequence[str], metric: str) -> P
     )  # fmt: skip
 
 
-def gap_panel(differences: Sequence[Difference], metric: str, margin: float) -> Panel:
-    """Each arm's difference to its baseline with its 95 % interval, over the margin as a band."""
+def gap_panel(differences: Sequence[Difference], measured: str, margin: float) -> Panel:
+    """Each arm's difference to its baseline with its 95 % interval, over the margin as a band;
+    measured: of what, such as "test accuracy"."""
+    unit = measured.removeprefix("test ")
     ends = [(-0.5, -margin), (len(differences) - 0.5, -margin)]
     band = Line(label="margin", kind="margin area", points=ends, top=[margin, margin])
     lines = [band]
@@ -52,6 +54,6 @@ def gap_panel(differences: Sequence[Difference], metric: str, margin: float) -> 
         lines.append(Line(label=one.arm, kind="interval", points=bar))
         lines.append(Line(label=one.arm, kind="interval", points=value, marks=True, joined=False))
     return Panel(
-        title="Difference to the baseline", text=f"Difference of test {metric} to the baseline",
-        unit=metric, x="arm", lines=lines, ticks=[one.arm for one in differences],
+        title="Difference to the baseline", text=f"Difference of {measured} to the baseline",
+        unit=unit, x="arm", lines=lines, ticks=[one.arm for one in differences],
     )  # fmt: skip

@@ -41,7 +41,7 @@ class Plan:
 
     name       its folder within `runs_dir`
     baseline   the recipe that the others are compared with, by name
-    metric     "accuracy" or "loss", of the test after the last epoch
+    metric     "accuracy" or "loss", of the test after the last epoch, or a column of its hooks'
     margin     what counts as equal, in the metric's unit: 0.01 is a point of accuracy
     primary    recipes whose verdicts hold together at 95 %
     data       what `train` takes as `data` where it is a value of Python, or None
@@ -56,6 +56,11 @@ class Plan:
     margin: float
     primary: tuple[str, ...]
     data: Any = field(default=None, compare=False)
+
+    @property
+    def measured(self) -> str:
+        """Such as "test accuracy"."""
+        return f"test {self.metric}" if self.metric in METRICS else self.metric
 
     @property
     def place(self) -> Path:

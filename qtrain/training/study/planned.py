@@ -68,7 +68,9 @@ def planned(
         checks.choice("primary", one, rules)
     if metric is None:
         metric = "loss" if data == "text" else "accuracy"
-    checks.choice("metric", metric, METRICS)
+    column = isinstance(metric, str) and metric.isidentifier()
+    if not column or not all(arm.config.hooks for arm in arms):
+        checks.choice("metric", metric, METRICS)
     checks.number("margin", margin, low=0, positive=True, hint="0.01 is a point of accuracy")
     return Plan(
         name=name, runs_dir=runs_dir, arms=tuple(arms), seeds=_seeds(seeds), baseline=baseline,

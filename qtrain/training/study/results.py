@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,9 +14,9 @@ from ...reports.plots import Panel, plot
 from ...reports.table import Table, wrapped
 from .declared import Declaration
 from .differences import Difference, differences
-from .outcome import StudyRow, StudyRun, save_runs
+from .outcome import StudyRun, save_runs, table_of
 from .panels import curve_panel, gap_panel
-from .plan import Plan
+from .plan import METRICS, Plan
 from .tuning import Tuned
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ class StudyResult:
     tuned: Tuned | None = None
 
     def values(self, arm: str) -> dict[int, float]:
-        """Seed -> the metric, of the runs that ended; of diverged ones that of chance."""
+        """Seed -> the metric, of the runs that ended; of diverged ones that of chance, where chance
+        has one."""
         ended = [run for run in self.runs if run.arm == arm and run.has_ended]
-        return {run.seed: getattr(run, self.plan.metric) for run in ended}
+        values = {run.seed: run.value(self.plan.metric) for run in ended}
+        own = self.plan.metric not in METRICS
+        return {s: v for s, v in values.items() if not (own and math.isnan(v))}
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
@@ -85,7 +89,7 @@ class StudyResult:
         plan, epochs = self.plan, {arm.config.epochs for arm in self.plan.arms}
         after = f"{epochs.pop()} epochs" if len(epochs) == 1 else "the last epoch"
         return (
-            f"{plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds, test {plan.metric} "
+            f"{plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {plan.measured} "
             f"after {after}, against {plan.baseline}, margin {plan.margin:g}"
         )
 
@@ -113,10 +117,10 @@ class StudyResult:
             found.append(f"How it is judged was stated after {self.declared[0].after} runs.")
         for run in self.runs:
             if run.state == "diverged":
-                chance = getattr(run, self.plan.metric)
-                found.append(
-                    f"{run.arm}, seed {run.seed}, counts as chance, {chance:.4g}: {run.note}"
-                )
+                counts = f"counts as chance, {run.value(self.plan.metric):.4g}"
+                if self.plan.metric not in METRICS:
+                    counts = f"is left out, as chance has no {self.plan.metric}"
+                found.append(f"{run.arm}, seed {run.seed}, {counts}: {run.note}")
             elif run.state in ("unfinished", "failed"):
                 what = f"ended with {run.epochs} epochs" if run.state == "unfinished" else "failed"
                 found.append(f"{run.arm}, seed {run.seed}, {what}: {run.note}")
@@ -139,8 +143,9 @@ class StudyResult:
     def panels(self) -> list[Panel]:
         """The test metric by epoch, and the differences with their intervals."""
         plan = self.plan
-        gaps = [gap_panel(self.differences, plan.metric, plan.margin)] if self.differences else []
-        return [curve_panel(self.runs, [arm.name for arm in plan.arms], plan.metric), *gaps]
+        gaps = [gap_panel(self.differences, plan.measured, plan.margin)] * bool(self.differences)
+        shown = plan.metric if plan.metric in METRICS else METRICS[0]
+        return [curve_panel(self.runs, [arm.name for arm in plan.arms], shown), *gaps]
 
     def plot(self, path: Place = None, *, ax: Axes | None = None) -> Figure:
         """The curves with bands from the lowest run to the highest, and the differences; to a .png
@@ -150,13 +155,13 @@ class StudyResult:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run as plain data."""
-        return [asdict(run.row()) for run in self.runs]
+        return table_of(self.runs)
 
     def frame(self) -> Any:
         """Every run as a pandas.DataFrame; ImportError where pandas is not installed."""
         import pandas  # type: ignore[import-untyped]
 
-        return pandas.DataFrame(self.rows(), columns=list(StudyRow.__dataclass_fields__))
+        return pandas.DataFrame(self.rows())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write every run to a .csv, or with its curve to a .json, atomically; ValueError for

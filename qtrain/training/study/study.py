@@ -52,8 +52,8 @@ def study(
     data       what `train` takes: a name, a reference, a DataSet, a pair of torch Datasets
     config     settings of every run, fields of TrainConfig: {"epochs": 20, "lr": 0.1}
     baseline   the recipe that the others are compared with; default: the first
-    metric     "accuracy" or "loss", of the test after the last epoch; default: accuracy, of text
-               loss
+    metric     "accuracy" or "loss", of the test after the last epoch, or a column of a hook that
+               every arm has; default: accuracy, of text loss
     margin     what counts as equal, in the metric's unit (0.01: one point of accuracy)
     primary    recipes whose verdicts hold together at 95 % (Holm); default: all
     rates      factors of the learning rate, (0.5, 1, 2), of which each arm takes its best: by two

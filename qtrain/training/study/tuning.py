@@ -9,7 +9,7 @@ from statistics import fmean
 from ... import checks
 from ..config import TrainConfig
 from .outcome import StudyRun
-from .plan import Arm, Plan
+from .plan import METRICS, Arm, Plan
 
 #: of the training samples are held out
 HOLDOUT = 0.1
@@ -67,6 +67,11 @@ def tuning(plan: Plan, factors: Sequence[float]) -> Plan:
             f"rates: got them beside holdout={own}, whose samples would choose the rates and test "
             f"them too; leave one out"
         )
+    if plan.metric not in METRICS:
+        raise ValueError(
+            f"rates: got them beside metric {plan.metric!r}, of which nobody says what is best; "
+            f"they are chosen by accuracy or loss"
+        )
     arms = [
         Arm(
             name=f"{arm.name} x{factor:g}", recipe=f"{arm.recipe} x{factor:g}", group=arm.group,
@@ -98,7 +103,7 @@ def tuned(plan: Plan, factors: Sequence[float], runs: Sequence[StudyRun]) -> Tun
     for arm in plan.arms:
         means = {
             factor: fmean(
-                getattr(run, plan.metric) * (-1 if plan.metric == "loss" else 1)
+                run.value(plan.metric) * (-1 if plan.metric == "loss" else 1)
                 for run in runs
                 if run.arm == f"{arm.name} x{factor:g}"
             )

@@ -1,0 +1,1 @@
+"""The demonstration: where int4 breaks, why, and what mends it."""
