@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .. import data, models
 from ..norms import deviations
 from ..weights.updates.named import NAMED
-from .config import ACTIVATIONS, OPTIMIZERS, OWN_NORM, SCHEDULES, TrainConfig, default_of
+from .config import ACTIVATIONS, OWN_NORM, SCHEDULES, TrainConfig, default_of
 from .loggers.named import LOGGERS
 
 #: the first field of a group -> its title
@@ -25,7 +25,6 @@ _GROUPS = {
 _CHOICES = {
     "norm": (*deviations.names(), OWN_NORM),
     "activation": ACTIVATIONS,
-    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "log": tuple(LOGGERS),
 }

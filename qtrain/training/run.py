@@ -60,8 +60,7 @@ class Run:
         self.recipes = config.quantizations()
         self.switches = self.recipes.begins(self.total)
         self.fingerprint = dataset.fingerprint()
-        self.done = 0
-        self.saved_at = time.monotonic()
+        self.done, self.saved_at = 0, time.monotonic()
         self.right: dict[str, Tensor] = {}  # branch key -> which targets the last test met
         self.monitor: Monitor | None = None
         if config.monitor is not None:
