@@ -1,5 +1,5 @@
-"""The primary claims of the confirmation, what the papers report, and how each is judged: stated
-before the first run.  Holm's correction over all of them."""
+"""The claims of the confirmation, what the papers report, and how each is judged: stated before the
+first run.  The verdicts of the primary ones hold together (Holm), the others are exploratory."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Claim:
     metric: str = "accuracy"
 
 
+#: what the papers stand on, and what a CPU has time for
+PRIMARY = (
+    "P1", "P2", "P3", "P4", "P5", "P5 linf", "P6", "P7", "P8", "P9", "D1", "D2",
+)  # fmt: skip
 _POSTER = "poster of Hoffer et al. 2018, curves"
 _BANNER = "poster of Banner et al. 2018, curves"
 _Says = Literal["equal", "below"]

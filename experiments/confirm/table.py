@@ -12,7 +12,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
-from experiments.confirm.claims import CLAIMS, UNDECIDABLE, Claim
+from experiments.confirm.claims import CLAIMS, PRIMARY, UNDECIDABLE, Claim
 from experiments.confirm.results import FOLDER, stored
 from experiments.readme import insert
 from qtrain import Difference, StudyRun, differences
@@ -24,8 +24,8 @@ HEADERS = (
 
 
 def comparisons(folder: Path = FOLDER) -> dict[str, Difference]:
-    """Of each claim of which both arms have two runs that ended: its difference, judged by Holm's
-    correction over all of these."""
+    """Of each claim of which both arms have two runs that ended: its difference, judged, a primary
+    one by Holm's correction over all primary ones of these."""
     found: dict[str, Difference] = {}
     for claim in CLAIMS:
         values, diverged = _values(stored(claim.study, folder), claim.metric)
@@ -33,8 +33,8 @@ def comparisons(folder: Path = FOLDER) -> dict[str, Difference]:
             known = {arm: own for arm, own in values.items() if len(own) > 1}
             every = differences.differences(known, claim.other, claim.margin, diverged=diverged)
             found[claim.name] = next(one for one in every if one.arm == claim.arm)
-    levels = differences.holm(found)
-    return {name: differences.judged(one, levels[name]) for name, one in found.items()}
+    levels = differences.holm({name: found[name] for name in PRIMARY if name in found})
+    return {name: differences.judged(one, levels.get(name, 0.05)) for name, one in found.items()}
 
 
 def _values(runs: Sequence[StudyRun], metric: str) -> tuple[dict[str, dict[int, float]], list[str]]:
@@ -63,7 +63,12 @@ def rows(found: Mapping[str, Difference], folder: Path = FOLDER) -> list[list[st
     """A line a claim."""
     lines = []
     for claim in CLAIMS:
-        start = [claim.name, claim.text, claim.paper, claim.source]
+        start = [
+            claim.name,
+            claim.text + (" (primary)" if claim.name in PRIMARY else ""),
+            claim.paper,
+            claim.source,
+        ]
         one = found.get(claim.name)
         times, unit = (100, " %") if claim.metric == "accuracy" else (1, "")
         if one is None:
