@@ -45,6 +45,14 @@ def _values(runs: Sequence[StudyRun], metric: str) -> tuple[dict[str, dict[int, 
     return values, [run.arm for run in runs if run.state == "diverged"]
 
 
+def means(claim: Claim, folder: Path = FOLDER) -> tuple[float, float]:
+    """Of a claim's two arms, an accuracy in percent."""
+    values, _ = _values(stored(claim.study, folder), claim.metric)
+    times = 100 if claim.metric == "accuracy" else 1
+    own, other = (times * fmean(values[arm].values()) for arm in (claim.arm, claim.other))
+    return own, other
+
+
 def verdict(claim: Claim, one: Difference) -> str:
     """What the difference says of the claim."""
     if one.verdict.startswith("equal"):
@@ -74,12 +82,11 @@ def rows(found: Mapping[str, Difference], folder: Path = FOLDER) -> list[list[st
         if one is None:
             lines.append([*start, "not run yet", "", f"{times * claim.margin:g}", "-"])
             continue
-        values, _ = _values(stored(claim.study, folder), claim.metric)
-        means = [times * fmean(values[arm].values()) for arm in (claim.arm, claim.other)]
+        own, other = means(claim, folder)
         low, high, d = (
             times * x for x in (one.interval.low, one.interval.high, one.interval.value)
         )
-        ours = f"{means[0]:.2f} against {means[1]:.2f}{unit}, n = {one.interval.n}"
+        ours = f"{own:.2f} against {other:.2f}{unit}, n = {one.interval.n}"
         gap = f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append([*start, ours, gap, f"{times * claim.margin:g}", verdict(claim, one)])
     return lines
