@@ -174,7 +174,7 @@ def test_flags_of_training_are_in_groups_and_show_their_choices(
     _, out, _ = run(capsys, "train", "--help")
     titles = re.findall(r"^(\S.*):$", out, re.MULTILINE)
     assert titles == ["positional arguments", "options", *_GROUPS.values(), "examples"]
-    assert "--optimizer {sgd,adamw}" in out and "resnet56" in out and "--epochs N" in out
+    assert "--schedule {cosine,step,constant}" in out and "resnet56" in out and "--epochs N" in out
 
 
 def test_a_setting_that_there_is_none_of_names_the_nearest() -> None:
