@@ -1,11 +1,11 @@
-"""README and docs: their Python examples run as they stand, in order, in one namespace a page; the
-commands are accepted, the links lead somewhere, and the layout is that of the code."""
+"""README and docs: their Python examples run as they stand, in order, in one namespace a page, and
+print what the page shows; the commands are accepted, the links lead somewhere, every page is in the
+site and every public name in its reference, and the layout is that of the code."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from pages import EXAMPLE, outputs, shape
+
+import qtrain
+import quantizers
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
 
 
@@ -25,20 +29,42 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+def shows(page: Path) -> bool:
+    """Whether a page shows what its examples print."""
+    return any(shown for _, shown in EXAMPLE.findall(page.read_text(encoding="utf-8")))
+
+
 def path_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=path_of)
+examples = [page for page in PAGES if blocks(page, "python")]
+every_page = pytest.mark.cases(1000, 1)
+
+
+@pytest.mark.parametrize("page", [p for p in examples if not shows(p)], ids=path_of)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(page, tmp_path, monkeypatch)
+
+
+@every_page
+@pytest.mark.parametrize("page", [p for p in examples if shows(p)], ids=path_of)
+def test_examples_print_what_their_page_shows(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(page, tmp_path, monkeypatch)
+
+
+def run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for block in blocks(page, "python"):
-            exec(compile(block, str(page), "exec"), names)
-    assert "never ran" not in printed.getvalue()
+    text = page.read_text(encoding="utf-8")
+    printed = list(outputs(text, str(page), names))
+    assert len(printed) == len(blocks(page, "python"))
+    assert "never ran" not in "".join(printed)
+    for (block, shown), said in zip(EXAMPLE.findall(text), printed, strict=True):
+        assert not shown or shape(shown) == shape(said), f"{block}prints\n{said}"
     if page == README:  # the planted 3-bit layer is found
         assert names["worst"].layer == "layer2.0.conv1"
     for name in re.findall(r'\.(?:save|plot)\(.*?"(\S+?)"\)', "".join(blocks(page, "python"))):
@@ -52,6 +78,7 @@ def test_commands_are_those_of_the_continuous_integration() -> None:
     assert "pip install -q -c constraints.txt -e '.[test]'" in script and "\npytest\n" in script
 
 
+@every_page
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=path_of)
 def test_every_command_line_is_accepted(page: Path) -> None:
     from qtrain.cli import build_parser
@@ -70,6 +97,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@every_page
 @pytest.mark.parametrize("page", LINKING, ids=path_of)
 def test_every_link_leads_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -82,10 +110,35 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_linked_from_the_readme_which_is_short() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[2:] if f"](docs/{page.name})" not in text] == []
-    assert len(text.splitlines()) <= 200
+def test_every_page_is_in_the_site_and_the_readme_is_short() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    named = [f"docs/{name}" for name in re.findall(r"(\S+\.md)\b", nav, re.MULTILINE)]
+    assert sorted(n for n in named if "/experiments/" not in n and "changelog" not in n) == sorted(
+        path_of(page.with_suffix(".md")) for page in [*PAGES[2:], *(ROOT / "docs").rglob("*.ipynb")]
+    )
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md")]
+    wanted = [f"qtrain.{name}" for name in qtrain.__all__]
+    wanted += [f"quantizers.{name}" for name in quantizers.__all__]
+    assert sorted(re.findall(r"^::: (\S+)$", "\n".join(pages), re.MULTILINE)) == sorted(wanted)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.ipynb")), ids=path_of)
+def test_notebooks_run_and_print_what_they_show(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    text = "".join(f"```python\n{''.join(cell['source'])}\n```\n" for cell in cells)
+    for cell, said in zip(cells, outputs(text, str(path)), strict=True):
+        streams = [out for out in cell["outputs"] if out.get("name") == "stdout"]
+        shown = "".join("".join(out["text"]) for out in streams)
+        assert shape(shown) == shape(said), f"{''.join(cell['source'])}\nprints\n{said}"
 
 
 def test_the_layout_is_what_the_rooms_say_of_themselves() -> None:
