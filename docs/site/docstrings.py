@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: their tables of "name   meaning", their columns, the names they speak of."""
+"""Docstrings as Markdown: their tables of "name   meaning", their columns, their names."""
 
 from __future__ import annotations
 
