@@ -1,5 +1,5 @@
 """What the site shows beside the pages of docs/: notebooks, experiments and the changelog, by the
-links between them, which are those of the repository, so that pages read as well where the code lies."""
+links between them, which are the repository's, so that pages read as well where the code lies."""
 
 from __future__ import annotations
 
