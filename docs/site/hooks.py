@@ -14,7 +14,11 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 #: of the repository -> of the site
-PLACES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+PLACES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 
 
 def to_site(path: str) -> str:
@@ -55,7 +59,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.remove(file)
         page = to_site(file.src_uri)
         files.append(File.generated(config, page, content=notebook(str(file.abs_src_path))))
-    waiting.append("CHANGELOG.md")
+    waiting += ["CHANGELOG.md", "CONTRIBUTING.md"]
     seen = set(waiting)
     while waiting:
         path = waiting.pop()
