@@ -112,7 +112,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_site_and_the_readme_is_short() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
-    elsewhere = ("docs/experiments/", "docs/changelog", "docs/contributing")
+    elsewhere = ("docs/experiments/", "docs/readme", "docs/changelog", "docs/contributing")
     named = [f"docs/{name}" for name in re.findall(r"(\S+\.md)\b", nav, re.MULTILINE)]
     assert sorted(n for n in named if not n.startswith(elsewhere)) == sorted(
         path_of(page.with_suffix(".md")) for page in [*PAGES[2:], *(ROOT / "docs").rglob("*.ipynb")]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 #: of the repository -> of the site
 PLACES = {
-    "README.md": "index.md",
+    "README.md": "readme.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
@@ -27,7 +27,7 @@ def to_site(path: str) -> str:
 
 
 def to_repository(path: str) -> str:
-    back = {site: repository for repository, site in PLACES.items() if site != "index.md"}
+    back = {site: repository for repository, site in PLACES.items()}
     return back.get(path, path if path.startswith("experiments/") else f"docs/{path}")
 
 
@@ -59,7 +59,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.remove(file)
         page = to_site(file.src_uri)
         files.append(File.generated(config, page, content=notebook(str(file.abs_src_path))))
-    waiting += ["CHANGELOG.md", "CONTRIBUTING.md"]
+    waiting += PLACES
     seen = set(waiting)
     while waiting:
         path = waiting.pop()
