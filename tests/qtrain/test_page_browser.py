@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from page_cases import HOSTILE, names, nonfinite, record, report
+from page_cases import HOSTILE, ROLES, names, nonfinite, record, report
 
 from qtrain import Report
-from qtrain.inspection.row import ROLES
 from qtrain.training.page import save_page
 from qtrain.training.record import RunRecord
 
