@@ -14,8 +14,9 @@ from quantizers import Quantizer, QuantizerLike
 from quantizers.accumulators import Accumulator
 
 from . import checks, recipes
-from .files.plain_yaml import dumped, parsed
+from .files.plain_yaml import parsed
 from .files.whole import text_in, write_atomically
+from .files.yaml_writer import dumped
 from .recipe import Hadamard, Recipe
 from .recipe_words import call, kinds, named, names, spelled
 

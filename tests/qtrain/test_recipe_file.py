@@ -28,7 +28,8 @@ from qtrain import (
     recipes,
     save_recipe,
 )
-from qtrain.files.plain_yaml import dumped, parsed
+from qtrain.files.plain_yaml import parsed
+from qtrain.files.yaml_writer import dumped
 from qtrain.recipe_file import accumulator_of
 from qtrain.recipe_words import call, named
 from quantizers import (
@@ -460,6 +461,44 @@ TREES: list[tuple[str, Mapping[str, Any]]] = [
 @pytest.mark.parametrize(("text", "tree"), TREES)
 def test_plain_data_is_yaml(text: str, tree: Mapping[str, Any]) -> None:
     assert dumped(tree) == text and parsed(text) == tree
+
+
+PLAIN = [
+    ("a: 1e-3\nb: .05\nc: -2.\nd: +4", {"a": 1e-3, "b": 0.05, "c": -2.0, "d": 4}),
+    ("a: timm:resnet18\nb: my_net.py:build", {"a": "timm:resnet18", "b": "my_net.py:build"}),
+    ("a: {m: ../mine.yaml, k: b:c}", {"a": {"m": "../mine.yaml", "k": "b:c"}}),
+    ("a: /data/cifar  # there\nb: 8m\nc: a#b", {"a": "/data/cifar", "b": "8m", "c": "a#b"}),
+    ("a: ~\nb: True\nc: -x\nd: it's", {"a": None, "b": True, "c": "-x", "d": "it's"}),
+    ("a:\n  - x\n  - .5\n  - [1, 2]\nb: 1", {"a": ["x", 0.5, [1, 2]], "b": 1}),
+    ("a:\n-   b: 1\n    c: 2\n- - 3\n  - 4\nd: 5", {"a": [{"b": 1, "c": 2}, [3, 4]], "d": 5}),
+    ("a:\n  b:\n    - c: {d: 1}\n", {"a": {"b": [{"c": {"d": 1}}]}}),
+    ("{a: x, b: [1,\n  # all\n  2], 'c d': {}}", {"a": "x", "b": [1, 2], "c d": {}}),
+    ('{"a":"x", "b": {"c":[1, null]}}', {"a": "x", "b": {"c": [1, None]}}),
+    ("'it''s': 'x: #y'  # z\nint8-hot: 1\n4bit: 2", {"it's": "x: #y", "int8-hot": 1, "4bit": 2}),
+    ("---\na:\n  x:y", {"a": "x:y"}),
+]  # fmt: skip
+
+
+@pytest.mark.cases(99, 1)
+@pytest.mark.parametrize(("text", "tree"), PLAIN)
+def test_what_needs_no_quotes_elsewhere_needs_none(text: str, tree: Mapping[str, Any]) -> None:
+    found = parsed(text)
+    assert found == tree and repr(found) == repr(tree)  # 1 is no 1.0
+
+
+UNREAD = [
+    *(f"a: {word}" for word in ("&b", "*b", "!b", "|", ">", "%b", "@b", "`b", "b: c", "b:", "- b")),
+    *(f"a: {word}" for word in ("010", "0x1f", "1_0", "1:30", "2026-11-28", ".inf", "<<", "1e999")),
+    *("off: 1", "1: 2", "a:\n\tb: 1", "a: 1\n---\nb: 2", "? a", "a:", "a:\n-", "a: [b\nc: 1"),
+    *("- a", "a", "a: b\n  c", "a:\n  - b\n c: 1", "a: {b}", "a: {b: }", "a: 'b' c", "a: 'b"),
+]
+
+
+@pytest.mark.cases(99, 1)
+@pytest.mark.parametrize("text", UNREAD)
+def test_what_is_not_read_is_refused_by_its_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^line [123]: "):
+        parsed(text)
 
 
 def test_the_documented_file_is_that_of_the_recipe_before_it(tmp_path: Path) -> None:
