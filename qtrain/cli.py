@@ -37,8 +37,8 @@ from .training.named import TRAINING_RECIPES, training_recipe
 from .training.nonfinite import NonFiniteError
 from .training.page import save_page
 from .training.record import read_run
-from .training.study.file import load_study
-from .training.study.study import study
+from .training.study.file import study_of
+from .training.study.page import page_in
 from .training.train import restored, train
 
 
@@ -66,8 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         parsed = build_parser().parse_args(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
-            _COMMANDS[parsed.command](parsed)
-        return 0
+            return _COMMANDS[parsed.command](parsed) or 0
     except BrokenPipeError:
         raise
     except NonFiniteError as error:
@@ -104,13 +103,11 @@ def _given(parsed: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {n: getattr(parsed, n) for n in names if getattr(parsed, n) is not None}
 
 
-def _study(parsed: argparse.Namespace) -> None:
+def _study(parsed: argparse.Namespace) -> int:
     said = _given(parsed, "seeds", "jobs", "executor", "budget", "runs_dir")
-    try:
-        result = study(**{**load_study(parsed.study), **said}, say=_say)
-    except TypeError as error:  # a value of the wrong kind in the file
-        raise ValueError(error) from error
+    result = study_of(parsed.study, **said, say=_say)
     terminal.show(f"\n{result}\n\neverything is in {result.plan.place}/: report.html is the page")
+    return 1 if result.failed else 0
 
 
 def _inspect(parsed: argparse.Namespace) -> None:
@@ -152,8 +149,8 @@ def _recommend(parsed: argparse.Namespace) -> None:
 
 
 def _restored(parsed: argparse.Namespace) -> AbstractContextManager[tuple[Module, Tensor, Tensor]]:
-    folder = getattr(parsed, "run", None)
-    path = Path(parsed.checkpoint) if folder is None else Path(folder) / "checkpoint.pt"
+    path = Path(getattr(parsed, "run", None) or parsed.checkpoint)
+    path = path / "checkpoint.pt" if path.is_dir() else path
     names = ("model", "data", "data_dir", "device")
     return restored(path, **{name: getattr(parsed, name) for name in names})
 
@@ -164,6 +161,8 @@ def _compare(parsed: argparse.Namespace) -> None:
 
 
 def _report(parsed: argparse.Namespace) -> None:
+    if (page := page_in(parsed.run, parsed.save, parsed.tensorboard)) is not None:
+        return terminal.show(page)
     record = read_run(parsed.run)
     run = Path(parsed.run)
     own = run / "report.html" if run.is_dir() else run.with_suffix(".html")
@@ -226,7 +225,7 @@ def _write(field: str, path: str | None, write: Callable[[Path], object]) -> Non
     terminal.say(f"wrote {path}")
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": _train, "demo": _demo, "study": _study, "inspect": _inspect, "diagnose": _diagnose,
     "cost": _cost, "compare": _compare, "report": _report, "sensitivity": _sensitivity,
     "recommend": _recommend, "doctor": lambda parsed: terminal.show(doctor()),

@@ -111,7 +111,7 @@ def build_parser() -> Parser:
     many.add_argument("--executor", metavar="X", help="processes, ray or slurm, default: processes")
     many.add_argument("--budget", metavar="8m", help="start only runs that end within it")
     many.add_argument("--runs-dir", metavar="DIR", help="folder of the study's folder")
-    page = command("report", "write a run as one HTML page")
+    page = command("report", "write a run as one HTML page; of a study, say where it is")
     page.add_argument("run", help="runs/<name>, or a .jsonl file that a Monitor saved")
     page.add_argument("--save", metavar="FILE", help="the .html file (default: beside it)")
     page.add_argument("--tensorboard", metavar="DIR", help="write events for TensorBoard there too")
@@ -137,7 +137,7 @@ def build_parser() -> Parser:
     )
     count = command("cost", "estimate the cost in hardware of each layer of a checkpoint")
     for reader in (look, count, blame, widen):
-        reader.add_argument("checkpoint", help="runs/<name>/checkpoint.pt")
+        reader.add_argument("checkpoint", help="runs/<name>, or its checkpoint.pt")
         reader.add_argument(
             "--save",
             metavar="FILE",
@@ -217,7 +217,9 @@ _DEMO = (
 _STUDY = (
     " Trains every recipe with every seed, goes on where it was, and writes runs/<name>/. The file "
     "holds the arguments of qtrain.study: model: resnet20, recipes: [fp32, int8], seeds: 5, and "
-    "maybe data, config: {epochs: 20}, margin, primary, baseline, metric, rates, jobs, budget."
+    "maybe data, config: {epochs: 20}, margin, primary, baseline, metric, rates, jobs, budget. The "
+    "exit status is 1 where an error ended a run; one that diverges, or is left to another call by "
+    "the budget, is no failure."
 )
 _TRAIN = (
     " Writes runs/<name>/. With a recipe alone, as in qtrain train nvfp4, that is {model} on "

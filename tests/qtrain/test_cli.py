@@ -66,7 +66,7 @@ BAD = [
     ("train int8 --lr 1e300 --overwrite", "lr: got 1e+300"),
     ("inspect {tmp}/none.pt --sav=x.csv", "did you mean --save"),
     ("inspect {tmp}/none.pt", "none.pt"),
-    ("inspect {tmp}", "is a folder"),
+    ("inspect {tmp}", "checkpoint.pt"),
     ("inspect {tmp}/file", "file"),
     ("cost {tmp}/none.pt", "none.pt"),
     ("cost {tmp}/none.pt --worst 3", "--worst"),

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from qtrain import StudyResult, data, load_study, study
+from qtrain.cli import main
 from qtrain.data.parts import held_out
-from qtrain.training.study.declared import declare
+from qtrain.training.study.built import check_arms
+from qtrain.training.study.declared import check_rates, declare
 from qtrain.training.study.execute import execute
+from qtrain.training.study.executors import executor
 from qtrain.training.study.outcome import StudyRun, outcome
 from qtrain.training.study.page import publish
 from qtrain.training.study.plan import Job, Plan
@@ -196,7 +199,7 @@ def test_runs_on_other_data_are_refused(tmp_path: Path) -> None:
 
     known = run(images(0))
     assert known.runs[0].state == "finished" and run(images(0)).runs == known.runs
-    with pytest.raises(ValueError, match=r"holds a run on other data .*another\s+name"):
+    with pytest.raises(ValueError, match=r"holds a run on other data: its .*another\s+name"):
         run(images(1))
     for place, label in (("a", 0), ("b", 1), ("moved", 0)):
         (tmp_path / place).write_text(str(label))
@@ -250,8 +253,14 @@ def test_a_run_starts_only_where_it_fits_the_budget(done: StudyResult) -> None:
 
 
 def test_an_arm_that_cannot_run_is_a_row_and_stops_no_other(tmp_path: Path) -> None:
+    class Odd(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise LookupError("only when it trains")
+            return super().forward(x)
+
     def odd(num_classes: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(7, num_classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), Odd(num_classes, 10))
 
     models = {"good": net, "odd": odd}
     found = study(
@@ -262,11 +271,105 @@ def test_an_arm_that_cannot_run_is_a_row_and_stops_no_other(tmp_path: Path) -> N
         "fp32 good": "finished", "hot good": "diverged", "fp32 odd": "failed", "hot odd": "failed",
     }  # fmt: skip
     assert "2 of 4 runs have not ended" in str(found)
+    assert [run.arm for run in found.failed] == ["fp32 odd", "hot odd"]
     assert set(found.verdicts) == {"hot good", "hot odd"}
     runs = [run(arm.name, seed, 0.5) for arm in found.plan.arms for seed in (0, 1)]
     notes = replace(found, runs=tuple(runs)).notes()
     assert "hold together at 95 % (Holm), of each model by itself" in notes[0]
     assert outcome(found.plan.jobs()[0]).seed == 5
+
+
+class NoRun:
+    """Starts nothing."""
+
+    at_once = 1
+
+    def start(self, job: Job) -> Any:
+        raise AssertionError(job)
+
+    def close(self) -> None:
+        pass
+
+
+def needy(num_classes: int, width: int) -> nn.Module:
+    return net(num_classes)
+
+
+def broken(num_classes: int) -> nn.Module:
+    raise LookupError("no such layer")
+
+
+CANNOT: Sequence[tuple[Any, str]] = [
+    (needy, r"arm 'b': model: .*needy' needs width, but is called with"),
+    (broken, r"arm 'b': LookupError: no such layer .*test_study.py:"),
+    (lambda num_classes: net(num_classes - 1), r"arm 'b': model: .* gives logits .*need"),
+    ("timm:resnet18", "arm 'b': model: got 'timm:resnet18', but timm is not installed"),
+]
+
+
+@pytest.mark.parametrize(("model", "said"), CANNOT)
+def test_an_arm_that_cannot_run_at_all_is_refused_before_any_run(
+    model: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    before = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=said):
+        study(
+            net, {"a": None, "b": {"model": model}}, seeds=3, config=FAST, executor=NoRun(),
+            runs_dir=str(tmp_path), say=quiet,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir()) and torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_arms_share_their_data_and_those_that_ended_need_none(
+    done: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(config: Any, given: Any) -> Any:
+        asked.append(config.run_name)
+        return data.load("digits")
+
+    monkeypatch.setattr("qtrain.training.study.built.load_data", load)
+    check_arms(done.plan)
+    assert not asked
+    check_arms(replace(done.plan, seeds=(0, 7)))
+    assert asked == ["fp32-seed7"]
+
+
+def test_other_rates_than_those_of_the_runs_that_are_there_are_refused(tmp_path: Path) -> None:
+    plan = planned(net, RECIPES, config=FAST, runs_dir=str(tmp_path), name="s")
+    declare(plan, (1.0, 2.0))
+    check_rates(plan, (1.0, 4.0))  # no run yet
+    folder = tmp_path / "s/hot-seed1"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    check_rates(plan, (1.0, 2.0))
+    for factors, now in (((1.0, 4.0), r"\(1.0, 4.0\)"), ((), "None")):
+        with pytest.raises(ValueError, match=rf"rates: got {now}, .*hot-seed1.*\(1.0, 2.0\)"):
+            check_rates(plan, factors)
+    with pytest.raises(ValueError, match=r"rates: got \(1.0, 4.0\)"):
+        study(net, RECIPES, config=FAST, runs_dir=str(tmp_path), name="s", rates=(1, 4))
+
+
+def test_the_command_tells_a_failed_run_from_one_that_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        f"model: mlp\nrecipes:\n- fp32\n- int8\nseeds: 1\nruns_dir: {tmp_path}\n"
+        f"config: {{epochs: 1, batch_size: 256, lr: 1e-3}}\nbudget: 1h\n"
+    )
+    ends = {"fp32-seed0": "", "int8-seed0": "ValueError: no"}
+    monkeypatch.setattr(executor, "do", lambda job: ends[job.config.run_name])
+    assert main(["study", str(path)]) == 1
+    assert main(["report", str(tmp_path / "s")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "s/report.html")
+    assert main(["report", str(tmp_path / "s"), "--save", "x.html"]) == 2
+    (tmp_path / "s/report.html").unlink()
+    assert main(["report", str(tmp_path / "s")]) == 2
+    ends["int8-seed0"] = ""
+    assert main(["study", str(path)]) == 0
 
 
 REFUSED: Sequence[tuple[dict[str, Any], str]] = [
@@ -278,6 +381,8 @@ REFUSED: Sequence[tuple[dict[str, Any], str]] = [
     ({"config": {"epoch": 3}}, "no setting of a run; did you mean 'epochs'"),
     ({"baseline": "fp31"}, "baseline: got 'fp31'"),
     ({"primary": ["int7"]}, "primary: got 'int7'"),
+    ({"primary": ["fp32"]}, "primary: got 'fp32', the baseline.* need of int8"),
+    ({"recipes": ["fp32", "int8", "int8"]}, "recipes: got 'int8' twice"),
     ({"seeds": [1, 1]}, "each once"),
     ({"seeds": 0}, "seeds: got 0"),
     ({"metric": "acc"}, "metric: got 'acc', need one of accuracy, loss"),
@@ -307,6 +412,7 @@ def test_seeds_come_first_and_models_are_compared_within(tmp_path: Path) -> None
         "fp32 a, seed 0", "int8 a, seed 0", "fp32 b, seed 0", "int8 b, seed 0", "fp32 a, seed 1",
     ]  # fmt: skip
     assert planned("mlp", ["fp32", "int8"], primary=["int8", "int8"]).primary == ("int8",)
+    assert planned("mlp", ["fp32", "int8"], primary="int8").primary == ("int8",)
     assert plan.rivals()["b"] == ("fp32 b", ["fp32 b", "int8 b"], ["int8 b"])
     names = {job.config.run_name for job in plan.jobs()}
     assert len(names) == 8 and "int8-b-seed1" in names

@@ -149,6 +149,43 @@ def test_runs_end_with_checkpoints_when_the_study_does(
     assert (folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_stopped_says_one_thing(number: signal.Signals, tmp_path: Path) -> None:
+    class Stopped:
+        at_once = 1
+
+        def start(self, job: Any) -> Any:
+            return executors.Here().start(job)
+
+        def close(self) -> None:
+            pass
+
+    def stopping(num_classes: int) -> Any:
+        signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt, match=r"^s: stopped, 0 of 1 runs .* goes on$") as found:
+        done(plan_of(tmp_path, stopping), Stopped())
+    assert found.value.__suppress_context__
+
+
+UNGUARDED = """
+from qtrain import study
+study("mlp", ["fp32", "int8"], seeds=3, jobs=2, name="s", runs_dir="runs", config={"device": "cpu"})
+"""
+
+
+def test_a_script_without_a_guard_is_told_once_and_at_once(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    root = str(Path(qtrain.__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1 and ended.stderr.count("Traceback") == 1
+    told = ended.stderr.splitlines()[-1]
+    assert told.startswith("ValueError: jobs: ") and 'under if __name__ == "__main__":' in told
+
+
 def test_what_cannot_travel_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at the top of a module, or take jobs=1"):
         qtrain.study(

@@ -63,11 +63,11 @@ class _Execution:
                 while self.waiting or self.going:
                     self._start()
                     self._look()
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:  # a run's own speaks of --resume, which a study has not
             raise Interrupted(
                 f"{self.plan.name}: stopped, {self._done()} of {len(self.found)} runs are done; "
                 f"the same call goes on"
-            ) from error
+            ) from None
         finally:
             self.executor.close()
         return [self.found[job.arm, job.seed] for job in self.plan.jobs()]

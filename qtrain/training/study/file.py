@@ -9,7 +9,17 @@ from typing import Any
 from ... import checks
 from ...files.plain_yaml import parsed
 from ...files.whole import text_in
+from .results import StudyResult
 from .study import study
+
+
+def study_of(path: str | os.PathLike[str], **said: Any) -> StudyResult:
+    """The study of a file, with what is said in place of its own; ValueError for a value of the
+    wrong kind, too."""
+    try:
+        return study(**{**load_study(path), **said})
+    except TypeError as error:
+        raise ValueError(error) from error
 
 
 def load_study(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -17,7 +27,7 @@ def load_study(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     A file has the names and values that `study` takes: model, recipes (a list of names, or names
     and what stands for each: a name, a .yaml file, null, settings), seeds, data, config, baseline,
-    metric, margin, primary, rates, name, runs_dir, jobs, executor, budget ("8m", in quotes).
+    metric, margin, primary, rates, name, runs_dir, jobs, executor, budget ("8m").
 
     ValueError for another name, with the nearest, and for a file without model or recipes.
     """

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from ...files.whole import write_atomically
+from ...files.whole import there, write_atomically
 from ...reports.page.shell import Section, page, part, save
 from ...reports.table import Table
 from ..config import TrainConfig, default_of
+from .declared import FILE
 from .outcome import StudyRun
 from .results import StudyResult
 
@@ -19,6 +20,19 @@ def save_page(result: StudyResult, path: str | os.PathLike[str]) -> Path:
     """Write the page atomically; ValueError for a path that does not end in .html."""
     lead = part("text", ["", result.title(), "."])
     return save(page(result.plan.name, lead, _sections(result)), path)
+
+
+def page_in(folder: str | os.PathLike[str], *flags: object) -> Path | None:
+    """The page in a study's folder, None where the folder is none; ValueError where it is not
+    written yet, and where flags are given (not None), which are for a run's page."""
+    path = Path(folder) / "report.html"
+    if not there(path.parent / FILE):
+        return None
+    if not there(path):
+        raise ValueError(f"{folder}: a study without a page yet: qtrain study goes on and makes it")
+    if any(flag is not None for flag in flags):
+        raise ValueError(f"{folder}: a study, whose page is {path}; flags are for a run's")
+    return path
 
 
 def publish(result: StudyResult) -> None:

@@ -31,7 +31,7 @@ def planned(
     baseline: str | None = None,
     metric: str | None = None,
     margin: float = 0.01,
-    primary: Sequence[str] | None = None,
+    primary: str | Sequence[str] | None = None,
     name: str | None = None,
     runs_dir: str = "runs",
 ) -> Plan:
@@ -63,9 +63,7 @@ def planned(
             arms.append(arm)
     baseline = next(iter(rules)) if baseline is None else baseline
     checks.choice("baseline", baseline, rules)
-    main = [*rules] if primary is None else list(checks.iterable("primary", primary, "recipes"))
-    for one in main:
-        checks.choice("primary", one, rules)
+    main = _primary(primary, rules, baseline)
     if metric is None:
         metric = "loss" if data == "text" else "accuracy"
     column = isinstance(metric, str) and metric.isidentifier()
@@ -75,7 +73,7 @@ def planned(
     return Plan(
         name=name, runs_dir=runs_dir, arms=tuple(arms), seeds=_seeds(seeds), baseline=baseline,
         metric=metric, margin=float(margin),
-        primary=tuple(p for p in dict.fromkeys(main) if p != baseline),
+        primary=main,
         data=None if isinstance(data, str) else data,
     )  # fmt: skip
 
@@ -114,6 +112,11 @@ def _recipes(got: Any) -> dict[str, dict[str, Any]]:
     if isinstance(got, Sequence):
         if not all(isinstance(one, str) for one in got):
             checks.refuse("recipes", got, "names, or a mapping of names to recipes")
+        if twice := [one for one in dict.fromkeys(got) if got.count(one) > 1]:
+            raise ValueError(
+                f"recipes: got {twice[0]!r} twice; names are each once, a mapping has two of one "
+                f"recipe: {{a: {twice[0]}, b: {{recipe: {twice[0]}, lr: 0.01}}}}"
+            )
         got = {one: one for one in got}
     checks.mapping("recipes", got, "a mapping of names to recipes")
     if len(got) < 2:
@@ -127,6 +130,22 @@ def _recipes(got: Any) -> dict[str, dict[str, Any]]:
         rest = _settings(f"recipes[{name!r}]", own) | model
         found[name] = {"recipe": "fp32" if recipe is None else recipe, **rest}
     return found
+
+
+def _primary(got: Any, recipes: Iterable[str], baseline: str) -> tuple[str, ...]:
+    """Recipes, each once; ValueError for one that is none, and for the baseline."""
+    rivals = [recipe for recipe in recipes if recipe != baseline]
+    if got is None:
+        return tuple(rivals)
+    found = [got] if isinstance(got, str) else list(checks.iterable("primary", got, "recipes"))
+    for one in found:
+        if one == baseline:
+            raise ValueError(
+                f"primary: got {one!r}, the baseline, with which the others are compared; need of "
+                f"{', '.join(rivals)}"
+            )
+        checks.choice("primary", one, rivals)
+    return tuple(dict.fromkeys(found))
 
 
 def _models(got: Any) -> dict[str, Any]:

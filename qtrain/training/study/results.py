@@ -45,6 +45,12 @@ class StudyResult:
         own = self.plan.metric not in METRICS
         return {s: v for s, v in values.items() if not (own and math.isnan(v))}
 
+    @property
+    def failed(self) -> list[StudyRun]:
+        """The runs that an error ended in this call; a run that diverged or that the budget left is
+        none."""
+        return [run for run in self.runs if run.note and not run.has_ended]
+
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
         """Of each arm to its baseline, where both have two runs that ended."""

@@ -37,10 +37,11 @@ def check_stored(plan: Plan, say: Callable[[str], None]) -> None:
         if key not in found:
             found[key] = load_data(job.config, job.data).fingerprint()
         if found[key] != then:
+            now = job.config.data_dir
+            moved = "" if where == now else f" (data_dir was {where!r}, now {now!r})"
             raise ValueError(
-                f"{path}: holds a run on other data (data_dir was {where!r}, now "
-                f"{job.config.data_dir!r}): its samples or labels differ; give the study another "
-                f"name, or remove that folder"
+                f"{path}: holds a run on other data{moved}: its samples or labels differ; give "
+                f"the study another name, or remove that folder"
             )
     for now, runs in edited.items():
         more = f" and {len(runs) - 1} others" if len(runs) > 1 else ""

@@ -10,7 +10,8 @@ from typing import Any
 from ... import checks
 from ...files import terminal
 from ..folder import folder_of
-from .declared import declare
+from .built import check_arms
+from .declared import check_rates, declare
 from .execute import execute
 from .executors.executor import Executor
 from .executors.named import executor_for
@@ -32,7 +33,7 @@ def study(
     baseline: str | None = None,
     metric: str | None = None,
     margin: float = 0.01,
-    primary: Sequence[str] | None = None,
+    primary: str | Sequence[str] | None = None,
     rates: Iterable[float] | None = None,
     name: str | None = None,
     runs_dir: str = "runs",
@@ -84,8 +85,10 @@ def study(
     at_first = tuning(plan, factors) if factors else plan
     where = executor_for(executor, jobs, len(at_first.jobs()))
     report = say or terminal.say
+    check_rates(plan, factors)
     check_stored(at_first, report)
-    declared = declare(plan)
+    check_arms(plan)
+    declared = declare(plan, factors)
     chosen, began = None, time.monotonic()
     if factors:
         first = execute(at_first, where, budget=budget, say=report)

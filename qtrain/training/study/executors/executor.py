@@ -23,7 +23,8 @@ class Running(Protocol):
         ...
 
     def error(self) -> str:
-        """Of one that has: what ended it, in words; "" where its folder tells."""
+        """Of one that has: what ended it, in words; "" where its folder tells.  ValueError for what
+        would end every other run, too."""
         ...
 
 

@@ -33,6 +33,8 @@ class Processes:
 
     def __init__(self, at_once: int) -> None:
         self.at_once = checks.integer("jobs", at_once, low=1, high=1024)
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit(1)  # the process of a run imports a script that guards nothing
         self._running: list[_Process] = []
 
     def start(self, job: Job) -> Running:
@@ -91,12 +93,13 @@ class _Process:
         if len(told) > 1:
             return told[1]
         code = self._process.exitcode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"
-        if not told:
-            how += (
-                " before its run began, while it imported the script: does that guard what it does "
-                'by if __name__ == "__main__"?'
+        if not told and code is not None and code >= 0:  # as that of every run will
+            raise ValueError(
+                f"jobs: the process of a run ended with status {code} while it imported the "
+                f'script; let that do what it does under if __name__ == "__main__": (or take '
+                f"jobs=1)"
             )
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"
         return f"its process ended {how}; {GOES_ON}"
 
     def end(self) -> None:
