@@ -70,8 +70,7 @@ def _of_text(text: str) -> Recipe:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = made_of(text, Recipe)
-    known = recipes.get(found.name) if found.name in recipes.names() else None
-    if known is not None and known == found:
+    if found.name in recipes.names() and (known := recipes.get(found.name)) == found:
         return known
     for warning in said:  # a recipe of the user's own
         warnings.warn(warning.message, stacklevel=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,15 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 from training_cases import assert_same_run, quiet
 
 import qtrain
 from qtrain import executors
 from qtrain.files.whole import lock
 from qtrain.training.study.execute import execute
+from qtrain.training.study.executors.handed import Handed
+from qtrain.training.study.executors.processes import _Process
 from qtrain.training.study.outcome import StudyRun
 from qtrain.training.study.plan import Plan
 from qtrain.training.study.planned import planned
@@ -168,28 +173,35 @@ def test_a_study_that_is_stopped_says_one_thing(number: signal.Signals, tmp_path
     assert found.value.__suppress_context__
 
 
-UNGUARDED = """
-from qtrain import study
-study("mlp", ["fp32", "int8"], seeds=3, jobs=2, name="s", runs_dir="runs", config={"device": "cpu"})
-"""
-
-
-def test_a_script_without_a_guard_is_told_once_and_at_once(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(UNGUARDED)
-    root = str(Path(qtrain.__file__).parents[1])
-    ended = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 1 and ended.stderr.count("Traceback") == 1
-    told = ended.stderr.splitlines()[-1]
-    assert told.startswith("ValueError: jobs: ") and 'under if __name__ == "__main__":' in told
+def test_a_script_without_a_guard_is_told_once_and_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of a run, which imports it and comes to the study there, says nothing itself."""
+    plan = plan_of(tmp_path, "mlp")
+    running = _Process(Handed(plan.jobs()[0]), 0)
+    running._writer.close()
+    running._process = SimpleNamespace(exitcode=-9, join=lambda: None)  # type: ignore[assignment]
+    assert "ended by signal 9" in running.error()
+    for code in (0, 1):
+        running._process.exitcode = code  # type: ignore[misc]
+        with pytest.raises(
+            ValueError, match=r'^jobs: .* under if __name__ == "__main__": .*jobs=1'
+        ):
+            running.error()
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit):
+        qtrain.study("mlp", ["fp32", "int8"], jobs=2, runs_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_travel_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at the top of a module, or take jobs=1"):
         qtrain.study(
-            lambda num_classes: None, ["fp32", "int8"], seeds=1, jobs=2, runs_dir=str(tmp_path)
+            lambda num_classes: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+            ["fp32", "int8"],
+            seeds=1,
+            jobs=2,
+            runs_dir=str(tmp_path),
         )
 
 
