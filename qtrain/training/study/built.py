@@ -8,6 +8,7 @@ import torch
 
 from ...data import DataSet
 from ..batches import total_steps
+from ..given.reference import resolved
 from ..loggers.named import made
 from ..train import build_branches, load_data
 from .executors.executor import in_words
@@ -19,8 +20,8 @@ _DATA = ("data_dir", "image_size", "context", "cache_dir", "holdout", "batch_siz
 
 
 def check_arms(plan: Plan) -> None:
-    """ValueError, naming the arm, where data, network, optimizer or loggers of its next run cannot
-    be made: what all its runs would fail by, one after the other.
+    """ValueError, naming the arm, where data, network, optimizer, loggers or hooks of its next
+    run cannot be made: what all its runs would fail by, one after the other.
 
     Arms without a run to do are left out; data that arms share is loaded once.  torch's random
     state is left as it was.
@@ -46,6 +47,8 @@ def check_arms(plan: Plan) -> None:
 
 
 def _check(job: Job, dataset: DataSet) -> None:
-    made(job.config.log, ())
+    made(job.config.log)
+    for name in job.config.hooks:
+        resolved("hooks", name)
     job.config.quantizations().begins(total_steps(job.config, dataset))
     build_branches(job.config, dataset, torch.device("cpu"), job.model)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import date
 from pathlib import Path
 
 from ...files.whole import there, write_atomically
+from ...reports.numbers import count
 from ...reports.page.shell import Section, page, part, save
 from ...reports.table import Table
+from ...version import VERSION
 from ..config import TrainConfig, default_of
 from .declared import FILE
 from .outcome import StudyRun
 from .results import StudyResult
+
+#: settings that every run of every study has
+_OF_STUDY = ("baseline", "runs_dir", "resume", "name", "seed")
 
 
 def save_page(result: StudyResult, path: str | os.PathLike[str]) -> Path:
@@ -54,14 +61,25 @@ def publish(result: StudyResult) -> None:
 
 
 def _sections(result: StudyResult) -> Iterator[Section | None]:
-    verdicts = [["", arm, f": {verdict}"] for arm, verdict in result.verdicts.items()]
-    body = part("items", verdicts) + part("table", result.table())
+    verdicts = [
+        [f"{arm} (exploratory): {told}"] if arm in result.exploratory else ["", arm, f": {told}"]
+        for arm, told in result.verdicts.items()
+    ]
+    body = part("items", verdicts) + part("table", _differences_first(result.table()))
     yield Section(
         id="verdicts", title="Verdicts", body=body + part("items", [[n] for n in result.notes()])
     )
     yield _curves(result)
     yield _runs(result)
     yield _settings(result)
+    yield _machines(result)
+
+
+def _differences_first(table: Table) -> Table:
+    """Where a narrow screen shows them."""
+    first, *figures, gap, interval = zip(table.headers, *table.lines, strict=True)
+    headers, *lines = zip(first, gap, interval, *figures, strict=True)
+    return replace(table, headers=headers, lines=lines)
 
 
 def _curves(result: StudyResult) -> Section:
@@ -87,10 +105,18 @@ def _settings(result: StudyResult) -> Section:
     """Of every arm what is not the default."""
     arms = result.plan.arms
     lines = []
-    for option in fields(TrainConfig):
+    for option in (one for one in fields(TrainConfig) if one.name not in _OF_STUDY):
         values = [getattr(arm.config, option.name) for arm in arms]
         if any(value != default_of(option) for value in values):
             lines.append([option.name, *("none" if v in (None, ()) else str(v) for v in values)])
     headers = ["setting", *(arm.name for arm in arms)]
     table = Table(caption="What is not the default", headers=headers, lines=lines, kind="words")
     return Section(id="settings", title="Settings", body=part("table", table))
+
+
+def _machines(result: StudyResult) -> Section:
+    """On what and by what it ran, and when the page was made."""
+    machines = Counter(run.machine for run in result.runs if run.machine)
+    lines = [["", count(runs, "run"), f": {machine}"] for machine, runs in machines.items()]
+    made = f"Page of {date.today().isoformat()}, by qtrain {VERSION}."
+    return Section(id="machines", title="Machines", body=part("items", [*lines, [made]]))

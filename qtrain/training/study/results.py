@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ...reports.numbers import count
 from ...reports.plots import Panel, plot
 from ...reports.table import Table, wrapped
 from .declared import Declaration
@@ -21,6 +22,12 @@ from .tuning import Tuned
 
 if TYPE_CHECKING:
     from ...reports.plots import Axes, Figure, Place
+
+
+def _signed(value: float) -> str:
+    """With as many digits as tell on which side of 0 it is."""
+    text = f"{value:+.4f}"
+    return text if float(text) or not value else f"{value:+.1e}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +74,21 @@ class StudyResult:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Arm -> the verdict in words; baselines have none."""
-        found = {one.arm: one.verdict for one in self.differences}
+        """Arm -> the verdict in words, which way it differs among them; baselines have none."""
+        found = {one.arm: self._told(one) for one in self.differences}
         baselines = {baseline for baseline, _, _ in self.plan.rivals().values()}
         few = "too few runs: a comparison needs two of each"
         return {a.name: found.get(a.name, few) for a in self.plan.arms if a.name not in baselines}
+
+    def _told(self, one: Difference) -> str:
+        way = {"accuracy": 1, "loss": -1}.get(self.plan.metric)
+        better = "better" if one.interval.value * (way or 0) > 0 else "worse"
+        return one.verdict.replace("differs", f"differs, {better}", 1 if way else 0)
+
+    @property
+    def exploratory(self) -> set[str]:
+        """The arms whose verdicts are no part of what holds together at 95 %."""
+        return {arm.name for arm in self.plan.arms if arm.recipe not in self.plan.primary}
 
     def table(self) -> Table:
         """A line an arm: the metric's mean and deviation, how many runs ended, the difference."""
@@ -80,12 +97,12 @@ class StudyResult:
         for arm in self.plan.arms:
             values, gap = list(self.values(arm.name).values()), gaps.get(arm.name)
             diverged = sum(r.arm == arm.name and r.state == "diverged" for r in self.runs)
-            count = f"{len(values)}" + (f", {diverged} diverged" if diverged else "")
+            ended = f"{len(values)}" + (f", {diverged} diverged" if diverged else "")
             mean = f"{fmean(values):.4f}" if values else "-"
             deviation = f"{stdev(values):.4f}" if len(values) > 1 else "-"
-            interval = gap and f"[{gap.interval.low:+.4f}, {gap.interval.high:+.4f}]"
-            difference = f"{gap.interval.value:+.4f}" if gap else ""
-            lines.append([arm.name, mean, deviation, count, difference, interval or ""])
+            interval = gap and f"[{_signed(gap.interval.low)}, {_signed(gap.interval.high)}]"
+            difference = _signed(gap.interval.value) if gap else ""
+            lines.append([arm.name, mean, deviation, ended, difference, interval or ""])
         headers = ["arm", self.plan.metric, "sd", "runs", "difference", "95 % interval"]
         caption = f"{self.plan.metric} of each arm, and its difference to {self.plan.baseline}"
         return Table(caption=caption, headers=headers, lines=lines)
@@ -93,9 +110,10 @@ class StudyResult:
     def title(self) -> str:
         """What was compared, in a line."""
         plan, epochs = self.plan, {arm.config.epochs for arm in self.plan.arms}
-        after = f"{epochs.pop()} epochs" if len(epochs) == 1 else "the last epoch"
+        after = count(epochs.pop(), "epoch") if len(epochs) == 1 else "the last epoch"
+        what = f"{count(len(plan.arms), 'arm')} x {count(len(plan.seeds), 'seed')}"
         return (
-            f"{plan.name}: {len(plan.arms)} arms x {len(plan.seeds)} seeds, {plan.measured} "
+            f"{plan.name}: {what}, {plan.measured} "
             f"after {after}, against {plan.baseline}, margin {plan.margin:g}"
         )
 
@@ -108,19 +126,22 @@ class StudyResult:
             each = ", of each model by itself" if len(self.plan.rivals()) > 1 else ""
             found.append(
                 f"Intervals: 95 % each, over seeds ({'; '.join(methods)}); the test samples are "
-                f"the same for all. Verdicts of {primary} hold together at 95 % (Holm){each}."
+                f"the same for all. Verdicts of {primary} hold together at 95 % (Holm){each}; "
+                f"others are exploratory."
             )
         if self.tuned is not None:
             found.append(self.tuned.note)
         if len(self.declared) > 1:
             stated = "; ".join(
-                f"after {d.after} runs: {d.metric}, margin {d.margin:g}, against {d.baseline}, "
-                f"primary {', '.join(d.primary) or 'none'}"
+                f"after {count(d.after, 'run')}: {d.metric}, margin {d.margin:g}, against "
+                f"{d.baseline}, primary {', '.join(d.primary) or 'none'}"
                 for d in self.declared
             )
             found.append(f"How it is judged was changed: {stated}.")
         elif self.declared and self.declared[0].after:
-            found.append(f"How it is judged was stated after {self.declared[0].after} runs.")
+            found.append(
+                f"How it is judged was stated after {count(self.declared[0].after, 'run')}."
+            )
         for run in self.runs:
             if run.state == "diverged":
                 counts = f"counts as chance, {run.value(self.plan.metric):.4g}"
@@ -128,7 +149,8 @@ class StudyResult:
                     counts = f"is left out, as chance has no {self.plan.metric}"
                 found.append(f"{run.arm}, seed {run.seed}, {counts}: {run.note}")
             elif run.state in ("unfinished", "failed"):
-                what = f"ended with {run.epochs} epochs" if run.state == "unfinished" else "failed"
+                ended = f"ended with {count(run.epochs, 'epoch')}"
+                what = ended if run.state == "unfinished" else "failed"
                 found.append(f"{run.arm}, seed {run.seed}, {what}: {run.note}")
         missing = sum(not run.has_ended for run in self.runs)
         if missing:
@@ -141,7 +163,8 @@ class StudyResult:
         return found
 
     def __str__(self) -> str:
-        verdicts = [f"{arm}: {verdict}" for arm, verdict in self.verdicts.items()]
+        mark = dict.fromkeys(self.exploratory, " (exploratory)")
+        verdicts = [f"{arm}{mark.get(arm, '')}: {own}" for arm, own in self.verdicts.items()]
         parts = ["\n".join(wrapped(self.title())), "\n".join(verdicts), self.table().text()]
         parts += ["\n".join(wrapped(note)) for note in self.notes()]
         return "\n\n".join(parts)
@@ -149,9 +172,10 @@ class StudyResult:
     def panels(self) -> list[Panel]:
         """The test metric by epoch, and the differences with their intervals."""
         plan = self.plan
-        gaps = [gap_panel(self.differences, plan.measured, plan.margin)] * bool(self.differences)
+        arms, found = [arm.name for arm in plan.arms], self.differences
+        gaps = [gap_panel(found, plan.measured, plan.margin, self.runs, arms)] if found else []
         shown = plan.metric if plan.metric in METRICS else METRICS[0]
-        return [curve_panel(self.runs, [arm.name for arm in plan.arms], shown), *gaps]
+        return [curve_panel(self.runs, arms, shown), *gaps]
 
     def plot(self, path: Place = None, *, ax: Axes | None = None) -> Figure:
         """The curves with bands from the lowest run to the highest, and the differences; to a .png
