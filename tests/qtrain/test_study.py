@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import linecache
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,16 +21,20 @@ from torch.utils.data import TensorDataset
 from qtrain import StudyResult, data, load_study, study
 from qtrain.cli import main
 from qtrain.data.parts import held_out
+from qtrain.training.intervals import Interval
 from qtrain.training.study.built import check_arms
 from qtrain.training.study.declared import check_rates, declare
+from qtrain.training.study.differences import Difference
 from qtrain.training.study.execute import execute
 from qtrain.training.study.executors import executor
 from qtrain.training.study.outcome import StudyRun, outcome
-from qtrain.training.study.page import publish
+from qtrain.training.study.page import publish, save_page
+from qtrain.training.study.panels import gap_panel
 from qtrain.training.study.plan import Job, Plan
 from qtrain.training.study.planned import planned
 from qtrain.training.study.study import seconds
 from qtrain.training.study.tuning import at_rates, factors_of, tuned, tuning
+from qtrain.version import VERSION
 
 FAST = {"epochs": 1, "batch_size": 256, "threads": 1, "device": "cpu"}
 RECIPES = {"fp32": None, "hot": {"recipe": "fp32", "lr": 1e12, "warmup": 0.0}}
@@ -88,6 +93,66 @@ def test_its_folder_holds_page_figure_and_rows(done: StudyResult) -> None:
     page = (folder / "report.html").read_text()
     for part in ("hot, seed 1", done.verdicts["hot"], 'class="arm1"', "counts as chance"):
         assert part in page
+
+
+def test_what_the_page_says_first_and_leaves_out(done: StudyResult) -> None:
+    text = (place(done) / "report.html").read_text()
+    heads = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", text)
+    assert heads[:6] == ["arm", "difference", "95 % interval", "accuracy", "sd", "runs"]
+    settings = text[text.index('id="settings"') :]
+    for name in ("baseline", "runs_dir", "resume", "name"):
+        assert f'<th scope="row">{name}</th>' not in settings
+    assert '<th scope="row">lr</th>' in settings
+    assert f"by qtrain {VERSION}" in text
+    assert "2 arms x 2 seeds, test accuracy after 1 epoch" in text
+    machine = done.runs[0].machine
+    assert machine in text[text.index('id="machines"') :]
+    assert f"<b>hot</b>: {done.verdicts['hot']}" in text
+    few = replace(done, plan=replace(done.plan, primary=()))
+    save_page(few, place(done) / "few.html")
+    assert "<li>hot (exploratory): " in (place(done) / "few.html").read_text()
+    assert "hot (exploratory): " in str(few) and "hot (exploratory): " not in str(done)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "told"),
+    [("accuracy", -1, ", worse"), ("accuracy", 1, ", better"), ("loss", 1, ", worse"),
+     ("loss", -1, ", better"), ("rate", 1, "")],
+)  # fmt: skip
+@pytest.mark.cases(9, 1)
+def test_what_differs_is_better_or_worse(
+    done: StudyResult, metric: str, value: float, told: str
+) -> None:
+    vars(found := replace(done, plan=replace(done.plan, metric=metric)))["differences"] = (
+        replace(gap("hot", value, 0.1), verdict="differs: [1, 2]"),
+    )
+    assert found.verdicts == {"hot": f"differs{told}: [1, 2]"}
+
+
+def gap(arm: str, value: float, half: float) -> Difference:
+    interval = Interval(value=value, low=value - half, high=value + half, n=3, method="")
+    return Difference(
+        arm=arm, baseline="a", interval=interval, margin=0.01, verdict="", p_differs=1,
+        p_equal=1, needs=None, primary=True,
+    )  # fmt: skip
+
+
+def test_an_arm_at_chance_flattens_no_interval(done: StudyResult) -> None:
+    gaps = [gap("b", -0.02, 0.01), gap("hot", -0.87, 0.02)]
+    panel = gap_panel(gaps, "test accuracy", 0.01, done.runs, ["a", "b", "hot"])
+    assert list(panel.ticks) == ["b", "hot \u2193 -0.87"]
+    assert min(y for _, y in panel.points) == pytest.approx(-0.033)
+    area = next(line for line in panel.lines if line.kind == "arm1 area")
+    assert (area.points[0][1], area.top[0]) == pytest.approx((-0.03, -0.01))
+    assert [line.label for line in panel.lines if line.kind == "arm2"] == ["hot (2 diverged)"] * 2
+    apart = gap_panel([gap("b", 0.3, 0.1), gap("hot", -0.87, 0.02)], "rate", 1e-4, (), ["b", "hot"])
+    assert list(apart.ticks) == ["b", "hot"] and apart.unit == "rate"
+
+
+def test_an_interval_shows_on_which_side_of_0_it_ends(done: StudyResult) -> None:
+    near = [gap("hot", 3e-5, 2e-5)]
+    vars(found := replace(done))["differences"] = tuple(near)
+    assert found.table().lines[1][4:] == ["+3.0e-05", "[+1.0e-05, +0.0001]"]
 
 
 def test_its_figure_is_matplotlibs(done: StudyResult) -> None:
