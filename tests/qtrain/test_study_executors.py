@@ -170,7 +170,7 @@ def test_a_study_that_is_stopped_says_one_thing(number: signal.Signals, tmp_path
 
     with pytest.raises(KeyboardInterrupt, match=r"^s: stopped, 0 of 1 runs .* goes on$") as found:
         done(plan_of(tmp_path, stopping), Stopped())
-    assert found.value.__suppress_context__
+    assert found.value.__cause__ is None and found.value.__suppress_context__
 
 
 def test_a_script_without_a_guard_is_told_once_and_at_once(
