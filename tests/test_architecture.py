@@ -78,7 +78,8 @@ def test_quantizers_holds_no_module_and_no_autograd(path: Path) -> None:
 def test_qtrain_imports_quantizers_and_what_it_declares(path: Path) -> None:
     declared = {"torch", "numpy", "numba", "llvmlite", "tabulate", "tqdm", "matplotlib", "jinja2"}
     declared.add("PIL")
-    extras = {"results.py": {"pandas"}}  # imported where they are used
+    # imported where they are used
+    extras = {"results.py": {"pandas"}, "ray.py": {"ray"}, "slurm.py": {"submitit"}}
     declared |= extras.get(path.name, set())
     if path.name.startswith("triton_"):  # imported when a kernel is first used, on a GPU
         declared.add("triton")
