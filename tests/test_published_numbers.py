@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from experiments import small_tasks
-from experiments.confirm import results as confirm_results
-from experiments.confirm import table as confirm_table
+from experiments import headline, small_tasks
 from experiments.int8_vs_fp32 import norm_and_gradient as script
 from experiments.microscope.exact import share
+from experiments.readme import held
 from qtrain import Difference, read_runs, train, training_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -62,21 +61,6 @@ def small(experiment: str, study: str) -> tuple[dict[str, list[float]], dict[str
     runs = read_runs(ROOT / "experiments" / experiment / "results" / f"{study}.json")
     values = {arm: list(small_tasks.values(own, runs, arm).values()) for arm in own["recipes"]}
     return values, small_tasks.judged(own, runs)
-
-
-def int8_against_fp32() -> list[str]:
-    """By the confirmation's study of digits."""
-    runs = confirm_results.stored("digits")
-    row = [[100 * run.accuracy for run in runs if run.arm == arm] for arm in ("fp32", "int8 range")]
-    means = [
-        f"{statistics.fmean(own):.1f} % (std {statistics.stdev(own):.1f}, n = {len(own)})"
-        for own in row
-    ]
-    gap = confirm_table.comparisons()["D2"].interval
-    d = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(
-        *(100 * x for x in (gap.value, gap.low, gap.high))
-    )
-    return [f"| ResNet-20, digits, 6 epochs, top-1 | {means[0]} | {means[1]} | {d}"]
 
 
 def learned() -> list[str]:
@@ -211,7 +195,6 @@ def microscope() -> list[str]:
     "sentences",
     [
         smoke_tests,
-        int8_against_fp32,
         learned,
         updates,
         norm_and_gradient,
@@ -245,9 +228,8 @@ def test_the_rows_of_compiled_steps_and_of_peers_hold_the_stored_ratios() -> Non
     assert f"mixed precision; QPyTorch | {ratio(torchao)}; {ratio(qtorch)} |" in text
 
 
-def test_the_readme_holds_the_ratio_of_a_step() -> None:
-    row = speed_row("resnet18-three-rows", "resnet18", "int8 range-norm", "channels_last")
-    assert f"of full precision's | 1 | {ratio(row['ratio'])}: median" in prose("README.md")
+def test_the_readmes_table_is_what_the_results_give() -> None:
+    assert held(ROOT / "README.md") == headline.text()
 
 
 def test_the_page_of_recipes_holds_the_differences_of_those_that_differ() -> None:

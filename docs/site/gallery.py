@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from qtrain import Monitor, TrainConfig, inspect, models, quantize, study, train
 from qtrain import data as data_sets
+from qtrain.training.demo.demo import demo
 from quantizers import FloatFormat, accumulate, accumulators, e4m3, round_to
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -40,6 +41,22 @@ def run() -> None:
             check=True,
             capture_output=True,
         )
+
+
+def story() -> None:
+    """The demonstration: full precision, int8, int4, and int4 mended."""
+    found = demo()
+    ax = Figure(figsize=(8, 3.6), layout="constrained", dpi=90).subplots()
+    for arm, result in found.results.items():
+        rows = [row for row in result.epochs if row["branch"] == "quantized"]
+        points = [100 * row["test_accuracy"] for row in rows]
+        ax.plot(range(1, len(points) + 1), points, marker="o", markersize=3, label=arm)
+    ax.set_ylim(bottom=60)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("test accuracy (%)")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    ax.figure.savefig(FIGURES / "demo.png")
 
 
 def planted() -> None:
@@ -104,7 +121,7 @@ def sums() -> None:
 if __name__ == "__main__":
     FIGURES.mkdir(exist_ok=True)
     os.chdir(tempfile.mkdtemp())
-    for figure in (run, planted, seeds, sums):
+    for figure in (run, story, planted, seeds, sums):
         figure()
     for path in sorted(FIGURES.iterdir()):
         print(f"{path.name} {path.stat().st_size // 1024} KiB")
