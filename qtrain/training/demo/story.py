@@ -60,14 +60,14 @@ class Story:
         full = self.results["full precision"]
         epochs = full.config.epochs
         told = [["Full precision", f" ends at {_percent(full)} after {count(epochs, 'epoch')}."]]
-        told.append([*_against("int8", self), "."])
-        told.append([*_against("int4", self), "." if self.breaks else "; it does not break here."])
+        told.append(_against("int8", self, "."))
+        told.append(_against("int4", self, "." if self.breaks else "; it does not break here."))
         told.append(["diagnose", f" says of the int4 run: {self._diagnosis()}."])
         told.append(["recommend", f" says: {self._advice()}."])
         if self.gain is not None:
             said = "mended" if self.mended else "no better than int4, as far as this test can tell"
             of = f"{_points(self.gain)} to int4: {said}."
-            told.append([*_against("int4 mended", self), f"; {of}"])
+            told.append(_against("int4 mended", self, f"; {of}"))
         return told
 
     def _diagnosis(self) -> str:
@@ -112,8 +112,8 @@ def _sections(story: Story) -> Iterator[Section]:
     found = verdict_section(story.verdict, [])
     yield Section(id="verdict", title="What diagnose says of int4", body=found.body)
     if report is not None and story.found is not None:
-        text = [[line] for line in str(story.found).splitlines()]
-        yield Section(id="advice", title="What recommend says of int4", body=part("items", text))
+        text = part("text", [" ".join(str(story.found).split())])
+        yield Section(id="advice", title="What recommend says of int4", body=text)
 
 
 def _cards(story: Story) -> list[Card]:
@@ -165,15 +165,13 @@ def _points(gap: Interval) -> str:
     return f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
-def _against(arm: str, story: Story) -> Sentence:
+def _against(arm: str, story: Story, end: str) -> Sentence:
     """How an arm ends beside full precision."""
     gap = story.gaps[arm]
     said = "this test tells no difference"
     if gap.high < 0:
-        said = "it breaks" if arm == "int4" else "it falls behind"
+        said = "it falls behind"
     elif gap.low > 0:
         said = "it is ahead"
-    return [
-        arm,
-        f" ends at {_percent(story.results[arm])}, {_points(gap)} to full precision: {said}",
-    ]
+    ends = f" ends at {_percent(story.results[arm])}, {_points(gap)} to full precision"
+    return [arm, f"{ends}: {said}{end}"]
