@@ -212,7 +212,7 @@ def test_an_error_of_any_kind_is_a_row(tmp_path: Path) -> None:
 def test_words_name_executors() -> None:
     assert isinstance(executors.named("here"), executors.Here)
     assert executors.named("processes", 3).at_once == 3
-    with pytest.raises(ValueError, match=r"need one of here, processes, ray, slurm; did you mean"):
+    with pytest.raises(ValueError, match=r"need one of slurm, here, processes, ray; did you mean"):
         executors.named("slrum")
     with pytest.raises(ValueError, match="executor: got 2 names"):
         executors.named({"ray": {}, "slurm": {}})
