@@ -144,7 +144,7 @@ def test_random_transforms_and_workers_resume_bit_for_bit(tmp_path: Path) -> Non
     assert_same_run(whole.folder.path, tmp_path / "b" / "run")
     stored = whole.config
     assert (stored.model, stored.data) == (f"{__name__}:Linear", "given:Noisy")
-    with pytest.raises(ValueError, match=r"restored\(path, data=...\)"):
+    with pytest.raises(ValueError, match=r"train\(config, data=...\)"):
         with restored(whole.folder.checkpoint):
             pass
     with restored(whole.folder.checkpoint, data=given["data"]) as (model, inputs, _):

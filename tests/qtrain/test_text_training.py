@@ -56,7 +56,7 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_run_on_text_learns_and_leaves_all_files(finished: Any) -> None:
     assert {path.name for path in finished.folder.path.iterdir()} == {
         "checkpoint.pt", "config.json", "environment.json", "metrics.jsonl", "summary.json",
-        "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png", ".lock",
+        "report.txt", "curves.png", "errors.json", "errors.csv", "errors.png", "report.html", ".lock",
         "metrics.csv",
     }  # fmt: skip
     first = lines(finished.folder.metrics)[0]
