@@ -33,6 +33,16 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     return content
 
 
+def is_plain(value: object) -> bool:
+    """Whether such a file holds it, and gives it back without running code."""
+    if type(value) is dict:
+        return all(type(k) in (str, int) and is_plain(v) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))  # type: ignore[call-overload]
+    kinds = (bool, int, float, str, torch.Tensor, torch.nn.Parameter)
+    return value is None or type(value) in kinds
+
+
 def _check_entries(file: IO[bytes], size: int) -> None:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()

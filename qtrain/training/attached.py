@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from .. import checks
+from ..files.tensor_file import is_plain
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .hook import Hook
@@ -59,7 +58,7 @@ class Attached:
         found = []
         for name, hook in self._named:
             state = hook.state_dict()
-            if not isinstance(state, dict) or not _is_plain(state):
+            if not isinstance(state, dict) or not is_plain(state):
                 checks.refuse(f"hook {name}: state_dict", state, "a dict of tensors and plain data")
             found.append(state)
         return found or None
@@ -83,12 +82,3 @@ def _check(hook: str, column: Any, value: Any) -> None:
         checks.refuse(f"{hook}: column", column, need, error=ValueError)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         checks.refuse(f"{hook}: {column}", value, "a finite number", error=ValueError)
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a checkpoint holds it, and gives it back without running code."""
-    if type(value) is dict:
-        return all(type(k) in (str, int) and _is_plain(v) for k, v in value.items())
-    if type(value) in (list, tuple):
-        return all(map(_is_plain, value))  # type: ignore[call-overload]
-    return value is None or type(value) in (bool, int, float, str) or type(value) is Tensor

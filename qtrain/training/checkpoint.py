@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,10 @@ from torch import nn
 from ..files.tensor_file import Damaged, read_tensors
 from ..files.whole import write_atomically
 from ..layer_state import LayerState
-from ..weights.updates.kept import STATE
 
 FORMAT = "qtrain-checkpoint-1"
 #: entries that the file of a run without them has not
 _OPTIONAL: dict[str, type] = {"monitor": dict, "hooks": list}
-
-_STATES: dict[type, set[str]] = {
-    torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -140,7 +134,7 @@ def load_model(model: nn.Module, state: object, *, where: str) -> None:
     problems += [f"{name} is not in the model" for name in state if name not in own]
     for name, value in own.items():
         if name in state and isinstance(value, torch.Tensor):
-            problems += _misfit(name, state[name], value)
+            problems += misfit(name, state[name], value)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{where}: of another model: {'; '.join(problems[:3])}{more}")
@@ -163,7 +157,7 @@ def load_buffers(model: nn.Module, state: object, *, where: str) -> None:
     given = {} if state is None else state
     if not isinstance(given, dict) or given.keys() != own.keys():
         raise CheckpointError(f"{where}: of another model: its non-persistent buffers differ")
-    problems = [why for name, buffer in own.items() for why in _misfit(name, given[name], buffer)]
+    problems = [why for name, buffer in own.items() for why in misfit(name, given[name], buffer)]
     if problems:
         raise CheckpointError(f"{where}: of another model: {problems[0]}")
     with torch.no_grad():
@@ -171,64 +165,7 @@ def load_buffers(model: nn.Module, state: object, *, where: str) -> None:
             buffer.copy_(given[name])
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, where: str) -> None:
-    """Load the state of an optimizer's parameters; its settings stay those of the run.
-
-    CheckpointError, with nothing loaded, where the state belongs to other parameters or settings.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    try:
-        if not isinstance(state, dict):
-            raise TypeError(f"got {type(state).__name__}")
-        if [_settings(group) for group in state["param_groups"]] != [_settings(g) for g in own]:
-            raise ValueError("its settings are not those of this run")
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, entries in state["state"].items():
-            if index == STATE:  # whose optimizer checks it
-                continue
-            problems = _state_misfits(optimizer, entries, parameters[index])
-            if problems:
-                raise ValueError(f"parameter {index}: {problems[0]}")
-        for group, stored in zip(own, state["param_groups"], strict=True):
-            if group.get("constant", False):  # of which no schedule makes the rate
-                group["lr"] = _rate(stored["lr"])
-        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: not this optimizer's state: {error}") from error
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """A group's settings but for the rate, which every step sets."""
-    return {name: value for name, value in group.items() if name != "lr"}
-
-
-def _rate(value: object) -> float:
-    if type(value) is not float or not 0 <= value < math.inf:
-        raise ValueError(f"a group's constant rate is {value!r:.60}")
-    return value
-
-
-def _state_misfits(
-    optimizer: torch.optim.Optimizer, entries: dict[str, Any], parameter: torch.Tensor
-) -> list[str]:
-    names = _STATES.get(type(optimizer))
-    if names is None:  # of the user's own, whose entries only their class knows
-        odd = [
-            n for n, v in entries.items() if not isinstance(v, torch.Tensor | int | float | None)
-        ]
-        return [f"{name} is no tensor or number" for name in odd]
-    if entries and set(entries) != names:
-        return [f"got {sorted(map(str, entries))}, need {sorted(names)}"]
-    problems = []
-    for name, value in entries.items():
-        need = torch.zeros((), device="cpu") if name == "step" else parameter
-        problems += _misfit(name, value, need)
-        if name == "step" and not problems and not 0 <= value.item() < math.inf:
-            problems.append(f"step is {value.item()}")
-    return problems
-
-
-def _misfit(name: str, got: object, need: torch.Tensor) -> list[str]:
+def misfit(name: str, got: object, need: torch.Tensor) -> list[str]:
     """What hinders a value read onto the CPU from taking a tensor's place, if anything."""
     if not isinstance(got, torch.Tensor):
         return [f"{name} is {type(got).__name__}, need a tensor"]

@@ -7,7 +7,6 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from ..weights.updates.low_precision import LowPrecision, low_precision_
 from ..weights.updates.named import find
 from ..weights.updates.update import Update
 from .captured import Captured
-from .checkpoint import CheckpointError, load_buffers, load_model, load_optimizer, unsaved_buffers
+from .checkpoint import CheckpointError, load_buffers, load_model, unsaved_buffers
 from .config import TrainConfig
 from .given import optimizer as given_optimizer
 from .given.reference import is_reference
 from .nonfinite import NonFiniteError, first_nonfinite
+from .optimizer_state import load_optimizer, optimizer_state
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
@@ -80,6 +80,7 @@ class Branch:
         self.label = label
         self.model = model
         self.optimizer = build_optimizer(model, config)
+        optimizer_state(self.optimizer)  # what cannot be kept is refused before the first step
         self.update: LowPrecision | None = None
         if config.update is not None and key == "quantized":
             update = find(config.update)
@@ -118,15 +119,12 @@ class Branch:
         self.seconds += time.perf_counter() - start
         return {"loss": value, "grad_norm": norm}
 
-    @cached_property
-    def _rates(self) -> list[float]:
-        """What each group's rate was before the first step."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
     def _set_rates(self, rate: float) -> None:
-        """Each group's own rate times what the schedule makes of the run's; a constant one's."""
+        """Each group's own rate, that before the first step, times what the schedule makes of the
+        run's; a constant one's."""
         whole = self._config.lr
-        for group, own in zip(self.optimizer.param_groups, self._rates, strict=True):
+        for group in self.optimizer.param_groups:
+            own = group.setdefault("initial_lr", float(group["lr"]))  # torch's schedulers' name
             if not group.get("constant", False):
                 group["lr"] = rate if own == whole else own * (rate / whole)
 
@@ -192,7 +190,7 @@ class Branch:
         return {
             **({"buffers": unsaved} if unsaved else {}),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "sums": [self.loss_sum, self.samples, self.seconds],
         }
 
@@ -207,7 +205,9 @@ class Branch:
             raise CheckpointError(f"{where}: sums of the running epoch are {sums}, need 0 or more")
         load_model(self.model, state["model"], where=where)
         load_buffers(self.model, state.get("buffers"), where=where)
-        load_optimizer(self.optimizer, state["optimizer"], where=where)
+        hooks = self._config.hooks if self.key == "quantized" else ()
+        changing = bool(hooks) or is_reference(self._config.optimizer)
+        load_optimizer(self.optimizer, state["optimizer"], where=where, changing=changing)
         self.loss_sum, self.samples, self.seconds = sums
 
 

@@ -23,11 +23,11 @@ from qtrain.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_model,
-    load_optimizer,
     save_checkpoint,
 )
 from qtrain.training.folder import open_run
 from qtrain.training.metrics import MetricsLog, read_metrics
+from qtrain.training.optimizer_state import load_optimizer
 from qtrain.training.train import restored, train
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from qtrain import CheckpointError, Hook, NonFiniteError, study, train
 from qtrain.training.config import TrainConfig
 from qtrain.training.metrics_table import save_table
 from qtrain.training.study.outcome import read_runs
+from qtrain.training.trainee import Branch
 
 THIS = __file__
 
@@ -88,6 +90,47 @@ def stranger(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
 
 
+class Counting(torch.optim.AdamW):
+    """Counts in its settings, as schedule-free ones do; keeps lists and a bf16 state."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for p in group["params"]:
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p, dtype=torch.bfloat16))
+                self.state[p]["norms"] = [*self.state[p].get("norms", []), float(p.norm())][-2:]
+                p.sub_(mean.mul_(0.9).add_(p, alpha=0.1), alpha=1e-3 / group["k"])
+                p.mul_(1 + 1e-6 * len(self.state[p]["norms"]))
+
+
+def counting(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    first, *rest = model.parameters()
+    groups = [{"params": [first], "lr": 0, "constant": True}, {"params": rest}]
+    return Counting(groups, lr=config.lr, amsgrad=True)
+
+
+def of_numpy(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=np.float32(0.1))
+
+
+class Decays(Hook):
+    """Sets an optimizer's settings once: a decay by NumPy, and in the first epoch the rate."""
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Any) -> None:
+        self.groups = optimizer.param_groups
+
+    def before_epoch(self, epoch: int) -> None:
+        for group in self.groups:
+            group["weight_decay"] = np.float64(0.01) * (epoch + 1)
+            group["lr"] *= 1 if epoch else 0.5
+
+
+def decays() -> Hook:
+    return Decays()
+
+
 HOOKED: dict[str, Any] = {
     "hooks": (f"{THIS}:plain",), "optimizer": f"{THIS}:decaying", "loss_scale": 1024.0,
     "checkpoint_every": 3,
@@ -116,6 +159,27 @@ def test_a_run_with_state_of_its_own_goes_on_bit_for_bit(tmp_path: Path, stop: i
     again.load_state_dict = None  # type: ignore[assignment, method-assign]
     with pytest.raises(CheckpointError, match="not the state of hook given:Pulls"):
         train(replace(own, resume=True), hooks=[again], say=quiet)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", f"{THIS}:counting"])
+def test_settings_that_change_and_states_of_any_kind_go_on(tmp_path: Path, optimizer: str) -> None:
+    settings: dict[str, Any] = {
+        "recipe": "fp32", "baseline": False, "checkpoint_every": 1, "optimizer": optimizer,
+    }  # fmt: skip
+    train(small(tmp_path, name="whole", hooks=(f"{THIS}:decays",), **settings), say=quiet)
+    kept = small(tmp_path, name="kept", hooks=(f"{THIS}:decays",), **settings)
+    step = Branch.step
+
+    def stops(self: Branch, *args: Any, **named: Any) -> Any:
+        if named["step"] == 7:
+            raise RuntimeError("stopped")
+        return step(self, *args, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+        patch.setattr(Branch, "step", stops)
+        train(kept, say=quiet)
+    train(replace(kept, resume=True), say=quiet)
+    assert_same_run(tmp_path / "whole", tmp_path / "kept")
 
 
 def test_groups_follow_the_schedule_from_rates_of_their_own(tmp_path: Path) -> None:
@@ -219,6 +283,7 @@ def test_what_is_no_hook_is_refused(tmp_path: Path, hooks: Any, message: str) ->
         ({"hooks": (f"{THIS}:small",)}, "needs runs_dir"),
         ({"optimizer": "given:Adam"}, "optimizer: got 'given:Adam', need"),
         ({"optimizer": f"{THIS}:no_optimizer"}, "returned a int, need a torch.optim.Optimizer"),
+        ({"optimizer": f"{THIS}:of_numpy"}, "optimizer: lr: got .*0.1.*, need Python's numbers"),
         ({"optimizer": f"{THIS}:stranger"}, "has parameters that are not the model's"),
         ({"optimizer": f"{THIS}:decaying", "nesterov": True}, "nesterov: got True with"),
         ({"loss_scale": 0.0}, "loss_scale: got 0.0"),
