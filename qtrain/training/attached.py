@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from .. import checks
@@ -16,7 +17,8 @@ from .trainee import Branch, seed_step
 #: what a line of the metrics and a study have themselves
 _TAKEN = (
     "kind", "epoch", "step", "branch", "train_loss", "test_loss", "test_accuracy", "seconds",
-    "test_seconds", "crc", "rows", "lr", "loss", "grad_norm", "accuracy",
+    "test_seconds", "crc", "rows", "lr", "loss", "grad_norm", "accuracy", "arm", "seed", "state",
+    "epochs", "note", "machine", "path",
 )  # fmt: skip
 
 
@@ -80,5 +82,5 @@ def _check(hook: str, column: Any, value: Any) -> None:
     if not isinstance(column, str) or not column.isidentifier() or column in _TAKEN:
         need = f"a name that Python could have, none of {', '.join(_TAKEN)}"
         checks.refuse(f"{hook}: column", column, need, error=ValueError)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         checks.refuse(f"{hook}: {column}", value, "a finite number", error=ValueError)

@@ -36,7 +36,7 @@ class MetricsLog:
         self._file.truncate(keep)
         self._file.seek(keep)
 
-    def write(self, **values: Any) -> None:
+    def write(self, /, **values: Any) -> None:
         """Append one line; NaN and infinities become null, as JSON has none."""
         plain = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -53,7 +53,7 @@ class MetricsLog:
             ) from error
         self.tell(**plain)
 
-    def tell(self, **values: Any) -> None:
+    def tell(self, /, **values: Any) -> None:
         """Give a line to the loggers alone."""
         if self._loggers is not None:
             self._loggers.log(values)

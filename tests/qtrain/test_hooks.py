@@ -16,9 +16,11 @@ from torch import nn
 from training_cases import assert_same_run, lines, quiet, small, states
 
 from qtrain import CheckpointError, Hook, NonFiniteError, study, train
+from qtrain.training.attached import _TAKEN
 from qtrain.training.config import TrainConfig
+from qtrain.training.metrics import EPOCH, STEP_NUMBERS
 from qtrain.training.metrics_table import save_table
-from qtrain.training.study.outcome import read_runs
+from qtrain.training.study.outcome import StudyRow, read_runs
 from qtrain.training.trainee import Branch
 
 THIS = __file__
@@ -94,7 +96,7 @@ class Counting(torch.optim.AdamW):
     """Counts in its settings, as schedule-free ones do; keeps lists and a bf16 state."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         super().step(closure)
         for group in self.param_groups:
             group["k"] = group.get("k", 0) + 1
@@ -107,12 +109,14 @@ class Counting(torch.optim.AdamW):
 
 def counting(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     first, *rest = model.parameters()
-    groups = [{"params": [first], "lr": 0, "constant": True}, {"params": rest}]
+    groups: list[dict[str, Any]] = [
+        {"params": [first], "lr": 0, "constant": True}, {"params": rest},
+    ]  # fmt: skip
     return Counting(groups, lr=config.lr, amsgrad=True)
 
 
 def of_numpy(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=np.float32(0.1))
+    return torch.optim.SGD(model.parameters(), lr=np.float32(0.1))  # type: ignore[arg-type]
 
 
 class Decays(Hook):
@@ -247,6 +251,18 @@ class Returns(Hook):
 
     def state_dict(self) -> Any:
         return self.state
+
+
+def test_columns_are_names_and_numbers_of_any_kind_but_those_of_a_studys_table(
+    tmp_path: Path,
+) -> None:
+    given = {"self": np.float32(0.5), "class": np.int64(3)}
+    train(
+        small(tmp_path, recipe="fp32", baseline=False, epochs=1), hooks=[Returns(given)], say=quiet
+    )
+    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last["self"] == 0.5 and last["class"] == 3
+    assert {*StudyRow.__dataclass_fields__, *EPOCH, *STEP_NUMBERS} <= {*_TAKEN}
 
 
 @pytest.mark.parametrize(
