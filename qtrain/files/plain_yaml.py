@@ -59,6 +59,8 @@ def parsed(text: str) -> dict[str, Any]:
     """
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("--- "):
+            _refuse(number, "need --- in a line of its own")
         if line.strip() and not line.lstrip().startswith("#"):
             if line.lstrip(" ").startswith("\t"):
                 _refuse(number, "indented by a tab; need spaces")
@@ -191,7 +193,7 @@ def _item(tokens: list[re.Match[str]], number: int) -> Any:
 
 def _name(text: str, number: int) -> str:
     """A field's name."""
-    found = _scalar(text, number)
+    found = _scalar(text.rstrip(), number)
     if not isinstance(found, str):
         _refuse(number, f'{text} is no text; as a name it stands in quotes, "{text}"')
     return found
