@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,8 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
             check(layer, name, parameter)
 
     def after(layer: str, module: nn.Module, inputs: object, output: object) -> None:
-        for value in output if isinstance(output, tuple | list) else (output,):
+        values = tuple(output.values()) if isinstance(output, Mapping) else output
+        for value in values if isinstance(values, tuple | list) else (values,):
             check(layer, "output", value)
             if isinstance(value, Tensor) and value.requires_grad:
                 handles.append(value.register_hook(partial(check, layer, "grad_output")))
@@ -96,6 +97,8 @@ def first_nonfinite(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, 
         product.probe = _Sums(product.name, found)
     try:
         value = loss()
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            checks.refuse("loss", value, "a function that returns the loss, a tensor of one number")
         check("loss", "output", value.detach())
         if not found:
             value.backward()

@@ -320,6 +320,19 @@ def test_nan_of_a_loop_of_ones_own_is_named_once_with_its_step() -> None:
     assert first_nonfinite(model, loss) == ("3", "bias")
 
 
+def test_what_a_layer_returns_by_name_is_looked_at_and_a_loss_is_one_number() -> None:
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": x / 0}
+
+    model = nn.Sequential(nn.Linear(2, 2), Named())
+    x = torch.ones(1, 2)
+    assert first_nonfinite(model, lambda: model(x)["logits"].sum()) == ("1", "output")
+    for loss in (lambda: None, lambda: model[0](x), lambda: (model[0](x).sum(), 1)):
+        with pytest.raises(TypeError, match=r"loss: got .*need a function that returns"):
+            first_nonfinite(model, loss)  # type: ignore[arg-type]
+
+
 def test_what_came_first_is_the_cause_but_for_what_leaves_nothing() -> None:
     found = moving(rows(steps=12, **{"b/weight": {"reach": 4.0, "gain": -0.05}}))
     for i, row in enumerate(found):
