@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from qtrain.training.config import TrainConfig
 from qtrain.training.metrics import EPOCH, STEP_NUMBERS
 from qtrain.training.metrics_table import save_table
 from qtrain.training.study.outcome import StudyRow, read_runs
-from qtrain.training.trainee import Branch
+from qtrain.training.trainee import Branch, build_optimizer
 
 THIS = __file__
 
@@ -201,6 +202,19 @@ def test_groups_follow_the_schedule_from_rates_of_their_own(tmp_path: Path) -> N
         cosine = 0.5 * (1 + math.cos(math.pi * step / 10))
         assert rates == pytest.approx([0.005 * cosine, 0.003, 0.01 * cosine], rel=1e-12)
     assert len(seen) == 10
+
+
+def drawing(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=random.random() + np.random.rand())
+
+
+def test_what_makes_an_optimizer_draws_from_the_runs_seed(tmp_path: Path) -> None:
+    config, model = small(tmp_path, optimizer=f"{THIS}:drawing"), nn.Linear(2, 2)
+    random.seed(1)
+    before = random.getstate()
+    one, other = (build_optimizer(model, config) for _ in range(2))
+    assert one.param_groups[0]["lr"] == other.param_groups[0]["lr"]
+    assert random.getstate() == before
 
 
 def test_a_scaled_loss_of_a_power_of_two_changes_no_bit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ... import checks
+from ...data.drawing import drawing_from
 from . import reference
 
 NAMES = ("sgd", "adamw")
@@ -27,7 +28,9 @@ def made(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     """What the function of a TrainConfig makes of (model, config); ValueError where it is no
     optimizer of this model's parameters."""
     text = config.optimizer
-    found = reference.resolved("optimizer", text)(model, config)
+    function = reference.resolved("optimizer", text)
+    with drawing_from(config.seed):
+        found = function(model, config)
     if not isinstance(found, torch.optim.Optimizer):
         kind = type(found).__name__
         raise ValueError(f"optimizer: {text!r} returned a {kind}, need a torch.optim.Optimizer")
