@@ -217,8 +217,8 @@ def test_runs_of_another_source_are_told_and_kept(tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes){})\n"
     )
     own: dict[str, Any] = {
-        "recipes": {"a": None, "b": None}, "seeds": 1, "config": FAST, "name": "edited",
-        "runs_dir": str(tmp_path),
+        "recipes": {"a": None, "b": None}, "seeds": 1, "name": "edited", "runs_dir": str(tmp_path),
+        "config": {**FAST, "hooks": ("qtrain:Hook",)},
     }  # fmt: skip
     told: list[str] = []
     for more in ("", "", ", nn.Identity()"):
@@ -229,6 +229,14 @@ def test_runs_of_another_source_are_told_and_kept(tmp_path: Path) -> None:
         study(f"{script}:build", say=told.append, **own)
     assert [line.partition(" ran")[0] for line in told] == ["a, seed 0 and 1 others"]
     assert "another source" in told[0] and str(tmp_path / "edited") in told[0]
+    assert "qtrain:Hook" not in told[0]  # which is as it was
+    for file in (tmp_path / "edited").glob("a-*/environment.json"):  # it went on with the new one
+        (session,) = json.loads(file.read_text())
+        name = told[0].partition("is now ")[2].partition(";")[0]
+        later = {**session, "code": session["code"].replace(session["code"].split(", ")[0], name)}
+        file.write_text(json.dumps([session, later]))
+    study(f"{script}:build", say=told.append, **own)
+    assert told[1] == told[0]
 
 
 def test_a_run_that_lost_epochs_is_refused(done: StudyResult) -> None:

@@ -14,7 +14,7 @@ from .plan import Plan
 
 
 def check_stored(plan: Plan, say: Callable[[str], None]) -> None:
-    """Says of which runs the source of a model or data function has changed since.
+    """Says of which runs the source of a function that they name has changed since.
 
     ValueError where a run lies in the folder of another: of other settings, or that ended on
     other data (by its fingerprint; looked at where data is a value of Python, or where `data_dir`
@@ -25,10 +25,11 @@ def check_stored(plan: Plan, say: Callable[[str], None]) -> None:
         path, given = folder_of(job.config), is_data(job.data)
         if not outcome(job).has_ended:
             continue
-        for session in sessions(path / "environment.json")[-1:]:
-            now = code(job.config).get("code")
-            if session.get("code", now) != now:
-                edited.setdefault(str(now), []).append(job.text)
+        source = code(job.config).get("code", "")
+        ran = [one.get("code", source).split(", ") for one in sessions(path / "environment.json")]
+        new = [own for own in source.split(", ") if own and not all(own in one for one in ran)]
+        if new:
+            edited.setdefault(", ".join(new), []).append(job.text)
         then = end_of(path).get("data")
         where = read(path / "config.json", dict).get("data_dir")
         if then is None or not (given or where != job.config.data_dir):
