@@ -20,7 +20,8 @@ class Hook:
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Any) -> None:
         """Once a session, before any step, with the model on its device and the run's TrainConfig;
         where a run goes on, before the state of model, optimizer and hook is loaded.  Modules and
-        parameters keep their names."""
+        parameters keep their names; recipes are the run's (`switch`), which sets its own at every
+        step."""
 
     def before_epoch(self, epoch: int) -> None:
         """Before the first step of an epoch (from 0); and where a run goes on within one, after
