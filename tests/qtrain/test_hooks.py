@@ -129,7 +129,8 @@ class Decays(Hook):
     def before_epoch(self, epoch: int) -> None:
         for group in self.groups:
             group["weight_decay"] = np.float64(0.01) * (epoch + 1)
-            group["lr"] *= 1 if epoch else 0.5
+            if epoch == 0 and "constant" not in group:
+                group["lr"] *= 0.5
 
 
 def decays() -> Hook:
