@@ -124,7 +124,9 @@ class Branch:
         run's; a constant one's."""
         whole = self._config.lr
         for group in self.optimizer.param_groups:
-            own = group.setdefault("initial_lr", float(group["lr"]))  # torch's schedulers' name
+            if "initial_lr" not in group:  # torch's schedulers' name
+                group["initial_lr"] = float(group["lr"])  # once: of a GPU's tensor it waits
+            own = group["initial_lr"]
             if not group.get("constant", False):
                 group["lr"] = rate if own == whole else own * (rate / whole)
 
